@@ -1,1 +1,22 @@
-//! stub
+//! tidemill: a stream processing node whose handlers are WebAssembly components.
+//!
+//! # Layout
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`record`], [`effects`] | pure values |
+//! | [`store`] | RocksDB and the overlay in front of it |
+//! | [`ports`] | the traits at the edges |
+//! | [`task`] | one partition from source to commit |
+//! | [`wasm`] | the handler host |
+//! | [`kafka`] | consumer, producer, admin, log reader |
+//! | [`node`] | workers, deployments, registry, fleet |
+//! | [`control`] | gRPC and HTTP |
+//! | [`telemetry`], [`config`] | every metric; the configuration tree |
+//! | [`cli`] | the commands |
+
+pub mod config;
+pub mod effects;
+pub mod ports;
+pub mod record;
+pub mod store;

@@ -1,0 +1,98 @@
+//! A deployment document: the binding of a module to topics, stores, guarantee and limits.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// One deployment, after every check of its document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeploymentSpec {
+    /// 1 to 100 characters of `[a-z0-9-]`; part of topic and group names.
+    pub name: String,
+    /// Path of the module as the author wrote it; only the CLI reads it.
+    pub module: String,
+    /// By the manifest's logical name.
+    pub inputs: BTreeMap<String, InputSpec>,
+    pub outputs: BTreeMap<String, OutputSpec>,
+    pub guarantee: Guarantee,
+    /// Threads on each node, each with a consumer and a producer of its own.
+    pub workers: u32,
+    /// Handed to the handler's `init` as JSON.
+    pub config: serde_json::Value,
+    pub failures: Failures,
+    pub limits: Limits,
+    pub commit: CommitSpec,
+    pub changelog: ChangelogSpec,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputSpec {
+    pub topic: String,
+    pub start: Start,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputSpec {
+    pub topic: String,
+}
+
+/// Where a partition that has never been read begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    #[default]
+    Earliest,
+    Latest,
+    /// The first record at or after this time, milliseconds since the epoch.
+    Timestamp(i64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Guarantee {
+    #[default]
+    ExactlyOnce,
+    AtLeastOnce,
+}
+
+/// What a failed record does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Failures {
+    /// The task stops before the record, with a clear state and reason.
+    #[default]
+    Halt,
+    /// The record's effects are dropped, it is counted, and the task goes on.
+    Skip,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Linear memory of one instance.
+    pub memory_bytes: u64,
+    /// CPU time for one record; a batch gets the sum.
+    pub batch_time: Duration,
+    /// Bytes that one record may emit and write.
+    pub emit_bytes: u64,
+    /// Emissions of one record.
+    pub emit_records: u32,
+    /// Elements of all tables of one instance.
+    pub table_elements: u32,
+    /// Records a call.
+    pub batch_records: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitSpec {
+    /// Longest time between two commits while records flow.
+    pub interval: Duration,
+    /// Shortest time between two commits; a commit comes this soon once the input has run dry.
+    pub min_interval: Duration,
+    /// Bytes of uncommitted effects that force a commit.
+    pub overlay_bytes: u64,
+    pub max_records: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangelogSpec {
+    /// Of internal topics; `None` = the node's default.
+    pub replication_factor: Option<i16>,
+    pub min_compaction_lag: Duration,
+    pub delete_retention: Duration,
+}

@@ -1,0 +1,125 @@
+//! What a handler asks for: emissions and state writes, as values. Nothing here has happened yet.
+
+use crate::record::Column;
+
+/// What became of one record of a batch. The numbers are the handler ABI's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    Ok = 0,
+    /// May succeed when tried again.
+    Transient = 1,
+    /// Fails every time.
+    Permanent = 2,
+    /// An earlier record of its key failed; this one was not run.
+    Blocked = 3,
+}
+
+impl Status {
+    pub fn from_abi(byte: u8) -> Option<Status> {
+        match byte {
+            0 => Some(Status::Ok),
+            1 => Some(Status::Transient),
+            2 => Some(Status::Permanent),
+            3 => Some(Status::Blocked),
+            _ => None,
+        }
+    }
+}
+
+/// What to hold back after a record of a batch failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Key,
+    All,
+    None,
+}
+
+/// Records to emit, as columns. Every column has one row per emission.
+#[derive(Debug, Clone, Default)]
+pub struct Emissions {
+    /// Index of the record of the batch that caused the row; rises.
+    pub sources: Vec<u32>,
+    /// Index into the manifest's outputs.
+    pub outputs: Vec<u16>,
+    /// -1 = by the key's hash.
+    pub partitions: Vec<i32>,
+    /// Milliseconds since the epoch; resolved by the host, never -1 unless the input record has none.
+    pub timestamps: Vec<i64>,
+    pub keys: Column,
+    pub values: Column,
+    /// Kafka's header encoding; null = none.
+    pub headers: Column,
+}
+
+impl Emissions {
+    pub fn len(&self) -> usize {
+        self.sources.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.keys.bytes().len() + self.values.bytes().len() + self.headers.bytes().len()
+    }
+}
+
+/// State changes in the order they were made; a null value deletes.
+#[derive(Debug, Clone, Default)]
+pub struct Writes {
+    /// Index of the record of the batch that caused the row.
+    pub sources: Vec<u32>,
+    /// Index into the manifest's stores.
+    pub stores: Vec<u16>,
+    pub keys: Column,
+    pub values: Column,
+}
+
+impl Writes {
+    pub fn len(&self) -> usize {
+        self.sources.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+}
+
+/// Everything one `handle` call returned, already checked: indices in range, columns consistent,
+/// sizes within the deployment's limits. Rows of records that are not `Ok` are still in it; the
+/// task leaves them out.
+#[derive(Debug, Clone, Default)]
+pub struct Effects {
+    pub emissions: Emissions,
+    pub writes: Writes,
+    /// One row per record of the batch.
+    pub statuses: Vec<Status>,
+    /// Why a record failed; one row per record of the batch.
+    pub reasons: Column,
+}
+
+/// Committed state handed to a call beforehand; a null value says that the store has no such key.
+#[derive(Debug, Clone, Default)]
+pub struct Prefetched {
+    pub stores: Vec<u16>,
+    pub keys: Column,
+    pub values: Column,
+}
+
+/// Why a call failed as a whole. Which record is at fault is known only after a replay one by one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The guest trapped, or what it returned breaks the ABI.
+    #[error("trap: {0}")]
+    Trap(String),
+    #[error("timeout: used more than {limit_ms} ms of CPU time for one record")]
+    Timeout { limit_ms: u64 },
+    /// A limit of the deployment: memory, table, output bytes, output records.
+    #[error("limit: {0}")]
+    Limit(String),
+    /// The state behind the call could not be read; the guest is not to blame.
+    #[error("store: {0}")]
+    Store(String),
+}

@@ -1,0 +1,217 @@
+//! The traits at the edges of a task and a worker: where records come from, where effects go, who
+//! runs the handler, what time it is. Each has one real implementation and one fake.
+
+use std::time::Duration;
+
+use crate::effects::{Effects, Emissions, Fault, Order, Prefetched};
+use crate::record::{Batch, Column, InputPartition, Offset};
+use crate::store::View;
+
+/// One instance of a handler, owned by one task.
+pub trait Handler: Send {
+    /// Runs one batch. `state` is lent for the call and given back whatever happens; effects are
+    /// returned, never carried out. After a `Fault` the instance has been replaced by a fresh one.
+    fn handle(
+        &mut self,
+        batch: &Batch,
+        order: Order,
+        prefetched: Prefetched,
+        state: &mut View,
+    ) -> Result<Effects, Fault>;
+
+    /// Forgets instance memory. Called whenever an overlay is dropped, because what the guest
+    /// remembers may rest on effects that never happened.
+    fn renew(&mut self) -> Result<(), Fault>;
+}
+
+/// What a worker's consumer hands over.
+#[derive(Debug)]
+pub enum Taken {
+    Batch(Batch),
+    /// The group gave these partitions to this worker; answer with [`Group::assign`].
+    Assigned(Vec<InputPartition>),
+    /// The group wants these back; finish or drop their work, then answer with [`Group::unassign`].
+    Revoked(Vec<InputPartition>),
+    /// They are gone already: drop their work, commit nothing, then [`Group::unassign`].
+    Lost(Vec<InputPartition>),
+    /// The broker refuses to serve a partition (offset out of range, topic gone, authorisation).
+    Failed { partition: InputPartition, reason: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// The consumer is beyond repair and must be built anew (rule P1 applies to it as well).
+    #[error("consumer failed: {0}")]
+    Fatal(String),
+    /// Kafka cannot be reached or did not answer in time; try again later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Only a person can help: unknown topic, authorisation, wrong configuration.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The records of the partitions that a worker runs.
+pub trait Source {
+    /// Waits up to `wait` for the first of anything, then appends what is there without waiting for
+    /// more. Batches respect the configured record and byte limits; records of partitions that are
+    /// not started, or of a former assignment, never come out. Serves rebalances.
+    fn take(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError>;
+
+    /// Seeks an assigned partition and lets it flow. Also how a dropped task rewinds.
+    fn start(&mut self, partition: InputPartition, at: Offset) -> Result<(), SourceError>;
+
+    /// Stops an assigned partition from flowing; what was fetched ahead is discarded.
+    fn stop(&mut self, partition: InputPartition) -> Result<(), SourceError>;
+
+    /// The next offset to be fetched to the application, past transaction markers and aborted
+    /// records; `None` unless the partition is started and took something since its last start.
+    fn position(&self, partition: InputPartition) -> Option<Offset>;
+}
+
+/// Group metadata, captured inside the last rebalance callback that was served.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Membership {
+    pub group: String,
+    /// Below 0 = not a member.
+    pub generation: i32,
+    /// Empty = not a member.
+    pub member_id: String,
+    pub instance_id: Option<String>,
+}
+
+impl Membership {
+    /// A commit without a valid membership would not be fenced, so it is refused before it is sent.
+    pub fn is_valid(&self) -> bool {
+        self.generation >= 0 && !self.member_id.is_empty()
+    }
+}
+
+/// A worker's place in its consumer group.
+pub trait Group {
+    /// As captured inside the last rebalance callback that [`Source::take`] served.
+    fn membership(&self) -> Membership;
+
+    /// Accepts partitions at explicit offsets, paused until [`Source::start`].
+    fn assign(&mut self, partitions: &[(InputPartition, Offset)]) -> Result<(), SourceError>;
+
+    fn unassign(&mut self, partitions: &[InputPartition]) -> Result<(), SourceError>;
+
+    /// Commits offsets outside a transaction (`at_least_once` only).
+    fn commit(&mut self, offsets: &[TaskOffset]) -> Result<(), SourceError>;
+}
+
+/// One offset to commit for the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskOffset {
+    pub partition: InputPartition,
+    /// Next record to read.
+    pub offset: Offset,
+    /// Of a stateless task: what its position record would say. Empty otherwise.
+    pub metadata: String,
+}
+
+/// Changelog records of one task, in order; the position record is the last row.
+#[derive(Debug, Clone, Default)]
+pub struct ChangelogRows {
+    pub partition: i32,
+    pub keys: Column,
+    /// Null = the key is deleted.
+    pub values: Column,
+    /// Writer and commit number, stamped on every record under `at_least_once`.
+    pub stamp: Option<(u64, u64)>,
+}
+
+/// What a sink writes.
+#[derive(Debug, Clone, Copy)]
+pub enum Produce<'a> {
+    Emissions(&'a Emissions),
+    Changelog(&'a ChangelogRows),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Commit,
+    Abort,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// The group has moved on (ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, FENCED_INSTANCE_ID,
+    /// REBALANCE_IN_PROGRESS): definite once the transaction is aborted.
+    #[error("the group refused the offsets: {0}")]
+    Generation(String),
+    /// The broker refused a record for what it is (too large, invalid): definite once aborted.
+    #[error("the broker refused a record for {topic}: {reason}")]
+    Record { topic: String, reason: String },
+    /// Anything else. Whether the commit happened is unknown: rule P1.
+    #[error("outcome unknown: {0}")]
+    Indefinite(String),
+}
+
+/// Where a worker's commits go. Making one fences its predecessor (`init_transactions`); after an
+/// indefinite outcome it is dropped and a new one is made. Under `at_least_once` the same calls
+/// work without a transaction: `end` flushes, and offsets are committed through [`Group::commit`].
+pub trait Sink: Send {
+    fn begin(&mut self) -> Result<(), CommitError>;
+
+    /// Queues rows; may send them ahead, never makes them visible.
+    fn produce(&mut self, rows: Produce<'_>) -> Result<(), CommitError>;
+
+    /// Waits until everything produced is acknowledged, then adds the offsets to the transaction.
+    fn send_offsets(&mut self, offsets: &[TaskOffset], membership: &Membership) -> Result<(), CommitError>;
+
+    fn end(&mut self, end: End) -> Result<(), CommitError>;
+}
+
+/// A record read back from an internal topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRecord {
+    pub offset: Offset,
+    /// Milliseconds since the epoch, set by the broker (LogAppendTime).
+    pub timestamp_ms: i64,
+    pub key: Vec<u8>,
+    /// Null = tombstone.
+    pub value: Option<Vec<u8>>,
+    pub stamp: Option<(u64, u64)>,
+}
+
+/// Committed offset of a partition, with its metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommittedOffset {
+    pub offset: Offset,
+    pub metadata: String,
+}
+
+/// What recovery reads from Kafka. Blocking; runs on a restore thread.
+pub trait Recovery: Send {
+    /// The group's stable committed offsets; repeated while any partition is unstable. An error of
+    /// one partition is an error, not "none".
+    fn committed(
+        &mut self,
+        partitions: &[InputPartition],
+    ) -> Result<Vec<Option<CommittedOffset>>, SourceError>;
+
+    /// Log start and high watermark of the task's changelog partition. The high watermark is read
+    /// through a read_uncommitted handle: the last stable offset may lie below later commits.
+    fn changelog_bounds(&mut self, partition: i32) -> Result<(Offset, Offset), SourceError>;
+
+    /// Reads the changelog partition read_committed from `from` until the position reaches `to`,
+    /// waiting out undecided transactions. `apply` answers false to stop early.
+    fn read_changelog(
+        &mut self,
+        partition: i32,
+        from: Offset,
+        to: Offset,
+        apply: &mut dyn FnMut(LogRecord) -> bool,
+    ) -> Result<(), SourceError>;
+}
+
+/// Time, so that tests can own it.
+pub trait Clock: Send {
+    /// Milliseconds since the epoch.
+    fn wall_ms(&self) -> i64;
+
+    /// Since an arbitrary start; never goes back.
+    fn monotonic(&self) -> Duration;
+}
