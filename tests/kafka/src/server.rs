@@ -1,0 +1,310 @@
+//! One Apache Kafka process: configuration, start, kill, restart.
+//!
+//! ```text
+//!  start ---> running ---kill---> dead ---restart---> running (same data, same ports)
+//!                 \________________drop: killed, data removed
+//! ```
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::{Error, jars, tls};
+
+/// Longest wait for a start. A cold JVM on a busy two-core machine takes about ten seconds.
+const START_MAX: Duration = Duration::from_secs(90);
+
+/// What a test wants to differ from the harness's defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Extra broker properties; they win over the harness's own.
+    pub properties: Vec<(String, String)>,
+    /// User and password of a second listener with TLS and SCRAM-SHA-512.
+    pub sasl_ssl: Option<(String, String)>,
+}
+
+/// How to reach the secured listener.
+#[derive(Debug, Clone)]
+pub struct Secured {
+    /// `localhost:port` of the SASL_SSL listener.
+    pub bootstrap: String,
+    /// PEM file to trust (`ssl.ca.location`).
+    pub ca_pem: PathBuf,
+}
+
+/// A running (or killed) broker. Dropping it kills the process and removes its data.
+#[derive(Debug)]
+pub struct ApacheKafka {
+    /// `127.0.0.1:port` of the plaintext listener; stays the same over restarts.
+    pub bootstrap: String,
+    /// Present if `Options::sasl_ssl` was given.
+    pub secured: Option<Secured>,
+    directory: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+impl ApacheKafka {
+    /// Starts a broker with the harness's defaults and waits until it serves.
+    pub fn start() -> Result<ApacheKafka, Error> {
+        Self::start_with(&Options::default())
+    }
+
+    /// Starts a broker and waits until it serves.
+    pub fn start_with(options: &Options) -> Result<ApacheKafka, Error> {
+        let directory = tempfile::Builder::new()
+            .prefix("tidemill-kafka-")
+            .tempdir()
+            .map_err(Error::file(std::env::temp_dir()))?;
+        let ports = free_ports()?;
+        let [plain, controller, secure] = ports;
+        let mut properties = defaults(plain, controller, directory.path().join("data"));
+        let mut secured = None;
+        if options.sasl_ssl.is_some() {
+            let certificate = tls::generate(directory.path())?;
+            add_secured(&mut properties, secure, &certificate);
+            let bootstrap = format!("localhost:{secure}");
+            secured = Some(Secured {
+                bootstrap,
+                ca_pem: certificate.ca_pem,
+            });
+        }
+        properties.extend(options.properties.iter().cloned());
+        // A later line of a properties file replaces an earlier one, so the test's values win.
+        let text: String = properties
+            .iter()
+            .map(|(key, value)| format!("{key}={value}\n"))
+            .collect();
+        let file = directory.path().join("server.properties");
+        std::fs::write(&file, text).map_err(Error::file(&file))?;
+
+        let bootstrap = format!("127.0.0.1:{plain}");
+        let mut kafka = ApacheKafka {
+            bootstrap,
+            secured,
+            directory,
+            child: None,
+        };
+        kafka.format(options)?;
+        kafka.restart()?;
+        Ok(kafka)
+    }
+
+    /// SIGKILL, as a crash would. Does nothing if the broker is not running.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Both fail only if the process is already gone, which is what is wanted.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts the broker again on the same data and ports, killing it first if it runs.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        self.kill();
+        let log_path = self.log_path();
+        let log = File::create(&log_path).map_err(Error::file(&log_path))?;
+        let errors = log.try_clone().map_err(Error::file(&log_path))?;
+        let child = jars::java("kafka.Kafka")?
+            .arg(self.directory.path().join("server.properties"))
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .map_err(|source| Error::Missing {
+                program: "java".into(),
+                source,
+            })?;
+        self.child = Some(child);
+        self.wait_until_started()
+    }
+
+    /// The broker's log, for a test that failed.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("kafka.log")
+    }
+
+    fn format(&self, options: &Options) -> Result<(), Error> {
+        let mut format = jars::java("kafka.tools.StorageTool")?;
+        format
+            .args([
+                "format",
+                "--standalone",
+                "--cluster-id",
+                &cluster_id(),
+                "--config",
+            ])
+            .arg(self.directory.path().join("server.properties"));
+        if let Some((user, password)) = &options.sasl_ssl {
+            format.arg("--add-scram");
+            format.arg(format!("SCRAM-SHA-512=[name={user},password={password}]"));
+        }
+        jars::run(&mut format, "kafka.tools.StorageTool")
+    }
+
+    /// The start is over when the broker says so in its log: its port opens earlier.
+    fn wait_until_started(&mut self) -> Result<(), Error> {
+        let started = Instant::now();
+        loop {
+            let log = self.log();
+            if log.contains("Kafka Server started") {
+                return Ok(());
+            }
+            let dead = match &mut self.child {
+                Some(child) => child.try_wait().ok().flatten().is_some(),
+                None => true,
+            };
+            if dead || started.elapsed() > START_MAX {
+                self.kill();
+                return Err(Error::NotStarted {
+                    waited: started.elapsed(),
+                    log: jars::tail(&log),
+                });
+            }
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for ApacheKafka {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Everything that makes one combined node start quickly and keep to loopback.
+fn defaults(plain: u16, controller: u16, data: PathBuf) -> Vec<(String, String)> {
+    let listeners = format!("PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller}");
+    let pairs = [
+        ("process.roles", "broker,controller".to_owned()),
+        ("node.id", "1".to_owned()),
+        (
+            "controller.quorum.bootstrap.servers",
+            format!("127.0.0.1:{controller}"),
+        ),
+        ("controller.listener.names", "CONTROLLER".to_owned()),
+        ("listeners", listeners),
+        (
+            "advertised.listeners",
+            format!("PLAINTEXT://127.0.0.1:{plain}"),
+        ),
+        (
+            "listener.security.protocol.map",
+            "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned(),
+        ),
+        ("log.dirs", data.display().to_string()),
+        ("auto.create.topics.enable", "false".to_owned()),
+        ("num.partitions", "1".to_owned()),
+        ("offsets.topic.replication.factor", "1".to_owned()),
+        // Fewer internal partitions: the first use of a group or transaction creates them all.
+        ("offsets.topic.num.partitions", "4".to_owned()),
+        ("transaction.state.log.num.partitions", "4".to_owned()),
+        ("transaction.state.log.replication.factor", "1".to_owned()),
+        ("transaction.state.log.min.isr", "1".to_owned()),
+        (
+            "share.coordinator.state.topic.replication.factor",
+            "1".to_owned(),
+        ),
+        ("share.coordinator.state.topic.min.isr", "1".to_owned()),
+        ("group.initial.rebalance.delay.ms", "0".to_owned()),
+    ];
+    pairs
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+}
+
+/// Adds the SASL_SSL listener. Properties files take the last value, so these replace the defaults.
+fn add_secured(properties: &mut Vec<(String, String)>, port: u16, certificate: &tls::Certificate) {
+    let value_of = |wanted: &str| {
+        let found = properties.iter().find(|(key, _)| key == wanted);
+        found.map(|(_, value)| value.clone()).unwrap_or_default()
+    };
+    let listeners = format!("{},SASL_SSL://127.0.0.1:{port}", value_of("listeners"));
+    let advertised = format!(
+        "{},SASL_SSL://localhost:{port}",
+        value_of("advertised.listeners")
+    );
+    let map = format!(
+        "{},SASL_SSL:SASL_SSL",
+        value_of("listener.security.protocol.map")
+    );
+    let jaas = "org.apache.kafka.common.security.scram.ScramLoginModule required;".to_owned();
+    let keystore = certificate.keystore.display().to_string();
+    let pairs = [
+        ("listeners", listeners),
+        ("advertised.listeners", advertised),
+        ("listener.security.protocol.map", map),
+        ("sasl.enabled.mechanisms", "SCRAM-SHA-512".to_owned()),
+        (
+            "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config",
+            jaas,
+        ),
+        ("ssl.keystore.type", "PKCS12".to_owned()),
+        ("ssl.keystore.location", keystore),
+        ("ssl.keystore.password", tls::PASSWORD.to_owned()),
+        ("ssl.key.password", tls::PASSWORD.to_owned()),
+    ];
+    properties.extend(
+        pairs
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value)),
+    );
+}
+
+/// Three ports that were free a moment ago, all reserved at once so that they differ.
+fn free_ports() -> Result<[u16; 3], Error> {
+    let reserve = || TcpListener::bind("127.0.0.1:0").map_err(Error::NoPort);
+    let held = [reserve()?, reserve()?, reserve()?];
+    let port = |listener: &TcpListener| {
+        listener
+            .local_addr()
+            .map(|a| a.port())
+            .map_err(Error::NoPort)
+    };
+    Ok([port(&held[0])?, port(&held[1])?, port(&held[2])?])
+}
+
+/// A random cluster id in Kafka's form: 22 characters that decode to 16 bytes.
+fn cluster_id() -> String {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let random = || RandomState::new().build_hasher().finish();
+    let letter = |_| char::from(ALPHABET[(random() % ALPHABET.len() as u64) as usize]);
+    let mut id: String = (0..21).map(letter).collect();
+    // The last character carries two bits only; 'A' is always valid there.
+    id.push('A');
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_survives_a_kill_and_restarts_on_the_same_port() {
+        let sasl_ssl = Some(("tidemill".to_owned(), "secret".to_owned()));
+        let options = Options {
+            properties: Vec::new(),
+            sasl_ssl,
+        };
+        let mut kafka = ApacheKafka::start_with(&options).expect("starts");
+        let bootstrap = kafka.bootstrap.clone();
+        std::net::TcpStream::connect(&bootstrap).expect("listens");
+        kafka.kill();
+        std::net::TcpStream::connect(&bootstrap).expect_err("is dead");
+        kafka.restart().expect("restarts");
+        std::net::TcpStream::connect(&bootstrap).expect("listens again");
+        assert!(
+            kafka
+                .secured
+                .as_ref()
+                .is_some_and(|secured| secured.ca_pem.exists())
+        );
+    }
+}
