@@ -1,0 +1,62 @@
+# The front door of tidemill. `make help` lists what there is to do.
+#
+# One build profile (release, with assertions on) serves the demo, the tests and the benchmarks, and
+# the target directory lies outside the checkout, so that RocksDB, wasmtime and librdkafka are
+# compiled once per machine: about 20 minutes on two cores, then never again.
+
+SHELL := /bin/bash
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidemill
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export CARGO_TERM_COLOR ?= auto
+
+# clang compiles RocksDB in two thirds of g++'s time.
+ifneq ($(shell command -v clang++ 2>/dev/null),)
+export CC := clang
+export CXX := clang++
+endif
+
+CARGO ?= cargo
+BIN := $(CARGO_TARGET_DIR)/release
+DENY := $(CACHE)/tools/bin/cargo-deny
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint bench conformance clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Install (as root) or name what this machine lacks; instant when nothing is missing
+	@.ci/setup
+
+build: setup ## Build every program of the workspace
+	$(CARGO) build --release --workspace --bins
+
+demo: build ## Run the flights pipeline on the embedded broker (CI=1: end by itself and check every number)
+	@$(BIN)/flights-demo $(if $(CI),--check) $(DEMO_FLAGS)
+
+test: build ## Run every test, those against Apache Kafka included
+	$(CARGO) test --release --workspace $(TEST_FLAGS)
+
+conformance: build ## Run one suite against the embedded broker and against Apache Kafka
+	$(CARGO) test --release -p tidemill-broker --tests $(TEST_FLAGS)
+
+lint: setup $(DENY) ## Check formatting, clippy without warnings, licences and sources of dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	@# The advisory database is a git repository; `make advisories` is for machines that reach it.
+	$(DENY) --offline check licenses bans sources
+
+advisories: $(DENY) ## Check dependencies against the RustSec advisory database (needs github.com)
+	$(DENY) check advisories
+
+$(DENY):
+	@echo "Installing cargo-deny into $(CACHE)/tools, once, about five minutes on two cores."
+	$(CARGO) install cargo-deny --locked --root $(CACHE)/tools --target-dir $(CACHE)/tools/target
+	@rm -rf $(CACHE)/tools/target
+
+bench: build ## Measure cost per record beside a native rdkafka loop, interleaved, on Apache Kafka
+	@$(BIN)/bench-abi
+	@$(BIN)/bench-map $(BENCH_FLAGS)
+
+clean: ## Remove this machine's build products and the demo's data
+	rm -rf $(CARGO_TARGET_DIR) $(CACHE)/demo
