@@ -1,1 +1,95 @@
-//! stub
+//! Write tidemill handlers in Rust.
+//!
+//! A handler is a type with one function, called once per record:
+//!
+//! ```
+//! use tidemill_sdk::{Context, Failure, Handler, Record, Store};
+//!
+//! struct Count { counts: Store<u64> }
+//!
+//! impl Handler for Count {
+//!     fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
+//!         let count = self.counts.get(ctx, record.key()?)?.unwrap_or(0) + 1;
+//!         self.counts.put(ctx, record.key()?, &count);
+//!         ctx.emit("counts", record.key()?, &count)
+//!     }
+//! }
+//!
+//! tidemill_sdk::export!(Count { inputs: ["words"], outputs: ["counts"], stores: ["counts"] });
+//!
+//! // An ordinary test drives it natively; no broker, no Wasm.
+//! use tidemill_sdk::testing::{Driver, record};
+//! let mut driver = Driver::<Count>::new();
+//! driver.feed([record("words").key("a"), record("words").key("b"), record("words").key("a")]);
+//! assert_eq!(driver.emitted("counts"), ["a=1", "b=1", "a=2"]);
+//! assert_eq!(driver.state::<u64>("counts", "a"), Some(2));
+//! ```
+//!
+//! What a record asks for (emissions, state) is kept if `handle` returns `Ok` and dropped as a whole
+//! if it returns a [`Failure`]. The handler itself is not state: the node may drop and remake it
+//! between any two batches, so what must last goes into a [`Store`].
+//!
+//! # Declaring a handler
+//!
+//! [`export!`] takes the type and
+//!
+//! | key | meaning |
+//! |---|---|
+//! | `inputs: ["words"]` | logical names; a deployment binds them to topics |
+//! | `outputs: ["counts"]` | likewise |
+//! | `stores: ["counts" { prefetch }]` | each lives in the field of its name (`-` becomes `_`) |
+//! | `config: rules` | the field that takes the deployment's `config:`, by its `serde::Deserialize` |
+//! | `wants_headers: true` | records come with their headers, which costs a little |
+//!
+//! Options of a store: `prefetch`, its keys are the records' own, so the node hands their values over
+//! with the batch; `ordered`, it is scanned; `schema: 2`, the version of its values' form;
+//! `field: name`, the field that holds it if not that of its name.
+//!
+//! # Layout
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`testing`] | the driver for tests |
+//! | [`guest`] | the glue between handler and ABI, the same natively and in Wasm |
+//! | `record`, `context`, `store`, `payload`, `failure` | what a handler sees |
+//! | `state` | cache and undo of one call |
+//! | [`bindings`] | generated from the WIT world |
+
+// The macros of the examples and of the tests name this crate from outside.
+extern crate self as tidemill_sdk;
+
+#[allow(unsafe_code, clippy::all, clippy::undocumented_unsafe_blocks, missing_docs)]
+pub mod bindings {
+    //! Generated from `wit/handler.wit`.
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "handler",
+        pub_export_macro: true,
+        export_macro_name: "export_component",
+        default_bindings_module: "tidemill_sdk::bindings",
+    });
+}
+
+mod column;
+mod context;
+mod failure;
+pub mod guest;
+mod payload;
+mod record;
+mod state;
+mod store;
+pub mod testing;
+
+pub use context::{Context, Emission, Level};
+pub use failure::Failure;
+pub use payload::{Json, Null, Payload};
+pub use record::{Header, Headers, Record};
+pub use store::{Bytes, Kind, Scan, Store, Value};
+pub use tidemill_sdk_macros::export;
+
+/// User code: what to do with one record.
+pub trait Handler: Sized {
+    /// Handles one record. Effects go through `ctx` and the handler's stores and are kept if this
+    /// returns `Ok`; a [`Failure`] drops all of them.
+    fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure>;
+}
