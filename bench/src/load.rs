@@ -1,0 +1,140 @@
+//! Topics full of records for a run to read, and offsets to tell when it is done.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// Size of every key: a number, padded.
+pub const KEY_BYTES: usize = 16;
+/// Size of every value.
+pub const VALUE_BYTES: usize = 100;
+
+fn config(bootstrap: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap);
+    config
+}
+
+/// Makes a topic; one that exists is fine.
+pub fn create_topic(bootstrap: &str, name: &str, partitions: i32) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let created = block_on(admin.create_topics([&topic], &AdminOptions::new()))?;
+    for result in created {
+        match result {
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, error)) => bail!("{topic}: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// Writes `records` records: keys count up, values are 100 bytes of text, timestamps are now.
+pub fn fill(bootstrap: &str, topic: &str, records: u64) -> Result<()> {
+    let producer: BaseProducer<DefaultProducerContext> = config(bootstrap)
+        .set("enable.idempotence", "true")
+        .set("linger.ms", "50")
+        .set("partitioner", "murmur2_random")
+        .create()?;
+    let value = "tidemill ".repeat(VALUE_BYTES / 9 + 1);
+    let value = &value[..VALUE_BYTES];
+    for number in 0..records {
+        let key = format!("{number:0width$}", width = KEY_BYTES);
+        let mut record = BaseRecord::to(topic).key(&key).payload(value);
+        while let Err((error, returned)) = producer.send(record) {
+            match error {
+                KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => {}
+                other => return Err(other.into()),
+            }
+            producer.poll(Duration::from_millis(5));
+            record = returned;
+        }
+        if number % 1_000 == 0 {
+            producer.poll(Duration::ZERO);
+        }
+    }
+    producer.flush(ANSWER_MAX).context("flush")
+}
+
+/// Reads how far a consumer group has come.
+pub struct GroupProgress {
+    consumer: BaseConsumer,
+    topic: String,
+    partitions: i32,
+}
+
+impl GroupProgress {
+    pub fn new(
+        bootstrap: &str,
+        group: &str,
+        topic: &str,
+        partitions: i32,
+    ) -> Result<GroupProgress> {
+        let consumer = config(bootstrap).set("group.id", group).create()?;
+        Ok(GroupProgress {
+            consumer,
+            topic: topic.to_owned(),
+            partitions,
+        })
+    }
+
+    /// Sum of the committed offsets; a topic without transactions has as many records.
+    pub fn committed(&self) -> Result<u64> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(&self.topic, 0, self.partitions - 1);
+        let committed = self.consumer.committed_offsets(list, ANSWER_MAX)?;
+        let offsets = committed
+            .elements()
+            .into_iter()
+            .map(|element| match element.offset() {
+                Offset::Offset(next) => u64::try_from(next).unwrap_or(0),
+                _ => 0,
+            });
+        Ok(offsets.sum())
+    }
+
+    /// Waits until the group has committed `records` records.
+    pub fn wait_for(&self, records: u64, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let committed = self.committed()?;
+            if committed >= records {
+                return Ok(());
+            }
+            if started.elapsed() > limit {
+                bail!("only {committed} of {records} records committed after {limit:?}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Polls one admin future to its end; there is no runtime here and none is needed.
+fn block_on<F: Future>(future: F) -> F::Output {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Wake, Waker};
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
