@@ -73,18 +73,9 @@ pub struct GroupProgress {
 }
 
 impl GroupProgress {
-    pub fn new(
-        bootstrap: &str,
-        group: &str,
-        topic: &str,
-        partitions: i32,
-    ) -> Result<GroupProgress> {
+    pub fn new(bootstrap: &str, group: &str, topic: &str, partitions: i32) -> Result<GroupProgress> {
         let consumer = config(bootstrap).set("group.id", group).create()?;
-        Ok(GroupProgress {
-            consumer,
-            topic: topic.to_owned(),
-            partitions,
-        })
+        Ok(GroupProgress { consumer, topic: topic.to_owned(), partitions })
     }
 
     /// Sum of the committed offsets; a topic without transactions has as many records.
@@ -92,13 +83,10 @@ impl GroupProgress {
         let mut list = TopicPartitionList::new();
         list.add_partition_range(&self.topic, 0, self.partitions - 1);
         let committed = self.consumer.committed_offsets(list, ANSWER_MAX)?;
-        let offsets = committed
-            .elements()
-            .into_iter()
-            .map(|element| match element.offset() {
-                Offset::Offset(next) => u64::try_from(next).unwrap_or(0),
-                _ => 0,
-            });
+        let offsets = committed.elements().into_iter().map(|element| match element.offset() {
+            Offset::Offset(next) => u64::try_from(next).unwrap_or(0),
+            _ => 0,
+        });
         Ok(offsets.sum())
     }
 

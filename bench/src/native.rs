@@ -67,12 +67,7 @@ pub fn run(job: &Job) -> Result<()> {
 }
 
 /// Maps until the commit interval is over or nothing is left to do; answers the records mapped.
-fn until_commit(
-    consumer: &mut Consumer,
-    producer: &Producer,
-    next: &mut [i64],
-    left: u64,
-) -> Result<u64> {
+fn until_commit(consumer: &mut Consumer, producer: &Producer, next: &mut [i64], left: u64) -> Result<u64> {
     let started = Instant::now();
     let mut mapped = 0;
     while mapped < left && started.elapsed() < COMMIT_INTERVAL {

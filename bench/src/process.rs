@@ -15,10 +15,7 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     // The second field is the program's name in brackets, which may hold anything.
     let (_, rest) = stat.rsplit_once(')').with_context(|| path.clone())?;
     let field = |index: usize| -> Result<u32> {
-        let text = rest
-            .split_ascii_whitespace()
-            .nth(index)
-            .with_context(|| path.clone())?;
+        let text = rest.split_ascii_whitespace().nth(index).with_context(|| path.clone())?;
         Ok(text.parse()?)
     };
     // Fields 14 and 15 of the file: utime and stime.
@@ -35,10 +32,7 @@ mod tests {
         let started = std::time::Instant::now();
         let mut sum = 0u64;
         while cpu_time(std::process::id()).expect("own process") < before + TICK * 5 {
-            assert!(
-                started.elapsed() < Duration::from_secs(60),
-                "burning did not count"
-            );
+            assert!(started.elapsed() < Duration::from_secs(60), "burning did not count");
             sum = (0..100_000u64).fold(sum, |sum, n| std::hint::black_box(sum ^ n));
         }
     }

@@ -35,12 +35,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    pub fn new(
-        settings: &[(&str, &str)],
-        topic: &str,
-        partitions: i32,
-        batch: usize,
-    ) -> Result<Consumer> {
+    pub fn new(settings: &[(&str, &str)], topic: &str, partitions: i32, batch: usize) -> Result<Consumer> {
         let handle = client(sys::rd_kafka_type_t::RD_KAFKA_CONSUMER, settings)?;
         let topic = CString::new(topic)?;
         let start = Offsets::new(&topic, &vec![0; usize::try_from(partitions)?])?;
@@ -51,12 +46,7 @@ impl Consumer {
             sys::rd_kafka_queue_get_consumer(handle.as_ptr())
         };
         let queue = NonNull::new(queue).context("the consumer has no queue")?;
-        Ok(Consumer {
-            handle,
-            queue,
-            topic,
-            slots: vec![ptr::null_mut(); batch],
-        })
+        Ok(Consumer { handle, queue, topic, slots: vec![ptr::null_mut(); batch] })
     }
 
     /// Waits up to `wait_ms` for a batch. The borrow ends before the next call.
@@ -71,9 +61,7 @@ impl Consumer {
             )
         };
         let taken = usize::try_from(taken).context("the consumer failed")?;
-        Ok(Batch {
-            messages: &mut self.slots[..taken],
-        })
+        Ok(Batch { messages: &mut self.slots[..taken] })
     }
 
     /// Commits through the group, outside any transaction.
@@ -118,8 +106,7 @@ impl Batch<'_> {
             checked(message_ref.err)?;
             // SAFETY: pointer and length describe memory owned by the message; null means absent.
             let bytes = |pointer: *mut c_void, length: usize| unsafe {
-                (!pointer.is_null())
-                    .then(|| std::slice::from_raw_parts(pointer.cast::<u8>(), length))
+                (!pointer.is_null()).then(|| std::slice::from_raw_parts(pointer.cast::<u8>(), length))
             };
             Ok(Record {
                 partition: message_ref.partition,
@@ -154,21 +141,15 @@ impl Producer {
         let handle = client(sys::rd_kafka_type_t::RD_KAFKA_PRODUCER, settings)?;
         let name = CString::new(topic)?;
         // SAFETY: the handle is live; a null configuration means the client's own.
-        let topic =
-            unsafe { sys::rd_kafka_topic_new(handle.as_ptr(), name.as_ptr(), ptr::null_mut()) };
+        let topic = unsafe { sys::rd_kafka_topic_new(handle.as_ptr(), name.as_ptr(), ptr::null_mut()) };
         let topic = NonNull::new(topic).context("the topic handle was refused")?;
-        Ok(Producer {
-            handle,
-            topic,
-            _not_sync: PhantomData,
-        })
+        Ok(Producer { handle, topic, _not_sync: PhantomData })
     }
 
     /// Queues a copy of the record; waits while the queue is full.
     pub fn send(&self, record: &Record<'_>) -> Result<()> {
-        let view = |bytes: Option<&[u8]>| {
-            bytes.map_or((ptr::null(), 0), |bytes| (bytes.as_ptr(), bytes.len()))
-        };
+        let view =
+            |bytes: Option<&[u8]>| bytes.map_or((ptr::null(), 0), |bytes| (bytes.as_ptr(), bytes.len()));
         let (key, key_size) = view(record.key);
         let (value, value_size) = view(record.value);
         loop {
@@ -235,10 +216,7 @@ impl Producer {
             );
             sys::rd_kafka_consumer_group_metadata_destroy(group);
             transacted(sent)?;
-            transacted(sys::rd_kafka_commit_transaction(
-                self.handle.as_ptr(),
-                ANSWER_MS_MAX,
-            ))
+            transacted(sys::rd_kafka_commit_transaction(self.handle.as_ptr(), ANSWER_MS_MAX))
         }
     }
 }
@@ -263,14 +241,11 @@ impl Offsets {
         let size = c_int::try_from(next.len())?;
         // SAFETY: plain allocation, freed by `Drop`.
         let list = unsafe { sys::rd_kafka_topic_partition_list_new(size) };
-        let offsets = Offsets {
-            list: NonNull::new(list).context("out of memory")?,
-        };
+        let offsets = Offsets { list: NonNull::new(list).context("out of memory")? };
         for (partition, &offset) in (0..size).zip(next) {
             // SAFETY: the list is live; the topic is copied; the answer points into the list.
             unsafe {
-                (*sys::rd_kafka_topic_partition_list_add(list, topic.as_ptr(), partition)).offset =
-                    offset
+                (*sys::rd_kafka_topic_partition_list_add(list, topic.as_ptr(), partition)).offset = offset
             };
         }
         Ok(offsets)
@@ -284,10 +259,7 @@ impl Drop for Offsets {
     }
 }
 
-fn client(
-    kind: sys::rd_kafka_type_t,
-    settings: &[(&str, &str)],
-) -> Result<NonNull<sys::rd_kafka_t>> {
+fn client(kind: sys::rd_kafka_type_t, settings: &[(&str, &str)]) -> Result<NonNull<sys::rd_kafka_t>> {
     let mut reason = [0; 512];
     // SAFETY: plain allocation; ownership passes to `rd_kafka_new` when that succeeds.
     let configuration = unsafe { sys::rd_kafka_conf_new() };
@@ -303,24 +275,15 @@ fn client(
                 reason.len(),
             )
         };
-        ensure!(
-            set == sys::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK,
-            "{}",
-            text(&reason)
-        );
+        ensure!(set == sys::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK, "{}", text(&reason));
     }
     // SAFETY: as above.
-    let handle =
-        unsafe { sys::rd_kafka_new(kind, configuration, reason.as_mut_ptr(), reason.len()) };
+    let handle = unsafe { sys::rd_kafka_new(kind, configuration, reason.as_mut_ptr(), reason.len()) };
     NonNull::new(handle).with_context(|| text(&reason))
 }
 
 fn text(buffer: &[std::ffi::c_char]) -> String {
-    let bytes: Vec<u8> = buffer
-        .iter()
-        .map(|&c| c.cast_unsigned())
-        .take_while(|&b| b != 0)
-        .collect();
+    let bytes: Vec<u8> = buffer.iter().map(|&c| c.cast_unsigned()).take_while(|&b| b != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -339,9 +302,7 @@ fn transacted(error: *mut sys::rd_kafka_error_t) -> Result<()> {
     }
     // SAFETY: the error is live until it is destroyed, after its text was copied.
     let reason = unsafe {
-        let reason = CStr::from_ptr(sys::rd_kafka_error_string(error))
-            .to_string_lossy()
-            .into_owned();
+        let reason = CStr::from_ptr(sys::rd_kafka_error_string(error)).to_string_lossy().into_owned();
         sys::rd_kafka_error_destroy(error);
         reason
     };

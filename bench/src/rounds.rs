@@ -40,11 +40,7 @@ impl Spread {
         let (min, max) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
         let odd = values.len() % 2 == 1;
-        let median = if odd {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
+        let median = if odd { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
         Some(Spread { median, min, max })
     }
 }

@@ -24,17 +24,9 @@ const OURS: &[(&str, &[&str])] = &[
     ("kafka", &["record", "effects", "ports"]),
     ("telemetry", &[]),
     ("config", &[]),
-    (
-        "node",
-        &[
-            "record", "effects", "store", "ports", "task", "wasm", "kafka", "proto",
-        ],
-    ),
+    ("node", &["record", "effects", "store", "ports", "task", "wasm", "kafka", "proto"]),
     ("control", &["record", "node", "proto"]),
-    (
-        "cli",
-        &["proto", "broker", "kafka", "wasm", "node", "control"],
-    ),
+    ("cli", &["proto", "broker", "kafka", "wasm", "node", "control"]),
     ("main", &["cli"]),
 ];
 
@@ -57,8 +49,8 @@ const FOREIGN: &[(&str, &[&str])] = &[
 
 /// What stands before a path that starts with `::`; anything else continues a path.
 const LEADS: &[&str] = &[
-    "", "use", "return", "in", "as", "dyn", "impl", "for", "mut", ",", ";", "=", "<", "(", "&",
-    ":", "-", "+", "!", "|",
+    "", "use", "return", "in", "as", "dyn", "impl", "for", "mut", ",", ";", "=", "<", "(", "&", ":", "-",
+    "+", "!", "|",
 ];
 
 /// Modules that everyone may import.
@@ -94,45 +86,21 @@ fn a_forbidden_import_is_found_however_it_is_written() {
     let planted = [
         ("task/run.rs", "use rdkafka::ClientConfig;", "rdkafka"),
         ("task/run.rs", "use crate::wasm::Engine;", "wasm"),
-        (
-            "task/run.rs",
-            "use crate::{record, kafka::Reader};",
-            "kafka",
-        ),
+        ("task/run.rs", "use crate::{record, kafka::Reader};", "kafka"),
         ("task.rs", "use super::node::Handle;", "node"),
         ("task/deep/run.rs", "use super::super::super::node;", "node"),
-        (
-            "task/run.rs",
-            "fn f() { crate::control::serve() }",
-            "control",
-        ),
-        (
-            "node/worker.rs",
-            "fn f() -> rocksdb::DB { loop {} }",
-            "rocksdb",
-        ),
+        ("task/run.rs", "fn f() { crate::control::serve() }", "control"),
+        ("node/worker.rs", "fn f() -> rocksdb::DB { loop {} }", "rocksdb"),
         ("node/worker.rs", "use ::wasmtime::Engine;", "wasmtime"),
         ("store/mod.rs", "extern crate rdkafka_sys;", "rdkafka_sys"),
         ("store/mod.rs", "use rdkafka_sys as sys;", "rdkafka_sys"),
-        (
-            "node/mod.rs",
-            "fn f() { vec![tonic::Status::ok(\"\")]; }",
-            "tonic",
-        ),
-        (
-            "config/node.rs",
-            "#[derive(clap::Parser)] struct S;",
-            "clap",
-        ),
+        ("node/mod.rs", "fn f() { vec![tonic::Status::ok(\"\")]; }", "tonic"),
+        ("config/node.rs", "#[derive(clap::Parser)] struct S;", "clap"),
         ("record.rs", "use tidemill_proto::v1::Position;", "proto"),
         ("wasm/mod.rs", "use crate::*;", "glob"),
         ("ports.rs", "mod tests { use super::super::task; }", "task"),
         // Tests may build on more of ours, never on another module's foreign crate.
-        (
-            "task/run.rs",
-            "#[cfg(test)] mod tests { use rocksdb::DB; }",
-            "rocksdb",
-        ),
+        ("task/run.rs", "#[cfg(test)] mod tests { use rocksdb::DB; }", "rocksdb"),
     ];
     for (file, source, names) in planted {
         let found = check(Path::new(file), source);
@@ -144,42 +112,17 @@ fn a_forbidden_import_is_found_however_it_is_written() {
 #[test]
 fn allowed_imports_pass() {
     let allowed = [
-        (
-            "task/run.rs",
-            "use crate::{record::{Batch, Column}, store::View};",
-        ),
-        (
-            "task/run.rs",
-            "use super::overlay::Overlay; use std::store::x;",
-        ),
-        (
-            "task/run.rs",
-            "#[cfg(test)] mod tests { use super::super::fakes; use crate::node; }",
-        ),
-        (
-            "kafka/raw.rs",
-            "use rdkafka_sys as sys; use crate::config::Tls;",
-        ),
-        (
-            "node/worker.rs",
-            "// rocksdb::DB\n/// [`rocksdb::DB`]\nconst S: &str = \"rocksdb::DB\";",
-        ),
-        (
-            "cli/apply.rs",
-            "use tonic::transport::Channel; use tidemill_proto::v1;",
-        ),
+        ("task/run.rs", "use crate::{record::{Batch, Column}, store::View};"),
+        ("task/run.rs", "use super::overlay::Overlay; use std::store::x;"),
+        ("task/run.rs", "#[cfg(test)] mod tests { use super::super::fakes; use crate::node; }"),
+        ("kafka/raw.rs", "use rdkafka_sys as sys; use crate::config::Tls;"),
+        ("node/worker.rs", "// rocksdb::DB\n/// [`rocksdb::DB`]\nconst S: &str = \"rocksdb::DB\";"),
+        ("cli/apply.rs", "use tonic::transport::Channel; use tidemill_proto::v1;"),
         ("lib.rs", "pub mod task; pub mod node;"),
-        (
-            "main.rs",
-            "fn main() -> anyhow::Result<()> { tidemill::cli::run() }",
-        ),
+        ("main.rs", "fn main() -> anyhow::Result<()> { tidemill::cli::run() }"),
     ];
     for (file, source) in allowed {
-        assert_eq!(
-            check(Path::new(file), source),
-            Vec::<String>::new(),
-            "{source}"
-        );
+        assert_eq!(check(Path::new(file), source), Vec::<String>::new(), "{source}");
     }
 }
 
@@ -193,10 +136,7 @@ fn check(path: &Path, text: &str) -> Vec<String> {
         Ok(tokens) => tokens,
         Err(error) => return vec![format!("is not Rust: {error}")],
     };
-    let mut checker = Checker {
-        top,
-        found: Vec::new(),
-    };
+    let mut checker = Checker { top, found: Vec::new() };
     checker.walk(tokens, module.len(), false);
     checker.found.dedup();
     checker.found
@@ -204,15 +144,9 @@ fn check(path: &Path, text: &str) -> Vec<String> {
 
 /// `task/run.rs` is `[task, run]`, `task/mod.rs` and `task.rs` are `[task]`, `lib.rs` is `[]`.
 fn module_path(path: &Path) -> Vec<String> {
-    let mut segments: Vec<String> = path
-        .with_extension("")
-        .iter()
-        .map(|segment| segment.to_string_lossy().into_owned())
-        .collect();
-    if segments
-        .last()
-        .is_some_and(|last| last == "mod" || last == "lib")
-    {
+    let mut segments: Vec<String> =
+        path.with_extension("").iter().map(|segment| segment.to_string_lossy().into_owned()).collect();
+    if segments.last().is_some_and(|last| last == "mod" || last == "lib") {
         segments.pop();
     }
     segments
@@ -278,12 +212,7 @@ impl Checker {
     }
 
     /// `use name;`, `use name as other;`, `extern crate name;`: a crate without a path.
-    fn bare(
-        &mut self,
-        name: &str,
-        tokens: &mut Peekable<impl Iterator<Item = TokenTree>>,
-        in_test: bool,
-    ) {
+    fn bare(&mut self, name: &str, tokens: &mut Peekable<impl Iterator<Item = TokenTree>>, in_test: bool) {
         let ends = match tokens.peek() {
             Some(TokenTree::Punct(punct)) => punct.as_char() == ';',
             Some(TokenTree::Ident(ident)) => ident == "as",
@@ -342,9 +271,9 @@ impl Checker {
                     }
                 }
             }
-            Some(TokenTree::Punct(_)) => self
-                .found
-                .push("a glob of the crate root hides what is used".into()),
+            Some(TokenTree::Punct(_)) => {
+                self.found.push("a glob of the crate root hides what is used".into())
+            }
             _ => {}
         }
     }
@@ -357,27 +286,21 @@ impl Checker {
         for (prefix, modules) in FOREIGN {
             if name.starts_with(prefix) && !modules.contains(&self.top.as_str()) {
                 let only = modules.join(" and ");
-                self.found
-                    .push(format!("names the crate `{name}`, which only {only} may"));
+                self.found.push(format!("names the crate `{name}`, which only {only} may"));
             }
         }
     }
 
     fn ours(&mut self, module: &str, in_test: bool) {
-        let known =
-            OURS.iter().any(|(name, _)| *name == module) || matches!(module, "proto" | "broker");
+        let known = OURS.iter().any(|(name, _)| *name == module) || matches!(module, "proto" | "broker");
         if in_test || !known || module == self.top || COMMON.contains(&module) {
             return;
         }
         let allowed = OURS.iter().find(|(name, _)| *name == self.top);
         match allowed {
             Some((_, modules)) if modules.contains(&module) => {}
-            Some((top, _)) => self
-                .found
-                .push(format!("`{top}` must not import `{module}`")),
-            None => self
-                .found
-                .push(format!("the module `{}` is not in the table", self.top)),
+            Some((top, _)) => self.found.push(format!("`{top}` must not import `{module}`")),
+            None => self.found.push(format!("the module `{}` is not in the table", self.top)),
         }
     }
 }
@@ -385,9 +308,7 @@ impl Checker {
 /// Takes `::` if it is next.
 fn follows_colons(tokens: &mut Peekable<impl Iterator<Item = TokenTree>>) -> bool {
     match tokens.peek() {
-        Some(TokenTree::Punct(punct))
-            if punct.as_char() == ':' && punct.spacing() == Spacing::Joint =>
-        {
+        Some(TokenTree::Punct(punct)) if punct.as_char() == ':' && punct.spacing() == Spacing::Joint => {
             tokens.next();
             follows_colon(tokens)
         }

@@ -6,16 +6,7 @@ use tidemill_bench::native::{self, Guarantee, Job};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [
-        bootstrap,
-        input,
-        output,
-        group,
-        partitions,
-        records,
-        guarantee,
-    ] = arguments.as_slice()
-    else {
+    let [bootstrap, input, output, group, partitions, records, guarantee] = arguments.as_slice() else {
         bail!(
             "usage: native-loop BOOTSTRAP INPUT OUTPUT GROUP PARTITIONS RECORDS exactly_once|at_least_once"
         );
