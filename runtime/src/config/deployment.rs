@@ -96,3 +96,44 @@ pub struct ChangelogSpec {
     pub min_compaction_lag: Duration,
     pub delete_retention: Duration,
 }
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            memory_bytes: 64 << 20,
+            batch_time: Duration::from_secs(5),
+            emit_bytes: 4 << 20,
+            emit_records: 10_000,
+            // A Rust guest has a few hundred functions behind pointers; this is ample and still small.
+            table_elements: 100_000,
+            batch_records: 500,
+        }
+    }
+}
+
+impl Default for CommitSpec {
+    fn default() -> CommitSpec {
+        CommitSpec {
+            interval: Duration::from_millis(100),
+            min_interval: Duration::from_millis(10),
+            overlay_bytes: 64 << 20,
+            max_records: 1_000_000,
+        }
+    }
+}
+
+impl ChangelogSpec {
+    /// Under `at_least_once` a day passes before compaction, because a record may be ahead of the
+    /// committed offset; under `exactly_once` it never is.
+    pub fn default_for(guarantee: Guarantee) -> ChangelogSpec {
+        let day = Duration::from_secs(86_400);
+        ChangelogSpec {
+            replication_factor: None,
+            min_compaction_lag: match guarantee {
+                Guarantee::ExactlyOnce => Duration::ZERO,
+                Guarantee::AtLeastOnce => day,
+            },
+            delete_retention: day,
+        }
+    }
+}

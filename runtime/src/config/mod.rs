@@ -1,4 +1,36 @@
 //! The typed configuration tree: the node's file, a deployment's document, a module's manifest.
+//!
+//! The only place that reads YAML. Everything it hands out has been checked, and a check that fails
+//! says the line, the key and what to write instead, for all problems of a document at once.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`deployment`], [`document`] | what a deployment document means; reading it |
+//! | [`node`], [`load`], `build` | what a node's configuration means; reading and combining it |
+//! | [`settings`], [`kafka_properties`] | the tables behind it |
+//! | [`manifest`] | what a module says about itself |
+//! | [`units`], [`problem`], `section`, `yaml` | the parts |
 
+mod build;
 pub mod deployment;
+pub mod document;
+pub mod kafka_properties;
+mod librdkafka_names;
+pub mod load;
 pub mod manifest;
+pub mod node;
+pub mod problem;
+mod section;
+pub mod settings;
+pub mod state_dir;
+pub mod units;
+mod yaml;
+
+pub use document::SpecDefaults;
+pub use node::NodeConfig;
+pub use problem::{Problem, Problems};
+
+#[cfg(test)]
+mod document_tests;
+#[cfg(test)]
+mod load_tests;

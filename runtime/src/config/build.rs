@@ -1,0 +1,312 @@
+//! Checked values to a [`NodeConfig`], and the combinations that do not go together.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::deployment::Start;
+use super::document::SpecDefaults;
+use super::load::Values;
+use super::node::{
+    KafkaConfig, Listen, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl, Secret,
+    Ssl,
+};
+use super::settings::Value;
+
+/// `None` only if something was reported.
+pub(super) fn node_config(values: &Values<'_>, notes: Vec<String>) -> Option<NodeConfig> {
+    check_listeners(values);
+    check_producer(values);
+    check_session(values);
+    let kafka = kafka(values)?;
+    Some(NodeConfig {
+        fleet: text(values, "fleet").unwrap_or_default(),
+        node_id: text(values, "node_id"),
+        environment: text(values, "environment").unwrap_or_default(),
+        group: text(values, "group").unwrap_or_default(),
+        state_dir: path(values, "state_dir").unwrap_or_default(),
+        state_free_min_bytes: integer(values, "state_free_min"),
+        listen: Listen {
+            grpc: address(values, "listen.grpc"),
+            http: address(values, "listen.http"),
+            advertise: list(values, "listen.advertise").into_iter().next(),
+        },
+        shutdown_timeout: duration(values, "shutdown_timeout"),
+        replication_factor: integer(values, "replication_factor") as i16,
+        memory: MemoryBudget {
+            block_cache_bytes: integer(values, "memory.block_cache"),
+            write_buffers_bytes: integer(values, "memory.write_buffers"),
+            queues_bytes: integer(values, "memory.queues"),
+        },
+        defaults: SpecDefaults {
+            start: match text(values, "kafka.auto_offset_reset").as_deref() {
+                Some("latest") => Start::Latest,
+                _ => Start::Earliest,
+            },
+            workers: integer(values, "defaults.workers") as u32,
+            commit_interval: duration(values, "defaults.commit_interval"),
+            batch_records: integer(values, "defaults.batch_records") as u32,
+        },
+        log: LogConfig {
+            format: match text(values, "log.format").as_deref() {
+                Some("json") => LogFormat::Json,
+                _ => LogFormat::Human,
+            },
+            filter: text(values, "log.filter").unwrap_or_default(),
+        },
+        kafka,
+        notes,
+    })
+}
+
+fn kafka(values: &Values<'_>) -> Option<KafkaConfig> {
+    let security_protocol = text(values, "kafka.security_protocol").unwrap_or_default();
+    let sasl = sasl(values, &security_protocol);
+    let ssl = ssl(values, &security_protocol);
+    let properties: BTreeMap<String, Property> = values
+        .properties
+        .iter()
+        .map(|(name, (value, scope, _))| {
+            (
+                name.clone(),
+                Property {
+                    value: value.clone(),
+                    scope: *scope,
+                },
+            )
+        })
+        .collect();
+    Some(KafkaConfig {
+        bootstrap_servers: list(values, "kafka.bootstrap_servers"),
+        security_protocol,
+        sasl,
+        ssl,
+        connect_timeout: duration(values, "kafka.connect_timeout"),
+        acks: text(values, "kafka.acks").unwrap_or_default(),
+        enable_idempotence: flag(values, "kafka.enable_idempotence"),
+        partitioner: text(values, "kafka.partitioner").unwrap_or_default(),
+        properties,
+    })
+}
+
+fn sasl(values: &Values<'_>, protocol: &str) -> Option<Sasl> {
+    let wanted = protocol.starts_with("SASL_");
+    let password = secret(values, "kafka.sasl.password", "kafka.sasl.password_file");
+    if !wanted {
+        for key in [
+            "kafka.sasl.mechanism",
+            "kafka.sasl.username",
+            "kafka.sasl.password",
+            "kafka.sasl.password_file",
+        ] {
+            if values.is_given(key) {
+                let setting = values.name("kafka.security_protocol");
+                let message = format!(
+                    "has no effect with {setting} {protocol}: set {setting} to SASL_SSL, or leave it out"
+                );
+                values.refuse(key, message);
+            }
+        }
+        return None;
+    }
+    let Some(mechanism) = text(values, "kafka.sasl.mechanism") else {
+        let message =
+            format!("{protocol} needs kafka.sasl.mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512");
+        values.refuse("kafka.security_protocol", message);
+        return None;
+    };
+    let username = text(values, "kafka.sasl.username");
+    if mechanism != "OAUTHBEARER" && (username.is_none() || password.is_none()) {
+        let message = format!(
+            "{mechanism} needs kafka.sasl.username and a password (TIDEMILL_KAFKA_SASL_PASSWORD or kafka.sasl.password_file)"
+        );
+        values.refuse("kafka.sasl.mechanism", message);
+    }
+    Some(Sasl {
+        mechanism,
+        username,
+        password,
+    })
+}
+
+fn ssl(values: &Values<'_>, protocol: &str) -> Ssl {
+    let keys = ["kafka.ssl.ca", "kafka.ssl.certificate", "kafka.ssl.key"];
+    let encrypted = protocol == "SSL" || protocol == "SASL_SSL";
+    for key in keys {
+        if values.is_given(key) && !encrypted {
+            let setting = values.name("kafka.security_protocol");
+            let message = format!(
+                "has no effect with {setting} {protocol}: set {setting} to SSL or SASL_SSL"
+            );
+            values.refuse(key, message);
+            continue;
+        }
+        if let Some(path) = path(values, key)
+            && let Err(error) = std::fs::File::open(&path)
+        {
+            values.refuse(key, format!("{} cannot be read: {error}", path.display()));
+        }
+    }
+    let ssl = Ssl {
+        ca: path(values, keys[0]),
+        certificate: path(values, keys[1]),
+        key: path(values, keys[2]),
+        key_password: secret(
+            values,
+            "kafka.ssl.key_password",
+            "kafka.ssl.key_password_file",
+        ),
+    };
+    if ssl.certificate.is_some() != ssl.key.is_some() {
+        let (given, missing) = if ssl.key.is_some() {
+            (keys[2], keys[1])
+        } else {
+            (keys[1], keys[2])
+        };
+        values.refuse(given, format!("needs {missing} as well"));
+    }
+    ssl
+}
+
+/// From the variable, or from the file that a setting names.
+fn secret(values: &Values<'_>, key: &str, file_key: &str) -> Option<Secret> {
+    let direct = text(values, key);
+    let Some(file) = path(values, file_key) else {
+        return direct.map(Secret::new);
+    };
+    if direct.is_some() {
+        values.refuse(
+            file_key,
+            format!("and {} are both given: keep one", values.name(key)),
+        );
+        return None;
+    }
+    match std::fs::read_to_string(&file) {
+        Ok(content) => Some(Secret::new(
+            content.trim_end_matches(['\n', '\r']).to_owned(),
+        )),
+        Err(error) => {
+            values.refuse(
+                file_key,
+                format!("{} cannot be read: {error}", file.display()),
+            );
+            None
+        }
+    }
+}
+
+fn check_listeners(values: &Values<'_>) {
+    let keys = ["listen.grpc", "listen.http"];
+    for key in keys {
+        let address = address(values, key);
+        if !address.ip().is_loopback() && !flag(values, "insecure") {
+            let message = format!(
+                "{address} is reachable from other machines and not encrypted: use 127.0.0.1, or allow it with \
+                 `insecure: true` (--insecure)"
+            );
+            values.refuse(key, message);
+        }
+    }
+    let (grpc, http) = (address(values, keys[0]), address(values, keys[1]));
+    if grpc == http && grpc.port() != 0 {
+        values.refuse(
+            keys[1],
+            format!("and {} are both {grpc}: give them different ports", keys[0]),
+        );
+    }
+}
+
+fn check_producer(values: &Values<'_>) {
+    let (acks, idempotence) = ("kafka.acks", "kafka.enable_idempotence");
+    let all = matches!(text(values, acks).as_deref(), Some("all" | "-1"));
+    if !flag(values, idempotence) {
+        return;
+    }
+    if !all {
+        let message = format!(
+            "{} does not go with {} true: set {} all, or {} false",
+            text(values, acks).unwrap_or_default(),
+            values.name(idempotence),
+            values.name(acks),
+            values.name(idempotence)
+        );
+        values.refuse(acks, message);
+    }
+    for name in ["max.in.flight.requests.per.connection", "max.in.flight"] {
+        if let Some((value, _, _)) = values.properties.get(name)
+            && value.parse::<u64>().is_ok_and(|value| value > 5)
+        {
+            let message = format!(
+                "kafka.properties.{name} {value} does not go with {} true: at most 5 requests may be in flight",
+                values.name(idempotence)
+            );
+            values.refuse(idempotence, message);
+        }
+    }
+}
+
+/// Group membership settings have an order of their own; the broker would only say "rejected".
+fn check_session(values: &Values<'_>) {
+    let number = |name: &str| -> Option<u64> { values.properties.get(name)?.0.parse().ok() };
+    // The node's default session, and librdkafka's for the other two.
+    let session = number("session.timeout.ms").unwrap_or(10_000);
+    let heartbeat = number("heartbeat.interval.ms").unwrap_or(3_000);
+    let poll = number("max.poll.interval.ms").unwrap_or(300_000);
+    let key = "kafka.properties";
+    if heartbeat >= session {
+        let message = format!(
+            "heartbeat.interval.ms ({heartbeat}) must be below session.timeout.ms ({session})"
+        );
+        values.refuse(key, message);
+    }
+    if poll < session {
+        let message = format!(
+            "max.poll.interval.ms ({poll}) must not be below session.timeout.ms ({session})"
+        );
+        values.refuse(key, message);
+    }
+}
+
+fn text(values: &Values<'_>, key: &str) -> Option<String> {
+    match values.get(key) {
+        Value::Text(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+fn path(values: &Values<'_>, key: &str) -> Option<PathBuf> {
+    text(values, key).map(PathBuf::from)
+}
+
+fn list(values: &Values<'_>, key: &str) -> Vec<String> {
+    match values.get(key) {
+        Value::List(items) => items.clone(),
+        _ => Vec::new(),
+    }
+}
+
+fn integer(values: &Values<'_>, key: &str) -> u64 {
+    match values.get(key) {
+        Value::Integer(value) => *value,
+        _ => 0,
+    }
+}
+
+fn flag(values: &Values<'_>, key: &str) -> bool {
+    matches!(values.get(key), Value::Bool(true))
+}
+
+fn duration(values: &Values<'_>, key: &str) -> Duration {
+    match values.get(key) {
+        Value::Duration(value) => *value,
+        _ => Duration::ZERO,
+    }
+}
+
+fn address(values: &Values<'_>, key: &str) -> SocketAddr {
+    match values.get(key) {
+        Value::Address(address) => *address,
+        _ => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+    }
+}

@@ -1,0 +1,450 @@
+//! Reads deployment documents: YAML in, [`DeploymentSpec`] or every problem out.
+//!
+//! Never panics on any input (a property test says so), because documents arrive over the network.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::deployment::{
+    ChangelogSpec, CommitSpec, DeploymentSpec, Failures, Guarantee, InputSpec, Limits, OutputSpec,
+    Start,
+};
+use super::problem::{Problem, Problems, Report};
+use super::section::{Field, Section};
+use super::units;
+use super::yaml::{self, Node, Yaml};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Inputs or outputs of one deployment.
+const BINDINGS_MAX: usize = 64;
+
+/// What a document that does not say gets; a node's configuration may change it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecDefaults {
+    pub start: Start,
+    pub workers: u32,
+    pub commit_interval: Duration,
+    pub batch_records: u32,
+}
+
+impl Default for SpecDefaults {
+    fn default() -> SpecDefaults {
+        SpecDefaults {
+            start: Start::Earliest,
+            workers: 1,
+            commit_interval: Duration::from_millis(100),
+            batch_records: 500,
+        }
+    }
+}
+
+impl DeploymentSpec {
+    /// Reads exactly one document, with the built-in defaults.
+    pub fn parse(text: &str) -> Result<DeploymentSpec, Problems> {
+        DeploymentSpec::parse_with(text, &SpecDefaults::default())
+    }
+
+    /// Reads exactly one document.
+    pub fn parse_with(text: &str, defaults: &SpecDefaults) -> Result<DeploymentSpec, Problems> {
+        let mut specs = DeploymentSpec::parse_all_with(text, defaults)?;
+        match (specs.len(), specs.pop()) {
+            (1, Some(spec)) => Ok(spec),
+            (count, _) => Err(Problems::one(
+                "document",
+                format!("expected one deployment, found {count}"),
+            )),
+        }
+    }
+
+    /// Reads every document of a file, in order. At least one.
+    pub fn parse_all(text: &str) -> Result<Vec<DeploymentSpec>, Problems> {
+        DeploymentSpec::parse_all_with(text, &SpecDefaults::default())
+    }
+
+    pub fn parse_all_with(
+        text: &str,
+        defaults: &SpecDefaults,
+    ) -> Result<Vec<DeploymentSpec>, Problems> {
+        let nodes = yaml::documents(text)?;
+        if nodes.is_empty() {
+            return Err(Problems::one(
+                "document",
+                "is empty: a deployment needs at least name, module and inputs",
+            ));
+        }
+        let report = Report::default();
+        let specs: Vec<_> = nodes
+            .iter()
+            .filter_map(|node| read(node, defaults, &report))
+            .collect();
+        refuse_equal_names(&nodes, &specs, &report);
+        report.finish(Some(specs))
+    }
+}
+
+/// The parts of a file with several documents, each with what it parses to: the text is what the
+/// registry keeps, exactly as its author wrote it.
+pub fn split_documents(text: &str) -> Result<Vec<(String, DeploymentSpec)>, Problems> {
+    // Whole-file check first, so that line numbers are the file's.
+    let specs = DeploymentSpec::parse_all(text)?;
+    let mut parts: Vec<String> = vec![String::new()];
+    for line in text.lines() {
+        if line == "---" || line.starts_with("--- ") {
+            parts.push(String::new());
+        }
+        if let Some(part) = parts.last_mut() {
+            part.push_str(line);
+            part.push('\n');
+        }
+    }
+    parts.retain(|part| yaml::documents(part).is_ok_and(|nodes| !nodes.is_empty()));
+    if parts.len() != specs.len() {
+        let message = "documents must be separated by lines of exactly `---`";
+        return Err(Problems::one("document", message));
+    }
+    Ok(parts.into_iter().zip(specs).collect())
+}
+
+fn refuse_equal_names(nodes: &[Node], specs: &[DeploymentSpec], report: &Report) {
+    // With a problem in some document the two lists do not line up; the names wait for the next try.
+    if nodes.len() != specs.len() {
+        return;
+    }
+    for (at, (node, spec)) in nodes.iter().zip(specs).enumerate() {
+        if specs[..at].iter().any(|earlier| earlier.name == spec.name) {
+            let message = format!(
+                "`{}` is deployed by an earlier document of this file",
+                spec.name
+            );
+            report.add(Some(node.line), "name", message);
+        }
+    }
+}
+
+fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<DeploymentSpec> {
+    let mut section = Section::open(node, "", node.line, report)?;
+    let name = name(&mut section);
+    let module = section.text("module");
+    if module.is_none() && !has(node, "module") {
+        section.missing(
+            "module",
+            "write the path of a .wasm file or of a handler's crate",
+        );
+    }
+    let inputs = inputs(&mut section, defaults, report);
+    let outputs = outputs(&mut section);
+    let guarantee = section.choice(
+        "guarantee",
+        Guarantee::default(),
+        &[
+            ("exactly_once", Guarantee::ExactlyOnce),
+            ("at_least_once", Guarantee::AtLeastOnce),
+        ],
+    );
+    let workers = section.integer("workers", defaults.workers.into(), 1..=64) as u32;
+    let config = section
+        .take("config")
+        .map_or(serde_json::json!({}), |field| field.node.value.json());
+    let failures = failures(&mut section);
+    let limits = limits(&mut section, defaults);
+    let commit = commit(&mut section, defaults, report);
+    let changelog = changelog(&mut section, guarantee);
+    if let Some(field) = section.take("inbox") {
+        field.refuse(
+            "is not supported by this version; exactly_once already refuses repeated input",
+        );
+    }
+    if limits.emit_bytes > commit.overlay_bytes {
+        let message = format!(
+            "{} is above commit.overlay_bytes ({}): what one record writes must fit the overlay",
+            units::show_bytes(limits.emit_bytes),
+            units::show_bytes(commit.overlay_bytes)
+        );
+        report.add(section.line_of("limits"), "limits.emit_bytes", message);
+    }
+    section.finish();
+    Some(DeploymentSpec {
+        name: name?,
+        module: module?,
+        inputs,
+        outputs,
+        guarantee,
+        workers,
+        config,
+        failures,
+        limits,
+        commit,
+        changelog,
+    })
+}
+
+fn has(node: &Node, name: &str) -> bool {
+    matches!(&node.value, Yaml::Map(entries)
+        if entries.iter().any(|(key, node)| key.name == name && node.value != Yaml::Null))
+}
+
+fn name(section: &mut Section<'_>) -> Option<String> {
+    let Some(field) = section.take("name") else {
+        section.missing("name", "write 1 to 100 characters of a-z, 0-9 and -");
+        return None;
+    };
+    let name = field.text()?;
+    let valid = (1..=100).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if !valid {
+        field.refuse(format!(
+            "`{name}` is no deployment name: use 1 to 100 characters of a-z, 0-9 and -"
+        ));
+        return None;
+    }
+    Some(name)
+}
+
+fn inputs(
+    section: &mut Section<'_>,
+    defaults: &SpecDefaults,
+    report: &Report,
+) -> BTreeMap<String, InputSpec> {
+    let mut inputs: BTreeMap<String, InputSpec> = BTreeMap::new();
+    let Some(field) = section.take("inputs") else {
+        section.missing("inputs", "write inputs: { NAME: { topic: TOPIC } }");
+        return inputs;
+    };
+    let Some(mut bindings) = field.section() else {
+        return inputs;
+    };
+    let all = bindings.all();
+    if all.is_empty() || all.len() > BINDINGS_MAX {
+        field.refuse(format!(
+            "has {} entries: 1 to {BINDINGS_MAX} are possible",
+            all.len()
+        ));
+    }
+    for (logical, field) in all {
+        let Some(mut input) = field.section() else {
+            continue;
+        };
+        let topic = topic(&mut input);
+        let start = input
+            .take("start")
+            .and_then(start)
+            .unwrap_or(defaults.start);
+        input.finish();
+        let Some(topic) = topic else { continue };
+        if let Some((other, _)) = inputs.iter().find(|(_, earlier)| earlier.topic == topic) {
+            let message = format!("inputs.{other} reads `{topic}` already: bind each topic once");
+            report.add(Some(field.line), &field.path, message);
+        }
+        inputs.insert(logical.to_owned(), InputSpec { topic, start });
+    }
+    inputs
+}
+
+fn outputs(section: &mut Section<'_>) -> BTreeMap<String, OutputSpec> {
+    let mut outputs = BTreeMap::new();
+    let Some(mut bindings) = section.section("outputs") else {
+        return outputs;
+    };
+    for (logical, field) in bindings.all() {
+        if outputs.len() == BINDINGS_MAX {
+            field.refuse(format!(
+                "is one too many: at most {BINDINGS_MAX} outputs are possible"
+            ));
+            break;
+        }
+        let Some(mut output) = field.section() else {
+            continue;
+        };
+        let topic = topic(&mut output);
+        output.finish();
+        if let Some(topic) = topic {
+            outputs.insert(logical.to_owned(), OutputSpec { topic });
+        }
+    }
+    outputs
+}
+
+fn topic(section: &mut Section<'_>) -> Option<String> {
+    let Some(field) = section.take("topic") else {
+        section.missing("topic", "write topic: NAME");
+        return None;
+    };
+    let topic = field.text()?;
+    match check_topic(&topic) {
+        Ok(()) => Some(topic),
+        Err(message) => {
+            field.refuse(message);
+            None
+        }
+    }
+}
+
+/// Kafka's own rule for topic names.
+pub fn check_topic(topic: &str) -> Result<(), String> {
+    let valid = (1..=249).contains(&topic.len())
+        && topic != "."
+        && topic != ".."
+        && topic
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if valid {
+        return Ok(());
+    }
+    Err(format!(
+        "`{topic}` is no topic name: Kafka takes 1 to 249 characters of a-z, A-Z, 0-9, `.`, `_` and `-`"
+    ))
+}
+
+fn start(field: Field<'_>) -> Option<Start> {
+    if let Yaml::Int(ms) = field.node.value {
+        if let Ok(ms @ 0..) = i64::try_from(ms) {
+            return Some(Start::Timestamp(ms));
+        }
+        field.refuse("a timestamp is a number of milliseconds since 1970, 0 or above");
+        return None;
+    }
+    let text = field.text()?;
+    match text.as_str() {
+        "earliest" => Some(Start::Earliest),
+        "latest" => Some(Start::Latest),
+        _ => match units::parse_time_ms(&text) {
+            Ok(ms) => Some(Start::Timestamp(ms)),
+            Err(_) => {
+                field.refuse(format!(
+                    "unknown value `{text}`: write earliest, latest or a time like 2013-01-31T12:00:00Z"
+                ));
+                None
+            }
+        },
+    }
+}
+
+fn failures(section: &mut Section<'_>) -> Failures {
+    let Some(field) = section.take("failures") else {
+        return Failures::default();
+    };
+    if let Yaml::Map(_) = field.node.value {
+        field.refuse(
+            "retries, parking and dead letters are not supported by this version: write `failures: halt` \
+             (stop before the failed record) or `failures: skip` (drop its effects and count it)",
+        );
+        return Failures::default();
+    }
+    section.choice(
+        "failures",
+        Failures::default(),
+        &[("halt", Failures::Halt), ("skip", Failures::Skip)],
+    )
+}
+
+fn limits(section: &mut Section<'_>, defaults: &SpecDefaults) -> Limits {
+    let standard = Limits::default();
+    let standard = Limits {
+        batch_records: defaults.batch_records,
+        ..standard
+    };
+    let Some(mut limits) = section.section("limits") else {
+        return standard;
+    };
+    let read = Limits {
+        memory_bytes: limits.bytes("memory", standard.memory_bytes, MIB..=4 * GIB),
+        batch_time: limits.duration(
+            "batch_time",
+            standard.batch_time,
+            Duration::from_millis(1)..=Duration::from_secs(600),
+        ),
+        emit_bytes: limits.bytes("emit_bytes", standard.emit_bytes, KIB..=GIB),
+        emit_records: limits.integer("emit_records", standard.emit_records.into(), 1..=1_000_000)
+            as u32,
+        table_elements: limits.integer(
+            "table_elements",
+            standard.table_elements.into(),
+            1..=10_000_000,
+        ) as u32,
+        batch_records: limits.integer("batch_records", standard.batch_records.into(), 1..=500)
+            as u32,
+    };
+    limits.finish();
+    read
+}
+
+fn commit(section: &mut Section<'_>, defaults: &SpecDefaults, report: &Report) -> CommitSpec {
+    let standard = CommitSpec {
+        interval: defaults.commit_interval,
+        ..CommitSpec::default()
+    };
+    // A node whose default interval is short must not make every document without one invalid.
+    let standard = CommitSpec {
+        min_interval: standard.min_interval.min(standard.interval),
+        ..standard
+    };
+    let Some(mut commit) = section.section("commit") else {
+        return standard;
+    };
+    let ms = Duration::from_millis;
+    let interval = commit.duration("interval", standard.interval, ms(1)..=ms(60_000));
+    let min_default = standard.min_interval.min(interval);
+    let read = CommitSpec {
+        interval,
+        min_interval: commit.duration("min_interval", min_default, ms(0)..=ms(60_000)),
+        overlay_bytes: commit.bytes("overlay_bytes", standard.overlay_bytes, 64 * KIB..=16 * GIB),
+        max_records: commit.integer("max_records", standard.max_records, 1..=100_000_000),
+    };
+    if read.min_interval > read.interval {
+        let message = format!(
+            "{} is above commit.interval ({})",
+            units::show_duration(read.min_interval),
+            units::show_duration(read.interval)
+        );
+        report.add(
+            commit.line_of("min_interval"),
+            "commit.min_interval",
+            message,
+        );
+    }
+    commit.finish();
+    read
+}
+
+fn changelog(section: &mut Section<'_>, guarantee: Guarantee) -> ChangelogSpec {
+    let standard = ChangelogSpec::default_for(guarantee);
+    let Some(mut changelog) = section.section("changelog") else {
+        return standard;
+    };
+    let days = |days: u32| DAY * days;
+    let factor = changelog.integer("replication_factor", 0, 1..=15);
+    let read = ChangelogSpec {
+        replication_factor: (factor > 0).then_some(factor as i16),
+        min_compaction_lag: changelog.duration(
+            "min_compaction_lag",
+            standard.min_compaction_lag,
+            Duration::ZERO..=days(365),
+        ),
+        delete_retention: changelog.duration(
+            "delete_retention",
+            standard.delete_retention,
+            Duration::from_secs(60)..=days(365),
+        ),
+    };
+    changelog.finish();
+    read
+}
+
+/// Adds the file's name to problems, for people who applied several files.
+pub fn in_file(problems: Problems, file: &str) -> Problems {
+    let rename = |problem: Problem| {
+        let key = if problem.key.is_empty() {
+            file.to_owned()
+        } else {
+            format!("{file}: {}", problem.key)
+        };
+        Problem { key, ..problem }
+    };
+    Problems(problems.0.into_iter().map(rename).collect())
+}

@@ -1,0 +1,326 @@
+//! Pass-through client properties: which are librdkafka's, which are Java's and mean something
+//! else here, and which the node sets itself.
+//!
+//! A property is translated or refused, never ignored: a name from a Java configuration that the
+//! client would not know must not look as if it had an effect.
+
+use super::librdkafka_names::NAMES;
+use super::problem::nearest;
+
+/// Which client a property concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    Both,
+    Consumer,
+    Producer,
+}
+
+/// What becomes of one property.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Handed to librdkafka under this name and value.
+    Pass {
+        name: String,
+        value: String,
+        scope: Scope,
+    },
+    /// It means one of the node's own settings.
+    Setting {
+        key: &'static str,
+        value: String,
+    },
+    /// Right as it is and without effect, because the node always does so; worth a line in the log.
+    Implied(&'static str),
+    Refuse(String),
+}
+
+/// Java's names and librdkafka's for the same thing.
+const RENAMED: &[(&str, &str)] = &[
+    ("fetch.max.wait.ms", "fetch.wait.max.ms"),
+    ("max.request.size", "message.max.bytes"),
+    ("receive.buffer.bytes", "socket.receive.buffer.bytes"),
+    ("send.buffer.bytes", "socket.send.buffer.bytes"),
+    (
+        "socket.connection.setup.timeout.ms",
+        "socket.connection.setup.timeout.ms",
+    ),
+    ("default.api.timeout.ms", "socket.timeout.ms"),
+    ("request.timeout.ms", "socket.timeout.ms"),
+];
+
+/// Properties that are one of our own settings.
+const OWN: &[(&str, &str)] = &[
+    ("bootstrap.servers", "kafka.bootstrap_servers"),
+    ("metadata.broker.list", "kafka.bootstrap_servers"),
+    ("security.protocol", "kafka.security_protocol"),
+    ("sasl.mechanism", "kafka.sasl.mechanism"),
+    ("sasl.mechanisms", "kafka.sasl.mechanism"),
+    ("ssl.ca.location", "kafka.ssl.ca"),
+    ("ssl.certificate.location", "kafka.ssl.certificate"),
+    ("ssl.key.location", "kafka.ssl.key"),
+    ("acks", "kafka.acks"),
+    ("request.required.acks", "kafka.acks"),
+    ("enable.idempotence", "kafka.enable_idempotence"),
+    ("enable.auto.commit", "kafka.enable_auto_commit"),
+    ("auto.offset.reset", "kafka.auto_offset_reset"),
+    ("max.poll.records", "defaults.batch_records"),
+    ("partitioner", "kafka.partitioner"),
+];
+
+/// Properties that would break a guarantee, or that have no counterpart; each with what to do.
+const REFUSED: &[(&str, &str)] = &[
+    (
+        "group.id",
+        "the node names its groups {environment}.{group}.{deployment}: set `environment` and `group`",
+    ),
+    (
+        "group.instance.id",
+        "the node derives it from its persisted id",
+    ),
+    (
+        "group.protocol",
+        "the node uses classic groups with static membership",
+    ),
+    (
+        "group.remote.assignor",
+        "the node uses classic groups with static membership",
+    ),
+    (
+        "partition.assignment.strategy",
+        "the node chooses it by the number of inputs of a deployment",
+    ),
+    (
+        "transactional.id",
+        "the node derives it from fleet, deployment, node id and worker",
+    ),
+    (
+        "transaction.timeout.ms",
+        "the node keeps transactions to milliseconds and sets it itself",
+    ),
+    ("enable.auto.offset.store", "the node owns its offsets"),
+    (
+        "auto.commit.interval.ms",
+        "the node commits offsets with their effects: set defaults.commit_interval",
+    ),
+    ("offset.store.method", "the node owns its offsets"),
+    (
+        "allow.auto.create.topics",
+        "topics are never created by accident: use `tidemill topics create`",
+    ),
+    (
+        "max.block.ms",
+        "the client never blocks in a send; set `delivery.timeout.ms` for how long a send may take",
+    ),
+    (
+        "sasl.jaas.config",
+        "set kafka.sasl.username and TIDEMILL_KAFKA_SASL_PASSWORD instead",
+    ),
+    ("sasl.username", "set kafka.sasl.username instead"),
+    (
+        "sasl.password",
+        "set TIDEMILL_KAFKA_SASL_PASSWORD or kafka.sasl.password_file, so that it stays hidden",
+    ),
+    (
+        "ssl.key.password",
+        "set TIDEMILL_KAFKA_SSL_KEY_PASSWORD or kafka.ssl.key_password_file",
+    ),
+    (
+        "ssl.truststore.location",
+        "a Java trust store is not read: export the certificate as PEM, set kafka.ssl.ca",
+    ),
+    (
+        "ssl.truststore.password",
+        "a Java trust store is not read: export the certificate as PEM, set kafka.ssl.ca",
+    ),
+    (
+        "ssl.truststore.type",
+        "a Java trust store is not read: export the certificate as PEM, set kafka.ssl.ca",
+    ),
+    (
+        "ssl.keystore.type",
+        "give kafka.ssl.certificate and kafka.ssl.key as PEM instead",
+    ),
+    (
+        "key.serializer",
+        "records are bytes to the node: encode in the handler",
+    ),
+    (
+        "value.serializer",
+        "records are bytes to the node: encode in the handler",
+    ),
+    (
+        "key.deserializer",
+        "records are bytes to the node: decode in the handler",
+    ),
+    (
+        "value.deserializer",
+        "records are bytes to the node: decode in the handler",
+    ),
+    (
+        "partitioner.class",
+        "Java classes cannot be loaded: set kafka.partitioner",
+    ),
+    ("interceptor.classes", "Java classes cannot be loaded"),
+    (
+        "metric.reporters",
+        "Java classes cannot be loaded: scrape /metrics",
+    ),
+    (
+        "plugin.library.paths",
+        "foreign code is not loaded into the node",
+    ),
+];
+
+/// Decides what becomes of one property.
+pub(super) fn judge(name: &str, value: &str) -> Fate {
+    let find = |table: &'static [(&str, &'static str)]| {
+        table
+            .iter()
+            .find(|(from, _)| *from == name)
+            .map(|&(_, to)| to)
+    };
+    if name == "isolation.level" {
+        return match value {
+            "read_committed" => Fate::Implied("the node always reads committed records only"),
+            _ => Fate::Refuse(
+                "only read_committed is possible: other records may never have happened".into(),
+            ),
+        };
+    }
+    if name == "check.crcs" {
+        return match value {
+            "true" => Fate::Implied("the node always checks checksums"),
+            _ => Fate::Refuse("checksums are always checked".into()),
+        };
+    }
+    if let Some(key) = find(OWN) {
+        return Fate::Setting {
+            key,
+            value: value.to_owned(),
+        };
+    }
+    if let Some(reason) = find(REFUSED) {
+        return Fate::Refuse(reason.to_owned());
+    }
+    if name == "buffer.memory" {
+        return buffer_memory(value);
+    }
+    let name = find(RENAMED).unwrap_or(name);
+    match NAMES.iter().find(|(known, _)| *known == name) {
+        Some(&(_, scope)) => Fate::Pass {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            scope,
+        },
+        None => Fate::Refuse(unknown(name)),
+    }
+}
+
+/// Java counts the producer's queue in bytes, librdkafka in KiB.
+fn buffer_memory(value: &str) -> Fate {
+    match super::units::parse_bytes(value) {
+        Ok(bytes) if (1024..=2_147_483_647 * 1024).contains(&bytes) => Fate::Pass {
+            name: "queue.buffering.max.kbytes".to_owned(),
+            value: (bytes / 1024).to_string(),
+            scope: Scope::Producer,
+        },
+        Ok(_) => Fate::Refuse("is outside 1KiB to 2TiB".to_owned()),
+        Err(message) => Fate::Refuse(message),
+    }
+}
+
+fn unknown(name: &str) -> String {
+    let java = RENAMED
+        .iter()
+        .chain(OWN)
+        .chain(REFUSED)
+        .map(|(name, _)| *name);
+    match nearest(name, NAMES.iter().map(|(name, _)| *name).chain(java)) {
+        Some(near) => format!("unknown client property, did you mean `{near}`?"),
+        None => "unknown client property: librdkafka's CONFIGURATION.md lists them".to_owned(),
+    }
+}
+
+/// True for values that must not be shown.
+pub fn is_secret(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    ["password", "secret", "pem", "token", "config", "jaas"]
+        .iter()
+        .any(|word| last.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documented_java_settings_are_translated_or_refused() {
+        let pass = |name: &str, value: &str, scope| Fate::Pass {
+            name: name.into(),
+            value: value.into(),
+            scope,
+        };
+        use Scope::{Both, Consumer, Producer};
+        for (given, value, expected) in [
+            ("batch.size", "65536", pass("batch.size", "65536", Producer)),
+            ("linger.ms", "10", pass("linger.ms", "10", Producer)),
+            (
+                "compression.type",
+                "lz4",
+                pass("compression.type", "lz4", Producer),
+            ),
+            (
+                "buffer.memory",
+                "67108864",
+                pass("queue.buffering.max.kbytes", "65536", Producer),
+            ),
+            (
+                "fetch.min.bytes",
+                "1024",
+                pass("fetch.min.bytes", "1024", Consumer),
+            ),
+            (
+                "fetch.max.wait.ms",
+                "500",
+                pass("fetch.wait.max.ms", "500", Consumer),
+            ),
+            (
+                "max.partition.fetch.bytes",
+                "1048576",
+                pass("max.partition.fetch.bytes", "1048576", Consumer),
+            ),
+            (
+                "fetch.max.bytes",
+                "10485760",
+                pass("fetch.max.bytes", "10485760", Consumer),
+            ),
+            ("client.rack", "a", pass("client.rack", "a", Both)),
+        ] {
+            assert_eq!(judge(given, value), expected, "{given}");
+        }
+        assert_eq!(
+            judge("max.poll.records", "500"),
+            Fate::Setting {
+                key: "defaults.batch_records",
+                value: "500".into()
+            }
+        );
+        for refused in [
+            "max.block.ms",
+            "sasl.jaas.config",
+            "ssl.truststore.location",
+            "transactional.id",
+            "group.id",
+        ] {
+            assert!(matches!(judge(refused, "1"), Fate::Refuse(_)), "{refused}");
+        }
+        assert_eq!(
+            judge("linger.msec", "5"),
+            Fate::Refuse("unknown client property, did you mean `linger.ms`?".into())
+        );
+        assert!(matches!(
+            judge("isolation.level", "read_uncommitted"),
+            Fate::Refuse(_)
+        ));
+    }
+}

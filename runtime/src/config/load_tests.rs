@@ -1,0 +1,332 @@
+//! A node's configuration: who wins over whom, what is refused, and what is never shown.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::deployment::Start;
+use super::load::{Effective, Flag, Source, Sources};
+use super::node::{Client, NodeConfig};
+use super::problem::Problems;
+
+fn load(
+    file: &str,
+    variables: &[(&str, &str)],
+    flags: &[(&str, &str)],
+) -> Result<Effective, Problems> {
+    let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    NodeConfig::load(&Sources {
+        file: Some(("tidemill.yaml".into(), file.into())),
+        variables: variables.iter().map(pair).collect(),
+        flags: flags
+            .iter()
+            .map(pair)
+            .map(|(key, value)| Flag {
+                name: format!("--{}", key.replace('.', "-")),
+                key,
+                value,
+            })
+            .collect(),
+    })
+}
+
+fn refusal(file: &str, variables: &[(&str, &str)], flags: &[(&str, &str)]) -> String {
+    load(file, variables, flags)
+        .expect_err("refused")
+        .to_string()
+}
+
+#[test]
+fn nothing_given_is_a_safe_node_on_loopback() {
+    let config = NodeConfig::default();
+    assert_eq!(config.listen.grpc.to_string(), "127.0.0.1:7600");
+    assert_eq!(config.listen.http.to_string(), "127.0.0.1:7601");
+    assert_eq!(config.kafka.bootstrap_servers, ["localhost:9092"]);
+    assert_eq!(
+        (config.kafka.acks.as_str(), config.kafka.enable_idempotence),
+        ("all", true)
+    );
+    assert_eq!(config.kafka.partitioner, "murmur2_random");
+    assert_eq!(config.group_of("word-count"), "local.default.word-count");
+    assert_eq!(config.defaults, super::SpecDefaults::default());
+    assert!(config.notes.is_empty());
+}
+
+#[test]
+fn a_flag_beats_a_variable_beats_a_documented_variable_beats_the_file() {
+    let file = "kafka:\n  bootstrap_servers: [a:1, b:2]\n";
+    let documented = ("KAFKA_BOOTSTRAP_SERVERS", "c:3");
+    let own = ("TIDEMILL_KAFKA_BOOTSTRAP_SERVERS", "d:4");
+    let flag = ("kafka.bootstrap_servers", "e:5");
+    for (variables, flags, expected, source) in [
+        (
+            vec![],
+            vec![],
+            "a:1,b:2",
+            Source::File {
+                name: "tidemill.yaml".into(),
+                line: 2,
+            },
+        ),
+        (
+            vec![documented],
+            vec![],
+            "c:3",
+            Source::Variable(documented.0.into()),
+        ),
+        (
+            vec![own, documented],
+            vec![],
+            "d:4",
+            Source::Variable(own.0.into()),
+        ),
+        (
+            vec![documented, own],
+            vec![flag],
+            "e:5",
+            Source::Flag("--kafka-bootstrap_servers".into()),
+        ),
+    ] {
+        let effective = load(file, &variables, &flags).expect("valid");
+        let shown = effective
+            .shown
+            .iter()
+            .find(|shown| shown.key == "kafka.bootstrap_servers")
+            .expect("shown");
+        assert_eq!((shown.value.as_str(), &shown.source), (expected, &source));
+        assert_eq!(effective.config.kafka.bootstrap_servers.join(","), expected);
+    }
+}
+
+#[test]
+fn the_documented_flat_file_and_variables_are_understood() {
+    let file = "bootstrap_servers: localhost:9092\nenvironment: prod\ngroup: my-service\ntimeout_seconds: 45\n\
+                acks: all\nenable_idempotence: true\nauto_offset_reset: latest\nenable_auto_commit: true\n\
+                max_retry_attempts: 3\nretry_backoff_base: 1.0\ncircuit_breaker_threshold: 5\n\
+                circuit_breaker_reset_timeout: 30.0\nconsumer_sleep_interval: 0.1\ndead_letter_topic: dlq-events\n";
+    let effective = load(file, &[("KAFKA_TIMEOUT_SECONDS", "60")], &[]).expect("valid");
+    let config = effective.config;
+    assert_eq!(config.group_of("orders"), "prod.my-service.orders");
+    assert_eq!(config.kafka.connect_timeout, Duration::from_secs(60));
+    assert_eq!(config.defaults.start, Start::Latest);
+    // Auto-commit and the settings without effect are said aloud, never silently dropped.
+    for word in [
+        "enable_auto_commit",
+        "dead_letter_topic",
+        "max_retry_attempts",
+        "consumer_sleep_interval",
+    ] {
+        assert!(
+            config.notes.iter().any(|note| note.contains(word)),
+            "{word}: {:?}",
+            config.notes
+        );
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused_whoever_gave_them() {
+    let text = refusal(
+        "kafka: { connect_timeout: 10m }\ndefaults: { workers: 0 }\n",
+        &[
+            ("KAFKA_CONSUMER_SLEEP_INTERVAL", "11"),
+            ("KAFKA_MAX_RETRY_ATTEMPTS", "-1"),
+            ("KAFKA_ACKS", "2"),
+        ],
+        &[("listen.grpc", "nowhere")],
+    );
+    assert_eq!(
+        text,
+        "line 1: kafka.connect_timeout: 10m is outside 1s to 5m\n\
+         line 2: defaults.workers: 0 is outside 1 to 64\n\
+         --listen-grpc: `nowhere` is no address: write IP:PORT, for example 127.0.0.1:7600\n\
+         KAFKA_ACKS: unknown value `2`, known are all, 1, 0, -1\n\
+         KAFKA_CONSUMER_SLEEP_INTERVAL: 11 is outside 0.01 to 10\n\
+         KAFKA_MAX_RETRY_ATTEMPTS: `-1` is no whole number from 0 to 10"
+    );
+}
+
+#[test]
+fn misspelt_keys_variables_and_properties_are_refused_with_the_nearest() {
+    let text = refusal(
+        "flet: a\nkafka:\n  bootstrap_server: a:1\n  properties:\n    linger.msec: 5\n",
+        &[
+            ("TIDEMILL_FLET", "x"),
+            ("KAFKA_BOOTSTRAP_SERVER", "a:1"),
+            ("KAFKA_HEAP_OPTS", "-Xmx1g"),
+        ],
+        &[],
+    );
+    assert_eq!(
+        text,
+        "line 1: flet: unknown key, did you mean `fleet`?\n\
+         line 3: kafka.bootstrap_server: unknown key, did you mean `kafka.bootstrap_servers`?\n\
+         line 5: kafka.properties.linger.msec: unknown client property, did you mean `linger.ms`?\n\
+         TIDEMILL_FLET: unknown variable, did you mean TIDEMILL_FLEET?\n\
+         KAFKA_BOOTSTRAP_SERVER: unknown variable, did you mean KAFKA_BOOTSTRAP_SERVERS?"
+    );
+}
+
+#[test]
+fn combinations_that_do_not_go_together_are_refused_naming_both() {
+    for (file, variables, both) in [
+        (
+            "",
+            vec![("KAFKA_ACKS", "1")],
+            ["KAFKA_ACKS", "kafka.enable_idempotence"],
+        ),
+        (
+            "kafka: { acks: 1, enable_idempotence: true }",
+            vec![],
+            ["kafka.acks", "kafka.enable_idempotence"],
+        ),
+        (
+            "kafka: { properties: { max.in.flight: 10 } }",
+            vec![],
+            ["max.in.flight", "kafka.enable_idempotence"],
+        ),
+        (
+            "kafka: { properties: { session.timeout.ms: 6000, heartbeat.interval.ms: 6000 } }",
+            vec![],
+            ["heartbeat.interval.ms", "session.timeout.ms"],
+        ),
+        (
+            "kafka: { sasl: { username: me } }",
+            vec![],
+            ["kafka.sasl.username", "kafka.security_protocol"],
+        ),
+        (
+            "kafka: { security_protocol: SASL_SSL }",
+            vec![],
+            ["kafka.security_protocol", "kafka.sasl.mechanism"],
+        ),
+        (
+            "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: SCRAM-SHA-512, username: me } }",
+            vec![],
+            ["kafka.sasl.mechanism", "TIDEMILL_KAFKA_SASL_PASSWORD"],
+        ),
+        (
+            "listen: { http: '127.0.0.1:7600' }",
+            vec![],
+            ["listen.http", "listen.grpc"],
+        ),
+        (
+            "listen: { grpc: '0.0.0.0:7600' }",
+            vec![],
+            ["listen.grpc", "insecure"],
+        ),
+        (
+            "acks: all\nkafka: { acks: all }",
+            vec![],
+            ["kafka.acks", "acks"],
+        ),
+        (
+            "kafka: { acks: all, properties: { acks: all } }",
+            vec![],
+            ["kafka.properties.acks", "kafka.acks"],
+        ),
+    ] {
+        let text = refusal(file, &variables, &[]);
+        for name in both {
+            assert!(
+                text.contains(name),
+                "{file} {variables:?} should name {name}: {text}"
+            );
+        }
+    }
+    let low_latency =
+        load("kafka: { acks: 1, enable_idempotence: false }", &[], &[]).expect("consistent");
+    let producer = low_latency
+        .config
+        .kafka
+        .client_properties(Client::Producer {
+            transactional: false,
+        });
+    assert!(producer.contains(&("acks".into(), "1".into())));
+    let transactional = low_latency
+        .config
+        .kafka
+        .client_properties(Client::Producer {
+            transactional: true,
+        });
+    assert!(transactional.contains(&("acks".into(), "all".into())));
+}
+
+#[test]
+fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
+    let file =
+        "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: SCRAM-SHA-512, username: me } }";
+    let secret = ("TIDEMILL_KAFKA_SASL_PASSWORD", "hunter2");
+    let effective = load(file, &[secret], &[]).expect("valid");
+    assert!(!format!("{effective:?}").contains("hunter2"));
+    let properties = effective.config.kafka.client_properties(Client::Admin);
+    assert!(properties.contains(&("sasl.password".into(), "hunter2".into())));
+
+    let written = refusal("kafka: { sasl: { password: hunter2 } }", &[], &[]);
+    assert!(
+        written.contains("TIDEMILL_KAFKA_SASL_PASSWORD") && !written.contains("hunter2"),
+        "{written}"
+    );
+    let typed = refusal("", &[], &[("kafka.sasl.password", "hunter2")]);
+    assert!(
+        typed.contains("command lines") && !typed.contains("hunter2"),
+        "{typed}"
+    );
+
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("password");
+    std::fs::write(&path, "from-file\n").expect("written");
+    let path = path.to_string_lossy().into_owned();
+    let effective =
+        load(file, &[("TIDEMILL_KAFKA_SASL_PASSWORD_FILE", &path)], &[]).expect("valid");
+    let sasl = effective.config.kafka.sasl.expect("signs in");
+    assert_eq!(sasl.password.expect("read").expose(), "from-file");
+    let both = refusal(
+        file,
+        &[secret, ("TIDEMILL_KAFKA_SASL_PASSWORD_FILE", &path)],
+        &[],
+    );
+    assert!(
+        both.contains("TIDEMILL_KAFKA_SASL_PASSWORD_FILE") && both.contains("both given"),
+        "{both}"
+    );
+}
+
+#[test]
+fn documented_client_settings_reach_the_client_they_concern() {
+    let file = "kafka:\n  properties:\n    batch.size: 65536\n    buffer.memory: 67108864\n    \
+                fetch.max.wait.ms: 500\n    max.poll.records: 200\n    session.timeout.ms: 30000\n    \
+                heartbeat.interval.ms: 10000\n    max.poll.interval.ms: 300000\n    isolation.level: read_committed\n";
+    let config = load(file, &[], &[]).expect("valid").config;
+    assert_eq!(config.defaults.batch_records, 200);
+    let consumer = config.kafka.client_properties(Client::Consumer);
+    let producer = config.kafka.client_properties(Client::Producer {
+        transactional: true,
+    });
+    let has = |list: &[(String, String)], name: &str| list.iter().any(|(known, _)| known == name);
+    assert!(has(&consumer, "fetch.wait.max.ms") && !has(&consumer, "batch.size"));
+    assert!(has(&producer, "queue.buffering.max.kbytes") && !has(&producer, "session.timeout.ms"));
+    let text = refusal(
+        "kafka: { properties: { max.block.ms: 120000, max.poll.records: 1000 } }",
+        &[],
+        &[],
+    );
+    assert!(
+        text.contains("delivery.timeout.ms") && text.contains("1000 is outside 1 to 500"),
+        "{text}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_file_and_no_variable_makes_the_loader_panic(
+        file in ".{0,100}",
+        key in prop::sample::select(super::settings::SETTINGS.iter().map(|s| s.key).collect::<Vec<_>>()),
+        value in "[ -~]{0,30}",
+    ) {
+        let _ = load(&file, &[("KAFKA_ACKS", &value), ("KAFKA_TIMEOUT_SECONDS", &value)], &[(key, &value)]);
+        let _ = load(&format!("{key}: {value}\n"), &[], &[]);
+    }
+}

@@ -1,0 +1,198 @@
+//! A node's configuration, after every check: what the rest of the program is given.
+//!
+//! Built by [`super::load`] from the file, the environment and the flags; nothing here reads them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::document::SpecDefaults;
+use super::kafka_properties::Scope;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeConfig {
+    /// Nodes of one fleet share deployments; part of the names of internal topics.
+    pub fleet: String,
+    /// `None` = made once, kept in the state directory.
+    pub node_id: Option<String>,
+    pub environment: String,
+    pub group: String,
+    pub state_dir: PathBuf,
+    /// Free space below which the node does not start.
+    pub state_free_min_bytes: u64,
+    pub listen: Listen,
+    /// Stop, commit, leave: within this, or exit anyway.
+    pub shutdown_timeout: Duration,
+    /// Of internal topics whose deployment does not say.
+    pub replication_factor: i16,
+    pub memory: MemoryBudget,
+    /// For deployment documents that do not say.
+    pub defaults: SpecDefaults,
+    pub log: LogConfig,
+    pub kafka: KafkaConfig,
+    /// Settings that were understood but do nothing, and why: to be logged once at the start.
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    /// `host:port` under which other nodes reach `grpc`; `None` = its own address.
+    pub advertise: Option<String>,
+}
+
+/// Bounds for the whole process, shared by all its tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryBudget {
+    pub block_cache_bytes: u64,
+    pub write_buffers_bytes: u64,
+    /// librdkafka's consumer and producer queues of all workers together.
+    pub queues_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    /// `info`, or `module=level` pairs separated by commas.
+    pub filter: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+/// How to reach Kafka and who to be there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KafkaConfig {
+    /// At least one, `host:port`.
+    pub bootstrap_servers: Vec<String>,
+    /// `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`.
+    pub security_protocol: String,
+    pub sasl: Option<Sasl>,
+    pub ssl: Ssl,
+    pub connect_timeout: Duration,
+    /// Of producers without transactions; transactional ones always use all and idempotence.
+    pub acks: String,
+    pub enable_idempotence: bool,
+    pub partitioner: String,
+    /// librdkafka's own names, already translated and checked.
+    pub properties: BTreeMap<String, Property>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Property {
+    pub value: String,
+    pub scope: Scope,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sasl {
+    /// `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512` or `OAUTHBEARER`.
+    pub mechanism: String,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Ssl {
+    pub ca: Option<PathBuf>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub key_password: Option<Secret>,
+}
+
+/// A value that no log, error or `config show` prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: String) -> Secret {
+        Secret(value)
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// Which client is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    Admin,
+    Consumer,
+    Producer { transactional: bool },
+}
+
+impl NodeConfig {
+    /// The consumer group of a deployment, as Kafka's own tools name it.
+    pub fn group_of(&self, deployment: &str) -> String {
+        format!("{}.{}.{deployment}", self.environment, self.group)
+    }
+}
+
+impl KafkaConfig {
+    /// What librdkafka is to be given for this client, in its own names. The caller adds what the
+    /// node owns (group, transactional id, isolation level, queue bounds) **after** these.
+    pub fn client_properties(&self, client: Client) -> Vec<(String, String)> {
+        let mut out: Vec<(String, String)> = Vec::new();
+        let mut add = |name: &str, value: &str| out.push((name.to_owned(), value.to_owned()));
+        add("bootstrap.servers", &self.bootstrap_servers.join(","));
+        add("security.protocol", &self.security_protocol);
+        if let Some(sasl) = &self.sasl {
+            add("sasl.mechanisms", &sasl.mechanism);
+            if let Some(username) = &sasl.username {
+                add("sasl.username", username);
+            }
+            if let Some(password) = &sasl.password {
+                add("sasl.password", password.expose());
+            }
+        }
+        let files = [
+            ("ssl.ca.location", &self.ssl.ca),
+            ("ssl.certificate.location", &self.ssl.certificate),
+            ("ssl.key.location", &self.ssl.key),
+        ];
+        for (name, path) in files {
+            if let Some(path) = path {
+                add(name, &path.to_string_lossy());
+            }
+        }
+        if let Some(password) = &self.ssl.key_password {
+            add("ssl.key.password", password.expose());
+        }
+        if let Client::Producer { transactional } = client {
+            add("partitioner", &self.partitioner);
+            add("acks", if transactional { "all" } else { &self.acks });
+            add(
+                "enable.idempotence",
+                if transactional || self.enable_idempotence {
+                    "true"
+                } else {
+                    "false"
+                },
+            );
+        }
+        for (name, property) in &self.properties {
+            let wanted = match property.scope {
+                Scope::Both => true,
+                Scope::Consumer => client == Client::Consumer,
+                Scope::Producer => matches!(client, Client::Producer { .. }),
+            };
+            if wanted {
+                add(name, &property.value);
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,174 @@
+//! What is wrong with a document: every problem at once, each with its line and its key.
+//!
+//! Not an error type per field: a person mends a document in one pass, so a reader collects
+//! problems in [`Report`] and goes on with a default until the document is through.
+
+use std::cell::RefCell;
+use std::fmt;
+
+/// One thing to mend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// 1-based line of the document; `None` when the problem is not in a file (a flag, a variable)
+    /// or concerns the document as a whole.
+    pub line: Option<u32>,
+    /// Dotted path of the key, or the variable or flag. Empty = the document as a whole.
+    pub key: String,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// All problems of one document, in the order of its lines; never empty.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", lines(.0))]
+pub struct Problems(pub Vec<Problem>);
+
+fn lines(problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(Problem::to_string).collect();
+    lines.join("\n")
+}
+
+impl Problems {
+    pub fn one(key: &str, message: impl Into<String>) -> Problems {
+        Problems(vec![Problem {
+            line: None,
+            key: key.to_owned(),
+            message: message.into(),
+        }])
+    }
+}
+
+/// Collects problems while a document is read.
+#[derive(Debug, Default)]
+pub(super) struct Report(RefCell<Vec<Problem>>);
+
+impl Report {
+    pub fn add(&self, line: Option<u32>, key: &str, message: impl Into<String>) {
+        let problem = Problem {
+            line,
+            key: key.to_owned(),
+            message: message.into(),
+        };
+        self.0.borrow_mut().push(problem);
+    }
+
+    /// The value, unless anything was reported.
+    pub fn finish<T>(self, value: Option<T>) -> Result<T, Problems> {
+        let mut problems = self.0.into_inner();
+        match value {
+            Some(value) if problems.is_empty() => Ok(value),
+            _ => {
+                // Stable, so that problems of one line stay in the order they were found.
+                problems.sort_by_key(|problem| problem.line.unwrap_or(u32::MAX));
+                if problems.is_empty() {
+                    return Err(Problems::one("", "the document could not be read"));
+                }
+                Err(Problems(problems))
+            }
+        }
+    }
+}
+
+/// The candidate that `given` is probably a misspelling of; `None` when nothing is close.
+pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let letters = given.chars().count();
+    if letters < 2 {
+        return None;
+    }
+    let allowed = (letters / 3).clamp(1, 4);
+    candidates
+        .into_iter()
+        .map(|candidate| (distance(given, candidate), candidate))
+        .filter(|&(distance, _)| distance <= allowed)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edits (insert, delete, replace, swap neighbours) that turn one word into the other. Words beyond
+/// 200 characters are not compared: they are no misspelling, and the cost is quadratic.
+fn distance(a: &str, b: &str) -> usize {
+    let fold = |text: &str| -> Vec<char> {
+        text.chars()
+            .take(201)
+            .map(|c| {
+                if c == '-' {
+                    '_'
+                } else {
+                    c.to_ascii_lowercase()
+                }
+            })
+            .collect()
+    };
+    let (a, b) = (fold(a), fold(b));
+    if a.len() > 200 || b.len() > 200 {
+        return usize::MAX;
+    }
+    let mut before: Vec<usize> = vec![0; b.len() + 1];
+    let mut above: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut row = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let replace = above[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            row[j] = replace.min(above[j] + 1).min(row[j - 1] + 1);
+            let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+            if swapped {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
+        }
+        before = std::mem::replace(&mut above, row);
+    }
+    above[b.len()]
+}
+
+/// `did you mean "x"?` or, when nothing is close, the names there are.
+pub(super) fn suggestion<'a>(given: &str, candidates: &[&'a str]) -> String {
+    match nearest(given, candidates.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("known are {}", candidates.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_word_finds_its_neighbour() {
+        let keys = ["topic", "start", "guarantee", "workers"];
+        for (given, expected) in [
+            ("tpoic", Some("topic")),
+            ("Topic", Some("topic")),
+            ("garantee", Some("guarantee")),
+            ("worker", Some("workers")),
+            ("zebra", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(given, keys), expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn problems_come_in_the_order_of_lines() {
+        let report = Report::default();
+        report.add(Some(9), "b", "second");
+        report.add(None, "--flag", "last");
+        report.add(Some(2), "a", "first");
+        let problems = report.finish(Some(())).expect_err("three problems");
+        assert_eq!(
+            problems.to_string(),
+            "line 2: a: first\nline 9: b: second\n--flag: last"
+        );
+    }
+}

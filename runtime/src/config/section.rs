@@ -1,0 +1,233 @@
+//! Reads one mapping of a document field by field, reporting what does not fit and going on.
+//!
+//! A key that no `take` asked for is unknown; [`Section::finish`] reports it with the nearest key
+//! that was asked for. So the list of valid keys is the code that reads them.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::problem::{Report, suggestion};
+use super::units;
+use super::yaml::{Key, Node, Yaml};
+
+pub(super) struct Section<'a> {
+    /// Dotted path, empty for the document itself.
+    path: String,
+    line: u32,
+    entries: &'a [(Key, Node)],
+    asked: Vec<&'static str>,
+    report: &'a Report,
+}
+
+/// One value with its place.
+#[derive(Clone)]
+pub(super) struct Field<'a> {
+    pub path: String,
+    pub line: u32,
+    pub node: &'a Node,
+    report: &'a Report,
+}
+
+impl<'a> Section<'a> {
+    /// `None`, reported, when the node is not a mapping.
+    pub fn open(node: &'a Node, path: &str, line: u32, report: &'a Report) -> Option<Section<'a>> {
+        match &node.value {
+            Yaml::Map(entries) => Some(Section {
+                path: path.to_owned(),
+                line,
+                entries,
+                asked: Vec::new(),
+                report,
+            }),
+            other => {
+                report.add(
+                    Some(line),
+                    path,
+                    format!("expected a mapping, found {}", other.kind()),
+                );
+                None
+            }
+        }
+    }
+
+    /// The field, if it is there and not null.
+    pub fn take(&mut self, name: &'static str) -> Option<Field<'a>> {
+        self.asked.push(name);
+        let (key, node) = self.entries.iter().find(|(key, _)| key.name == name)?;
+        (node.value != Yaml::Null).then(|| self.field(key, node))
+    }
+
+    fn field(&self, key: &Key, node: &'a Node) -> Field<'a> {
+        Field {
+            path: self.sub_path(&key.name),
+            line: key.line,
+            node,
+            report: self.report,
+        }
+    }
+
+    /// Every field, for mappings whose keys are the author's own names.
+    pub fn all(&mut self) -> Vec<(&'a str, Field<'a>)> {
+        let entries = self.entries;
+        entries
+            .iter()
+            .map(|(key, node)| (key.name.as_str(), self.field(key, node)))
+            .collect()
+    }
+
+    pub fn sub_path(&self, name: &str) -> String {
+        if self.path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}.{name}", self.path)
+        }
+    }
+
+    pub fn section(&mut self, name: &'static str) -> Option<Section<'a>> {
+        self.take(name)?.section()
+    }
+
+    pub fn missing(&self, name: &str, hint: &str) {
+        self.report.add(
+            Some(self.line),
+            &self.sub_path(name),
+            format!("is missing: {hint}"),
+        );
+    }
+
+    pub fn text(&mut self, name: &'static str) -> Option<String> {
+        self.take(name)?.text()
+    }
+
+    pub fn integer(&mut self, name: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
+        let Some(field) = self.take(name) else {
+            return default;
+        };
+        match &field.node.value {
+            Yaml::Int(value) => match u64::try_from(*value) {
+                Ok(value) if range.contains(&value) => return value,
+                _ => field.refuse(format!(
+                    "{value} is outside {} to {}",
+                    range.start(),
+                    range.end()
+                )),
+            },
+            other => field.refuse(format!("expected a whole number, found {}", other.kind())),
+        }
+        default
+    }
+
+    pub fn duration(
+        &mut self,
+        name: &'static str,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
+        let Some(field) = self.take(name) else {
+            return default;
+        };
+        let show = units::show_duration;
+        match field.scalar().map(|text| units::parse_duration(&text)) {
+            Some(Ok(value)) if range.contains(&value) => return value,
+            Some(Ok(value)) => {
+                let (low, high) = (show(*range.start()), show(*range.end()));
+                field.refuse(format!("{} is outside {low} to {high}", show(value)));
+            }
+            Some(Err(message)) => field.refuse(message),
+            None => {}
+        }
+        default
+    }
+
+    pub fn bytes(&mut self, name: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
+        let Some(field) = self.take(name) else {
+            return default;
+        };
+        let show = units::show_bytes;
+        match field.scalar().map(|text| units::parse_bytes(&text)) {
+            Some(Ok(value)) if range.contains(&value) => return value,
+            Some(Ok(value)) => {
+                let (low, high) = (show(*range.start()), show(*range.end()));
+                field.refuse(format!("{} is outside {low} to {high}", show(value)));
+            }
+            Some(Err(message)) => field.refuse(message),
+            None => {}
+        }
+        default
+    }
+
+    pub fn choice<T: Copy>(&mut self, name: &'static str, default: T, choices: &[(&str, T)]) -> T {
+        let Some(field) = self.take(name) else {
+            return default;
+        };
+        let Some(text) = field.text() else {
+            return default;
+        };
+        if let Some((_, value)) = choices.iter().find(|(choice, _)| *choice == text) {
+            return *value;
+        }
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        field.refuse(format!(
+            "unknown value `{text}`, {}",
+            suggestion(&text, &names)
+        ));
+        default
+    }
+
+    /// Reports the line of a key of this section; for combinations that do not go together.
+    pub fn line_of(&self, name: &str) -> Option<u32> {
+        let found = self.entries.iter().find(|(key, _)| key.name == name);
+        Some(found.map_or(self.line, |(key, _)| key.line))
+    }
+
+    /// Call last: what nobody asked for is unknown.
+    pub fn finish(self) {
+        for (key, _) in self.entries {
+            if !self.asked.contains(&key.name.as_str()) {
+                let hint = suggestion(&key.name, &self.asked);
+                self.report.add(
+                    Some(key.line),
+                    &self.sub_path(&key.name),
+                    format!("unknown key, {hint}"),
+                );
+            }
+        }
+    }
+}
+
+impl<'a> Field<'a> {
+    pub fn refuse(&self, message: impl Into<String>) {
+        self.report.add(Some(self.line), &self.path, message);
+    }
+
+    pub fn section(&self) -> Option<Section<'a>> {
+        Section::open(self.node, &self.path, self.line, self.report)
+    }
+
+    /// A text. A number is refused rather than guessed at: `010` or `1.10` would not survive.
+    pub fn text(&self) -> Option<String> {
+        match &self.node.value {
+            Yaml::Text(text) => return Some(text.clone()),
+            value => match value.scalar() {
+                Some(scalar) => self.refuse(format!(
+                    "expected a text, found {}: put it in quotes, \"{scalar}\"",
+                    value.kind()
+                )),
+                None => self.refuse(format!("expected a text, found {}", value.kind())),
+            },
+        }
+        None
+    }
+
+    /// Any scalar, as text.
+    pub fn scalar(&self) -> Option<String> {
+        let scalar = self.node.value.scalar();
+        if scalar.is_none() {
+            self.refuse(format!(
+                "expected a single value, found {}",
+                self.node.value.kind()
+            ));
+        }
+        scalar
+    }
+}
