@@ -35,7 +35,10 @@ pub enum Taken {
     /// They are gone already: drop their work, commit nothing, then [`Group::unassign`].
     Lost(Vec<InputPartition>),
     /// The broker refuses to serve a partition (offset out of range, topic gone, authorisation).
-    Failed { partition: InputPartition, reason: String },
+    Failed {
+        partition: InputPartition,
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

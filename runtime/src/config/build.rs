@@ -9,8 +9,7 @@ use super::deployment::Start;
 use super::document::SpecDefaults;
 use super::load::Values;
 use super::node::{
-    KafkaConfig, Listen, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl, Secret,
-    Ssl,
+    KafkaConfig, Listen, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl, Secret, Ssl,
 };
 use super::settings::Value;
 
@@ -67,15 +66,7 @@ fn kafka(values: &Values<'_>) -> Option<KafkaConfig> {
     let properties: BTreeMap<String, Property> = values
         .properties
         .iter()
-        .map(|(name, (value, scope, _))| {
-            (
-                name.clone(),
-                Property {
-                    value: value.clone(),
-                    scope: *scope,
-                },
-            )
-        })
+        .map(|(name, (value, scope, _))| (name.clone(), Property { value: value.clone(), scope: *scope }))
         .collect();
     Some(KafkaConfig {
         bootstrap_servers: list(values, "kafka.bootstrap_servers"),
@@ -94,12 +85,9 @@ fn sasl(values: &Values<'_>, protocol: &str) -> Option<Sasl> {
     let wanted = protocol.starts_with("SASL_");
     let password = secret(values, "kafka.sasl.password", "kafka.sasl.password_file");
     if !wanted {
-        for key in [
-            "kafka.sasl.mechanism",
-            "kafka.sasl.username",
-            "kafka.sasl.password",
-            "kafka.sasl.password_file",
-        ] {
+        for key in
+            ["kafka.sasl.mechanism", "kafka.sasl.username", "kafka.sasl.password", "kafka.sasl.password_file"]
+        {
             if values.is_given(key) {
                 let setting = values.name("kafka.security_protocol");
                 let message = format!(
@@ -111,8 +99,7 @@ fn sasl(values: &Values<'_>, protocol: &str) -> Option<Sasl> {
         return None;
     }
     let Some(mechanism) = text(values, "kafka.sasl.mechanism") else {
-        let message =
-            format!("{protocol} needs kafka.sasl.mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512");
+        let message = format!("{protocol} needs kafka.sasl.mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512");
         values.refuse("kafka.security_protocol", message);
         return None;
     };
@@ -123,11 +110,7 @@ fn sasl(values: &Values<'_>, protocol: &str) -> Option<Sasl> {
         );
         values.refuse("kafka.sasl.mechanism", message);
     }
-    Some(Sasl {
-        mechanism,
-        username,
-        password,
-    })
+    Some(Sasl { mechanism, username, password })
 }
 
 fn ssl(values: &Values<'_>, protocol: &str) -> Ssl {
@@ -136,9 +119,8 @@ fn ssl(values: &Values<'_>, protocol: &str) -> Ssl {
     for key in keys {
         if values.is_given(key) && !encrypted {
             let setting = values.name("kafka.security_protocol");
-            let message = format!(
-                "has no effect with {setting} {protocol}: set {setting} to SSL or SASL_SSL"
-            );
+            let message =
+                format!("has no effect with {setting} {protocol}: set {setting} to SSL or SASL_SSL");
             values.refuse(key, message);
             continue;
         }
@@ -152,18 +134,10 @@ fn ssl(values: &Values<'_>, protocol: &str) -> Ssl {
         ca: path(values, keys[0]),
         certificate: path(values, keys[1]),
         key: path(values, keys[2]),
-        key_password: secret(
-            values,
-            "kafka.ssl.key_password",
-            "kafka.ssl.key_password_file",
-        ),
+        key_password: secret(values, "kafka.ssl.key_password", "kafka.ssl.key_password_file"),
     };
     if ssl.certificate.is_some() != ssl.key.is_some() {
-        let (given, missing) = if ssl.key.is_some() {
-            (keys[2], keys[1])
-        } else {
-            (keys[1], keys[2])
-        };
+        let (given, missing) = if ssl.key.is_some() { (keys[2], keys[1]) } else { (keys[1], keys[2]) };
         values.refuse(given, format!("needs {missing} as well"));
     }
     ssl
@@ -176,21 +150,13 @@ fn secret(values: &Values<'_>, key: &str, file_key: &str) -> Option<Secret> {
         return direct.map(Secret::new);
     };
     if direct.is_some() {
-        values.refuse(
-            file_key,
-            format!("and {} are both given: keep one", values.name(key)),
-        );
+        values.refuse(file_key, format!("and {} are both given: keep one", values.name(key)));
         return None;
     }
     match std::fs::read_to_string(&file) {
-        Ok(content) => Some(Secret::new(
-            content.trim_end_matches(['\n', '\r']).to_owned(),
-        )),
+        Ok(content) => Some(Secret::new(content.trim_end_matches(['\n', '\r']).to_owned())),
         Err(error) => {
-            values.refuse(
-                file_key,
-                format!("{} cannot be read: {error}", file.display()),
-            );
+            values.refuse(file_key, format!("{} cannot be read: {error}", file.display()));
             None
         }
     }
@@ -210,10 +176,7 @@ fn check_listeners(values: &Values<'_>) {
     }
     let (grpc, http) = (address(values, keys[0]), address(values, keys[1]));
     if grpc == http && grpc.port() != 0 {
-        values.refuse(
-            keys[1],
-            format!("and {} are both {grpc}: give them different ports", keys[0]),
-        );
+        values.refuse(keys[1], format!("and {} are both {grpc}: give them different ports", keys[0]));
     }
 }
 
@@ -255,15 +218,13 @@ fn check_session(values: &Values<'_>) {
     let poll = number("max.poll.interval.ms").unwrap_or(300_000);
     let key = "kafka.properties";
     if heartbeat >= session {
-        let message = format!(
-            "heartbeat.interval.ms ({heartbeat}) must be below session.timeout.ms ({session})"
-        );
+        let message =
+            format!("heartbeat.interval.ms ({heartbeat}) must be below session.timeout.ms ({session})");
         values.refuse(key, message);
     }
     if poll < session {
-        let message = format!(
-            "max.poll.interval.ms ({poll}) must not be below session.timeout.ms ({session})"
-        );
+        let message =
+            format!("max.poll.interval.ms ({poll}) must not be below session.timeout.ms ({session})");
         values.refuse(key, message);
     }
 }

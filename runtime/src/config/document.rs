@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::deployment::{
-    ChangelogSpec, CommitSpec, DeploymentSpec, Failures, Guarantee, InputSpec, Limits, OutputSpec,
-    Start,
+    ChangelogSpec, CommitSpec, DeploymentSpec, Failures, Guarantee, InputSpec, Limits, OutputSpec, Start,
 };
 use super::problem::{Problem, Problems, Report};
 use super::section::{Field, Section};
@@ -53,10 +52,7 @@ impl DeploymentSpec {
         let mut specs = DeploymentSpec::parse_all_with(text, defaults)?;
         match (specs.len(), specs.pop()) {
             (1, Some(spec)) => Ok(spec),
-            (count, _) => Err(Problems::one(
-                "document",
-                format!("expected one deployment, found {count}"),
-            )),
+            (count, _) => Err(Problems::one("document", format!("expected one deployment, found {count}"))),
         }
     }
 
@@ -65,10 +61,7 @@ impl DeploymentSpec {
         DeploymentSpec::parse_all_with(text, &SpecDefaults::default())
     }
 
-    pub fn parse_all_with(
-        text: &str,
-        defaults: &SpecDefaults,
-    ) -> Result<Vec<DeploymentSpec>, Problems> {
+    pub fn parse_all_with(text: &str, defaults: &SpecDefaults) -> Result<Vec<DeploymentSpec>, Problems> {
         let nodes = yaml::documents(text)?;
         if nodes.is_empty() {
             return Err(Problems::one(
@@ -77,10 +70,7 @@ impl DeploymentSpec {
             ));
         }
         let report = Report::default();
-        let specs: Vec<_> = nodes
-            .iter()
-            .filter_map(|node| read(node, defaults, &report))
-            .collect();
+        let specs: Vec<_> = nodes.iter().filter_map(|node| read(node, defaults, &report)).collect();
         refuse_equal_names(&nodes, &specs, &report);
         report.finish(Some(specs))
     }
@@ -116,10 +106,7 @@ fn refuse_equal_names(nodes: &[Node], specs: &[DeploymentSpec], report: &Report)
     }
     for (at, (node, spec)) in nodes.iter().zip(specs).enumerate() {
         if specs[..at].iter().any(|earlier| earlier.name == spec.name) {
-            let message = format!(
-                "`{}` is deployed by an earlier document of this file",
-                spec.name
-            );
+            let message = format!("`{}` is deployed by an earlier document of this file", spec.name);
             report.add(Some(node.line), "name", message);
         }
     }
@@ -130,33 +117,23 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
     let name = name(&mut section);
     let module = section.text("module");
     if module.is_none() && !has(node, "module") {
-        section.missing(
-            "module",
-            "write the path of a .wasm file or of a handler's crate",
-        );
+        section.missing("module", "write the path of a .wasm file or of a handler's crate");
     }
     let inputs = inputs(&mut section, defaults, report);
     let outputs = outputs(&mut section);
     let guarantee = section.choice(
         "guarantee",
         Guarantee::default(),
-        &[
-            ("exactly_once", Guarantee::ExactlyOnce),
-            ("at_least_once", Guarantee::AtLeastOnce),
-        ],
+        &[("exactly_once", Guarantee::ExactlyOnce), ("at_least_once", Guarantee::AtLeastOnce)],
     );
     let workers = section.integer("workers", defaults.workers.into(), 1..=64) as u32;
-    let config = section
-        .take("config")
-        .map_or(serde_json::json!({}), |field| field.node.value.json());
+    let config = section.take("config").map_or(serde_json::json!({}), |field| field.node.value.json());
     let failures = failures(&mut section);
     let limits = limits(&mut section, defaults);
     let commit = commit(&mut section, defaults, report);
     let changelog = changelog(&mut section, guarantee);
     if let Some(field) = section.take("inbox") {
-        field.refuse(
-            "is not supported by this version; exactly_once already refuses repeated input",
-        );
+        field.refuse("is not supported by this version; exactly_once already refuses repeated input");
     }
     if limits.emit_bytes > commit.overlay_bytes {
         let message = format!(
@@ -194,13 +171,9 @@ fn name(section: &mut Section<'_>) -> Option<String> {
     };
     let name = field.text()?;
     let valid = (1..=100).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if !valid {
-        field.refuse(format!(
-            "`{name}` is no deployment name: use 1 to 100 characters of a-z, 0-9 and -"
-        ));
+        field.refuse(format!("`{name}` is no deployment name: use 1 to 100 characters of a-z, 0-9 and -"));
         return None;
     }
     Some(name)
@@ -221,20 +194,14 @@ fn inputs(
     };
     let all = bindings.all();
     if all.is_empty() || all.len() > BINDINGS_MAX {
-        field.refuse(format!(
-            "has {} entries: 1 to {BINDINGS_MAX} are possible",
-            all.len()
-        ));
+        field.refuse(format!("has {} entries: 1 to {BINDINGS_MAX} are possible", all.len()));
     }
     for (logical, field) in all {
         let Some(mut input) = field.section() else {
             continue;
         };
         let topic = topic(&mut input);
-        let start = input
-            .take("start")
-            .and_then(start)
-            .unwrap_or(defaults.start);
+        let start = input.take("start").and_then(start).unwrap_or(defaults.start);
         input.finish();
         let Some(topic) = topic else { continue };
         if let Some((other, _)) = inputs.iter().find(|(_, earlier)| earlier.topic == topic) {
@@ -253,9 +220,7 @@ fn outputs(section: &mut Section<'_>) -> BTreeMap<String, OutputSpec> {
     };
     for (logical, field) in bindings.all() {
         if outputs.len() == BINDINGS_MAX {
-            field.refuse(format!(
-                "is one too many: at most {BINDINGS_MAX} outputs are possible"
-            ));
+            field.refuse(format!("is one too many: at most {BINDINGS_MAX} outputs are possible"));
             break;
         }
         let Some(mut output) = field.section() else {
@@ -290,9 +255,7 @@ pub fn check_topic(topic: &str) -> Result<(), String> {
     let valid = (1..=249).contains(&topic.len())
         && topic != "."
         && topic != ".."
-        && topic
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        && topic.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
     if valid {
         return Ok(());
     }
@@ -336,19 +299,12 @@ fn failures(section: &mut Section<'_>) -> Failures {
         );
         return Failures::default();
     }
-    section.choice(
-        "failures",
-        Failures::default(),
-        &[("halt", Failures::Halt), ("skip", Failures::Skip)],
-    )
+    section.choice("failures", Failures::default(), &[("halt", Failures::Halt), ("skip", Failures::Skip)])
 }
 
 fn limits(section: &mut Section<'_>, defaults: &SpecDefaults) -> Limits {
     let standard = Limits::default();
-    let standard = Limits {
-        batch_records: defaults.batch_records,
-        ..standard
-    };
+    let standard = Limits { batch_records: defaults.batch_records, ..standard };
     let Some(mut limits) = section.section("limits") else {
         return standard;
     };
@@ -360,30 +316,19 @@ fn limits(section: &mut Section<'_>, defaults: &SpecDefaults) -> Limits {
             Duration::from_millis(1)..=Duration::from_secs(600),
         ),
         emit_bytes: limits.bytes("emit_bytes", standard.emit_bytes, KIB..=GIB),
-        emit_records: limits.integer("emit_records", standard.emit_records.into(), 1..=1_000_000)
+        emit_records: limits.integer("emit_records", standard.emit_records.into(), 1..=1_000_000) as u32,
+        table_elements: limits.integer("table_elements", standard.table_elements.into(), 1..=10_000_000)
             as u32,
-        table_elements: limits.integer(
-            "table_elements",
-            standard.table_elements.into(),
-            1..=10_000_000,
-        ) as u32,
-        batch_records: limits.integer("batch_records", standard.batch_records.into(), 1..=500)
-            as u32,
+        batch_records: limits.integer("batch_records", standard.batch_records.into(), 1..=500) as u32,
     };
     limits.finish();
     read
 }
 
 fn commit(section: &mut Section<'_>, defaults: &SpecDefaults, report: &Report) -> CommitSpec {
-    let standard = CommitSpec {
-        interval: defaults.commit_interval,
-        ..CommitSpec::default()
-    };
+    let standard = CommitSpec { interval: defaults.commit_interval, ..CommitSpec::default() };
     // A node whose default interval is short must not make every document without one invalid.
-    let standard = CommitSpec {
-        min_interval: standard.min_interval.min(standard.interval),
-        ..standard
-    };
+    let standard = CommitSpec { min_interval: standard.min_interval.min(standard.interval), ..standard };
     let Some(mut commit) = section.section("commit") else {
         return standard;
     };
@@ -402,11 +347,7 @@ fn commit(section: &mut Section<'_>, defaults: &SpecDefaults, report: &Report) -
             units::show_duration(read.min_interval),
             units::show_duration(read.interval)
         );
-        report.add(
-            commit.line_of("min_interval"),
-            "commit.min_interval",
-            message,
-        );
+        report.add(commit.line_of("min_interval"), "commit.min_interval", message);
     }
     commit.finish();
     read
@@ -439,11 +380,7 @@ fn changelog(section: &mut Section<'_>, guarantee: Guarantee) -> ChangelogSpec {
 /// Adds the file's name to problems, for people who applied several files.
 pub fn in_file(problems: Problems, file: &str) -> Problems {
     let rename = |problem: Problem| {
-        let key = if problem.key.is_empty() {
-            file.to_owned()
-        } else {
-            format!("{file}: {}", problem.key)
-        };
+        let key = if problem.key.is_empty() { file.to_owned() } else { format!("{file}: {}", problem.key) };
         Problem { key, ..problem }
     };
     Problems(problems.0.into_iter().map(rename).collect())

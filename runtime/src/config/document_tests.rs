@@ -14,23 +14,14 @@ const MINIMAL: &str = "name: word-count\nmodule: count.wasm\ninputs: { words: { 
 fn a_minimal_document_has_the_documented_defaults() {
     let spec = DeploymentSpec::parse(MINIMAL).expect("valid");
     assert_eq!(spec.name, "word-count");
-    assert_eq!(
-        spec.inputs["words"],
-        InputSpec {
-            topic: "words".into(),
-            start: Start::Earliest
-        }
-    );
+    assert_eq!(spec.inputs["words"], InputSpec { topic: "words".into(), start: Start::Earliest });
     assert_eq!(spec.guarantee, Guarantee::ExactlyOnce);
     assert_eq!((spec.workers, spec.failures), (1, Failures::Halt));
     assert_eq!(spec.commit.interval, Duration::from_millis(100));
     assert_eq!(spec.commit.min_interval, Duration::from_millis(10));
     assert_eq!(spec.commit.overlay_bytes, 64 << 20);
     assert_eq!(spec.limits.batch_time, Duration::from_secs(5));
-    assert_eq!(
-        (spec.limits.memory_bytes, spec.limits.emit_bytes),
-        (64 << 20, 4 << 20)
-    );
+    assert_eq!((spec.limits.memory_bytes, spec.limits.emit_bytes), (64 << 20, 4 << 20));
     assert_eq!(spec.changelog.min_compaction_lag, Duration::ZERO);
     assert_eq!(spec.config, serde_json::json!({}));
 }
@@ -55,31 +46,13 @@ changelog: { replication_factor: 3, min_compaction_lag: 1h }
 ";
     let spec = DeploymentSpec::parse(text).expect("valid");
     assert_eq!(spec.inputs["departures"].start, Start::Latest);
-    assert_eq!(
-        spec.inputs["corrections"].start,
-        Start::Timestamp(1_359_633_600_000)
-    );
-    assert_eq!(
-        spec.outputs["delays"],
-        OutputSpec {
-            topic: "flights.delays".into()
-        }
-    );
-    assert_eq!(
-        (spec.guarantee, spec.workers, spec.failures),
-        (Guarantee::AtLeastOnce, 4, Failures::Skip)
-    );
-    let config =
-        serde_json::json!({ "by": ["carrier", "day"], "skip": "no", "limit": 1.5, "empty": null });
+    assert_eq!(spec.inputs["corrections"].start, Start::Timestamp(1_359_633_600_000));
+    assert_eq!(spec.outputs["delays"], OutputSpec { topic: "flights.delays".into() });
+    assert_eq!((spec.guarantee, spec.workers, spec.failures), (Guarantee::AtLeastOnce, 4, Failures::Skip));
+    let config = serde_json::json!({ "by": ["carrier", "day"], "skip": "no", "limit": 1.5, "empty": null });
     assert_eq!(spec.config, config);
-    assert_eq!(
-        (spec.limits.memory_bytes, spec.limits.batch_records),
-        (128 << 20, 100)
-    );
-    assert_eq!(
-        (spec.commit.min_interval, spec.commit.max_records),
-        (Duration::ZERO, 5000)
-    );
+    assert_eq!((spec.limits.memory_bytes, spec.limits.batch_records), (128 << 20, 100));
+    assert_eq!((spec.commit.min_interval, spec.commit.max_records), (Duration::ZERO, 5000));
     assert_eq!(spec.changelog.replication_factor, Some(3));
     assert_eq!(spec.changelog.min_compaction_lag, Duration::from_secs(3600));
     // The day that DESIGN asks for where a record may be ahead of the committed offset.
@@ -163,13 +136,7 @@ fn a_file_of_several_documents_keeps_each_text_and_its_lines() {
     let text = "# the pipeline\nname: first\nmodule: a.wasm\ninputs: { i: { topic: t } }\n---\n\
                 name: second\nmodule: b.wasm\ninputs: { i: { topic: u } } # last\n";
     let parts = split_documents(text).expect("valid");
-    assert_eq!(
-        parts
-            .iter()
-            .map(|(_, spec)| spec.name.as_str())
-            .collect::<Vec<_>>(),
-        ["first", "second"]
-    );
+    assert_eq!(parts.iter().map(|(_, spec)| spec.name.as_str()).collect::<Vec<_>>(), ["first", "second"]);
     for (part, spec) in &parts {
         assert_eq!(DeploymentSpec::parse(part).as_ref(), Ok(spec));
     }
@@ -177,16 +144,10 @@ fn a_file_of_several_documents_keeps_each_text_and_its_lines() {
 
     let twice = text.replace("second", "first");
     let problems = DeploymentSpec::parse_all(&twice).expect_err("one name, two deployments");
-    assert_eq!(
-        problems.to_string(),
-        "line 6: name: `first` is deployed by an earlier document of this file"
-    );
+    assert_eq!(problems.to_string(), "line 6: name: `first` is deployed by an earlier document of this file");
     let broken = text.replace("topic: u", "topik: u");
     let problems = DeploymentSpec::parse_all(&broken).expect_err("misspelt");
-    assert!(
-        problems.to_string().contains("line 8: inputs.i.topik"),
-        "{problems}"
-    );
+    assert!(problems.to_string().contains("line 8: inputs.i.topik"), "{problems}");
 }
 
 /// Pieces that documents are made of, so that random text reaches beyond the first syntax error.

@@ -40,10 +40,7 @@ const RENAMED: &[(&str, &str)] = &[
     ("max.request.size", "message.max.bytes"),
     ("receive.buffer.bytes", "socket.receive.buffer.bytes"),
     ("send.buffer.bytes", "socket.send.buffer.bytes"),
-    (
-        "socket.connection.setup.timeout.ms",
-        "socket.connection.setup.timeout.ms",
-    ),
+    ("socket.connection.setup.timeout.ms", "socket.connection.setup.timeout.ms"),
     ("default.api.timeout.ms", "socket.timeout.ms"),
     ("request.timeout.ms", "socket.timeout.ms"),
 ];
@@ -73,57 +70,27 @@ const REFUSED: &[(&str, &str)] = &[
         "group.id",
         "the node names its groups {environment}.{group}.{deployment}: set `environment` and `group`",
     ),
-    (
-        "group.instance.id",
-        "the node derives it from its persisted id",
-    ),
-    (
-        "group.protocol",
-        "the node uses classic groups with static membership",
-    ),
-    (
-        "group.remote.assignor",
-        "the node uses classic groups with static membership",
-    ),
-    (
-        "partition.assignment.strategy",
-        "the node chooses it by the number of inputs of a deployment",
-    ),
-    (
-        "transactional.id",
-        "the node derives it from fleet, deployment, node id and worker",
-    ),
-    (
-        "transaction.timeout.ms",
-        "the node keeps transactions to milliseconds and sets it itself",
-    ),
+    ("group.instance.id", "the node derives it from its persisted id"),
+    ("group.protocol", "the node uses classic groups with static membership"),
+    ("group.remote.assignor", "the node uses classic groups with static membership"),
+    ("partition.assignment.strategy", "the node chooses it by the number of inputs of a deployment"),
+    ("transactional.id", "the node derives it from fleet, deployment, node id and worker"),
+    ("transaction.timeout.ms", "the node keeps transactions to milliseconds and sets it itself"),
     ("enable.auto.offset.store", "the node owns its offsets"),
-    (
-        "auto.commit.interval.ms",
-        "the node commits offsets with their effects: set defaults.commit_interval",
-    ),
+    ("auto.commit.interval.ms", "the node commits offsets with their effects: set defaults.commit_interval"),
     ("offset.store.method", "the node owns its offsets"),
-    (
-        "allow.auto.create.topics",
-        "topics are never created by accident: use `tidemill topics create`",
-    ),
+    ("allow.auto.create.topics", "topics are never created by accident: use `tidemill topics create`"),
     (
         "max.block.ms",
         "the client never blocks in a send; set `delivery.timeout.ms` for how long a send may take",
     ),
-    (
-        "sasl.jaas.config",
-        "set kafka.sasl.username and TIDEMILL_KAFKA_SASL_PASSWORD instead",
-    ),
+    ("sasl.jaas.config", "set kafka.sasl.username and TIDEMILL_KAFKA_SASL_PASSWORD instead"),
     ("sasl.username", "set kafka.sasl.username instead"),
     (
         "sasl.password",
         "set TIDEMILL_KAFKA_SASL_PASSWORD or kafka.sasl.password_file, so that it stays hidden",
     ),
-    (
-        "ssl.key.password",
-        "set TIDEMILL_KAFKA_SSL_KEY_PASSWORD or kafka.ssl.key_password_file",
-    ),
+    ("ssl.key.password", "set TIDEMILL_KAFKA_SSL_KEY_PASSWORD or kafka.ssl.key_password_file"),
     (
         "ssl.truststore.location",
         "a Java trust store is not read: export the certificate as PEM, set kafka.ssl.ca",
@@ -136,55 +103,28 @@ const REFUSED: &[(&str, &str)] = &[
         "ssl.truststore.type",
         "a Java trust store is not read: export the certificate as PEM, set kafka.ssl.ca",
     ),
-    (
-        "ssl.keystore.type",
-        "give kafka.ssl.certificate and kafka.ssl.key as PEM instead",
-    ),
-    (
-        "key.serializer",
-        "records are bytes to the node: encode in the handler",
-    ),
-    (
-        "value.serializer",
-        "records are bytes to the node: encode in the handler",
-    ),
-    (
-        "key.deserializer",
-        "records are bytes to the node: decode in the handler",
-    ),
-    (
-        "value.deserializer",
-        "records are bytes to the node: decode in the handler",
-    ),
-    (
-        "partitioner.class",
-        "Java classes cannot be loaded: set kafka.partitioner",
-    ),
+    ("ssl.keystore.type", "give kafka.ssl.certificate and kafka.ssl.key as PEM instead"),
+    ("key.serializer", "records are bytes to the node: encode in the handler"),
+    ("value.serializer", "records are bytes to the node: encode in the handler"),
+    ("key.deserializer", "records are bytes to the node: decode in the handler"),
+    ("value.deserializer", "records are bytes to the node: decode in the handler"),
+    ("partitioner.class", "Java classes cannot be loaded: set kafka.partitioner"),
     ("interceptor.classes", "Java classes cannot be loaded"),
-    (
-        "metric.reporters",
-        "Java classes cannot be loaded: scrape /metrics",
-    ),
-    (
-        "plugin.library.paths",
-        "foreign code is not loaded into the node",
-    ),
+    ("metric.reporters", "Java classes cannot be loaded: scrape /metrics"),
+    ("plugin.library.paths", "foreign code is not loaded into the node"),
 ];
 
 /// Decides what becomes of one property.
 pub(super) fn judge(name: &str, value: &str) -> Fate {
     let find = |table: &'static [(&str, &'static str)]| {
-        table
-            .iter()
-            .find(|(from, _)| *from == name)
-            .map(|&(_, to)| to)
+        table.iter().find(|(from, _)| *from == name).map(|&(_, to)| to)
     };
     if name == "isolation.level" {
         return match value {
             "read_committed" => Fate::Implied("the node always reads committed records only"),
-            _ => Fate::Refuse(
-                "only read_committed is possible: other records may never have happened".into(),
-            ),
+            _ => {
+                Fate::Refuse("only read_committed is possible: other records may never have happened".into())
+            }
         };
     }
     if name == "check.crcs" {
@@ -194,10 +134,7 @@ pub(super) fn judge(name: &str, value: &str) -> Fate {
         };
     }
     if let Some(key) = find(OWN) {
-        return Fate::Setting {
-            key,
-            value: value.to_owned(),
-        };
+        return Fate::Setting { key, value: value.to_owned() };
     }
     if let Some(reason) = find(REFUSED) {
         return Fate::Refuse(reason.to_owned());
@@ -207,11 +144,7 @@ pub(super) fn judge(name: &str, value: &str) -> Fate {
     }
     let name = find(RENAMED).unwrap_or(name);
     match NAMES.iter().find(|(known, _)| *known == name) {
-        Some(&(_, scope)) => Fate::Pass {
-            name: name.to_owned(),
-            value: value.to_owned(),
-            scope,
-        },
+        Some(&(_, scope)) => Fate::Pass { name: name.to_owned(), value: value.to_owned(), scope },
         None => Fate::Refuse(unknown(name)),
     }
 }
@@ -230,11 +163,7 @@ fn buffer_memory(value: &str) -> Fate {
 }
 
 fn unknown(name: &str) -> String {
-    let java = RENAMED
-        .iter()
-        .chain(OWN)
-        .chain(REFUSED)
-        .map(|(name, _)| *name);
+    let java = RENAMED.iter().chain(OWN).chain(REFUSED).map(|(name, _)| *name);
     match nearest(name, NAMES.iter().map(|(name, _)| *name).chain(java)) {
         Some(near) => format!("unknown client property, did you mean `{near}`?"),
         None => "unknown client property: librdkafka's CONFIGURATION.md lists them".to_owned(),
@@ -244,9 +173,7 @@ fn unknown(name: &str) -> String {
 /// True for values that must not be shown.
 pub fn is_secret(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
-    ["password", "secret", "pem", "token", "config", "jaas"]
-        .iter()
-        .any(|word| last.contains(word))
+    ["password", "secret", "pem", "token", "config", "jaas"].iter().any(|word| last.contains(word))
 }
 
 #[cfg(test)]
@@ -255,72 +182,35 @@ mod tests {
 
     #[test]
     fn documented_java_settings_are_translated_or_refused() {
-        let pass = |name: &str, value: &str, scope| Fate::Pass {
-            name: name.into(),
-            value: value.into(),
-            scope,
-        };
+        let pass =
+            |name: &str, value: &str, scope| Fate::Pass { name: name.into(), value: value.into(), scope };
         use Scope::{Both, Consumer, Producer};
         for (given, value, expected) in [
             ("batch.size", "65536", pass("batch.size", "65536", Producer)),
             ("linger.ms", "10", pass("linger.ms", "10", Producer)),
-            (
-                "compression.type",
-                "lz4",
-                pass("compression.type", "lz4", Producer),
-            ),
-            (
-                "buffer.memory",
-                "67108864",
-                pass("queue.buffering.max.kbytes", "65536", Producer),
-            ),
-            (
-                "fetch.min.bytes",
-                "1024",
-                pass("fetch.min.bytes", "1024", Consumer),
-            ),
-            (
-                "fetch.max.wait.ms",
-                "500",
-                pass("fetch.wait.max.ms", "500", Consumer),
-            ),
-            (
-                "max.partition.fetch.bytes",
-                "1048576",
-                pass("max.partition.fetch.bytes", "1048576", Consumer),
-            ),
-            (
-                "fetch.max.bytes",
-                "10485760",
-                pass("fetch.max.bytes", "10485760", Consumer),
-            ),
+            ("compression.type", "lz4", pass("compression.type", "lz4", Producer)),
+            ("buffer.memory", "67108864", pass("queue.buffering.max.kbytes", "65536", Producer)),
+            ("fetch.min.bytes", "1024", pass("fetch.min.bytes", "1024", Consumer)),
+            ("fetch.max.wait.ms", "500", pass("fetch.wait.max.ms", "500", Consumer)),
+            ("max.partition.fetch.bytes", "1048576", pass("max.partition.fetch.bytes", "1048576", Consumer)),
+            ("fetch.max.bytes", "10485760", pass("fetch.max.bytes", "10485760", Consumer)),
             ("client.rack", "a", pass("client.rack", "a", Both)),
         ] {
             assert_eq!(judge(given, value), expected, "{given}");
         }
         assert_eq!(
             judge("max.poll.records", "500"),
-            Fate::Setting {
-                key: "defaults.batch_records",
-                value: "500".into()
-            }
+            Fate::Setting { key: "defaults.batch_records", value: "500".into() }
         );
-        for refused in [
-            "max.block.ms",
-            "sasl.jaas.config",
-            "ssl.truststore.location",
-            "transactional.id",
-            "group.id",
-        ] {
+        for refused in
+            ["max.block.ms", "sasl.jaas.config", "ssl.truststore.location", "transactional.id", "group.id"]
+        {
             assert!(matches!(judge(refused, "1"), Fate::Refuse(_)), "{refused}");
         }
         assert_eq!(
             judge("linger.msec", "5"),
             Fate::Refuse("unknown client property, did you mean `linger.ms`?".into())
         );
-        assert!(matches!(
-            judge("isolation.level", "read_uncommitted"),
-            Fate::Refuse(_)
-        ));
+        assert!(matches!(judge("isolation.level", "read_uncommitted"), Fate::Refuse(_)));
     }
 }

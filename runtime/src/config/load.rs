@@ -94,19 +94,11 @@ impl NodeConfig {
         if let Some((name, text)) = &sources.file {
             let nodes = yaml::documents(text)?;
             if nodes.len() > 1 {
-                report.add(
-                    Some(nodes[1].line),
-                    "",
-                    "a node's configuration is a single document",
-                );
+                report.add(Some(nodes[1].line), "", "a node's configuration is a single document");
             }
             if let Some(node) = nodes.first() {
-                let mut file = FileReader {
-                    name,
-                    raw: &mut raw,
-                    properties: &mut properties,
-                    report: &report,
-                };
+                let mut file =
+                    FileReader { name, raw: &mut raw, properties: &mut properties, report: &report };
                 file.walk("", node);
             }
         }
@@ -147,11 +139,7 @@ impl FileReader<'_> {
             return self.report.add(Some(node.line), path, message);
         };
         for (key, node) in entries {
-            let path = if path.is_empty() {
-                key.name.clone()
-            } else {
-                format!("{path}.{}", key.name)
-            };
+            let path = if path.is_empty() { key.name.clone() } else { format!("{path}.{}", key.name) };
             match &node.value {
                 Yaml::Null => self.check_known(&path, key.line),
                 Yaml::Map(_) => self.walk(&path, node),
@@ -172,27 +160,16 @@ impl FileReader<'_> {
     fn scalar(&mut self, path: &str, line: u32, node: &Node) {
         let text = match &node.value {
             Yaml::List(items) => {
-                let items: Option<Vec<String>> =
-                    items.iter().map(|item| item.value.scalar()).collect();
+                let items: Option<Vec<String>> = items.iter().map(|item| item.value.scalar()).collect();
                 items.map(|items| items.join(","))
             }
             value => value.scalar(),
         };
         let Some(text) = text else {
-            return self.report.add(
-                Some(line),
-                path,
-                "expected a single value or a list of values",
-            );
+            return self.report.add(Some(line), path, "expected a single value or a list of values");
         };
-        let source = Source::File {
-            name: self.name.to_owned(),
-            line,
-        };
-        if let Some(property) = path
-            .strip_prefix(PROPERTIES)
-            .and_then(|rest| rest.strip_prefix('.'))
-        {
+        let source = Source::File { name: self.name.to_owned(), line };
+        if let Some(property) = path.strip_prefix(PROPERTIES).and_then(|rest| rest.strip_prefix('.')) {
             self.properties.insert(property.to_owned(), (text, source));
             return;
         }
@@ -200,25 +177,11 @@ impl FileReader<'_> {
             return self.report.add(Some(line), path, unknown(path));
         };
         if let Kind::Secret = setting.kind {
-            let message = format!(
-                "secrets do not belong in this file: set {} or {}_file",
-                setting.variable(),
-                path
-            );
+            let message =
+                format!("secrets do not belong in this file: set {} or {}_file", setting.variable(), path);
             return self.report.add(Some(line), path, message);
         }
-        if self
-            .raw
-            .insert(
-                setting.key,
-                Raw {
-                    text,
-                    source,
-                    seconds,
-                },
-            )
-            .is_some()
-        {
+        if self.raw.insert(setting.key, Raw { text, source, seconds }).is_some() {
             self.report.add(
                 Some(line),
                 path,
@@ -238,18 +201,11 @@ fn find(path: &str) -> Option<(&'static Setting, bool)> {
 }
 
 fn other_name<'a>(setting: &'a Setting, path: &str) -> &'a str {
-    if setting.key == path {
-        setting.alias.unwrap_or(setting.key)
-    } else {
-        setting.key
-    }
+    if setting.key == path { setting.alias.unwrap_or(setting.key) } else { setting.key }
 }
 
 fn unknown(path: &str) -> String {
-    let names = SETTINGS
-        .iter()
-        .flat_map(|setting| [Some(setting.key), setting.alias])
-        .flatten();
+    let names = SETTINGS.iter().flat_map(|setting| [Some(setting.key), setting.alias]).flatten();
     match nearest(path, names.chain([PROPERTIES])) {
         Some(near) => format!("unknown key, did you mean `{near}`?"),
         None => "unknown key: `tidemill config explain` lists them".to_owned(),
@@ -260,39 +216,20 @@ fn unknown(path: &str) -> String {
 const OTHER_VARIABLES: &[&str] = &["TIDEMILL_ADDRESS", "TIDEMILL_CONFIG", "TIDEMILL_OUTPUT"];
 const OTHER_PREFIXES: &[&str] = &["TIDEMILL_TEST_", "TIDEMILL_BENCH_", "TIDEMILL_BUILD_"];
 
-fn read_variables(
-    variables: &[(String, String)],
-    raw: &mut BTreeMap<&'static str, Raw>,
-    report: &Report,
-) {
-    let given = |name: &String| {
-        variables
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value)
-    };
+fn read_variables(variables: &[(String, String)], raw: &mut BTreeMap<&'static str, Raw>, report: &Report) {
+    let given = |name: &String| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value);
     for setting in SETTINGS {
         // The documented name first, so that our own overrides it.
-        let names = [
-            setting.kafka_variable().map(|name| (name, true)),
-            Some((setting.variable(), false)),
-        ];
+        let names = [setting.kafka_variable().map(|name| (name, true)), Some((setting.variable(), false))];
         for (name, seconds) in names.into_iter().flatten() {
             // An empty variable is how a shell says "not set".
             if let Some(text) = given(&name).filter(|text| !text.trim().is_empty()) {
-                let raw_value = Raw {
-                    text: text.clone(),
-                    source: Source::Variable(name),
-                    seconds,
-                };
+                let raw_value = Raw { text: text.clone(), source: Source::Variable(name), seconds };
                 raw.insert(setting.key, raw_value);
             }
         }
     }
-    for (name, _) in variables
-        .iter()
-        .filter(|(name, _)| name.starts_with("TIDEMILL_"))
-    {
+    for (name, _) in variables.iter().filter(|(name, _)| name.starts_with("TIDEMILL_")) {
         let other = OTHER_VARIABLES.contains(&name.as_str())
             || OTHER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
             || SETTINGS.iter().any(|setting| setting.variable() == *name);
@@ -306,23 +243,13 @@ fn read_variables(
         }
     }
     // Other programs have variables that start with KAFKA_ too, so only a near miss is a mistake.
-    let documented: Vec<String> = SETTINGS
-        .iter()
-        .filter_map(Setting::kafka_variable)
-        .collect();
-    for (name, _) in variables
-        .iter()
-        .filter(|(name, _)| name.starts_with("KAFKA_"))
-    {
+    let documented: Vec<String> = SETTINGS.iter().filter_map(Setting::kafka_variable).collect();
+    for (name, _) in variables.iter().filter(|(name, _)| name.starts_with("KAFKA_")) {
         if documented.contains(name) {
             continue;
         }
         if let Some(near) = nearest(name, documented.iter().map(String::as_str)) {
-            report.add(
-                None,
-                name,
-                format!("unknown variable, did you mean {near}?"),
-            );
+            report.add(None, name, format!("unknown variable, did you mean {near}?"));
         }
     }
 }
@@ -335,11 +262,7 @@ fn read_flags(
 ) {
     for flag in flags {
         let source = Source::Flag(flag.name.clone());
-        if let Some(property) = flag
-            .key
-            .strip_prefix(PROPERTIES)
-            .and_then(|rest| rest.strip_prefix('.'))
-        {
+        if let Some(property) = flag.key.strip_prefix(PROPERTIES).and_then(|rest| rest.strip_prefix('.')) {
             properties.insert(property.to_owned(), (flag.value.clone(), source));
             continue;
         }
@@ -348,21 +271,11 @@ fn read_flags(
             continue;
         };
         if let Kind::Secret = setting.kind {
-            let message = format!(
-                "other users can read command lines: set {} instead",
-                setting.variable()
-            );
+            let message = format!("other users can read command lines: set {} instead", setting.variable());
             report.add(None, &flag.name, message);
             continue;
         }
-        raw.insert(
-            setting.key,
-            Raw {
-                text: flag.value.clone(),
-                source,
-                seconds,
-            },
-        );
+        raw.insert(setting.key, Raw { text: flag.value.clone(), source, seconds });
     }
 }
 
@@ -378,8 +291,7 @@ fn judge_properties(
         match judge(&given, &value) {
             Fate::Pass { name, value, scope } => {
                 if name != given && passed.contains_key(&name) {
-                    let message =
-                        format!("means the same as {PROPERTIES}.{name}, which is given too");
+                    let message = format!("means the same as {PROPERTIES}.{name}, which is given too");
                     report.add(line(&source), &key, message);
                 }
                 passed.insert(name, (value, scope, source));
@@ -387,27 +299,13 @@ fn judge_properties(
             Fate::Setting { key: own, value } => match raw.get(own) {
                 // A variable or flag may override what the file passes through; twice in the same
                 // kind of place is a contradiction waiting to happen.
-                Some(Raw {
-                    source: Source::File { .. },
-                    ..
-                }) => {
-                    report.add(
-                        line(&source),
-                        &key,
-                        format!("is given twice, also as `{own}`"),
-                    );
+                Some(Raw { source: Source::File { .. }, .. }) => {
+                    report.add(line(&source), &key, format!("is given twice, also as `{own}`"));
                 }
                 Some(_) => {}
                 None => {
                     let seconds = false;
-                    raw.insert(
-                        own,
-                        Raw {
-                            text: value,
-                            source,
-                            seconds,
-                        },
-                    );
+                    raw.insert(own, Raw { text: value, source, seconds });
                 }
             },
             Fate::Implied(note) => notes.push(format!("{key}: {note}")),
@@ -446,24 +344,16 @@ fn check<'a>(
         });
         values.insert(setting.key, (value, source));
     }
-    Values {
-        values,
-        properties,
-        report,
-    }
+    Values { values, properties, report }
 }
 
 impl Values<'_> {
     pub fn get(&self, key: &str) -> &Value {
-        self.values
-            .get(key)
-            .map_or(&Value::Unset, |(value, _)| value)
+        self.values.get(key).map_or(&Value::Unset, |(value, _)| value)
     }
 
     pub fn is_given(&self, key: &str) -> bool {
-        self.values
-            .get(key)
-            .is_some_and(|(_, source)| *source != Source::Default)
+        self.values.get(key).is_some_and(|(_, source)| *source != Source::Default)
     }
 
     /// How the reader of a message knows this value: its key, variable or flag.
@@ -483,37 +373,20 @@ impl Values<'_> {
         let settings = SETTINGS.iter().filter_map(|setting| {
             let (value, source) = self.values.get(setting.key)?;
             let hidden = matches!(setting.kind, Kind::Secret) && *value != Value::Unset;
-            let value = if hidden {
-                "(hidden)".to_owned()
-            } else {
-                value.show(setting.kind)
-            };
-            Some(Shown {
-                key: setting.key.to_owned(),
-                value,
-                source: source.clone(),
-            })
+            let value = if hidden { "(hidden)".to_owned() } else { value.show(setting.kind) };
+            Some(Shown { key: setting.key.to_owned(), value, source: source.clone() })
         });
-        let properties = self
-            .properties
-            .iter()
-            .map(|(name, (value, _, source))| Shown {
-                key: format!("{PROPERTIES}.{name}"),
-                value: if is_secret(name) {
-                    "(hidden)".to_owned()
-                } else {
-                    value.clone()
-                },
-                source: source.clone(),
-            });
+        let properties = self.properties.iter().map(|(name, (value, _, source))| Shown {
+            key: format!("{PROPERTIES}.{name}"),
+            value: if is_secret(name) { "(hidden)".to_owned() } else { value.clone() },
+            source: source.clone(),
+        });
         settings.chain(properties).collect()
     }
 
     /// One line for every setting that was given and does nothing.
     fn notes(&self) -> Vec<String> {
-        let given = settings::WITHOUT_EFFECT
-            .iter()
-            .filter(|key| self.is_given(key));
+        let given = settings::WITHOUT_EFFECT.iter().filter(|key| self.is_given(key));
         let mut notes: Vec<String> = given
             .filter_map(|key| Some(format!("{}: {}", self.name(key), settings::find(key)?.doc)))
             .collect();

@@ -9,11 +9,7 @@ use super::load::{Effective, Flag, Source, Sources};
 use super::node::{Client, NodeConfig};
 use super::problem::Problems;
 
-fn load(
-    file: &str,
-    variables: &[(&str, &str)],
-    flags: &[(&str, &str)],
-) -> Result<Effective, Problems> {
+fn load(file: &str, variables: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Effective, Problems> {
     let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     NodeConfig::load(&Sources {
         file: Some(("tidemill.yaml".into(), file.into())),
@@ -21,19 +17,13 @@ fn load(
         flags: flags
             .iter()
             .map(pair)
-            .map(|(key, value)| Flag {
-                name: format!("--{}", key.replace('.', "-")),
-                key,
-                value,
-            })
+            .map(|(key, value)| Flag { name: format!("--{}", key.replace('.', "-")), key, value })
             .collect(),
     })
 }
 
 fn refusal(file: &str, variables: &[(&str, &str)], flags: &[(&str, &str)]) -> String {
-    load(file, variables, flags)
-        .expect_err("refused")
-        .to_string()
+    load(file, variables, flags).expect_err("refused").to_string()
 }
 
 #[test]
@@ -42,10 +32,7 @@ fn nothing_given_is_a_safe_node_on_loopback() {
     assert_eq!(config.listen.grpc.to_string(), "127.0.0.1:7600");
     assert_eq!(config.listen.http.to_string(), "127.0.0.1:7601");
     assert_eq!(config.kafka.bootstrap_servers, ["localhost:9092"]);
-    assert_eq!(
-        (config.kafka.acks.as_str(), config.kafka.enable_idempotence),
-        ("all", true)
-    );
+    assert_eq!((config.kafka.acks.as_str(), config.kafka.enable_idempotence), ("all", true));
     assert_eq!(config.kafka.partitioner, "murmur2_random");
     assert_eq!(config.group_of("word-count"), "local.default.word-count");
     assert_eq!(config.defaults, super::SpecDefaults::default());
@@ -59,40 +46,14 @@ fn a_flag_beats_a_variable_beats_a_documented_variable_beats_the_file() {
     let own = ("TIDEMILL_KAFKA_BOOTSTRAP_SERVERS", "d:4");
     let flag = ("kafka.bootstrap_servers", "e:5");
     for (variables, flags, expected, source) in [
-        (
-            vec![],
-            vec![],
-            "a:1,b:2",
-            Source::File {
-                name: "tidemill.yaml".into(),
-                line: 2,
-            },
-        ),
-        (
-            vec![documented],
-            vec![],
-            "c:3",
-            Source::Variable(documented.0.into()),
-        ),
-        (
-            vec![own, documented],
-            vec![],
-            "d:4",
-            Source::Variable(own.0.into()),
-        ),
-        (
-            vec![documented, own],
-            vec![flag],
-            "e:5",
-            Source::Flag("--kafka-bootstrap_servers".into()),
-        ),
+        (vec![], vec![], "a:1,b:2", Source::File { name: "tidemill.yaml".into(), line: 2 }),
+        (vec![documented], vec![], "c:3", Source::Variable(documented.0.into())),
+        (vec![own, documented], vec![], "d:4", Source::Variable(own.0.into())),
+        (vec![documented, own], vec![flag], "e:5", Source::Flag("--kafka-bootstrap_servers".into())),
     ] {
         let effective = load(file, &variables, &flags).expect("valid");
-        let shown = effective
-            .shown
-            .iter()
-            .find(|shown| shown.key == "kafka.bootstrap_servers")
-            .expect("shown");
+        let shown =
+            effective.shown.iter().find(|shown| shown.key == "kafka.bootstrap_servers").expect("shown");
         assert_eq!((shown.value.as_str(), &shown.source), (expected, &source));
         assert_eq!(effective.config.kafka.bootstrap_servers.join(","), expected);
     }
@@ -110,17 +71,8 @@ fn the_documented_flat_file_and_variables_are_understood() {
     assert_eq!(config.kafka.connect_timeout, Duration::from_secs(60));
     assert_eq!(config.defaults.start, Start::Latest);
     // Auto-commit and the settings without effect are said aloud, never silently dropped.
-    for word in [
-        "enable_auto_commit",
-        "dead_letter_topic",
-        "max_retry_attempts",
-        "consumer_sleep_interval",
-    ] {
-        assert!(
-            config.notes.iter().any(|note| note.contains(word)),
-            "{word}: {:?}",
-            config.notes
-        );
+    for word in ["enable_auto_commit", "dead_letter_topic", "max_retry_attempts", "consumer_sleep_interval"] {
+        assert!(config.notes.iter().any(|note| note.contains(word)), "{word}: {:?}", config.notes);
     }
 }
 
@@ -128,11 +80,7 @@ fn the_documented_flat_file_and_variables_are_understood() {
 fn values_out_of_range_are_refused_whoever_gave_them() {
     let text = refusal(
         "kafka: { connect_timeout: 10m }\ndefaults: { workers: 0 }\n",
-        &[
-            ("KAFKA_CONSUMER_SLEEP_INTERVAL", "11"),
-            ("KAFKA_MAX_RETRY_ATTEMPTS", "-1"),
-            ("KAFKA_ACKS", "2"),
-        ],
+        &[("KAFKA_CONSUMER_SLEEP_INTERVAL", "11"), ("KAFKA_MAX_RETRY_ATTEMPTS", "-1"), ("KAFKA_ACKS", "2")],
         &[("listen.grpc", "nowhere")],
     );
     assert_eq!(
@@ -150,11 +98,7 @@ fn values_out_of_range_are_refused_whoever_gave_them() {
 fn misspelt_keys_variables_and_properties_are_refused_with_the_nearest() {
     let text = refusal(
         "flet: a\nkafka:\n  bootstrap_server: a:1\n  properties:\n    linger.msec: 5\n",
-        &[
-            ("TIDEMILL_FLET", "x"),
-            ("KAFKA_BOOTSTRAP_SERVER", "a:1"),
-            ("KAFKA_HEAP_OPTS", "-Xmx1g"),
-        ],
+        &[("TIDEMILL_FLET", "x"), ("KAFKA_BOOTSTRAP_SERVER", "a:1"), ("KAFKA_HEAP_OPTS", "-Xmx1g")],
         &[],
     );
     assert_eq!(
@@ -170,16 +114,8 @@ fn misspelt_keys_variables_and_properties_are_refused_with_the_nearest() {
 #[test]
 fn combinations_that_do_not_go_together_are_refused_naming_both() {
     for (file, variables, both) in [
-        (
-            "",
-            vec![("KAFKA_ACKS", "1")],
-            ["KAFKA_ACKS", "kafka.enable_idempotence"],
-        ),
-        (
-            "kafka: { acks: 1, enable_idempotence: true }",
-            vec![],
-            ["kafka.acks", "kafka.enable_idempotence"],
-        ),
+        ("", vec![("KAFKA_ACKS", "1")], ["KAFKA_ACKS", "kafka.enable_idempotence"]),
+        ("kafka: { acks: 1, enable_idempotence: true }", vec![], ["kafka.acks", "kafka.enable_idempotence"]),
         (
             "kafka: { properties: { max.in.flight: 10 } }",
             vec![],
@@ -190,11 +126,7 @@ fn combinations_that_do_not_go_together_are_refused_naming_both() {
             vec![],
             ["heartbeat.interval.ms", "session.timeout.ms"],
         ),
-        (
-            "kafka: { sasl: { username: me } }",
-            vec![],
-            ["kafka.sasl.username", "kafka.security_protocol"],
-        ),
+        ("kafka: { sasl: { username: me } }", vec![], ["kafka.sasl.username", "kafka.security_protocol"]),
         (
             "kafka: { security_protocol: SASL_SSL }",
             vec![],
@@ -205,57 +137,26 @@ fn combinations_that_do_not_go_together_are_refused_naming_both() {
             vec![],
             ["kafka.sasl.mechanism", "TIDEMILL_KAFKA_SASL_PASSWORD"],
         ),
-        (
-            "listen: { http: '127.0.0.1:7600' }",
-            vec![],
-            ["listen.http", "listen.grpc"],
-        ),
-        (
-            "listen: { grpc: '0.0.0.0:7600' }",
-            vec![],
-            ["listen.grpc", "insecure"],
-        ),
-        (
-            "acks: all\nkafka: { acks: all }",
-            vec![],
-            ["kafka.acks", "acks"],
-        ),
-        (
-            "kafka: { acks: all, properties: { acks: all } }",
-            vec![],
-            ["kafka.properties.acks", "kafka.acks"],
-        ),
+        ("listen: { http: '127.0.0.1:7600' }", vec![], ["listen.http", "listen.grpc"]),
+        ("listen: { grpc: '0.0.0.0:7600' }", vec![], ["listen.grpc", "insecure"]),
+        ("acks: all\nkafka: { acks: all }", vec![], ["kafka.acks", "acks"]),
+        ("kafka: { acks: all, properties: { acks: all } }", vec![], ["kafka.properties.acks", "kafka.acks"]),
     ] {
         let text = refusal(file, &variables, &[]);
         for name in both {
-            assert!(
-                text.contains(name),
-                "{file} {variables:?} should name {name}: {text}"
-            );
+            assert!(text.contains(name), "{file} {variables:?} should name {name}: {text}");
         }
     }
-    let low_latency =
-        load("kafka: { acks: 1, enable_idempotence: false }", &[], &[]).expect("consistent");
-    let producer = low_latency
-        .config
-        .kafka
-        .client_properties(Client::Producer {
-            transactional: false,
-        });
+    let low_latency = load("kafka: { acks: 1, enable_idempotence: false }", &[], &[]).expect("consistent");
+    let producer = low_latency.config.kafka.client_properties(Client::Producer { transactional: false });
     assert!(producer.contains(&("acks".into(), "1".into())));
-    let transactional = low_latency
-        .config
-        .kafka
-        .client_properties(Client::Producer {
-            transactional: true,
-        });
+    let transactional = low_latency.config.kafka.client_properties(Client::Producer { transactional: true });
     assert!(transactional.contains(&("acks".into(), "all".into())));
 }
 
 #[test]
 fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
-    let file =
-        "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: SCRAM-SHA-512, username: me } }";
+    let file = "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: SCRAM-SHA-512, username: me } }";
     let secret = ("TIDEMILL_KAFKA_SASL_PASSWORD", "hunter2");
     let effective = load(file, &[secret], &[]).expect("valid");
     assert!(!format!("{effective:?}").contains("hunter2"));
@@ -263,33 +164,19 @@ fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
     assert!(properties.contains(&("sasl.password".into(), "hunter2".into())));
 
     let written = refusal("kafka: { sasl: { password: hunter2 } }", &[], &[]);
-    assert!(
-        written.contains("TIDEMILL_KAFKA_SASL_PASSWORD") && !written.contains("hunter2"),
-        "{written}"
-    );
+    assert!(written.contains("TIDEMILL_KAFKA_SASL_PASSWORD") && !written.contains("hunter2"), "{written}");
     let typed = refusal("", &[], &[("kafka.sasl.password", "hunter2")]);
-    assert!(
-        typed.contains("command lines") && !typed.contains("hunter2"),
-        "{typed}"
-    );
+    assert!(typed.contains("command lines") && !typed.contains("hunter2"), "{typed}");
 
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("password");
     std::fs::write(&path, "from-file\n").expect("written");
     let path = path.to_string_lossy().into_owned();
-    let effective =
-        load(file, &[("TIDEMILL_KAFKA_SASL_PASSWORD_FILE", &path)], &[]).expect("valid");
+    let effective = load(file, &[("TIDEMILL_KAFKA_SASL_PASSWORD_FILE", &path)], &[]).expect("valid");
     let sasl = effective.config.kafka.sasl.expect("signs in");
     assert_eq!(sasl.password.expect("read").expose(), "from-file");
-    let both = refusal(
-        file,
-        &[secret, ("TIDEMILL_KAFKA_SASL_PASSWORD_FILE", &path)],
-        &[],
-    );
-    assert!(
-        both.contains("TIDEMILL_KAFKA_SASL_PASSWORD_FILE") && both.contains("both given"),
-        "{both}"
-    );
+    let both = refusal(file, &[secret, ("TIDEMILL_KAFKA_SASL_PASSWORD_FILE", &path)], &[]);
+    assert!(both.contains("TIDEMILL_KAFKA_SASL_PASSWORD_FILE") && both.contains("both given"), "{both}");
 }
 
 #[test]
@@ -300,21 +187,12 @@ fn documented_client_settings_reach_the_client_they_concern() {
     let config = load(file, &[], &[]).expect("valid").config;
     assert_eq!(config.defaults.batch_records, 200);
     let consumer = config.kafka.client_properties(Client::Consumer);
-    let producer = config.kafka.client_properties(Client::Producer {
-        transactional: true,
-    });
+    let producer = config.kafka.client_properties(Client::Producer { transactional: true });
     let has = |list: &[(String, String)], name: &str| list.iter().any(|(known, _)| known == name);
     assert!(has(&consumer, "fetch.wait.max.ms") && !has(&consumer, "batch.size"));
     assert!(has(&producer, "queue.buffering.max.kbytes") && !has(&producer, "session.timeout.ms"));
-    let text = refusal(
-        "kafka: { properties: { max.block.ms: 120000, max.poll.records: 1000 } }",
-        &[],
-        &[],
-    );
-    assert!(
-        text.contains("delivery.timeout.ms") && text.contains("1000 is outside 1 to 500"),
-        "{text}"
-    );
+    let text = refusal("kafka: { properties: { max.block.ms: 120000, max.poll.records: 1000 } }", &[], &[]);
+    assert!(text.contains("delivery.timeout.ms") && text.contains("1000 is outside 1 to 500"), "{text}");
 }
 
 proptest! {

@@ -176,11 +176,7 @@ impl KafkaConfig {
             add("acks", if transactional { "all" } else { &self.acks });
             add(
                 "enable.idempotence",
-                if transactional || self.enable_idempotence {
-                    "true"
-                } else {
-                    "false"
-                },
+                if transactional || self.enable_idempotence { "true" } else { "false" },
             );
         }
         for (name, property) in &self.properties {

@@ -42,11 +42,7 @@ fn lines(problems: &[Problem]) -> String {
 
 impl Problems {
     pub fn one(key: &str, message: impl Into<String>) -> Problems {
-        Problems(vec![Problem {
-            line: None,
-            key: key.to_owned(),
-            message: message.into(),
-        }])
+        Problems(vec![Problem { line: None, key: key.to_owned(), message: message.into() }])
     }
 }
 
@@ -56,11 +52,7 @@ pub(super) struct Report(RefCell<Vec<Problem>>);
 
 impl Report {
     pub fn add(&self, line: Option<u32>, key: &str, message: impl Into<String>) {
-        let problem = Problem {
-            line,
-            key: key.to_owned(),
-            message: message.into(),
-        };
+        let problem = Problem { line, key: key.to_owned(), message: message.into() };
         self.0.borrow_mut().push(problem);
     }
 
@@ -100,16 +92,7 @@ pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -
 /// 200 characters are not compared: they are no misspelling, and the cost is quadratic.
 fn distance(a: &str, b: &str) -> usize {
     let fold = |text: &str| -> Vec<char> {
-        text.chars()
-            .take(201)
-            .map(|c| {
-                if c == '-' {
-                    '_'
-                } else {
-                    c.to_ascii_lowercase()
-                }
-            })
-            .collect()
+        text.chars().take(201).map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect()
     };
     let (a, b) = (fold(a), fold(b));
     if a.len() > 200 || b.len() > 200 {
@@ -166,9 +149,6 @@ mod tests {
         report.add(None, "--flag", "last");
         report.add(Some(2), "a", "first");
         let problems = report.finish(Some(())).expect_err("three problems");
-        assert_eq!(
-            problems.to_string(),
-            "line 2: a: first\nline 9: b: second\n--flag: last"
-        );
+        assert_eq!(problems.to_string(), "line 2: a: first\nline 9: b: second\n--flag: last");
     }
 }

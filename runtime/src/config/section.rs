@@ -32,19 +32,11 @@ impl<'a> Section<'a> {
     /// `None`, reported, when the node is not a mapping.
     pub fn open(node: &'a Node, path: &str, line: u32, report: &'a Report) -> Option<Section<'a>> {
         match &node.value {
-            Yaml::Map(entries) => Some(Section {
-                path: path.to_owned(),
-                line,
-                entries,
-                asked: Vec::new(),
-                report,
-            }),
+            Yaml::Map(entries) => {
+                Some(Section { path: path.to_owned(), line, entries, asked: Vec::new(), report })
+            }
             other => {
-                report.add(
-                    Some(line),
-                    path,
-                    format!("expected a mapping, found {}", other.kind()),
-                );
+                report.add(Some(line), path, format!("expected a mapping, found {}", other.kind()));
                 None
             }
         }
@@ -58,29 +50,17 @@ impl<'a> Section<'a> {
     }
 
     fn field(&self, key: &Key, node: &'a Node) -> Field<'a> {
-        Field {
-            path: self.sub_path(&key.name),
-            line: key.line,
-            node,
-            report: self.report,
-        }
+        Field { path: self.sub_path(&key.name), line: key.line, node, report: self.report }
     }
 
     /// Every field, for mappings whose keys are the author's own names.
     pub fn all(&mut self) -> Vec<(&'a str, Field<'a>)> {
         let entries = self.entries;
-        entries
-            .iter()
-            .map(|(key, node)| (key.name.as_str(), self.field(key, node)))
-            .collect()
+        entries.iter().map(|(key, node)| (key.name.as_str(), self.field(key, node))).collect()
     }
 
     pub fn sub_path(&self, name: &str) -> String {
-        if self.path.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}.{name}", self.path)
-        }
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
     pub fn section(&mut self, name: &'static str) -> Option<Section<'a>> {
@@ -88,11 +68,7 @@ impl<'a> Section<'a> {
     }
 
     pub fn missing(&self, name: &str, hint: &str) {
-        self.report.add(
-            Some(self.line),
-            &self.sub_path(name),
-            format!("is missing: {hint}"),
-        );
+        self.report.add(Some(self.line), &self.sub_path(name), format!("is missing: {hint}"));
     }
 
     pub fn text(&mut self, name: &'static str) -> Option<String> {
@@ -106,11 +82,7 @@ impl<'a> Section<'a> {
         match &field.node.value {
             Yaml::Int(value) => match u64::try_from(*value) {
                 Ok(value) if range.contains(&value) => return value,
-                _ => field.refuse(format!(
-                    "{value} is outside {} to {}",
-                    range.start(),
-                    range.end()
-                )),
+                _ => field.refuse(format!("{value} is outside {} to {}", range.start(), range.end())),
             },
             other => field.refuse(format!("expected a whole number, found {}", other.kind())),
         }
@@ -167,10 +139,7 @@ impl<'a> Section<'a> {
             return *value;
         }
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-        field.refuse(format!(
-            "unknown value `{text}`, {}",
-            suggestion(&text, &names)
-        ));
+        field.refuse(format!("unknown value `{text}`, {}", suggestion(&text, &names)));
         default
     }
 
@@ -185,11 +154,7 @@ impl<'a> Section<'a> {
         for (key, _) in self.entries {
             if !self.asked.contains(&key.name.as_str()) {
                 let hint = suggestion(&key.name, &self.asked);
-                self.report.add(
-                    Some(key.line),
-                    &self.sub_path(&key.name),
-                    format!("unknown key, {hint}"),
-                );
+                self.report.add(Some(key.line), &self.sub_path(&key.name), format!("unknown key, {hint}"));
             }
         }
     }
@@ -223,10 +188,7 @@ impl<'a> Field<'a> {
     pub fn scalar(&self) -> Option<String> {
         let scalar = self.node.value.scalar();
         if scalar.is_none() {
-            self.refuse(format!(
-                "expected a single value, found {}",
-                self.node.value.kind()
-            ));
+            self.refuse(format!("expected a single value, found {}", self.node.value.kind()));
         }
         scalar
     }

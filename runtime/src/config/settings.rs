@@ -69,13 +69,7 @@ const fn setting(
     default: &'static str,
     doc: &'static str,
 ) -> Setting {
-    Setting {
-        key,
-        alias,
-        kind,
-        default,
-        doc,
-    }
+    Setting { key, alias, kind, default, doc }
 }
 
 #[rustfmt::skip]
@@ -188,16 +182,12 @@ pub fn find(key: &str) -> Option<&'static Setting> {
 impl Setting {
     /// `TIDEMILL_KAFKA_BOOTSTRAP_SERVERS`.
     pub fn variable(&self) -> String {
-        format!(
-            "TIDEMILL_{}",
-            self.key.replace('.', "_").to_ascii_uppercase()
-        )
+        format!("TIDEMILL_{}", self.key.replace('.', "_").to_ascii_uppercase())
     }
 
     /// `KAFKA_BOOTSTRAP_SERVERS`, for the settings that existing configurations know.
     pub fn kafka_variable(&self) -> Option<String> {
-        self.alias
-            .map(|alias| format!("KAFKA_{}", alias.to_ascii_uppercase()))
+        self.alias.map(|alias| format!("KAFKA_{}", alias.to_ascii_uppercase()))
     }
 
     /// Checks a text. `seconds` says that a bare number is a duration in seconds.
@@ -210,9 +200,10 @@ impl Setting {
             Kind::Text | Kind::Path | Kind::Secret => Ok(Value::Text(text.to_owned())),
             Kind::Name => name(text),
             Kind::Servers => servers(text),
-            Kind::Address => text.parse().map(Value::Address).map_err(|_| {
-                format!("`{text}` is no address: write IP:PORT, for example 127.0.0.1:7600")
-            }),
+            Kind::Address => text
+                .parse()
+                .map(Value::Address)
+                .map_err(|_| format!("`{text}` is no address: write IP:PORT, for example 127.0.0.1:7600")),
             Kind::Bool => match text {
                 "true" | "1" => Ok(Value::Bool(true)),
                 "false" | "0" => Ok(Value::Bool(false)),
@@ -228,31 +219,17 @@ impl Setting {
                 let value = units::parse_bytes(text)?;
                 let show = units::show_bytes;
                 if !(low..=high).contains(&value) {
-                    return Err(format!(
-                        "{} is outside {} to {}",
-                        show(value),
-                        show(low),
-                        show(high)
-                    ));
+                    return Err(format!("{} is outside {} to {}", show(value), show(low), show(high)));
                 }
                 Ok(Value::Integer(value))
             }
             Kind::Duration(low, high) => {
                 let bare = seconds && text.parse::<f64>().is_ok();
-                let value = units::parse_duration(&if bare {
-                    format!("{text}s")
-                } else {
-                    text.to_owned()
-                })?;
+                let value = units::parse_duration(&if bare { format!("{text}s") } else { text.to_owned() })?;
                 let (low, high) = (Duration::from_millis(low), Duration::from_millis(high));
                 let show = units::show_duration;
                 if !(low..=high).contains(&value) {
-                    return Err(format!(
-                        "{} is outside {} to {}",
-                        show(value),
-                        show(low),
-                        show(high)
-                    ));
+                    return Err(format!("{} is outside {} to {}", show(value), show(low), show(high)));
                 }
                 Ok(Value::Duration(value))
             }
@@ -277,11 +254,7 @@ impl Setting {
             Kind::Choice(choices) => choices.join(", "),
             Kind::Integer(low, high) => format!("whole number, {low} to {high}"),
             Kind::Bytes(low, high) => {
-                format!(
-                    "size, {} to {}",
-                    units::show_bytes(low),
-                    units::show_bytes(high)
-                )
+                format!("size, {} to {}", units::show_bytes(low), units::show_bytes(high))
             }
             Kind::Duration(low, high) => {
                 let show = |ms| units::show_duration(Duration::from_millis(ms));
@@ -294,9 +267,7 @@ impl Setting {
 
 fn name(text: &str) -> Result<Value, String> {
     let valid = text.len() <= 100
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
     if !valid {
         return Err(format!(
             "`{text}` is no name: use 1 to 100 characters of a-z, A-Z, 0-9, `.`, `_` and `-`"
@@ -309,24 +280,15 @@ fn choice(text: &str, choices: &[&str]) -> Result<Value, String> {
     let same = |choice: &&&str| choice.eq_ignore_ascii_case(text);
     match choices.iter().find(same) {
         Some(choice) => Ok(Value::Text((*choice).to_owned())),
-        None => Err(format!(
-            "unknown value `{text}`, {}",
-            suggestion(text, choices)
-        )),
+        None => Err(format!("unknown value `{text}`, {}", suggestion(text, choices))),
     }
 }
 
 fn servers(text: &str) -> Result<Value, String> {
     let mut servers = Vec::new();
-    for server in text
-        .split(',')
-        .map(str::trim)
-        .filter(|server| !server.is_empty())
-    {
+    for server in text.split(',').map(str::trim).filter(|server| !server.is_empty()) {
         let valid = server.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty()
-                && !host.contains("://")
-                && port.parse::<u16>().is_ok_and(|port| port > 0)
+            !host.is_empty() && !host.contains("://") && port.parse::<u16>().is_ok_and(|port| port > 0)
         });
         if !valid {
             return Err(format!(
@@ -367,29 +329,15 @@ mod tests {
         for (at, setting) in SETTINGS.iter().enumerate() {
             let value = setting.read(setting.default, false).expect(setting.key);
             let shown = value.show(setting.kind);
-            assert_eq!(
-                setting.read(&shown, false),
-                Ok(value),
-                "{}: {shown}",
-                setting.key
-            );
-            assert!(
-                SETTINGS[..at]
-                    .iter()
-                    .all(|earlier| earlier.key != setting.key),
-                "{}",
-                setting.key
-            );
+            assert_eq!(setting.read(&shown, false), Ok(value), "{}: {shown}", setting.key);
+            assert!(SETTINGS[..at].iter().all(|earlier| earlier.key != setting.key), "{}", setting.key);
             assert!(setting.doc.ends_with('.'), "{}", setting.key);
         }
     }
 
     #[test]
     fn documented_variables_have_their_documented_names() {
-        let names: Vec<_> = SETTINGS
-            .iter()
-            .filter_map(Setting::kafka_variable)
-            .collect();
+        let names: Vec<_> = SETTINGS.iter().filter_map(Setting::kafka_variable).collect();
         for name in [
             "KAFKA_BOOTSTRAP_SERVERS",
             "KAFKA_ENVIRONMENT",

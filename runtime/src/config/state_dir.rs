@@ -20,10 +20,7 @@ pub fn check(path: &Path, free_min_bytes: u64) -> Result<(), Problems> {
             _ => format!("{shown} cannot be created: {error}"),
         });
     }
-    if let Err(error) = tempfile::Builder::new()
-        .prefix(".write-test")
-        .tempfile_in(path)
-    {
+    if let Err(error) = tempfile::Builder::new().prefix(".write-test").tempfile_in(path) {
         return refuse(match error.kind() {
             ErrorKind::PermissionDenied => {
                 format!(
@@ -59,16 +56,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         assert_eq!(check(&dir.path().join("new"), 1), Ok(()));
         let problems = check(dir.path(), u64::MAX).expect_err("no disk is that large");
-        assert!(
-            problems.to_string().contains("state_free_min"),
-            "{problems}"
-        );
+        assert!(problems.to_string().contains("state_free_min"), "{problems}");
         let file = dir.path().join("file");
         std::fs::write(&file, "x").expect("written");
         let problems = check(&file.join("below"), 1).expect_err("a file has no children");
-        assert!(
-            problems.to_string().starts_with("state_dir: "),
-            "{problems}"
-        );
+        assert!(problems.to_string().starts_with("state_dir: "), "{problems}");
     }
 }

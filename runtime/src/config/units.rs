@@ -17,14 +17,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "d" => 86_400e9,
         "" => return Err(format!("`{text}` needs a unit: write {text}ms or {text}s")),
         _ => {
-            return Err(format!(
-                "`{text}` is no duration: write 100ms, 30s, 5m, 24h or 7d"
-            ));
+            return Err(format!("`{text}` is no duration: write 100ms, 30s, 5m, 24h or 7d"));
         }
     };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| format!("`{text}` is no duration: write 100ms, 30s, 5m, 24h or 7d"))?;
+    let number: f64 =
+        number.parse().map_err(|_| format!("`{text}` is no duration: write 100ms, 30s, 5m, 24h or 7d"))?;
     let nanos = number * nanos_per_unit;
     if !(0.0..=u64::MAX as f64 / 2.0).contains(&nanos) {
         return Err(format!("`{text}` is out of range"));
@@ -46,14 +43,12 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "GB" => 1e9,
         "TB" => 1e12,
         _ => {
-            return Err(format!(
-                "`{text}` is no size: write 64MiB, 512KiB, 1GiB or a number of bytes"
-            ));
+            return Err(format!("`{text}` is no size: write 64MiB, 512KiB, 1GiB or a number of bytes"));
         }
     };
-    let number: f64 = number.parse().map_err(|_| {
-        format!("`{text}` is no size: write 64MiB, 512KiB, 1GiB or a number of bytes")
-    })?;
+    let number: f64 = number
+        .parse()
+        .map_err(|_| format!("`{text}` is no size: write 64MiB, 512KiB, 1GiB or a number of bytes"))?;
     let bytes = number * factor;
     if !(0.0..=i64::MAX as f64 / 2.0).contains(&bytes) {
         return Err(format!("`{text}` is out of range"));
@@ -64,9 +59,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 /// Digits (and a point) first, the unit after them, spaces between them ignored.
 fn split_unit(text: &str) -> (&str, &str) {
     let text = text.trim();
-    let end = text
-        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     (number, unit.trim_start())
 }
@@ -106,18 +99,15 @@ pub fn show_bytes(bytes: u64) -> String {
 
 /// Milliseconds since the epoch of an RFC 3339 time: `2013-01-01T00:00:00Z`, `...T00:00:00.250+01:00`.
 pub fn parse_time_ms(text: &str) -> Result<i64, String> {
-    time_ms(text.as_bytes()).ok_or_else(|| {
-        format!("`{text}` is no time: write it like 2013-01-31T12:00:00Z (RFC 3339)")
-    })
+    time_ms(text.as_bytes())
+        .ok_or_else(|| format!("`{text}` is no time: write it like 2013-01-31T12:00:00Z (RFC 3339)"))
 }
 
 fn time_ms(text: &[u8]) -> Option<i64> {
     let digits = |range: std::ops::Range<usize>| -> Option<i64> {
         let part = text.get(range)?;
-        part.iter().try_fold(0i64, |sum, &byte| {
-            byte.is_ascii_digit()
-                .then(|| sum * 10 + i64::from(byte - b'0'))
-        })
+        part.iter()
+            .try_fold(0i64, |sum, &byte| byte.is_ascii_digit().then(|| sum * 10 + i64::from(byte - b'0')))
     };
     let is = |at: usize, wanted: &[u8]| text.get(at).is_some_and(|byte| wanted.contains(byte));
     let separated = is(4, b"-") && is(7, b"-") && is(10, b"Tt ") && is(13, b":") && is(16, b":");
@@ -137,16 +127,13 @@ fn time_ms(text: &[u8]) -> Option<i64> {
     let mut at = 19;
     let mut millis = 0;
     if is(at, b".") {
-        let end = (at + 1..text.len())
-            .find(|&i| !text[i].is_ascii_digit())
-            .unwrap_or(text.len());
+        let end = (at + 1..text.len()).find(|&i| !text[i].is_ascii_digit()).unwrap_or(text.len());
         let fraction = &text[at + 1..end];
         if fraction.is_empty() || fraction.len() > 9 {
             return None;
         }
-        millis = (0..3).fold(0, |sum, i| {
-            sum * 10 + fraction.get(i).map_or(0, |&digit| i64::from(digit - b'0'))
-        });
+        millis =
+            (0..3).fold(0, |sum, i| sum * 10 + fraction.get(i).map_or(0, |&digit| i64::from(digit - b'0')));
         at = end;
     }
     let offset_minutes = match text.get(at)? {
@@ -194,16 +181,11 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
     let day_of_era = days.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     let year = era * 400 + year_of_era + i64::from(month <= 2);
     (year, month, day)
 }
@@ -214,44 +196,23 @@ mod tests {
 
     #[test]
     fn durations_read_as_written_and_print_as_read() {
-        for (text, ms) in [
-            ("100ms", 100),
-            ("30s", 30_000),
-            ("1.5m", 90_000),
-            ("24h", 86_400_000),
-            ("7d", 604_800_000),
-        ] {
+        for (text, ms) in
+            [("100ms", 100), ("30s", 30_000), ("1.5m", 90_000), ("24h", 86_400_000), ("7d", 604_800_000)]
+        {
             let duration = parse_duration(text).expect(text);
             assert_eq!(duration, Duration::from_millis(ms), "{text}");
-            assert_eq!(
-                parse_duration(&show_duration(duration)),
-                Ok(duration),
-                "{text}"
-            );
+            assert_eq!(parse_duration(&show_duration(duration)), Ok(duration), "{text}");
         }
-        for bad in [
-            "",
-            "5",
-            "s",
-            "-3s",
-            "3 parsecs",
-            "1e3s",
-            "1..2s",
-            "99999999999999999999d",
-        ] {
+        for bad in ["", "5", "s", "-3s", "3 parsecs", "1e3s", "1..2s", "99999999999999999999d"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn sizes_read_as_written_and_print_as_read() {
-        for (text, bytes) in [
-            ("64MiB", 64 << 20),
-            ("4096", 4096),
-            ("1.5KiB", 1536),
-            ("10MB", 10_000_000),
-            ("0", 0),
-        ] {
+        for (text, bytes) in
+            [("64MiB", 64 << 20), ("4096", 4096), ("1.5KiB", 1536), ("10MB", 10_000_000), ("0", 0)]
+        {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
             assert_eq!(parse_bytes(&show_bytes(bytes)), Ok(bytes), "{text}");
         }
@@ -271,13 +232,9 @@ mod tests {
             assert_eq!(parse_time_ms(text), Ok(ms), "{text}");
             assert_eq!(parse_time_ms(&show_time_ms(ms)), Ok(ms), "{text}");
         }
-        for bad in [
-            "2013-02-29T00:00:00Z",
-            "2013-01-01",
-            "2013-01-01T00:00:00",
-            "2013-13-01T00:00:00Z",
-            "now",
-        ] {
+        for bad in
+            ["2013-02-29T00:00:00Z", "2013-01-01", "2013-01-01T00:00:00", "2013-13-01T00:00:00Z", "now"]
+        {
             assert!(parse_time_ms(bad).is_err(), "{bad}");
         }
     }

@@ -79,10 +79,9 @@ impl Yaml {
                 .map_or_else(|| Value::String(value.to_string()), Value::Number),
             Yaml::Text(value) => Value::String(value.clone()),
             Yaml::List(items) => items.iter().map(|item| item.value.json()).collect(),
-            Yaml::Map(entries) => entries
-                .iter()
-                .map(|(key, node)| (key.name.clone(), node.value.json()))
-                .collect(),
+            Yaml::Map(entries) => {
+                entries.iter().map(|(key, node)| (key.name.clone(), node.value.json())).collect()
+            }
         }
     }
 }
@@ -90,10 +89,7 @@ impl Yaml {
 /// Reads every document of a file; empty ones are left out.
 pub(super) fn documents(text: &str) -> Result<Vec<Node>, Problems> {
     if text.len() > DOCUMENT_BYTES_MAX {
-        let message = format!(
-            "is {} bytes; at most {DOCUMENT_BYTES_MAX} are read",
-            text.len()
-        );
+        let message = format!("is {} bytes; at most {DOCUMENT_BYTES_MAX} are read", text.len());
         return Err(Problems::one("document", message));
     }
     let options = serde_saphyr::options! {
@@ -103,44 +99,26 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, Problems> {
         with_snippet: false,
     };
     serde_saphyr::from_multiple_with_options::<Node>(text, options).map_err(|error| {
-        let line = error
-            .location()
-            .map(|location| location.line() as u32)
-            .filter(|&line| line > 0);
+        let line = error.location().map(|location| location.line() as u32).filter(|&line| line > 0);
         let error = error.without_snippet();
         let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
         // The location is in `line` already.
-        let message = message
-            .split(" at line ")
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
-        Problems(vec![Problem {
-            line,
-            key: String::new(),
-            message: format!("not valid YAML: {message}"),
-        }])
+        let message = message.split(" at line ").next().unwrap_or_default().trim().to_owned();
+        Problems(vec![Problem { line, key: String::new(), message: format!("not valid YAML: {message}") }])
     })
 }
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
         let spanned = Spanned::<Yaml>::deserialize(deserializer)?;
-        Ok(Node {
-            line: spanned.referenced.line() as u32,
-            value: spanned.value,
-        })
+        Ok(Node { line: spanned.referenced.line() as u32, value: spanned.value })
     }
 }
 
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
         let spanned = Spanned::<String>::deserialize(deserializer)?;
-        Ok(Key {
-            line: spanned.referenced.line() as u32,
-            name: spanned.value,
-        })
+        Ok(Key { line: spanned.referenced.line() as u32, name: spanned.value })
     }
 }
 
@@ -223,30 +201,12 @@ mod tests {
     #[test]
     fn keys_and_values_know_their_lines_across_documents() {
         let nodes = documents("a: 1\nb:\n  c: [x, 64MiB]\n---\nd: no\n").expect("valid");
-        let Yaml::Map(entries) = &nodes[0].value else {
-            panic!("{:?}", nodes[0])
-        };
+        let Yaml::Map(entries) = &nodes[0].value else { panic!("{:?}", nodes[0]) };
         assert_eq!((entries[1].0.name.as_str(), entries[1].0.line), ("b", 2));
-        let Yaml::Map(inner) = &entries[1].1.value else {
-            panic!("{:?}", entries[1])
-        };
-        assert_eq!(
-            inner[0].0,
-            Key {
-                line: 3,
-                name: "c".to_owned()
-            }
-        );
-        let Yaml::Map(second) = &nodes[1].value else {
-            panic!("{:?}", nodes[1])
-        };
-        assert_eq!(
-            second[0].1,
-            Node {
-                line: 5,
-                value: Yaml::Text("no".to_owned())
-            }
-        );
+        let Yaml::Map(inner) = &entries[1].1.value else { panic!("{:?}", entries[1]) };
+        assert_eq!(inner[0].0, Key { line: 3, name: "c".to_owned() });
+        let Yaml::Map(second) = &nodes[1].value else { panic!("{:?}", nodes[1]) };
+        assert_eq!(second[0].1, Node { line: 5, value: Yaml::Text("no".to_owned()) });
     }
 
     #[test]
@@ -254,10 +214,7 @@ mod tests {
         for (text, line) in [("a: 1\na: 2\n", 2), ("a: [1,\n", 2), ("a: 1\n b: 2\n", 2)] {
             let problems = documents(text).expect_err(text);
             assert_eq!(problems.0.len(), 1);
-            assert!(
-                problems.0[0].line.is_some_and(|at| at >= line - 1),
-                "{text:?}: {problems}"
-            );
+            assert!(problems.0[0].line.is_some_and(|at| at >= line - 1), "{text:?}: {problems}");
         }
     }
 }

@@ -33,13 +33,7 @@ impl View {
     }
 
     /// Up to `limit` keys in `start..end`, at most 1 MiB a page.
-    pub fn scan(
-        &self,
-        store: u16,
-        start: &[u8],
-        end: Option<&[u8]>,
-        limit: u32,
-    ) -> Result<Page, StoreError> {
+    pub fn scan(&self, store: u16, start: &[u8], end: Option<&[u8]>, limit: u32) -> Result<Page, StoreError> {
         let mut page = Page::default();
         for ((s, key), value) in self.entries.range((store, start.to_vec())..) {
             if *s != store || end.is_some_and(|end| key.as_slice() >= end) {
