@@ -20,3 +20,4 @@ pub mod effects;
 pub mod ports;
 pub mod record;
 pub mod store;
+pub mod telemetry;

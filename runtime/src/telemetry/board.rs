@@ -1,0 +1,228 @@
+//! Who has which cells, and how a scrape reads them.
+//!
+//! The lock guards the list of cells only: it is taken when a task or worker starts and at a scrape.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::cells::{NodeMetrics, TaskMetrics, WorkerMetrics};
+use super::table::{INFO, NODE, Row, Sample, TASK, WORKER};
+
+/// Tasks beyond this share one set of cells with the partition `other`, so that a cluster with very
+/// many partitions cannot make a scrape arbitrarily large.
+pub const TASK_SERIES_MAX: usize = 4_096;
+pub const WORKER_SERIES_MAX: usize = 1_024;
+
+/// All metrics of a process.
+#[derive(Debug, Default)]
+pub struct Telemetry {
+    pub node: NodeMetrics,
+    tasks: Mutex<BTreeMap<(String, Place), Arc<TaskMetrics>>>,
+    workers: Mutex<BTreeMap<(String, Place), Arc<WorkerMetrics>>>,
+}
+
+/// A partition or worker number, or what is beyond the bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Number(i64),
+    Other,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Number(number) => number.fmt(f),
+            Place::Other => f.write_str("other"),
+        }
+    }
+}
+
+impl Telemetry {
+    pub fn new() -> Arc<Telemetry> {
+        Arc::default()
+    }
+
+    /// The cells of a task; the same ones when it comes back after a revocation.
+    pub fn task(&self, deployment: &str, partition: i32) -> Arc<TaskMetrics> {
+        cells(&self.tasks, deployment, partition.into(), TASK_SERIES_MAX)
+    }
+
+    pub fn worker(&self, deployment: &str, worker: u32) -> Arc<WorkerMetrics> {
+        cells(&self.workers, deployment, worker.into(), WORKER_SERIES_MAX)
+    }
+
+    /// Drops the series of a deleted deployment.
+    pub fn forget(&self, deployment: &str) {
+        lock(&self.tasks).retain(|(name, _), _| name != deployment);
+        lock(&self.workers).retain(|(name, _), _| name != deployment);
+    }
+
+    /// Everything, in the OpenMetrics text format ([`CONTENT_TYPE`]).
+    pub fn render(self: &Arc<Self>) -> String {
+        let mut registry = Registry::default();
+        registry.register(
+            INFO,
+            "Version of the running program",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register_collector(Box::new(Arc::clone(self)));
+        let mut text = String::with_capacity(16 * 1024);
+        // Writing to a string does not fail, and every encoder is ours.
+        if prometheus_client::encoding::text::encode(&mut text, &registry).is_err() {
+            tracing::error!("metrics could not be encoded");
+        }
+        text
+    }
+}
+
+/// Of what [`Telemetry::render`] returns.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Cells<C> = Mutex<BTreeMap<(String, Place), Arc<C>>>;
+
+fn cells<C: Default>(all: &Cells<C>, deployment: &str, number: i64, limit: usize) -> Arc<C> {
+    let mut all = lock(all);
+    let key = (deployment.to_owned(), Place::Number(number));
+    let full = all.len() >= limit && !all.contains_key(&key);
+    let key = if full { (deployment.to_owned(), Place::Other) } else { key };
+    Arc::clone(all.entry(key).or_default())
+}
+
+/// A panic elsewhere must not take the metrics with it: the list is sound at every point.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Collector for Telemetry {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        encode_family(&mut encoder, TASK, &lock(&self.tasks), "partition")?;
+        encode_family(&mut encoder, WORKER, &lock(&self.workers), "worker")?;
+        for row in NODE {
+            let mut metric = encoder.encode_descriptor(row.name, row.help, None, row.kind)?;
+            let mut result = Ok(());
+            (row.read)(&self.node, &mut |extra, sample| {
+                let labels: Vec<(&str, &str)> = extra.into_iter().collect();
+                let outcome = if labels.is_empty() {
+                    encode_sample(&mut metric, &sample)
+                } else {
+                    metric.encode_family(&labels).and_then(|mut metric| encode_sample(&mut metric, &sample))
+                };
+                result = result.and(outcome);
+            });
+            result?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_family<C>(
+    encoder: &mut DescriptorEncoder<'_>,
+    rows: &[Row<C>],
+    all: &BTreeMap<(String, Place), Arc<C>>,
+    place_label: &str,
+) -> Result<(), fmt::Error> {
+    for row in rows {
+        let mut metric = encoder.encode_descriptor(row.name, row.help, None, row.kind)?;
+        let mut result = Ok(());
+        for ((deployment, place), cells) in all {
+            let place = place.to_string();
+            (row.read)(cells, &mut |extra, sample| {
+                let mut labels = vec![("deployment", deployment.as_str()), (place_label, place.as_str())];
+                labels.extend(extra);
+                let outcome =
+                    metric.encode_family(&labels).and_then(|mut metric| encode_sample(&mut metric, &sample));
+                result = result.and(outcome);
+            });
+        }
+        result?;
+    }
+    Ok(())
+}
+
+fn encode_sample(metric: &mut MetricEncoder<'_>, sample: &Sample<'_>) -> Result<(), fmt::Error> {
+    match sample {
+        Sample::Count(value) => metric.encode_counter::<NoLabelSet, _, u64>(value, None),
+        Sample::Seconds(value) => metric.encode_counter::<NoLabelSet, _, f64>(value, None),
+        Sample::Gauge(value) => metric.encode_gauge(value),
+        Sample::Latency(histogram) => {
+            let (sum, count, buckets) = histogram.read();
+            metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::cells::TaskState;
+    use super::super::table::names;
+    use super::*;
+
+    #[test]
+    fn a_scrape_shows_every_family_with_its_labels() {
+        let telemetry = Telemetry::new();
+        let task = telemetry.task("count", 3);
+        task.records_in.add(7);
+        task.traps.add(1);
+        task.handler_time.add(Duration::from_millis(1500));
+        task.set_state(TaskState::Running);
+        task.lag_records.set(Some(12.0));
+        telemetry.worker("count", 0).commit_latency.observe(Duration::from_millis(3));
+        telemetry.node.deployments.set(1);
+        let text = telemetry.render();
+        for line in [
+            "tidemill_records_in_total{deployment=\"count\",partition=\"3\"} 7",
+            "tidemill_records_failed_total{deployment=\"count\",partition=\"3\",class=\"trap\"} 1",
+            "tidemill_handler_seconds_total{deployment=\"count\",partition=\"3\"} 1.5",
+            "tidemill_task_state{deployment=\"count\",partition=\"3\",state=\"running\"} 1.0",
+            "tidemill_lag_records{deployment=\"count\",partition=\"3\"} 12.0",
+            "tidemill_commit_latency_seconds_bucket{le=\"0.0025\",deployment=\"count\",worker=\"0\"} 0",
+            "tidemill_commit_latency_seconds_bucket{le=\"0.005\",deployment=\"count\",worker=\"0\"} 1",
+            "tidemill_commit_latency_seconds_bucket{le=\"+Inf\",deployment=\"count\",worker=\"0\"} 1",
+            "tidemill_commit_latency_seconds_count{deployment=\"count\",worker=\"0\"} 1",
+            "tidemill_deployments 1.0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nnot in\n{text}");
+        }
+        assert!(text.contains("tidemill_build_info{version="));
+        assert!(text.ends_with("# EOF\n"));
+        for name in names() {
+            assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_lag_has_no_sample_and_counters_survive_a_revocation() {
+        let telemetry = Telemetry::new();
+        let task = telemetry.task("count", 0);
+        task.lag_records.set(Some(1.0));
+        task.records_in.add(5);
+        task.set_state(TaskState::Absent);
+        let text = telemetry.render();
+        assert!(!text.contains("tidemill_lag_records{") && !text.contains("tidemill_task_state{"));
+        telemetry.task("count", 0).records_in.add(1);
+        assert!(
+            telemetry.render().contains("tidemill_records_in_total{deployment=\"count\",partition=\"0\"} 6")
+        );
+        telemetry.forget("count");
+        assert!(!telemetry.render().contains("count\""));
+    }
+
+    #[test]
+    fn series_are_bounded() {
+        let telemetry = Telemetry::new();
+        for partition in 0..TASK_SERIES_MAX as i32 + 10 {
+            telemetry.task("wide", partition).records_in.add(1);
+        }
+        let text = telemetry.render();
+        assert!(text.contains("tidemill_records_in_total{deployment=\"wide\",partition=\"other\"} 10"));
+        assert!(lock(&telemetry.tasks).len() <= TASK_SERIES_MAX + 1);
+    }
+}

@@ -1,0 +1,226 @@
+//! The counters that threads add to. Plain atomics, one writer each in the normal case.
+//!
+//! Invariant: a counter never goes back while the process lives, also when its task is revoked and
+//! assigned again, because the board keeps the cells by name.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Only rises.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A counter of time; exported in seconds.
+#[derive(Debug, Default)]
+pub struct Elapsed(AtomicU64);
+
+impl Elapsed {
+    /// Saturates after 584 years.
+    pub fn add(&self, duration: Duration) {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    pub fn seconds(&self) -> f64 {
+        self.0.load(Ordering::Relaxed) as f64 / 1e9
+    }
+}
+
+/// Goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A gauge that may be unknown, and then has no sample at all: zero would read as "no lag".
+#[derive(Debug)]
+pub struct OptionalGauge(AtomicU64);
+
+impl Default for OptionalGauge {
+    fn default() -> OptionalGauge {
+        OptionalGauge(AtomicU64::new(f64::NAN.to_bits()))
+    }
+}
+
+impl OptionalGauge {
+    pub fn set(&self, value: Option<f64>) {
+        self.0.store(value.unwrap_or(f64::NAN).to_bits(), Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> Option<f64> {
+        let value = f64::from_bits(self.0.load(Ordering::Relaxed));
+        (!value.is_nan()).then_some(value)
+    }
+}
+
+/// Upper bounds of a latency histogram, in seconds: from a loopback round trip to a stuck call.
+pub const LATENCY_BOUNDS_S: [f64; 15] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Latencies, counted per bucket.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// The last one counts what is above every bound.
+    buckets: [AtomicU64; LATENCY_BOUNDS_S.len() + 1],
+    nanos: AtomicU64,
+}
+
+impl Histogram {
+    pub fn observe(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let at = LATENCY_BOUNDS_S.partition_point(|&bound| bound < seconds);
+        self.buckets[at].fetch_add(1, Ordering::Relaxed);
+        self.nanos.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Sum in seconds, count, and how many fell into each bucket (not cumulative).
+    pub fn read(&self) -> (f64, u64, Vec<(f64, u64)>) {
+        let bounds = LATENCY_BOUNDS_S.iter().copied().chain([f64::INFINITY]);
+        let counts = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed));
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        (self.nanos.load(Ordering::Relaxed) as f64 / 1e9, count, buckets)
+    }
+}
+
+/// Life cycle of a task as an operator sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TaskState {
+    /// Not on this node: only its counters are left.
+    Absent = 0,
+    Restoring = 1,
+    Running = 2,
+    Halted = 3,
+}
+
+impl TaskState {
+    /// The states that have a sample.
+    pub const SHOWN: [(TaskState, &'static str); 3] =
+        [(TaskState::Restoring, "restoring"), (TaskState::Running, "running"), (TaskState::Halted, "halted")];
+}
+
+/// One task of one deployment. Written by its worker, once a batch or once a commit.
+#[derive(Debug, Default)]
+pub struct TaskMetrics {
+    pub records_in: Counter,
+    pub bytes_in: Counter,
+    /// Emissions, counted when their commit is known to have succeeded.
+    pub records_out: Counter,
+    pub bytes_out: Counter,
+    /// Records whose effects were dropped by `failures: skip`.
+    pub skipped: Counter,
+    /// Records that the handler itself failed.
+    pub failed_transient: Counter,
+    pub failed_permanent: Counter,
+    pub traps: Counter,
+    pub timeouts: Counter,
+    pub limit_faults: Counter,
+    /// Calls into the guest, and the time spent there.
+    pub handler_calls: Counter,
+    pub handler_time: Elapsed,
+    /// One observation a call, that is, a batch.
+    pub handler_duration: Histogram,
+    pub restored_records: Counter,
+    pub restored_bytes: Counter,
+    pub restore_time: Elapsed,
+    /// Changelog records still to apply.
+    pub restore_remaining: Gauge,
+    /// Stores that were thrown away and rebuilt from offset zero.
+    pub rebuilds: Counter,
+    pub store_bytes: Gauge,
+    /// Uncommitted effects in memory.
+    pub overlay_bytes: Gauge,
+    pub fetch_errors: Counter,
+    /// Records between the committed offset and the end of the inputs; unknown until first looked up.
+    pub lag_records: OptionalGauge,
+    /// Age of the oldest record that is not committed.
+    pub lag_seconds: OptionalGauge,
+    state: AtomicU8,
+}
+
+impl TaskMetrics {
+    pub fn set_state(&self, state: TaskState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+        if state == TaskState::Absent {
+            // Another node has it now; a gauge left behind would count twice in a sum.
+            self.lag_records.set(None);
+            self.lag_seconds.set(None);
+            for gauge in [&self.restore_remaining, &self.store_bytes, &self.overlay_bytes] {
+                gauge.set(0);
+            }
+        }
+    }
+
+    pub fn state(&self) -> TaskState {
+        match self.state.load(Ordering::Relaxed) {
+            1 => TaskState::Restoring,
+            2 => TaskState::Running,
+            3 => TaskState::Halted,
+            _ => TaskState::Absent,
+        }
+    }
+}
+
+/// One worker of one deployment.
+#[derive(Debug, Default)]
+pub struct WorkerMetrics {
+    pub commits: Counter,
+    /// From sealing the overlay to the last store's write batch.
+    pub commit_latency: Histogram,
+    pub commit_records: Counter,
+    /// Commits that were refused for certain; nothing of them is visible.
+    pub commits_refused: Counter,
+    /// Commits whose outcome was unknown, so that everything was read again (rule P1).
+    pub commits_unknown: Counter,
+    pub rebalances_assigned: Counter,
+    pub rebalances_revoked: Counter,
+    pub rebalances_lost: Counter,
+    /// Consumers and producers that had to be made anew.
+    pub client_restarts: Counter,
+    /// Partitions this worker holds.
+    pub partitions: Gauge,
+}
+
+/// The node itself.
+#[derive(Debug, Default)]
+pub struct NodeMetrics {
+    /// Deployments the registry holds.
+    pub deployments: Gauge,
+    /// Nodes whose heartbeat is fresh, this one included.
+    pub nodes: Gauge,
+    /// Next record of the registry topic.
+    pub registry_offset: Gauge,
+    /// Registry entries that this node could not apply.
+    pub registry_errors: Counter,
+    /// Modules compiled, and the time it took.
+    pub modules_compiled: Counter,
+    pub compile_time: Elapsed,
+    pub block_cache_bytes: Gauge,
+    pub write_buffer_bytes: Gauge,
+    /// Free space below the state directory.
+    pub state_free_bytes: Gauge,
+    /// One request and answer with a broker.
+    pub broker_latency: Histogram,
+    /// Calls of the control plane, and those that failed.
+    pub control_calls: Counter,
+    pub control_errors: Counter,
+}

@@ -1,0 +1,13 @@
+//! Metrics and logs. The only place that names prometheus-client.
+//!
+//! Data-plane threads own plain counters ([`TaskMetrics`], [`WorkerMetrics`]) and add to them once a
+//! batch, relaxed and uncontended; a scrape reads them all through one table of names ([`table`]).
+//! No lock is taken on the way of a record.
+
+mod board;
+mod cells;
+pub mod logging;
+pub mod table;
+
+pub use board::{CONTENT_TYPE, Telemetry};
+pub use cells::{Counter, Gauge, Histogram, NodeMetrics, TaskMetrics, TaskState, WorkerMetrics};

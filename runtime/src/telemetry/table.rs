@@ -1,0 +1,161 @@
+//! Every metric name, in one table. A name here is a promise: dashboards and alerts are built on it.
+//!
+//! Counters get `_total` from the encoder. Labels are `deployment` and `partition` (or `worker`),
+//! bounded by the board, plus at most one label with fixed values per row.
+
+use prometheus_client::metrics::MetricType;
+
+use super::cells::{Histogram, NodeMetrics, TaskMetrics, TaskState, WorkerMetrics};
+
+/// What a row reads.
+pub enum Sample<'a> {
+    Count(u64),
+    /// A counter of seconds.
+    Seconds(f64),
+    Gauge(f64),
+    Latency(&'a Histogram),
+}
+
+/// The row's own label, when it has one.
+pub type Extra = Option<(&'static str, &'static str)>;
+
+/// Hands each sample of a row to the encoder.
+pub type Emit<'a> = dyn FnMut(Extra, Sample<'_>) + 'a;
+
+pub struct Row<C> {
+    pub name: &'static str,
+    pub kind: MetricType,
+    pub help: &'static str,
+    pub read: fn(&C, &mut Emit<'_>),
+}
+
+const fn counter<C>(name: &'static str, help: &'static str, read: fn(&C, &mut Emit<'_>)) -> Row<C> {
+    Row { name, kind: MetricType::Counter, help, read }
+}
+
+const fn gauge<C>(name: &'static str, help: &'static str, read: fn(&C, &mut Emit<'_>)) -> Row<C> {
+    Row { name, kind: MetricType::Gauge, help, read }
+}
+
+const fn histogram<C>(name: &'static str, help: &'static str, read: fn(&C, &mut Emit<'_>)) -> Row<C> {
+    Row { name, kind: MetricType::Histogram, help, read }
+}
+
+use Sample::{Count, Latency, Seconds};
+
+/// Labels `deployment`, `partition`.
+#[rustfmt::skip]
+pub const TASK: &[Row<TaskMetrics>] = &[
+    counter("tidemill_records_in", "Records handed to the handler",
+        |c, emit| emit(None, Count(c.records_in.get()))),
+    counter("tidemill_bytes_in", "Bytes of keys, values and headers handed to the handler",
+        |c, emit| emit(None, Count(c.bytes_in.get()))),
+    counter("tidemill_records_out", "Records emitted by commits that succeeded",
+        |c, emit| emit(None, Count(c.records_out.get()))),
+    counter("tidemill_bytes_out", "Bytes of records emitted by commits that succeeded",
+        |c, emit| emit(None, Count(c.bytes_out.get()))),
+    counter("tidemill_records_skipped", "Failed records whose effects were dropped (failures: skip)",
+        |c, emit| emit(None, Count(c.skipped.get()))),
+    counter("tidemill_records_failed", "Failures by class", |c, emit| {
+        let classes = [("transient", &c.failed_transient), ("permanent", &c.failed_permanent), ("trap", &c.traps),
+            ("timeout", &c.timeouts), ("limit", &c.limit_faults)];
+        for (class, counter) in classes {
+            emit(Some(("class", class)), Count(counter.get()));
+        }
+    }),
+    counter("tidemill_handler_calls", "Calls of the handler, one a batch",
+        |c, emit| emit(None, Count(c.handler_calls.get()))),
+    counter("tidemill_handler_seconds", "Time spent in the handler",
+        |c, emit| emit(None, Seconds(c.handler_time.seconds()))),
+    histogram("tidemill_handler_duration_seconds", "Time of one call of the handler",
+        |c, emit| emit(None, Latency(&c.handler_duration))),
+    counter("tidemill_restored_records", "Changelog records applied to stores",
+        |c, emit| emit(None, Count(c.restored_records.get()))),
+    counter("tidemill_restored_bytes", "Changelog bytes applied to stores",
+        |c, emit| emit(None, Count(c.restored_bytes.get()))),
+    counter("tidemill_restore_seconds", "Time spent restoring stores",
+        |c, emit| emit(None, Seconds(c.restore_time.seconds()))),
+    gauge("tidemill_restore_remaining_records", "Changelog records still to apply",
+        |c, emit| emit(None, Sample::Gauge(c.restore_remaining.get() as f64))),
+    counter("tidemill_store_rebuilds", "Stores thrown away and rebuilt from the changelog",
+        |c, emit| emit(None, Count(c.rebuilds.get()))),
+    gauge("tidemill_store_bytes", "Size of the task's database on disk",
+        |c, emit| emit(None, Sample::Gauge(c.store_bytes.get() as f64))),
+    gauge("tidemill_overlay_bytes", "Uncommitted effects in memory",
+        |c, emit| emit(None, Sample::Gauge(c.overlay_bytes.get() as f64))),
+    counter("tidemill_fetch_errors", "Answers of brokers that were errors",
+        |c, emit| emit(None, Count(c.fetch_errors.get()))),
+    gauge("tidemill_lag_records", "Records between the committed offset and the end of the inputs",
+        |c, emit| if let Some(lag) = c.lag_records.get() { emit(None, Sample::Gauge(lag)) }),
+    gauge("tidemill_lag_seconds", "Age of the oldest record that is not committed",
+        |c, emit| if let Some(lag) = c.lag_seconds.get() { emit(None, Sample::Gauge(lag)) }),
+    gauge("tidemill_task_state", "1 for the state a task is in", |c, emit| {
+        if c.state() == TaskState::Absent { return }
+        for (state, name) in TaskState::SHOWN {
+            emit(Some(("state", name)), Sample::Gauge(f64::from(u8::from(c.state() == state))));
+        }
+    }),
+];
+
+/// Labels `deployment`, `worker`.
+#[rustfmt::skip]
+pub const WORKER: &[Row<WorkerMetrics>] = &[
+    counter("tidemill_commits", "Commits that succeeded",
+        |c, emit| emit(None, Count(c.commits.get()))),
+    counter("tidemill_commit_records", "Input records covered by commits that succeeded",
+        |c, emit| emit(None, Count(c.commit_records.get()))),
+    histogram("tidemill_commit_latency_seconds", "From sealing the overlay to the last store's write",
+        |c, emit| emit(None, Latency(&c.commit_latency))),
+    counter("tidemill_commit_failures", "Commits that failed, by outcome", |c, emit| {
+        emit(Some(("outcome", "refused")), Count(c.commits_refused.get()));
+        emit(Some(("outcome", "unknown")), Count(c.commits_unknown.get()));
+    }),
+    counter("tidemill_rebalances", "Changes of the assignment, by kind", |c, emit| {
+        emit(Some(("kind", "assigned")), Count(c.rebalances_assigned.get()));
+        emit(Some(("kind", "revoked")), Count(c.rebalances_revoked.get()));
+        emit(Some(("kind", "lost")), Count(c.rebalances_lost.get()));
+    }),
+    counter("tidemill_client_restarts", "Kafka clients that had to be made anew",
+        |c, emit| emit(None, Count(c.client_restarts.get()))),
+    gauge("tidemill_worker_partitions", "Partitions a worker holds",
+        |c, emit| emit(None, Sample::Gauge(c.partitions.get() as f64))),
+];
+
+/// No labels of their own.
+#[rustfmt::skip]
+pub const NODE: &[Row<NodeMetrics>] = &[
+    gauge("tidemill_deployments", "Deployments the registry holds",
+        |c, emit| emit(None, Sample::Gauge(c.deployments.get() as f64))),
+    gauge("tidemill_nodes", "Nodes of the fleet with a fresh heartbeat",
+        |c, emit| emit(None, Sample::Gauge(c.nodes.get() as f64))),
+    gauge("tidemill_registry_offset", "Next record of the registry topic",
+        |c, emit| emit(None, Sample::Gauge(c.registry_offset.get() as f64))),
+    counter("tidemill_registry_errors", "Registry entries this node could not apply",
+        |c, emit| emit(None, Count(c.registry_errors.get()))),
+    counter("tidemill_modules_compiled", "Modules compiled",
+        |c, emit| emit(None, Count(c.modules_compiled.get()))),
+    counter("tidemill_compile_seconds", "Time spent compiling modules",
+        |c, emit| emit(None, Seconds(c.compile_time.seconds()))),
+    gauge("tidemill_block_cache_bytes", "Block cache in use, all stores",
+        |c, emit| emit(None, Sample::Gauge(c.block_cache_bytes.get() as f64))),
+    gauge("tidemill_write_buffer_bytes", "Write buffers in use, all stores",
+        |c, emit| emit(None, Sample::Gauge(c.write_buffer_bytes.get() as f64))),
+    gauge("tidemill_state_free_bytes", "Free space below the state directory",
+        |c, emit| emit(None, Sample::Gauge(c.state_free_bytes.get() as f64))),
+    histogram("tidemill_broker_latency_seconds", "One request and answer with a broker",
+        |c, emit| emit(None, Latency(&c.broker_latency))),
+    counter("tidemill_control_calls", "Calls of the control plane",
+        |c, emit| emit(None, Count(c.control_calls.get()))),
+    counter("tidemill_control_errors", "Calls of the control plane that failed",
+        |c, emit| emit(None, Count(c.control_errors.get()))),
+];
+
+/// Every exported family name, as a scrape shows it without suffixes.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let task = TASK.iter().map(|row| row.name);
+    let worker = WORKER.iter().map(|row| row.name);
+    task.chain(worker).chain(NODE.iter().map(|row| row.name)).chain([INFO])
+}
+
+/// Version of the program, as a label.
+pub const INFO: &str = "tidemill_build";
