@@ -20,4 +20,5 @@ pub mod effects;
 pub mod ports;
 pub mod record;
 pub mod store;
+pub mod task;
 pub mod telemetry;

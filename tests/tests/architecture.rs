@@ -17,9 +17,9 @@ use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 const OURS: &[(&str, &[&str])] = &[
     ("record", &[]),
     ("effects", &["record"]),
-    ("store", &["record", "effects"]),
+    ("store", &["record", "effects", "proto"]),
     ("ports", &["record", "effects", "store"]),
-    ("task", &["record", "effects", "ports", "store"]),
+    ("task", &["record", "effects", "ports", "store", "proto"]),
     ("wasm", &["record", "effects", "ports", "store"]),
     ("kafka", &["record", "effects", "ports"]),
     ("telemetry", &[]),

@@ -1,64 +1,70 @@
-//! State: RocksDB, and the overlay in front of it. (Contract only for now: the in-memory stand-in
-//! below has the signatures the other modules build against.)
+//! State: one RocksDB database per task, and the overlay in front of it. The only module that names
+//! RocksDB. It knows nothing of Kafka, commits or recovery; it only keeps what it is told.
+//!
+//! ```text
+//!   handler                                    commit thread                query threads
+//!      | get, scan, put_many                        |                            |
+//!      v                                            v                            v
+//!    View:  scratch > active > frozen > cache    Store (the writer)         StoreReader (clones)
+//!                                 |                 | one write batch            | position and values
+//!                                 +------> RocksDB <+----------------------------+ under one snapshot
+//! ```
+//!
+//! Invariants:
+//! - RocksDB holds committed data only; what is not committed is in an overlay and nowhere else.
+//! - A [`Store`] is one owned value: whoever has it is the only writer.
+//! - Position and values change in one write batch, so a reader never sees one without the other.
+//! - A store may be behind its changelog (the log is the truth) and never ahead of it.
 
-use std::collections::BTreeMap;
+mod budget;
+mod cache;
+mod db;
+mod dir;
+mod flush;
+mod keymap;
+mod keys;
+mod overlay;
+mod scan;
+mod view;
 
-use crate::effects::Writes;
-use crate::record::Column;
+use std::path::PathBuf;
 
-#[derive(Debug, thiserror::Error)]
+pub use budget::{BudgetConfig, StoreBudget};
+pub use db::{Identity, Opening, Progress, Sizes, Snapshot, Store, StoreReader, Unusable};
+pub use dir::{StateDir, StateDirCheck};
+pub use flush::{FlushRule, flush_due};
+pub use keys::{POSITION, StoreDef, Stores, is_changelog_key};
+pub use scan::{PAGE_BYTES_MAX, Page};
+pub use tidemill_proto::v1::{Guarantee as PositionGuarantee, Position, PositionInput};
+pub use view::{Changes, View, ViewLimits};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    #[error("{0}")]
+    /// Disk full, permission, too many files: the data is as it was. Try again or tell a person.
+    #[error("state store: {0}")]
     Io(String),
+    /// The local data cannot be trusted: delete it and rebuild it from the changelog.
+    #[error("state store is corrupt: {0}")]
+    Corrupt(String),
+    /// Another process, or another part of this one, has the database open.
+    #[error(
+        "state store {} is in use by another process; give each node a state directory of its own, or stop the other node",
+        .0.display()
+    )]
+    Locked(PathBuf),
+    /// The store was closed or handed away.
+    #[error("state store is closed")]
+    Closed,
+    /// What was asked is not possible: an unknown store, a limit. The asker is at fault.
+    #[error("{0}")]
+    Refused(String),
 }
 
-/// One page of a scan, in key order.
-#[derive(Debug, Clone, Default)]
-pub struct Page {
-    pub keys: Column,
-    pub values: Column,
-    /// True when there are keys beyond this page.
-    pub more: bool,
-}
-
-/// What a handler call sees of its task's state: scratch over overlay over committed store.
-#[derive(Debug, Default)]
-pub struct View {
-    entries: BTreeMap<(u16, Vec<u8>), Vec<u8>>,
-}
-
-impl View {
-    pub fn get(&self, store: u16, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.entries.get(&(store, key.to_vec())).cloned())
-    }
-
-    /// Up to `limit` keys in `start..end`, at most 1 MiB a page.
-    pub fn scan(&self, store: u16, start: &[u8], end: Option<&[u8]>, limit: u32) -> Result<Page, StoreError> {
-        let mut page = Page::default();
-        for ((s, key), value) in self.entries.range((store, start.to_vec())..) {
-            if *s != store || end.is_some_and(|end| key.as_slice() >= end) {
-                break;
-            }
-            if page.keys.len() as u32 == limit {
-                page.more = true;
-                break;
-            }
-            page.keys.push(Some(key));
-            page.values.push(Some(value));
+impl From<rocksdb::Error> for StoreError {
+    fn from(error: rocksdb::Error) -> StoreError {
+        match error.kind() {
+            rocksdb::ErrorKind::Corruption => StoreError::Corrupt(error.into_string()),
+            _ => StoreError::Io(error.into_string()),
         }
-        Ok(page)
-    }
-
-    /// Takes writes of the call in progress, tagged by record, so that a following scan sees them.
-    /// They join the overlay only with the `Ok` records of the call.
-    pub fn put_many(&mut self, writes: Writes) -> Result<(), StoreError> {
-        for ((store, key), value) in writes.stores.iter().zip(writes.keys.iter()).zip(writes.values.iter()) {
-            let id = (*store, key.unwrap_or_default().to_vec());
-            match value {
-                Some(value) => self.entries.insert(id, value.to_vec()),
-                None => self.entries.remove(&id),
-            };
-        }
-        Ok(())
     }
 }

@@ -1,0 +1,474 @@
+//! One task's database: the writer ([`Store`]), its readers ([`StoreReader`]), and what opening one
+//! can find.
+//!
+//! ```text
+//!   Store::open --Missing----------------------> Store::create --+
+//!        |------Unusable--> Store::destroy -------^              |
+//!        +------Ready--------------------------------------------+--> write* --> close
+//! ```
+//!
+//! A store dropped without `close` loses what it had not flushed, as in a crash. Readers outlive it
+//! harmlessly: they answer [`StoreError::Closed`].
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use prost::Message;
+use rocksdb::{DB, ErrorKind, SnapshotWithThreadMode, WriteBatch, properties};
+
+use super::budget::{self, COLUMN_FAMILY, StoreBudget};
+use super::flush::{Unflushed, Watch};
+use super::scan::{self, Committed, Page};
+use super::{Position, StoreError, dir, keys};
+use crate::record::Offset;
+
+/// Whose data a store holds. A store that says anything else is deleted and rebuilt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub cluster_id: String,
+    /// One life of the deployment, from its first deploy to its delete.
+    pub incarnation: String,
+    /// Of the changelog that the store is rebuilt from.
+    pub changelog_topic_id: String,
+}
+
+const FORMAT: &str = "1";
+
+impl Identity {
+    fn encode(&self) -> Vec<u8> {
+        let mut text = String::new();
+        for (field, value) in self.fields() {
+            text.push_str(&format!("{field}={value}\n"));
+        }
+        text.into_bytes()
+    }
+
+    fn fields(&self) -> [(&'static str, &str); 4] {
+        [
+            ("format", FORMAT),
+            ("cluster", &self.cluster_id),
+            ("incarnation", &self.incarnation),
+            ("changelog", &self.changelog_topic_id),
+        ]
+    }
+
+    /// What in `bytes`, an encoded identity, differs from this one.
+    fn difference(&self, bytes: &[u8]) -> Option<Unusable> {
+        let text = String::from_utf8_lossy(bytes);
+        for (field, expected) in self.fields() {
+            let found = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix('='));
+            if found != Some(expected) {
+                return Some(Unusable::Foreign {
+                    field,
+                    found: found.unwrap_or_default().to_owned(),
+                    expected: expected.to_owned(),
+                });
+            }
+        }
+        None
+    }
+}
+
+/// What a directory holds.
+#[derive(Debug)]
+pub enum Opening {
+    Ready(Store),
+    /// Nothing, or a database that never got its identity.
+    Missing,
+    /// To be deleted ([`Store::destroy`]) and rebuilt; logged and counted by whoever does that.
+    Unusable(Unusable),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    #[error("it is corrupt: {0}")]
+    Corrupt(String),
+    #[error("its {field} is '{found}', not '{expected}'")]
+    Foreign { field: &'static str, found: String, expected: String },
+}
+
+/// How far into its changelog a store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Everything committed below this offset is in the store. May be a lower bound: applying a
+    /// record twice is harmless.
+    pub changelog_next: Offset,
+    /// Broker's timestamp of the last record applied, or a time not after it; ms since the epoch.
+    pub changelog_ms: i64,
+}
+
+impl Progress {
+    fn encode(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.changelog_next.0.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.changelog_ms.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Progress> {
+        let next = bytes.get(..8)?.try_into().ok()?;
+        let ms = bytes.get(8..16)?.try_into().ok()?;
+        Some(Progress {
+            changelog_next: Offset(u64::from_le_bytes(next)),
+            changelog_ms: i64::from_le_bytes(ms),
+        })
+    }
+}
+
+/// What writer and readers share. The lock is held for reading by every use of the database and for
+/// writing only by the close, which therefore waits for reads in progress.
+struct Shared {
+    db: RwLock<Option<Open>>,
+    watch: Mutex<Watch>,
+}
+
+struct Open {
+    db: DB,
+    /// Held as long as the database is open; an in-memory database has none.
+    _lock: Option<File>,
+}
+
+/// Nothing behind these locks can be left half-changed, so a panic elsewhere does not spoil them.
+fn read_lock(shared: &Shared) -> RwLockReadGuard<'_, Option<Open>> {
+    shared.db.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The writer. Not `Clone`: it is handed from worker to commit thread and back, and whoever has it
+/// is the only one who writes.
+pub struct Store {
+    shared: Arc<Shared>,
+    dir: PathBuf,
+    progress: Progress,
+    position: Option<Position>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("dir", &self.dir)
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens what is there. An error says that nothing is known about the data (locked, disk full,
+    /// permission), so it must not be deleted.
+    pub fn open(budget: &StoreBudget, dir: &Path, identity: &Identity) -> Result<Opening, StoreError> {
+        if !budget.is_in_memory() && !dir.join("CURRENT").exists() {
+            return Ok(Opening::Missing);
+        }
+        let lock = lock(budget, dir)?;
+        let db = match budget.open(dir, false) {
+            Ok(db) => db,
+            Err(error) => return refused_open(budget, error),
+        };
+        match Store::recognise(&db, identity) {
+            Ok(Recognised::Ours(progress, position)) => {
+                Ok(Opening::Ready(Store::with(db, lock, dir, progress, position)))
+            }
+            Ok(Recognised::Blank) => Ok(Opening::Missing),
+            Ok(Recognised::Not(why)) => Ok(Opening::Unusable(why)),
+            Err(StoreError::Corrupt(why)) => Ok(Opening::Unusable(Unusable::Corrupt(why))),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn recognise(db: &DB, identity: &Identity) -> Result<Recognised, StoreError> {
+        let Some(found) = db.get(keys::IDENTITY)? else {
+            return Ok(Recognised::Blank);
+        };
+        if let Some(difference) = identity.difference(&found) {
+            return Ok(Recognised::Not(difference));
+        }
+        let progress = match db.get(keys::PROGRESS)? {
+            None => Progress { changelog_next: Offset(0), changelog_ms: 0 },
+            Some(bytes) => match Progress::decode(&bytes) {
+                Some(progress) => progress,
+                None => {
+                    return Ok(Recognised::Not(Unusable::Corrupt("unreadable progress".into())));
+                }
+            },
+        };
+        match decode_position(db.get(keys::POSITION)?.as_deref()) {
+            Ok(position) => Ok(Recognised::Ours(progress, position)),
+            Err(StoreError::Corrupt(why)) => Ok(Recognised::Not(Unusable::Corrupt(why))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes an empty store that has applied nothing. Whatever lies in `dir` must have been
+    /// [`Opening::Missing`] or destroyed.
+    pub fn create(budget: &StoreBudget, dir: &Path, identity: &Identity) -> Result<Store, StoreError> {
+        if !budget.is_in_memory() {
+            fs::create_dir_all(dir)
+                .map_err(|error| StoreError::Io(format!("cannot make {}: {error}", dir.display())))?;
+        }
+        let lock = lock(budget, dir)?;
+        let db = budget.open(dir, true)?;
+        let progress = Progress { changelog_next: Offset(0), changelog_ms: 0 };
+        let mut batch = WriteBatch::default();
+        batch.put(keys::IDENTITY, identity.encode());
+        batch.put(keys::PROGRESS, progress.encode());
+        db.write_opt(batch, &budget::write_options())?;
+        Ok(Store::with(db, lock, dir, progress, None))
+    }
+
+    fn with(db: DB, lock: Option<File>, dir: &Path, progress: Progress, position: Option<Position>) -> Store {
+        let open = Open { db, _lock: lock };
+        let shared = Shared { db: RwLock::new(Some(open)), watch: Mutex::default() };
+        Store { shared: Arc::new(shared), dir: dir.to_path_buf(), progress, position }
+    }
+
+    pub fn reader(&self) -> StoreReader {
+        StoreReader { shared: Arc::clone(&self.shared) }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// As of the last write that carried a position.
+    pub fn position(&self) -> Option<&Position> {
+        self.position.as_ref()
+    }
+
+    /// Writes rows and progress as one batch: after a crash either all of it is there or nothing.
+    /// Keys are as in the changelog; sorted, they are written in two thirds of the time. A row whose
+    /// key is [`keys::POSITION`] also becomes this store's position.
+    pub fn write<'a>(
+        &mut self,
+        rows: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+        progress: Progress,
+    ) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        let mut position = None;
+        for (key, value) in rows {
+            if key == keys::POSITION {
+                position = decode_position(value)?;
+            }
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+        batch.put(keys::PROGRESS, progress.encode());
+        let guard = read_lock(&self.shared);
+        let open = guard.as_ref().ok_or(StoreError::Closed)?;
+        open.db.write_opt(batch, &budget::write_options())?;
+        drop(guard);
+        self.progress = progress;
+        if position.is_some() {
+            self.position = position;
+        }
+        Ok(())
+    }
+
+    /// Flushes and closes; waits for reads in progress. After an error the store is closed all the
+    /// same and has lost what was not flushed, which its changelog has.
+    pub fn close(self) -> Result<(), StoreError> {
+        let flushed = self.reader().flush();
+        // The drop closes it.
+        drop(self);
+        flushed
+    }
+
+    /// Deletes the database in `dir`. It must not be open.
+    pub fn destroy(budget: &StoreBudget, dir: &Path) -> Result<(), StoreError> {
+        if budget.is_in_memory() {
+            return Ok(DB::destroy(budget.options(), dir)?);
+        }
+        let _lock = if dir.exists() { lock(budget, dir)? } else { None };
+        dir::remove(dir)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let mut guard = self.shared.db.write().unwrap_or_else(PoisonError::into_inner);
+        drop(guard.take());
+    }
+}
+
+enum Recognised {
+    Ours(Progress, Option<Position>),
+    Blank,
+    Not(Unusable),
+}
+
+/// RocksDB locks its files too, but reports that in words only.
+fn lock(budget: &StoreBudget, dir: &Path) -> Result<Option<File>, StoreError> {
+    if budget.is_in_memory() {
+        return Ok(None);
+    }
+    let path = dir.join("tidemill.lock");
+    let failed = |error: std::io::Error| StoreError::Io(format!("cannot lock {}: {error}", path.display()));
+    let file = File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_path_buf())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+fn refused_open(budget: &StoreBudget, error: rocksdb::Error) -> Result<Opening, StoreError> {
+    match error.kind() {
+        ErrorKind::InvalidArgument if budget.is_in_memory() => Ok(Opening::Missing),
+        ErrorKind::Corruption | ErrorKind::InvalidArgument | ErrorKind::NotFound => {
+            Ok(Opening::Unusable(Unusable::Corrupt(error.into_string())))
+        }
+        // A file that the manifest names and the disk does not have is reported as an I/O error; its
+        // text is the only thing that tells it from a disk that is full or refuses.
+        ErrorKind::IOError if error.as_ref().contains("No such file or directory") => {
+            Ok(Opening::Unusable(Unusable::Corrupt(error.into_string())))
+        }
+        _ => Err(error.into()),
+    }
+}
+
+fn decode_position(bytes: Option<&[u8]>) -> Result<Option<Position>, StoreError> {
+    bytes
+        .map(|bytes| {
+            Position::decode(bytes).map_err(|error| StoreError::Corrupt(format!("position record: {error}")))
+        })
+        .transpose()
+}
+
+/// Reads committed data from any thread. Cheap to clone.
+#[derive(Clone)]
+pub struct StoreReader {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for StoreReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoreReader")
+    }
+}
+
+/// What a store holds, estimated by RocksDB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes {
+    pub keys: u64,
+    pub disk_bytes: u64,
+    pub memtable_bytes: u64,
+}
+
+impl StoreReader {
+    /// Runs `read` against one moment of the store. The store cannot be closed meanwhile, so `read`
+    /// must be bounded: a page, not a store.
+    pub fn snapshot<R>(
+        &self,
+        read: impl FnOnce(&Snapshot<'_>) -> Result<R, StoreError>,
+    ) -> Result<R, StoreError> {
+        self.with(|db| read(&Snapshot { snapshot: db.snapshot() }))
+    }
+
+    /// Writes the memtable to disk. Blocks until it is there.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.with(|db| Ok(db.flush_opt(&budget::flush_options())?))?;
+        self.watch().flushed();
+        Ok(())
+    }
+
+    pub fn sizes(&self) -> Result<Sizes, StoreError> {
+        self.with(|db| {
+            let property = |name| db.property_int_value(name).map(Option::unwrap_or_default);
+            Ok(Sizes {
+                keys: property(properties::ESTIMATE_NUM_KEYS)?,
+                disk_bytes: property(properties::LIVE_SST_FILES_SIZE)?,
+                memtable_bytes: property(properties::CUR_SIZE_ALL_MEM_TABLES)?,
+            })
+        })
+    }
+
+    /// 0 bytes = everything is on disk. An empty memtable still has memory, which does not count.
+    pub(super) fn unflushed(&self) -> Result<Unflushed, StoreError> {
+        self.with(|db| {
+            let entries =
+                db.property_int_value(properties::NUM_ENTRIES_ACTIVE_MEM_TABLE)?.unwrap_or_default();
+            let bytes = match entries {
+                0 => 0,
+                _ => db.property_int_value(properties::CUR_SIZE_ACTIVE_MEM_TABLE)?.unwrap_or_default(),
+            };
+            Ok(Unflushed { bytes, sequence: db.latest_sequence_number() })
+        })
+    }
+
+    pub(super) fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.shared.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One committed value, by its prefixed key.
+    pub(super) fn get_raw(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.with(|db| Ok(db.get(key)?))
+    }
+
+    /// Many committed values at once. `keys` are sorted and prefixed; `found` gets one call for each,
+    /// in order.
+    pub(super) fn multi_get<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a [u8]>,
+        mut found: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), StoreError> {
+        self.with(|db| {
+            let family = db.cf_handle(COLUMN_FAMILY).ok_or(StoreError::Closed)?;
+            for (index, value) in db.batched_multi_get_cf(&family, keys, true).into_iter().enumerate() {
+                found(index, value?.as_deref());
+            }
+            Ok(())
+        })
+    }
+
+    /// Hands committed rows of `start..end` (prefixed keys) to `read`.
+    pub(super) fn scan_raw<R>(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        read: impl FnOnce(Committed<'_>) -> Result<R, StoreError>,
+    ) -> Result<R, StoreError> {
+        self.with(|db| read(Committed::new(start, end, |options| db.raw_iterator_opt(options))))
+    }
+
+    fn with<R>(&self, use_db: impl FnOnce(&DB) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        let guard = read_lock(&self.shared);
+        use_db(&guard.as_ref().ok_or(StoreError::Closed)?.db)
+    }
+}
+
+/// One moment of a store: position and values belong together.
+pub struct Snapshot<'a> {
+    snapshot: SnapshotWithThreadMode<'a, DB>,
+}
+
+impl Snapshot<'_> {
+    /// The input that the values are true for; none before the task's first commit.
+    pub fn position(&self) -> Result<Option<Position>, StoreError> {
+        decode_position(self.snapshot.get_pinned(keys::POSITION)?.as_deref())
+    }
+
+    pub fn get(&self, store: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let full = [&keys::state_prefix(store), key].concat();
+        Ok(self.snapshot.get(full)?)
+    }
+
+    /// Up to `limit` keys in `start..end` (`None` = to the last key), in key order.
+    pub fn scan(
+        &self,
+        store: &str,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
+        let prefix = keys::state_prefix(store);
+        let start = [&prefix, start].concat();
+        let end = end.map_or_else(|| keys::prefix_end(&prefix), |end| [&prefix, end].concat());
+        let rows = Committed::new(&start, &end, |options| self.snapshot.raw_iterator_opt(options));
+        scan::page(Vec::new(), Some(rows), prefix.len(), limit)
+    }
+}

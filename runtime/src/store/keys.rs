@@ -1,0 +1,157 @@
+//! How keys are laid out, in RocksDB and in the changelog alike: one form for both, so that a
+//! changelog row is applied as it is.
+//!
+//! On disk and in Kafka since 0.1: add, never renumber. `docs/formats/store.md` is the reference.
+//!
+//! | first byte | rest | value |
+//! |---|---|---|
+//! | `0x00` meta | name, ASCII | by name, see the constants below |
+//! | `0x01` state | length of the store's name (u8), name, key | the handler's bytes |
+//! | `0x02` to `0x05` | kept for inbox, outbox, parked keys, timers | |
+
+use crate::config::manifest::StoreManifest;
+use crate::store::StoreError;
+
+const META: u8 = 0x00;
+const STATE: u8 = 0x01;
+
+/// The task's position record (`tidemill.v1.Position`). The one meta key that is also in the changelog.
+pub const POSITION: &[u8] = b"\0position";
+/// Next changelog offset (u64) and the last applied changelog timestamp in ms (i64), little endian.
+pub(super) const PROGRESS: &[u8] = b"\0progress";
+/// Whose data this is: format, cluster, incarnation, changelog topic id, one per line.
+pub(super) const IDENTITY: &[u8] = b"\0identity";
+
+/// True for keys that a changelog may carry into a store.
+pub fn is_changelog_key(key: &[u8]) -> bool {
+    key == POSITION || key.first().is_some_and(|&kind| kind != META)
+}
+
+/// The bytes in front of every key of a state store. Names are at most 255 bytes ([`Stores::new`]).
+pub(super) fn state_prefix(name: &str) -> Box<[u8]> {
+    let mut prefix = Vec::with_capacity(2 + name.len());
+    prefix.push(STATE);
+    prefix.push(name.len() as u8);
+    prefix.extend_from_slice(name.as_bytes());
+    prefix.into()
+}
+
+/// The first key beyond every key that begins with `prefix`. A state prefix begins with `0x01`, so
+/// there always is one.
+pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    end
+}
+
+/// One state store of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreDef {
+    pub name: String,
+    /// Keyed by the record's own key and handed over with the batch.
+    pub prefetch: bool,
+    /// The overlay keeps its keys in order, so a scan need not sort.
+    pub ordered: bool,
+    pub(super) prefix: Box<[u8]>,
+}
+
+/// The state stores of a deployment, in the manifest's order: an index into it names a store in
+/// writes and reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stores {
+    defs: Vec<StoreDef>,
+}
+
+impl Stores {
+    /// Checks what the layout needs: names of 1 to 255 bytes, none twice, at most `u16::MAX` stores.
+    pub fn new(manifest: &[StoreManifest]) -> Result<Stores, StoreError> {
+        if manifest.len() > usize::from(u16::MAX) {
+            return Err(StoreError::Refused(format!(
+                "{} stores, at most {} are possible",
+                manifest.len(),
+                u16::MAX
+            )));
+        }
+        let mut defs: Vec<StoreDef> = Vec::with_capacity(manifest.len());
+        for store in manifest {
+            if store.name.is_empty() || store.name.len() > usize::from(u8::MAX) {
+                return Err(StoreError::Refused(format!(
+                    "store name '{}' must have 1 to 255 bytes",
+                    store.name
+                )));
+            }
+            if defs.iter().any(|def| def.name == store.name) {
+                return Err(StoreError::Refused(format!("store name '{}' is declared twice", store.name)));
+            }
+            defs.push(StoreDef {
+                name: store.name.clone(),
+                prefetch: store.prefetch,
+                ordered: store.ordered,
+                prefix: state_prefix(&store.name),
+            });
+        }
+        Ok(Stores { defs })
+    }
+
+    pub fn len(&self) -> usize {
+        self.defs.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.defs.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &StoreDef> {
+        self.defs.iter()
+    }
+
+    pub fn get(&self, store: u16) -> Option<&StoreDef> {
+        self.defs.get(usize::from(store))
+    }
+
+    /// Bytes that the layout adds to a key of this store; 0 for a store that does not exist.
+    pub fn prefix_len(&self, store: u16) -> usize {
+        self.get(store).map_or(0, |def| def.prefix.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_before_the_next_store() {
+        let end = prefix_end(&state_prefix("ab"));
+        assert_eq!(end, b"\x01\x02ac");
+        assert_eq!(prefix_end(b"\x01\xff\xff"), b"\x02");
+    }
+
+    #[test]
+    fn a_changelog_carries_positions_and_state_but_no_other_meta_key() {
+        assert!(is_changelog_key(POSITION));
+        assert!(is_changelog_key(b"\x01\x01sk"));
+        assert!(!is_changelog_key(PROGRESS));
+        assert!(!is_changelog_key(IDENTITY));
+        assert!(!is_changelog_key(b""));
+    }
+
+    #[test]
+    fn a_store_needs_a_name_of_its_own() {
+        let store = |name: &str| StoreManifest {
+            name: name.into(),
+            kind: Default::default(),
+            schema: 1,
+            prefetch: false,
+            ordered: false,
+        };
+        assert!(Stores::new(&[store("a"), store("b")]).is_ok());
+        assert!(Stores::new(&[store("a"), store("a")]).is_err());
+        assert!(Stores::new(&[store("")]).is_err());
+        assert!(Stores::new(&[store(&"x".repeat(256))]).is_err());
+    }
+}

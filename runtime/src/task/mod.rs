@@ -1,0 +1,364 @@
+//! One deployment on one partition number: from records to a commit that somebody else carries out.
+//!
+//! A task owns its positions, its view of the state, its handler and, between commits, its store. It
+//! owns no thread, no clock and no network: a worker calls it, and what a commit needs leaves it as
+//! one value ([`Sealed`]).
+//!
+//! ```text
+//!                apply(batch)*                      apply(batch)*            (fills the next overlay)
+//!   Running --------------------- seal -> Sealed --------------------- committed(Sealed) -> Running
+//!      |                            the sink commits it, then                    |
+//!      | a record fails, `halt`     apply_to_store, on the commit thread         |
+//!      v                                                                         v
+//!   Halted: its position stays exactly before the failed record; what came before still commits
+//!
+//!   drop_uncommitted(Option<Sealed>) -> offsets to seek to     (after a definite refusal)
+//!   close(Option<Sealed>) -> Parts                              (revoked, lost, or rule P1: recover)
+//! ```
+//!
+//! Invariants, per input: `committed <= next`; a record below `next` is never handled; at most one
+//! `Sealed` is out, and with it the store.
+
+mod apply;
+mod checks;
+mod config;
+pub mod recovery;
+mod seal;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use checks::{OutputRule, TimestampRule};
+pub use config::{ChangelogConfig, TaskConfig, TaskInput};
+pub use seal::Sealed;
+
+use crate::effects::{Emissions, Fault};
+use crate::ports::Handler;
+use crate::record::{InputPartition, Offset};
+use crate::store::{PositionInput, Store, StoreError, StoreReader, View};
+
+/// Offsets of records that brought down a call, so that they are not tried in company again.
+const SUSPECTS_MAX: usize = 256;
+
+/// Where a task begins; the outcome of recovery.
+#[derive(Debug)]
+pub struct Start {
+    /// None exactly when the deployment has no stores.
+    pub store: Option<Store>,
+    /// Next record to handle, by input.
+    pub next: Vec<Offset>,
+    /// Above every writer number in the changelog.
+    pub writer: u64,
+    /// Inputs of an earlier revision; their offsets stay in the position record for a rollback.
+    pub unbound: Vec<PositionInput>,
+}
+
+/// What a task is made of when it ends.
+pub struct Parts {
+    pub store: Option<Store>,
+    pub handler: Box<dyn Handler>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskState {
+    Running,
+    Halted(Failure),
+}
+
+/// Why a record failed. The one place where failures are sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FailureKind {
+    Transient,
+    Permanent,
+    Trap,
+    Timeout,
+    Limit,
+}
+
+impl FailureKind {
+    pub const ALL: [FailureKind; 5] = [
+        FailureKind::Transient,
+        FailureKind::Permanent,
+        FailureKind::Trap,
+        FailureKind::Timeout,
+        FailureKind::Limit,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FailureKind::Transient => "transient",
+            FailureKind::Permanent => "permanent",
+            FailureKind::Trap => "trap",
+            FailureKind::Timeout => "timeout",
+            FailureKind::Limit => "limit",
+        }
+    }
+}
+
+/// A record that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("record {topic}/{partition} at offset {offset} failed ({}): {reason}", kind.as_str())]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub topic: String,
+    pub partition: i32,
+    /// Of the record itself: with `halt` also the task's next record.
+    pub offset: Offset,
+    pub reason: String,
+}
+
+/// Trouble that is no record's fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TaskError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// State could not be read during a call.
+    #[error("state could not be read: {0}")]
+    State(String),
+    /// The handler could not be made anew.
+    #[error("the handler did not start: {0}")]
+    Handler(Fault),
+    /// A caller broke the order of calls; the task is as it was.
+    #[error("{0}")]
+    Misuse(&'static str),
+}
+
+/// When a batch was taken from the source, by both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TakenAt {
+    pub monotonic: Duration,
+    /// Milliseconds since the epoch.
+    pub wall_ms: i64,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Records that ended `ok`.
+    pub ok: usize,
+    /// Records that failed. With `halt` at most one, and the task is halted.
+    pub failed: usize,
+    /// Records below the task's position, at or behind the one it halted at, or given to a halted task.
+    pub ignored: usize,
+    /// The first failure.
+    pub failure: Option<Failure>,
+}
+
+/// What the next commit would hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pending {
+    /// Records passed since the last seal.
+    pub records: u64,
+    /// Memory of uncommitted changes and emissions since the last seal.
+    pub bytes: usize,
+    /// When the oldest of those records was taken.
+    pub oldest: Option<Duration>,
+    /// An idle position moved, past transaction markers for example.
+    pub moved: bool,
+}
+
+impl Pending {
+    pub fn is_empty(&self) -> bool {
+        self.records == 0 && !self.moved
+    }
+}
+
+/// Counted since the task was made; for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TaskStats {
+    pub records: u64,
+    pub emissions: u64,
+    pub writes: u64,
+    pub calls: u64,
+    /// Batches run again one record per call.
+    pub replays: u64,
+    /// By [`FailureKind::ALL`].
+    pub failures: [u64; 5],
+    pub commits: u64,
+    pub drops: u64,
+}
+
+pub struct Task {
+    config: Arc<TaskConfig>,
+    partition: i32,
+    handler: Box<dyn Handler>,
+    view: View,
+    /// None while a `Sealed` has it, and always for a stateless task.
+    store: Option<Store>,
+    reader: Option<StoreReader>,
+    /// Next record to handle, by input.
+    next: Vec<Offset>,
+    /// Where the last commit that is known to have succeeded stands, by input.
+    committed: Vec<Offset>,
+    unbound: Vec<PositionInput>,
+    writer: u64,
+    /// Number of the last seal; never used twice by a writer, dropped or not, because changelog rows
+    /// of a commit that did not happen must not be taken for another's.
+    commit: u64,
+    /// Number of the seal that is out.
+    in_flight: Option<u64>,
+    emissions: Vec<Emissions>,
+    emission_bytes: usize,
+    pending_records: u64,
+    oldest: Option<Duration>,
+    suspects: Vec<(u16, i64)>,
+    state: TaskState,
+    stats: TaskStats,
+}
+
+impl Task {
+    /// A task at the position that recovery found. The handler must be fresh.
+    pub fn new(
+        config: Arc<TaskConfig>,
+        partition: i32,
+        handler: Box<dyn Handler>,
+        start: Start,
+    ) -> Result<Task, TaskError> {
+        if start.next.len() != config.inputs.len() {
+            return Err(TaskError::Misuse("a start needs one offset for each input"));
+        }
+        if start.store.is_none() != config.stores.is_empty() {
+            return Err(TaskError::Misuse("a task has a store exactly when its deployment declares one"));
+        }
+        let reader = start.store.as_ref().map(Store::reader);
+        Ok(Task {
+            view: View::new(Arc::clone(&config.stores), reader.clone(), config.view_limits()),
+            config,
+            partition,
+            handler,
+            store: start.store,
+            reader,
+            committed: start.next.clone(),
+            next: start.next,
+            unbound: start.unbound,
+            writer: start.writer,
+            commit: 0,
+            in_flight: None,
+            emissions: Vec::new(),
+            emission_bytes: 0,
+            pending_records: 0,
+            oldest: None,
+            suspects: Vec::new(),
+            state: TaskState::Running,
+            stats: TaskStats::default(),
+        })
+    }
+
+    pub fn config(&self) -> &Arc<TaskConfig> {
+        &self.config
+    }
+
+    pub fn partition(&self) -> i32 {
+        self.partition
+    }
+
+    pub fn state(&self) -> &TaskState {
+        &self.state
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.state == TaskState::Running
+    }
+
+    /// Committed data, for queries; none for a stateless task.
+    pub fn reader(&self) -> Option<&StoreReader> {
+        self.reader.as_ref()
+    }
+
+    /// Next record to handle; none for an input the deployment does not have.
+    pub fn next(&self, input: u16) -> Option<Offset> {
+        self.next.get(usize::from(input)).copied()
+    }
+
+    /// As of the last commit that is known to have succeeded.
+    pub fn committed_offset(&self, input: u16) -> Option<Offset> {
+        self.committed.get(usize::from(input)).copied()
+    }
+
+    pub fn stats(&self) -> TaskStats {
+        self.stats
+    }
+
+    /// A seal is out and has not come back.
+    pub fn is_committing(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    pub fn pending(&self) -> Pending {
+        Pending {
+            records: self.pending_records,
+            bytes: self.view.active_bytes() + self.emission_bytes,
+            oldest: self.oldest,
+            moved: self.in_flight.is_none() && self.next != self.committed,
+        }
+    }
+
+    /// The overlay holds what it may: seal, or take no more until the commit under way is done.
+    pub fn is_full(&self) -> bool {
+        self.view.active_bytes() + self.emission_bytes >= self.config.overlay_bytes_max
+    }
+
+    /// Moves an input's position past what is not a record (transaction markers, aborted records,
+    /// compacted gaps). Only for a position that the source reports after everything it handed over
+    /// was applied; one below the task's own is ignored, and so is any of a halted task.
+    pub fn advance(&mut self, input: u16, position: Offset) {
+        if !self.is_running() {
+            return;
+        }
+        if let Some(next) = self.next.get_mut(usize::from(input)) {
+            *next = position.max(*next);
+        }
+    }
+
+    /// Drops everything that is not committed, as one operation, after a commit was refused
+    /// definitely or must not be tried. Takes back the seal that is out, if one is. Answers where
+    /// every input continues. A halted task runs again: the records decide anew.
+    ///
+    /// After an unknown outcome use [`Task::close`] and recover instead: the store may be behind.
+    pub fn drop_uncommitted(
+        &mut self,
+        in_flight: Option<Sealed>,
+    ) -> Result<Vec<(InputPartition, Offset)>, TaskError> {
+        if self.in_flight.is_some() != in_flight.is_some() {
+            return Err(TaskError::Misuse(
+                "a task is dropped together with the seal that is out, and no other",
+            ));
+        }
+        if let Some(sealed) = in_flight {
+            self.take_back(sealed)?;
+        }
+        self.view.drop_uncommitted();
+        self.clear_pending();
+        self.next.clone_from(&self.committed);
+        self.state = TaskState::Running;
+        self.stats.drops += 1;
+        self.handler.renew().map_err(TaskError::Handler)?;
+        Ok(self.positions().collect())
+    }
+
+    /// Ends the task; everything that is not committed is forgotten. The seal that is out comes along,
+    /// or the store is lost to the caller.
+    pub fn close(mut self, in_flight: Option<Sealed>) -> Parts {
+        if let Some(mut sealed) = in_flight {
+            self.store = sealed.take_store().or(self.store);
+        }
+        Parts { store: self.store, handler: self.handler }
+    }
+
+    fn positions(&self) -> impl Iterator<Item = (InputPartition, Offset)> {
+        self.next
+            .iter()
+            .enumerate()
+            .map(|(input, &next)| (InputPartition { input: input as u16, partition: self.partition }, next))
+    }
+
+    fn clear_pending(&mut self) {
+        self.emissions.clear();
+        self.emission_bytes = 0;
+        self.pending_records = 0;
+        self.oldest = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! A task's half of a commit: what there is to commit, as one value, and what happens to the task
+//! once the outcome is known.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use prost::Message;
+use tidemill_proto::v1::OffsetMetadata;
+
+use super::{Task, TaskError};
+use crate::config::deployment::Guarantee;
+use crate::effects::Emissions;
+use crate::ports::{ChangelogRows, TaskOffset};
+use crate::record::Offset;
+use crate::store::{POSITION, Position, PositionGuarantee, PositionInput, Progress, Store, StoreError};
+
+/// Everything one task commits. The sink is given `emissions`, then `changelog`, then `offsets`; a
+/// commit that the group refused may be sent again from the same value. After success
+/// [`Sealed::apply_to_store`], then [`Task::committed`].
+#[derive(Debug)]
+pub struct Sealed {
+    pub partition: i32,
+    pub emissions: Vec<Emissions>,
+    /// One row per distinct changed key, sorted, then the position record. None for a stateless task.
+    pub changelog: Option<ChangelogRows>,
+    /// Every input, moved or not: the offsets are what fences a zombie.
+    pub offsets: Vec<TaskOffset>,
+    /// Input records that this commit passes.
+    pub records: u64,
+    writer: u64,
+    commit: u64,
+    progress: Option<Progress>,
+    applied: bool,
+    store: Option<Store>,
+}
+
+impl Sealed {
+    /// Numbers of the writer and of its commit, as in the position record.
+    pub fn stamp(&self) -> (u64, u64) {
+        (self.writer, self.commit)
+    }
+
+    /// Writes the changes to the store, as one batch. Runs on the commit thread, only after the
+    /// commit is known to have succeeded. After an error the store is behind its changelog: close
+    /// the task and recover.
+    pub fn apply_to_store(&mut self) -> Result<(), StoreError> {
+        if let (Some(store), Some(rows), Some(progress)) = (&mut self.store, &self.changelog, self.progress) {
+            let values = rows.values.iter();
+            let rows = rows.keys.iter().zip(values).map(|(key, value)| (key.unwrap_or_default(), value));
+            store.write(rows, progress)?;
+        }
+        self.applied = true;
+        Ok(())
+    }
+
+    pub(super) fn take_store(&mut self) -> Option<Store> {
+        self.store.take()
+    }
+}
+
+impl Task {
+    /// Freezes what there is to commit. `None` while a seal is out, or when nothing has happened.
+    /// `wall_ms` dates the changelog rows from below.
+    pub fn seal(&mut self, wall_ms: i64) -> Result<Option<Sealed>, TaskError> {
+        if self.in_flight.is_some() || self.pending().is_empty() {
+            return Ok(None);
+        }
+        self.commit += 1;
+        let mut sealed = Sealed {
+            partition: self.partition,
+            emissions: std::mem::take(&mut self.emissions),
+            changelog: None,
+            offsets: self.task_offsets(),
+            records: self.pending_records,
+            writer: self.writer,
+            commit: self.commit,
+            progress: None,
+            applied: false,
+            store: None,
+        };
+        if let Some(store) = self.store.take() {
+            let changes = self.view.freeze().ok_or(TaskError::Misuse("the view is frozen already"))?;
+            let mut rows = ChangelogRows {
+                partition: self.partition,
+                keys: changes.keys,
+                values: changes.values,
+                stamp: match self.config.guarantee {
+                    Guarantee::ExactlyOnce => None,
+                    Guarantee::AtLeastOnce => Some((self.writer, self.commit)),
+                },
+            };
+            rows.keys.push(Some(POSITION));
+            rows.values.push(Some(&self.position().encode_to_vec()));
+            sealed.progress = Some(self.progress_after(store.progress(), rows.keys.len(), wall_ms));
+            sealed.changelog = Some(rows);
+            sealed.store = Some(store);
+        }
+        self.clear_pending();
+        self.in_flight = Some(self.commit);
+        Ok(Some(sealed))
+    }
+
+    /// The commit succeeded and is in the store: the store comes home, and what was frozen may be
+    /// forgotten.
+    pub fn committed(&mut self, sealed: Sealed) -> Result<(), TaskError> {
+        if !sealed.applied {
+            return Err(TaskError::Misuse("a commit is applied to the store before it is reported"));
+        }
+        let offsets: Vec<Offset> = sealed.offsets.iter().map(|offset| offset.offset).collect();
+        self.take_back(sealed)?;
+        self.view.committed();
+        self.committed = offsets;
+        self.stats.commits += 1;
+        let committed = &self.committed;
+        self.suspects.retain(|&(input, offset)| {
+            committed.get(usize::from(input)).is_none_or(|committed| offset as u64 >= committed.0)
+        });
+        Ok(())
+    }
+
+    pub(super) fn take_back(&mut self, mut sealed: Sealed) -> Result<(), TaskError> {
+        if (self.partition, self.writer, self.in_flight)
+            != (sealed.partition, sealed.writer, Some(sealed.commit))
+        {
+            return Err(TaskError::Misuse("this seal is not the one that is out"));
+        }
+        self.in_flight = None;
+        self.store = sealed.take_store();
+        Ok(())
+    }
+
+    fn task_offsets(&self) -> Vec<TaskOffset> {
+        let offsets =
+            self.positions().zip(&self.config.inputs).map(|((partition, offset), input)| TaskOffset {
+                partition,
+                offset,
+                metadata: match self.store {
+                    Some(_) => String::new(),
+                    None => encode_metadata(self.config.revision, &self.config.incarnation, &input.topic_id),
+                },
+            });
+        offsets.collect()
+    }
+
+    fn position(&self) -> Position {
+        let inputs = self.config.inputs.iter().zip(&self.next).map(|(input, next)| PositionInput {
+            topic: input.topic.clone(),
+            topic_id: input.topic_id.clone(),
+            offset: next.0,
+        });
+        let guarantee = match self.config.guarantee {
+            Guarantee::ExactlyOnce => PositionGuarantee::ExactlyOnce,
+            Guarantee::AtLeastOnce => PositionGuarantee::AtLeastOnce,
+        };
+        Position {
+            inputs: inputs.chain(self.unbound.iter().cloned()).collect(),
+            revision: self.config.revision,
+            incarnation: self.config.incarnation.clone(),
+            guarantee: guarantee.into(),
+            writer: self.writer,
+            commit: self.commit,
+        }
+    }
+
+    /// Where the changelog stands at least, once this commit has succeeded: each row took an offset,
+    /// and so did the transaction's marker. A lower bound, because aborted rows took some too.
+    fn progress_after(&self, before: Progress, rows: usize, wall_ms: i64) -> Progress {
+        let marker = u64::from(self.config.guarantee == Guarantee::ExactlyOnce);
+        Progress {
+            changelog_next: Offset(before.changelog_next.0 + rows as u64 + marker),
+            changelog_ms: before.changelog_ms.max(wall_ms),
+        }
+    }
+}
+
+/// Metadata of a stateless task's committed offset.
+pub(super) fn encode_metadata(revision: u64, incarnation: &str, topic_id: &str) -> String {
+    let metadata =
+        OffsetMetadata { revision, incarnation: incarnation.to_owned(), topic_id: topic_id.to_owned() };
+    STANDARD.encode(metadata.encode_to_vec())
+}
+
+/// None when it is empty or not ours: an operator's tool writes offsets without it, or with its own.
+pub(super) fn decode_metadata(text: &str) -> Option<OffsetMetadata> {
+    if text.is_empty() {
+        return None;
+    }
+    OffsetMetadata::decode(STANDARD.decode(text).ok()?.as_slice()).ok()
+}

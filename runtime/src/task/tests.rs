@@ -1,0 +1,72 @@
+//! Tasks over a real temporary RocksDB, with fakes at every other edge and no threads.
+
+use super::*;
+use crate::config::deployment::{Failures, Guarantee};
+use crate::config::manifest::{StoreKind, StoreManifest};
+use crate::effects::{Effects, Order, Prefetched, Status};
+use crate::record::{Batch, Column};
+use crate::store::{BudgetConfig, Identity, StoreBudget, Stores, View};
+
+mod fakes;
+
+use fakes::*;
+
+#[test]
+fn effects_are_visible_to_the_next_batch_and_durable_after_the_commit() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::Halt);
+
+    task.apply(records(0, ["a", "b", "a"]), TakenAt::default()).unwrap();
+    task.apply(records(3, ["a"]), TakenAt::default()).unwrap();
+    assert_eq!(task.next(0), Some(Offset(4)));
+    assert_eq!(task.pending().records, 4);
+    assert_eq!(read(&task, "a"), None, "nothing uncommitted is in the store");
+
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert_eq!(emitted(&sealed), ["a=1", "b=1", "a=2", "a=3"]);
+    let rows = sealed.changelog.as_ref().unwrap();
+    assert_eq!(rows.keys.len(), 3, "two distinct keys and the position record");
+    commit(&mut task, sealed);
+
+    assert_eq!(read(&task, "a").as_deref(), Some("3"));
+    assert_eq!(read(&task, "b").as_deref(), Some("1"));
+    assert_eq!(task.committed_offset(0), Some(Offset(4)));
+    assert!(task.seal(0).unwrap().is_none(), "nothing is left to commit");
+}
+
+#[test]
+fn the_next_overlay_fills_while_a_commit_is_under_way() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::Halt);
+    task.apply(records(0, ["a"]), TakenAt::default()).unwrap();
+    let first = task.seal(0).unwrap().unwrap();
+    task.apply(records(1, ["a"]), TakenAt::default()).unwrap();
+    assert!(task.seal(0).unwrap().is_none(), "at most one seal is out");
+    assert_eq!(task.pending().records, 1);
+    commit(&mut task, first);
+    assert_eq!(read(&task, "a").as_deref(), Some("1"));
+    let second = task.seal(0).unwrap().unwrap();
+    assert_eq!(emitted(&second), ["a=2"]);
+    commit(&mut task, second);
+    assert_eq!(read(&task, "a").as_deref(), Some("2"));
+}
+
+#[test]
+fn dropping_goes_back_to_the_last_commit() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::Halt);
+    task.apply(records(0, ["a"]), TakenAt::default()).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    commit(&mut task, sealed);
+    task.apply(records(1, ["a"]), TakenAt::default()).unwrap();
+    let refused = task.seal(0).unwrap().unwrap();
+    task.apply(records(2, ["a"]), TakenAt::default()).unwrap();
+
+    let seek = task.drop_uncommitted(Some(refused)).unwrap();
+    assert_eq!(seek, [(crate::record::InputPartition { input: 0, partition: 3 }, Offset(1))]);
+    assert!(task.pending().is_empty());
+    task.apply(records(1, ["a"]), TakenAt::default()).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert_eq!(emitted(&sealed), ["a=2"]);
+    assert_eq!(sealed.stamp().1, 3, "commit numbers are never used twice");
+}
