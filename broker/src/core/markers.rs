@@ -1,0 +1,110 @@
+//! The end of a transaction: markers in its partitions, decisions on its offsets.
+//!
+//! With `Config::marker_delay` they land one after the other, as they may in a cluster; otherwise
+//! all at once. A restart in between finds the decided state and writes all markers again, which
+//! readers do not notice: a marker without an open transaction means nothing.
+
+use uuid::Uuid;
+
+use super::time::Timer;
+use super::{Core, Now};
+use crate::journal::Entry;
+use crate::txn::Transaction;
+
+/// What a decided transaction still has to reach.
+#[derive(Debug, Clone)]
+pub struct Remaining {
+    partitions: Vec<(Uuid, i32)>,
+    groups: Vec<String>,
+}
+
+impl Core {
+    /// Records a decision and begins to write its markers.
+    pub(super) fn decide(
+        &mut self,
+        id: &str,
+        decided: Transaction,
+        now: Now,
+    ) -> Result<(), kafka_protocol::ResponseError> {
+        self.record(&Entry::Transaction { id: id.to_owned(), state: decided.clone() })?;
+        self.begin_markers(id, &decided);
+        self.transactions.insert(id.to_owned(), decided);
+        self.write_markers(id, now);
+        Ok(())
+    }
+
+    /// Notes what has to be written for a transaction that is decided already.
+    pub(super) fn begin_markers(&mut self, id: &str, decided: &Transaction) {
+        let partitions = decided.partitions.iter().rev().copied().collect();
+        let groups = decided.groups.iter().rev().cloned().collect();
+        self.remaining.insert(id.to_owned(), Remaining { partitions, groups });
+    }
+
+    /// Writes the markers that are due; the last one completes the transaction.
+    pub(super) fn write_markers(&mut self, id: &str, now: Now) {
+        let delay = self.config.marker_delay.as_millis() as u64;
+        loop {
+            let Some(transaction) = self.transactions.get(id).cloned() else { return };
+            let Some(commit) = transaction.state.preparing() else { return };
+            let next = match self.remaining.get_mut(id) {
+                Some(remaining) => (remaining.partitions.pop(), remaining.groups.last().cloned()),
+                None => return,
+            };
+            match next {
+                (Some(partition), _) => self.mark(partition, &transaction, commit, now),
+                (None, Some(group)) => {
+                    if let Some(remaining) = self.remaining.get_mut(id) {
+                        remaining.groups.pop();
+                    }
+                    self.decide_offsets(&group, transaction.producer_id, commit);
+                }
+                (None, None) => return self.complete(id, &transaction, now),
+            }
+            let more =
+                self.remaining.get(id).is_some_and(|r| !(r.partitions.is_empty() && r.groups.is_empty()));
+            if more && delay > 0 {
+                return self.timers.set(now.mono + delay, Timer::Markers(id.to_owned()));
+            }
+        }
+    }
+
+    fn mark(&mut self, (topic, partition): (Uuid, i32), transaction: &Transaction, commit: bool, now: Now) {
+        // A topic deleted meanwhile needs no marker.
+        let Some((log, settings)) = self.topics.log_mut(topic, partition) else { return };
+        let producer = (transaction.producer_id, transaction.epoch);
+        if let Err(error) = log.append_marker(producer, commit, settings, now.wall) {
+            // The decision stands in the journal; the marker is written at the next start.
+            tracing::error!(%error, %topic, partition, "cannot write a marker");
+        }
+        self.wake(topic, partition);
+    }
+
+    fn decide_offsets(&mut self, group_id: &str, producer_id: i64, commit: bool) {
+        let Some(group) = self.groups.get_mut(group_id) else { return };
+        if group.offsets.decide(producer_id, commit) {
+            let group = group_id.to_owned();
+            // If this entry is lost, the decided state makes the next start write it again.
+            let _ = self.record(&Entry::OffsetsDecided { group, producer_id, commit });
+        }
+    }
+
+    fn complete(&mut self, id: &str, transaction: &Transaction, now: Now) {
+        let completed = transaction.completed(now.wall);
+        let _ = self.record(&Entry::Transaction { id: id.to_owned(), state: completed.clone() });
+        self.transactions.insert(id.to_owned(), completed);
+        self.remaining.remove(id);
+    }
+
+    /// Aborts transactions that have been open for too long and fences their producers.
+    pub(super) fn abort_timed_out(&mut self, now: Now) {
+        let interval = self.config.transaction_abort_interval.as_millis() as u64;
+        self.timers.set(now.mono + interval.max(1), Timer::AbortScan);
+        let late = self.transactions.iter().filter(|(_, transaction)| transaction.timed_out(now.wall));
+        let late: Vec<(String, Transaction)> = late.map(|(id, t)| (id.clone(), t.clone())).collect();
+        for (id, transaction) in late {
+            tracing::info!(transactional_id = %id, "transaction timed out and is aborted");
+            // A failure is logged and the next scan tries again.
+            let _ = self.decide(&id, transaction.fenced(now.wall).prepared(false, now.wall), now);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Time as the core sees it, and what is to happen when.
+
+use std::collections::BTreeMap;
+
+use crate::group::{self, Millis, ReplyTo};
+
+/// One instant on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Clock that only goes forward, for time-outs.
+    pub mono: Millis,
+    /// Milliseconds since 1970, for timestamps.
+    pub wall: i64,
+}
+
+/// Something to be done at a time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// A waiting fetch is to be answered with what there is.
+    Fetch(ReplyTo, u64),
+    /// Something in a group is due.
+    Group(String, group::Timer),
+    /// The next markers of a transaction are due.
+    Markers(String),
+    /// Look for transactions that were open for too long.
+    AbortScan,
+    /// Retention, compaction, expiry.
+    Maintenance,
+}
+
+/// Timers in order of time. Never cancelled: a stale one finds nothing to do.
+#[derive(Debug, Default)]
+pub struct Timers {
+    queue: BTreeMap<(Millis, u64), Timer>,
+    sequence: u64,
+}
+
+impl Timers {
+    /// Sets a timer.
+    pub fn set(&mut self, at: Millis, timer: Timer) {
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), timer);
+    }
+
+    /// Takes the next timer that is due.
+    pub fn take_due(&mut self, now: Millis) -> Option<Timer> {
+        let first = self.queue.first_entry()?;
+        (first.key().0 <= now).then(|| first.remove())
+    }
+
+    /// When the next timer is due.
+    pub fn next(&self) -> Option<Millis> {
+        self.queue.first_key_value().map(|((at, _), _)| *at)
+    }
+}
