@@ -1,0 +1,213 @@
+//! From changelog records to store contents: which of them count, and how they are written.
+//!
+//! Records of a transaction carry no stamp and count as they come: aborted ones are never read.
+//! Records written under `at_least_once` carry {writer, commit} and count when their commit is
+//! closed:
+//!
+//! ```text
+//!   offset   10      11      12          13      14          15
+//!   record   a 3,7   b 3,7   pos 3,7     a 3,8   a 4,1       pos 4,1
+//!            '---- closed ----'          |       '-- closed --'
+//!                                        never closed: the next offset belongs to another commit
+//! ```
+//!
+//! Compaction removes position records that a later one replaces, so a commit whose position record
+//! is missing counts as closed when something is missing right behind its last record, and as never
+//! closed when nothing is. (Compaction keeps off the log's newer part for `min.compaction.lag.ms`,
+//! which is where unclosed commits are.) A record of a writer older than one already seen never counts.
+
+use std::mem;
+
+use prost::Message;
+
+use crate::ports::LogRecord;
+use crate::record::Offset;
+use crate::store::{POSITION, Position, Progress, Store, StoreError, is_changelog_key};
+
+/// Bytes of rows that are sorted and written as one batch.
+const CHUNK_BYTES: usize = 16 << 20;
+/// What a collected row costs beside its bytes.
+const ROW_BYTES: usize = mem::size_of::<LogRecord>();
+
+/// What a replay came across.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Replayed {
+    pub records: u64,
+    pub bytes: u64,
+    /// Records of commits that were never closed, or of an outdated writer.
+    pub unclosed: u64,
+    /// The highest writer number seen in stamps and position records.
+    pub writer_seen: u64,
+}
+
+pub(super) struct Replay<'a> {
+    store: &'a mut Store,
+    /// Rows that count, in log order, not yet written.
+    ready: Vec<LogRecord>,
+    ready_bytes: usize,
+    open: Option<OpenCommit>,
+    /// After the last record that was looked at, or before it if that is not settled.
+    next: Offset,
+    changelog_ms: i64,
+    /// When the last position record was written.
+    position_ms: i64,
+    seen: Replayed,
+}
+
+/// A stamped commit whose position record has not come yet. Bounded by the writer's overlay.
+struct OpenCommit {
+    stamp: (u64, u64),
+    rows: Vec<LogRecord>,
+    first: Offset,
+    /// After its last record.
+    next: Offset,
+}
+
+/// Stamped rows at the end of the log that nothing has closed.
+#[derive(Debug)]
+pub(super) struct Tail {
+    pub rows: u64,
+    pub first: Offset,
+}
+
+impl<'a> Replay<'a> {
+    pub fn new(store: &'a mut Store) -> Replay<'a> {
+        let progress = store.progress();
+        let writer_seen = store.position().map_or(0, |position| position.writer);
+        Replay {
+            store,
+            ready: Vec::new(),
+            ready_bytes: 0,
+            open: None,
+            next: progress.changelog_next,
+            changelog_ms: progress.changelog_ms,
+            position_ms: progress.changelog_ms,
+            seen: Replayed { writer_seen, ..Replayed::default() },
+        }
+    }
+
+    pub fn seen(&self) -> Replayed {
+        self.seen
+    }
+
+    /// Takes one record, in log order.
+    pub fn push(&mut self, record: LogRecord) -> Result<(), StoreError> {
+        self.seen.records += 1;
+        self.seen.bytes += (record.key.len() + record.value.as_ref().map_or(0, Vec::len)) as u64;
+        self.next = record.offset;
+        if self.open.as_ref().is_some_and(|open| Some(open.stamp) != record.stamp) {
+            self.pass_open(record.offset);
+        }
+        let after = Offset(record.offset.0 + 1);
+        self.changelog_ms = self.changelog_ms.max(record.timestamp_ms);
+        if is_changelog_key(&record.key) {
+            match record.stamp {
+                None => self.count(record)?,
+                Some(stamp) => self.stamped(stamp, record)?,
+            }
+        }
+        self.next = after;
+        if self.ready_bytes >= CHUNK_BYTES { self.write() } else { Ok(()) }
+    }
+
+    fn stamped(&mut self, stamp: (u64, u64), record: LogRecord) -> Result<(), StoreError> {
+        if stamp.0 < self.seen.writer_seen {
+            self.seen.unclosed += 1;
+            return Ok(());
+        }
+        self.seen.writer_seen = stamp.0;
+        if record.key == POSITION {
+            for row in self.open.take().map(|open| open.rows).unwrap_or_default() {
+                self.count(row)?;
+            }
+            return self.count(record);
+        }
+        let open = self.open.get_or_insert_with(|| OpenCommit {
+            stamp,
+            rows: Vec::new(),
+            first: record.offset,
+            next: record.offset,
+        });
+        open.next = Offset(record.offset.0 + 1);
+        open.rows.push(record);
+        Ok(())
+    }
+
+    /// Another commit's record at `offset` follows an open one.
+    fn pass_open(&mut self, offset: Offset) {
+        let Some(open) = self.open.take() else { return };
+        if open.next == offset {
+            self.seen.unclosed += open.rows.len() as u64;
+            return;
+        }
+        for row in open.rows {
+            self.ready_bytes += row_bytes(&row);
+            self.ready.push(row);
+        }
+    }
+
+    fn count(&mut self, record: LogRecord) -> Result<(), StoreError> {
+        if record.key == POSITION {
+            let position =
+                Position::decode(record.value.as_deref().unwrap_or_default()).map_err(|error| {
+                    StoreError::Refused(format!("position record at {}: {error}", record.offset))
+                })?;
+            self.seen.writer_seen = self.seen.writer_seen.max(position.writer);
+            self.position_ms = record.timestamp_ms;
+        }
+        self.ready_bytes += row_bytes(&record);
+        self.ready.push(record);
+        Ok(())
+    }
+
+    /// Writes what counts so far. Of several rows of a key the last one is written.
+    fn write(&mut self) -> Result<(), StoreError> {
+        let next = self.open.as_ref().map_or(self.next, |open| open.first);
+        let progress = Progress { changelog_next: next, changelog_ms: self.changelog_ms };
+        // Stable, so rows of one key stay in log order.
+        self.ready.sort_by(|a, b| a.key.cmp(&b.key));
+        let rows = self.ready.iter().enumerate().filter_map(|(index, row)| {
+            let is_last = self.ready.get(index + 1).is_none_or(|following| following.key != row.key);
+            is_last.then_some((row.key.as_slice(), row.value.as_deref()))
+        });
+        self.store.write(rows, progress)?;
+        self.ready.clear();
+        self.ready_bytes = 0;
+        Ok(())
+    }
+
+    /// How old the last position record is, and what follows it unclosed.
+    pub fn tail(&self, wall_ms: i64) -> Option<(Tail, i64)> {
+        let open = self.open.as_ref()?;
+        let tail = Tail { rows: open.rows.len() as u64, first: open.first };
+        Some((tail, wall_ms.saturating_sub(self.position_ms)))
+    }
+
+    /// Counts the unclosed tail as if it had been closed.
+    pub fn accept_tail(&mut self) {
+        if let Some(open) = self.open.take() {
+            for row in open.rows {
+                self.ready_bytes += row_bytes(&row);
+                self.ready.push(row);
+            }
+        }
+    }
+
+    /// Ends a replay that reached `to`. An unclosed tail stays ahead of the store, so that the next
+    /// recovery sees its writer's number again.
+    pub fn finish(mut self, to: Offset) -> Result<Replayed, StoreError> {
+        self.next = self.next.max(to);
+        self.seen.unclosed += self.open.as_ref().map_or(0, |open| open.rows.len() as u64);
+        self.write()?;
+        Ok(self.seen)
+    }
+
+    /// Ends a replay that was stopped on the way; what was written counts.
+    pub fn stop(mut self) -> Result<(), StoreError> {
+        self.write()
+    }
+}
+
+fn row_bytes(record: &LogRecord) -> usize {
+    ROW_BYTES + record.key.len() + record.value.as_ref().map_or(0, Vec::len)
+}
