@@ -3,3 +3,18 @@
 //! | file | what it holds to account |
 //! |---|---|
 //! | `tests/architecture.rs` | which module of the runtime may name which other, and which foreign crate |
+//! | `tests/embedded.rs`, `tests/apache.rs` | the cases of [`cases`], on either broker |
+//! | `tests/bad_input.rs` | one clear error for every mistake, quickly |
+//! | `tests/tutorial.rs` | the commands of the README, in order |
+//!
+//! The harness: [`programs`] finds and runs the binaries, [`cluster`] is a broker, [`node`] a node
+//! process, [`pipeline`] the flights example on them, [`wait`] the only way to wait.
+
+#![forbid(unsafe_code)]
+
+pub mod cases;
+pub mod cluster;
+pub mod node;
+pub mod pipeline;
+pub mod programs;
+pub mod wait;

@@ -9,7 +9,6 @@ use tidemill_proto::v1::state_client::StateClient;
 use tidemill_proto::v1::{GetLagRequest, PartitionLag, ScanStateRequest};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::node::Node;
 use crate::statistics::Statistics;
 
 /// From process start to the first answer; a busy machine compiles the handlers meanwhile.
@@ -29,12 +28,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Waits until the node answers.
-    pub async fn connect(address: &str, node: &mut Node) -> Result<Client> {
+    /// Waits until the node answers; `alive` fails once there is nothing left to wait for.
+    pub async fn connect(address: &str, mut alive: impl FnMut() -> Result<()>) -> Result<Client> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
         let started = Instant::now();
         loop {
-            node.expect_running()?;
+            alive()?;
             if let Ok(channel) = endpoint.connect().await {
                 let mut client =
                     Client { lag: LagClient::new(channel.clone()), state: StateClient::new(channel) };

@@ -9,11 +9,7 @@
 //!
 //! Everything it starts is a program of its own, used as a user uses it; data is kept between runs.
 
-mod check;
-mod client;
-mod feed;
 mod node;
-mod statistics;
 mod table;
 
 use std::collections::BTreeMap;
@@ -27,8 +23,9 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use client::Client;
-use feed::Progress;
+use flights::check;
+use flights::client::{self, Client};
+use flights::feed::{self, Progress};
 use node::{Addresses, Node, Tidemill};
 use table::{Snapshot, Table};
 
@@ -90,7 +87,7 @@ async fn run(arguments: &Arguments, tidemill: &Tidemill, node: &mut Node) -> Res
 
     let started = Instant::now();
     let client = tokio::select! {
-        client = Client::connect(&tidemill.addresses.grpc, node) => client?,
+        client = Client::connect(&tidemill.addresses.grpc, || node.expect_running()) => client?,
         () = interrupted.wait() => return Ok(()),
     };
     println!("node and broker ready after {:.1} s", started.elapsed().as_secs_f64());
@@ -179,7 +176,8 @@ impl Watch {
 
 /// Fails unless every group has the numbers that the separate program finds.
 async fn verify(mut client: Client, file: &Path) -> Result<()> {
-    let expected = check::expected(file)?;
+    let program = std::env::current_exe()?.with_file_name("flights-expected");
+    let expected = check::expected(&program, file)?;
     let found = client.statistics("").await?;
     if let Err(differences) = check::compare(&found, &expected) {
         bail!("the node's numbers are not the file's:\n{differences}");

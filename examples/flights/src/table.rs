@@ -5,10 +5,9 @@ use std::fmt::Write;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
+use flights::client::DEPLOYMENT;
+use flights::statistics::Statistics;
 use tidemill_proto::v1::PartitionLag;
-
-use crate::client::DEPLOYMENT;
-use crate::statistics::Statistics;
 
 /// What one drawing shows.
 pub struct Snapshot<'a> {

@@ -1,0 +1,186 @@
+//! What must hold on either broker. Each case gets a fresh cluster.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::message::Message;
+use tidemill_kafka_harness::run_tool;
+
+use crate::cluster::Cluster;
+use crate::node::Node;
+use crate::pipeline::{self, FLIGHTS, Feeder, Reader};
+use crate::wait::until;
+
+/// DESIGN's bound from a restart to the first new output.
+const FIRST_OUTPUT_MAX: Duration = Duration::from_secs(3);
+/// Enough to have the node in full flight.
+const IN_FLIGHT: u64 = 8_000;
+/// Flights a second: the feed then lasts longer than what happens to the nodes.
+const FEED_RATE: u64 = 3_000;
+
+/// Runs one case's conversation.
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+}
+
+/// The pipeline finds the file's own numbers, and the output topics hold every effect once.
+pub fn the_flights_pipeline_is_right(cluster: &Cluster) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start(cluster, directory.path());
+    run_to_the_end(cluster, &mut node);
+    let rekeyed = Reader::from_beginning(cluster, "flights-by-carrier").exactly(FLIGHTS);
+    assert!(rekeyed.iter().all(|record| record.key().is_some_and(|key| key.len() == 2)));
+    let answer = node.tidemill(&["state", "get", "delays", "groups", "UA"]).ok();
+    assert!(answer.contains("4605"), "{answer}");
+    assert!(node.stop().success());
+}
+
+/// The pipeline on a node whose file has this `kafka:` block.
+pub fn a_configured_node_is_right(cluster: &Cluster, kafka: &str) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start_with(cluster, directory.path(), kafka);
+    run_to_the_end(cluster, &mut node);
+    assert!(node.stop().success());
+}
+
+fn run_to_the_end(cluster: &Cluster, node: &mut Node) {
+    block_on(async {
+        let mut client = node.client().await;
+        pipeline::deploy(node);
+        Feeder::start(cluster, 0).finish();
+        pipeline::expect_right_numbers(&mut client).await;
+    });
+}
+
+/// kill -9 in the middle of the feed: nothing lost, nothing twice, stores taken up again.
+pub fn a_killed_node_goes_on_where_it_was(cluster: &Cluster) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start(cluster, directory.path());
+    block_on(async {
+        let mut client = node.client().await;
+        pipeline::deploy(&node);
+        let feeder = Feeder::start(cluster, FEED_RATE);
+        pipeline::until_counted(&mut client, IN_FLIGHT).await;
+        node.kill();
+
+        let mut output = Reader::from_end(cluster, "delays");
+        let started = Instant::now();
+        node.restart();
+        until("the restarted node emits", Duration::from_secs(30), || {
+            output.next(Duration::from_millis(10)).ok_or(())
+        });
+        let first = started.elapsed();
+        println!("first new output {first:?} after the restart");
+        assert!(first < FIRST_OUTPUT_MAX, "first new output after {first:?}\n{}", node.log());
+
+        let mut client = node.client().await;
+        feeder.finish();
+        pipeline::expect_right_numbers(&mut client).await;
+    });
+    let restored: Vec<String> =
+        node.log().lines().filter(|line| line.contains("restored")).map(Into::into).collect();
+    println!("{}", restored.join("\n"));
+    assert!(!restored.is_empty(), "the node did not say what it restored:\n{}", node.log());
+    Reader::from_beginning(cluster, "flights-by-carrier").exactly(FLIGHTS);
+}
+
+/// Two nodes share the tasks; one stops in the middle, drains, and the other takes over its state.
+pub fn two_nodes_share_the_work_and_one_takes_over(cluster: &Cluster) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut first = Node::start(cluster, &directory.path().join("first"));
+    let mut second = Node::start(cluster, &directory.path().join("second"));
+    block_on(async {
+        first.client().await;
+        let mut client = second.client().await;
+        pipeline::deploy(&first);
+        until("both nodes hold two tasks of each deployment", Duration::from_secs(60), || {
+            let nodes = first.tidemill(&["nodes", "--output", "json"]).ok();
+            let shares: Vec<usize> = shares(&nodes);
+            if shares == [4, 4] { Ok(()) } else { Err(nodes) }
+        });
+        let feeder = Feeder::start(cluster, FEED_RATE);
+        pipeline::until_counted(&mut client, IN_FLIGHT).await;
+        let stopping = Instant::now();
+        assert!(first.stop().success(), "{}", first.log());
+        println!("drained in {:?}", stopping.elapsed());
+        feeder.finish();
+        pipeline::expect_right_numbers(&mut client).await;
+    });
+    Reader::from_beginning(cluster, "flights-by-carrier").exactly(FLIGHTS);
+    assert!(second.stop().success(), "{}", second.log());
+}
+
+/// Tasks of each node, from `tidemill nodes --output json`.
+fn shares(json: &str) -> Vec<usize> {
+    let value: serde_json::Value = serde_json::from_str(json).expect("JSON");
+    let nodes = value["nodes"].as_array().cloned().unwrap_or_default();
+    nodes.iter().map(|node| node["tasks"].as_array().map_or(0, Vec::len)).collect()
+}
+
+/// Kafka's own tools agree: the group's lag is what `tidemill lag` says, in motion and at rest, and
+/// a read_committed Java consumer reads the output.
+pub fn kafkas_own_tools_see_the_same(cluster: &Cluster) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start(cluster, directory.path());
+    block_on(async {
+        let mut client = node.client().await;
+        pipeline::deploy(&node);
+        Feeder::start(cluster, 0).finish();
+        pipeline::expect_right_numbers(&mut client).await;
+
+        // At rest: nothing behind, although the intermediate topic ends in transaction markers.
+        for deployment in ["rekey", "delays"] {
+            let lag = lag_by_kafka(cluster, deployment);
+            assert_eq!(lag, [(0, 0), (1, 0), (2, 0), (3, 0)], "{deployment}");
+        }
+
+        // Held up: a line that is no flight halts its task, three good ones wait behind it.
+        let lines =
+            "not a flight\n".to_owned() + &"2013,1,1,1,1,1,1,1,1,ZZ,1,N1,EWR,IAH,1,1,1,1,x\n".repeat(3);
+        let file = directory.path().join("lines.txt");
+        std::fs::write(&file, lines).expect("a file");
+        node.tidemill(&["produce", "flights", "--partition", "2", "--file", &file.display().to_string()])
+            .ok();
+        until("the task has halted", Duration::from_secs(30), || {
+            let lag = node.tidemill(&["lag", "--output", "json"]).ok();
+            if lag.contains("halted") { Ok(()) } else { Err(lag) }
+        });
+        let lag: Vec<(i32, u64)> = client
+            .lag()
+            .await
+            .expect("lag answers")
+            .iter()
+            .filter(|partition| partition.deployment == "rekey")
+            .map(|partition| (partition.partition, partition.records))
+            .collect();
+        assert_eq!(lag, [(0, 0), (1, 0), (2, 4), (3, 0)]);
+        assert_eq!(lag_by_kafka(cluster, "rekey"), lag);
+    });
+    let arguments =
+        ["--bootstrap-server", cluster.bootstrap(), "--topic", "flights-by-carrier", "--from-beginning"];
+    let reading = ["--isolation-level", "read_committed", "--timeout-ms", "8000"];
+    let class = "org.apache.kafka.tools.consumer.ConsoleConsumer";
+    let read = run_tool(class, &[&arguments[..], &reading[..]].concat()).expect("the tool runs");
+    let lines = String::from_utf8_lossy(&read.stdout).lines().count() as u64;
+    assert_eq!(lines, FLIGHTS, "{}", String::from_utf8_lossy(&read.stderr));
+}
+
+/// Partition and lag of a deployment's group as `kafka-consumer-groups` prints them.
+fn lag_by_kafka(cluster: &Cluster, deployment: &str) -> Vec<(i32, u64)> {
+    let group = format!("local.default.{deployment}");
+    let class = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
+    let output =
+        run_tool(class, &["--bootstrap-server", cluster.bootstrap(), "--describe", "--group", &group])
+            .expect("the tool runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let rows = text.lines().filter(|line| line.starts_with(&group));
+    // GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET LAG ...
+    let mut lag: Vec<(i32, u64)> = rows
+        .map(|row| {
+            let columns: Vec<&str> = row.split_ascii_whitespace().collect();
+            (columns[2].parse().expect("a partition"), columns[5].parse().expect("a lag"))
+        })
+        .collect();
+    assert_eq!(lag.len(), 4, "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    lag.sort();
+    lag
+}

@@ -1,0 +1,126 @@
+//! One node process, with its own state directory, ports and log.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use flights::client::Client;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::cluster::Cluster;
+use crate::programs::{Finished, free_address, run, tidemill};
+use crate::wait::until;
+
+/// Longest wait for a stop; the node gives up by itself before that.
+const STOP_MAX: Duration = Duration::from_secs(40);
+
+pub struct Node {
+    pub grpc: String,
+    pub http: String,
+    bootstrap: String,
+    directory: PathBuf,
+    process: Option<Child>,
+    /// Starts so far; each has a log of its own.
+    starts: u32,
+}
+
+impl Node {
+    /// Writes the node's file into `directory` (made if needed) and starts it.
+    pub fn start(cluster: &Cluster, directory: &Path) -> Node {
+        let kafka = format!("kafka:\n  bootstrap_servers: '{}'\n", cluster.bootstrap());
+        Node::start_with(cluster, directory, &kafka)
+    }
+
+    /// As `start`, with the file's `kafka:` block as given.
+    pub fn start_with(cluster: &Cluster, directory: &Path, kafka: &str) -> Node {
+        fs::create_dir_all(directory).expect("the node's directory");
+        let (grpc, http) = (free_address(), free_address());
+        let yaml = format!(
+            "{kafka}state_dir: {}\nlisten: {{ grpc: '{grpc}', http: '{http}' }}\n",
+            directory.join("state").display()
+        );
+        fs::write(directory.join("node.yaml"), yaml).expect("the node's file");
+        let bootstrap = cluster.bootstrap().to_owned();
+        let mut node = Node { grpc, http, bootstrap, directory: directory.into(), process: None, starts: 0 };
+        node.restart();
+        node
+    }
+
+    /// Starts the process again on the same state directory and ports.
+    pub fn restart(&mut self) {
+        assert!(self.process.is_none(), "the node runs already");
+        self.starts += 1;
+        let log = File::create(self.log_path()).expect("the node's log");
+        let child = tidemill(["node", "--config"])
+            .arg(self.directory.join("node.yaml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the node's log"))
+            .stderr(log)
+            .spawn()
+            .expect("the node can be started");
+        self.process = Some(child);
+    }
+
+    /// SIGKILL, as a crash.
+    pub fn kill(&mut self) {
+        let mut child = self.process.take().expect("the node runs");
+        child.kill().expect("an own child can be killed");
+        child.wait().expect("an own child can be waited for");
+    }
+
+    /// SIGTERM, then waits for the end.
+    pub fn stop(&mut self) -> ExitStatus {
+        let mut child = self.process.take().expect("the node runs");
+        kill_process(Pid::from_child(&child), Signal::TERM).expect("an own child can be signalled");
+        let started = Instant::now();
+        until("the node has stopped", STOP_MAX, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            other => Err((other, started.elapsed())),
+        })
+    }
+
+    /// A command of the CLI against this node and its Kafka.
+    pub fn tidemill(&self, arguments: &[&str]) -> Finished {
+        let mut command = tidemill(arguments);
+        command.env("TIDEMILL_ADDRESS", &self.grpc);
+        command.env("TIDEMILL_KAFKA_BOOTSTRAP_SERVERS", &self.bootstrap);
+        run(&mut command)
+    }
+
+    /// Waits until the node answers.
+    pub async fn client(&mut self) -> Client {
+        let log = self.log_path();
+        let process = self.process.as_mut().expect("the node runs");
+        let alive = || match process.try_wait()? {
+            None => Ok(()),
+            Some(status) => anyhow::bail!("{status}: {}", fs::read_to_string(&log)?),
+        };
+        Client::connect(&self.grpc, alive).await.expect("the node answers")
+    }
+
+    /// What the node has logged since its last start.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).expect("the node's log")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join(format!("node-{}.log", self.starts))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.process {
+            // Fails only if it is gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+            eprintln!("--- {}, the last lines\n{tail}", self.log_path().display());
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The flights example on a cluster and its nodes: deploy, feed, watch, judge.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use flights::check;
+use flights::client::Client;
+use flights::feed::{self, Progress};
+use flights::statistics::Statistics;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Message, OwnedMessage};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use crate::cluster::Cluster;
+use crate::node::Node;
+use crate::programs::{program, run, tidemill, workspace};
+use crate::wait::until;
+
+pub const FLIGHTS: u64 = 27_004;
+pub const PARTITIONS: i32 = 4;
+pub const TOPICS: [&str; 3] = ["flights", "flights-by-carrier", "delays"];
+
+/// Everything counted, on two busy cores.
+const COMPLETE_MAX: Duration = Duration::from_secs(90);
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+
+/// Topics, handlers, deployments: what `make demo` does, through the same commands.
+pub fn deploy(node: &Node) {
+    for topic in TOPICS {
+        node.tidemill(&["topics", "create", topic, "--partitions", &PARTITIONS.to_string()]).ok();
+    }
+    for plugin in ["rekey", "aggregate"] {
+        module(plugin);
+    }
+    let pipeline = workspace().join("examples/flights/pipeline.yaml");
+    node.tidemill(&["apply", "-f", &pipeline.display().to_string()]).ok();
+}
+
+/// The plugin's module, built; nothing happens if it is up to date.
+pub fn module(plugin: &str) -> PathBuf {
+    let source = workspace().join("plugins").join(plugin);
+    let module = workspace().join(format!("examples/flights/modules/{plugin}.wasm"));
+    run(tidemill(["build"]).arg(&source).arg("--out").arg(&module)).ok();
+    module
+}
+
+fn data() -> PathBuf {
+    workspace().join("examples/flights/data/flights-2013-01.csv.gz")
+}
+
+/// Feeds all flights on a thread of its own.
+pub struct Feeder {
+    pub progress: Arc<Progress>,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Feeder {
+    /// `rate` in flights a second, 0 = as fast as it goes.
+    pub fn start(cluster: &Cluster, rate: u64) -> Feeder {
+        let flights = feed::read_flights(&data()).expect("the data");
+        assert_eq!(flights.len() as u64, FLIGHTS);
+        let progress = Arc::new(Progress::default());
+        let (shared, bootstrap) = (Arc::clone(&progress), cluster.bootstrap().to_owned());
+        let thread = std::thread::spawn(move || feed::feed(&bootstrap, &flights, rate, &shared));
+        Feeder { progress, thread }
+    }
+
+    pub fn finish(self) {
+        self.thread.join().expect("the feeder did not panic").expect("all flights are acknowledged");
+        assert_eq!(self.progress.fed.load(Ordering::Relaxed), FLIGHTS);
+    }
+}
+
+/// Flights in the totals of all carriers.
+pub async fn counted(client: &mut Client) -> u64 {
+    // No store yet, a restoring task, an owner that has just gone: no answer is zero counted.
+    let groups = client.statistics("").await.unwrap_or_default();
+    let totals = groups.iter().filter(|(key, _)| !key.contains('/'));
+    totals.map(|(_, group)| group.count + group.missing).sum()
+}
+
+/// Waits until at least `flights` are counted.
+pub async fn until_counted(client: &mut Client, flights: u64) {
+    let started = std::time::Instant::now();
+    loop {
+        let counted = counted(client).await;
+        if counted >= flights {
+            return;
+        }
+        assert!(started.elapsed() < COMPLETE_MAX, "only {counted} of {flights} flights counted");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until everything is counted and nothing lags, then compares every number.
+pub async fn expect_right_numbers(client: &mut Client) {
+    until_counted(client, FLIGHTS).await;
+    until_no_lag(client).await;
+    let found = client.statistics("").await.expect("the store answers");
+    let expected: BTreeMap<String, Statistics> =
+        check::expected(&program("flights-expected"), &data()).expect("the judge runs");
+    if let Err(differences) = check::compare(&found, &expected) {
+        panic!("{differences}");
+    }
+}
+
+pub async fn until_no_lag(client: &mut Client) {
+    let started = std::time::Instant::now();
+    loop {
+        let lag = client.lag().await.expect("lag answers");
+        let behind: u64 = lag.iter().map(|partition| partition.records).sum();
+        let all = lag.len() == 2 * PARTITIONS as usize;
+        if all && behind == 0 && lag.iter().all(|partition| partition.committed == Some(partition.end)) {
+            return;
+        }
+        assert!(started.elapsed() < COMPLETE_MAX, "still behind: {lag:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Reads committed records of a topic, from its beginning or from its present end.
+pub struct Reader {
+    consumer: BaseConsumer,
+}
+
+impl Reader {
+    pub fn from_beginning(cluster: &Cluster, topic: &str) -> Reader {
+        Reader::new(cluster, topic, Offset::Beginning)
+    }
+
+    /// Only what is written (and committed) from now on.
+    pub fn from_end(cluster: &Cluster, topic: &str) -> Reader {
+        let mut reader = Reader::new(cluster, topic, Offset::Beginning);
+        let mut list = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            let (_, high) = reader
+                .consumer
+                .fetch_watermarks(topic, partition, ANSWER_MAX)
+                .expect("the topic has watermarks");
+            list.add_partition_offset(topic, partition, Offset::Offset(high)).expect("an offset");
+        }
+        reader.consumer.assign(&list).expect("assigned");
+        // The consumer has a position only once it has looked.
+        reader.next(Duration::from_millis(1));
+        reader
+    }
+
+    fn new(cluster: &Cluster, topic: &str, start: Offset) -> Reader {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", cluster.bootstrap())
+            .set("group.id", "whole-node-tests")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "false")
+            .create()
+            .expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            list.add_partition_offset(topic, partition, start).expect("an offset");
+        }
+        consumer.assign(&list).expect("assigned");
+        Reader { consumer }
+    }
+
+    pub fn next(&mut self, wait: Duration) -> Option<OwnedMessage> {
+        self.consumer.poll(wait).map(|message| message.expect("readable").detach())
+    }
+
+    /// Reads `count` records and expects no more to follow.
+    pub fn exactly(&mut self, count: u64) -> Vec<OwnedMessage> {
+        let mut records = Vec::new();
+        until(&format!("{count} records are read"), COMPLETE_MAX, || {
+            records.extend(self.next(Duration::from_millis(100)));
+            if records.len() as u64 >= count { Ok(()) } else { Err(records.len()) }
+        });
+        while let Some(record) = self.next(Duration::from_secs(1)) {
+            records.push(record);
+        }
+        assert_eq!(records.len() as u64, count, "the last: {:?}", records.last().map(Message::offset));
+        records
+    }
+}

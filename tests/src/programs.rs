@@ -1,0 +1,76 @@
+//! The programs under test, as `make build` left them, and how they are run.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// The workspace's root.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the workspace")
+}
+
+/// A program of the workspace, from the directory that this test was built into.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test is a file");
+    let profile = test.parent().and_then(Path::parent).expect("target/release/deps/test");
+    let program = profile.join(name);
+    assert!(program.exists(), "{} is not there: run `make build`", program.display());
+    program
+}
+
+/// What a finished program left behind.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Finished {
+    /// Standard output of a program that must succeed.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert!(self.status.success(), "{self:#?}");
+        self.stdout
+    }
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub fn run(command: &mut Command) -> Finished {
+    let started = Instant::now();
+    let output = command.stdin(Stdio::null()).output().expect("the program can be started");
+    Finished {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        took: started.elapsed(),
+    }
+}
+
+/// `tidemill` with arguments and nothing of this process's own configuration.
+pub fn tidemill<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(program("tidemill"));
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("TIDEMILL_") || name.starts_with("KAFKA_"))
+    {
+        command.env_remove(name);
+    }
+    command.args(arguments);
+    command
+}
+
+/// A loopback address whose port was free a moment ago.
+pub fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("a bound listener has an address").to_string()
+}
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Held by every test that starts brokers or nodes: deadlines are for a machine of two cores.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

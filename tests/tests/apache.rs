@@ -1,0 +1,52 @@
+//! The whole-node cases on Apache Kafka 4.3.1.
+
+use tidemill_kafka_harness::Options;
+use tidemill_tests::cases;
+use tidemill_tests::cluster::Cluster;
+use tidemill_tests::programs::alone;
+
+#[test]
+fn the_flights_pipeline_is_right() {
+    let _alone = alone();
+    cases::the_flights_pipeline_is_right(&Cluster::apache());
+}
+
+#[test]
+fn a_killed_node_goes_on_where_it_was() {
+    let _alone = alone();
+    cases::a_killed_node_goes_on_where_it_was(&Cluster::apache());
+}
+
+#[test]
+fn two_nodes_share_the_work_and_one_takes_over() {
+    let _alone = alone();
+    cases::two_nodes_share_the_work_and_one_takes_over(&Cluster::apache());
+}
+
+#[test]
+fn kafkas_own_tools_see_the_same() {
+    let _alone = alone();
+    cases::kafkas_own_tools_see_the_same(&Cluster::apache());
+}
+
+/// TLS and SCRAM between node and broker, from the node's file and a password file.
+#[test]
+fn a_node_signs_in_over_tls_with_scram() {
+    let _alone = alone();
+    let user = ("tidemill".to_owned(), "correct-horse".to_owned());
+    let options = Options { sasl_ssl: Some(user), ..Options::default() };
+    let cluster = Cluster::apache_with(&options);
+    let Cluster::Apache(kafka) = &cluster else { unreachable!("just made") };
+    let secured = kafka.secured.as_ref().expect("asked for");
+    let directory = tempfile::tempdir().expect("a directory");
+    let password = directory.path().join("password");
+    std::fs::write(&password, "correct-horse\n").expect("a file");
+    let block = format!(
+        "kafka:\n  bootstrap_servers: '{}'\n  security_protocol: SASL_SSL\n  sasl:\n    mechanism: SCRAM-SHA-512\n    \
+         username: tidemill\n    password_file: {}\n  ssl:\n    ca: {}\n",
+        secured.bootstrap,
+        password.display(),
+        secured.ca_pem.display(),
+    );
+    cases::a_configured_node_is_right(&cluster, &block);
+}

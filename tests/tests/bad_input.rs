@@ -1,0 +1,123 @@
+//! A mistake costs seconds, not minutes: one clear error that names the fix, and a non-zero exit code.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+
+use tidemill_tests::cluster::Cluster;
+use tidemill_tests::node::Node;
+use tidemill_tests::programs::{Finished, alone, free_address, run, tidemill};
+
+/// Longest time to an error; the tests shorten the connection time-out to fit.
+const QUICK: Duration = Duration::from_secs(15);
+
+/// Asserts failure in time, with one error on standard error that says each of `names`.
+#[track_caller]
+fn expect_error(finished: &Finished, names: &[&str]) {
+    assert!(!finished.status.success(), "{finished:#?}");
+    assert_eq!(finished.stdout, "", "{finished:#?}");
+    assert!(finished.took < QUICK, "took {:?}", finished.took);
+    let errors = finished.stderr.lines().filter(|line| line.starts_with("error")).count();
+    assert_eq!(errors, 1, "{finished:#?}");
+    for name in names {
+        assert!(finished.stderr.contains(name), "does not say {name:?}: {finished:#?}");
+    }
+    assert!(!finished.stderr.contains("panicked"), "{finished:#?}");
+}
+
+/// Starts a node that must not come up. `settings` are lines of its file.
+fn node(directory: &Path, settings: &str) -> Finished {
+    let file = directory.join("node.yaml");
+    let (grpc, http) = (free_address(), free_address());
+    let state = directory.join("state");
+    let listen = if settings.contains("listen:") {
+        String::new()
+    } else {
+        format!("listen: {{ grpc: '{grpc}', http: '{http}' }}\n")
+    };
+    std::fs::write(&file, format!("{settings}\nstate_dir: {}\n{listen}", state.display())).expect("a file");
+    run(tidemill(["node", "--config"]).arg(&file))
+}
+
+#[test]
+fn a_missing_broker_is_named() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().expect("a directory");
+    let nobody = free_address();
+    let settings = format!("kafka: {{ bootstrap_servers: '{nobody}', connect_timeout: 3s }}");
+    expect_error(&node(directory.path(), &settings), &["Failed to connect to Kafka", &nobody]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let settings = format!(
+        "kafka: {{ bootstrap_servers: '{}' }}\nlisten: {{ grpc: '{address}', http: '{}' }}",
+        cluster.bootstrap(),
+        free_address()
+    );
+    expect_error(&node(directory.path(), &settings), &[&address, "in use"]);
+}
+
+#[test]
+fn a_typo_in_the_file_is_named_with_its_line_and_the_nearest_key() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let finished = node(directory.path(), "environment: test\nkafka:\n  bootstrap_server: localhost:9092");
+    expect_error(&finished, &["node.yaml:3", "bootstrap_server", "bootstrap_servers"]);
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_written_is_named() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    // A file where the directory should be refuses even root.
+    std::fs::write(directory.path().join("state"), "").expect("a file");
+    let settings = format!("kafka: {{ bootstrap_servers: '{}' }}", cluster.bootstrap());
+    expect_error(&node(directory.path(), &settings), &["state"]);
+}
+
+#[test]
+fn no_node_to_talk_to_is_named() {
+    let nobody = free_address();
+    let finished = run(tidemill(["lag", "--address", &nobody]).env_remove("TIDEMILL_ADDRESS"));
+    expect_error(&finished, &[&nobody, "tidemill dev"]);
+}
+
+/// What a running node refuses, and that it goes on.
+#[test]
+fn wrong_topics_and_modules_are_refused_by_name() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start(&cluster, &directory.path().join("node"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(node.client());
+
+    let apply = |document: &str| {
+        let file = directory.path().join("deployment.yaml");
+        std::fs::write(&file, document).expect("a file");
+        node.tidemill(&["apply", "-f", &file.display().to_string()])
+    };
+    std::fs::write(directory.path().join("text.wasm"), "this is no module").expect("a file");
+    let not_wasm = "name: text\nmodule: text.wasm\ninputs: { in: { topic: t } }\n";
+    expect_error(&apply(not_wasm), &["text.wasm", "WebAssembly"]);
+
+    let missing = "name: gone\nmodule: gone.wasm\ninputs: { in: { topic: t } }\n";
+    expect_error(&apply(missing), &["gone.wasm", "tidemill build"]);
+
+    let module = tidemill_tests::pipeline::module("rekey");
+    let topic = format!(
+        "name: lost\nmodule: {}\ninputs: {{ in: {{ topic: nowhere }} }}\noutputs: {{ out: {{ topic: t }} }}\n",
+        module.display()
+    );
+    expect_error(&apply(&topic), &["nowhere"]);
+
+    let typo = "name: lost\nmodul: rekey.wasm\n";
+    expect_error(&apply(typo), &["deployment.yaml:2", "modul", "module"]);
+    assert!(node.stop().success());
+}

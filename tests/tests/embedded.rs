@@ -1,0 +1,29 @@
+//! The whole-node cases on the embedded broker.
+
+use tidemill_tests::cases;
+use tidemill_tests::cluster::Cluster;
+use tidemill_tests::programs::alone;
+
+#[test]
+fn the_flights_pipeline_is_right() {
+    let _alone = alone();
+    cases::the_flights_pipeline_is_right(&Cluster::embedded());
+}
+
+#[test]
+fn a_killed_node_goes_on_where_it_was() {
+    let _alone = alone();
+    cases::a_killed_node_goes_on_where_it_was(&Cluster::embedded());
+}
+
+#[test]
+fn two_nodes_share_the_work_and_one_takes_over() {
+    let _alone = alone();
+    cases::two_nodes_share_the_work_and_one_takes_over(&Cluster::embedded());
+}
+
+#[test]
+fn kafkas_own_tools_see_the_same() {
+    let _alone = alone();
+    cases::kafkas_own_tools_see_the_same(&Cluster::embedded());
+}
