@@ -17,6 +17,7 @@
 
 pub mod config;
 pub mod effects;
+pub mod kafka;
 pub mod ports;
 pub mod record;
 pub mod store;

@@ -1,0 +1,382 @@
+//! Questions and changes that concern the cluster rather than a record: topics, groups, offsets.
+//!
+//! Every call blocks for at most its request's time-out. Calls from a tokio thread belong on
+//! `spawn_blocking`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::config::KafkaConfig;
+use super::ffi::admin::{TopicInfo, TopicSpec};
+use super::ffi::partitions::Partitions;
+use super::ffi::{Client, Code, KafkaError, Kind};
+use crate::record::Offset;
+
+const REQUEST_WAIT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    #[error("{what} does not exist")]
+    Missing { what: String },
+    #[error("{what} exists already")]
+    Exists { what: String },
+    /// The broker understood and said no.
+    #[error("{what}: {reason}")]
+    Refused { what: String, reason: String },
+    /// No answer, or none that says anything about the request.
+    #[error("{what}: {reason}")]
+    Unavailable { what: String, reason: String },
+}
+
+/// A topic as the cluster describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topic {
+    pub name: String,
+    /// Another one after the topic was deleted and made again.
+    pub id: Uuid,
+    pub partitions: i32,
+}
+
+/// A topic to be made, with every setting that matters to us explicit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTopic {
+    pub name: String,
+    pub partitions: i32,
+    /// `None` = the broker's default.
+    pub replication: Option<i16>,
+    pub configs: Vec<(String, String)>,
+}
+
+impl NewTopic {
+    pub fn new(name: impl Into<String>, partitions: i32) -> NewTopic {
+        NewTopic { name: name.into(), partitions, replication: None, configs: Vec::new() }
+    }
+
+    pub fn with(mut self, name: &str, value: impl ToString) -> NewTopic {
+        self.configs.push((name.to_owned(), value.to_string()));
+        self
+    }
+}
+
+/// One end of a partition, or the first record at or after a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    Start,
+    /// The high watermark.
+    End,
+    /// The last stable offset: where a read_committed reader stops.
+    StableEnd,
+    /// Milliseconds since the epoch.
+    Time(i64),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupDescription {
+    /// Kafka's word: `Stable`, `Empty`, `PreparingRebalance`, ...
+    pub state: String,
+    pub members: Vec<GroupMember>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupMember {
+    pub member_id: String,
+    pub instance_id: Option<String>,
+    pub client_id: String,
+    pub host: String,
+    pub partitions: Vec<(String, i32)>,
+}
+
+/// The committed offset of one partition of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupOffset {
+    pub topic: String,
+    pub partition: i32,
+    /// `None` = the group has committed nothing for it.
+    pub offset: Option<Offset>,
+    pub metadata: String,
+}
+
+pub struct Admin {
+    client: Client,
+}
+
+impl Admin {
+    pub fn new(config: &KafkaConfig) -> Result<Admin, AdminError> {
+        let client = Client::new(Kind::Producer, &config.admin(), "admin")
+            .map_err(|error| refused("the configuration", &error))?;
+        Ok(Admin { client })
+    }
+
+    /// The cluster's id; survives restarts, differs between clusters.
+    pub fn cluster_id(&self) -> Result<String, AdminError> {
+        self.client.cluster_id(REQUEST_WAIT).ok_or_else(|| AdminError::Unavailable {
+            what: "the cluster id".to_owned(),
+            reason: "no broker answered".to_owned(),
+        })
+    }
+
+    /// Names and partition counts of all topics.
+    pub fn topics(&self) -> Result<BTreeMap<String, i32>, AdminError> {
+        let all = self.client.metadata(REQUEST_WAIT).map_err(|error| sorted("the list of topics", &error))?;
+        Ok(all.into_iter().collect())
+    }
+
+    /// Describes topics in the order asked; one that is missing is `None`, any other error fails all.
+    pub fn describe_topics(&self, names: &[String]) -> Result<Vec<Option<Topic>>, AdminError> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answers =
+            self.client.describe_topics(names, REQUEST_WAIT).map_err(|error| sorted("topics", &error))?;
+        let mut found = BTreeMap::new();
+        for answer in answers {
+            match answer {
+                Ok(TopicInfo { name, id, partitions }) => {
+                    let id = Uuid::from_u64_pair(id.0, id.1);
+                    found.insert(name.clone(), Topic { name, id, partitions });
+                }
+                Err((_, error)) if is_missing(&error) => {}
+                Err((name, error)) => return Err(sorted(&name, &error)),
+            }
+        }
+        Ok(names.iter().map(|name| found.get(name).cloned()).collect())
+    }
+
+    /// Describes one topic that has to exist.
+    pub fn topic(&self, name: &str) -> Result<Topic, AdminError> {
+        let found = self.describe_topics(&[name.to_owned()])?;
+        found.into_iter().next().flatten().ok_or_else(|| missing(&topic_text(name)))
+    }
+
+    /// A topic's settings, defaults included.
+    pub fn topic_configs(&self, name: &str) -> Result<BTreeMap<String, String>, AdminError> {
+        let configs = self
+            .client
+            .describe_configs(name, REQUEST_WAIT)
+            .map_err(|error| sorted(&topic_text(name), &error))?;
+        Ok(configs.into_iter().collect())
+    }
+
+    /// Makes a topic and waits until brokers other than the one asked know it.
+    pub fn create_topic(&self, topic: &NewTopic) -> Result<(), AdminError> {
+        let spec = TopicSpec {
+            name: &topic.name,
+            partitions: topic.partitions,
+            replication: topic.replication.map_or(-1, i32::from),
+            configs: &topic.configs,
+        };
+        self.client
+            .create_topic(&spec, REQUEST_WAIT)
+            .map_err(|error| sorted(&topic_text(&topic.name), &error))?;
+        let deadline = Instant::now() + REQUEST_WAIT;
+        while Instant::now() < deadline {
+            if self.describe_topics(std::slice::from_ref(&topic.name))?[0].is_some() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(AdminError::Unavailable {
+            what: topic_text(&topic.name),
+            reason: "created, but not to be seen".to_owned(),
+        })
+    }
+
+    /// Makes a topic unless it is there; then checks that it is as asked. Answers the topic.
+    pub fn ensure_topic(&self, topic: &NewTopic) -> Result<Topic, AdminError> {
+        let found = self.describe_topics(std::slice::from_ref(&topic.name))?.remove(0);
+        if found.is_none() {
+            match self.create_topic(topic) {
+                // Another node was faster: check what it made.
+                Ok(()) | Err(AdminError::Exists { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let found = self.topic(&topic.name)?;
+        let mismatch = |reason: String| AdminError::Refused { what: topic_text(&topic.name), reason };
+        if found.partitions != topic.partitions {
+            return Err(mismatch(format!(
+                "it has {} partitions, but {} are needed; a topic with state cannot be repartitioned: \
+                 restore the count of the inputs or deploy under another name",
+                found.partitions, topic.partitions,
+            )));
+        }
+        let configs = self.topic_configs(&topic.name)?;
+        for (name, wanted) in &topic.configs {
+            match configs.get(name) {
+                Some(is) if is == wanted => {}
+                is => {
+                    let is = is.map_or("nothing", String::as_str);
+                    return Err(mismatch(format!(
+                        "`{name}` is {is}, but {wanted} is needed: set it with kafka-configs --alter",
+                    )));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    pub fn delete_topics(&self, names: &[String]) -> Result<(), AdminError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let outcomes =
+            self.client.delete_topics(names, REQUEST_WAIT).map_err(|error| sorted("topics", &error))?;
+        for (name, outcome) in outcomes {
+            outcome.map_err(|error| sorted(&topic_text(&name), &error))?;
+        }
+        Ok(())
+    }
+
+    /// Raises the number of partitions.
+    pub fn add_partitions(&self, topic: &str, total: i32) -> Result<(), AdminError> {
+        let total = usize::try_from(total).unwrap_or(0);
+        self.client
+            .create_partitions(topic, total, REQUEST_WAIT)
+            .map_err(|error| sorted(&topic_text(topic), &error))
+    }
+
+    /// Deletes the records of a partition below an offset.
+    pub fn delete_records(&self, topic: &str, partition: i32, before: Offset) -> Result<(), AdminError> {
+        let list = Partitions::one(topic, partition, before.0 as i64);
+        let what = format!("records of `{topic}` [{partition}]");
+        let rows = self.client.delete_records(&list, REQUEST_WAIT).map_err(|error| sorted(&what, &error))?;
+        match rows.into_iter().find_map(|row| row.error) {
+            None => Ok(()),
+            Some(error) => Err(sorted(&what, &error)),
+        }
+    }
+
+    /// Offsets of partitions, in the order asked. A time after the last record gives the end.
+    pub fn offsets(&self, partitions: &[(String, i32)], at: At) -> Result<Vec<Offset>, AdminError> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (spec, committed) = match at {
+            At::Start => (-2, false),
+            At::End => (-1, false),
+            At::StableEnd => (-1, true),
+            At::Time(ms) => (ms.max(0), false),
+        };
+        let mut list = Partitions::with_capacity(partitions.len());
+        partitions.iter().for_each(|(topic, partition)| list.add(topic, *partition, spec, ""));
+        let rows = self
+            .client
+            .list_offsets(&list, committed, REQUEST_WAIT)
+            .map_err(|error| sorted("offsets", &error))?;
+        let mut offsets = Vec::with_capacity(partitions.len());
+        for (topic, partition) in partitions {
+            let what = format!("`{topic}` [{partition}]");
+            let row = rows.iter().find(|row| row.topic == *topic && row.partition == *partition);
+            let row = row.ok_or_else(|| missing(&what))?;
+            if let Some(error) = &row.error {
+                return Err(sorted(&what, error));
+            }
+            offsets.push(u64::try_from(row.offset).ok().map(Offset));
+        }
+        if offsets.iter().all(Option::is_some) {
+            return Ok(offsets.into_iter().flatten().collect());
+        }
+        // Nothing is that young: the next record will be.
+        let ends = self.offsets(partitions, At::End)?;
+        Ok(offsets.into_iter().zip(ends).map(|(offset, end)| offset.unwrap_or(end)).collect())
+    }
+
+    pub fn groups(&self) -> Result<Vec<String>, AdminError> {
+        self.client.list_groups(REQUEST_WAIT).map_err(|error| sorted("the list of groups", &error))
+    }
+
+    pub fn describe_group(&self, group: &str) -> Result<GroupDescription, AdminError> {
+        let found = self
+            .client
+            .describe_group(group, REQUEST_WAIT)
+            .map_err(|error| sorted(&format!("group `{group}`"), &error))?;
+        let members = found
+            .members
+            .into_iter()
+            .map(|member| GroupMember {
+                member_id: member.member_id,
+                instance_id: member.instance_id,
+                client_id: member.client_id,
+                host: member.host,
+                partitions: member.partitions,
+            })
+            .collect();
+        Ok(GroupDescription { state: found.state, members })
+    }
+
+    /// Committed offsets of a group: of these partitions, or of every one it has.
+    pub fn group_offsets(
+        &self,
+        group: &str,
+        partitions: Option<&[(String, i32)]>,
+    ) -> Result<Vec<GroupOffset>, AdminError> {
+        let what = format!("offsets of group `{group}`");
+        let list = partitions.map(|rows| {
+            let mut list = Partitions::with_capacity(rows.len());
+            rows.iter().for_each(|(topic, partition)| list.add(topic, *partition, -1001, ""));
+            list
+        });
+        let rows = self
+            .client
+            .group_offsets(group, list.as_ref(), REQUEST_WAIT)
+            .map_err(|error| sorted(&what, &error))?;
+        rows.into_iter()
+            .map(|row| match row.error {
+                Some(error) => Err(sorted(&what, &error)),
+                None => Ok(GroupOffset {
+                    topic: row.topic,
+                    partition: row.partition,
+                    offset: u64::try_from(row.offset).ok().map(Offset),
+                    metadata: row.metadata,
+                }),
+            })
+            .collect()
+    }
+
+    /// Deletes a group that has no members, with its offsets.
+    pub fn delete_group(&self, group: &str) -> Result<(), AdminError> {
+        self.client
+            .delete_group(group, REQUEST_WAIT)
+            .map_err(|error| sorted(&format!("group `{group}`"), &error))
+    }
+}
+
+fn topic_text(name: &str) -> String {
+    format!("topic `{name}`")
+}
+
+fn missing(what: &str) -> AdminError {
+    AdminError::Missing { what: what.to_owned() }
+}
+
+fn refused(what: &str, error: &KafkaError) -> AdminError {
+    AdminError::Refused { what: what.to_owned(), reason: error.to_string() }
+}
+
+fn is_missing(error: &KafkaError) -> bool {
+    [
+        Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+        Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+        Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
+        Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID,
+        Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND,
+    ]
+    .iter()
+    .any(|&code| error.is(code))
+}
+
+/// Sorts an error by what it says about the thing asked for. Negative codes are the client's own:
+/// time-outs and lost connections.
+fn sorted(what: &str, error: &KafkaError) -> AdminError {
+    if is_missing(error) {
+        missing(what)
+    } else if error.is(Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS) {
+        AdminError::Exists { what: what.to_owned() }
+    } else if error.code > 0 && !error.is(Code::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT) {
+        refused(what, error)
+    } else {
+        AdminError::Unavailable { what: what.to_owned(), reason: error.to_string() }
+    }
+}

@@ -1,0 +1,404 @@
+//! How to reach a cluster, and which librdkafka settings that makes.
+//!
+//! Three kinds of settings: what the operator says (servers, security, `properties`), what the
+//! node computes (queue bounds, ids), and what correctness rests on. The last kind is refused in
+//! `properties` by name: a different isolation level or partitioner would not be a tuning but
+//! another program.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use super::ffi::{self, Settings};
+
+/// What a person wrote about Kafka. Secrets are in `properties` like everything else and never
+/// appear in `Debug` output or in an error.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KafkaConfig {
+    /// `host:port`, comma-separated.
+    pub bootstrap_servers: String,
+    pub client_id: String,
+    /// `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.
+    pub security_protocol: String,
+    /// `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512` or `OAUTHBEARER`; `None` without SASL.
+    pub sasl_mechanism: Option<String>,
+    pub sasl_username: Option<String>,
+    pub sasl_password: Option<String>,
+    /// librdkafka's own names (`ssl.ca.location`, `compression.type`, ...), passed through.
+    pub properties: BTreeMap<String, String>,
+    pub limits: KafkaLimits,
+}
+
+/// Bounds of librdkafka's queues, per client. Its defaults allow 64 MiB per consumer and 1 GiB per
+/// producer, which a node with many workers cannot afford.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KafkaLimits {
+    /// Fetched ahead and not yet taken, per consumer.
+    pub fetch_queue_kib: u32,
+    /// One fetch response.
+    pub fetch_bytes: u32,
+    /// One partition's part of a fetch response. A larger single record still comes through.
+    pub partition_fetch_bytes: u32,
+    /// Produced and not yet acknowledged, per producer.
+    pub produce_queue_kib: u32,
+    pub produce_queue_records: u32,
+    /// Largest record that a producer tries to send; the topic's own limit is the broker's to apply.
+    pub record_bytes: u32,
+    /// A member that misses heartbeats for this long is dead to its group.
+    pub session_timeout: Duration,
+    /// A member that does not poll for this long leaves its group.
+    pub poll_interval: Duration,
+    pub transaction_timeout: Duration,
+}
+
+impl Default for KafkaLimits {
+    fn default() -> KafkaLimits {
+        KafkaLimits {
+            fetch_queue_kib: 16 * 1024,
+            fetch_bytes: 8 << 20,
+            partition_fetch_bytes: 1 << 20,
+            produce_queue_kib: 64 * 1024,
+            produce_queue_records: 500_000,
+            record_bytes: 16 << 20,
+            session_timeout: Duration::from_secs(10),
+            poll_interval: Duration::from_secs(300),
+            transaction_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl KafkaConfig {
+    /// A plaintext cluster with defaults for everything else.
+    pub fn new(bootstrap_servers: impl Into<String>) -> KafkaConfig {
+        KafkaConfig {
+            bootstrap_servers: bootstrap_servers.into(),
+            client_id: "tidemill".to_owned(),
+            security_protocol: "plaintext".to_owned(),
+            sasl_mechanism: None,
+            sasl_username: None,
+            sasl_password: None,
+            properties: BTreeMap::new(),
+            limits: KafkaLimits::default(),
+        }
+    }
+
+    /// Every problem of the configuration that shows without a broker.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.bootstrap_servers.split(',').all(|server| server.trim().is_empty()) {
+            problems.push("no bootstrap server is given".to_owned());
+        }
+        if self.security_protocol.to_ascii_lowercase().starts_with("sasl") && self.sasl_mechanism.is_none() {
+            problems.push(format!("security protocol `{}` needs a SASL mechanism", self.security_protocol));
+        }
+        for (name, value) in &self.properties {
+            if let Some(why) = fixed(name) {
+                problems.push(format!("kafka property `{name}` cannot be changed: {why}"));
+            } else if let Err(error) = ffi::check_setting(name, value) {
+                problems.push(error.text);
+            }
+        }
+        for (name, value) in self.connection() {
+            if !self.properties.contains_key(&name)
+                && let Err(error) = ffi::check_setting(&name, &value)
+            {
+                problems.push(error.text);
+            }
+        }
+        problems
+    }
+
+    /// Settings that every client has.
+    fn connection(&self) -> Settings {
+        let mut settings = settings(&[
+            ("bootstrap.servers", &self.bootstrap_servers),
+            ("client.id", &self.client_id),
+            ("security.protocol", &self.security_protocol.to_ascii_lowercase()),
+            ("socket.nagle.disable", "true"),
+            ("reconnect.backoff.max.ms", "2000"),
+            ("allow.auto.create.topics", "false"),
+            ("topic.metadata.refresh.interval.ms", "60000"),
+        ]);
+        let sasl = [
+            ("sasl.mechanisms", &self.sasl_mechanism),
+            ("sasl.username", &self.sasl_username),
+            ("sasl.password", &self.sasl_password),
+        ];
+        for (name, value) in sasl {
+            settings.extend(value.iter().map(|value| (name.to_owned(), value.clone())));
+        }
+        settings
+    }
+
+    /// Connection, then the operator's properties that concern this kind of client, then ours.
+    fn compose(&self, foreign: &[&str], ours: Settings) -> Settings {
+        let mut all = self.connection();
+        let concerns = |name: &str| !foreign.contains(&name) && fixed(name).is_none();
+        all.extend(
+            self.properties.iter().filter(|(name, _)| concerns(name)).map(|(n, v)| (n.clone(), v.clone())),
+        );
+        all.extend(ours);
+        all
+    }
+
+    /// Settings of a client that reads: fetching, isolation, nothing automatic.
+    fn reading(&self, isolation: &str) -> Settings {
+        let limits = &self.limits;
+        settings(&[
+            ("isolation.level", isolation),
+            ("check.crcs", "true"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("auto.offset.reset", "error"),
+            ("queued.max.messages.kbytes", &limits.fetch_queue_kib.to_string()),
+            ("fetch.max.bytes", &limits.fetch_bytes.max(limits.partition_fetch_bytes).to_string()),
+            ("fetch.message.max.bytes", &limits.partition_fetch_bytes.to_string()),
+            // How long a full queue keeps the fetcher away; the default of a second shows as
+            // bursts, because a queue this small empties in milliseconds.
+            ("fetch.queue.backoff.ms", "5"),
+        ])
+    }
+
+    /// A worker's consumer in its group.
+    pub(super) fn consumer(&self, group: &GroupSettings<'_>) -> Settings {
+        let mut ours = self.reading("read_committed");
+        ours.extend(settings(&[
+            ("group.id", group.id),
+            ("enable.partition.eof", "false"),
+            ("max.poll.interval.ms", &millis(self.limits.poll_interval.max(self.limits.session_timeout))),
+        ]));
+        match group.protocol {
+            GroupProtocol::Classic => ours.extend(settings(&[
+                ("session.timeout.ms", &millis(self.limits.session_timeout)),
+                ("heartbeat.interval.ms", &millis(self.limits.session_timeout / 5)),
+                (
+                    "partition.assignment.strategy",
+                    if group.inputs == 1 { "cooperative-sticky" } else { "range" },
+                ),
+            ])),
+            // No instance id here: a restarted static member would be fenced until its session expires.
+            GroupProtocol::Consumer => ours.extend(settings(&[
+                ("group.protocol", "consumer"),
+                ("group.remote.assignor", if group.inputs == 1 { "uniform" } else { "range" }),
+            ])),
+        }
+        if let (GroupProtocol::Classic, Some(instance)) = (group.protocol, group.instance_id) {
+            ours.push(("group.instance.id".to_owned(), instance.to_owned()));
+        }
+        self.compose(PRODUCER_ONLY, ours)
+    }
+
+    /// A reader outside any group's assignment. `group` only names whose committed offsets it may
+    /// ask for. Ends of partitions are reported, because the end may lie behind transaction markers
+    /// or records that compaction removed.
+    pub(super) fn reader(&self, group: &str, committed: bool) -> Settings {
+        let mut ours = self.reading(if committed { "read_committed" } else { "read_uncommitted" });
+        ours.extend(settings(&[("group.id", group), ("enable.partition.eof", "true")]));
+        self.compose(PRODUCER_ONLY, ours)
+    }
+
+    /// A producer. With a transactional id it is part of `exactly_once`; without, acknowledged by
+    /// all replicas and idempotent, but nothing more.
+    pub(super) fn producer(&self, transactional_id: Option<&str>, batch_bytes: u32) -> Settings {
+        let limits = &self.limits;
+        let mut ours = settings(&[
+            ("partitioner", "murmur2_random"),
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            // Every commit flushes, so lingering costs no latency and fills batches.
+            ("linger.ms", "20"),
+            ("batch.size", &batch_bytes.max(1024).to_string()),
+            ("message.max.bytes", &limits.record_bytes.max(1000).to_string()),
+            ("queue.buffering.max.kbytes", &limits.produce_queue_kib.to_string()),
+            ("queue.buffering.max.messages", &limits.produce_queue_records.to_string()),
+            ("delivery.report.only.error", "true"),
+        ]);
+        if let Some(id) = transactional_id {
+            ours.extend(settings(&[
+                ("transactional.id", id),
+                ("transaction.timeout.ms", &millis(limits.transaction_timeout)),
+            ]));
+        }
+        self.compose(CONSUMER_ONLY, ours)
+    }
+
+    /// A producer for single records whose offsets matter to the caller.
+    pub(super) fn appender(&self) -> Settings {
+        let mut ours = self.producer(None, self.limits.record_bytes);
+        ours.extend(settings(&[
+            ("linger.ms", "0"),
+            ("delivery.report.only.error", "false"),
+            ("message.timeout.ms", &millis(APPEND_TIMEOUT)),
+        ]));
+        ours
+    }
+
+    /// A client for admin requests.
+    pub(super) fn admin(&self) -> Settings {
+        self.compose(&[PRODUCER_ONLY, CONSUMER_ONLY].concat(), settings(&[("socket.timeout.ms", "30000")]))
+    }
+}
+
+/// How long an appended record may stay undelivered before it is given up.
+pub(super) const APPEND_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Which group protocol a consumer speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GroupProtocol {
+    /// With static membership: a restarted node takes its partitions back at once.
+    #[default]
+    Classic,
+    /// KIP-848.
+    Consumer,
+}
+
+pub(super) struct GroupSettings<'a> {
+    pub id: &'a str,
+    pub instance_id: Option<&'a str>,
+    pub protocol: GroupProtocol,
+    pub inputs: usize,
+}
+
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |name: &str, value: &str| {
+            if is_secret(name) { "<hidden>".to_owned() } else { value.to_owned() }
+        };
+        let properties: BTreeMap<_, _> = self.properties.iter().map(|(n, v)| (n, shown(n, v))).collect();
+        f.debug_struct("KafkaConfig")
+            .field("bootstrap_servers", &self.bootstrap_servers)
+            .field("client_id", &self.client_id)
+            .field("security_protocol", &self.security_protocol)
+            .field("sasl_mechanism", &self.sasl_mechanism)
+            .field("sasl_username", &self.sasl_username)
+            .field("sasl_password", &self.sasl_password.as_ref().map(|_| "<hidden>"))
+            .field("properties", &properties)
+            .field("limits", &self.limits)
+            .finish()
+    }
+}
+
+/// True for property names whose values no log may show.
+pub fn is_secret(name: &str) -> bool {
+    ["password", "secret", "token", "pem", "jaas", "oauthbearer.config"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// Why a property is not the operator's to set; `None` when it is.
+fn fixed(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "partitioner" => "keys must land where Java producers put them",
+        "isolation.level" => "aborted records must never be read",
+        "check.crcs" => "a corrupt record must never be processed",
+        "enable.auto.commit"
+        | "auto.commit.enable"
+        | "enable.auto.offset.store"
+        | "auto.commit.interval.ms" => "offsets are committed with the effects of their records",
+        "auto.offset.reset" => "an offset out of range stops the deployment; use `start:` for new partitions",
+        "enable.partition.eof" | "delivery.report.only.error" => "the client relies on it",
+        "allow.auto.create.topics" => "topics are created explicitly or not at all",
+        "enable.idempotence"
+        | "acks"
+        | "request.required.acks"
+        | "transactional.id"
+        | "transaction.timeout.ms" => "it belongs to the guarantee",
+        "group.id" | "group.instance.id" | "group.protocol" | "partition.assignment.strategy" => {
+            "it is derived from the fleet and the deployment"
+        }
+        "bootstrap.servers"
+        | "metadata.broker.list"
+        | "client.id"
+        | "security.protocol"
+        | "sasl.mechanism"
+        | "sasl.mechanisms"
+        | "sasl.username"
+        | "sasl.password" => "it has a key of its own",
+        "linger.ms" | "queue.buffering.max.ms" => "commits decide when records are sent",
+        "queued.max.messages.kbytes"
+        | "queue.buffering.max.kbytes"
+        | "queue.buffering.max.messages"
+        | "fetch.max.bytes"
+        | "fetch.message.max.bytes"
+        | "max.partition.fetch.bytes"
+        | "message.max.bytes"
+        | "session.timeout.ms"
+        | "max.poll.interval.ms" => "it has a limit of its own",
+        _ => return None,
+    })
+}
+
+/// Properties that only a producer has; librdkafka warns about them on a consumer.
+const PRODUCER_ONLY: &[&str] = &[
+    "batch.num.messages",
+    "batch.size",
+    "compression.codec",
+    "compression.level",
+    "compression.type",
+    "delivery.timeout.ms",
+    "max.in.flight",
+    "max.in.flight.requests.per.connection",
+    "message.send.max.retries",
+    "message.timeout.ms",
+    "queue.buffering.backpressure.threshold",
+    "request.timeout.ms",
+    "retries",
+    "retry.backoff.ms",
+    "sticky.partitioning.linger.ms",
+];
+
+/// Properties that only a consumer has.
+const CONSUMER_ONLY: &[&str] = &[
+    "client.rack",
+    "coordinator.query.interval.ms",
+    "fetch.error.backoff.ms",
+    "fetch.min.bytes",
+    "fetch.queue.backoff.ms",
+    "fetch.wait.max.ms",
+    "group.remote.assignor",
+    "heartbeat.interval.ms",
+    "queued.min.messages",
+];
+
+fn settings(pairs: &[(&str, &str)]) -> Settings {
+    pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_never_shown() {
+        let mut config = KafkaConfig::new("localhost:9092");
+        config.sasl_password = Some("canary-1".to_owned());
+        config.properties.insert("ssl.key.password".to_owned(), "canary-2".to_owned());
+        config.properties.insert("ssl.key.pem".to_owned(), "canary-3".to_owned());
+        assert!(!format!("{config:?}").contains("canary"));
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let mut config = KafkaConfig::new("");
+        config.security_protocol = "sasl_ssl".to_owned();
+        config.properties.insert("isolation.level".to_owned(), "read_uncommitted".to_owned());
+        config.properties.insert("no.such.thing".to_owned(), "1".to_owned());
+        config.properties.insert("fetch.min.bytes".to_owned(), "lots".to_owned());
+        let problems = config.problems().join("\n");
+        for part in ["bootstrap", "SASL mechanism", "isolation.level", "no.such.thing", "fetch.min.bytes"] {
+            assert!(problems.contains(part), "{part} is not in:\n{problems}");
+        }
+    }
+
+    #[test]
+    fn a_plain_configuration_is_accepted() {
+        let mut config = KafkaConfig::new("localhost:9092");
+        config.properties.insert("compression.type".to_owned(), "zstd".to_owned());
+        config.properties.insert("ssl.ca.location".to_owned(), "/etc/ssl/ca.pem".to_owned());
+        assert_eq!(config.problems(), Vec::<String>::new());
+    }
+}

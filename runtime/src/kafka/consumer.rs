@@ -1,0 +1,517 @@
+//! One worker's consumer: its place in the group and the batches of its partitions.
+//!
+//! ```text
+//!  librdkafka's queue --fill--> pending messages --copy--> a Batch per partition --> the task
+//!        |
+//!        +-- rebalance callback --> Taken::{Assigned, Revoked, Lost} --> worker --> assign/unassign
+//! ```
+//!
+//! Invariants:
+//! - A record comes out only of a partition that was started, with an offset at or above the start
+//!   and above every record that came out since. librdkafka may hand a record out twice when a
+//!   rebalance pauses a partition in the middle of a batch; the second is dropped here.
+//! - A rebalance event is answered once, as a whole, by [`Group::assign`] or [`Group::unassign`].
+//!   Until then librdkafka waits, with every partition paused.
+//! - After an error event a partition is stopped, because librdkafka 2.12 moves its own position
+//!   past the event: only a new start (a seek) makes it flow again.
+//! - Offsets are ours. librdkafka stores and commits none.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::config::{GroupProtocol, GroupSettings, KafkaConfig};
+use super::ffi::consumer::Consumer as Raw;
+use super::ffi::partitions::Partitions;
+use super::ffi::{Change, Code, KafkaError, Message};
+use super::source_error;
+use crate::ports::{Group, Membership, Source, SourceError, Taken, TaskOffset};
+use crate::record::{Batch, Column, InputPartition, Offset};
+
+/// A seek only has to reach librdkafka's own threads.
+const SEEK_WAIT: Duration = Duration::from_secs(10);
+const COMMIT_WAIT: Duration = Duration::from_secs(30);
+
+/// What a worker's consumer is for.
+#[derive(Debug, Clone)]
+pub struct ConsumerSpec {
+    pub group: String,
+    /// Static membership: the node's id and the worker's number. `None` = a dynamic member.
+    pub instance_id: Option<String>,
+    pub protocol: GroupProtocol,
+    /// Topics in the manifest's order; a record's `input` is an index into them. One input is
+    /// assigned cooperatively, several co-partitioned ones eagerly by range.
+    pub inputs: Vec<String>,
+    pub wants_headers: bool,
+    /// Records of one `take`, and so of one batch.
+    pub batch_records: usize,
+    /// Bytes copied by one `take`; a larger single record comes alone.
+    pub batch_bytes: usize,
+}
+
+impl ConsumerSpec {
+    pub fn new(group: impl Into<String>, inputs: Vec<String>) -> ConsumerSpec {
+        ConsumerSpec {
+            group: group.into(),
+            instance_id: None,
+            protocol: GroupProtocol::Classic,
+            inputs,
+            wants_headers: false,
+            batch_records: 500,
+            batch_bytes: 1 << 20,
+        }
+    }
+}
+
+/// A partition that librdkafka has been told to consume.
+///
+/// ```text
+/// assign -> Stopped --start--> Running --stop | error | revoke--> Stopped
+/// ```
+struct Slot {
+    id: InputPartition,
+    state: State,
+    /// Next record to hand out: at first the start, then after the last one.
+    next: i64,
+    /// The batch of the `take` in progress.
+    batch: Batch,
+    /// Rows and bytes of the last batch, as the size of the next.
+    hint: (usize, usize),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Stopped,
+    Running,
+}
+
+/// A rebalance event that was handed out and not yet answered.
+enum Question {
+    Assign(Vec<InputPartition>),
+    Unassign(Vec<InputPartition>),
+}
+
+pub struct Consumer {
+    raw: Raw,
+    spec: ConsumerSpec,
+    slots: Vec<Slot>,
+    /// librdkafka's topic object and partition -> slot; emptied whenever the slots change.
+    by_topic: HashMap<(usize, i32), usize>,
+    membership: Membership,
+    question: Option<Question>,
+}
+
+impl Consumer {
+    /// Joins the group. Answers come through [`Source::take`].
+    pub fn new(config: &KafkaConfig, spec: ConsumerSpec) -> Result<Consumer, SourceError> {
+        let group = GroupSettings {
+            id: &spec.group,
+            instance_id: spec.instance_id.as_deref(),
+            protocol: spec.protocol,
+            inputs: spec.inputs.len(),
+        };
+        let label = spec.instance_id.as_deref().unwrap_or(&spec.group);
+        let refused = |error: KafkaError| SourceError::Refused(error.to_string());
+        let raw = Raw::new(&config.consumer(&group), label).map_err(refused)?;
+        raw.subscribe(&spec.inputs).map_err(|error| source_error("cannot subscribe", &error))?;
+        Ok(Consumer {
+            raw,
+            spec,
+            slots: Vec::new(),
+            by_topic: HashMap::new(),
+            membership: Membership { generation: -1, ..Membership::default() },
+            question: None,
+        })
+    }
+
+    /// Leaves the group, so that others get the partitions at once. Without it a static member's
+    /// partitions wait for its return until the session expires. Commit or drop all work first.
+    pub fn leave(mut self) {
+        self.slots.clear();
+        self.raw.close(true);
+    }
+
+    /// Partitions of the current assignment that were accepted, started or not.
+    pub fn assigned(&self) -> Vec<InputPartition> {
+        self.slots.iter().map(|slot| slot.id).collect()
+    }
+
+    /// Answers the cluster's id as this consumer's brokers tell it.
+    pub fn cluster_id(&self, wait: Duration) -> Option<String> {
+        self.raw.client().cluster_id(wait)
+    }
+
+    fn topic(&self, id: InputPartition) -> &str {
+        &self.spec.inputs[usize::from(id.input)]
+    }
+
+    fn slot(&self, id: InputPartition) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.id == id)
+    }
+
+    fn input_partition(&self, topic: &str, partition: i32) -> Option<InputPartition> {
+        let input = self.spec.inputs.iter().position(|input| input == topic)?;
+        Some(InputPartition { input: input as u16, partition })
+    }
+
+    /// A list of partitions; offsets only where a call reads them.
+    fn list(&self, partitions: impl IntoIterator<Item = (InputPartition, i64)>) -> Partitions {
+        let mut list = Partitions::with_capacity(self.slots.len());
+        for (id, offset) in partitions {
+            list.add(self.topic(id), id.partition, offset, "");
+        }
+        list
+    }
+
+    fn is_cooperative(&self) -> bool {
+        self.spec.inputs.len() == 1 || self.spec.protocol == GroupProtocol::Consumer
+    }
+
+    /// Stops a partition: what was taken ahead of it goes.
+    fn stop_slot(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        slot.state = State::Stopped;
+        slot.batch = Batch::default();
+        let id = slot.id;
+        self.raw.discard(&self.spec.inputs[usize::from(id.input)], id.partition);
+    }
+
+    /// Hands out what the rebalance callback left, and stops what is going away.
+    fn serve_rebalances(&mut self, out: &mut Vec<Taken>) {
+        for rebalance in self.raw.rebalances() {
+            self.membership = rebalance.membership;
+            let partitions: Vec<_> = rebalance
+                .partitions
+                .iter()
+                .filter_map(|(topic, partition)| self.input_partition(topic, *partition))
+                .collect();
+            if rebalance.change == Change::Assign {
+                self.question = Some(Question::Assign(partitions.clone()));
+                out.push(Taken::Assigned(partitions));
+                continue;
+            }
+            for &id in &partitions {
+                if let Some(index) = self.slot(id) {
+                    self.stop_slot(index);
+                }
+            }
+            self.question = Some(Question::Unassign(partitions.clone()));
+            out.push(match rebalance.change {
+                Change::Lost => Taken::Lost(partitions),
+                _ => Taken::Revoked(partitions),
+            });
+        }
+        // KIP-848 moves the member epoch without a rebalance event. It may be read again only here:
+        // on the consuming thread, after a poll that served no event, while nothing is lost.
+        if self.spec.protocol == GroupProtocol::Consumer
+            && self.question.is_none()
+            && !self.raw.assignment_lost()
+        {
+            let now = self.raw.membership();
+            if now.generation > 0 {
+                self.membership = now;
+            }
+        }
+    }
+
+    /// Copies pending messages into batches until the byte limit is reached.
+    fn copy_pending(&mut self, out: &mut Vec<Taken>) -> Result<(), SourceError> {
+        let mut touched: Vec<usize> = Vec::new();
+        let mut bytes = 0;
+        let mut outcome = Ok(());
+        while let Some(message) = self.raw.front() {
+            if message.is_error() {
+                let failed = self.error_event(message);
+                self.raw.pop();
+                match failed {
+                    Event::Partition(id, reason) => {
+                        if let Some(index) = self.slot(id) {
+                            flush(&mut self.slots[index], out);
+                            self.stop_slot(index);
+                            let _ = self.raw.pause(&self.list([(id, 0)]));
+                        }
+                        out.push(Taken::Failed { partition: id, reason });
+                    }
+                    Event::Client(error) => outcome = outcome.and(Err(error)),
+                    Event::Nothing => {}
+                }
+                continue;
+            }
+            let key = (message.topic_id(), message.partition());
+            let found = match self.by_topic.get(&key) {
+                Some(&index) => Some(index),
+                None => self.input_partition(&message.topic(), key.1).and_then(|id| self.slot(id)),
+            };
+            if let Some(index) = found {
+                self.by_topic.insert(key, index);
+                let size = message.key().map_or(0, <[u8]>::len) + message.value().map_or(0, <[u8]>::len);
+                if bytes > 0 && bytes + size > self.spec.batch_bytes {
+                    break;
+                }
+                let slot = &mut self.slots[index];
+                if slot.state == State::Running && message.offset() >= slot.next {
+                    if slot.batch.is_empty() {
+                        slot.open();
+                        touched.push(index);
+                    }
+                    slot.push(message, self.spec.wants_headers);
+                    bytes += size;
+                }
+            }
+            self.raw.pop();
+        }
+        touched.into_iter().for_each(|index| flush(&mut self.slots[index], out));
+        outcome
+    }
+
+    /// Sorts an event that came in the place of a record.
+    fn error_event(&self, message: &Message) -> Event {
+        use Code as C;
+        let Some(error) = message.error() else { return Event::Nothing };
+        if let Some(fatal) = self.raw.client().fatal() {
+            return Event::Client(SourceError::Fatal(fatal.to_string()));
+        }
+        let topic = message.topic();
+        if message.partition() >= 0
+            && let Some(id) = self.input_partition(&topic, message.partition())
+        {
+            return Event::Partition(id, error.to_string());
+        }
+        // Told again by what follows: a lost assignment, or the reconnection.
+        let passing = [
+            C::RD_KAFKA_RESP_ERR__MAX_POLL_EXCEEDED,
+            C::RD_KAFKA_RESP_ERR__PARTITION_EOF,
+            C::RD_KAFKA_RESP_ERR__TRANSPORT,
+            C::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN,
+            C::RD_KAFKA_RESP_ERR__RESOLVE,
+        ];
+        if passing.iter().any(|&code| error.is(code)) {
+            tracing::warn!(group = %self.spec.group, %error, "consumer");
+            return Event::Nothing;
+        }
+        Event::Client(source_error(if topic.is_empty() { &self.spec.group } else { &topic }, &error))
+    }
+
+    /// Replaces a seek that the partition's fetcher could not take: because it had not started, or
+    /// had stopped at an error.
+    fn assign_again(&mut self, id: InputPartition, at: Offset) -> Result<(), KafkaError> {
+        if self.is_cooperative() {
+            let list = self.list([(id, at.0 as i64)]);
+            self.raw.incremental_unassign(&list)?;
+            return self.raw.incremental_assign(&list);
+        }
+        let next = |slot: &Slot| if slot.id == id { at.0 as i64 } else { slot.next };
+        self.raw.assign(Some(&self.list(self.slots.iter().map(|slot| (slot.id, next(slot))))))?;
+        self.raw.discard_all();
+        let stopped = self.slots.iter().filter(|slot| slot.state == State::Stopped && slot.id != id);
+        let stopped = self.list(stopped.map(|slot| (slot.id, 0)));
+        self.raw.pause(&stopped)
+    }
+
+    fn is_unanswered(&self, what: &str) -> Result<(), SourceError> {
+        match self.question {
+            None => Ok(()),
+            Some(_) => Err(SourceError::Unavailable(format!("{what}: a rebalance waits for its answer"))),
+        }
+    }
+}
+
+enum Event {
+    /// This partition cannot be served.
+    Partition(InputPartition, String),
+    /// The consumer as a whole has a problem.
+    Client(SourceError),
+    Nothing,
+}
+
+impl Slot {
+    /// Starts a batch about as large as the last one.
+    fn open(&mut self) {
+        let (rows, bytes) = self.hint;
+        self.batch = Batch {
+            input: self.id.input,
+            partition: self.id.partition,
+            offsets: Vec::with_capacity(rows),
+            timestamps: Vec::with_capacity(rows),
+            keys: Column::with_capacity(rows, bytes / 4),
+            values: Column::with_capacity(rows, bytes),
+            headers: Column::default(),
+        };
+    }
+
+    fn push(&mut self, message: &Message, wants_headers: bool) {
+        let batch = &mut self.batch;
+        batch.offsets.push(message.offset());
+        batch.timestamps.push(message.timestamp());
+        batch.keys.push(message.key());
+        batch.values.push(message.value());
+        if wants_headers {
+            let mut headers = Vec::new();
+            message.headers(&mut headers);
+            batch.headers.push((!headers.is_empty()).then_some(&headers[..]));
+        }
+        self.next = message.offset() + 1;
+    }
+}
+
+/// Hands the batch of a slot out, if it holds anything.
+fn flush(slot: &mut Slot, out: &mut Vec<Taken>) {
+    if slot.batch.is_empty() {
+        return;
+    }
+    let batch = std::mem::take(&mut slot.batch);
+    slot.hint = (batch.len(), batch.bytes());
+    out.push(Taken::Batch(batch));
+}
+
+impl Source for Consumer {
+    /// As the port says; what was appended to `out` counts even when the call fails. A partition
+    /// that comes out as [`Taken::Failed`] stays stopped until it is started again.
+    fn take(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError> {
+        let deadline = Instant::now() + wait;
+        loop {
+            if !self.raw.has_pending() {
+                self.raw.fill_wait(self.spec.batch_records, deadline);
+            }
+            if self.raw.client().shared().panicked() {
+                return Err(SourceError::Fatal("a callback of the consumer panicked".to_owned()));
+            }
+            self.serve_rebalances(out);
+            self.copy_pending(out)?;
+            // Everything taken may have been outdated; only the deadline ends an empty wait.
+            if !out.is_empty() || Instant::now() >= deadline {
+                return Ok(());
+            }
+        }
+    }
+
+    fn start(&mut self, partition: InputPartition, at: Offset) -> Result<(), SourceError> {
+        let Some(index) = self.slot(partition) else {
+            return Err(SourceError::Unavailable(format!("{partition:?} is not assigned")));
+        };
+        self.is_unanswered("cannot start a partition")?;
+        self.stop_slot(index);
+        self.by_topic.clear();
+        let list = self.list([(partition, at.0 as i64)]);
+        let told = |error: KafkaError| source_error("cannot start a partition", &error);
+        match self.raw.seek(&list, SEEK_WAIT) {
+            Ok(()) => {}
+            Err(error)
+                if [
+                    Code::RD_KAFKA_RESP_ERR__STATE,
+                    Code::RD_KAFKA_RESP_ERR__PREV_IN_PROGRESS,
+                    Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
+                ]
+                .iter()
+                .any(|&code| error.is(code)) =>
+            {
+                self.assign_again(partition, at).map_err(told)?;
+            }
+            Err(error) => return Err(told(error)),
+        }
+        let slot = &mut self.slots[index];
+        slot.next = at.0 as i64;
+        slot.state = State::Running;
+        self.raw.resume(&list).map_err(told)
+    }
+
+    fn stop(&mut self, partition: InputPartition) -> Result<(), SourceError> {
+        let Some(index) = self.slot(partition) else { return Ok(()) };
+        self.stop_slot(index);
+        let list = self.list([(partition, 0)]);
+        self.raw.pause(&list).map_err(|error| source_error("cannot stop a partition", &error))
+    }
+
+    /// librdkafka's application position, which transaction markers move as well as records do:
+    /// its fetcher queues a control op per marker, and taking that op sets the position behind it
+    /// (`rd_kafka_q_serve_rkmessages`). Aborted records count through the marker that follows them.
+    fn position(&self, partition: InputPartition) -> Option<Offset> {
+        let slot = &self.slots[self.slot(partition)?];
+        let topic = self.topic(partition);
+        // An error event stopped the slot; a pending message lies below librdkafka's position.
+        if slot.state != State::Running || self.raw.has_pending_of(topic, partition.partition) {
+            return None;
+        }
+        let position = self.raw.position(topic, partition.partition)?;
+        (position >= slot.next).then_some(Offset(position as u64))
+    }
+}
+
+impl Group for Consumer {
+    fn membership(&self) -> Membership {
+        self.membership.clone()
+    }
+
+    /// Answers [`Taken::Assigned`], as a whole: a partition of the event that is not listed is
+    /// accepted too, at the log's start, and stays stopped.
+    fn assign(&mut self, partitions: &[(InputPartition, Offset)]) -> Result<(), SourceError> {
+        let Some(Question::Assign(asked)) = &self.question else {
+            return Err(SourceError::Unavailable("no assignment waits for an answer".to_owned()));
+        };
+        let at = |id: InputPartition| {
+            partitions.iter().find(|(listed, _)| *listed == id).map_or(0, |(_, offset)| offset.0 as i64)
+        };
+        let added: Vec<_> = asked.iter().map(|&id| (id, at(id))).collect();
+        let list = self.list(added.iter().copied());
+        let told = |error: KafkaError| source_error("cannot accept an assignment", &error);
+        if self.is_cooperative() {
+            self.raw.incremental_assign(&list).map_err(told)?;
+        } else {
+            self.raw.assign(Some(&list)).map_err(told)?;
+            self.slots.clear();
+            self.raw.discard_all();
+        }
+        self.question = None;
+        self.by_topic.clear();
+        for (id, next) in added {
+            let slot = Slot { id, state: State::Stopped, next, batch: Batch::default(), hint: (0, 0) };
+            self.slots.push(slot);
+        }
+        self.raw.pause(&list).map_err(told)
+    }
+
+    /// Answers [`Taken::Revoked`] and [`Taken::Lost`], as a whole. Without such an event it only
+    /// stops the partitions.
+    fn unassign(&mut self, partitions: &[InputPartition]) -> Result<(), SourceError> {
+        let told = |error: KafkaError| source_error("cannot give partitions back", &error);
+        let Some(Question::Unassign(asked)) = &self.question else {
+            return partitions.iter().try_for_each(|&id| self.stop(id));
+        };
+        let gone: Vec<_> = asked.clone();
+        if self.is_cooperative() {
+            self.raw.incremental_unassign(&self.list(gone.iter().map(|&id| (id, 0)))).map_err(told)?;
+        } else {
+            self.raw.assign(None).map_err(told)?;
+        }
+        self.question = None;
+        self.by_topic.clear();
+        let eager = !self.is_cooperative();
+        self.slots.retain(|slot| !eager && !gone.contains(&slot.id));
+        Ok(())
+    }
+
+    fn commit(&mut self, offsets: &[TaskOffset]) -> Result<(), SourceError> {
+        let mut list = Partitions::with_capacity(offsets.len());
+        for row in offsets {
+            list.add(self.topic(row.partition), row.partition.partition, row.offset.0 as i64, &row.metadata);
+        }
+        match self.raw.commit(&list, COMMIT_WAIT) {
+            Ok(()) => Ok(()),
+            // An old generation is no defect: the event that explains it is on its way.
+            Err(error) if !error.fatal => {
+                Err(SourceError::Unavailable(format!("cannot commit offsets: {error}")))
+            }
+            Err(error) => Err(source_error("cannot commit offsets", &error)),
+        }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // A static member just goes: its partitions are kept for it. A dynamic one would leave its
+        // partitions waiting for nobody.
+        if self.spec.instance_id.is_none() && self.raw.client().fatal().is_none() {
+            self.slots.clear();
+            self.raw.close(false);
+        }
+    }
+}

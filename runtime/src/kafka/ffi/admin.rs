@@ -1,0 +1,524 @@
+//! Admin requests: one shape for all of them. A request is posted with a reply queue, the reply is
+//! one event, and everything wanted from it is copied out before it is destroyed.
+
+use std::ffi::{c_char, c_int};
+use std::time::Duration;
+
+use rd::rd_kafka_admin_op_t as Op;
+use rdkafka_sys as rd;
+
+use super::partitions::{Partitions, Row, row, rows};
+use super::{Client, Code, KafkaError, c_string, check, consume, millis, text};
+
+// The same functions as in the bindings, with codes and states as the integers they are in C.
+unsafe extern "C" {
+    fn rd_kafka_event_error(event: *mut rd::rd_kafka_event_t) -> c_int;
+    fn rd_kafka_topic_result_error(result: *const rd::rd_kafka_topic_result_t) -> c_int;
+    fn rd_kafka_ConfigResource_error(resource: *const rd::rd_kafka_ConfigResource_t) -> c_int;
+    fn rd_kafka_ConsumerGroupDescription_state(
+        description: *const rd::rd_kafka_ConsumerGroupDescription_t,
+    ) -> c_int;
+    fn rd_kafka_consumer_group_state_name(state: c_int) -> *const c_char;
+    fn rd_kafka_error_code(error: *const rd::rd_kafka_error_t) -> c_int;
+}
+
+/// The code of an event, as an integer.
+///
+/// # Safety
+/// `event` is live.
+pub(super) unsafe fn event_code(event: *mut rd::rd_kafka_event_t) -> i32 {
+    // SAFETY: by the function's contract.
+    unsafe { rd_kafka_event_error(event) }
+}
+
+/// One outcome per name (of a topic or a group) of a request.
+pub(in crate::kafka) type Outcomes = Vec<(String, Result<(), KafkaError>)>;
+
+#[derive(Debug, Clone)]
+pub(in crate::kafka) struct TopicInfo {
+    pub name: String,
+    /// Kafka's topic id, most and least significant half.
+    pub id: (u64, u64),
+    pub partitions: i32,
+}
+
+#[derive(Debug, Clone)]
+pub(in crate::kafka) struct GroupInfo {
+    pub state: String,
+    pub members: Vec<MemberInfo>,
+}
+
+#[derive(Debug, Clone)]
+pub(in crate::kafka) struct MemberInfo {
+    pub member_id: String,
+    pub instance_id: Option<String>,
+    pub client_id: String,
+    pub host: String,
+    pub partitions: Vec<(String, i32)>,
+}
+
+/// A topic to make.
+#[derive(Debug, Clone)]
+pub(in crate::kafka) struct TopicSpec<'a> {
+    pub name: &'a str,
+    pub partitions: i32,
+    /// -1 = the broker's default.
+    pub replication: i32,
+    pub configs: &'a [(String, String)],
+}
+
+/// The reply to a request, destroyed when dropped.
+struct Reply(*mut rd::rd_kafka_event_t);
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        // SAFETY: owned, dropped once.
+        unsafe { rd::rd_kafka_event_destroy(self.0) }
+    }
+}
+
+/// What a request is posted with.
+struct Post {
+    rk: *mut rd::rd_kafka_t,
+    options: *mut rd::rd_kafka_AdminOptions_t,
+    queue: *mut rd::rd_kafka_queue_t,
+}
+
+impl Client {
+    /// Posts a request and waits for its reply.
+    fn request(&self, op: Op, wait: Duration, post: impl FnOnce(&Post)) -> Result<Reply, KafkaError> {
+        // SAFETY: queue and options are made, used and destroyed here; a reply that comes after the
+        // queue is gone is freed by librdkafka. The event is owned by `Reply`.
+        unsafe {
+            let queue = rd::rd_kafka_queue_new(self.raw());
+            let options = rd::rd_kafka_AdminOptions_new(self.raw(), op);
+            let mut reason = [0 as c_char; 256];
+            rd::rd_kafka_AdminOptions_set_request_timeout(
+                options,
+                millis(wait),
+                reason.as_mut_ptr(),
+                reason.len(),
+            );
+            if matches!(op, Op::RD_KAFKA_ADMIN_OP_CREATETOPICS | Op::RD_KAFKA_ADMIN_OP_DELETETOPICS) {
+                rd::rd_kafka_AdminOptions_set_operation_timeout(
+                    options,
+                    millis(wait),
+                    reason.as_mut_ptr(),
+                    reason.len(),
+                );
+            }
+            post(&Post { rk: self.raw(), options, queue });
+            let event = rd::rd_kafka_queue_poll(queue, millis(wait + Duration::from_secs(1)));
+            rd::rd_kafka_AdminOptions_destroy(options);
+            rd::rd_kafka_queue_destroy(queue);
+            if event.is_null() {
+                return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR__TIMED_OUT, "no answer in time"));
+            }
+            let reply = Reply(event);
+            match event_code(event) {
+                0 => Ok(reply),
+                code => Err(KafkaError {
+                    text: text(rd::rd_kafka_event_error_string(event)),
+                    ..KafkaError::from_code(code)
+                }),
+            }
+        }
+    }
+
+    pub fn create_topic(&self, spec: &TopicSpec<'_>, wait: Duration) -> Result<(), KafkaError> {
+        let name = c_string(spec.name);
+        let mut reason = [0 as c_char; 256];
+        // SAFETY: the new-topic object is made, used and destroyed here.
+        unsafe {
+            let topic = rd::rd_kafka_NewTopic_new(
+                name.as_ptr(),
+                spec.partitions,
+                spec.replication,
+                reason.as_mut_ptr(),
+                reason.len(),
+            );
+            if topic.is_null() {
+                return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG, text(reason.as_ptr())));
+            }
+            for (name, value) in spec.configs {
+                rd::rd_kafka_NewTopic_set_config(topic, c_string(name).as_ptr(), c_string(value).as_ptr());
+            }
+            let mut topics = [topic];
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_CREATETOPICS, wait, |post| {
+                rd::rd_kafka_CreateTopics(post.rk, topics.as_mut_ptr(), 1, post.options, post.queue);
+            });
+            rd::rd_kafka_NewTopic_destroy(topic);
+            let mut count = 0;
+            let results = rd::rd_kafka_CreateTopics_result_topics(
+                rd::rd_kafka_event_CreateTopics_result(reply?.0),
+                &mut count,
+            );
+            first(topic_outcomes(results, count))
+        }
+    }
+
+    pub fn delete_topics(&self, names: &[String], wait: Duration) -> Result<Outcomes, KafkaError> {
+        // SAFETY: the objects are made, used and destroyed here; results are read while the reply lives.
+        unsafe {
+            let mut topics: Vec<_> =
+                names.iter().map(|name| rd::rd_kafka_DeleteTopic_new(c_string(name).as_ptr())).collect();
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DELETETOPICS, wait, |post| {
+                rd::rd_kafka_DeleteTopics(
+                    post.rk,
+                    topics.as_mut_ptr(),
+                    topics.len(),
+                    post.options,
+                    post.queue,
+                );
+            });
+            rd::rd_kafka_DeleteTopic_destroy_array(topics.as_mut_ptr(), topics.len());
+            let reply = reply?;
+            let mut count = 0;
+            let results = rd::rd_kafka_DeleteTopics_result_topics(
+                rd::rd_kafka_event_DeleteTopics_result(reply.0),
+                &mut count,
+            );
+            Ok(topic_outcomes(results, count))
+        }
+    }
+
+    pub fn create_partitions(&self, topic: &str, total: usize, wait: Duration) -> Result<(), KafkaError> {
+        let name = c_string(topic);
+        let mut reason = [0 as c_char; 256];
+        // SAFETY: as for `create_topic`.
+        unsafe {
+            let new = rd::rd_kafka_NewPartitions_new(name.as_ptr(), total, reason.as_mut_ptr(), reason.len());
+            if new.is_null() {
+                return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG, text(reason.as_ptr())));
+            }
+            let mut list = [new];
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_CREATEPARTITIONS, wait, |post| {
+                rd::rd_kafka_CreatePartitions(post.rk, list.as_mut_ptr(), 1, post.options, post.queue);
+            });
+            rd::rd_kafka_NewPartitions_destroy(new);
+            let reply = reply?;
+            let mut count = 0;
+            let results = rd::rd_kafka_CreatePartitions_result_topics(
+                rd::rd_kafka_event_CreatePartitions_result(reply.0),
+                &mut count,
+            );
+            first(topic_outcomes(results, count))
+        }
+    }
+
+    pub fn describe_topics(
+        &self,
+        names: &[String],
+        wait: Duration,
+    ) -> Result<Vec<Result<TopicInfo, (String, KafkaError)>>, KafkaError> {
+        let names: Vec<_> = names.iter().map(|name| c_string(name)).collect();
+        let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+        // SAFETY: the collection copies the names and is destroyed here; descriptions are read
+        // while the reply lives; a topic id is never null in a description.
+        unsafe {
+            let topics = rd::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, wait, |post| {
+                rd::rd_kafka_DescribeTopics(post.rk, topics, post.options, post.queue);
+            });
+            rd::rd_kafka_TopicCollection_destroy(topics);
+            let reply = reply?;
+            let mut count = 0;
+            let found = rd::rd_kafka_DescribeTopics_result_topics(
+                rd::rd_kafka_event_DescribeTopics_result(reply.0),
+                &mut count,
+            );
+            Ok((0..count).map(|index| topic_info(*found.add(index))).collect())
+        }
+    }
+
+    pub fn describe_configs(&self, topic: &str, wait: Duration) -> Result<Vec<(String, String)>, KafkaError> {
+        let name = c_string(topic);
+        // SAFETY: the resource is made, used and destroyed here; entries are read while the reply lives.
+        unsafe {
+            let resource = rd::rd_kafka_ConfigResource_new(
+                rd::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC,
+                name.as_ptr(),
+            );
+            let mut resources = [resource];
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, wait, |post| {
+                rd::rd_kafka_DescribeConfigs(post.rk, resources.as_mut_ptr(), 1, post.options, post.queue);
+            });
+            rd::rd_kafka_ConfigResource_destroy(resource);
+            let reply = reply?;
+            let mut count = 0;
+            let found = rd::rd_kafka_DescribeConfigs_result_resources(
+                rd::rd_kafka_event_DescribeConfigs_result(reply.0),
+                &mut count,
+            );
+            if count == 0 {
+                return Ok(Vec::new());
+            }
+            let resource = *found;
+            check(rd_kafka_ConfigResource_error(resource))?;
+            let mut entries = 0;
+            let list = rd::rd_kafka_ConfigResource_configs(resource, &mut entries);
+            Ok((0..entries)
+                .map(|index| *list.add(index))
+                .map(|entry| {
+                    (text(rd::rd_kafka_ConfigEntry_name(entry)), text(rd::rd_kafka_ConfigEntry_value(entry)))
+                })
+                .collect())
+        }
+    }
+
+    /// Deletes records below the offset of each row.
+    pub fn delete_records(&self, before: &Partitions, wait: Duration) -> Result<Vec<Row>, KafkaError> {
+        // SAFETY: as for `create_topic`; the rows are copied while the reply lives.
+        unsafe {
+            let request = rd::rd_kafka_DeleteRecords_new(before.raw());
+            let mut requests = [request];
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DELETERECORDS, wait, |post| {
+                rd::rd_kafka_DeleteRecords(post.rk, requests.as_mut_ptr(), 1, post.options, post.queue);
+            });
+            rd::rd_kafka_DeleteRecords_destroy(request);
+            let reply = reply?;
+            Ok(rows(rd::rd_kafka_DeleteRecords_result_offsets(rd::rd_kafka_event_DeleteRecords_result(
+                reply.0,
+            ))))
+        }
+    }
+
+    /// Offsets by specification: each row's offset is -2 for the log start, -1 for the end, or a
+    /// time in milliseconds. `committed` sees the last stable offset as the end.
+    pub fn list_offsets(
+        &self,
+        specs: &Partitions,
+        committed: bool,
+        wait: Duration,
+    ) -> Result<Vec<Row>, KafkaError> {
+        use rd::rd_kafka_IsolationLevel_t as Isolation;
+        let isolation = match committed {
+            true => Isolation::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED,
+            false => Isolation::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED,
+        };
+        // SAFETY: infos and their rows are read while the reply lives.
+        unsafe {
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_LISTOFFSETS, wait, |post| {
+                let _ = consume(rd::rd_kafka_AdminOptions_set_isolation_level(post.options, isolation));
+                rd::rd_kafka_ListOffsets(post.rk, specs.raw(), post.options, post.queue);
+            })?;
+            let mut count = 0;
+            let infos = rd::rd_kafka_ListOffsets_result_infos(
+                rd::rd_kafka_event_ListOffsets_result(reply.0),
+                &mut count,
+            );
+            Ok((0..count)
+                .map(|index| row(rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index))))
+                .collect())
+        }
+    }
+
+    pub fn list_groups(&self, wait: Duration) -> Result<Vec<String>, KafkaError> {
+        // SAFETY: listings are read while the reply lives.
+        unsafe {
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPS, wait, |post| {
+                rd::rd_kafka_ListConsumerGroups(post.rk, post.options, post.queue);
+            })?;
+            let mut count = 0;
+            let found = rd::rd_kafka_ListConsumerGroups_result_valid(
+                rd::rd_kafka_event_ListConsumerGroups_result(reply.0),
+                &mut count,
+            );
+            Ok((0..count)
+                .map(|index| text(rd::rd_kafka_ConsumerGroupListing_group_id(*found.add(index))))
+                .collect())
+        }
+    }
+
+    pub fn describe_group(&self, group: &str, wait: Duration) -> Result<GroupInfo, KafkaError> {
+        let name = c_string(group);
+        let mut names = [name.as_ptr()];
+        // SAFETY: descriptions are read while the reply lives.
+        unsafe {
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, wait, |post| {
+                rd::rd_kafka_DescribeConsumerGroups(post.rk, names.as_mut_ptr(), 1, post.options, post.queue);
+            })?;
+            let mut count = 0;
+            let found = rd::rd_kafka_DescribeConsumerGroups_result_groups(
+                rd::rd_kafka_event_DescribeConsumerGroups_result(reply.0),
+                &mut count,
+            );
+            if count == 0 {
+                return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND, "no such group"));
+            }
+            group_info(*found)
+        }
+    }
+
+    /// Committed offsets of a group: of the given partitions, or of all it has.
+    pub fn group_offsets(
+        &self,
+        group: &str,
+        partitions: Option<&Partitions>,
+        wait: Duration,
+    ) -> Result<Vec<Row>, KafkaError> {
+        let name = c_string(group);
+        let list = partitions.map_or(std::ptr::null_mut(), Partitions::raw);
+        // SAFETY: the request copies the list and is destroyed here; rows are copied while the reply lives.
+        unsafe {
+            let request = rd::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), list);
+            let mut requests = [request];
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS, wait, |post| {
+                rd::rd_kafka_ListConsumerGroupOffsets(
+                    post.rk,
+                    requests.as_mut_ptr(),
+                    1,
+                    post.options,
+                    post.queue,
+                );
+            });
+            rd::rd_kafka_ListConsumerGroupOffsets_destroy(request);
+            let reply = reply?;
+            let mut count = 0;
+            let found = rd::rd_kafka_ListConsumerGroupOffsets_result_groups(
+                rd::rd_kafka_event_ListConsumerGroupOffsets_result(reply.0),
+                &mut count,
+            );
+            if count == 0 {
+                return Ok(Vec::new());
+            }
+            borrowed(rd::rd_kafka_group_result_error(*found))?;
+            Ok(rows(rd::rd_kafka_group_result_partitions(*found)))
+        }
+    }
+
+    pub fn delete_group(&self, group: &str, wait: Duration) -> Result<(), KafkaError> {
+        let name = c_string(group);
+        // SAFETY: as for `create_topic`.
+        unsafe {
+            let request = rd::rd_kafka_DeleteGroup_new(name.as_ptr());
+            let mut requests = [request];
+            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DELETEGROUPS, wait, |post| {
+                rd::rd_kafka_DeleteGroups(post.rk, requests.as_mut_ptr(), 1, post.options, post.queue);
+            });
+            rd::rd_kafka_DeleteGroup_destroy(request);
+            let reply = reply?;
+            let mut count = 0;
+            let found = rd::rd_kafka_DeleteGroups_result_groups(
+                rd::rd_kafka_event_DeleteGroups_result(reply.0),
+                &mut count,
+            );
+            if count == 0 { Ok(()) } else { borrowed(rd::rd_kafka_group_result_error(*found)) }
+        }
+    }
+
+    /// Names and partition counts of every topic of the cluster.
+    pub fn metadata(&self, wait: Duration) -> Result<Vec<(String, i32)>, KafkaError> {
+        let mut metadata: *const rd::rd_kafka_metadata = std::ptr::null();
+        // SAFETY: the out-pointer is to a local; the metadata is ours until destroyed and holds
+        // `topic_cnt` topics, read field by field because of their error codes.
+        unsafe {
+            let code = rd::rd_kafka_metadata(self.raw(), 1, std::ptr::null_mut(), &mut metadata, millis(wait))
+                as i32;
+            check(code)?;
+            let count = usize::try_from((*metadata).topic_cnt).unwrap_or(0);
+            let topics = (0..count)
+                .map(|index| (*metadata).topics.add(index))
+                .map(|topic| (text((*topic).topic), (*topic).partition_cnt))
+                .collect();
+            rd::rd_kafka_metadata_destroy(metadata);
+            Ok(topics)
+        }
+    }
+}
+
+fn first(outcomes: Outcomes) -> Result<(), KafkaError> {
+    outcomes.into_iter().next().map_or(Ok(()), |(_, result)| result)
+}
+
+/// # Safety
+/// `results` holds `count` live results.
+unsafe fn topic_outcomes(results: *mut *const rd::rd_kafka_topic_result_t, count: usize) -> Outcomes {
+    (0..count)
+        .map(|index| {
+            // SAFETY: by the function's contract.
+            unsafe {
+                let result = *results.add(index);
+                let outcome = match rd_kafka_topic_result_error(result) {
+                    0 => Ok(()),
+                    code => Err(KafkaError {
+                        text: text(rd::rd_kafka_topic_result_error_string(result)),
+                        ..KafkaError::from_code(code)
+                    }),
+                };
+                (text(rd::rd_kafka_topic_result_name(result)), outcome)
+            }
+        })
+        .collect()
+}
+
+/// # Safety
+/// `topic` is live.
+unsafe fn topic_info(
+    topic: *const rd::rd_kafka_TopicDescription_t,
+) -> Result<TopicInfo, (String, KafkaError)> {
+    // SAFETY: by the function's contract; what the getters return belongs to the description.
+    unsafe {
+        let name = text(rd::rd_kafka_TopicDescription_name(topic));
+        if let Err(error) = borrowed(rd::rd_kafka_TopicDescription_error(topic)) {
+            return Err((name, error));
+        }
+        let id = rd::rd_kafka_TopicDescription_topic_id(topic);
+        let id = (
+            rd::rd_kafka_Uuid_most_significant_bits(id) as u64,
+            rd::rd_kafka_Uuid_least_significant_bits(id) as u64,
+        );
+        let mut partitions = 0;
+        rd::rd_kafka_TopicDescription_partitions(topic, &mut partitions);
+        Ok(TopicInfo { name, id, partitions: i32::try_from(partitions).unwrap_or(i32::MAX) })
+    }
+}
+
+/// # Safety
+/// `group` is live.
+unsafe fn group_info(group: *const rd::rd_kafka_ConsumerGroupDescription_t) -> Result<GroupInfo, KafkaError> {
+    // SAFETY: by the function's contract; what the getters return belongs to the description.
+    unsafe {
+        borrowed(rd::rd_kafka_ConsumerGroupDescription_error(group))?;
+        let members = (0..rd::rd_kafka_ConsumerGroupDescription_member_count(group))
+            .map(|index| {
+                let member = rd::rd_kafka_ConsumerGroupDescription_member(group, index);
+                let assignment = rd::rd_kafka_MemberDescription_assignment(member);
+                let instance = text(rd::rd_kafka_MemberDescription_group_instance_id(member));
+                MemberInfo {
+                    member_id: text(rd::rd_kafka_MemberDescription_consumer_id(member)),
+                    instance_id: (!instance.is_empty()).then_some(instance),
+                    client_id: text(rd::rd_kafka_MemberDescription_client_id(member)),
+                    host: text(rd::rd_kafka_MemberDescription_host(member)),
+                    partitions: match assignment.is_null() {
+                        true => Vec::new(),
+                        false => {
+                            Partitions::borrowed_names(rd::rd_kafka_MemberAssignment_partitions(assignment))
+                        }
+                    },
+                }
+            })
+            .collect();
+        let state = text(rd_kafka_consumer_group_state_name(rd_kafka_ConsumerGroupDescription_state(group)));
+        Ok(GroupInfo { state, members })
+    }
+}
+
+/// Reads an error object that belongs to a reply; null is success.
+///
+/// # Safety
+/// `error` is null or live.
+unsafe fn borrowed(error: *const rd::rd_kafka_error_t) -> Result<(), KafkaError> {
+    if error.is_null() {
+        return Ok(());
+    }
+    // SAFETY: by the function's contract.
+    match unsafe { rd_kafka_error_code(error) } {
+        0 => Ok(()),
+        // SAFETY: as above.
+        code => Err(KafkaError {
+            text: unsafe { text(rd::rd_kafka_error_string(error)) },
+            ..KafkaError::from_code(code)
+        }),
+    }
+}

@@ -1,0 +1,262 @@
+//! A consumer handle: batches from its queue, assignment, positions, offsets.
+
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use rdkafka_sys as rd;
+
+use super::callbacks::{self, Rebalance};
+use super::partitions::Partitions;
+use super::{Client, Code, KafkaError, Kind, Message, check, consume, millis};
+use crate::ports::Membership;
+
+/// How long the group may take to let a leaving member go before it is left behind.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
+
+/// A raw consumer. Not thread-safe in use: one thread polls it and answers its rebalances.
+///
+/// Field order is drop order: messages, then the queue, then the client.
+pub(in crate::kafka) struct Consumer {
+    pending: VecDeque<Message>,
+    /// Where a consume call puts its pointers; empty between calls.
+    scratch: Vec<*mut rd::rd_kafka_message_t>,
+    queue: Queue,
+    client: Client,
+}
+
+// SAFETY: `scratch` holds no pointer between calls; the other fields are `Send` or, as the queue,
+// reference-counted objects of the thread-safe client.
+unsafe impl Send for Consumer {}
+
+struct Queue(*mut rd::rd_kafka_queue_t);
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: an owned reference to the queue; the event callback is taken off first, because
+        // a broker thread may still be filling the queue.
+        unsafe {
+            rd::rd_kafka_queue_cb_event_enable(self.0, None, std::ptr::null_mut());
+            rd::rd_kafka_queue_destroy(self.0);
+        }
+    }
+}
+
+impl Consumer {
+    pub fn new(settings: &[(String, String)], label: &str) -> Result<Consumer, KafkaError> {
+        let client = Client::new(Kind::Consumer, settings, label)?;
+        // SAFETY: the handle is live. The main queue is forwarded to the consumer queue, so that
+        // one queue carries records, rebalances and errors; its event callback gets the same
+        // opaque as the client's callbacks, which outlives the queue (field order).
+        let queue = unsafe {
+            check(rd::rd_kafka_poll_set_consumer(client.raw()) as i32)?;
+            let queue = rd::rd_kafka_queue_get_consumer(client.raw());
+            if queue.is_null() {
+                return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR__STATE, "the consumer has no queue"));
+            }
+            let opaque = std::ptr::from_ref(client.shared()).cast_mut().cast();
+            rd::rd_kafka_queue_cb_event_enable(queue, Some(callbacks::on_ready), opaque);
+            Queue(queue)
+        };
+        Ok(Consumer { pending: VecDeque::new(), scratch: Vec::new(), queue, client })
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Takes up to `max` messages from the queue into the pending ones without waiting, and serves
+    /// rebalances and errors that were queued among them. Counts as a poll (`max.poll.interval.ms`).
+    pub fn fill(&mut self, max: usize) {
+        self.scratch.resize(max, std::ptr::null_mut());
+        // SAFETY: the queue is live and the array holds `max` pointers. The call returns how many
+        // it wrote, each an owned message.
+        let taken =
+            unsafe { rd::rd_kafka_consume_batch_queue(self.queue.0, 0, self.scratch.as_mut_ptr(), max) };
+        let taken = usize::try_from(taken).unwrap_or(0);
+        for &message in &self.scratch[..taken] {
+            if let Some(message) = NonNull::new(message) {
+                // SAFETY: as above.
+                self.pending.push_back(unsafe { Message::from_raw(message) });
+            }
+        }
+        self.scratch.clear();
+    }
+
+    /// Takes a batch, waiting up to `deadline` for the first message or rebalance.
+    pub fn fill_wait(&mut self, max: usize, deadline: Instant) {
+        loop {
+            self.fill(max);
+            if !self.pending.is_empty() || self.client.shared.has_rebalances() {
+                return;
+            }
+            if !self.client.shared.wait_ready(deadline) {
+                return;
+            }
+        }
+    }
+
+    pub fn front(&self) -> Option<&Message> {
+        self.pending.front()
+    }
+
+    pub fn pop(&mut self) {
+        self.pending.pop_front();
+    }
+
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// True when a message of the partition has been taken from the queue but not popped.
+    pub fn has_pending_of(&self, topic: &str, partition: i32) -> bool {
+        self.pending.iter().any(|m| m.partition() == partition && m.topic() == topic)
+    }
+
+    /// Throws away what was taken of one partition.
+    pub fn discard(&mut self, topic: &str, partition: i32) {
+        self.pending.retain(|m| m.partition() != partition || m.topic() != topic);
+    }
+
+    pub fn discard_all(&mut self) {
+        self.pending.clear();
+    }
+
+    pub fn rebalances(&self) -> Vec<Rebalance> {
+        self.client.shared.rebalances()
+    }
+
+    /// The group metadata as of now. Only KIP-848 may use it outside the rebalance callback.
+    pub fn membership(&self) -> Membership {
+        // SAFETY: the handle is a live consumer.
+        unsafe { callbacks::membership(self.client.raw()) }
+    }
+
+    pub fn assignment_lost(&self) -> bool {
+        // SAFETY: the handle is live.
+        unsafe { rd::rd_kafka_assignment_lost(self.client.raw()) != 0 }
+    }
+
+    pub fn subscribe(&self, topics: &[String]) -> Result<(), KafkaError> {
+        let mut list = Partitions::with_capacity(topics.len());
+        topics.iter().for_each(|topic| list.add(topic, -1, i64::from(rd::RD_KAFKA_OFFSET_INVALID), ""));
+        // SAFETY: live handle and list; the list is copied.
+        check(unsafe { rd::rd_kafka_subscribe(self.client.raw(), list.raw()) } as i32)
+    }
+
+    /// Replaces the whole assignment; `None` takes everything away.
+    pub fn assign(&self, list: Option<&Partitions>) -> Result<(), KafkaError> {
+        let list = list.map_or(std::ptr::null_mut(), Partitions::raw);
+        // SAFETY: live handle; the list is live or null and is copied.
+        check(unsafe { rd::rd_kafka_assign(self.client.raw(), list) } as i32)
+    }
+
+    pub fn incremental_assign(&self, list: &Partitions) -> Result<(), KafkaError> {
+        // SAFETY: live handle and list; the error object is ours.
+        unsafe { consume(rd::rd_kafka_incremental_assign(self.client.raw(), list.raw())) }
+    }
+
+    pub fn incremental_unassign(&self, list: &Partitions) -> Result<(), KafkaError> {
+        // SAFETY: live handle and list; the error object is ours.
+        unsafe { consume(rd::rd_kafka_incremental_unassign(self.client.raw(), list.raw())) }
+    }
+
+    pub fn pause(&self, list: &Partitions) -> Result<(), KafkaError> {
+        // SAFETY: live handle and list.
+        check(unsafe { rd::rd_kafka_pause_partitions(self.client.raw(), list.raw()) } as i32)?;
+        first_error(list)
+    }
+
+    pub fn resume(&self, list: &Partitions) -> Result<(), KafkaError> {
+        // SAFETY: live handle and list.
+        check(unsafe { rd::rd_kafka_resume_partitions(self.client.raw(), list.raw()) } as i32)?;
+        first_error(list)
+    }
+
+    /// Moves a partition and waits until the fetcher has taken the new position, so that nothing
+    /// fetched before can come out after.
+    pub fn seek(&self, list: &Partitions, wait: Duration) -> Result<(), KafkaError> {
+        // SAFETY: live handle and list; per-partition results are written into the list.
+        unsafe { consume(rd::rd_kafka_seek_partitions(self.client.raw(), list.raw(), millis(wait)))? };
+        first_error(list)
+    }
+
+    /// The offset after the last message or transaction marker handed to the application;
+    /// `None` when nothing was since the last seek or assignment.
+    pub fn position(&self, topic: &str, partition: i32) -> Option<i64> {
+        let list = Partitions::one(topic, partition, i64::from(rd::RD_KAFKA_OFFSET_INVALID));
+        // SAFETY: live handle and list.
+        check(unsafe { rd::rd_kafka_position(self.client.raw(), list.raw()) } as i32).ok()?;
+        list.rows().first().filter(|row| row.error.is_none() && row.offset >= 0).map(|row| row.offset)
+    }
+
+    /// Commits offsets for the group and waits for the coordinator's answer.
+    pub fn commit(&self, list: &Partitions, wait: Duration) -> Result<(), KafkaError> {
+        // SAFETY: the queue is created, used and destroyed here; the event is ours, and the list
+        // read from it lives as long as the event.
+        unsafe {
+            let queue = rd::rd_kafka_queue_new(self.client.raw());
+            let code =
+                rd::rd_kafka_commit_queue(self.client.raw(), list.raw(), queue, None, std::ptr::null_mut())
+                    as i32;
+            let result = check(code).and_then(|()| {
+                let event = rd::rd_kafka_queue_poll(queue, millis(wait));
+                if event.is_null() {
+                    return Err(KafkaError::new(
+                        Code::RD_KAFKA_RESP_ERR__TIMED_OUT,
+                        "the commit was not answered in time",
+                    ));
+                }
+                let rows = super::partitions::rows(rd::rd_kafka_event_topic_partition_list(event));
+                let code = super::admin::event_code(event);
+                rd::rd_kafka_event_destroy(event);
+                check(code)?;
+                rows.into_iter().find_map(|row| row.error).map_or(Ok(()), Err)
+            });
+            rd::rd_kafka_queue_destroy(queue);
+            result
+        }
+    }
+
+    /// The group's committed offsets, written into the list with an error per partition.
+    pub fn committed(&self, list: &Partitions, wait: Duration) -> Result<(), KafkaError> {
+        // SAFETY: live handle and list.
+        check(unsafe { rd::rd_kafka_committed(self.client.raw(), list.raw(), millis(wait)) } as i32)
+    }
+
+    /// Closes so that the group knows: unsubscribes first when `leave` is set, which makes even a
+    /// static member give its partitions up at once, and serves what the group still asks.
+    /// Whoever does not call this just disappears, and a static member's partitions wait for it.
+    pub fn close(&mut self, leave: bool) {
+        self.pending.clear();
+        self.client.shared.set_closing();
+        // SAFETY: live handle; rebalance callbacks now answer for themselves, and one that was
+        // left unanswered is answered by the unassign. The close queue is the consumer's own, and
+        // messages taken from it are dropped at once.
+        unsafe {
+            let _ = check(rd::rd_kafka_assign(self.client.raw(), std::ptr::null()) as i32);
+            if leave {
+                let _ = check(rd::rd_kafka_unsubscribe(self.client.raw()) as i32);
+            }
+            if consume(rd::rd_kafka_consumer_close_queue(self.client.raw(), self.queue.0)).is_err() {
+                return;
+            }
+        }
+        let deadline = Instant::now() + CLOSE_WAIT;
+        // SAFETY: live handle.
+        while unsafe { rd::rd_kafka_consumer_closed(self.client.raw()) } == 0 {
+            self.fill(64);
+            self.pending.clear();
+            if Instant::now() >= deadline {
+                tracing::warn!("the group did not let this consumer go in time; it will expire");
+                return;
+            }
+            self.client.shared.wait_ready((Instant::now() + Duration::from_millis(20)).min(deadline));
+        }
+    }
+}
+
+/// The first error of any row.
+fn first_error(list: &Partitions) -> Result<(), KafkaError> {
+    list.rows().into_iter().find_map(|row| row.error).map_or(Ok(()), Err)
+}

@@ -1,0 +1,320 @@
+//! librdkafka behind safe types. All `unsafe` of the crate's Kafka client is in this directory.
+//!
+//! | file | what it wraps |
+//! |---|---|
+//! | `mod.rs` | errors, configuration, the client handle |
+//! | `callbacks.rs` | what librdkafka calls back into, and what it leaves there |
+//! | `partitions.rs` | topic-partition lists |
+//! | `message.rs` | a fetched message |
+//! | `consumer.rs`, `producer.rs`, `admin.rs` | the three kinds of client |
+//!
+//! Invariants that every block relies on:
+//! - A handle outlives everything made from it. Messages, queues and topic objects are fields of
+//!   the type that owns the handle and are released before `rd_kafka_destroy`.
+//! - [`Shared`] outlives the handle: callbacks borrow it through the opaque pointer, and
+//!   `rd_kafka_destroy` joins every thread that could call one.
+//! - No panic crosses into C: each callback runs under `catch_unwind`.
+//! - Error codes are read as integers. A broker may answer with a code that the bound enumeration
+//!   does not know, and such a value must not become a Rust enum.
+
+pub(super) mod admin;
+mod callbacks;
+pub(super) mod consumer;
+mod message;
+pub(super) mod partitions;
+pub(super) mod producer;
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka_sys as rd;
+
+pub(super) use callbacks::{Change, Failure, Shared};
+pub(super) use message::Message;
+
+pub(super) use rd::rd_kafka_resp_err_t as Code;
+
+// The same functions as in the bindings, with the code as the integer that it is in C.
+unsafe extern "C" {
+    fn rd_kafka_err2str(code: c_int) -> *const c_char;
+    fn rd_kafka_err2name(code: c_int) -> *const c_char;
+    fn rd_kafka_error_code(error: *const rd::rd_kafka_error_t) -> c_int;
+}
+
+/// A refusal by librdkafka or, through it, by a broker.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text} ({name})", name = name(*code))]
+pub(super) struct KafkaError {
+    pub code: i32,
+    pub text: String,
+    /// The handle is beyond repair.
+    pub fatal: bool,
+}
+
+impl KafkaError {
+    pub fn new(code: Code, text: impl Into<String>) -> KafkaError {
+        KafkaError { code: code as i32, text: text.into(), fatal: code == Code::RD_KAFKA_RESP_ERR__FATAL }
+    }
+
+    pub fn from_code(code: i32) -> KafkaError {
+        KafkaError { code, text: describe(code), fatal: code == Code::RD_KAFKA_RESP_ERR__FATAL as i32 }
+    }
+
+    pub fn is(&self, code: Code) -> bool {
+        self.code == code as i32
+    }
+}
+
+/// Turns the code of a call into a result.
+pub(super) fn check(code: i32) -> Result<(), KafkaError> {
+    if code == 0 { Ok(()) } else { Err(KafkaError::from_code(code)) }
+}
+
+/// What a code means, in librdkafka's words.
+pub(super) fn describe(code: i32) -> String {
+    // SAFETY: both functions accept any integer and return a static or thread-local C string.
+    unsafe { text(rd_kafka_err2str(code)) }
+}
+
+/// A code's symbolic name, such as `UNKNOWN_MEMBER_ID`.
+pub(super) fn name(code: i32) -> String {
+    // SAFETY: as for `describe`.
+    unsafe { text(rd_kafka_err2name(code)) }
+}
+
+/// Copies a C string; null becomes empty.
+///
+/// # Safety
+/// `pointer` is null or points to a NUL-terminated string.
+unsafe fn text(pointer: *const c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null; the caller vouches for the rest.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+/// Takes an error object apart and frees it; null is success.
+///
+/// # Safety
+/// `error` is null or owned by the caller, who gives it away.
+unsafe fn consume(error: *mut rd::rd_kafka_error_t) -> Result<(), KafkaError> {
+    if error.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a live error object; its string is copied before it is destroyed.
+    unsafe {
+        let taken = KafkaError {
+            code: rd_kafka_error_code(error),
+            text: text(rd::rd_kafka_error_string(error)),
+            fatal: rd::rd_kafka_error_is_fatal(error) != 0,
+        };
+        rd::rd_kafka_error_destroy(error);
+        Err(taken)
+    }
+}
+
+/// A C string for a name of ours. Names with a NUL byte do not exist in Kafka, so one that has it
+/// becomes a name that no broker knows.
+fn c_string(value: &str) -> CString {
+    CString::new(value).unwrap_or_else(|_| c"\u{fffd}".to_owned())
+}
+
+/// Milliseconds for a C call; at least 1, so that a positive duration never means "do not wait".
+fn millis(duration: Duration) -> c_int {
+    if duration.is_zero() {
+        return 0;
+    }
+    c_int::try_from(duration.as_millis().max(1)).unwrap_or(c_int::MAX)
+}
+
+/// Names and values for `rd_kafka_conf_set`, in order; a later value replaces an earlier one.
+pub(super) type Settings = Vec<(String, String)>;
+
+/// Which of librdkafka's two clients a handle is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Consumer,
+    Producer,
+}
+
+/// An owned `rd_kafka_t`, with what its callbacks write to.
+pub(super) struct Client {
+    rk: NonNull<rd::rd_kafka_t>,
+    shared: Arc<Shared>,
+}
+
+// SAFETY: librdkafka's handle is thread-safe by contract; `Shared` is `Send + Sync`.
+unsafe impl Send for Client {}
+// SAFETY: as above.
+unsafe impl Sync for Client {}
+
+impl Client {
+    pub fn new(kind: Kind, settings: &[(String, String)], label: &str) -> Result<Client, KafkaError> {
+        let conf = Conf::new(settings)?;
+        let shared = Arc::new(Shared::new(label));
+        // SAFETY: `conf` is live. The opaque pointer stays valid for as long as callbacks can run:
+        // `shared` is a field of the client and dropped after `rd_kafka_destroy` (see `Drop`).
+        unsafe {
+            rd::rd_kafka_conf_set_opaque(conf.0, Arc::as_ptr(&shared).cast_mut().cast::<c_void>());
+            rd::rd_kafka_conf_set_log_cb(conf.0, Some(callbacks::on_log));
+            match kind {
+                Kind::Consumer => {
+                    rd::rd_kafka_conf_set_error_cb(conf.0, Some(callbacks::on_error));
+                    rd::rd_kafka_conf_set_rebalance_cb(conf.0, Some(callbacks::on_rebalance));
+                }
+                // Delivery reports and errors reach a thread of librdkafka's own, so that flush,
+                // commit and abort need nobody to poll meanwhile; with reports of failures only,
+                // that thread sleeps through every success.
+                Kind::Producer => {
+                    rd::rd_kafka_conf_set_events(conf.0, rd::RD_KAFKA_EVENT_DR | rd::RD_KAFKA_EVENT_ERROR);
+                    rd::rd_kafka_conf_set_background_event_cb(conf.0, Some(callbacks::on_event));
+                }
+            }
+        }
+        let oauth = settings
+            .iter()
+            .any(|(name, value)| name == "sasl.mechanisms" && value.eq_ignore_ascii_case("OAUTHBEARER"));
+        if oauth {
+            // SAFETY: `conf` is live.
+            unsafe { rd::rd_kafka_conf_enable_sasl_queue(conf.0, 1) };
+        }
+        let mut reason = [0 as c_char; 512];
+        let native = match kind {
+            Kind::Consumer => rd::rd_kafka_type_t::RD_KAFKA_CONSUMER,
+            Kind::Producer => rd::rd_kafka_type_t::RD_KAFKA_PRODUCER,
+        };
+        // SAFETY: `conf` is live and owned by the new handle on success only; the buffer is as
+        // long as told and NUL-terminated by the callee.
+        let rk = unsafe { rd::rd_kafka_new(native, conf.0, reason.as_mut_ptr(), reason.len()) };
+        let Some(rk) = NonNull::new(rk) else {
+            // SAFETY: the callee wrote a NUL-terminated reason.
+            let reason = unsafe { text(reason.as_ptr()) };
+            return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG, reason));
+        };
+        std::mem::forget(conf);
+        let client = Client { rk, shared };
+        if oauth {
+            // SAFETY: the handle is live.
+            unsafe { consume(rd::rd_kafka_sasl_background_callbacks_enable(client.raw()))? };
+        }
+        Ok(client)
+    }
+
+    pub(in crate::kafka) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    fn raw(&self) -> *mut rd::rd_kafka_t {
+        self.rk.as_ptr()
+    }
+
+    /// The cluster's id; `None` when no broker answered in time.
+    pub fn cluster_id(&self, wait: Duration) -> Option<String> {
+        // SAFETY: the handle is live; the string is ours to free with librdkafka's allocator.
+        unsafe {
+            let id = rd::rd_kafka_clusterid(self.raw(), millis(wait));
+            if id.is_null() {
+                return None;
+            }
+            let copy = text(id);
+            rd::rd_kafka_mem_free(self.raw(), id.cast());
+            Some(copy)
+        }
+    }
+
+    /// Log start and end of a partition as the handle's isolation level sees the end: the high
+    /// watermark with read_uncommitted, the last stable offset with read_committed.
+    pub fn watermarks(&self, topic: &str, partition: i32, wait: Duration) -> Result<(i64, i64), KafkaError> {
+        let topic = c_string(topic);
+        let (mut low, mut high) = (0, 0);
+        // SAFETY: the handle is live, the out-pointers are to locals.
+        let code = unsafe {
+            rd::rd_kafka_query_watermark_offsets(
+                self.raw(),
+                topic.as_ptr(),
+                partition,
+                &mut low,
+                &mut high,
+                millis(wait),
+            )
+        };
+        check(code as i32)?;
+        Ok((low, high))
+    }
+
+    /// The error after which the handle is useless, if it has come to that.
+    pub fn fatal(&self) -> Option<KafkaError> {
+        let mut reason = [0 as c_char; 512];
+        // SAFETY: the handle is live; the buffer is as long as told.
+        let code = unsafe { rd::rd_kafka_fatal_error(self.raw(), reason.as_mut_ptr(), reason.len()) } as i32;
+        if code == 0 {
+            return None;
+        }
+        // SAFETY: the callee wrote a NUL-terminated reason.
+        Some(KafkaError { code, text: unsafe { text(reason.as_ptr()) }, fatal: true })
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // A consumer that wants to leave its group has done so already (`Consumer::close`). Without
+        // this flag the destructor would close for itself and wait for rebalance answers that
+        // nobody is left to give.
+        // SAFETY: the last use of the handle. Everything made from it is gone by the module's
+        // first invariant; callbacks still running are joined, and `shared` lives until after.
+        unsafe { rd::rd_kafka_destroy_flags(self.raw(), rd::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE) }
+    }
+}
+
+/// An owned configuration object.
+struct Conf(*mut rd::rd_kafka_conf_t);
+
+impl Conf {
+    fn new(settings: &[(String, String)]) -> Result<Conf, KafkaError> {
+        // SAFETY: no preconditions; never null.
+        let conf = Conf(unsafe { rd::rd_kafka_conf_new() });
+        for (name, value) in settings {
+            conf.set(name, value)?;
+        }
+        Ok(conf)
+    }
+
+    fn set(&self, name: &str, value: &str) -> Result<(), KafkaError> {
+        let mut reason = [0 as c_char; 512];
+        let (c_name, c_value) = (c_string(name), c_string(value));
+        // SAFETY: live object, NUL-terminated strings, a buffer as long as told.
+        let result = unsafe {
+            rd::rd_kafka_conf_set(
+                self.0,
+                c_name.as_ptr(),
+                c_value.as_ptr(),
+                reason.as_mut_ptr(),
+                reason.len(),
+            )
+        };
+        if result == rd::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
+            return Ok(());
+        }
+        // The reason may quote the value, which may be a secret: only the name is told.
+        let why = match result {
+            rd::rd_kafka_conf_res_t::RD_KAFKA_CONF_UNKNOWN => "is not a setting of this client",
+            _ => "has a value that this client does not accept",
+        };
+        Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG, format!("kafka setting `{name}` {why}")))
+    }
+}
+
+impl Drop for Conf {
+    fn drop(&mut self) {
+        // SAFETY: owned; `Client::new` forgets it once a handle has taken it over.
+        unsafe { rd::rd_kafka_conf_destroy(self.0) }
+    }
+}
+
+/// Tries one setting without making a client.
+pub(super) fn check_setting(name: &str, value: &str) -> Result<(), KafkaError> {
+    Conf::new(&[])?.set(name, value)
+}

@@ -1,0 +1,68 @@
+//! Kafka through librdkafka: the only module that names `rdkafka-sys`.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`config`] | how to reach the cluster, and the settings that are ours to fix |
+//! | [`consumer`] | one worker's place in its group, and its batches |
+//! | [`sink`] | where commits go: transactional, or plain for `at_least_once` |
+//! | [`recovery`] | committed offsets and changelogs, read back |
+//! | [`topic_log`] | a single-partition topic as an append-only log |
+//! | [`admin`] | topics, groups, offsets |
+//! | [`probe`] | can the cluster be reached, and if not, why |
+//! | [`tools`] | blocking helpers for the command line |
+//! | [`headers`] | Kafka's own header encoding |
+//! | `ffi` | librdkafka behind safe types; all `unsafe` is there |
+//!
+//! Everything here is synchronous and blocks its caller for a bounded time.
+
+pub mod admin;
+pub mod config;
+pub mod consumer;
+mod ffi;
+pub mod headers;
+pub mod probe;
+mod reader;
+pub mod recovery;
+pub mod sink;
+pub mod tools;
+pub mod topic_log;
+
+use crate::ports::SourceError;
+use ffi::{Code, KafkaError};
+
+/// Sorts a client error by what the caller can do about it.
+fn source_error(context: &str, error: &KafkaError) -> SourceError {
+    use Code as C;
+    const REFUSED: &[Code] = &[
+        C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+        C::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
+        C::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED,
+        C::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        C::RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED,
+        C::RD_KAFKA_RESP_ERR__AUTHENTICATION,
+        C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+        C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+        C::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
+        C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION,
+        C::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL,
+        C::RD_KAFKA_RESP_ERR_INVALID_SESSION_TIMEOUT,
+        C::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE,
+        C::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET,
+        C::RD_KAFKA_RESP_ERR__INVALID_ARG,
+        C::RD_KAFKA_RESP_ERR_INVALID_CONFIG,
+        C::RD_KAFKA_RESP_ERR_POLICY_VIOLATION,
+        C::RD_KAFKA_RESP_ERR_INVALID_PARTITIONS,
+        C::RD_KAFKA_RESP_ERR_INVALID_REPLICATION_FACTOR,
+        C::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION,
+        C::RD_KAFKA_RESP_ERR__BAD_MSG,
+        C::RD_KAFKA_RESP_ERR__BAD_COMPRESSION,
+    ];
+    let text = format!("{context}: {error}");
+    if error.fatal || error.is(C::RD_KAFKA_RESP_ERR__FATAL) || error.is(C::RD_KAFKA_RESP_ERR__STATE) {
+        SourceError::Fatal(text)
+    } else if REFUSED.iter().any(|&code| error.is(code)) {
+        SourceError::Refused(text)
+    } else {
+        SourceError::Unavailable(text)
+    }
+}

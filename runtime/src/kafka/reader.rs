@@ -1,0 +1,112 @@
+//! Reads one partition outside any group, from a given offset on.
+//!
+//! The position passes transaction markers, aborted records and what compaction removed: the
+//! fetcher reports the end of the partition with the offset it has reached, whatever it found there.
+
+use std::time::{Duration, Instant};
+
+use super::config::KafkaConfig;
+use super::ffi::consumer::Consumer;
+use super::ffi::partitions::Partitions;
+use super::ffi::{Code, KafkaError, Message};
+use super::source_error;
+use crate::ports::SourceError;
+use crate::record::Offset;
+
+/// Messages of one consume call: enough that the call costs nothing per record.
+const BATCH: usize = 2_000;
+
+pub(super) struct PartitionReader {
+    raw: Consumer,
+    topic: String,
+    partition: i32,
+    /// Next offset to hand out.
+    position: i64,
+}
+
+impl PartitionReader {
+    /// `committed` hides open and aborted transactions. `group` names whose committed offsets the
+    /// handle may be asked for; no group is joined.
+    pub fn new(config: &KafkaConfig, group: &str, committed: bool) -> Result<PartitionReader, SourceError> {
+        let raw = Consumer::new(&config.reader(group, committed), group)
+            .map_err(|error| SourceError::Refused(error.to_string()))?;
+        Ok(PartitionReader { raw, topic: String::new(), partition: 0, position: 0 })
+    }
+
+    pub fn raw(&self) -> &Consumer {
+        &self.raw
+    }
+
+    /// Starts reading a partition, in place of what was read before.
+    pub fn open(&mut self, topic: &str, partition: i32, from: Offset) -> Result<(), SourceError> {
+        let list = Partitions::one(topic, partition, from.0 as i64);
+        self.raw.assign(Some(&list)).map_err(|error| source_error(topic, &error))?;
+        self.raw.discard_all();
+        topic.clone_into(&mut self.topic);
+        self.partition = partition;
+        self.position = from.0 as i64;
+        Ok(())
+    }
+
+    /// Stops reading.
+    pub fn close(&mut self) {
+        let _ = self.raw.assign(None);
+        self.raw.discard_all();
+    }
+
+    pub fn position(&self) -> Offset {
+        Offset(self.position as u64)
+    }
+
+    /// Hands out what there is, waiting for the first of it. `apply` answers false to stop early,
+    /// and so does this.
+    pub fn poll(
+        &mut self,
+        wait: Duration,
+        apply: &mut dyn FnMut(&Message) -> bool,
+    ) -> Result<bool, SourceError> {
+        if !self.raw.has_pending() {
+            self.raw.fill_wait(BATCH, Instant::now() + wait);
+        }
+        while let Some(message) = self.raw.front() {
+            // Messages of a partition read earlier were fetched before it was given up.
+            if message.partition() == self.partition && !message.is_error() {
+                let go_on = message.offset() < self.position || {
+                    self.position = message.offset() + 1;
+                    apply(message)
+                };
+                self.raw.pop();
+                if !go_on {
+                    return Ok(false);
+                }
+                continue;
+            }
+            let event = (message.error(), message.partition(), message.offset(), message.topic());
+            self.raw.pop();
+            if let (Some(error), partition, offset, topic) = event {
+                self.event(&error, (&topic, partition), offset)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn event(&mut self, error: &KafkaError, of: (&str, i32), offset: i64) -> Result<(), SourceError> {
+        if error.is(Code::RD_KAFKA_RESP_ERR__PARTITION_EOF) {
+            if of == (self.topic.as_str(), self.partition) {
+                self.position = self.position.max(offset);
+            }
+            return Ok(());
+        }
+        if let Some(fatal) = self.raw.client().fatal() {
+            return Err(SourceError::Fatal(fatal.to_string()));
+        }
+        match source_error(&format!("{} [{}]", self.topic, self.partition), error) {
+            // Retried inside librdkafka; whoever waits has a deadline.
+            SourceError::Unavailable(reason) => {
+                tracing::debug!(%reason, "reading a partition");
+                Ok(())
+            }
+            other => Err(other),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What recovery reads: the group's stable offsets, and changelogs up to their high watermark.
+
+use std::time::{Duration, Instant};
+
+use super::config::KafkaConfig;
+use super::ffi::consumer::Consumer;
+use super::ffi::partitions::{Partitions, Row};
+use super::ffi::{Code, KafkaError, Message};
+use super::reader::PartitionReader;
+use super::sink::read_stamp;
+use super::source_error;
+use crate::ports::{CommittedOffset, LogRecord, Recovery, SourceError};
+use crate::record::{InputPartition, Offset};
+
+/// One request's wait; requests are repeated until `PATIENCE` runs out.
+const REQUEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Undecided transactions end after their time-out and the broker's next abort scan, 10 s each by
+/// default. A reader that makes no progress for much longer than that says so instead of hanging.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Reads back what a deployment committed.
+pub struct LogReader {
+    committed: PartitionReader,
+    /// Sees the true end of a partition: the last stable offset, which a read_committed handle
+    /// would answer, may lie below later commits while an older transaction is open.
+    uncommitted: Consumer,
+    inputs: Vec<String>,
+    changelog: Option<String>,
+}
+
+impl LogReader {
+    /// `inputs` in the manifest's order; `changelog` is `None` for a deployment without state.
+    pub fn new(
+        config: &KafkaConfig,
+        group: &str,
+        inputs: Vec<String>,
+        changelog: Option<String>,
+    ) -> Result<LogReader, SourceError> {
+        let uncommitted = Consumer::new(&config.reader(group, false), group)
+            .map_err(|error| SourceError::Refused(error.to_string()))?;
+        let committed = PartitionReader::new(config, group, true)?;
+        Ok(LogReader { committed, uncommitted, inputs, changelog })
+    }
+
+    fn changelog(&self) -> Result<String, SourceError> {
+        self.changelog
+            .clone()
+            .ok_or_else(|| SourceError::Refused("the deployment has no changelog".to_owned()))
+    }
+
+    /// Asks for committed offsets until every one of them is stable.
+    fn stable_offsets(&self, partitions: &[InputPartition]) -> Result<Vec<Row>, SourceError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // librdkafka gives up after two retries, with overall success: look at each row.
+            let mut list = Partitions::with_capacity(partitions.len());
+            for id in partitions {
+                list.add(&self.inputs[usize::from(id.input)], id.partition, -1001, "");
+            }
+            let answer = self.committed.raw().committed(&list, REQUEST_WAIT);
+            let rows = list.rows();
+            let error = match answer {
+                Err(error) => Some(error),
+                Ok(()) => rows.iter().find_map(|row| row.error.clone()),
+            };
+            let Some(error) = error else { return Ok(rows) };
+            if !is_passing(&error) || Instant::now() >= deadline {
+                return Err(source_error("cannot fetch committed offsets", &error));
+            }
+            tracing::debug!(%error, "committed offsets are not stable yet");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Errors of an offset fetch that time heals.
+fn is_passing(error: &KafkaError) -> bool {
+    [
+        Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT,
+        Code::RD_KAFKA_RESP_ERR__WAIT_COORD,
+        Code::RD_KAFKA_RESP_ERR__TIMED_OUT,
+        Code::RD_KAFKA_RESP_ERR__TRANSPORT,
+        Code::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+        Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
+        Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+        Code::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+    ]
+    .iter()
+    .any(|&code| error.is(code))
+}
+
+impl Recovery for LogReader {
+    fn committed(
+        &mut self,
+        partitions: &[InputPartition],
+    ) -> Result<Vec<Option<CommittedOffset>>, SourceError> {
+        let rows = self.stable_offsets(partitions)?;
+        let found = |id: &InputPartition| {
+            let topic = &self.inputs[usize::from(id.input)];
+            let row = rows.iter().find(|row| row.partition == id.partition && row.topic == *topic)?;
+            (row.offset >= 0).then(|| CommittedOffset {
+                offset: Offset(row.offset as u64),
+                metadata: row.metadata.clone(),
+            })
+        };
+        Ok(partitions.iter().map(found).collect())
+    }
+
+    fn changelog_bounds(&mut self, partition: i32) -> Result<(Offset, Offset), SourceError> {
+        let topic = self.changelog()?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.uncommitted.client().watermarks(&topic, partition, REQUEST_WAIT) {
+                Ok((low, high)) => return Ok((Offset(low.max(0) as u64), Offset(high.max(0) as u64))),
+                Err(error) => match source_error(&topic, &error) {
+                    // A topic or partition made a moment ago is not in the client's metadata yet.
+                    SourceError::Unavailable(_) if Instant::now() < deadline => {}
+                    other => return Err(other),
+                },
+            }
+        }
+    }
+
+    fn read_changelog(
+        &mut self,
+        partition: i32,
+        from: Offset,
+        to: Offset,
+        apply: &mut dyn FnMut(LogRecord) -> bool,
+    ) -> Result<(), SourceError> {
+        if from >= to {
+            return Ok(());
+        }
+        let topic = self.changelog()?;
+        self.committed.open(&topic, partition, from)?;
+        let result = read_until(&mut self.committed, to, &mut |message| apply(log_record(message)));
+        self.committed.close();
+        result
+    }
+}
+
+/// Reads until the position reaches `to`, as long as there is progress now and then.
+pub(super) fn read_until(
+    reader: &mut PartitionReader,
+    to: Offset,
+    apply: &mut dyn FnMut(&Message) -> bool,
+) -> Result<(), SourceError> {
+    let mut progress = (reader.position(), Instant::now());
+    while reader.position() < to {
+        if !reader.poll(Duration::from_millis(100), apply)? {
+            return Ok(());
+        }
+        if reader.position() != progress.0 {
+            progress = (reader.position(), Instant::now());
+        } else if progress.1.elapsed() >= PATIENCE {
+            return Err(SourceError::Unavailable(format!(
+                "no progress at offset {} of {to} for {} s: is a transaction still open?",
+                reader.position(),
+                PATIENCE.as_secs(),
+            )));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn log_record(message: &Message) -> LogRecord {
+    LogRecord {
+        offset: Offset(message.offset() as u64),
+        timestamp_ms: message.timestamp(),
+        key: message.key().unwrap_or_default().to_vec(),
+        value: message.value().map(<[u8]>::to_vec),
+        stamp: message.header(c"tidemill-commit").and_then(read_stamp),
+    }
+}

@@ -1,0 +1,428 @@
+//! Where commits go: [`TransactionalSink`] for `exactly_once`, [`PlainSink`] for `at_least_once`.
+//!
+//! The calls of librdkafka are made directly; rdkafka's wrappers around flush and commit poll in
+//! 100 ms steps. Failures of single records arrive through delivery reports (of failures only) on
+//! librdkafka's background thread and are looked at after every flush.
+
+use std::time::{Duration, Instant};
+
+use super::config::KafkaConfig;
+use super::ffi::partitions::Partitions;
+use super::ffi::producer::{Outgoing, Producer};
+use super::ffi::{Code, Failure, KafkaError};
+use super::headers::{self, MalformedHeaders};
+use super::source_error;
+use crate::effects::Emissions;
+use crate::ports::{ChangelogRows, CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
+use crate::record::Column;
+
+/// The header that carries writer and commit number of a changelog record: two big-endian u64.
+/// In Kafka since 0.1.
+pub const STAMP_HEADER: &str = "tidemill-commit";
+
+/// Between a commit and the next first produce. The coordinator answers CONCURRENT_TRANSACTIONS
+/// until its markers are written, and librdkafka then waits a fixed 20 ms before it asks again.
+const MARKER_PAUSE: Duration = Duration::from_millis(2);
+
+/// How long a full local queue may take to move before the outcome counts as unknown.
+const QUEUE_FULL_WAIT: Duration = Duration::from_secs(30);
+
+/// What a sink writes to.
+#[derive(Debug, Clone)]
+pub struct SinkSpec {
+    /// Topics of the manifest's outputs, in its order.
+    pub outputs: Vec<String>,
+    /// `None` for a deployment without state.
+    pub changelog: Option<String>,
+    /// Topics of the inputs in the manifest's order; offsets are committed for them.
+    pub inputs: Vec<String>,
+    /// Largest batch, in bytes: at most the smallest `max.message.bytes` of the topics above, or a
+    /// broker refuses whole batches of records that are each small enough.
+    pub batch_bytes: u32,
+}
+
+/// Topics of one producer by their index in the manifest.
+struct Topics {
+    producer: Producer,
+    outputs: Vec<usize>,
+    changelog: Option<usize>,
+    spec: SinkSpec,
+}
+
+impl Topics {
+    fn new(
+        config: &KafkaConfig,
+        spec: SinkSpec,
+        transactional_id: Option<&str>,
+    ) -> Result<Topics, KafkaError> {
+        let label = transactional_id.unwrap_or("producer");
+        let mut producer = Producer::new(&config.producer(transactional_id, spec.batch_bytes), label)?;
+        let outputs = spec.outputs.iter().map(|name| producer.topic(name)).collect::<Result<_, _>>()?;
+        let changelog = spec.changelog.as_ref().map(|name| producer.topic(name)).transpose()?;
+        Ok(Topics { producer, outputs, changelog, spec })
+    }
+
+    /// Queues every row in order; the default partition and timestamp are the producer's.
+    fn emissions(&self, rows: &Emissions) -> Result<(), CommitError> {
+        let columns = rows.keys.iter().zip(rows.values.iter());
+        let mut headers = rows.headers.iter();
+        for (index, (key, value)) in columns.enumerate() {
+            let output = usize::from(rows.outputs[index]);
+            let Some(&topic) = self.outputs.get(output) else {
+                return Err(CommitError::Record {
+                    topic: format!("output {output}"),
+                    reason: "the deployment has no such output".to_owned(),
+                });
+            };
+            let list = match headers.next().flatten() {
+                None => Vec::new(),
+                Some(bytes) => headers::decode(bytes).map_err(|MalformedHeaders| CommitError::Record {
+                    topic: self.spec.outputs[output].clone(),
+                    reason: MalformedHeaders.to_string(),
+                })?,
+            };
+            let record = Outgoing {
+                partition: rows.partitions[index],
+                key,
+                value,
+                timestamp: rows.timestamps[index],
+                ticket: 0,
+            };
+            self.patiently(|| self.producer.produce(topic, record, &list))
+                .map_err(|error| refusal(&self.spec.outputs[output], &error))?;
+        }
+        Ok(())
+    }
+
+    /// Queues changelog rows in order. Their time is the broker's to set, so that they can go in
+    /// batches unless each carries a stamp.
+    fn changelog(&self, rows: &ChangelogRows, range: std::ops::Range<usize>) -> Result<(), CommitError> {
+        let Some(topic) = self.changelog else {
+            return Err(CommitError::Indefinite("this sink has no changelog topic".to_owned()));
+        };
+        let name = self.spec.changelog.as_deref().unwrap_or_default();
+        let columns = rows.keys.iter().zip(rows.values.iter()).skip(range.start).take(range.len());
+        match rows.stamp {
+            None => self.batch(topic, rows.partition, columns),
+            Some(stamp) => {
+                let stamp = stamp_bytes(stamp);
+                let list = [(STAMP_HEADER, Some(&stamp[..]))];
+                columns.into_iter().try_for_each(|(key, value)| {
+                    let record = Outgoing { partition: rows.partition, key, value, timestamp: -1, ticket: 0 };
+                    self.patiently(|| self.producer.produce(topic, record, &list))
+                })
+            }
+        }
+        .map_err(|error| refusal(name, &error))
+    }
+
+    fn batch<'a>(
+        &self,
+        topic: usize,
+        partition: i32,
+        rows: impl Iterator<Item = (Option<&'a [u8]>, Option<&'a [u8]>)> + Clone,
+    ) -> Result<(), KafkaError> {
+        let mut done = 0;
+        self.patiently(|| {
+            let (taken, result) = self.producer.produce_batch(topic, partition, rows.clone().skip(done));
+            done += taken;
+            result
+        })
+    }
+
+    /// Repeats a produce call while the local queue is full.
+    fn patiently(&self, mut produce: impl FnMut() -> Result<(), KafkaError>) -> Result<(), KafkaError> {
+        let mut deadline = None;
+        loop {
+            match produce() {
+                Err(error) if error.is(Code::RD_KAFKA_RESP_ERR__QUEUE_FULL) => {
+                    let end = *deadline.get_or_insert_with(|| Instant::now() + QUEUE_FULL_WAIT);
+                    if Instant::now() >= end {
+                        return Err(error);
+                    }
+                    // A flush sends what lingers; a short one, because any progress will do.
+                    let _ = self.producer.flush(Duration::from_millis(5));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Waits for every acknowledgement, then looks at what was refused.
+    fn settle(&self, wait: Duration) -> Result<(), CommitError> {
+        let flushed = self.producer.flush(wait);
+        worst(self.producer.failures())?;
+        flushed.map_err(|error| CommitError::Indefinite(format!("records were not acknowledged: {error}")))
+    }
+
+    /// Throws away what is queued, with the failures that this brings.
+    fn clear(&self) {
+        let _ = self.producer.purge();
+        let _ = self.producer.flush(Duration::from_secs(5));
+        drop(self.producer.failures());
+    }
+}
+
+/// Under `exactly_once`: one transaction per commit.
+pub struct TransactionalSink {
+    topics: Topics,
+    /// The longest that a call may take before its outcome counts as unknown.
+    patience: Duration,
+    ended: Option<Instant>,
+}
+
+impl TransactionalSink {
+    /// Makes the producer and fences its predecessor of the same transactional id, whose open
+    /// transaction is aborted.
+    pub fn new(
+        config: &KafkaConfig,
+        transactional_id: &str,
+        spec: SinkSpec,
+    ) -> Result<TransactionalSink, SourceError> {
+        let topics = Topics::new(config, spec, Some(transactional_id))
+            .map_err(|error| SourceError::Refused(error.to_string()))?;
+        let patience = config.limits.transaction_timeout;
+        topics
+            .producer
+            .init_transactions(INIT_WAIT.max(patience))
+            .map_err(|error| source_error(&format!("cannot initialise `{transactional_id}`"), &error))?;
+        Ok(TransactionalSink { topics, patience, ended: None })
+    }
+}
+
+/// A predecessor's transaction is being ended meanwhile, which can take its whole time-out.
+const INIT_WAIT: Duration = Duration::from_secs(30);
+
+/// Runs `init_transactions` once for the id of a worker that no longer exists, so that what it left
+/// open is aborted.
+pub fn fence(config: &KafkaConfig, transactional_id: &str) -> Result<(), SourceError> {
+    let spec = SinkSpec { outputs: Vec::new(), changelog: None, inputs: Vec::new(), batch_bytes: 1 << 20 };
+    TransactionalSink::new(config, transactional_id, spec).map(drop)
+}
+
+impl Sink for TransactionalSink {
+    fn begin(&mut self) -> Result<(), CommitError> {
+        if let Some(ended) = self.ended {
+            std::thread::sleep(MARKER_PAUSE.saturating_sub(ended.elapsed()));
+        }
+        drop(self.topics.producer.failures());
+        self.topics.producer.begin_transaction().map_err(indefinite)
+    }
+
+    fn produce(&mut self, rows: Produce<'_>) -> Result<(), CommitError> {
+        match rows {
+            Produce::Emissions(rows) => self.topics.emissions(rows),
+            Produce::Changelog(rows) => self.topics.changelog(rows, 0..rows.keys.len()),
+        }
+    }
+
+    /// Refuses before anything is sent when the membership could not fence, or when there is
+    /// nothing to fence with.
+    fn send_offsets(&mut self, offsets: &[TaskOffset], membership: &Membership) -> Result<(), CommitError> {
+        self.topics.settle(self.patience)?;
+        if !membership.is_valid() {
+            return Err(CommitError::Generation("this worker is not a member of its group".to_owned()));
+        }
+        if offsets.is_empty() {
+            return Err(CommitError::Indefinite("a commit without offsets would not be fenced".to_owned()));
+        }
+        let mut list = Partitions::with_capacity(offsets.len());
+        for row in offsets {
+            let topic = &self.topics.spec.inputs[usize::from(row.partition.input)];
+            list.add(topic, row.partition.partition, row.offset.0 as i64, &row.metadata);
+        }
+        self.topics.producer.send_offsets(&list, membership, self.patience).map_err(|error| {
+            // By code, never by librdkafka's "abortable" flag, which it also sets where the outcome
+            // is not known.
+            match GENERATION.iter().any(|&code| error.is(code)) && !error.fatal {
+                true => CommitError::Generation(error.to_string()),
+                false => indefinite(error),
+            }
+        })
+    }
+
+    fn end(&mut self, end: End) -> Result<(), CommitError> {
+        let result = match end {
+            End::Commit => {
+                self.topics.settle(self.patience)?;
+                self.topics.producer.commit_transaction(self.patience).map_err(indefinite)
+            }
+            End::Abort => self.topics.producer.abort_transaction(self.patience).map_err(indefinite),
+        };
+        self.ended = Some(Instant::now());
+        result
+    }
+}
+
+/// Answers to `send_offsets` that say for certain that the offsets were not taken.
+const GENERATION: [Code; 4] = [
+    Code::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION,
+    Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID,
+    Code::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID,
+    Code::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS,
+];
+
+/// Refusals of a record for what it is.
+const RECORD: [Code; 7] = [
+    Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
+    Code::RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE,
+    Code::RD_KAFKA_RESP_ERR_INVALID_RECORD,
+    Code::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP,
+    Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
+    Code::RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE,
+    Code::RD_KAFKA_RESP_ERR_POLICY_VIOLATION,
+];
+
+fn indefinite(error: KafkaError) -> CommitError {
+    CommitError::Indefinite(error.to_string())
+}
+
+fn refusal(topic: &str, error: &KafkaError) -> CommitError {
+    match RECORD.iter().any(|&code| error.is(code)) && !error.fatal {
+        true => CommitError::Record { topic: topic.to_owned(), reason: error.to_string() },
+        false => CommitError::Indefinite(format!("{topic}: {error}")),
+    }
+}
+
+/// One error for all failures of a commit. A record that was purged because another failed says
+/// nothing by itself; a refused record counts only if no outcome is unknown.
+fn worst(failures: Vec<Failure>) -> Result<(), CommitError> {
+    let purged = [Code::RD_KAFKA_RESP_ERR__PURGE_QUEUE, Code::RD_KAFKA_RESP_ERR__PURGE_INFLIGHT];
+    let is_purged = |failure: &Failure| purged.iter().any(|&code| failure.error.is(code));
+    let (purged, told): (Vec<_>, Vec<_>) = failures.into_iter().partition(is_purged);
+    let mut refused = None;
+    for failure in if told.is_empty() { purged } else { told } {
+        match refusal(&failure.topic, &failure.error) {
+            record @ CommitError::Record { .. } => {
+                refused.get_or_insert(record);
+            }
+            unknown => return Err(unknown),
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// Under `at_least_once`: the same calls without a transaction.
+///
+/// A position record closes its commit, so it is held back until everything before it, the
+/// emissions of every task included, has been acknowledged.
+pub struct PlainSink {
+    topics: Topics,
+    held: Vec<ChangelogRows>,
+}
+
+/// How long brokers may take to acknowledge a commit's records.
+const FLUSH_WAIT: Duration = Duration::from_secs(30);
+
+impl PlainSink {
+    pub fn new(config: &KafkaConfig, spec: SinkSpec) -> Result<PlainSink, SourceError> {
+        let topics =
+            Topics::new(config, spec, None).map_err(|error| SourceError::Refused(error.to_string()))?;
+        Ok(PlainSink { topics, held: Vec::new() })
+    }
+
+    /// Sends the position records once nothing before them is in doubt.
+    fn settle(&mut self) -> Result<(), CommitError> {
+        self.topics.settle(FLUSH_WAIT)?;
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        for rows in std::mem::take(&mut self.held) {
+            self.topics.changelog(&rows, 0..rows.keys.len())?;
+        }
+        self.topics.settle(FLUSH_WAIT)
+    }
+}
+
+impl Sink for PlainSink {
+    fn begin(&mut self) -> Result<(), CommitError> {
+        self.held.clear();
+        drop(self.topics.producer.failures());
+        Ok(())
+    }
+
+    fn produce(&mut self, rows: Produce<'_>) -> Result<(), CommitError> {
+        match rows {
+            Produce::Emissions(rows) => self.topics.emissions(rows),
+            Produce::Changelog(rows) => {
+                let Some(last) = rows.keys.len().checked_sub(1) else { return Ok(()) };
+                self.topics.changelog(rows, 0..last)?;
+                let one = |column: &Column| {
+                    let mut copy = Column::default();
+                    copy.push(column.row(last));
+                    copy
+                };
+                self.held.push(ChangelogRows {
+                    partition: rows.partition,
+                    keys: one(&rows.keys),
+                    values: one(&rows.values),
+                    stamp: rows.stamp,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Only waits: under `at_least_once` offsets are committed by the consumer, after the store.
+    fn send_offsets(&mut self, _: &[TaskOffset], _: &Membership) -> Result<(), CommitError> {
+        self.settle()
+    }
+
+    fn end(&mut self, end: End) -> Result<(), CommitError> {
+        match end {
+            End::Commit => self.settle(),
+            End::Abort => {
+                self.held.clear();
+                self.topics.clear();
+                Ok(())
+            }
+        }
+    }
+}
+
+fn stamp_bytes((writer, commit): (u64, u64)) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&writer.to_be_bytes());
+    bytes[8..].copy_from_slice(&commit.to_be_bytes());
+    bytes
+}
+
+/// Writer and commit number from a stamp header's value; `None` when it is not one.
+pub(super) fn read_stamp(value: &[u8]) -> Option<(u64, u64)> {
+    let (writer, commit) = value.split_at_checked(8)?;
+    Some((u64::from_be_bytes(writer.try_into().ok()?), u64::from_be_bytes(commit.try_into().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(code: Code) -> Failure {
+        Failure { topic: "out".to_owned(), error: KafkaError::from_code(code as i32) }
+    }
+
+    #[test]
+    fn a_refused_record_explains_the_purged_ones() {
+        let failures = vec![
+            failure(Code::RD_KAFKA_RESP_ERR__PURGE_QUEUE),
+            failure(Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE),
+        ];
+        assert!(matches!(worst(failures), Err(CommitError::Record { .. })));
+    }
+
+    #[test]
+    fn an_unknown_outcome_outweighs_a_refused_record() {
+        let failures = vec![
+            failure(Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE),
+            failure(Code::RD_KAFKA_RESP_ERR__MSG_TIMED_OUT),
+        ];
+        assert!(matches!(worst(failures), Err(CommitError::Indefinite(_))));
+    }
+
+    #[test]
+    fn stamps_survive_the_way_there_and_back() {
+        assert_eq!(read_stamp(&stamp_bytes((7, u64::MAX))), Some((7, u64::MAX)));
+        assert_eq!(read_stamp(b"short"), None);
+        assert_eq!(read_stamp(&[0; 17]), None);
+    }
+}
