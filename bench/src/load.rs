@@ -38,6 +38,15 @@ pub fn create_topic(bootstrap: &str, name: &str, partitions: i32) -> Result<()> 
     Ok(())
 }
 
+/// Deletes a topic and what it holds.
+pub fn delete_topic(bootstrap: &str, name: &str) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = config(bootstrap).create()?;
+    for result in block_on(admin.delete_topics(&[name], &AdminOptions::new()))? {
+        result.map_err(|(topic, error)| anyhow::anyhow!("{topic}: {error}"))?;
+    }
+    Ok(())
+}
+
 /// Writes `records` records: keys count up, values are 100 bytes of text, timestamps are now.
 pub fn fill(bootstrap: &str, topic: &str, records: u64) -> Result<()> {
     let producer: BaseProducer<DefaultProducerContext> = config(bootstrap)

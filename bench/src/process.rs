@@ -1,25 +1,64 @@
-//! CPU time of a child process, from Linux's `/proc`.
+//! Child processes and their CPU time, from Linux's `/proc`.
 
 use std::fs;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// `/proc/PID/stat` counts in ticks of 10 ms on every Linux there is (USER_HZ is part of its ABI).
 const TICK: Duration = Duration::from_millis(10);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// User and system time that a live (or dead, not yet reaped) process has used so far, all threads.
-pub fn cpu_time(pid: u32) -> Result<Duration> {
+/// What `/proc/PID/stat` says of a process that has not been waited for yet.
+struct Stat {
+    /// `Z` = it has ended.
+    state: char,
+    cpu: Duration,
+}
+
+fn stat(pid: u32) -> Result<Stat> {
     let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     // The second field is the program's name in brackets, which may hold anything.
-    let (_, rest) = stat.rsplit_once(')').with_context(|| path.clone())?;
-    let field = |index: usize| -> Result<u32> {
-        let text = rest.split_ascii_whitespace().nth(index).with_context(|| path.clone())?;
-        Ok(text.parse()?)
+    let (_, rest) = text.rsplit_once(')').with_context(|| path.clone())?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let field = |index: usize| fields.get(index).copied().with_context(|| path.clone());
+    // Fields 14 and 15 of the file: utime and stime, all threads.
+    let ticks: u32 = field(11)?.parse::<u32>()? + field(12)?.parse::<u32>()?;
+    Ok(Stat { state: field(0)?.chars().next().unwrap_or('?'), cpu: ticks * TICK })
+}
+
+/// User and system time that a process has used so far, all threads.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    Ok(stat(pid)?.cpu)
+}
+
+/// Runs a program to its end and answers the CPU time it used. Its output is shown if it fails.
+pub fn run(command: &mut Command) -> Result<Duration> {
+    let mut child = Running(command.stdin(Stdio::null()).spawn()?);
+    let used = loop {
+        let seen = stat(child.0.id())?;
+        // A dead child keeps its figures until it is waited for.
+        if seen.state == 'Z' {
+            break seen.cpu;
+        }
+        std::thread::sleep(LOOK_EVERY);
     };
-    // Fields 14 and 15 of the file: utime and stime.
-    Ok((field(11)? + field(12)?) * TICK)
+    let status = child.0.wait()?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(used)
+}
+
+/// A child that does not outlive this value.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[cfg(test)]
@@ -35,5 +74,11 @@ mod tests {
             assert!(started.elapsed() < Duration::from_secs(60), "burning did not count");
             sum = (0..100_000u64).fold(sum, |sum, n| std::hint::black_box(sum ^ n));
         }
+    }
+
+    #[test]
+    fn a_program_that_fails_is_an_error() {
+        assert!(run(&mut Command::new("false")).is_err());
+        assert!(run(&mut Command::new("true")).expect("runs") < Duration::from_secs(1));
     }
 }

@@ -1,0 +1,83 @@
+//! A tidemill node for one run: started fresh, given one deployment, stopped.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process::{Running, run};
+
+const START_MAX: Duration = Duration::from_secs(60);
+
+pub struct Node {
+    process: Running,
+    grpc: String,
+    directory: tempfile::TempDir,
+}
+
+/// A program of the workspace, beside this one.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name(name);
+    ensure!(program.exists(), "{} is not there: run `make build`", program.display());
+    Ok(program)
+}
+
+impl Node {
+    /// Starts a node on these brokers, with default settings, and waits until it answers.
+    pub fn start(bootstrap: &str) -> Result<Node> {
+        let directory = tempfile::tempdir()?;
+        let (grpc, http) = (free_address()?, free_address()?);
+        let process = Command::new(program("tidemill")?)
+            .arg("node")
+            .env("TIDEMILL_KAFKA_BOOTSTRAP_SERVERS", bootstrap)
+            .env("TIDEMILL_STATE_DIR", directory.path().join("state"))
+            .env("TIDEMILL_LISTEN_GRPC", &grpc)
+            .env("TIDEMILL_LISTEN_HTTP", http)
+            .env("TIDEMILL_LOG_FILTER", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let mut node = Node { process: Running(process), grpc, directory };
+        let started = Instant::now();
+        while node.tidemill(&["deployments"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?.code()
+            != Some(0)
+        {
+            ensure!(node.process.0.try_wait()?.is_none(), "the node ended");
+            ensure!(started.elapsed() < START_MAX, "the node does not answer");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(node)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// Deploys a module between two topics.
+    pub fn deploy(&self, name: &str, module: &Path, topics: [&str; 2], guarantee: &str) -> Result<()> {
+        let [input, output] = topics;
+        let document = format!(
+            "name: {name}\nmodule: {}\ninputs: {{ in: {{ topic: {input}, start: earliest }} }}\n\
+             outputs: {{ out: {{ topic: {output} }} }}\nguarantee: {guarantee}\n",
+            module.display()
+        );
+        let file = self.directory.path().join("deployment.yaml");
+        std::fs::write(&file, document)?;
+        let mut apply = self.tidemill(&["apply", "-f"]);
+        run(apply.arg(&file).stdout(Stdio::null())).context("deploy")?;
+        Ok(())
+    }
+
+    fn tidemill(&self, arguments: &[&str]) -> Command {
+        let name = program("tidemill").unwrap_or_else(|_| "tidemill".into());
+        let mut command = Command::new(name);
+        command.args(arguments).env("TIDEMILL_ADDRESS", &self.grpc);
+        command
+    }
+}
+
+fn free_address() -> Result<String> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}
