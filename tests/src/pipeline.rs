@@ -18,7 +18,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::cluster::Cluster;
 use crate::node::Node;
-use crate::programs::{program, run, tidemill, workspace};
+use crate::programs::{program, workspace};
 use crate::wait::until;
 
 pub const FLIGHTS: u64 = 27_004;
@@ -34,19 +34,8 @@ pub fn deploy(node: &Node) {
     for topic in TOPICS {
         node.tidemill(&["topics", "create", topic, "--partitions", &PARTITIONS.to_string()]).ok();
     }
-    for plugin in ["rekey", "aggregate"] {
-        module(plugin);
-    }
     let pipeline = workspace().join("examples/flights/pipeline.yaml");
-    node.tidemill(&["apply", "-f", &pipeline.display().to_string()]).ok();
-}
-
-/// The plugin's module, built; nothing happens if it is up to date.
-pub fn module(plugin: &str) -> PathBuf {
-    let source = workspace().join("plugins").join(plugin);
-    let module = workspace().join(format!("examples/flights/modules/{plugin}.wasm"));
-    run(tidemill(["build"]).arg(&source).arg("--out").arg(&module)).ok();
-    module
+    node.tidemill(&["apply", "--wait", "-f", &pipeline.display().to_string()]).ok();
 }
 
 fn data() -> PathBuf {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::node::Node;
-use tidemill_tests::programs::{Finished, alone, free_address, run, tidemill};
+use tidemill_tests::programs::{Finished, alone, free_address, run, tidemill, workspace};
 
 /// Longest time to an error; the tests shorten the connection time-out to fit.
 const QUICK: Duration = Duration::from_secs(15);
@@ -110,7 +110,7 @@ fn wrong_topics_and_modules_are_refused_by_name() {
     let missing = "name: gone\nmodule: gone.wasm\ninputs: { in: { topic: t } }\n";
     expect_error(&apply(missing), &["gone.wasm", "tidemill build"]);
 
-    let module = tidemill_tests::pipeline::module("rekey");
+    let module = workspace().join("plugins/rekey");
     let topic = format!(
         "name: lost\nmodule: {}\ninputs: {{ in: {{ topic: nowhere }} }}\noutputs: {{ out: {{ topic: t }} }}\n",
         module.display()
