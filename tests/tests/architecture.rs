@@ -232,7 +232,7 @@ impl Checker {
         in_test: bool,
     ) {
         if name == "crate" || (name == "tidemill" && self.top == "main") {
-            return self.from_root(tokens, in_test);
+            return self.module_of_root(tokens, in_test);
         }
         let mut supers = usize::from(name == "super");
         if supers == 0 {
@@ -250,12 +250,12 @@ impl Checker {
             }
         }
         if supers == depth {
-            self.from_root(tokens, in_test);
+            self.module_of_root(tokens, in_test);
         }
     }
 
     /// What follows `crate ::`: a module, a group of modules, or a glob.
-    fn from_root(&mut self, tokens: &mut Peekable<impl Iterator<Item = TokenTree>>, in_test: bool) {
+    fn module_of_root(&mut self, tokens: &mut Peekable<impl Iterator<Item = TokenTree>>, in_test: bool) {
         match tokens.peek() {
             Some(TokenTree::Ident(ident)) => self.ours(&ident.to_string(), in_test),
             Some(TokenTree::Group(group)) => {
