@@ -23,3 +23,4 @@ pub mod record;
 pub mod store;
 pub mod task;
 pub mod telemetry;
+pub mod wasm;

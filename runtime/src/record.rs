@@ -64,6 +64,11 @@ impl Column {
         Ok(Column { bytes, lengths })
     }
 
+    /// Bytes and lengths, to hand on without a copy.
+    pub fn into_parts(self) -> (Vec<u8>, Vec<i32>) {
+        (self.bytes, self.lengths)
+    }
+
     /// Appends a row. A row is at most `i32::MAX` bytes, which Kafka's own limit guarantees.
     pub fn push(&mut self, value: Option<&[u8]>) {
         match value {

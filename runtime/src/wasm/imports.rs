@@ -1,0 +1,116 @@
+//! What a guest may call: state and log. Arguments are hostile; an error ends the guest's call.
+
+use std::sync::Arc;
+
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Linker, WasmList, WasmStr};
+
+use super::abi::{Level, PACKAGE, RawPage, RawWrites, VERSION};
+use super::check;
+use super::clock::Allowance;
+use super::guest_log::GuestLog;
+use super::limits::Limiter;
+use crate::config::deployment::Limits;
+use crate::store::{Page, StoreError, View};
+
+/// Rows of a page at most, whatever a guest asks for. The store ends a page at 1 MiB as well.
+const PAGE_ROWS_MAX: u32 = 10_000;
+
+/// Bytes of a log call that are taken out of the guest.
+const LOG_BYTES_MAX: usize = 64 << 10;
+
+/// What the host keeps with an instance.
+pub struct HostState {
+    /// The task's state, lent for one call.
+    pub view: View,
+    pub limiter: Limiter,
+    pub limits: Limits,
+    pub allowance: Allowance,
+    pub log: GuestLog,
+    /// Stores of the manifest.
+    pub stores: u16,
+    /// Bytes that `put-many` handed over in this call, by record.
+    pub handed_bytes: Vec<u64>,
+}
+
+/// Why a host function ended the guest's call.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error("out of CPU time")]
+    Time,
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Refused(#[from] check::Refusal),
+}
+
+impl HostState {
+    /// For an instance of the deployment on that partition, whose manifest has so many stores.
+    pub fn new(limits: &Limits, stores: u16, deployment: Arc<str>, partition: i32) -> HostState {
+        HostState {
+            view: View::default(),
+            limiter: Limiter::new(limits),
+            limits: limits.clone(),
+            allowance: Allowance::default(),
+            log: GuestLog::new(deployment, partition),
+            stores,
+            handed_bytes: Vec::new(),
+        }
+    }
+
+    fn store(&self, index: u16) -> Result<u16, HostError> {
+        if index < self.stores { Ok(index) } else { Err(check::Refusal::Store(index).into()) }
+    }
+
+    fn scan(
+        &self,
+        store: u16,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: u32,
+    ) -> Result<Page, HostError> {
+        Ok(self.view.scan(self.store(store)?, start, end, limit.min(PAGE_ROWS_MAX))?)
+    }
+
+    fn put_many(&mut self, writes: RawWrites) -> Result<(), HostError> {
+        let writes =
+            check::writes(writes, self.stores, &mut self.handed_bytes, self.limits.emit_bytes)?;
+        Ok(self.view.put_many(writes)?)
+    }
+}
+
+type Context<'a> = StoreContextMut<'a, HostState>;
+
+pub fn interface(name: &str) -> String {
+    format!("{PACKAGE}/{name}@{VERSION}")
+}
+
+pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostState>> {
+    let mut linker = Linker::new(engine);
+
+    let mut state = linker.instance(&interface("state"))?;
+    state.func_wrap("get", |ctx: Context<'_>, (store, key): (u16, WasmList<u8>)| {
+        let store = ctx.data().store(store)?;
+        let value = ctx.data().view.get(store, key.as_le_slice(&ctx)).map_err(HostError::Store)?;
+        Ok((value,))
+    })?;
+    state.func_wrap(
+        "scan",
+        |ctx: Context<'_>, (store, start, end, limit): (u16, Vec<u8>, Option<Vec<u8>>, u32)| {
+            let Page { keys, values, more } = ctx.data().scan(store, &start, end.as_deref(), limit)?;
+            Ok((RawPage { key: keys.into(), value: values.into(), more },))
+        },
+    )?;
+    state.func_wrap("put-many", |mut ctx: Context<'_>, (writes,): (RawWrites,)| {
+        Ok(ctx.data_mut().put_many(writes)?)
+    })?;
+
+    let mut log = linker.instance(&interface("log"))?;
+    log.func_wrap("write", |mut ctx: Context<'_>, (level, text): (Level, WasmStr)| {
+        let text = text.to_str(&ctx)?;
+        let text = text[..text.floor_char_boundary(LOG_BYTES_MAX)].to_owned();
+        ctx.data_mut().log.write(level, &text);
+        Ok(())
+    })?;
+    Ok(linker)
+}

@@ -1,0 +1,187 @@
+//! A module: one handler binary, checked, compiled and described. What it is bound to is not known
+//! here; that is `Linked`.
+
+use sha2::{Digest, Sha256};
+use wasmtime::component::{Component, InstancePre};
+
+use super::abi::{PACKAGE, VERSION};
+use super::engine::Engine;
+use super::imports::{self, HostState};
+use super::instance::Instance;
+use super::{build, limits};
+use crate::config::manifest::Manifest;
+
+/// Largest module that is accepted, in bytes.
+pub const MODULE_BYTES_MAX: usize = 16 << 20;
+
+/// Longest manifest, in bytes, and most names in each of its lists.
+const MANIFEST_BYTES_MAX: usize = 64 << 10;
+const NAMES_MAX: usize = 1_000;
+
+/// What every handler exports.
+const EXPORTS: [&str; 3] = ["describe", "init", "handle"];
+
+/// Why bytes are not a usable module. Each message says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ModuleError {
+    #[error("this is not WebAssembly: a module begins with the bytes `\\0asm`; build one with `tidemill build`")]
+    NotWasm,
+    #[error("the module has {bytes} bytes, {MODULE_BYTES_MAX} are allowed; build it with `tidemill build`, which strips it")]
+    TooLarge { bytes: usize },
+    #[error("the module cannot be made a component: {0}; build it for wasm32-unknown-unknown with tidemill-sdk")]
+    NotAHandler(String),
+    #[error("the module is not valid WebAssembly for this node (no threads, memory64 or garbage collection): {0}")]
+    Invalid(String),
+    #[error("the module wants `{0}`, which handlers are not given: they may import only tidemill:handler/state and /log (no WASI)")]
+    ForbiddenImport(String),
+    #[error("the module is built for `{found}`, this node speaks {PACKAGE}@{VERSION}; build it with the tidemill-sdk of this release")]
+    WrongVersion { found: String },
+    #[error("the module does not export `{0}`; does it call tidemill_sdk::export!?")]
+    MissingExport(&'static str),
+    #[error("an import or export does not have the type that {PACKAGE}@{VERSION} gives it: {0}")]
+    WrongType(String),
+    #[error("the module's manifest is unusable: {0}")]
+    Manifest(String),
+    #[error("the handler refused its configuration: {0}")]
+    Config(String),
+    #[error("the module cannot be started: {0}")]
+    Start(String),
+    #[error("this machine cannot run WebAssembly: {0}")]
+    Engine(String),
+}
+
+/// One handler binary. Cheap to clone.
+#[derive(Clone)]
+pub struct Module {
+    engine: &'static Engine,
+    pre: InstancePre<HostState>,
+    manifest: Manifest,
+    digest: String,
+}
+
+impl std::fmt::Debug for Module {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Module").field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+impl Module {
+    /// Checks and compiles a component, or a core module that can be made one, and asks it for its
+    /// manifest. Takes CPU time in proportion to the code: not for a thread that others wait for.
+    pub fn load(bytes: &[u8]) -> Result<Module, ModuleError> {
+        if bytes.len() > MODULE_BYTES_MAX {
+            return Err(ModuleError::TooLarge { bytes: bytes.len() });
+        }
+        let engine = Engine::shared().map_err(ModuleError::Engine)?;
+        let component = match Kind::of(bytes) {
+            Kind::Component => Component::from_binary(&engine.wasmtime, bytes),
+            Kind::Core => {
+                let encoded = build::componentise(bytes).map_err(|error| ModuleError::NotAHandler(error.to_string()))?;
+                Component::from_binary(&engine.wasmtime, &encoded)
+            }
+            Kind::Other => return Err(ModuleError::NotWasm),
+        };
+        let component = component.map_err(|error| ModuleError::Invalid(format!("{error:#}")))?;
+        check_names(engine, &component)?;
+        let pre = imports::linker(&engine.wasmtime)
+            .and_then(|linker| linker.instantiate_pre(&component))
+            .map_err(|error| ModuleError::WrongType(format!("{error:#}")))?;
+        let manifest = describe(engine, &pre)?;
+        Ok(Module { engine, pre, manifest, digest: hex(&Sha256::digest(bytes)) })
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// SHA-256 of the bytes that were loaded, in lower-case hexadecimal: the module's name.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    pub(super) fn engine(&self) -> &'static Engine {
+        self.engine
+    }
+
+    pub(super) fn pre(&self) -> &InstancePre<HostState> {
+        &self.pre
+    }
+}
+
+enum Kind {
+    Core,
+    Component,
+    Other,
+}
+
+impl Kind {
+    /// By the eight bytes of the preamble.
+    fn of(bytes: &[u8]) -> Kind {
+        match bytes {
+            [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Kind::Core,
+            [0, b'a', b's', b'm', _, 0, 1, 0, ..] => Kind::Component,
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// Names first: a wrong name gets a message of its own, which a type error could not give.
+fn check_names(engine: &Engine, component: &Component) -> Result<(), ModuleError> {
+    let kind = component.component_type();
+    for (name, _) in kind.imports(&engine.wasmtime) {
+        let (package, rest) = name.split_once('/').unwrap_or((name, ""));
+        if package != PACKAGE {
+            return Err(ModuleError::ForbiddenImport(name.into()));
+        }
+        match rest.split_once('@') {
+            Some(("state" | "log" | "types", VERSION)) => {}
+            Some(("state" | "log" | "types", _)) => return Err(ModuleError::WrongVersion { found: name.into() }),
+            _ => return Err(ModuleError::ForbiddenImport(name.into())),
+        }
+    }
+    for name in EXPORTS {
+        if component.get_export_index(None, name).is_none() {
+            return Err(ModuleError::MissingExport(name));
+        }
+    }
+    Ok(())
+}
+
+fn describe(engine: &'static Engine, pre: &InstancePre<HostState>) -> Result<Manifest, ModuleError> {
+    let mut instance = Instance::start(engine, pre, HostState::new(&limits::describing(), 0, "describe".into(), 0))?;
+    let json = instance.describe().map_err(|fault| ModuleError::Start(fault.to_string()))?;
+    if json.len() > MANIFEST_BYTES_MAX {
+        let bytes = json.len();
+        return Err(ModuleError::Manifest(format!("{bytes} bytes, {MANIFEST_BYTES_MAX} are allowed")));
+    }
+    let manifest: Manifest =
+        serde_json::from_slice(&json).map_err(|error| ModuleError::Manifest(error.to_string()))?;
+    check_manifest(&manifest).map_err(ModuleError::Manifest)?;
+    Ok(manifest)
+}
+
+fn check_manifest(manifest: &Manifest) -> Result<(), String> {
+    if manifest.inputs.is_empty() {
+        return Err("it names no input".into());
+    }
+    let stores: Vec<String> = manifest.stores.iter().map(|store| store.name.clone()).collect();
+    for (what, names) in [("input", &manifest.inputs), ("output", &manifest.outputs), ("store", &stores)] {
+        if names.len() > NAMES_MAX {
+            return Err(format!("{} {what}s, {NAMES_MAX} are allowed", names.len()));
+        }
+        for (index, name) in names.iter().enumerate() {
+            let plain = |char: char| char.is_ascii_alphanumeric() || matches!(char, '-' | '_' | '.');
+            if name.is_empty() || name.len() > 100 || !name.chars().all(plain) {
+                return Err(format!("the {what} name {name:?} is not 1 to 100 letters, digits, `-`, `_` or `.`"));
+            }
+            if names[..index].contains(name) {
+                return Err(format!("the {what} `{name}` is named twice"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,240 @@
+//! The handler host against real guests: an honest one, and one that misbehaves on command.
+//!
+//! Every limit is shown twice: the call that breaks it fails with the right fault, within a bounded
+//! time, and the next record runs on a fresh instance as if nothing had happened.
+
+use std::time::{Duration, Instant};
+
+use tidemill::config::deployment::Limits;
+use tidemill::effects::{Effects, Fault, Order, Prefetched, Status};
+use tidemill::ports::Handler;
+use tidemill::record::{Batch, Column};
+use tidemill::store::View;
+use tidemill::wasm::{Linked, MODULE_BYTES_MAX, Module, ModuleError, WasmHandler};
+use tidemill_test_support::build_guest;
+
+/// No single call of a test may take longer, however loaded the machine is.
+const CALL_TIME_MAX: Duration = Duration::from_secs(60);
+
+fn limits() -> Limits {
+    Limits {
+        memory_bytes: 16 << 20,
+        batch_time: Duration::from_millis(200),
+        emit_bytes: 1 << 20,
+        emit_records: 1_000,
+        table_elements: 10_000,
+        batch_records: 500,
+    }
+}
+
+/// A handler and the state of its task.
+struct Task {
+    handler: WasmHandler,
+    view: View,
+    next_offset: i64,
+}
+
+impl Task {
+    fn new(guest: &str, limits: &Limits) -> Task {
+        let module = Module::load(&build_guest(guest)).expect("the guest loads");
+        let linked = Linked::new(&module, "test", &serde_json::Value::Null, limits).expect("it links");
+        let handler = linked.instantiate(0).expect("it starts");
+        Task { handler, view: View::default(), next_offset: 0 }
+    }
+
+    fn hostile() -> Task {
+        Task::new("tests/guests/hostile", &limits())
+    }
+
+    /// One batch of records, each a key and a value.
+    fn handle(&mut self, order: Order, records: &[(&str, &str)]) -> Result<Effects, Fault> {
+        let mut batch = Batch::default();
+        for (key, value) in records {
+            batch.offsets.push(self.next_offset);
+            batch.timestamps.push(1_000 + self.next_offset);
+            batch.keys.push(Some(key.as_bytes()));
+            batch.values.push(Some(value.as_bytes()));
+            self.next_offset += 1;
+        }
+        let start = Instant::now();
+        let result = self.handler.handle(&batch, order, Prefetched::default(), &mut self.view);
+        assert!(start.elapsed() < CALL_TIME_MAX, "{records:?} took {:?}", start.elapsed());
+        result
+    }
+
+    /// One record on its own.
+    fn tell(&mut self, command: &str) -> Result<Effects, Fault> {
+        self.handle(Order::Key, &[("k", command)])
+    }
+
+    /// The command ends in a fault, and the next record runs on a fresh instance.
+    fn fault(&mut self, command: &str) -> Fault {
+        assert_eq!(self.emitted("remember"), ["remembered=1"], "the instance is fresh");
+        let fault = self.tell(command).expect_err(command);
+        assert_eq!(self.emitted("remember"), ["remembered=1"], "a fresh instance after {command}");
+        // So that the next command begins on a fresh instance too.
+        self.handler.renew().expect("a new instance");
+        fault
+    }
+
+    fn emitted(&mut self, command: &str) -> Vec<String> {
+        let effects = self.tell(command).expect(command);
+        rows(&effects.emissions.keys, &effects.emissions.values)
+    }
+}
+
+fn rows(keys: &Column, values: &Column) -> Vec<String> {
+    let show = |row: Option<&[u8]>| String::from_utf8_lossy(row.unwrap_or(b"null")).into_owned();
+    keys.iter().zip(values.iter()).map(|(key, value)| format!("{}={}", show(key), show(value))).collect()
+}
+
+fn reasons(effects: &Effects) -> Vec<String> {
+    let show = |row: Option<&[u8]>| String::from_utf8_lossy(row.unwrap_or_default()).into_owned();
+    effects.reasons.iter().map(show).collect()
+}
+
+#[test]
+fn a_plugin_counts_with_prefetched_state_and_its_writes_come_back() {
+    let module = Module::load(&build_guest("plugins/count")).expect("the plugin loads");
+    assert_eq!(module.manifest().inputs, ["records"]);
+    assert!(module.manifest().stores[0].prefetch && !module.manifest().wants_headers);
+    assert_eq!(module.digest().len(), 64);
+
+    let linked = Linked::new(&module, "count", &serde_json::json!({}), &limits()).expect("it links");
+    let mut handler = linked.instantiate(3).expect("it starts");
+    let mut batch = Batch { partition: 3, offsets: vec![7, 8, 9], timestamps: vec![1, 2, -1], ..Batch::default() };
+    for key in ["a", "b", "a"] {
+        batch.keys.push(Some(key.as_bytes()));
+        batch.values.push(None);
+    }
+    let mut prefetched = Prefetched { stores: vec![0, 0], ..Prefetched::default() };
+    prefetched.keys.push(Some(b"a"));
+    prefetched.values.push(Some(&41u64.to_le_bytes()));
+    prefetched.keys.push(Some(b"b"));
+    prefetched.values.push(None);
+
+    let effects = handler.handle(&batch, Order::Key, prefetched, &mut View::default()).expect("it runs");
+    assert_eq!(rows(&effects.emissions.keys, &effects.emissions.values), ["a=42", "b=1", "a=43"]);
+    assert_eq!(effects.emissions.timestamps, [1, 2, -1], "the records' own, and none stays none");
+    assert_eq!(effects.emissions.partitions, [-1; 3]);
+    assert_eq!(effects.writes.sources, [0, 1, 2]);
+    assert_eq!(effects.writes.values.row(2), Some(&43u64.to_le_bytes()[..]));
+    assert_eq!(effects.statuses, [Status::Ok; 3]);
+}
+
+#[test]
+fn a_configuration_that_nothing_reads_is_refused_at_the_start() {
+    let module = Module::load(&build_guest("plugins/count")).expect("the plugin loads");
+    let error = Linked::new(&module, "count", &serde_json::json!({"colum": 1}), &limits()).expect_err("refused");
+    assert_eq!(error, ModuleError::Config("config: this handler takes none".into()));
+}
+
+#[test]
+fn an_endless_loop_ends_when_its_cpu_time_is_used_up() {
+    assert_eq!(Task::hostile().fault("loop"), Fault::Timeout { limit_ms: 200 });
+}
+
+#[test]
+fn a_batch_has_the_time_of_all_its_records() {
+    let mut task = Task::new("tests/guests/hostile", &Limits { batch_time: Duration::from_millis(100), ..limits() });
+    // One record alone is slow, in company it is not: 100 records have 10 s of CPU time together.
+    let mut records = vec![("slow", "spin 400")];
+    records.resize(100, ("k", "ok"));
+    let start = Instant::now();
+    let effects = task.handle(Order::Key, &records).expect("there is time enough");
+    assert_eq!(effects.emissions.len(), 99);
+    if start.elapsed() > Duration::from_millis(200) {
+        assert_eq!(task.tell("spin 400").expect_err("too slow alone"), Fault::Timeout { limit_ms: 100 });
+    }
+}
+
+#[test]
+fn memory_ends_at_the_limit_and_the_fault_says_so() {
+    let mut task = Task::hostile();
+    task.tell("alloc 4").expect("within the limit");
+    task.handler.renew().expect("a new instance");
+    let fault = task.fault("alloc 64");
+    assert!(matches!(&fault, Fault::Limit(what) if what.starts_with("memory: ")), "{fault}");
+}
+
+#[test]
+fn recursion_panics_and_divisions_by_zero_trap() {
+    let mut task = Task::hostile();
+    let fault = task.fault("recurse");
+    assert!(matches!(&fault, Fault::Trap(what) if what.contains("stack")), "{fault}");
+    let fault = task.fault("panic");
+    assert!(matches!(&fault, Fault::Trap(what) if what.contains("src/lib.rs") && what.contains("as told")), "{fault}");
+    let fault = task.fault("divide");
+    assert!(matches!(&fault, Fault::Trap(what) if what.contains("divide by zero")), "{fault}");
+}
+
+#[test]
+fn a_record_emits_no_more_rows_and_bytes_than_its_share() {
+    let mut task = Task::hostile();
+    assert_eq!(task.tell("emit 1000").expect("as many as allowed").emissions.len(), 1000);
+    task.handler.renew().expect("a new instance");
+    for (command, what) in [
+        ("emit 1001", "more than 1000 emissions"),
+        ("emit 100000", "more than"),
+        ("big 1048577", "1048578 emitted and written bytes"),
+        ("big 4000000", "more than all its records may emit together"),
+    ] {
+        let fault = task.fault(command);
+        assert!(matches!(&fault, Fault::Limit(found) if found.contains(what)), "{command}: {fault}");
+    }
+}
+
+#[test]
+fn a_log_flood_neither_fills_the_log_nor_ends_the_record() {
+    let mut task = Task::hostile();
+    assert_eq!(task.tell("log 10000").expect("logging is no fault").statuses, [Status::Ok]);
+}
+
+#[test]
+fn a_batch_larger_than_an_eighth_of_the_memory_is_refused_without_a_call() {
+    let mut task = Task::hostile();
+    let value = "x".repeat(2 << 20);
+    let fault = task.tell(&value).expect_err("too large");
+    assert!(matches!(&fault, Fault::Limit(what) if what.contains("an eighth")), "{fault}");
+    assert_eq!(task.emitted("ok"), ["k=ok"]);
+}
+
+#[test]
+fn later_records_of_a_failed_key_are_held_back_as_the_order_says() {
+    let mut task = Task::hostile();
+    let records = [("a", "ok"), ("b", "transient"), ("b", "ok"), ("a", "permanent"), ("c", "ok"), ("a", "ok")];
+    use Status::{Blocked, Ok, Permanent, Transient};
+
+    let effects = task.handle(Order::Key, &records).expect("it runs");
+    assert_eq!(effects.statuses, [Ok, Transient, Blocked, Permanent, Ok, Blocked]);
+    assert_eq!(rows(&effects.emissions.keys, &effects.emissions.values), ["a=ok", "c=ok"]);
+    assert_eq!(reasons(&effects)[1], "try again");
+
+    let effects = task.handle(Order::All, &records).expect("it runs");
+    assert_eq!(effects.statuses, [Ok, Transient, Blocked, Blocked, Blocked, Blocked]);
+    let effects = task.handle(Order::None, &records).expect("it runs");
+    assert_eq!(effects.statuses, [Ok, Transient, Ok, Permanent, Ok, Ok]);
+}
+
+#[test]
+fn a_scan_sees_earlier_writes_of_the_call_but_none_of_a_failed_record() {
+    let mut task = Task::hostile();
+    let records = [("k1", "put x"), ("k2", "scan-then-fail y"), ("k3", "count"), ("k4", "put z"), ("k5", "count")];
+    let effects = task.handle(Order::Key, &records).expect("it runs");
+    assert_eq!(rows(&effects.emissions.keys, &effects.emissions.values), ["count=1", "count=2"]);
+}
+
+#[test]
+fn what_is_no_handler_is_refused_with_a_message_of_its_own() {
+    assert_eq!(Module::load(b"#!/bin/sh\n").expect_err("no Wasm"), ModuleError::NotWasm);
+    assert_eq!(Module::load(b"").expect_err("nothing"), ModuleError::NotWasm);
+    let large = vec![0; MODULE_BYTES_MAX + 1];
+    assert!(matches!(Module::load(&large), Err(ModuleError::TooLarge { .. })));
+    let empty_core = b"\0asm\x01\0\0\0";
+    assert!(matches!(Module::load(empty_core), Err(ModuleError::NotAHandler(_) | ModuleError::MissingExport(_))));
+    let empty_component = b"\0asm\x0d\0\x01\0";
+    assert_eq!(Module::load(empty_component).expect_err("no exports"), ModuleError::MissingExport("describe"));
+    let mut cut = build_guest("tests/guests/echo").to_vec();
+    cut.truncate(cut.len() / 2);
+    assert!(matches!(Module::load(&cut), Err(ModuleError::Invalid(_))));
+}

@@ -1,0 +1,96 @@
+//! Misbehaves on command: a record's value says how. One guest proves every limit of the host.
+//!
+//! Honest commands go through the SDK. The SDK cannot tell a lie, so `lie ..` commands answer the
+//! batch by hand, below it.
+
+use std::hint::black_box;
+
+use tidemill_sdk::{Bytes, Context, Failure, Handler, Record, Store};
+
+pub struct Hostile {
+    state: Store<Bytes>,
+}
+
+impl Handler for Hostile {
+    fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
+        let text = record.text()?;
+        let (command, argument) = text.split_once(' ').unwrap_or((text, ""));
+        let number = argument.parse::<usize>().unwrap_or(1);
+        match command {
+            "ok" => ctx.emit("out", record.key_or_null(), "ok"),
+            "transient" => Err(Failure::transient("try again")),
+            "permanent" => Err(Failure::permanent("never")),
+            "loop" => loop {
+                black_box(0);
+            },
+            "spin" => {
+                // So many million steps: slow, but it ends.
+                for step in 0..number * 1_000_000 {
+                    black_box(step);
+                }
+                Ok(())
+            }
+            "alloc" => {
+                // So many MiB at once.
+                black_box(vec![1u8; number << 20]);
+                Ok(())
+            }
+            "recurse" => Err(Failure::permanent(recurse(1).to_string())),
+            "panic" => panic!("as told"),
+            "divide" => Err(Failure::permanent((1 / black_box(0)).to_string())),
+            "emit" => {
+                for _ in 0..number {
+                    ctx.emit("out", "k", "v")?;
+                }
+                Ok(())
+            }
+            "big" => ctx.emit("out", "k", vec![b'x'; number]),
+            "log" => {
+                for line in 0..number {
+                    ctx.log(tidemill_sdk::Level::Info, line);
+                }
+                Ok(())
+            }
+            "put" => {
+                self.state.put(ctx, argument, b"v");
+                Ok(())
+            }
+            // Writes, hands over by scanning, then fails: nothing of it may be seen later.
+            "scan-then-fail" => {
+                self.state.put(ctx, argument, b"v");
+                let mut scan = self.state.scan("");
+                while scan.next(ctx)?.is_some() {}
+                Err(Failure::permanent("after the scan"))
+            }
+            "count" => {
+                let mut scan = self.state.scan("");
+                let mut count = 0u64;
+                while scan.next(ctx)?.is_some() {
+                    count += 1;
+                }
+                ctx.emit("out", "count", count)
+            }
+            "remember" => {
+                REMEMBERED.set(REMEMBERED.get() + 1);
+                ctx.emit("out", "remembered", REMEMBERED.get())
+            }
+            other => Err(Failure::permanent(format!("unknown command {other}"))),
+        }
+    }
+}
+
+std::thread_local! {
+    /// Instance memory, which no handler should rely on.
+    static REMEMBERED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+#[allow(unconditional_recursion)]
+fn recurse(depth: u64) -> u64 {
+    black_box(recurse(black_box(depth + 1)) + depth)
+}
+
+tidemill_sdk::export!(Hostile {
+    inputs: ["in"],
+    outputs: ["out"],
+    stores: ["state" { ordered }],
+});
