@@ -102,7 +102,8 @@ fn a_plugin_counts_with_prefetched_state_and_its_writes_come_back() {
 
     let linked = Linked::new(&module, "count", &serde_json::json!({}), &limits()).expect("it links");
     let mut handler = linked.instantiate(3).expect("it starts");
-    let mut batch = Batch { partition: 3, offsets: vec![7, 8, 9], timestamps: vec![1, 2, -1], ..Batch::default() };
+    let mut batch =
+        Batch { partition: 3, offsets: vec![7, 8, 9], timestamps: vec![1, 2, -1], ..Batch::default() };
     for key in ["a", "b", "a"] {
         batch.keys.push(Some(key.as_bytes()));
         batch.values.push(None);
@@ -125,7 +126,8 @@ fn a_plugin_counts_with_prefetched_state_and_its_writes_come_back() {
 #[test]
 fn a_configuration_that_nothing_reads_is_refused_at_the_start() {
     let module = Module::load(&build_guest("plugins/count")).expect("the plugin loads");
-    let error = Linked::new(&module, "count", &serde_json::json!({"colum": 1}), &limits()).expect_err("refused");
+    let error =
+        Linked::new(&module, "count", &serde_json::json!({"colum": 1}), &limits()).expect_err("refused");
     assert_eq!(error, ModuleError::Config("config: this handler takes none".into()));
 }
 
@@ -136,7 +138,8 @@ fn an_endless_loop_ends_when_its_cpu_time_is_used_up() {
 
 #[test]
 fn a_batch_has_the_time_of_all_its_records() {
-    let mut task = Task::new("tests/guests/hostile", &Limits { batch_time: Duration::from_millis(100), ..limits() });
+    let mut task =
+        Task::new("tests/guests/hostile", &Limits { batch_time: Duration::from_millis(100), ..limits() });
     // One record alone is slow, in company it is not: 100 records have 10 s of CPU time together.
     let mut records = vec![("slow", "spin 400")];
     records.resize(100, ("k", "ok"));
@@ -163,7 +166,10 @@ fn recursion_panics_and_divisions_by_zero_trap() {
     let fault = task.fault("recurse");
     assert!(matches!(&fault, Fault::Trap(what) if what.contains("stack")), "{fault}");
     let fault = task.fault("panic");
-    assert!(matches!(&fault, Fault::Trap(what) if what.contains("src/lib.rs") && what.contains("as told")), "{fault}");
+    assert!(
+        matches!(&fault, Fault::Trap(what) if what.contains("src/lib.rs") && what.contains("as told")),
+        "{fault}"
+    );
     let fault = task.fault("divide");
     assert!(matches!(&fault, Fault::Trap(what) if what.contains("divide by zero")), "{fault}");
 }
@@ -202,7 +208,8 @@ fn a_batch_larger_than_an_eighth_of_the_memory_is_refused_without_a_call() {
 #[test]
 fn later_records_of_a_failed_key_are_held_back_as_the_order_says() {
     let mut task = Task::hostile();
-    let records = [("a", "ok"), ("b", "transient"), ("b", "ok"), ("a", "permanent"), ("c", "ok"), ("a", "ok")];
+    let records =
+        [("a", "ok"), ("b", "transient"), ("b", "ok"), ("a", "permanent"), ("c", "ok"), ("a", "ok")];
     use Status::{Blocked, Ok, Permanent, Transient};
 
     let effects = task.handle(Order::Key, &records).expect("it runs");
@@ -219,7 +226,8 @@ fn later_records_of_a_failed_key_are_held_back_as_the_order_says() {
 #[test]
 fn a_scan_sees_earlier_writes_of_the_call_but_none_of_a_failed_record() {
     let mut task = Task::hostile();
-    let records = [("k1", "put x"), ("k2", "scan-then-fail y"), ("k3", "count"), ("k4", "put z"), ("k5", "count")];
+    let records =
+        [("k1", "put x"), ("k2", "scan-then-fail y"), ("k3", "count"), ("k4", "put z"), ("k5", "count")];
     let effects = task.handle(Order::Key, &records).expect("it runs");
     assert_eq!(rows(&effects.emissions.keys, &effects.emissions.values), ["count=1", "count=2"]);
 }
@@ -231,9 +239,15 @@ fn what_is_no_handler_is_refused_with_a_message_of_its_own() {
     let large = vec![0; MODULE_BYTES_MAX + 1];
     assert!(matches!(Module::load(&large), Err(ModuleError::TooLarge { .. })));
     let empty_core = b"\0asm\x01\0\0\0";
-    assert!(matches!(Module::load(empty_core), Err(ModuleError::NotAHandler(_) | ModuleError::MissingExport(_))));
+    assert!(matches!(
+        Module::load(empty_core),
+        Err(ModuleError::NotAHandler(_) | ModuleError::MissingExport(_))
+    ));
     let empty_component = b"\0asm\x0d\0\x01\0";
-    assert_eq!(Module::load(empty_component).expect_err("no exports"), ModuleError::MissingExport("describe"));
+    assert_eq!(
+        Module::load(empty_component).expect_err("no exports"),
+        ModuleError::MissingExport("describe")
+    );
     let mut cut = build_guest("tests/guests/echo").to_vec();
     cut.truncate(cut.len() / 2);
     assert!(matches!(Module::load(&cut), Err(ModuleError::Invalid(_))));

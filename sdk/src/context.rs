@@ -232,7 +232,8 @@ impl Emission<'_> {
     /// Milliseconds since the epoch, instead of the time of the record in progress.
     pub fn timestamp(mut self, timestamp_ms: i64) -> Self {
         if timestamp_ms < 0 {
-            self.failure = Some(Failure::permanent(format!("a timestamp of {timestamp_ms} ms is before 1970")));
+            self.failure =
+                Some(Failure::permanent(format!("a timestamp of {timestamp_ms} ms is before 1970")));
         }
         self.timestamp = timestamp_ms;
         self

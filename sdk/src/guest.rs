@@ -266,7 +266,7 @@ macro_rules! __export_guest {
                 }
             }
 
-            $crate::bindings::export_component!(Exported with_types_in $crate::bindings);
+    $crate::bindings::export_component!(Exported with_types_in $crate::bindings);
         };
     };
 }

@@ -281,14 +281,7 @@ impl State {
     }
 
     #[cold]
-    fn fetch(
-        &mut self,
-        host: &mut dyn Host,
-        slot: Option<u32>,
-        hash: u64,
-        store: u16,
-        key: &[u8],
-    ) -> Cell {
+    fn fetch(&mut self, host: &mut dyn Host, slot: Option<u32>, hash: u64, store: u16, key: &[u8]) -> Cell {
         let value = host.get(store, key);
         if self.read.len() + value.as_ref().map_or(0, Vec::len) > READ_BYTES_MAX {
             return value.map_or(Cell::Absent, |value| {
@@ -321,7 +314,11 @@ impl State {
     }
 
     fn mark(&self) -> Mark {
-        Mark { rows: self.writes.source.len(), keys: self.writes.key.mark(), values: self.writes.value.mark() }
+        Mark {
+            rows: self.writes.source.len(),
+            keys: self.writes.key.mark(),
+            values: self.writes.value.mark(),
+        }
     }
 
     /// The slot of a key, or the place in `table` where it belongs.

@@ -196,7 +196,10 @@ impl<H: Definition> Driver<H> {
         for record in records {
             let input = self.declaration.inputs.iter().position(|name| *name == record.input);
             let Some(input) = input else {
-                panic!("the handler declares no input `{}`, only {:?}", record.input, self.declaration.inputs);
+                panic!(
+                    "the handler declares no input `{}`, only {:?}",
+                    record.input, self.declaration.inputs
+                );
             };
             batch.input.push(input as u16);
             batch.offset.push(self.next_offset);
@@ -246,7 +249,8 @@ impl<H: Definition> Driver<H> {
             if status[source] != status::OK {
                 continue;
             }
-            let timestamp = if emit.timestamp[row] < 0 { batch.timestamp[source] } else { emit.timestamp[row] };
+            let timestamp =
+                if emit.timestamp[row] < 0 { batch.timestamp[source] } else { emit.timestamp[row] };
             self.emitted.push(Emitted {
                 output: self.declaration.outputs[usize::from(emit.output[row])].into(),
                 key: key.map(<[u8]>::to_vec),

@@ -276,7 +276,8 @@ mod tests {
 
     /// Four records with the keys a, b, a and null.
     fn batch() -> Batch {
-        let mut batch = Batch { offsets: vec![0, 1, 2, 3], timestamps: vec![10, 11, 12, 13], ..Batch::default() };
+        let mut batch =
+            Batch { offsets: vec![0, 1, 2, 3], timestamps: vec![10, 11, 12, 13], ..Batch::default() };
         for key in [Some(&b"a"[..]), Some(b"b"), Some(b"a"), None] {
             batch.keys.push(key);
             batch.values.push(None);
@@ -370,7 +371,10 @@ mod tests {
         let bad: [&[u8]; 6] = [&[], &[2], &[2, 2], &[2, 1, 1], &[0, 0], &[0xff; 9]];
         for headers in bad {
             let refusal = refusal(|raw| raw.emit.headers = raw_column(&[Some(headers)]));
-            assert!(matches!(refusal, Refusal::Headers(0) | Refusal::Column { .. }), "{headers:?}: {refusal}");
+            assert!(
+                matches!(refusal, Refusal::Headers(0) | Refusal::Column { .. }),
+                "{headers:?}: {refusal}"
+            );
         }
     }
 

@@ -64,7 +64,12 @@ impl GuestLog {
         if self.window.elapsed() >= WINDOW {
             if self.dropped > 0 {
                 let (deployment, partition, dropped) = (&*self.deployment, self.partition, self.dropped);
-                tracing::warn!(deployment, partition, dropped, "the handler logs too much; lines were dropped");
+                tracing::warn!(
+                    deployment,
+                    partition,
+                    dropped,
+                    "the handler logs too much; lines were dropped"
+                );
             }
             (self.window, self.lines, self.dropped) = (Instant::now(), 0, 0);
         }

@@ -62,19 +62,12 @@ impl HostState {
         if index < self.stores { Ok(index) } else { Err(check::Refusal::Store(index).into()) }
     }
 
-    fn scan(
-        &self,
-        store: u16,
-        start: &[u8],
-        end: Option<&[u8]>,
-        limit: u32,
-    ) -> Result<Page, HostError> {
+    fn scan(&self, store: u16, start: &[u8], end: Option<&[u8]>, limit: u32) -> Result<Page, HostError> {
         Ok(self.view.scan(self.store(store)?, start, end, limit.min(PAGE_ROWS_MAX))?)
     }
 
     fn put_many(&mut self, writes: RawWrites) -> Result<(), HostError> {
-        let writes =
-            check::writes(writes, self.stores, &mut self.handed_bytes, self.limits.emit_bytes)?;
+        let writes = check::writes(writes, self.stores, &mut self.handed_bytes, self.limits.emit_bytes)?;
         Ok(self.view.put_many(writes)?)
     }
 }

@@ -37,7 +37,8 @@ pub fn describing() -> Limits {
 /// Most bytes that a call with so many records may copy out of the guest. An honest result lies in
 /// the guest's memory once; a result whose lists overlap to multiply it is refused before it is copied.
 pub fn result_bytes_max(limits: &Limits, records: usize) -> usize {
-    let per_record = limits.emit_bytes + u64::from(limits.emit_records) * EMISSION_ROW_BYTES + STATUS_ROW_BYTES;
+    let per_record =
+        limits.emit_bytes + u64::from(limits.emit_records) * EMISSION_ROW_BYTES + STATUS_ROW_BYTES;
     let bytes = per_record.saturating_mul(records as u64).min(limits.memory_bytes) + RESULT_BASE_BYTES;
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
@@ -83,12 +84,7 @@ impl ResourceLimiter for Limiter {
         Ok(fits)
     }
 
-    fn table_growing(
-        &mut self,
-        current: usize,
-        desired: usize,
-        _: Option<usize>,
-    ) -> wasmtime::Result<bool> {
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let more = desired.saturating_sub(current);
         let fits = more <= self.table_elements_left;
         if fits {

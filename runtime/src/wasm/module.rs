@@ -24,17 +24,29 @@ const EXPORTS: [&str; 3] = ["describe", "init", "handle"];
 /// Why bytes are not a usable module. Each message says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModuleError {
-    #[error("this is not WebAssembly: a module begins with the bytes `\\0asm`; build one with `tidemill build`")]
+    #[error(
+        "this is not WebAssembly: a module begins with the bytes `\\0asm`; build one with `tidemill build`"
+    )]
     NotWasm,
-    #[error("the module has {bytes} bytes, {MODULE_BYTES_MAX} are allowed; build it with `tidemill build`, which strips it")]
+    #[error(
+        "the module has {bytes} bytes, {MODULE_BYTES_MAX} are allowed; build it with `tidemill build`, which strips it"
+    )]
     TooLarge { bytes: usize },
-    #[error("the module cannot be made a component: {0}; build it for wasm32-unknown-unknown with tidemill-sdk")]
+    #[error(
+        "the module cannot be made a component: {0}; build it for wasm32-unknown-unknown with tidemill-sdk"
+    )]
     NotAHandler(String),
-    #[error("the module is not valid WebAssembly for this node (no threads, memory64 or garbage collection): {0}")]
+    #[error(
+        "the module is not valid WebAssembly for this node (no threads, memory64 or garbage collection): {0}"
+    )]
     Invalid(String),
-    #[error("the module wants `{0}`, which handlers are not given: they may import only tidemill:handler/state and /log (no WASI)")]
+    #[error(
+        "the module wants `{0}`, which handlers are not given: they may import only tidemill:handler/state and /log (no WASI)"
+    )]
     ForbiddenImport(String),
-    #[error("the module is built for `{found}`, this node speaks {PACKAGE}@{VERSION}; build it with the tidemill-sdk of this release")]
+    #[error(
+        "the module is built for `{found}`, this node speaks {PACKAGE}@{VERSION}; build it with the tidemill-sdk of this release"
+    )]
     WrongVersion { found: String },
     #[error("the module does not export `{0}`; does it call tidemill_sdk::export!?")]
     MissingExport(&'static str),
@@ -76,7 +88,8 @@ impl Module {
         let component = match Kind::of(bytes) {
             Kind::Component => Component::from_binary(&engine.wasmtime, bytes),
             Kind::Core => {
-                let encoded = build::componentise(bytes).map_err(|error| ModuleError::NotAHandler(error.to_string()))?;
+                let encoded = build::componentise(bytes)
+                    .map_err(|error| ModuleError::NotAHandler(error.to_string()))?;
                 Component::from_binary(&engine.wasmtime, &encoded)
             }
             Kind::Other => return Err(ModuleError::NotWasm),
@@ -135,7 +148,9 @@ fn check_names(engine: &Engine, component: &Component) -> Result<(), ModuleError
         }
         match rest.split_once('@') {
             Some(("state" | "log" | "types", VERSION)) => {}
-            Some(("state" | "log" | "types", _)) => return Err(ModuleError::WrongVersion { found: name.into() }),
+            Some(("state" | "log" | "types", _)) => {
+                return Err(ModuleError::WrongVersion { found: name.into() });
+            }
             _ => return Err(ModuleError::ForbiddenImport(name.into())),
         }
     }
@@ -148,7 +163,8 @@ fn check_names(engine: &Engine, component: &Component) -> Result<(), ModuleError
 }
 
 fn describe(engine: &'static Engine, pre: &InstancePre<HostState>) -> Result<Manifest, ModuleError> {
-    let mut instance = Instance::start(engine, pre, HostState::new(&limits::describing(), 0, "describe".into(), 0))?;
+    let mut instance =
+        Instance::start(engine, pre, HostState::new(&limits::describing(), 0, "describe".into(), 0))?;
     let json = instance.describe().map_err(|fault| ModuleError::Start(fault.to_string()))?;
     if json.len() > MANIFEST_BYTES_MAX {
         let bytes = json.len();
@@ -172,7 +188,9 @@ fn check_manifest(manifest: &Manifest) -> Result<(), String> {
         for (index, name) in names.iter().enumerate() {
             let plain = |char: char| char.is_ascii_alphanumeric() || matches!(char, '-' | '_' | '.');
             if name.is_empty() || name.len() > 100 || !name.chars().all(plain) {
-                return Err(format!("the {what} name {name:?} is not 1 to 100 letters, digits, `-`, `_` or `.`"));
+                return Err(format!(
+                    "the {what} name {name:?} is not 1 to 100 letters, digits, `-`, `_` or `.`"
+                ));
             }
             if names[..index].contains(name) {
                 return Err(format!("the {what} `{name}` is named twice"));

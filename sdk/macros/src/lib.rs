@@ -103,7 +103,10 @@ impl Declaration {
             comma(&mut tokens)?;
         }
         if declaration.inputs.is_empty() {
-            return Err(Problem::new(body.span(), "a handler needs at least one input: `inputs: [\"name\"]`"));
+            return Err(Problem::new(
+                body.span(),
+                "a handler needs at least one input: `inputs: [\"name\"]`",
+            ));
         }
         Ok(declaration)
     }
@@ -120,7 +123,9 @@ impl Declaration {
             other => {
                 return Err(Problem::new(
                     key.span(),
-                    format!("unknown key `{other}`; there are inputs, outputs, stores, config, wants_headers"),
+                    format!(
+                        "unknown key `{other}`; there are inputs, outputs, stores, config, wants_headers"
+                    ),
                 ));
             }
         }

@@ -29,7 +29,9 @@ pub enum BuildError {
     NoCargo(io::Error),
     #[error("cargo failed (see above); if `core` cannot be found, run `rustup target add {TARGET}`")]
     Cargo,
-    #[error("the crate builds no Wasm module: its Cargo.toml needs `[lib] crate-type = [\"cdylib\", \"rlib\"]`")]
+    #[error(
+        "the crate builds no Wasm module: its Cargo.toml needs `[lib] crate-type = [\"cdylib\", \"rlib\"]`"
+    )]
     NoModule,
     #[error("cannot read {path}: {error}")]
     Read { path: PathBuf, error: io::Error },

@@ -16,7 +16,9 @@ const NAME_LEN_MAX: usize = 100;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScaffoldError {
-    #[error("`{0}` cannot name a handler: use 1 to {NAME_LEN_MAX} of a-z, 0-9 and `-`, beginning with a letter")]
+    #[error(
+        "`{0}` cannot name a handler: use 1 to {NAME_LEN_MAX} of a-z, 0-9 and `-`, beginning with a letter"
+    )]
     Name(String),
     #[error("{0} exists already; choose another name, or remove it")]
     Exists(PathBuf),
