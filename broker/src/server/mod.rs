@@ -9,6 +9,7 @@
 //! connection's thread or the timer's, puts it there.
 
 mod connection;
+mod guard;
 mod slot;
 mod wire;
 

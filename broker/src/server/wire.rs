@@ -10,6 +10,7 @@ use kafka_protocol::messages::ResponseHeader;
 use kafka_protocol::messages::{ApiKey, RequestHeader, RequestKind, ResponseKind};
 use kafka_protocol::protocol::{Decodable, Encodable};
 
+use super::guard;
 use crate::core::versions;
 
 /// Why a frame closes its connection. Kafka does the same in all these cases.
@@ -94,6 +95,7 @@ pub fn decode(mut frame: Bytes) -> Result<Received, WireError> {
     let malformed = |reason: String| WireError::Malformed { key, version, reason };
     let header = RequestHeader::decode(&mut frame, key.request_header_version(version))
         .map_err(|error| malformed(error.to_string()))?;
+    guard::check(key, version, &frame).map_err(|_| malformed("its arrays are not there".to_owned()))?;
     let request =
         RequestKind::decode(key, &mut frame, version).map_err(|error| malformed(error.to_string()))?;
     let client_id = header.client_id.map(|id| id.to_string()).unwrap_or_default();

@@ -19,9 +19,7 @@ static FETCHING: Mutex<()> = Mutex::new(());
 pub fn class_path() -> Result<String, Error> {
     let libs = cache_directory();
     let marker = libs.join(".complete");
-    let _one_at_a_time = FETCHING
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _one_at_a_time = FETCHING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if !marker.exists() {
         fetch(&libs)?;
         std::fs::write(&marker, VERSION).map_err(Error::file(&marker))?;
@@ -37,22 +35,14 @@ pub fn run_tool(class: &str, arguments: &[&str]) -> Result<Output, Error> {
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| Error::Missing {
-            program: "java".into(),
-            source,
-        })
+        .map_err(|source| Error::Missing { program: "java".into(), source })
 }
 
 /// A `java` command with the class path, small heap and quick start, ready for arguments.
 pub(crate) fn java(class: &str) -> Result<Command, Error> {
     let mut command = Command::new("java");
     command
-        .args([
-            "-Xmx512m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "-Xshare:auto",
-        ])
+        .args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"])
         .args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=info", "-cp"])
         .arg(class_path()?)
         .arg(class);
@@ -64,19 +54,13 @@ pub(crate) fn run(command: &mut Command, program: &str) -> Result<(), Error> {
     let output = command
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| Error::Missing {
-            program: program.into(),
-            source,
-        })?;
+        .map_err(|source| Error::Missing { program: program.into(), source })?;
     if output.status.success() {
         return Ok(());
     }
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
-    Err(Error::Failed {
-        program: program.into(),
-        output: tail(&text),
-    })
+    Err(Error::Failed { program: program.into(), output: tail(&text) })
 }
 
 /// The last 30 lines, which is where Java puts the reason.

@@ -8,13 +8,27 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::{Error, jars, tls};
 
 /// Longest wait for a start. A cold JVM on a busy two-core machine takes about ten seconds.
 const START_MAX: Duration = Duration::from_secs(90);
+
+/// Runs the JVM and kills it when standard input closes: a test process that dies, however
+/// suddenly, leaves no broker behind.
+const GUARDED: &str = r#"
+exec 3<&0
+"$@" </dev/null &
+jvm=$!
+( cat <&3 >/dev/null; kill -9 $jvm 2>/dev/null ) &
+guard=$!
+wait $jvm
+status=$?
+kill $guard 2>/dev/null
+exit $status
+"#;
 
 /// What a test wants to differ from the harness's defaults.
 #[derive(Debug, Clone, Default)]
@@ -65,27 +79,16 @@ impl ApacheKafka {
             let certificate = tls::generate(directory.path())?;
             add_secured(&mut properties, secure, &certificate);
             let bootstrap = format!("localhost:{secure}");
-            secured = Some(Secured {
-                bootstrap,
-                ca_pem: certificate.ca_pem,
-            });
+            secured = Some(Secured { bootstrap, ca_pem: certificate.ca_pem });
         }
         properties.extend(options.properties.iter().cloned());
         // A later line of a properties file replaces an earlier one, so the test's values win.
-        let text: String = properties
-            .iter()
-            .map(|(key, value)| format!("{key}={value}\n"))
-            .collect();
+        let text: String = properties.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
         let file = directory.path().join("server.properties");
         std::fs::write(&file, text).map_err(Error::file(&file))?;
 
         let bootstrap = format!("127.0.0.1:{plain}");
-        let mut kafka = ApacheKafka {
-            bootstrap,
-            secured,
-            directory,
-            child: None,
-        };
+        let mut kafka = ApacheKafka { bootstrap, secured, directory, child: None };
         kafka.format(options)?;
         kafka.restart()?;
         Ok(kafka)
@@ -94,8 +97,9 @@ impl ApacheKafka {
     /// SIGKILL, as a crash would. Does nothing if the broker is not running.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Both fail only if the process is already gone, which is what is wanted.
-            let _ = child.kill();
+            // The guard kills the JVM with SIGKILL and ends with it. Waiting fails only if it is
+            // gone already, which is what is wanted.
+            drop(child.stdin.take());
             let _ = child.wait();
         }
     }
@@ -106,16 +110,17 @@ impl ApacheKafka {
         let log_path = self.log_path();
         let log = File::create(&log_path).map_err(Error::file(&log_path))?;
         let errors = log.try_clone().map_err(Error::file(&log_path))?;
-        let child = jars::java("kafka.Kafka")?
+        let java = jars::java("kafka.Kafka")?;
+        let child = Command::new("sh")
+            .args(["-c", GUARDED, "sh"])
+            .arg(java.get_program())
+            .args(java.get_args())
             .arg(self.directory.path().join("server.properties"))
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log)
             .stderr(errors)
             .spawn()
-            .map_err(|source| Error::Missing {
-                program: "java".into(),
-                source,
-            })?;
+            .map_err(|source| Error::Missing { program: "java".into(), source })?;
         self.child = Some(child);
         self.wait_until_started()
     }
@@ -132,13 +137,7 @@ impl ApacheKafka {
     fn format(&self, options: &Options) -> Result<(), Error> {
         let mut format = jars::java("kafka.tools.StorageTool")?;
         format
-            .args([
-                "format",
-                "--standalone",
-                "--cluster-id",
-                &cluster_id(),
-                "--config",
-            ])
+            .args(["format", "--standalone", "--cluster-id", &cluster_id(), "--config"])
             .arg(self.directory.path().join("server.properties"));
         if let Some((user, password)) = &options.sasl_ssl {
             format.arg("--add-scram");
@@ -161,10 +160,7 @@ impl ApacheKafka {
             };
             if dead || started.elapsed() > START_MAX {
                 self.kill();
-                return Err(Error::NotStarted {
-                    waited: started.elapsed(),
-                    log: jars::tail(&log),
-                });
+                return Err(Error::NotStarted { waited: started.elapsed(), log: jars::tail(&log) });
             }
             std::thread::park_timeout(Duration::from_millis(50));
         }
@@ -183,20 +179,11 @@ fn defaults(plain: u16, controller: u16, data: PathBuf) -> Vec<(String, String)>
     let pairs = [
         ("process.roles", "broker,controller".to_owned()),
         ("node.id", "1".to_owned()),
-        (
-            "controller.quorum.bootstrap.servers",
-            format!("127.0.0.1:{controller}"),
-        ),
+        ("controller.quorum.bootstrap.servers", format!("127.0.0.1:{controller}")),
         ("controller.listener.names", "CONTROLLER".to_owned()),
         ("listeners", listeners),
-        (
-            "advertised.listeners",
-            format!("PLAINTEXT://127.0.0.1:{plain}"),
-        ),
-        (
-            "listener.security.protocol.map",
-            "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned(),
-        ),
+        ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{plain}")),
+        ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned()),
         ("log.dirs", data.display().to_string()),
         ("auto.create.topics.enable", "false".to_owned()),
         ("num.partitions", "1".to_owned()),
@@ -206,17 +193,11 @@ fn defaults(plain: u16, controller: u16, data: PathBuf) -> Vec<(String, String)>
         ("transaction.state.log.num.partitions", "4".to_owned()),
         ("transaction.state.log.replication.factor", "1".to_owned()),
         ("transaction.state.log.min.isr", "1".to_owned()),
-        (
-            "share.coordinator.state.topic.replication.factor",
-            "1".to_owned(),
-        ),
+        ("share.coordinator.state.topic.replication.factor", "1".to_owned()),
         ("share.coordinator.state.topic.min.isr", "1".to_owned()),
         ("group.initial.rebalance.delay.ms", "0".to_owned()),
     ];
-    pairs
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// Adds the SASL_SSL listener. Properties files take the last value, so these replace the defaults.
@@ -226,14 +207,8 @@ fn add_secured(properties: &mut Vec<(String, String)>, port: u16, certificate: &
         found.map(|(_, value)| value.clone()).unwrap_or_default()
     };
     let listeners = format!("{},SASL_SSL://127.0.0.1:{port}", value_of("listeners"));
-    let advertised = format!(
-        "{},SASL_SSL://localhost:{port}",
-        value_of("advertised.listeners")
-    );
-    let map = format!(
-        "{},SASL_SSL:SASL_SSL",
-        value_of("listener.security.protocol.map")
-    );
+    let advertised = format!("{},SASL_SSL://localhost:{port}", value_of("advertised.listeners"));
+    let map = format!("{},SASL_SSL:SASL_SSL", value_of("listener.security.protocol.map"));
     let jaas = "org.apache.kafka.common.security.scram.ScramLoginModule required;".to_owned();
     let keystore = certificate.keystore.display().to_string();
     let pairs = [
@@ -241,32 +216,20 @@ fn add_secured(properties: &mut Vec<(String, String)>, port: u16, certificate: &
         ("advertised.listeners", advertised),
         ("listener.security.protocol.map", map),
         ("sasl.enabled.mechanisms", "SCRAM-SHA-512".to_owned()),
-        (
-            "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config",
-            jaas,
-        ),
+        ("listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config", jaas),
         ("ssl.keystore.type", "PKCS12".to_owned()),
         ("ssl.keystore.location", keystore),
         ("ssl.keystore.password", tls::PASSWORD.to_owned()),
         ("ssl.key.password", tls::PASSWORD.to_owned()),
     ];
-    properties.extend(
-        pairs
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value)),
-    );
+    properties.extend(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)));
 }
 
 /// Three ports that were free a moment ago, all reserved at once so that they differ.
 fn free_ports() -> Result<[u16; 3], Error> {
     let reserve = || TcpListener::bind("127.0.0.1:0").map_err(Error::NoPort);
     let held = [reserve()?, reserve()?, reserve()?];
-    let port = |listener: &TcpListener| {
-        listener
-            .local_addr()
-            .map(|a| a.port())
-            .map_err(Error::NoPort)
-    };
+    let port = |listener: &TcpListener| listener.local_addr().map(|a| a.port()).map_err(Error::NoPort);
     Ok([port(&held[0])?, port(&held[1])?, port(&held[2])?])
 }
 
@@ -289,10 +252,7 @@ mod tests {
     #[test]
     fn starts_survives_a_kill_and_restarts_on_the_same_port() {
         let sasl_ssl = Some(("tidemill".to_owned(), "secret".to_owned()));
-        let options = Options {
-            properties: Vec::new(),
-            sasl_ssl,
-        };
+        let options = Options { properties: Vec::new(), sasl_ssl };
         let mut kafka = ApacheKafka::start_with(&options).expect("starts");
         let bootstrap = kafka.bootstrap.clone();
         std::net::TcpStream::connect(&bootstrap).expect("listens");
@@ -300,11 +260,6 @@ mod tests {
         std::net::TcpStream::connect(&bootstrap).expect_err("is dead");
         kafka.restart().expect("restarts");
         std::net::TcpStream::connect(&bootstrap).expect("listens again");
-        assert!(
-            kafka
-                .secured
-                .as_ref()
-                .is_some_and(|secured| secured.ca_pem.exists())
-        );
+        assert!(kafka.secured.as_ref().is_some_and(|secured| secured.ca_pem.exists()));
     }
 }
