@@ -1,0 +1,139 @@
+//! The gRPC services. Each call is a few lines: decode, ask the node on a blocking thread, encode.
+
+use std::sync::Arc;
+
+use tidemill_proto::v1 as proto;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::forward::Forwarder;
+use super::upload;
+use crate::node::{ControlError, Handle};
+
+/// Implements every service of `tidemill.v1`.
+#[derive(Clone)]
+pub struct Services {
+    node: Handle,
+    forwarder: Arc<Forwarder>,
+}
+
+impl Services {
+    pub fn new(node: Handle) -> Services {
+        let forwarder = Arc::new(Forwarder::new(node.clone()));
+        Services { node, forwarder }
+    }
+
+    /// Runs `work` where it may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let node = self.node.clone();
+        match tokio::task::spawn_blocking(move || work(&node)).await {
+            Ok(answer) => answer.map(Response::new).map_err(status),
+            Err(_) => Err(Status::internal("the call failed inside the node; its log says why")),
+        }
+    }
+}
+
+/// The one place where a reaction becomes a gRPC status.
+pub fn status(error: ControlError) -> Status {
+    match error {
+        ControlError::Invalid(problems) => Status::invalid_argument(problems.join("\n")),
+        ControlError::Precondition(reason) => Status::failed_precondition(reason),
+        ControlError::NotFound(what) => Status::not_found(what),
+        ControlError::Conflict(reason) => Status::aborted(reason),
+        ControlError::Unavailable(reason) => Status::unavailable(reason),
+        ControlError::Internal(reason) => Status::internal(reason),
+    }
+}
+
+#[tonic::async_trait]
+impl proto::deployments_server::Deployments for Services {
+    async fn deploy(
+        &self,
+        request: Request<Streaming<proto::DeployRequest>>,
+    ) -> Result<Response<proto::DeployResponse>, Status> {
+        let upload = upload::receive(request.into_inner()).await?;
+        self.ask(move |node| node.deploy(upload.header, upload.module)).await
+    }
+
+    async fn get(
+        &self,
+        request: Request<proto::GetDeploymentRequest>,
+    ) -> Result<Response<proto::GetDeploymentResponse>, Status> {
+        let name = request.into_inner().name;
+        self.ask(move |node| {
+            Ok(proto::GetDeploymentResponse { deployment: Some(node.deployment(&name)?) })
+        })
+        .await
+    }
+
+    async fn list(
+        &self,
+        _request: Request<proto::ListDeploymentsRequest>,
+    ) -> Result<Response<proto::ListDeploymentsResponse>, Status> {
+        self.ask(|node| Ok(proto::ListDeploymentsResponse { deployments: node.deployments() })).await
+    }
+
+    async fn delete(
+        &self,
+        request: Request<proto::DeleteDeploymentRequest>,
+    ) -> Result<Response<proto::DeleteDeploymentResponse>, Status> {
+        let request = request.into_inner();
+        self.ask(move |node| {
+            node.delete(&request.name, request.keep_state)?;
+            Ok(proto::DeleteDeploymentResponse {})
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl proto::lag_server::Lag for Services {
+    async fn get(
+        &self,
+        request: Request<proto::GetLagRequest>,
+    ) -> Result<Response<proto::GetLagResponse>, Status> {
+        let name = request.into_inner().deployment;
+        self.ask(move |node| {
+            let name = (!name.is_empty()).then_some(name.as_str());
+            Ok(proto::GetLagResponse { partitions: node.lag(name)? })
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl proto::state_server::State for Services {
+    async fn get(
+        &self,
+        request: Request<proto::GetStateRequest>,
+    ) -> Result<Response<proto::GetStateResponse>, Status> {
+        let request = request.into_inner();
+        if request.local {
+            return self.ask(move |node| node.state_get(&request)).await;
+        }
+        self.forwarder.get(request).await.map(Response::new)
+    }
+
+    async fn scan(
+        &self,
+        request: Request<proto::ScanStateRequest>,
+    ) -> Result<Response<proto::ScanStateResponse>, Status> {
+        let request = request.into_inner();
+        if request.local {
+            return self.ask(move |node| node.state_scan(&request)).await;
+        }
+        self.forwarder.scan(request).await.map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl proto::fleet_server::Fleet for Services {
+    async fn nodes(
+        &self,
+        _request: Request<proto::NodesRequest>,
+    ) -> Result<Response<proto::NodesResponse>, Status> {
+        self.ask(|node| Ok(proto::NodesResponse { nodes: node.nodes() })).await
+    }
+}

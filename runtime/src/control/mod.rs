@@ -1,0 +1,8 @@
+//! The control plane: gRPC services and HTTP endpoints over [`crate::node::Handle`].
+//!
+//! Runs on tokio; everything that may touch Kafka, RocksDB or Wasm is handed to a blocking thread.
+
+pub mod forward;
+pub mod grpc;
+pub mod server;
+pub mod upload;

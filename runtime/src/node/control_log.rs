@@ -1,0 +1,190 @@
+//! The registry's home: `_<fleet>.control`, read by one thread, written by whoever proposes.
+//!
+//! The topic has one partition, is never compacted and is kept for ever. An entry counts when it
+//! has been read back: its writer waits for that, so that an unknown produce outcome is resolved by
+//! finding (or not finding) one's own proposal in the log.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use tidemill_proto::v1::{ControlEntry, control_entry::Entry};
+
+use super::registry::{Outcome, Registry};
+use crate::kafka::topic_log::{TopicReader, TopicWriter};
+use crate::ports::SourceError;
+use crate::record::Offset;
+
+/// A proposal that has not come back after this long is reported as unavailable.
+const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// One read of the log waits this long for news.
+const READ_WAIT: Duration = Duration::from_millis(200);
+/// Outcomes kept for their proposers.
+const OUTCOMES_MAX: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    #[error("the fleet's control topic did not take the change: {0}")]
+    Unavailable(String),
+}
+
+struct State {
+    registry: Arc<Registry>,
+    outcomes: HashMap<String, Outcome>,
+    /// Proposal ids in the order they came, to forget the oldest.
+    order: VecDeque<String>,
+    /// Why reading fails at the moment.
+    trouble: Option<String>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handle on the registry: a view of it, and a way to propose. Cheap to clone.
+#[derive(Clone)]
+pub struct ControlLog {
+    node: Arc<str>,
+    shared: Arc<Shared>,
+    writer: Arc<Mutex<TopicWriter>>,
+}
+
+/// The reading thread; ends when this is dropped.
+pub struct ControlReader {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Reads the log to its end, then keeps reading on a thread.
+pub fn open(
+    node: &str,
+    mut reader: TopicReader,
+    writer: TopicWriter,
+) -> Result<(ControlLog, ControlReader), SourceError> {
+    let shared = Arc::new(Shared {
+        state: Mutex::new(State {
+            registry: Arc::new(Registry::default()),
+            outcomes: HashMap::new(),
+            order: VecDeque::new(),
+            trouble: None,
+        }),
+        changed: Condvar::new(),
+        stopping: AtomicBool::new(false),
+    });
+    let end = reader.end()?;
+    while shared.lock().registry.next < end && reader.position() < end {
+        read(&mut reader, &shared)?;
+    }
+    let for_thread = Arc::clone(&shared);
+    let thread = std::thread::Builder::new()
+        .name("control-log".into())
+        .spawn(move || {
+            while !for_thread.stopping.load(Ordering::Relaxed) {
+                let trouble = read(&mut reader, &for_thread).err().map(|error| error.to_string());
+                let mut state = for_thread.lock();
+                if trouble != state.trouble {
+                    if let Some(reason) = &trouble {
+                        tracing::warn!(reason, "cannot read the control topic");
+                    }
+                    state.trouble = trouble;
+                }
+            }
+        })
+        .map_err(|error| SourceError::Unavailable(format!("no thread for the control topic: {error}")))?;
+    let log = ControlLog { node: node.into(), shared: Arc::clone(&shared), writer: Arc::new(Mutex::new(writer)) };
+    Ok((log, ControlReader { shared, thread: Some(thread) }))
+}
+
+fn read(reader: &mut TopicReader, shared: &Shared) -> Result<(), SourceError> {
+    let records = reader.take(READ_WAIT)?;
+    if records.is_empty() {
+        return Ok(());
+    }
+    let mut state = shared.lock();
+    let mut registry = Registry::clone(&state.registry);
+    for record in records {
+        let entry = record.value.as_deref().map(ControlEntry::decode);
+        let Some(Ok(entry)) = entry else {
+            tracing::warn!(offset = record.offset.0, "an entry of the control topic cannot be decoded; passed over");
+            registry.skip(record.offset);
+            continue;
+        };
+        let outcome = registry.apply(record.offset, record.timestamp_ms, &entry);
+        state.outcomes.insert(entry.proposal_id.clone(), outcome);
+        state.order.push_back(entry.proposal_id);
+        if state.order.len() > OUTCOMES_MAX
+            && let Some(oldest) = state.order.pop_front()
+        {
+            state.outcomes.remove(&oldest);
+        }
+    }
+    state.registry = Arc::new(registry);
+    drop(state);
+    shared.changed.notify_all();
+    Ok(())
+}
+
+impl ControlLog {
+    /// The registry as far as it has been read.
+    pub fn view(&self) -> Arc<Registry> {
+        Arc::clone(&self.shared.lock().registry)
+    }
+
+    /// Waits until the view is beyond `seen` or `timeout` has passed.
+    pub fn wait_beyond(&self, seen: Offset, timeout: Duration) -> Arc<Registry> {
+        let state = self.shared.lock();
+        let waited = self.shared.changed.wait_timeout_while(state, timeout, |state| state.registry.next <= seen);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&state.registry)
+    }
+
+    /// Writes a proposal and waits for what the log decides about it.
+    pub fn propose(&self, entry: Entry) -> Result<Outcome, ProposeError> {
+        let proposal_id = uuid::Uuid::new_v4().to_string();
+        let message =
+            ControlEntry { proposal_id: proposal_id.clone(), node: self.node.to_string(), entry: Some(entry) };
+        let written = {
+            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            writer.append(None, Some(&message.encode_to_vec()))
+        };
+        let deadline = Instant::now() + PROPOSAL_TIMEOUT;
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(outcome) = state.outcomes.get(&proposal_id) {
+                return Ok(outcome.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let reason = match &written {
+                    Err(error) => error.to_string(),
+                    Ok(_) => state.trouble.clone().unwrap_or_else(|| "it was written but not read back".into()),
+                };
+                return Err(ProposeError::Unavailable(reason));
+            }
+            let waited = self.shared.changed.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for ControlReader {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the control-log thread panicked");
+        }
+    }
+}

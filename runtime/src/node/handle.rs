@@ -1,0 +1,310 @@
+//! What the control plane may ask of a node. Every call may block; none runs on a tokio worker.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::control_entry::Entry;
+use tidemill_proto::v1::{DeleteEntry, DeployEntry};
+
+use super::board::{TaskEntry, TaskState};
+use super::control_log::ProposeError;
+use super::fleet::ALIVE;
+use super::modules;
+use super::registry::{Outcome, Registered};
+use super::revision::{self, PrepareError};
+use super::runtime::NodeRuntime;
+use crate::config::deployment::DeploymentSpec;
+use crate::config::manifest::{Manifest, StoreKind};
+
+/// Why a call is refused, by what its caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Every problem of the request, one by one.
+    #[error("{}", .0.join("\n"))]
+    Invalid(Vec<String>),
+    /// The request is fine, the world is not; names the fix.
+    #[error("{0}")]
+    Precondition(String),
+    #[error("{0}")]
+    NotFound(String),
+    /// Somebody else changed the same thing.
+    #[error("{0}")]
+    Conflict(String),
+    /// May be tried again.
+    #[error("{0}")]
+    Unavailable(String),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<ProposeError> for ControlError {
+    fn from(error: ProposeError) -> ControlError {
+        ControlError::Unavailable(error.to_string())
+    }
+}
+
+impl From<PrepareError> for ControlError {
+    fn from(error: PrepareError) -> ControlError {
+        match error {
+            PrepareError::Invalid(problems) => ControlError::Invalid(problems),
+            PrepareError::Precondition(problems) => ControlError::Precondition(problems.join("\n")),
+            PrepareError::Unavailable(reason) => ControlError::Unavailable(reason),
+        }
+    }
+}
+
+/// Who answers for a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    Here,
+    At { node: String, address: String },
+}
+
+/// A running node, as its control plane sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) node: Arc<NodeRuntime>,
+}
+
+impl Handle {
+    /// Checks everything, publishes the module, and proposes the deployment to the fleet.
+    pub fn deploy(
+        &self,
+        header: proto::DeployHeader,
+        module: Vec<u8>,
+    ) -> Result<proto::DeployResponse, ControlError> {
+        let spec = DeploymentSpec::parse(&header.document)
+            .map_err(|problems| ControlError::Invalid(problems.iter().map(ToString::to_string).collect()))?;
+        let compiled = revision::compile(&self.node.engine, &module)?;
+        let name = spec.name.clone();
+        let view = self.node.control_log.view();
+        let current = view.deployments.get(&name);
+        let revision = view.revision(&name);
+        if header.expected_revision != 0 && header.expected_revision != revision {
+            return Err(ControlError::Conflict(format!(
+                "{name} is at revision {revision}, not {}: look again and repeat the deploy",
+                header.expected_revision
+            )));
+        }
+        let digest = modules::digest(&module);
+        if let Some(current) = current
+            && current.module == digest
+            && current.document == header.document
+        {
+            return Ok(proto::DeployResponse { deployment: Some(self.describe(current)), unchanged: true });
+        }
+        revision::check(&self.node, &spec, &compiled.manifest)?;
+        if header.dry_run {
+            let proposed = Registered {
+                name,
+                revision,
+                module: digest,
+                document: header.document,
+                manifest: compiled.manifest_json(),
+                incarnation: String::new(),
+                deployed_at_ms: 0,
+            };
+            return Ok(proto::DeployResponse { deployment: Some(self.describe(&proposed)), unchanged: false });
+        }
+        self.node.publish_module(&digest, &module)?;
+        let incarnation =
+            if current.is_some() { String::new() } else { uuid::Uuid::new_v4().simple().to_string() };
+        let entry = DeployEntry {
+            name: name.clone(),
+            expected_revision: revision,
+            module: digest,
+            document: header.document,
+            incarnation,
+            manifest: compiled.manifest_json(),
+        };
+        match self.node.control_log.propose(Entry::Deploy(entry))? {
+            Outcome::Accepted(_) => {
+                Ok(proto::DeployResponse { deployment: Some(self.deployment(&name)?), unchanged: false })
+            }
+            Outcome::Refused(reason) => Err(ControlError::Conflict(reason)),
+        }
+    }
+
+    pub fn deployment(&self, name: &str) -> Result<proto::Deployment, ControlError> {
+        Ok(self.describe(&self.registered(name)?))
+    }
+
+    pub fn deployments(&self) -> Vec<proto::Deployment> {
+        self.node.control_log.view().deployments.values().map(|registered| self.describe(registered)).collect()
+    }
+
+    pub fn delete(&self, name: &str, keep_state: bool) -> Result<(), ControlError> {
+        let registered = self.registered(name)?;
+        let entry = DeleteEntry { name: name.to_owned(), expected_revision: registered.revision };
+        match self.node.control_log.propose(Entry::Delete(entry))? {
+            Outcome::Accepted(_) => self.node.retire(&registered, keep_state),
+            Outcome::Refused(reason) => Err(ControlError::Conflict(reason)),
+        }
+    }
+
+    pub fn lag(&self, name: Option<&str>) -> Result<Vec<proto::PartitionLag>, ControlError> {
+        let view = self.node.control_log.view();
+        if let Some(name) = name {
+            self.registered(name)?;
+        }
+        let mut lags = Vec::new();
+        for registered in view.deployments.values().filter(|r| name.is_none_or(|name| r.name == name)) {
+            lags.extend(super::lag::of(&self.node, registered)?);
+        }
+        Ok(lags)
+    }
+
+    /// Reads one key of one partition that this node runs.
+    pub fn state_get(&self, request: &proto::GetStateRequest) -> Result<proto::GetStateResponse, ControlError> {
+        super::query::get(&self.node, request)
+    }
+
+    /// Reads one page of one partition that this node runs.
+    pub fn state_scan(&self, request: &proto::ScanStateRequest) -> Result<proto::ScanStateResponse, ControlError> {
+        super::query::scan(&self.node, request)
+    }
+
+    /// Who answers for each partition of a deployment. A partition that nobody runs is an error.
+    pub fn owners(&self, deployment: &str) -> Result<BTreeMap<i32, Owner>, ControlError> {
+        let registered = self.registered(deployment)?;
+        let partitions = self.node.partitions(&registered)?;
+        let here = self.node.board(deployment).map(|board| board.tasks()).unwrap_or_default();
+        let peers = self.node.fleet.peers();
+        let mut owners = BTreeMap::new();
+        for partition in 0..partitions {
+            if here.contains_key(&partition) {
+                owners.insert(partition, Owner::Here);
+                continue;
+            }
+            let owner = peers.iter().filter(|(id, peer)| **id != self.node.id && peer.age() < ALIVE).find(|(_, peer)| {
+                peer.heartbeat.tasks.iter().any(|t| t.deployment == deployment && t.partition == partition)
+            });
+            let Some((id, peer)) = owner else {
+                return Err(ControlError::Unavailable(format!(
+                    "partition {partition} of {deployment} is on no node right now (a rebalance, or no node runs); try again"
+                )));
+            };
+            owners.insert(partition, Owner::At { node: id.clone(), address: peer.heartbeat.address.clone() });
+        }
+        Ok(owners)
+    }
+
+    pub fn nodes(&self) -> Vec<proto::Node> {
+        let mut nodes: Vec<proto::Node> = self
+            .node
+            .fleet
+            .peers()
+            .into_iter()
+            .map(|(id, peer)| proto::Node {
+                id,
+                heartbeat_age_ms: peer.age().as_millis() as u64,
+                address: peer.heartbeat.address,
+                version: peer.heartbeat.version,
+                tasks: peer
+                    .heartbeat
+                    .tasks
+                    .into_iter()
+                    .map(|task| proto::NodeTask {
+                        deployment: task.deployment,
+                        partition: task.partition,
+                        worker: task.worker,
+                        state: task.state,
+                    })
+                    .collect(),
+            })
+            .collect();
+        nodes.sort_by(|a, b| a.id.cmp(&b.id));
+        nodes
+    }
+
+    fn registered(&self, name: &str) -> Result<Registered, ControlError> {
+        let view = self.node.control_log.view();
+        view.deployments.get(name).cloned().ok_or_else(|| {
+            let names: Vec<_> = view.deployments.keys().map(String::as_str).collect();
+            ControlError::NotFound(match names.as_slice() {
+                [] => format!("{name} is not deployed; nothing is"),
+                names => format!("{name} is not deployed; there are {}", names.join(", ")),
+            })
+        })
+    }
+
+    fn describe(&self, registered: &Registered) -> proto::Deployment {
+        let board = self.node.board(&registered.name);
+        let tasks = board.as_ref().map(|board| board.tasks()).unwrap_or_default();
+        let trouble = self.node.trouble(&registered.name);
+        let spec = DeploymentSpec::parse(&registered.document).ok();
+        let manifest: Option<Manifest> = serde_json::from_str(&registered.manifest).ok();
+        let inputs = topics(&spec, &manifest);
+        let halted = tasks.values().find(|task| task.state == TaskState::Halted);
+        let (state, reason) = match (&trouble, halted) {
+            (Some(trouble), _) => (proto::DeploymentState::Halted, trouble.clone()),
+            (None, Some(task)) => (proto::DeploymentState::Halted, task.reason.clone()),
+            (None, None) if tasks.values().any(|task| task.state == TaskState::Running) => {
+                (proto::DeploymentState::Running, String::new())
+            }
+            (None, None) if tasks.is_empty() && self.node.is_settled(&registered.name) => {
+                (proto::DeploymentState::Idle, String::new())
+            }
+            (None, None) => (proto::DeploymentState::Starting, String::new()),
+        };
+        proto::Deployment {
+            name: registered.name.clone(),
+            revision: registered.revision,
+            module: registered.module.clone(),
+            document: registered.document.clone(),
+            deployed_at_ms: registered.deployed_at_ms,
+            state: state.into(),
+            reason,
+            tasks: tasks.iter().map(|(partition, task)| self.task(*partition, task, &inputs)).collect(),
+            group: self.node.group(&registered.name),
+            outputs: spec.iter().flat_map(|spec| spec.outputs.values().map(|output| output.topic.clone())).collect(),
+            stores: manifest.iter().flat_map(|manifest| manifest.stores.iter().map(store_info)).collect(),
+            inputs,
+        }
+    }
+
+    fn task(&self, partition: i32, task: &TaskEntry, inputs: &[String]) -> proto::TaskStatus {
+        use std::sync::atomic::Ordering::Relaxed;
+        proto::TaskStatus {
+            partition,
+            state: task_state(task.state).into(),
+            reason: task.reason.clone(),
+            node: self.node.id.clone(),
+            worker: task.worker,
+            restore_remaining: task.restore.remaining.load(Relaxed),
+            positions: super::query::positions(&task.positions, inputs, partition),
+            skipped: task.skipped,
+        }
+    }
+}
+
+/// Topics of the inputs, in the manifest's order.
+pub(super) fn topics(spec: &Option<DeploymentSpec>, manifest: &Option<Manifest>) -> Vec<String> {
+    let (Some(spec), Some(manifest)) = (spec, manifest) else { return Vec::new() };
+    manifest
+        .inputs
+        .iter()
+        .map(|name| spec.inputs.get(name).map(|input| input.topic.clone()).unwrap_or_default())
+        .collect()
+}
+
+pub(super) fn task_state(state: TaskState) -> proto::TaskState {
+    match state {
+        TaskState::Restoring => proto::TaskState::Restoring,
+        TaskState::Running => proto::TaskState::Running,
+        TaskState::Halted => proto::TaskState::Halted,
+    }
+}
+
+fn store_info(store: &crate::config::manifest::StoreManifest) -> proto::StoreInfo {
+    let kind = match store.kind {
+        StoreKind::Bytes => "bytes",
+        StoreKind::U64 => "u64",
+        StoreKind::I64 => "i64",
+        StoreKind::F64 => "f64",
+        StoreKind::Utf8 => "utf8",
+        StoreKind::Json => "json",
+    };
+    proto::StoreInfo { name: store.name.clone(), r#type: kind.to_owned(), ordered: store.ordered }
+}

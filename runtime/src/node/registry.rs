@@ -1,0 +1,209 @@
+//! What the fleet has agreed on: deployments and where their partitions began.
+//!
+//! The control topic is the truth. Entries are proposals; each is accepted or refused by what stands
+//! before it in the log, and by nothing else, so that every node that has read to the same offset
+//! holds the same view. This file is the pure fold of that log; reading and writing it is
+//! [`super::control_log`].
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use tidemill_proto::v1::{ControlEntry, DeleteEntry, DeployEntry, StartedEntry, control_entry::Entry};
+
+use crate::record::Offset;
+
+/// A deployment as the registry holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    pub name: String,
+    /// Rises with every accepted change of this name, and never falls, not even over a delete:
+    /// it is the log position after the entry that made it.
+    pub revision: u64,
+    /// SHA-256 of the module, lower-case hexadecimal.
+    pub module: String,
+    pub document: String,
+    /// The module's manifest, JSON.
+    pub manifest: String,
+    /// One life of the deployment, from its first deploy to its delete.
+    pub incarnation: String,
+    pub deployed_at_ms: i64,
+}
+
+/// What the log decided about one entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Holds the revision that the entry made, 0 where an entry makes none.
+    Accepted(u64),
+    Refused(String),
+}
+
+/// Input partition of one life of a deployment: incarnation, topic id, partition.
+type Beginning = (String, String, i32);
+
+/// The fold of the control topic up to `next`.
+#[derive(Debug, Clone, Default)]
+pub struct Registry {
+    pub deployments: BTreeMap<String, Registered>,
+    started: HashMap<Beginning, Offset>,
+    first_commits: HashSet<(String, i32)>,
+    /// Next entry to apply.
+    pub next: Offset,
+}
+
+impl Registry {
+    /// Applies the entry at `offset`. Total: every entry has an outcome, and none is an error.
+    pub fn apply(&mut self, offset: Offset, timestamp_ms: i64, entry: &ControlEntry) -> Outcome {
+        self.next = Offset(offset.0 + 1);
+        match &entry.entry {
+            Some(Entry::Deploy(deploy)) => self.deploy(deploy, timestamp_ms),
+            Some(Entry::Delete(delete)) => self.delete(delete),
+            Some(Entry::Started(started)) => self.start(started),
+            Some(Entry::FirstCommit(first)) => {
+                self.first_commits.insert((first.incarnation.clone(), first.partition));
+                Outcome::Accepted(0)
+            }
+            // Written by a newer node: what it means is not ours to guess.
+            None => Outcome::Refused("unknown kind of entry".into()),
+        }
+    }
+
+    /// Passes an entry that cannot be decoded; it changes nothing on any node.
+    pub fn skip(&mut self, offset: Offset) {
+        self.next = Offset(offset.0 + 1);
+    }
+
+    /// 0 = the name is not deployed.
+    pub fn revision(&self, name: &str) -> u64 {
+        self.deployments.get(name).map_or(0, |registered| registered.revision)
+    }
+
+    /// Where this input partition begins, if that was resolved.
+    pub fn started(&self, incarnation: &str, topic_id: &str, partition: i32) -> Option<Offset> {
+        self.started.get(&(incarnation.into(), topic_id.into(), partition)).copied()
+    }
+
+    /// True once a commit of this task is known; from then on a missing committed offset is a fault.
+    pub fn has_committed(&self, incarnation: &str, partition: i32) -> bool {
+        self.first_commits.contains(&(incarnation.into(), partition))
+    }
+
+    /// True when another partition of the same topic began earlier in this life: a partition that
+    /// appears later was added to the topic, and begins at its start.
+    pub fn has_started(&self, incarnation: &str, topic_id: &str) -> bool {
+        self.started.keys().any(|(i, t, _)| i == incarnation && t == topic_id)
+    }
+
+    fn deploy(&mut self, deploy: &DeployEntry, timestamp_ms: i64) -> Outcome {
+        if let Err(refusal) = self.expect(&deploy.name, deploy.expected_revision) {
+            return refusal;
+        }
+        let incarnation = match self.deployments.get(&deploy.name) {
+            Some(current) => current.incarnation.clone(),
+            None if deploy.incarnation.is_empty() => {
+                return Outcome::Refused(format!("{}: a first deploy names its incarnation", deploy.name));
+            }
+            None => deploy.incarnation.clone(),
+        };
+        let revision = self.next.0;
+        self.deployments.insert(
+            deploy.name.clone(),
+            Registered {
+                name: deploy.name.clone(),
+                revision,
+                module: deploy.module.clone(),
+                document: deploy.document.clone(),
+                manifest: deploy.manifest.clone(),
+                incarnation,
+                deployed_at_ms: timestamp_ms,
+            },
+        );
+        Outcome::Accepted(revision)
+    }
+
+    fn delete(&mut self, delete: &DeleteEntry) -> Outcome {
+        if let Err(refusal) = self.expect(&delete.name, delete.expected_revision) {
+            return refusal;
+        }
+        let Some(gone) = self.deployments.remove(&delete.name) else {
+            return Outcome::Refused(format!("{} is not deployed", delete.name));
+        };
+        self.started.retain(|(incarnation, _, _), _| *incarnation != gone.incarnation);
+        self.first_commits.retain(|(incarnation, _)| *incarnation != gone.incarnation);
+        Outcome::Accepted(0)
+    }
+
+    /// The first entry in log order wins; a later one is refused and its proposer takes the first.
+    fn start(&mut self, started: &StartedEntry) -> Outcome {
+        let beginning = (started.incarnation.clone(), started.topic_id.clone(), started.partition);
+        if let Some(first) = self.started.get(&beginning) {
+            return Outcome::Refused(format!("began at {first} already"));
+        }
+        self.started.insert(beginning, Offset(started.offset));
+        Outcome::Accepted(0)
+    }
+
+    fn expect(&self, name: &str, expected: u64) -> Result<(), Outcome> {
+        let current = self.revision(name);
+        if current == expected {
+            return Ok(());
+        }
+        Err(Outcome::Refused(format!(
+            "{name} is at revision {current}, not {expected}: somebody else changed it; look and try again"
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deploy(name: &str, expected_revision: u64, incarnation: &str) -> ControlEntry {
+        let entry = DeployEntry {
+            name: name.into(),
+            expected_revision,
+            module: "m".into(),
+            incarnation: incarnation.into(),
+            ..DeployEntry::default()
+        };
+        ControlEntry { entry: Some(Entry::Deploy(entry)), ..ControlEntry::default() }
+    }
+
+    fn started(incarnation: &str, offset: u64) -> ControlEntry {
+        let entry = StartedEntry {
+            incarnation: incarnation.into(),
+            topic_id: "t".into(),
+            offset,
+            ..StartedEntry::default()
+        };
+        ControlEntry { entry: Some(Entry::Started(entry)), ..ControlEntry::default() }
+    }
+
+    #[test]
+    fn of_two_deploys_that_expect_the_same_revision_the_first_in_the_log_wins() {
+        let mut registry = Registry::default();
+        assert_eq!(registry.apply(Offset(0), 1, &deploy("a", 0, "i1")), Outcome::Accepted(1));
+        assert!(matches!(registry.apply(Offset(1), 2, &deploy("a", 0, "i2")), Outcome::Refused(_)));
+        assert_eq!(registry.apply(Offset(2), 3, &deploy("a", 1, "")), Outcome::Accepted(3));
+        assert_eq!(registry.deployments["a"].incarnation, "i1");
+    }
+
+    #[test]
+    fn a_name_deployed_again_after_a_delete_has_a_new_life_and_a_higher_revision() {
+        let mut registry = Registry::default();
+        registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
+        registry.apply(Offset(1), 1, &started("i1", 7));
+        let delete = DeleteEntry { name: "a".into(), expected_revision: 1 };
+        let delete = ControlEntry { entry: Some(Entry::Delete(delete)), ..ControlEntry::default() };
+        assert_eq!(registry.apply(Offset(2), 1, &delete), Outcome::Accepted(0));
+        assert_eq!(registry.started("i1", "t", 0), None);
+        assert_eq!(registry.apply(Offset(3), 1, &deploy("a", 0, "i2")), Outcome::Accepted(4));
+    }
+
+    #[test]
+    fn the_first_resolution_of_a_start_wins() {
+        let mut registry = Registry::default();
+        registry.apply(Offset(0), 1, &started("i1", 7));
+        assert!(matches!(registry.apply(Offset(1), 1, &started("i1", 9)), Outcome::Refused(_)));
+        assert_eq!(registry.started("i1", "t", 0), Some(Offset(7)));
+        assert!(registry.has_started("i1", "t") && !registry.has_started("i2", "t"));
+    }
+}

@@ -1,0 +1,58 @@
+//! The seam between a worker and the restore of its tasks.
+
+use crossbeam_channel::Sender;
+
+use crate::store::Store;
+use crate::task::Task;
+
+/// Tells a restore from an earlier one of the same partition, whose verdict comes too late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(pub u64);
+
+pub struct RestoreRequest {
+    pub partition: i32,
+    pub ticket: Ticket,
+    /// The task's store, if the worker has kept it open.
+    pub store: Option<Store>,
+}
+
+/// How a restore ended.
+pub struct Verdict {
+    pub partition: i32,
+    pub ticket: Ticket,
+    pub outcome: Outcome,
+}
+
+pub enum Outcome {
+    /// The task is at its position record and may run.
+    Start(Box<Task>),
+    /// Only a person can help.
+    Halt { reason: String, store: Option<Store> },
+    /// Kafka did not answer in time; begin again.
+    Again { store: Option<Store> },
+}
+
+impl Outcome {
+    pub fn into_store(self) -> Option<Store> {
+        match self {
+            Outcome::Start(task) => task.into_store(),
+            Outcome::Halt { store, .. } | Outcome::Again { store } => store,
+        }
+    }
+}
+
+/// Brings tasks to their committed position, on threads of its own, and keeps the stores that no
+/// task holds.
+pub trait Restorer: Send {
+    /// Answers exactly one verdict, sooner or later.
+    fn begin(&mut self, request: RestoreRequest, verdicts: Sender<Verdict>);
+
+    /// Takes a store whose partition has left this worker.
+    fn release(&mut self, partition: i32, store: Store);
+
+    /// Deletes a store that cannot be trusted.
+    fn destroy(&mut self, partition: i32, store: Store);
+
+    /// A commit of this task is known.
+    fn committed(&mut self, partition: i32);
+}

@@ -1,0 +1,340 @@
+//! A worker: one thread that owns a consumer, a commit thread and the tasks assigned to it.
+//!
+//! ```text
+//!            +--------------------------- take ---------------------------+
+//!            v                                                            |
+//!   serve commands -> outcomes of commits -> finished restores -> records, rebalances -> commit if due
+//! ```
+//!
+//! Life of a slot (one partition number that the group gave to this worker):
+//!
+//! ```text
+//!   assigned --> Waiting --> Restoring --> Running --> Halted
+//!                   ^                         |           |
+//!                   +--- rule P1, rebuild ----+           |
+//!                   +--------- revoked, lost -------------+--> gone
+//! ```
+//!
+//! Generic over its edges, so that the same loop runs against Kafka and against a simulated broker.
+
+mod outcome;
+mod rebalance;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::board::Board;
+use super::commit::{Committer, SinkFactory};
+use super::pace::{NodeBudget, Pace, Waiting};
+use super::restore::{Restorer, Ticket, Verdict};
+use crate::config::deployment::CommitSpec;
+use crate::ports::{Clock, Group, Membership, Source, SourceError, Taken};
+use crate::record::{Batch, InputPartition};
+use crate::store::Store;
+use crate::task::{Applied, Sealed, Task};
+
+/// A take never waits longer, so that commands and restores are served.
+const TAKE_WAIT_MAX: Duration = Duration::from_millis(50);
+/// While a commit is in flight its outcome is looked for this often.
+const TAKE_WAIT_COMMITTING: Duration = Duration::from_millis(1);
+/// Back-off of a producer or consumer that could not be made, doubled up to the maximum.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// What a worker's consumer must be able to do.
+pub trait Consumer: Source + Group {
+    /// Leaves the group for good: unsubscribes and serves the revoke that follows. Only closing
+    /// (dropping) keeps a static member's partitions for its return.
+    fn leave(&mut self);
+}
+
+pub type ConsumerFactory<C> = Box<dyn FnMut() -> Result<C, SourceError> + Send>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Commit, close the stores and end.
+    Stop {
+        /// Give the partitions up at once instead of keeping them for this member's return.
+        leave: bool,
+    },
+}
+
+/// What a worker is made of.
+pub struct Parts<C> {
+    pub deployment: Arc<str>,
+    pub index: u32,
+    /// Inputs of the revision; a task needs its partition of each.
+    pub inputs: u16,
+    pub commit: CommitSpec,
+    pub consumers: ConsumerFactory<C>,
+    pub sinks: SinkFactory,
+    pub restorer: Box<dyn Restorer>,
+    pub commands: Receiver<Command>,
+    pub board: Arc<Board>,
+    pub budget: Arc<NodeBudget>,
+    pub clock: Box<dyn Clock>,
+}
+
+struct Slot {
+    /// Inputs whose partition of this number is assigned.
+    held: BTreeSet<u16>,
+    state: SlotState,
+}
+
+enum SlotState {
+    /// For a producer, for a back-off to pass, or for the partition of another input.
+    Waiting { store: Option<Store> },
+    Restoring { ticket: Ticket },
+    Running(Box<Task>),
+    /// Only a person can help. The store stays, so that its state can still be read.
+    Halted { store: Option<Store> },
+}
+
+/// A resource that is rebuilt after a failure, with back-off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Ready,
+    /// Being made.
+    Pending,
+    /// Failed; tried again at this time of the clock.
+    Down { until: Duration },
+}
+
+pub struct Worker<C: Consumer> {
+    deployment: Arc<str>,
+    index: u32,
+    inputs: u16,
+    commit_interval: CommitSpec,
+    consumers: ConsumerFactory<C>,
+    consumer: Option<C>,
+    consumer_standing: Standing,
+    consumer_backoff: Duration,
+    committer: Committer,
+    producer: Standing,
+    producer_backoff: Duration,
+    /// Refused for its generation; sent again once a rebalance has been served.
+    refused: Option<(Vec<Sealed>, Membership)>,
+    slots: BTreeMap<i32, Slot>,
+    restorer: Box<dyn Restorer>,
+    verdicts: Receiver<Verdict>,
+    verdict_sender: Sender<Verdict>,
+    next_ticket: u64,
+    commands: Receiver<Command>,
+    board: Arc<Board>,
+    budget: Arc<NodeBudget>,
+    pace: Pace,
+    clock: Box<dyn Clock>,
+    taken: Vec<Taken>,
+    /// The last take brought no records.
+    dry: bool,
+}
+
+impl<C: Consumer> Worker<C> {
+    pub fn new(parts: Parts<C>) -> std::io::Result<Worker<C>> {
+        let name = format!("{}-{}", parts.deployment, parts.index);
+        let mut committer = Committer::start(&name, parts.sinks)?;
+        committer.renew();
+        let (verdict_sender, verdicts) = unbounded();
+        let now = parts.clock.monotonic();
+        Ok(Worker {
+            deployment: parts.deployment,
+            index: parts.index,
+            inputs: parts.inputs,
+            pace: Pace::new(parts.commit.clone(), now),
+            commit_interval: parts.commit,
+            consumers: parts.consumers,
+            consumer: None,
+            consumer_standing: Standing::Down { until: now },
+            consumer_backoff: BACKOFF_MIN,
+            committer,
+            producer: Standing::Pending,
+            producer_backoff: BACKOFF_MIN,
+            refused: None,
+            slots: BTreeMap::new(),
+            restorer: parts.restorer,
+            verdicts,
+            verdict_sender,
+            next_ticket: 0,
+            commands: parts.commands,
+            board: parts.board,
+            budget: parts.budget,
+            clock: parts.clock,
+            taken: Vec::new(),
+            dry: true,
+        })
+    }
+
+    /// Runs until a stop command or until the channel of commands is closed.
+    pub fn run(mut self) {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Stop { leave }) => return self.stop(leave),
+                Err(crossbeam_channel::TryRecvError::Disconnected) => return self.stop(false),
+                Err(crossbeam_channel::TryRecvError::Empty) => {}
+            }
+            self.step();
+        }
+    }
+
+    /// One turn of the loop in the file's drawing.
+    pub fn step(&mut self) {
+        self.keep_clients();
+        if let Some(done) = self.committer.poll() {
+            self.serve_outcome(done);
+        }
+        self.resend_refused();
+        self.serve_verdicts();
+        self.begin_restores();
+        self.take();
+        self.commit_if_due();
+    }
+
+    fn take(&mut self) {
+        let Some(consumer) = self.consumer.as_mut() else {
+            // Nothing to poll: wait for a command instead of spinning. A command stays in the
+            // channel for `run`.
+            std::thread::park_timeout(TAKE_WAIT_COMMITTING * 10);
+            return;
+        };
+        let now = self.clock.monotonic();
+        let most = if self.committer.is_busy() { TAKE_WAIT_COMMITTING } else { TAKE_WAIT_MAX };
+        let waiting = waiting(&self.slots);
+        let wait = self.pace.patience(now, waiting, most);
+        let mut taken = std::mem::take(&mut self.taken);
+        let result = consumer.take(wait, &mut taken);
+        self.dry = true;
+        for item in taken.drain(..) {
+            self.serve(item);
+        }
+        self.taken = taken;
+        if self.dry {
+            self.advance_idle();
+        }
+        match result {
+            Ok(()) => {}
+            Err(SourceError::Unavailable(reason)) => {
+                tracing::debug!(deployment = %self.deployment, worker = self.index, reason, "Kafka is unavailable");
+            }
+            Err(error) => self.lose_consumer(&error),
+        }
+    }
+
+    fn serve(&mut self, item: Taken) {
+        match item {
+            Taken::Batch(batch) => self.apply(batch),
+            Taken::Assigned(partitions) => self.assigned(&partitions),
+            Taken::Revoked(partitions) => self.revoked(&partitions),
+            Taken::Lost(partitions) => self.lost(&partitions),
+            Taken::Failed { partition, reason } => self.halt(partition.partition, reason),
+        }
+    }
+
+    fn apply(&mut self, batch: Batch) {
+        self.dry = false;
+        // A full overlay is committed before it grows: first the one in flight, then this one.
+        if self.pace.must_stop_taking(waiting(&self.slots)) {
+            self.commit_now();
+        }
+        let partition = batch.partition;
+        let Some(Slot { state: SlotState::Running(task), .. }) = self.slots.get_mut(&partition) else {
+            return; // Of a task that is not running: it is read again from its position.
+        };
+        match task.apply(batch) {
+            Applied::Done { records, skipped } => self.board.applied(records, skipped),
+            Applied::Halted { reason } => self.halt(partition, reason),
+            Applied::StoreFailed { reason } => self.rebuild(partition, &reason),
+        }
+    }
+
+    /// Positions that moved without a record, past transaction markers, so that lag reaches 0.
+    fn advance_idle(&mut self) {
+        let Some(consumer) = &self.consumer else { return };
+        for (&partition, slot) in &mut self.slots {
+            if let SlotState::Running(task) = &mut slot.state {
+                for &input in &slot.held {
+                    if let Some(position) = consumer.position(InputPartition { input, partition }) {
+                        task.advance(input, position);
+                    }
+                }
+            }
+        }
+    }
+
+    fn commit_if_due(&mut self) {
+        if self.committer.is_busy() || self.refused.is_some() || self.producer != Standing::Ready {
+            return;
+        }
+        let now = self.clock.monotonic();
+        if self.pace.is_due(now, waiting(&self.slots), self.dry) && self.budget.take(now) {
+            self.start_commit();
+        }
+    }
+
+    /// Seals every task that has something and hands it to the commit thread.
+    fn start_commit(&mut self) {
+        let Some(consumer) = &self.consumer else { return };
+        let membership = consumer.membership();
+        if !membership.is_valid() {
+            return; // Not a member now: a rebalance is on its way and decides.
+        }
+        let sealed: Vec<Sealed> = running(&mut self.slots).filter_map(|(_, task)| task.seal()).collect();
+        if !sealed.is_empty() {
+            self.pace.started(self.clock.monotonic());
+            self.committer.commit(super::commit::Job { sealed, membership });
+        }
+    }
+
+    /// Commits everything and waits for the outcome; bounded by the sink's time-outs. What could
+    /// not be committed has been dropped or is held as refused.
+    fn commit_now(&mut self) {
+        if let Some(done) = self.committer.wait() {
+            self.serve_outcome(done);
+        }
+        if self.refused.is_some() || self.producer != Standing::Ready {
+            return;
+        }
+        self.start_commit();
+        if let Some(done) = self.committer.wait() {
+            self.serve_outcome(done);
+        }
+    }
+
+    fn stop(mut self, leave: bool) {
+        self.commit_now();
+        if let Some(done) = self.committer.wait() {
+            self.serve_outcome(done);
+        }
+        if let Some(mut consumer) = self.consumer.take()
+            && leave
+        {
+            consumer.leave();
+        }
+        let partitions: Vec<i32> = self.slots.keys().copied().collect();
+        for partition in partitions {
+            self.release(partition);
+        }
+    }
+}
+
+fn running(slots: &mut BTreeMap<i32, Slot>) -> impl Iterator<Item = (i32, &mut Box<Task>)> {
+    slots.iter_mut().filter_map(|(&partition, slot)| match &mut slot.state {
+        SlotState::Running(task) => Some((partition, task)),
+        _ => None,
+    })
+}
+
+fn waiting(slots: &BTreeMap<i32, Slot>) -> Waiting {
+    let mut sum = Waiting::default();
+    for slot in slots.values() {
+        if let SlotState::Running(task) = &slot.state {
+            let pending = task.pending();
+            sum.records += pending.records;
+            sum.bytes += pending.bytes;
+            sum.moved |= pending.moved;
+        }
+    }
+    sum
+}

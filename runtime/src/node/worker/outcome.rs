@@ -1,0 +1,164 @@
+//! What a worker does with the outcome of a commit: the whole failure policy of the commit path.
+
+use std::collections::BTreeSet;
+
+use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, SlotState, Standing, Worker, running};
+use crate::node::commit::{Done, Job};
+use crate::ports::{CommitError, SourceError};
+use crate::store::StoreError;
+use crate::task::Sealed;
+
+impl<C: Consumer> Worker<C> {
+    pub(super) fn serve_outcome(&mut self, done: Done) {
+        match done {
+            Done::Committed { sealed, took } => {
+                self.pace.finished(took);
+                self.board.committed(self.index, took);
+                for (task, applied) in sealed {
+                    self.settle(task, applied);
+                }
+            }
+            Done::Refused { sealed, error: CommitError::Generation(reason) } => self.hold_refused(sealed, &reason),
+            Done::Refused { sealed, error } => {
+                tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "commit refused; its records are taken again");
+                self.take_back(sealed);
+            }
+            Done::Unknown { sealed, reason } => self.recover(sealed, &reason),
+            Done::Renewed => {
+                self.producer = Standing::Ready;
+                self.producer_backoff = BACKOFF_MIN;
+                self.board.worker_ready(self.index);
+            }
+            Done::NotRenewed(error) => self.back_off_producer(&error),
+        }
+    }
+
+    /// Kafka has it; gives each task its store back.
+    fn settle(&mut self, sealed: Sealed, applied: Result<(), StoreError>) {
+        let partition = sealed.partition();
+        let Some((_, task)) = running(&mut self.slots).find(|(number, _)| *number == partition) else {
+            self.give_back(partition, sealed.into_store());
+            return;
+        };
+        match applied {
+            Ok(()) => {
+                task.committed(sealed);
+                self.board.task_committed(partition, task);
+                self.restorer.committed(partition);
+            }
+            Err(error) => {
+                task.committed(sealed);
+                self.rebuild(partition, &error.to_string());
+            }
+        }
+    }
+
+    /// After a generation refusal the worker serves the rebalance that caused it, then sends the
+    /// same commit again for the tasks it has held without interruption.
+    fn hold_refused(&mut self, sealed: Vec<Sealed>, reason: &str) {
+        tracing::info!(deployment = %self.deployment, worker = self.index, reason, "commit waits for the rebalance");
+        let membership = self.consumer.as_ref().map(|consumer| consumer.membership()).unwrap_or_default();
+        self.refused = Some((sealed, membership));
+    }
+
+    pub(super) fn resend_refused(&mut self) {
+        let (Some((_, refused_as)), Some(consumer)) = (&self.refused, &self.consumer) else { return };
+        let membership = consumer.membership();
+        if self.committer.is_busy() || !membership.is_valid() || membership == *refused_as {
+            return;
+        }
+        if let Some((sealed, _)) = self.refused.take()
+            && !sealed.is_empty()
+        {
+            self.committer.commit(Job { sealed, membership });
+        }
+    }
+
+    /// Of revoked or lost tasks, the refused commit is dropped with everything after it.
+    pub(super) fn drop_refused_of(&mut self, partitions: &BTreeSet<i32>) {
+        let Some((sealed, membership)) = self.refused.take() else { return };
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            sealed.into_iter().partition(|sealed| partitions.contains(&sealed.partition()));
+        self.refused = Some((kept, membership));
+        for sealed in gone {
+            self.park(sealed.partition(), sealed.into_store());
+        }
+    }
+
+    /// A definite refusal: drop the commit and what was built on it, and read the records again.
+    fn take_back(&mut self, sealed: Vec<Sealed>) {
+        for sealed in sealed {
+            let partition = sealed.partition();
+            let Some((_, task)) = running(&mut self.slots).find(|(number, _)| *number == partition) else {
+                self.give_back(partition, sealed.into_store());
+                continue;
+            };
+            match task.drop_uncommitted(Some(sealed)) {
+                Ok(positions) => self.start_inputs(partition, &positions),
+                Err(reason) => self.rebuild(partition, &reason.to_string()),
+            }
+        }
+    }
+
+    /// Rule P1: the outcome is unknown or another owner exists. Forget everything that is not
+    /// committed, make a new producer, recover every task by the one rule. The consumer goes on
+    /// being polled meanwhile.
+    fn recover(&mut self, sealed: Vec<Sealed>, reason: &str) {
+        tracing::warn!(deployment = %self.deployment, worker = self.index, reason, "outcome of a commit unknown; recovering");
+        for sealed in sealed {
+            self.park(sealed.partition(), sealed.into_store());
+        }
+        if let Some((sealed, _)) = self.refused.take() {
+            for sealed in sealed {
+                self.park(sealed.partition(), sealed.into_store());
+            }
+        }
+        let active: Vec<i32> = running(&mut self.slots).map(|(partition, _)| partition).collect();
+        for partition in active {
+            self.park(partition, None);
+        }
+        // A restore that is under way compares with offsets that may be decided only now.
+        for slot in self.slots.values_mut() {
+            if matches!(slot.state, SlotState::Restoring { .. }) {
+                slot.state = SlotState::Waiting { store: None };
+            }
+        }
+        self.board.recovered();
+        self.producer = Standing::Down { until: self.clock.monotonic() };
+    }
+
+    fn back_off_producer(&mut self, error: &SourceError) {
+        tracing::warn!(deployment = %self.deployment, worker = self.index, %error, backoff_ms = self.producer_backoff.as_millis() as u64, "no producer");
+        self.board.worker_failed(self.index, &error.to_string());
+        self.producer = Standing::Down { until: self.clock.monotonic() + self.producer_backoff };
+        self.producer_backoff = (self.producer_backoff * 2).min(BACKOFF_MAX);
+    }
+
+    /// Makes the consumer and the producer that are missing, when their back-off has passed.
+    pub(super) fn keep_clients(&mut self) {
+        let now = self.clock.monotonic();
+        if let Standing::Down { until } = self.producer
+            && until <= now
+            && !self.committer.is_busy()
+        {
+            self.producer = Standing::Pending;
+            self.committer.renew();
+        }
+        if let Standing::Down { until } = self.consumer_standing
+            && until <= now
+        {
+            match (self.consumers)() {
+                Ok(consumer) => {
+                    self.consumer = Some(consumer);
+                    self.consumer_standing = Standing::Ready;
+                    self.consumer_backoff = BACKOFF_MIN;
+                }
+                Err(error) => {
+                    tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "no consumer");
+                    self.consumer_standing = Standing::Down { until: now + self.consumer_backoff };
+                    self.consumer_backoff = (self.consumer_backoff * 2).min(BACKOFF_MAX);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What a worker does when the group gives and takes partitions, and when a task must stop.
+
+use std::collections::BTreeSet;
+
+use super::{Consumer, Slot, SlotState, Standing, Worker};
+use crate::node::board::TaskState;
+use crate::node::restore::{Outcome, RestoreRequest, Ticket};
+use crate::ports::SourceError;
+use crate::record::{InputPartition, Offset};
+use crate::store::Store;
+
+impl<C: Consumer> Worker<C> {
+    /// Accepts partitions, paused; the restore says where they begin.
+    pub(super) fn assigned(&mut self, partitions: &[InputPartition]) {
+        self.board.rebalanced();
+        tracing::info!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "assigned");
+        for partition in partitions {
+            let slot = self.slots.entry(partition.partition).or_insert_with(|| Slot {
+                held: BTreeSet::new(),
+                state: SlotState::Waiting { store: None },
+            });
+            slot.held.insert(partition.input);
+        }
+        // The offset is a stand-in: nothing flows before `start`, which seeks.
+        let offsets: Vec<_> = partitions.iter().map(|&partition| (partition, Offset(0))).collect();
+        if let Some(consumer) = self.consumer.as_mut()
+            && let Err(error) = consumer.assign(&offsets)
+        {
+            self.lose_consumer(&error);
+        }
+    }
+
+    /// Finishes the commit in flight, commits the overlay or drops it, closes the stores, and only
+    /// then lets the partitions go.
+    pub(super) fn revoked(&mut self, partitions: &[InputPartition]) {
+        self.board.rebalanced();
+        tracing::info!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "revoked");
+        self.commit_now();
+        self.forget(partitions);
+        if let Some(consumer) = self.consumer.as_mut()
+            && let Err(error) = consumer.unassign(partitions)
+        {
+            self.lose_consumer(&error);
+        }
+    }
+
+    /// They are another worker's already: nothing of them may be committed.
+    pub(super) fn lost(&mut self, partitions: &[InputPartition]) {
+        self.board.rebalanced();
+        tracing::warn!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "lost");
+        self.finish_in_flight();
+        self.forget(partitions);
+        if let Some(consumer) = self.consumer.as_mut()
+            && let Err(error) = consumer.unassign(partitions)
+        {
+            self.lose_consumer(&error);
+        }
+    }
+
+    /// Waits for the outcome of the commit in flight without starting another.
+    fn finish_in_flight(&mut self) {
+        if let Some(done) = self.committer.wait() {
+            self.serve_outcome(done);
+        }
+    }
+
+    fn forget(&mut self, partitions: &[InputPartition]) {
+        let numbers: BTreeSet<i32> = partitions.iter().map(|partition| partition.partition).collect();
+        self.drop_refused_of(&numbers);
+        for number in numbers {
+            let gone = partitions.iter().filter(|p| p.partition == number).map(|p| p.input);
+            let Some(slot) = self.slots.get_mut(&number) else { continue };
+            for input in gone {
+                slot.held.remove(&input);
+            }
+            if slot.held.is_empty() {
+                self.release(number);
+            } else {
+                // A task needs its partition of every input; what is left of this one waits, paused.
+                self.park(number, None);
+            }
+        }
+    }
+
+    /// Closes what a slot holds and removes it.
+    pub(super) fn release(&mut self, partition: i32) {
+        if let Some(slot) = self.slots.remove(&partition) {
+            if let Some(store) = into_store(slot.state) {
+                self.restorer.release(partition, store);
+            }
+            self.board.gone(partition);
+        }
+    }
+
+    /// Takes a task out of service until a restore brings it back: stops its inputs, drops what is
+    /// not committed, keeps its store open. `store` is one that came back from a commit.
+    pub(super) fn park(&mut self, partition: i32, store: Option<Store>) {
+        let Some(slot) = self.slots.get_mut(&partition) else {
+            if let Some(store) = store {
+                self.restorer.release(partition, store);
+            }
+            return;
+        };
+        let before = std::mem::replace(&mut slot.state, SlotState::Waiting { store: None });
+        let store = store.or_else(|| into_store(before));
+        slot.state = SlotState::Waiting { store };
+        let held: Vec<u16> = slot.held.iter().copied().collect();
+        self.stop_inputs(partition, &held);
+        self.board.task_state(partition, TaskState::Restoring, "");
+    }
+
+    /// A store that comes back from a commit whose task no longer runs.
+    pub(super) fn give_back(&mut self, partition: i32, store: Option<Store>) {
+        let Some(store) = store else { return };
+        match self.slots.get_mut(&partition).map(|slot| &mut slot.state) {
+            Some(SlotState::Waiting { store: place } | SlotState::Halted { store: place }) => *place = Some(store),
+            _ => self.restorer.release(partition, store),
+        }
+    }
+
+    fn stop_inputs(&mut self, partition: i32, inputs: &[u16]) {
+        let Some(consumer) = self.consumer.as_mut() else { return };
+        for &input in inputs {
+            if let Err(error) = consumer.stop(InputPartition { input, partition }) {
+                // Records that still arrive are not of a running task, so they are dropped.
+                tracing::debug!(deployment = %self.deployment, partition, %error, "cannot pause");
+            }
+        }
+    }
+
+    /// Stops one task for a person to look at; everything else goes on.
+    pub(super) fn halt(&mut self, partition: i32, reason: String) {
+        tracing::error!(deployment = %self.deployment, partition, reason, "halted");
+        // What came before the failure is good work: commit it, so that the position names the record.
+        self.commit_now();
+        let Some(slot) = self.slots.get_mut(&partition) else { return };
+        let before = std::mem::replace(&mut slot.state, SlotState::Waiting { store: None });
+        slot.state = SlotState::Halted { store: into_store(before) };
+        let held: Vec<u16> = slot.held.iter().copied().collect();
+        self.stop_inputs(partition, &held);
+        self.board.task_state(partition, TaskState::Halted, &reason);
+    }
+
+    /// The local store cannot be trusted: delete it and restore it from the changelog.
+    pub(super) fn rebuild(&mut self, partition: i32, reason: &str) {
+        tracing::error!(deployment = %self.deployment, partition, reason, "store failed; rebuilding it from the changelog");
+        self.finish_in_flight();
+        self.park(partition, None);
+        if let Some(Slot { state: SlotState::Waiting { store }, .. }) = self.slots.get_mut(&partition)
+            && let Some(store) = store.take()
+        {
+            self.restorer.destroy(partition, store);
+        }
+    }
+
+    /// Starts a restore of every slot that is complete, once there is a producer: making one has
+    /// fenced our own former transactions, which comes before the committed offsets are fetched.
+    pub(super) fn begin_restores(&mut self) {
+        if self.producer != Standing::Ready || self.consumer.is_none() {
+            return;
+        }
+        for (&partition, slot) in &mut self.slots {
+            if slot.held.len() < usize::from(self.inputs) {
+                continue;
+            }
+            if let SlotState::Waiting { store } = &mut slot.state {
+                self.next_ticket += 1;
+                let ticket = Ticket(self.next_ticket);
+                let request = RestoreRequest { partition, ticket, store: store.take() };
+                slot.state = SlotState::Restoring { ticket };
+                self.board.assigned(partition, self.index);
+                self.restorer.begin(request, self.verdict_sender.clone());
+            }
+        }
+    }
+
+    pub(super) fn serve_verdicts(&mut self) {
+        while let Ok(verdict) = self.verdicts.try_recv() {
+            let partition = verdict.partition;
+            let awaited = matches!(
+                self.slots.get(&partition),
+                Some(Slot { state: SlotState::Restoring { ticket }, .. }) if *ticket == verdict.ticket
+            );
+            if !awaited {
+                // The partition has moved meanwhile.
+                if let Some(store) = verdict.outcome.into_store() {
+                    self.restorer.release(partition, store);
+                }
+                continue;
+            }
+            match verdict.outcome {
+                Outcome::Start(task) => self.start_task(partition, task),
+                Outcome::Halt { reason, store } => {
+                    self.set_state(partition, SlotState::Halted { store });
+                    self.board.task_state(partition, TaskState::Halted, &reason);
+                    tracing::error!(deployment = %self.deployment, partition, reason, "halted");
+                }
+                Outcome::Again { store } => self.set_state(partition, SlotState::Waiting { store }),
+            }
+        }
+    }
+
+    fn start_task(&mut self, partition: i32, task: Box<crate::task::Task>) {
+        let positions = task.positions();
+        self.board.task_running(partition, &task);
+        self.set_state(partition, SlotState::Running(task));
+        self.start_inputs(partition, &positions);
+    }
+
+    fn set_state(&mut self, partition: i32, state: SlotState) {
+        if let Some(slot) = self.slots.get_mut(&partition) {
+            slot.state = state;
+        }
+    }
+
+    /// Seeks the inputs of a task and lets them flow.
+    pub(super) fn start_inputs(&mut self, partition: i32, positions: &[(u16, Offset)]) {
+        let Some(consumer) = self.consumer.as_mut() else { return };
+        for &(input, offset) in positions {
+            if let Err(error) = consumer.start(InputPartition { input, partition }, offset) {
+                self.lose_consumer(&error);
+                return;
+            }
+        }
+    }
+
+    /// The consumer cannot be used any more: everything it held is as good as lost.
+    pub(super) fn lose_consumer(&mut self, error: &SourceError) {
+        tracing::error!(deployment = %self.deployment, worker = self.index, %error, "the consumer failed; making a new one");
+        self.finish_in_flight();
+        self.refused = None;
+        self.consumer = None;
+        let partitions: Vec<i32> = self.slots.keys().copied().collect();
+        for partition in partitions {
+            self.release(partition);
+        }
+        let until = self.clock.monotonic() + self.consumer_backoff;
+        self.consumer_standing = Standing::Down { until };
+        self.consumer_backoff = (self.consumer_backoff * 2).min(super::BACKOFF_MAX);
+        self.board.worker_failed(self.index, &error.to_string());
+    }
+}
+
+fn into_store(state: SlotState) -> Option<Store> {
+    match state {
+        SlotState::Waiting { store } | SlotState::Halted { store } => store,
+        SlotState::Running(task) => task.into_store(),
+        SlotState::Restoring { .. } => None,
+    }
+}
+
+fn list(partitions: &[InputPartition]) -> String {
+    partitions.iter().map(|p| p.partition.to_string()).collect::<Vec<_>>().join(",")
+}
