@@ -107,7 +107,6 @@ pub struct Worker<C: Consumer> {
     deployment: Arc<str>,
     index: u32,
     inputs: u16,
-    commit_interval: CommitSpec,
     consumers: ConsumerFactory<C>,
     consumer: Option<C>,
     consumer_standing: Standing,
@@ -130,6 +129,9 @@ pub struct Worker<C: Consumer> {
     taken: Vec<Taken>,
     /// The last take brought no records.
     dry: bool,
+    /// The overlay is full and cannot be committed yet: records that arrive are dropped, and read
+    /// again from the tasks' positions when the stall ends.
+    stalled: bool,
 }
 
 impl<C: Consumer> Worker<C> {
@@ -143,8 +145,7 @@ impl<C: Consumer> Worker<C> {
             deployment: parts.deployment,
             index: parts.index,
             inputs: parts.inputs,
-            pace: Pace::new(parts.commit.clone(), now),
-            commit_interval: parts.commit,
+            pace: Pace::new(parts.commit, now),
             consumers: parts.consumers,
             consumer: None,
             consumer_standing: Standing::Down { until: now },
@@ -164,6 +165,7 @@ impl<C: Consumer> Worker<C> {
             clock: parts.clock,
             taken: Vec::new(),
             dry: true,
+            stalled: false,
         })
     }
 
@@ -186,6 +188,7 @@ impl<C: Consumer> Worker<C> {
             self.serve_outcome(done);
         }
         self.resend_refused();
+        self.end_stall();
         self.serve_verdicts();
         self.begin_restores();
         self.take();
@@ -194,9 +197,8 @@ impl<C: Consumer> Worker<C> {
 
     fn take(&mut self) {
         let Some(consumer) = self.consumer.as_mut() else {
-            // Nothing to poll: wait for a command instead of spinning. A command stays in the
-            // channel for `run`.
-            std::thread::park_timeout(TAKE_WAIT_COMMITTING * 10);
+            // Nothing to poll until the back-off has passed; the pause only keeps the loop from spinning.
+            std::thread::park_timeout(TAKE_WAIT_MAX);
             return;
         };
         let now = self.clock.monotonic();
@@ -237,6 +239,10 @@ impl<C: Consumer> Worker<C> {
         // A full overlay is committed before it grows: first the one in flight, then this one.
         if self.pace.must_stop_taking(waiting(&self.slots)) {
             self.commit_now();
+            self.stalled |= self.pace.must_stop_taking(waiting(&self.slots));
+        }
+        if self.stalled {
+            return; // Nothing can be committed now; it is read again when the stall ends.
         }
         let partition = batch.partition;
         let Some(Slot { state: SlotState::Running(task), .. }) = self.slots.get_mut(&partition) else {
@@ -260,6 +266,17 @@ impl<C: Consumer> Worker<C> {
                     }
                 }
             }
+        }
+    }
+
+    fn end_stall(&mut self) {
+        if !self.stalled || self.pace.must_stop_taking(waiting(&self.slots)) {
+            return;
+        }
+        self.stalled = false;
+        let positions: Vec<_> = running(&mut self.slots).map(|(number, task)| (number, task.positions())).collect();
+        for (partition, positions) in positions {
+            self.start_inputs(partition, &positions);
         }
     }
 

@@ -1,0 +1,114 @@
+//! One revision of a deployment, running on this node: its workers.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Sender, unbounded};
+
+use super::clients;
+use super::restorer::KafkaRestorer;
+use super::revision::{PrepareError, Revision};
+use super::runtime::NodeRuntime;
+use super::worker::{Command, Parts, Worker};
+use crate::ports::Clock;
+
+pub struct RunningDeployment {
+    revision: Arc<Revision>,
+    workers: Vec<RunningWorker>,
+}
+
+struct RunningWorker {
+    commands: Sender<Command>,
+    thread: JoinHandle<()>,
+}
+
+impl RunningDeployment {
+    pub fn start(node: &Arc<NodeRuntime>, revision: Arc<Revision>) -> Result<RunningDeployment, PrepareError> {
+        let mut running = RunningDeployment { revision, workers: Vec::new() };
+        for index in 0..running.revision.spec.workers {
+            match start_worker(node, &running.revision, index) {
+                Ok(worker) => running.workers.push(worker),
+                Err(error) => {
+                    running.stop(false);
+                    return Err(PrepareError::Unavailable(format!("no thread for worker {index}: {error}")));
+                }
+            }
+        }
+        tracing::info!(
+            deployment = running.revision.registered.name,
+            revision = running.revision.registered.revision,
+            workers = running.workers.len(),
+            "started"
+        );
+        Ok(running)
+    }
+
+    pub fn revision(&self) -> u64 {
+        self.revision.registered.revision
+    }
+
+    pub fn incarnation(&self) -> &str {
+        &self.revision.registered.incarnation
+    }
+
+    /// Commits, closes, and returns when every worker has ended.
+    pub fn stop(self, leave: bool) {
+        for worker in &self.workers {
+            // A worker that has ended already needs no command.
+            let _ = worker.commands.send(Command::Stop { leave });
+        }
+        for worker in self.workers {
+            if worker.thread.join().is_err() {
+                tracing::error!(deployment = self.revision.registered.name, "a worker panicked");
+            }
+        }
+    }
+}
+
+fn start_worker(node: &Arc<NodeRuntime>, revision: &Arc<Revision>, index: u32) -> std::io::Result<RunningWorker> {
+    let (commands, inbox) = unbounded();
+    let name = &revision.registered.name;
+    let parts = Parts {
+        deployment: name.as_str().into(),
+        index,
+        inputs: revision.inputs.len() as u16,
+        commit: revision.spec.commit.clone(),
+        consumers: clients::consumers(node, revision, index),
+        sinks: clients::sinks(node, revision, index),
+        restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision), index)),
+        commands: inbox,
+        board: node.board_for(name),
+        budget: Arc::clone(&node.commits),
+        clock: Box::new(SystemClock::default()),
+    };
+    let worker = Worker::new(parts)?;
+    let thread = std::thread::Builder::new().name(format!("{name}-{index}")).spawn(move || worker.run())?;
+    Ok(RunningWorker { commands, thread })
+}
+
+/// The machine's clocks.
+pub struct SystemClock {
+    start: std::time::Instant,
+}
+
+impl Default for SystemClock {
+    fn default() -> SystemClock {
+        SystemClock { start: std::time::Instant::now() }
+    }
+}
+
+impl Clock for SystemClock {
+    fn wall_ms(&self) -> i64 {
+        wall_ms()
+    }
+
+    fn monotonic(&self) -> std::time::Duration {
+        self.start.elapsed()
+    }
+}
+
+/// Milliseconds since the epoch; 0 before it.
+pub fn wall_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as i64)
+}

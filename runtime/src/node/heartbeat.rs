@@ -1,0 +1,85 @@
+//! The node's own heartbeats, and reading everybody's; one thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use tidemill_proto::v1::{Heartbeat, HeartbeatTask};
+
+use super::deployment::wall_ms;
+use super::fleet::HEARTBEAT;
+use super::handle::task_state;
+use super::runtime::NodeRuntime;
+use crate::kafka::topic_log::{TopicReader, TopicWriter};
+
+const READ_WAIT: Duration = Duration::from_millis(200);
+
+/// Ends the thread when stopped; the last thing it writes says that the node has gone.
+pub struct Heart {
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Heart {
+    pub fn start(
+        node: Arc<NodeRuntime>,
+        address: String,
+        mut reader: TopicReader,
+        mut writer: TopicWriter,
+    ) -> std::io::Result<Heart> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stopping);
+        let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
+            let mut last: Option<Instant> = None;
+            while !flag.load(Ordering::Relaxed) {
+                if last.is_none_or(|last| last.elapsed() >= HEARTBEAT) {
+                    last = Some(Instant::now());
+                    let beat = beat(&node, &address).encode_to_vec();
+                    if let Err(error) = writer.append(Some(node.id.as_bytes()), Some(&beat)) {
+                        tracing::warn!(%error, "cannot write a heartbeat");
+                    }
+                }
+                match reader.take(READ_WAIT) {
+                    Ok(records) => {
+                        for record in records {
+                            let key = record.key.as_deref().unwrap_or_default();
+                            node.fleet.apply(key, record.value.as_deref(), record.timestamp_ms, wall_ms());
+                        }
+                    }
+                    Err(error) => tracing::debug!(%error, "cannot read heartbeats"),
+                }
+            }
+            if let Err(error) = writer.append(Some(node.id.as_bytes()), None) {
+                tracing::warn!(%error, "cannot say goodbye to the fleet");
+            }
+        })?;
+        Ok(Heart { stopping, thread: Some(thread) })
+    }
+
+    pub fn stop(mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the heartbeat thread panicked");
+        }
+    }
+}
+
+fn beat(node: &NodeRuntime, address: &str) -> Heartbeat {
+    let tasks = node
+        .boards()
+        .into_iter()
+        .flat_map(|(name, board)| {
+            board.tasks().into_iter().map(move |(partition, task)| HeartbeatTask {
+                deployment: name.clone(),
+                partition,
+                worker: task.worker,
+                state: task_state(task.state).into(),
+            })
+        })
+        .collect();
+    Heartbeat { address: address.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned(), tasks }
+}

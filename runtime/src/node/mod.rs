@@ -1,0 +1,36 @@
+//! A running node: registry, deployments, workers, fleet. Plugs [`crate::wasm`] and
+//! [`crate::kafka`] into tasks; everything above it talks to [`Handle`] only.
+//!
+//! ```text
+//!   control topic --> control_log --> supervisor --> deployment --> worker --> commit thread
+//!                                                                     |            |
+//!                                       restorer <--- assigned -------+            v
+//!                                          |                                 Kafka, then stores
+//!                                          +--> task
+//! ```
+
+pub mod board;
+pub mod clients;
+pub mod commit;
+pub mod control_log;
+pub mod deployment;
+pub mod fleet;
+pub mod handle;
+pub mod heartbeat;
+pub mod identity;
+pub mod lag;
+pub mod lease;
+pub mod modules;
+pub mod pace;
+pub mod query;
+pub mod registry;
+pub mod restore;
+pub mod restorer;
+pub mod revision;
+pub mod runtime;
+pub mod start;
+pub mod supervisor;
+pub mod worker;
+
+pub use handle::{ControlError, Handle, Owner};
+pub use start::{Node, NodeError};

@@ -1,0 +1,203 @@
+//! What all parts of a running node share.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::board::Board;
+use super::control_log::ControlLog;
+use super::fleet::Fleet;
+use super::handle::ControlError;
+use super::lease::Leases;
+use super::modules::{self, ModuleDir};
+use super::pace::NodeBudget;
+use super::registry::{Registered, Registry};
+use crate::config::NodeConfig;
+use crate::kafka::admin::Admin;
+use crate::kafka::config::KafkaConfig;
+use crate::store::{StateDir, StoreBudget};
+use crate::wasm::Engine;
+
+/// Restores that run at once; each reads at full speed, so more would only share the disk.
+pub const RESTORES_MAX: usize = 4;
+
+/// A deployment as this node runs it.
+#[derive(Default)]
+struct Running {
+    board: Arc<Board>,
+    /// Why it could not start; none when it runs.
+    trouble: Option<String>,
+    /// It has been started at least once, so that no tasks means: they are elsewhere.
+    settled: bool,
+}
+
+pub struct NodeRuntime {
+    /// Persisted; the same over restarts.
+    pub id: String,
+    pub config: NodeConfig,
+    pub kafka: KafkaConfig,
+    pub cluster_id: String,
+    pub engine: Engine,
+    pub admin: Admin,
+    pub control_log: ControlLog,
+    pub fleet: Fleet,
+    pub modules: ModuleDir,
+    pub state_dir: StateDir,
+    pub store_budget: StoreBudget,
+    pub leases: Leases,
+    pub commits: Arc<NodeBudget>,
+    pub restores: Permits,
+    running: RwLock<BTreeMap<String, Running>>,
+}
+
+/// What [`NodeRuntime::new`] is given; the rest it makes itself.
+pub struct Foundations {
+    pub id: String,
+    pub config: NodeConfig,
+    pub kafka: KafkaConfig,
+    pub cluster_id: String,
+    pub engine: Engine,
+    pub admin: Admin,
+    pub control_log: ControlLog,
+    pub modules: ModuleDir,
+    pub state_dir: StateDir,
+    pub store_budget: StoreBudget,
+}
+
+impl NodeRuntime {
+    pub fn new(from: Foundations) -> NodeRuntime {
+        NodeRuntime {
+            id: from.id,
+            config: from.config,
+            kafka: from.kafka,
+            cluster_id: from.cluster_id,
+            engine: from.engine,
+            admin: from.admin,
+            control_log: from.control_log,
+            fleet: Fleet::default(),
+            modules: from.modules,
+            state_dir: from.state_dir,
+            store_budget: from.store_budget,
+            leases: Leases::default(),
+            commits: Arc::default(),
+            restores: Permits::new(RESTORES_MAX),
+            running: RwLock::default(),
+        }
+    }
+
+    /// The consumer group of a deployment, as Kafka's own tools name it.
+    pub fn group(&self, deployment: &str) -> String {
+        self.config.group_of(deployment)
+    }
+
+    pub fn changelog_topic(&self, deployment: &str) -> String {
+        format!("{}.{deployment}.changelog", self.config.fleet)
+    }
+
+    pub fn modules_topic(&self) -> String {
+        format!("_{}.modules", self.config.fleet)
+    }
+
+    /// Where a task's store lies.
+    pub fn store_dir(&self, registered: &Registered, partition: i32) -> PathBuf {
+        self.state_dir.store(&registered.name, &registered.incarnation, partition)
+    }
+
+    /// The board of a deployment, made if need be.
+    pub fn board_for(&self, deployment: &str) -> Arc<Board> {
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = running.entry(deployment.to_owned()).or_default();
+        entry.settled = true;
+        Arc::clone(&entry.board)
+    }
+
+    pub fn board(&self, deployment: &str) -> Option<Arc<Board>> {
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        running.get(deployment).map(|running| Arc::clone(&running.board))
+    }
+
+    pub fn boards(&self) -> Vec<(String, Arc<Board>)> {
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        running.iter().map(|(name, running)| (name.clone(), Arc::clone(&running.board))).collect()
+    }
+
+    /// True once the deployment has been started here.
+    pub fn is_settled(&self, deployment: &str) -> bool {
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        running.get(deployment).is_some_and(|running| running.settled)
+    }
+
+    /// Why a deployment as a whole does not run here.
+    pub fn trouble(&self, deployment: &str) -> Option<String> {
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        let running = running.get(deployment)?;
+        running.trouble.clone().or_else(|| running.board.trouble())
+    }
+
+    pub fn set_trouble(&self, deployment: &str, trouble: Option<String>) {
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        running.entry(deployment.to_owned()).or_default().trouble = trouble;
+    }
+
+    pub fn forget(&self, deployment: &str) {
+        self.running.write().unwrap_or_else(PoisonError::into_inner).remove(deployment);
+    }
+
+    /// Deletes state directories that belong to no deployment any more.
+    pub fn collect_state(&self, view: &Registry) {
+        self.leases.close_idle(self.state_dir.path());
+        let keep = |name: &str, incarnation: &str| {
+            view.deployments.get(name).is_some_and(|registered| registered.incarnation == incarnation)
+        };
+        match self.state_dir.collect(keep) {
+            Ok(collected) if collected.is_empty() => {}
+            Ok(collected) => tracing::info!(directories = collected.len(), "deleted state of deployments that are gone"),
+            Err(error) => tracing::warn!(%error, "cannot delete state of deployments that are gone"),
+        }
+    }
+
+    pub fn close_stores(&self) {
+        self.leases.close_idle(self.state_dir.path());
+    }
+
+    /// Makes a module loadable by every node of the fleet.
+    pub fn publish_module(&self, digest: &str, module: &[u8]) -> Result<(), ControlError> {
+        let unavailable = |error: String| ControlError::Unavailable(format!("cannot publish the module: {error}"));
+        let mut writer = self.writer(&self.modules_topic()).map_err(|error| unavailable(error.to_string()))?;
+        modules::publish(&mut writer, module).map_err(|error| unavailable(error.to_string()))?;
+        self.modules.keep(digest, module).map_err(|error| ControlError::Internal(error.to_string()))
+    }
+}
+
+/// Counts something down that only so many may do at once.
+pub struct Permits {
+    free: Mutex<usize>,
+    freed: std::sync::Condvar,
+}
+
+/// Gives its permit back when dropped.
+pub struct Permit<'a>(&'a Permits);
+
+impl Permits {
+    pub fn new(free: usize) -> Permits {
+        Permits { free: Mutex::new(free), freed: std::sync::Condvar::new() }
+    }
+
+    pub fn take(&self) -> Permit<'_> {
+        let free = self.lock();
+        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Permit(self)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() += 1;
+        self.0.freed.notify_one();
+    }
+}

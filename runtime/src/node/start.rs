@@ -1,0 +1,185 @@
+//! Starting a node, in the order in which things can fail, and stopping it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::clients;
+use super::control_log::{self, ControlReader};
+use super::handle::Handle;
+use super::heartbeat::Heart;
+use super::identity::{Identity, IdentityError};
+use super::modules::{ModuleDir, ModuleError};
+use super::runtime::{Foundations, NodeRuntime};
+use super::supervisor::Supervisor;
+use crate::config::NodeConfig;
+use crate::kafka::admin::{Admin, NewTopic};
+use crate::kafka::topic_log::{TopicReader, TopicWriter};
+use crate::ports::SourceError;
+use crate::store::{FlushRule, StateDir, StoreBudget, StoreError, flush_due};
+use crate::wasm::{Engine, EngineError};
+
+/// Why a node does not start. Each says what, where and how to fix it.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    State(#[from] StoreError),
+    #[error(transparent)]
+    Modules(#[from] ModuleError),
+    #[error("{0}")]
+    Kafka(#[from] SourceError),
+    #[error("the Wasm engine does not start: {0}")]
+    Wasm(#[from] EngineError),
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running node. Stopping it commits, closes and leaves.
+pub struct Node {
+    runtime: Arc<NodeRuntime>,
+    supervisor: Supervisor,
+    heart: Heart,
+    flusher: Flusher,
+    _control: ControlReader,
+    _identity: Identity,
+}
+
+impl Node {
+    /// `address` is where other nodes reach this one's control plane.
+    pub fn start(config: NodeConfig, address: String) -> Result<Node, NodeError> {
+        let (state_dir, space) = StateDir::open(&config.state_dir.join("stores"), config.state_free_min_bytes)?;
+        let identity = Identity::open(&config.state_dir, config.node_id.as_deref())?;
+        let kafka = clients::kafka_config(&config, &identity.node_id);
+        let admin = Admin::connect(&kafka, config.kafka.connect_timeout)?;
+        let cluster_id = admin.cluster_id()?;
+        for topic in fleet_topics(&config) {
+            admin.ensure_topic(&topic)?;
+        }
+        let topic = |name: &str| format!("_{}.{name}", config.fleet);
+        let (control_log, control) = control_log::open(
+            &identity.node_id,
+            TopicReader::open(&kafka, &topic("control"))?,
+            TopicWriter::open(&kafka, &topic("control"))?,
+        )?;
+        let heart_reader = TopicReader::open(&kafka, &topic("nodes"))?;
+        let heart_writer = TopicWriter::open(&kafka, &topic("nodes"))?;
+        let runtime = Arc::new(NodeRuntime::new(Foundations {
+            id: identity.node_id.clone(),
+            engine: Engine::new()?,
+            modules: ModuleDir::open(&config.state_dir.join("modules"))?,
+            store_budget: StoreBudget::new(clients::store_budget(&config))?,
+            config,
+            kafka,
+            cluster_id,
+            admin,
+            control_log,
+            state_dir,
+        }));
+        tracing::info!(
+            node = runtime.id,
+            fleet = runtime.config.fleet,
+            free_mib = space.free_bytes >> 20,
+            deployments = runtime.control_log.view().deployments.len(),
+            "node started"
+        );
+        Ok(Node {
+            heart: Heart::start(Arc::clone(&runtime), address, heart_reader, heart_writer)?,
+            flusher: Flusher::start(Arc::clone(&runtime))?,
+            supervisor: Supervisor::start(Arc::clone(&runtime))?,
+            runtime,
+            _control: control,
+            _identity: identity,
+        })
+    }
+
+    pub fn handle(&self) -> Handle {
+        Handle { node: Arc::clone(&self.runtime) }
+    }
+
+    /// Commits what is in flight, closes every store, leaves every group.
+    pub fn stop(self) {
+        let start = Instant::now();
+        self.supervisor.stop();
+        self.flusher.stop();
+        self.heart.stop();
+        tracing::info!(took_ms = start.elapsed().as_millis() as u64, "node stopped");
+    }
+}
+
+/// The topics that nodes share. `control` is never compacted and kept for ever.
+fn fleet_topics(config: &NodeConfig) -> Vec<NewTopic> {
+    let topic = |name: &str, settings: &[(&str, &str)]| NewTopic {
+        name: format!("_{}.{name}", config.fleet),
+        partitions: 1,
+        replication: config.replication_factor,
+        config: settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>(),
+    };
+    vec![
+        topic(
+            "control",
+            &[
+                ("cleanup.policy", "delete"),
+                ("retention.ms", "-1"),
+                ("retention.bytes", "-1"),
+                ("message.timestamp.type", "LogAppendTime"),
+            ],
+        ),
+        topic("modules", &[("cleanup.policy", "compact")]),
+        topic("nodes", &[("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")]),
+    ]
+}
+
+impl NodeRuntime {
+    pub fn reader(&self, topic: &str) -> Result<TopicReader, SourceError> {
+        TopicReader::open(&self.kafka, topic)
+    }
+
+    pub fn writer(&self, topic: &str) -> Result<TopicWriter, SourceError> {
+        TopicWriter::open(&self.kafka, topic)
+    }
+}
+
+/// Writes memtables to disk by age and size, so that a crash costs a bounded tail.
+struct Flusher {
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    const LOOK: Duration = Duration::from_secs(1);
+
+    fn start(node: Arc<NodeRuntime>) -> std::io::Result<Flusher> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stopping);
+        let thread = std::thread::Builder::new().name("flusher".into()).spawn(move || {
+            let start = Instant::now();
+            let rule = FlushRule::default();
+            while !flag.load(Ordering::Relaxed) {
+                std::thread::park_timeout(Flusher::LOOK);
+                let readers: Vec<_> = node
+                    .boards()
+                    .iter()
+                    .flat_map(|(_, board)| board.tasks().into_values().filter_map(|task| task.reader))
+                    .collect();
+                if let Err(error) = flush_due(&readers, &rule, start.elapsed()) {
+                    tracing::warn!(%error, "cannot flush a store");
+                }
+            }
+        })?;
+        Ok(Flusher { stopping, thread: Some(thread) })
+    }
+
+    fn stop(mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("the flusher panicked");
+            }
+        }
+    }
+}

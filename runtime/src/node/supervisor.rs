@@ -1,0 +1,152 @@
+//! Makes this node run what the registry says: one thread that starts, replaces and stops
+//! deployments.
+//!
+//! ```text
+//!   in the registry, not here ----> prepare --> Up (workers run)
+//!                                      |           |  another revision: stop, keep the membership, start
+//!                                      v           v
+//!                              Failed, try again   deleted: stop and leave the group
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::deployment::RunningDeployment;
+use super::registry::{Registered, Registry};
+use super::revision::{self, PrepareError};
+use super::runtime::NodeRuntime;
+use crate::record::Offset;
+
+/// The registry is looked at this often even if it does not change, for what is to be tried again.
+const LOOK: Duration = Duration::from_millis(200);
+/// A deployment that could not start is tried again after this, doubled up to the maximum.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+enum Place {
+    Up(RunningDeployment),
+    Failed { revision: u64, incarnation: String, again: Instant, backoff: Duration },
+}
+
+/// Ends the thread, and every deployment with it, when stopped.
+pub struct Supervisor {
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Supervisor {
+    pub fn start(node: Arc<NodeRuntime>) -> std::io::Result<Supervisor> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stopping);
+        let thread = std::thread::Builder::new().name("supervisor".into()).spawn(move || {
+            let mut places = BTreeMap::new();
+            let mut seen = Offset(0);
+            while !flag.load(Ordering::Relaxed) {
+                let view = node.control_log.wait_beyond(seen, LOOK);
+                seen = view.next;
+                reconcile(&node, &mut places, &view);
+            }
+            stop_all(&node, places);
+        })?;
+        Ok(Supervisor { stopping, thread: Some(thread) })
+    }
+
+    /// Commits, closes and leaves every deployment; returns when all of it is done.
+    pub fn stop(mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the supervisor panicked");
+        }
+    }
+}
+
+fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view: &Registry) {
+    let gone: Vec<String> = places
+        .iter()
+        .filter(|(name, place)| view.deployments.get(*name).is_none_or(|now| now.incarnation != place.incarnation()))
+        .map(|(name, _)| name.clone())
+        .collect();
+    for name in gone {
+        if let Some(Place::Up(deployment)) = places.remove(&name) {
+            tracing::info!(deployment = name, "deleted; stopping");
+            deployment.stop(true);
+        }
+        node.forget(&name);
+        node.collect_state(view);
+    }
+    for registered in view.deployments.values() {
+        let place = places.remove(&registered.name);
+        if let Some(place) = step(node, place, registered) {
+            places.insert(registered.name.clone(), place);
+        }
+    }
+}
+
+/// One deployment's next place.
+fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) -> Option<Place> {
+    let backoff = match place {
+        Some(Place::Up(deployment)) if deployment.revision() == registered.revision => {
+            return Some(Place::Up(deployment));
+        }
+        Some(Place::Up(deployment)) => {
+            tracing::info!(deployment = registered.name, revision = registered.revision, "changed; swapping");
+            // The membership stays: the same member comes back at once and takes its partitions up.
+            deployment.stop(false);
+            RETRY_MIN
+        }
+        Some(Place::Failed { revision, again, .. }) if revision == registered.revision && again > Instant::now() => {
+            return place;
+        }
+        Some(Place::Failed { revision, backoff, .. }) if revision == registered.revision => {
+            (backoff * 2).min(RETRY_MAX)
+        }
+        Some(Place::Failed { .. }) | None => RETRY_MIN,
+    };
+    match start(node, registered) {
+        Ok(deployment) => {
+            node.set_trouble(&registered.name, None);
+            Some(Place::Up(deployment))
+        }
+        Err(error) => {
+            tracing::error!(deployment = registered.name, %error, "cannot start");
+            node.set_trouble(&registered.name, Some(error.to_string()));
+            Some(Place::Failed {
+                revision: registered.revision,
+                incarnation: registered.incarnation.clone(),
+                again: Instant::now() + backoff,
+                backoff,
+            })
+        }
+    }
+}
+
+fn start(node: &Arc<NodeRuntime>, registered: &Registered) -> Result<RunningDeployment, PrepareError> {
+    let revision = revision::prepare(node, registered)?;
+    RunningDeployment::start(node, Arc::new(revision))
+}
+
+fn stop_all(node: &NodeRuntime, places: BTreeMap<String, Place>) {
+    // All at once: a drain must not take longer for having many deployments.
+    std::thread::scope(|scope| {
+        for (_, place) in places {
+            if let Place::Up(deployment) = place {
+                scope.spawn(|| deployment.stop(true));
+            }
+        }
+    });
+    node.close_stores();
+}
+
+impl Place {
+    fn incarnation(&self) -> &str {
+        match self {
+            Place::Up(deployment) => deployment.incarnation(),
+            Place::Failed { incarnation, .. } => incarnation,
+        }
+    }
+}
