@@ -97,15 +97,15 @@ impl Board {
         if let Some(entry) = self.lock().get_mut(&partition) {
             entry.state = TaskState::Running;
             entry.reason.clear();
-            entry.positions = task.committed_positions();
-            entry.reader = task.reader();
+            entry.positions = committed(task);
+            entry.reader = task.reader().cloned();
         }
     }
 
     pub fn task_committed(&self, partition: i32, task: &Task) {
         if let Some(entry) = self.lock().get_mut(&partition) {
-            entry.positions = task.committed_positions();
-            entry.skipped = task.skipped();
+            entry.positions = committed(task);
+            entry.skipped = task.stats().failures.iter().sum();
         }
     }
 
@@ -145,6 +145,10 @@ impl Board {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, TaskEntry>> {
         lock(&self.tasks)
     }
+}
+
+fn committed(task: &Task) -> Vec<(u16, Offset)> {
+    (0..).map_while(|input| Some((input, task.committed_offset(input)?))).collect()
 }
 
 /// A panic elsewhere leaves values that are still whole: every critical section here is one step.

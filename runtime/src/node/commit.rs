@@ -180,15 +180,15 @@ impl CommitThread {
 fn transact(sink: &mut dyn Sink, sealed: &[Sealed], membership: &Membership) -> Result<(), CommitError> {
     sink.begin()?;
     for task in sealed {
-        for emissions in task.emissions() {
+        for emissions in &task.emissions {
             sink.produce(Produce::Emissions(emissions))?;
         }
-        if let Some(changelog) = task.changelog() {
+        if let Some(changelog) = &task.changelog {
             sink.produce(Produce::Changelog(changelog))?; // One row per distinct key, then the position record.
         }
     }
     // Every task written for, moved or not: the offsets are what fences a zombie.
-    let offsets: Vec<_> = sealed.iter().flat_map(|task| task.offsets()).cloned().collect();
+    let offsets: Vec<_> = sealed.iter().flat_map(|task| &task.offsets).cloned().collect();
     sink.send_offsets(&offsets, membership)?;
     sink.end(End::Commit)
 }

@@ -35,7 +35,7 @@ pub enum Outcome {
 impl Outcome {
     pub fn into_store(self) -> Option<Store> {
         match self {
-            Outcome::Start(task) => task.into_store(),
+            Outcome::Start(task) => task.close(None).store,
             Outcome::Halt { store, .. } | Outcome::Again { store } => store,
         }
     }

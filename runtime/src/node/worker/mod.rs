@@ -32,9 +32,9 @@ use super::pace::{NodeBudget, Pace, Waiting};
 use super::restore::{Restorer, Ticket, Verdict};
 use crate::config::deployment::CommitSpec;
 use crate::ports::{Clock, Group, Membership, Source, SourceError, Taken};
-use crate::record::{Batch, InputPartition};
+use crate::record::{Batch, InputPartition, Offset};
 use crate::store::Store;
-use crate::task::{Applied, Sealed, Task};
+use crate::task::{Applied, Sealed, TakenAt, Task, TaskState as Life};
 
 /// A take never waits longer, so that commands and restores are served.
 const TAKE_WAIT_MAX: Duration = Duration::from_millis(50);
@@ -48,7 +48,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub trait Consumer: Source + Group {
     /// Leaves the group for good: unsubscribes and serves the revoke that follows. Only closing
     /// (dropping) keeps a static member's partitions for its return.
-    fn leave(&mut self);
+    fn leave(self);
 }
 
 pub type ConsumerFactory<C> = Box<dyn FnMut() -> Result<C, SourceError> + Send>;
@@ -245,6 +245,7 @@ impl<C: Consumer> Worker<C> {
             return; // Nothing can be committed now; it is read again when the stall ends.
         }
         let partition = batch.partition;
+        let taken = TakenAt { monotonic: self.clock.monotonic(), wall_ms: self.clock.wall_ms() };
         let Some(Slot { state: SlotState::Running(task), .. }) = self.slots.get_mut(&partition) else {
             return; // Of a task that is not running: it is read again from its position.
         };
@@ -274,7 +275,7 @@ impl<C: Consumer> Worker<C> {
             return;
         }
         self.stalled = false;
-        let positions: Vec<_> = running(&mut self.slots).map(|(number, task)| (number, task.positions())).collect();
+        let positions: Vec<_> = running(&mut self.slots).map(|(number, task)| (number, positions(task))).collect();
         for (partition, positions) in positions {
             self.start_inputs(partition, &positions);
         }
@@ -297,10 +298,21 @@ impl<C: Consumer> Worker<C> {
         if !membership.is_valid() {
             return; // Not a member now: a rebalance is on its way and decides.
         }
-        let sealed: Vec<Sealed> = running(&mut self.slots).filter_map(|(_, task)| task.seal()).collect();
+        let wall_ms = self.clock.wall_ms();
+        let mut sealed = Vec::new();
+        let mut failed = Vec::new();
+        for (partition, task) in running(&mut self.slots) {
+            match task.seal(wall_ms) {
+                Ok(seal) => sealed.extend(seal),
+                Err(error) => failed.push((partition, error)),
+            }
+        }
         if !sealed.is_empty() {
             self.pace.started(self.clock.monotonic());
             self.committer.commit(super::commit::Job { sealed, membership });
+        }
+        for (partition, error) in failed {
+            self.task_failed(partition, &error);
         }
     }
 
@@ -324,7 +336,7 @@ impl<C: Consumer> Worker<C> {
         if let Some(done) = self.committer.wait() {
             self.serve_outcome(done);
         }
-        if let Some(mut consumer) = self.consumer.take()
+        if let Some(consumer) = self.consumer.take()
             && leave
         {
             consumer.leave();
@@ -343,13 +355,19 @@ fn running(slots: &mut BTreeMap<i32, Slot>) -> impl Iterator<Item = (i32, &mut B
     })
 }
 
+/// Where every input of a task continues.
+fn positions(task: &Task) -> Vec<(InputPartition, Offset)> {
+    let partition = task.partition();
+    (0..).map_while(|input| Some((InputPartition { input, partition }, task.next(input)?))).collect()
+}
+
 fn waiting(slots: &BTreeMap<i32, Slot>) -> Waiting {
     let mut sum = Waiting::default();
     for slot in slots.values() {
         if let SlotState::Running(task) = &slot.state {
             let pending = task.pending();
             sum.records += pending.records;
-            sum.bytes += pending.bytes;
+            sum.bytes += pending.bytes as u64;
             sum.moved |= pending.moved;
         }
     }

@@ -35,21 +35,23 @@ impl<C: Consumer> Worker<C> {
 
     /// Kafka has it; gives each task its store back.
     fn settle(&mut self, sealed: Sealed, applied: Result<(), StoreError>) {
-        let partition = sealed.partition();
+        let partition = sealed.partition;
         let Some((_, task)) = running(&mut self.slots).find(|(number, _)| *number == partition) else {
             self.give_back(partition, sealed.into_store());
             return;
         };
-        match applied {
-            Ok(()) => {
-                task.committed(sealed);
-                self.board.task_committed(partition, task);
-                self.restorer.committed(partition);
-            }
+        let failed = match applied {
+            Ok(()) => task.committed(sealed).err(),
             Err(error) => {
-                task.committed(sealed);
-                self.rebuild(partition, &error.to_string());
+                tracing::error!(deployment = %self.deployment, partition, %error, "a commit is in Kafka but not in the store");
+                self.park(partition, Some(sealed));
+                return;
             }
+        };
+        self.board.task_committed(partition, task);
+        match failed {
+            None => self.restorer.committed(partition),
+            Some(error) => self.task_failed(partition, &error),
         }
     }
 
@@ -78,24 +80,24 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn drop_refused_of(&mut self, partitions: &BTreeSet<i32>) {
         let Some((sealed, membership)) = self.refused.take() else { return };
         let (gone, kept): (Vec<_>, Vec<_>) =
-            sealed.into_iter().partition(|sealed| partitions.contains(&sealed.partition()));
+            sealed.into_iter().partition(|sealed| partitions.contains(&sealed.partition));
         self.refused = Some((kept, membership));
         for sealed in gone {
-            self.park(sealed.partition(), sealed.into_store());
+            self.park(sealed.partition, Some(sealed));
         }
     }
 
     /// A definite refusal: drop the commit and what was built on it, and read the records again.
     fn take_back(&mut self, sealed: Vec<Sealed>) {
         for sealed in sealed {
-            let partition = sealed.partition();
+            let partition = sealed.partition;
             let Some((_, task)) = running(&mut self.slots).find(|(number, _)| *number == partition) else {
                 self.give_back(partition, sealed.into_store());
                 continue;
             };
             match task.drop_uncommitted(Some(sealed)) {
                 Ok(positions) => self.start_inputs(partition, &positions),
-                Err(reason) => self.rebuild(partition, &reason.to_string()),
+                Err(error) => self.task_failed(partition, &error),
             }
         }
     }
@@ -106,11 +108,11 @@ impl<C: Consumer> Worker<C> {
     fn recover(&mut self, sealed: Vec<Sealed>, reason: &str) {
         tracing::warn!(deployment = %self.deployment, worker = self.index, reason, "outcome of a commit unknown; recovering");
         for sealed in sealed {
-            self.park(sealed.partition(), sealed.into_store());
+            self.park(sealed.partition, Some(sealed));
         }
         if let Some((sealed, _)) = self.refused.take() {
             for sealed in sealed {
-                self.park(sealed.partition(), sealed.into_store());
+                self.park(sealed.partition, Some(sealed));
             }
         }
         let active: Vec<i32> = running(&mut self.slots).map(|(partition, _)| partition).collect();

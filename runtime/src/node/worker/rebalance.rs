@@ -7,7 +7,8 @@ use crate::node::board::TaskState;
 use crate::node::restore::{Outcome, RestoreRequest, Ticket};
 use crate::ports::SourceError;
 use crate::record::{InputPartition, Offset};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
+use crate::task::{Sealed, TaskError};
 
 impl<C: Consumer> Worker<C> {
     /// Accepts partitions, paused; the restore says where they begin.
@@ -85,7 +86,7 @@ impl<C: Consumer> Worker<C> {
     /// Closes what a slot holds and removes it.
     pub(super) fn release(&mut self, partition: i32) {
         if let Some(slot) = self.slots.remove(&partition) {
-            if let Some(store) = into_store(slot.state) {
+            if let Some(store) = into_store(slot.state, None) {
                 self.restorer.release(partition, store);
             }
             self.board.gone(partition);
@@ -93,17 +94,14 @@ impl<C: Consumer> Worker<C> {
     }
 
     /// Takes a task out of service until a restore brings it back: stops its inputs, drops what is
-    /// not committed, keeps its store open. `store` is one that came back from a commit.
-    pub(super) fn park(&mut self, partition: i32, store: Option<Store>) {
+    /// not committed, keeps its store open. `sealed` is the task's commit that is out, if one is.
+    pub(super) fn park(&mut self, partition: i32, sealed: Option<Sealed>) {
         let Some(slot) = self.slots.get_mut(&partition) else {
-            if let Some(store) = store {
-                self.restorer.release(partition, store);
-            }
+            self.give_back(partition, sealed.and_then(Sealed::into_store));
             return;
         };
         let before = std::mem::replace(&mut slot.state, SlotState::Waiting { store: None });
-        let store = store.or_else(|| into_store(before));
-        slot.state = SlotState::Waiting { store };
+        slot.state = SlotState::Waiting { store: into_store(before, sealed) };
         let held: Vec<u16> = slot.held.iter().copied().collect();
         self.stop_inputs(partition, &held);
         self.board.task_state(partition, TaskState::Restoring, "");
@@ -135,10 +133,18 @@ impl<C: Consumer> Worker<C> {
         self.commit_now();
         let Some(slot) = self.slots.get_mut(&partition) else { return };
         let before = std::mem::replace(&mut slot.state, SlotState::Waiting { store: None });
-        slot.state = SlotState::Halted { store: into_store(before) };
+        slot.state = SlotState::Halted { store: into_store(before, None) };
         let held: Vec<u16> = slot.held.iter().copied().collect();
         self.stop_inputs(partition, &held);
         self.board.task_state(partition, TaskState::Halted, &reason);
+    }
+
+    /// Sorts what went wrong in a task, and was no record's fault, by what to do about it.
+    pub(super) fn task_failed(&mut self, partition: i32, error: &TaskError) {
+        match error {
+            TaskError::Store(StoreError::Corrupt(_)) | TaskError::State(_) => self.rebuild(partition, &error.to_string()),
+            TaskError::Store(_) | TaskError::Handler(_) | TaskError::Misuse(_) => self.halt(partition, error.to_string()),
+        }
     }
 
     /// The local store cannot be trusted: delete it and restore it from the changelog.
@@ -201,7 +207,7 @@ impl<C: Consumer> Worker<C> {
     }
 
     fn start_task(&mut self, partition: i32, task: Box<crate::task::Task>) {
-        let positions = task.positions();
+        let positions = super::positions(&task);
         self.board.task_running(partition, &task);
         self.set_state(partition, SlotState::Running(task));
         self.start_inputs(partition, &positions);
@@ -214,12 +220,21 @@ impl<C: Consumer> Worker<C> {
     }
 
     /// Seeks the inputs of a task and lets them flow.
-    pub(super) fn start_inputs(&mut self, partition: i32, positions: &[(u16, Offset)]) {
+    pub(super) fn start_inputs(&mut self, partition: i32, positions: &[(InputPartition, Offset)]) {
         let Some(consumer) = self.consumer.as_mut() else { return };
         for &(input, offset) in positions {
-            if let Err(error) = consumer.start(InputPartition { input, partition }, offset) {
-                self.lose_consumer(&error);
-                return;
+            match consumer.start(input, offset) {
+                Ok(()) => {}
+                // A rebalance waits for its answer, or Kafka for its return: begin again after it.
+                Err(SourceError::Unavailable(reason)) => {
+                    tracing::debug!(deployment = %self.deployment, partition, reason, "cannot start yet");
+                    self.park(partition, None);
+                    return;
+                }
+                Err(error) => {
+                    self.lose_consumer(&error);
+                    return;
+                }
             }
         }
     }
@@ -228,7 +243,11 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn lose_consumer(&mut self, error: &SourceError) {
         tracing::error!(deployment = %self.deployment, worker = self.index, %error, "the consumer failed; making a new one");
         self.finish_in_flight();
-        self.refused = None;
+        if let Some((sealed, _)) = self.refused.take() {
+            for sealed in sealed {
+                self.park(sealed.partition, Some(sealed));
+            }
+        }
         self.consumer = None;
         let partitions: Vec<i32> = self.slots.keys().copied().collect();
         for partition in partitions {
@@ -241,11 +260,11 @@ impl<C: Consumer> Worker<C> {
     }
 }
 
-fn into_store(state: SlotState) -> Option<Store> {
+fn into_store(state: SlotState, sealed: Option<Sealed>) -> Option<Store> {
     match state {
-        SlotState::Waiting { store } | SlotState::Halted { store } => store,
-        SlotState::Running(task) => task.into_store(),
-        SlotState::Restoring { .. } => None,
+        SlotState::Running(task) => task.close(sealed).store,
+        SlotState::Waiting { store } | SlotState::Halted { store } => store.or(sealed.and_then(Sealed::into_store)),
+        SlotState::Restoring { .. } => sealed.and_then(Sealed::into_store),
     }
 }
 

@@ -1,0 +1,98 @@
+//! The Kafka clients of a worker, and what configuration makes of them.
+
+use std::sync::Arc;
+
+use super::commit::SinkFactory;
+use super::revision::Revision;
+use super::runtime::NodeRuntime;
+use super::worker::{self, ConsumerFactory};
+use crate::config::NodeConfig;
+use crate::config::deployment::Guarantee;
+use crate::kafka::config::{GroupProtocol, KafkaConfig};
+use crate::kafka::consumer::{Consumer, ConsumerSpec};
+use crate::kafka::sink::{PlainSink, SinkSpec, TransactionalSink};
+use crate::ports::Sink;
+use crate::store::BudgetConfig;
+
+/// The ABI's bounds on one batch, whatever a deployment allows.
+const BATCH_RECORDS_MAX: u32 = 500;
+const BATCH_BYTES_MAX: u64 = 1 << 20;
+
+/// How to reach Kafka, from the node's configuration.
+pub fn kafka_config(config: &NodeConfig, node_id: &str) -> KafkaConfig {
+    let from = &config.kafka;
+    let mut kafka = KafkaConfig::new(from.bootstrap_servers.join(","));
+    kafka.client_id = format!("tidemill-{node_id}");
+    kafka.security_protocol = from.security_protocol.clone();
+    if let Some(sasl) = &from.sasl {
+        kafka.sasl_mechanism = Some(sasl.mechanism.clone());
+        kafka.sasl_username = sasl.username.clone();
+        kafka.sasl_password = sasl.password.as_ref().map(|password| password.expose().to_owned());
+    }
+    let files = [
+        ("ssl.ca.location", &from.ssl.ca),
+        ("ssl.certificate.location", &from.ssl.certificate),
+        ("ssl.key.location", &from.ssl.key),
+    ];
+    for (name, path) in files {
+        if let Some(path) = path {
+            kafka.properties.insert(name.to_owned(), path.to_string_lossy().into_owned());
+        }
+    }
+    if let Some(password) = &from.ssl.key_password {
+        kafka.properties.insert("ssl.key.password".to_owned(), password.expose().to_owned());
+    }
+    for (name, property) in &from.properties {
+        kafka.properties.insert(name.clone(), property.value.clone());
+    }
+    kafka
+}
+
+pub fn store_budget(config: &NodeConfig) -> BudgetConfig {
+    BudgetConfig {
+        block_cache_bytes: config.memory.block_cache_bytes as usize,
+        write_buffer_bytes: config.memory.write_buffers_bytes as usize,
+    }
+}
+
+pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> ConsumerFactory<Consumer> {
+    let limits = &revision.spec.limits;
+    let mut spec = ConsumerSpec::new(
+        revision.group.clone(),
+        revision.inputs.iter().map(|input| input.topic.clone()).collect(),
+    );
+    spec.instance_id = Some(format!("{}-{index}", node.id));
+    spec.protocol = GroupProtocol::Classic;
+    spec.wants_headers = revision.manifest.wants_headers;
+    spec.batch_records = limits.batch_records.min(BATCH_RECORDS_MAX) as usize;
+    spec.batch_bytes = (limits.memory_bytes / 8).min(BATCH_BYTES_MAX) as usize;
+    let kafka = node.kafka.clone();
+    Box::new(move || Consumer::new(&kafka, spec.clone()))
+}
+
+pub fn sinks(node: &NodeRuntime, revision: &Arc<Revision>, index: u32) -> SinkFactory {
+    let spec = SinkSpec {
+        outputs: revision.outputs.iter().map(|output| output.topic.clone()).collect(),
+        changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
+        inputs: revision.inputs.iter().map(|input| input.topic.clone()).collect(),
+        batch_bytes: revision.outputs.iter().map(|output| output.message_bytes_max as usize).min().unwrap_or(1 << 20),
+    };
+    let kafka = node.kafka.clone();
+    let id = format!("{}.{}.{}.{index}", node.config.fleet, revision.registered.name, node.id);
+    match revision.spec.guarantee {
+        Guarantee::ExactlyOnce => Box::new(move || {
+            let sink = TransactionalSink::new(&kafka, &id, spec.clone())?;
+            Ok(Box::new(sink) as Box<dyn Sink>)
+        }),
+        Guarantee::AtLeastOnce => Box::new(move || {
+            let sink = PlainSink::new(&kafka, spec.clone())?;
+            Ok(Box::new(sink) as Box<dyn Sink>)
+        }),
+    }
+}
+
+impl worker::Consumer for Consumer {
+    fn leave(self) {
+        Consumer::leave(self);
+    }
+}
