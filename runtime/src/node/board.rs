@@ -4,33 +4,14 @@
 //! reads it. One board per deployment.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use crate::record::Offset;
 use crate::store::StoreReader;
 use crate::task::Task;
+use crate::telemetry::{TaskMetrics, TaskState, Telemetry, WorkerMetrics};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TaskState {
-    #[default]
-    Restoring,
-    Running,
-    Halted,
-}
-
-/// Progress of a restore, written by its thread.
-#[derive(Debug, Default)]
-pub struct RestoreProgress {
-    /// Changelog records still to apply.
-    pub remaining: AtomicU64,
-    /// Applied so far, all restores of this task.
-    pub records: AtomicU64,
-    pub bytes: AtomicU64,
-}
-
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct TaskEntry {
     pub state: TaskState,
     /// Why it is halted; empty otherwise.
@@ -41,30 +22,33 @@ pub struct TaskEntry {
     /// Committed state; none for a stateless task and while restoring.
     pub reader: Option<StoreReader>,
     pub skipped: u64,
-    pub restore: Arc<RestoreProgress>,
+    pub metrics: Arc<TaskMetrics>,
 }
 
-/// Counters of one deployment on this node since it started.
-#[derive(Debug, Default)]
-pub struct Counters {
-    pub records: AtomicU64,
-    pub skipped: AtomicU64,
-    pub commits: AtomicU64,
-    pub commit_micros: AtomicU64,
-    pub rebalances: AtomicU64,
-    /// Times rule P1 was followed.
-    pub recoveries: AtomicU64,
-}
-
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Board {
+    deployment: String,
+    telemetry: Arc<Telemetry>,
     tasks: Mutex<BTreeMap<i32, TaskEntry>>,
     /// Why the deployment as a whole does not run, by worker; empty when it does.
     trouble: Mutex<BTreeMap<u32, String>>,
-    pub counters: Counters,
 }
 
 impl Board {
+    pub fn new(deployment: &str, telemetry: Arc<Telemetry>) -> Board {
+        Board { deployment: deployment.to_owned(), telemetry, tasks: Mutex::default(), trouble: Mutex::default() }
+    }
+
+    /// The metrics of a worker, to be written without a lock.
+    pub fn worker(&self, index: u32) -> Arc<WorkerMetrics> {
+        self.telemetry.worker(&self.deployment, index)
+    }
+
+    /// The metrics of a task, to be written without a lock.
+    pub fn metrics(&self, partition: i32) -> Arc<TaskMetrics> {
+        self.telemetry.task(&self.deployment, partition)
+    }
+
     pub fn tasks(&self) -> BTreeMap<i32, TaskEntry> {
         self.lock().clone()
     }
@@ -79,13 +63,24 @@ impl Board {
     }
 
     pub fn assigned(&self, partition: i32, worker: u32) {
-        let entry = TaskEntry { worker, ..TaskEntry::default() };
+        let metrics = self.metrics(partition);
+        metrics.set_state(TaskState::Restoring);
+        let entry = TaskEntry {
+            state: TaskState::Restoring,
+            reason: String::new(),
+            worker,
+            positions: Vec::new(),
+            reader: None,
+            skipped: 0,
+            metrics,
+        };
         self.lock().insert(partition, entry);
     }
 
     pub fn task_state(&self, partition: i32, state: TaskState, reason: &str) {
         if let Some(entry) = self.lock().get_mut(&partition) {
             entry.state = state;
+            entry.metrics.set_state(state);
             entry.reason = reason.to_owned();
             if state == TaskState::Restoring {
                 entry.reader = None;
@@ -96,6 +91,7 @@ impl Board {
     pub fn task_running(&self, partition: i32, task: &Task) {
         if let Some(entry) = self.lock().get_mut(&partition) {
             entry.state = TaskState::Running;
+            entry.metrics.set_state(TaskState::Running);
             entry.reason.clear();
             entry.positions = committed(task);
             entry.reader = task.reader().cloned();
@@ -110,26 +106,9 @@ impl Board {
     }
 
     pub fn gone(&self, partition: i32) {
-        self.lock().remove(&partition);
-    }
-
-    pub fn applied(&self, records: u64, skipped: u64) {
-        self.counters.records.fetch_add(records, Ordering::Relaxed);
-        self.counters.skipped.fetch_add(skipped, Ordering::Relaxed);
-    }
-
-    pub fn committed(&self, worker: u32, took: Duration) {
-        self.counters.commits.fetch_add(1, Ordering::Relaxed);
-        self.counters.commit_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
-        lock(&self.trouble).remove(&worker);
-    }
-
-    pub fn rebalanced(&self) {
-        self.counters.rebalances.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub fn recovered(&self) {
-        self.counters.recoveries.fetch_add(1, Ordering::Relaxed);
+        if let Some(entry) = self.lock().remove(&partition) {
+            entry.metrics.set_state(TaskState::Absent);
+        }
     }
 
     /// A worker cannot work at all: no consumer or no producer.

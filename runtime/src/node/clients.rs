@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::commit::SinkFactory;
-use super::revision::Revision;
+use super::revision::{self, Revision};
 use super::runtime::NodeRuntime;
 use super::worker::{self, ConsumerFactory};
 use crate::config::NodeConfig;
@@ -13,10 +13,6 @@ use crate::kafka::consumer::{Consumer, ConsumerSpec};
 use crate::kafka::sink::{PlainSink, SinkSpec, TransactionalSink};
 use crate::ports::Sink;
 use crate::store::BudgetConfig;
-
-/// The ABI's bounds on one batch, whatever a deployment allows.
-const BATCH_RECORDS_MAX: u32 = 500;
-const BATCH_BYTES_MAX: u64 = 1 << 20;
 
 /// How to reach Kafka, from the node's configuration.
 pub fn kafka_config(config: &NodeConfig, node_id: &str) -> KafkaConfig {
@@ -56,7 +52,6 @@ pub fn store_budget(config: &NodeConfig) -> BudgetConfig {
 }
 
 pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> ConsumerFactory<Consumer> {
-    let limits = &revision.spec.limits;
     let mut spec = ConsumerSpec::new(
         revision.group.clone(),
         revision.inputs.iter().map(|input| input.topic.clone()).collect(),
@@ -64,8 +59,8 @@ pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> Consume
     spec.instance_id = Some(format!("{}-{index}", node.id));
     spec.protocol = GroupProtocol::Classic;
     spec.wants_headers = revision.manifest.wants_headers;
-    spec.batch_records = limits.batch_records.min(BATCH_RECORDS_MAX) as usize;
-    spec.batch_bytes = (limits.memory_bytes / 8).min(BATCH_BYTES_MAX) as usize;
+    spec.batch_records = revision::call_records_max(&revision.spec);
+    spec.batch_bytes = revision::call_bytes_max(&revision.spec);
     let kafka = node.kafka.clone();
     Box::new(move || Consumer::new(&kafka, spec.clone()))
 }
@@ -75,7 +70,7 @@ pub fn sinks(node: &NodeRuntime, revision: &Arc<Revision>, index: u32) -> SinkFa
         outputs: revision.outputs.iter().map(|output| output.topic.clone()).collect(),
         changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
         inputs: revision.inputs.iter().map(|input| input.topic.clone()).collect(),
-        batch_bytes: revision.outputs.iter().map(|output| output.message_bytes_max as usize).min().unwrap_or(1 << 20),
+        batch_bytes: revision.outputs.iter().map(|output| output.record_bytes_max as u32).min().unwrap_or(1 << 20),
     };
     let kafka = node.kafka.clone();
     let id = format!("{}.{}.{}.{index}", node.config.fleet, revision.registered.name, node.id);

@@ -14,8 +14,8 @@ use prost::Message;
 use tidemill_proto::v1::{ControlEntry, control_entry::Entry};
 
 use super::registry::{Outcome, Registry};
-use crate::kafka::topic_log::{TopicReader, TopicWriter};
-use crate::ports::SourceError;
+use crate::kafka::topic_log::{AppendError, Tail, TopicLog};
+use crate::ports::{LogRecord, SourceError};
 use crate::record::Offset;
 
 /// A proposal that has not come back after this long is reported as unavailable.
@@ -57,7 +57,7 @@ impl Shared {
 pub struct ControlLog {
     node: Arc<str>,
     shared: Arc<Shared>,
-    writer: Arc<Mutex<TopicWriter>>,
+    log: Arc<TopicLog>,
 }
 
 /// The reading thread; ends when this is dropped.
@@ -67,11 +67,7 @@ pub struct ControlReader {
 }
 
 /// Reads the log to its end, then keeps reading on a thread.
-pub fn open(
-    node: &str,
-    mut reader: TopicReader,
-    writer: TopicWriter,
-) -> Result<(ControlLog, ControlReader), SourceError> {
+pub fn open(node: &str, log: TopicLog) -> Result<(ControlLog, ControlReader), SourceError> {
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
             registry: Arc::new(Registry::default()),
@@ -82,16 +78,16 @@ pub fn open(
         changed: Condvar::new(),
         stopping: AtomicBool::new(false),
     });
-    let end = reader.end()?;
-    while shared.lock().registry.next < end && reader.position() < end {
-        read(&mut reader, &shared)?;
-    }
+    let mut tail = log.tail(Offset(0))?;
+    let mut records = Vec::new();
+    tail.read_to_end(&mut |record| records.push(record))?;
+    apply(records, &shared);
     let for_thread = Arc::clone(&shared);
     let thread = std::thread::Builder::new()
         .name("control-log".into())
         .spawn(move || {
             while !for_thread.stopping.load(Ordering::Relaxed) {
-                let trouble = read(&mut reader, &for_thread).err().map(|error| error.to_string());
+                let trouble = read(&mut tail, &for_thread).err().map(|error| error.to_string());
                 let mut state = for_thread.lock();
                 if trouble != state.trouble {
                     if let Some(reason) = &trouble {
@@ -102,14 +98,20 @@ pub fn open(
             }
         })
         .map_err(|error| SourceError::Unavailable(format!("no thread for the control topic: {error}")))?;
-    let log = ControlLog { node: node.into(), shared: Arc::clone(&shared), writer: Arc::new(Mutex::new(writer)) };
+    let log = ControlLog { node: node.into(), shared: Arc::clone(&shared), log: Arc::new(log) };
     Ok((log, ControlReader { shared, thread: Some(thread) }))
 }
 
-fn read(reader: &mut TopicReader, shared: &Shared) -> Result<(), SourceError> {
-    let records = reader.take(READ_WAIT)?;
+fn read(tail: &mut Tail, shared: &Shared) -> Result<(), SourceError> {
+    let mut records = Vec::new();
+    tail.next(READ_WAIT, &mut |record| records.push(record))?;
+    apply(records, shared);
+    Ok(())
+}
+
+fn apply(records: Vec<LogRecord>, shared: &Shared) {
     if records.is_empty() {
-        return Ok(());
+        return;
     }
     let mut state = shared.lock();
     let mut registry = Registry::clone(&state.registry);
@@ -132,7 +134,6 @@ fn read(reader: &mut TopicReader, shared: &Shared) -> Result<(), SourceError> {
     state.registry = Arc::new(registry);
     drop(state);
     shared.changed.notify_all();
-    Ok(())
 }
 
 impl ControlLog {
@@ -154,9 +155,11 @@ impl ControlLog {
         let proposal_id = uuid::Uuid::new_v4().to_string();
         let message =
             ControlEntry { proposal_id: proposal_id.clone(), node: self.node.to_string(), entry: Some(entry) };
-        let written = {
-            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            writer.append(None, Some(&message.encode_to_vec()))
+        let written = match self.log.append(None, Some(&message.encode_to_vec())) {
+            Err(AppendError::Refused(reason)) => return Err(ProposeError::Unavailable(reason)),
+            // Reading the log tells whether it is there.
+            Err(AppendError::Unknown(reason)) => Err(reason),
+            Ok(offset) => Ok(offset),
         };
         let deadline = Instant::now() + PROPOSAL_TIMEOUT;
         let mut state = self.shared.lock();
@@ -167,7 +170,7 @@ impl ControlLog {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let reason = match &written {
-                    Err(error) => error.to_string(),
+                    Err(reason) => reason.clone(),
                     Ok(_) => state.trouble.clone().unwrap_or_else(|| "it was written but not read back".into()),
                 };
                 return Err(ProposeError::Unavailable(reason));

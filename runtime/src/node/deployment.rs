@@ -75,7 +75,7 @@ fn start_worker(node: &Arc<NodeRuntime>, revision: &Arc<Revision>, index: u32) -
         commit: revision.spec.commit.clone(),
         consumers: clients::consumers(node, revision, index),
         sinks: clients::sinks(node, revision, index),
-        restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision), index)),
+        restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision))),
         commands: inbox,
         board: node.board_for(name),
         budget: Arc::clone(&node.commits),

@@ -7,7 +7,7 @@ use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{DeleteEntry, DeployEntry};
 
-use super::board::{TaskEntry, TaskState};
+use super::board::TaskEntry;
 use super::control_log::ProposeError;
 use super::fleet::ALIVE;
 use super::modules;
@@ -16,6 +16,7 @@ use super::revision::{self, PrepareError};
 use super::runtime::NodeRuntime;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::manifest::{Manifest, StoreKind};
+use crate::telemetry::TaskState;
 
 /// Why a call is refused, by what its caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +77,7 @@ impl Handle {
     ) -> Result<proto::DeployResponse, ControlError> {
         let spec = DeploymentSpec::parse(&header.document)
             .map_err(|problems| ControlError::Invalid(problems.iter().map(ToString::to_string).collect()))?;
-        let compiled = revision::compile(&self.node.engine, &module)?;
+        let compiled = revision::compile(&module)?;
         let name = spec.name.clone();
         let view = self.node.control_log.view();
         let current = view.deployments.get(&name);
@@ -94,16 +95,18 @@ impl Handle {
         {
             return Ok(proto::DeployResponse { deployment: Some(self.describe(current)), unchanged: true });
         }
-        revision::check(&self.node, &spec, &compiled.manifest)?;
+        let checked = revision::check(&self.node, &spec, compiled.manifest())?;
+        let manifest = serde_json::to_string(compiled.manifest()).map_err(|error| ControlError::Internal(error.to_string()))?;
         if header.dry_run {
             let proposed = Registered {
                 name,
                 revision,
                 module: digest,
                 document: header.document,
-                manifest: compiled.manifest_json(),
+                manifest,
                 incarnation: String::new(),
                 deployed_at_ms: 0,
+                first_partitions: checked.partitions,
             };
             return Ok(proto::DeployResponse { deployment: Some(self.describe(&proposed)), unchanged: false });
         }
@@ -116,7 +119,8 @@ impl Handle {
             module: digest,
             document: header.document,
             incarnation,
-            manifest: compiled.manifest_json(),
+            manifest,
+            partitions: checked.partitions,
         };
         match self.node.control_log.propose(Entry::Deploy(entry))? {
             Outcome::Accepted(_) => {
@@ -265,14 +269,13 @@ impl Handle {
     }
 
     fn task(&self, partition: i32, task: &TaskEntry, inputs: &[String]) -> proto::TaskStatus {
-        use std::sync::atomic::Ordering::Relaxed;
         proto::TaskStatus {
             partition,
             state: task_state(task.state).into(),
             reason: task.reason.clone(),
             node: self.node.id.clone(),
             worker: task.worker,
-            restore_remaining: task.restore.remaining.load(Relaxed),
+            restore_remaining: task.metrics.restore_remaining.get(),
             positions: super::query::positions(&task.positions, inputs, partition),
             skipped: task.skipped,
         }
@@ -291,6 +294,7 @@ pub(super) fn topics(spec: &Option<DeploymentSpec>, manifest: &Option<Manifest>)
 
 pub(super) fn task_state(state: TaskState) -> proto::TaskState {
     match state {
+        TaskState::Absent => proto::TaskState::Unspecified,
         TaskState::Restoring => proto::TaskState::Restoring,
         TaskState::Running => proto::TaskState::Running,
         TaskState::Halted => proto::TaskState::Halted,

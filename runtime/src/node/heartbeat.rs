@@ -12,7 +12,9 @@ use super::deployment::wall_ms;
 use super::fleet::HEARTBEAT;
 use super::handle::task_state;
 use super::runtime::NodeRuntime;
-use crate::kafka::topic_log::{TopicReader, TopicWriter};
+use crate::kafka::topic_log::TopicLog;
+use crate::ports::SourceError;
+use crate::record::Offset;
 
 const READ_WAIT: Duration = Duration::from_millis(200);
 
@@ -23,12 +25,8 @@ pub struct Heart {
 }
 
 impl Heart {
-    pub fn start(
-        node: Arc<NodeRuntime>,
-        address: String,
-        mut reader: TopicReader,
-        mut writer: TopicWriter,
-    ) -> std::io::Result<Heart> {
+    pub fn start(node: Arc<NodeRuntime>, address: String, log: TopicLog) -> Result<Heart, SourceError> {
+        let mut tail = log.tail(Offset(0))?;
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopping);
         let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
@@ -37,24 +35,23 @@ impl Heart {
                 if last.is_none_or(|last| last.elapsed() >= HEARTBEAT) {
                     last = Some(Instant::now());
                     let beat = beat(&node, &address).encode_to_vec();
-                    if let Err(error) = writer.append(Some(node.id.as_bytes()), Some(&beat)) {
+                    if let Err(error) = log.append(Some(node.id.as_bytes()), Some(&beat)) {
                         tracing::warn!(%error, "cannot write a heartbeat");
                     }
                 }
-                match reader.take(READ_WAIT) {
-                    Ok(records) => {
-                        for record in records {
-                            let key = record.key.as_deref().unwrap_or_default();
-                            node.fleet.apply(key, record.value.as_deref(), record.timestamp_ms, wall_ms());
-                        }
-                    }
-                    Err(error) => tracing::debug!(%error, "cannot read heartbeats"),
+                let read = tail.next(READ_WAIT, &mut |record| {
+                    node.fleet.apply(&record.key, record.value.as_deref(), record.timestamp_ms, wall_ms());
+                });
+                if let Err(error) = read {
+                    tracing::debug!(%error, "cannot read heartbeats");
                 }
             }
-            if let Err(error) = writer.append(Some(node.id.as_bytes()), None) {
+            if let Err(error) = log.append(Some(node.id.as_bytes()), None) {
                 tracing::warn!(%error, "cannot say goodbye to the fleet");
             }
-        })?;
+        });
+        let thread =
+            thread.map_err(|error| SourceError::Unavailable(format!("no thread for heartbeats: {error}")))?;
         Ok(Heart { stopping, thread: Some(thread) })
     }
 

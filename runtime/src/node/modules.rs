@@ -6,16 +6,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::kafka::topic_log::{TopicReader, TopicWriter};
+use crate::kafka::topic_log::{AppendError, TopicLog};
 use crate::ports::SourceError;
+use crate::record::Offset;
 
 /// Below every broker's default message limit of 1 MiB.
 const CHUNK_BYTES: usize = 512 << 10;
-const READ_WAIT: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
@@ -23,6 +22,8 @@ pub enum ModuleError {
     Missing { digest: String },
     #[error("modules topic: {0}")]
     Kafka(#[from] SourceError),
+    #[error("modules topic: {0}")]
+    Append(#[from] AppendError),
     #[error("{path}: {reason}")]
     Disk { path: PathBuf, reason: io::Error },
 }
@@ -33,12 +34,12 @@ pub fn digest(module: &[u8]) -> String {
 }
 
 /// Writes a module, chunk by chunk; it can be loaded once this has returned.
-pub fn publish(writer: &mut TopicWriter, module: &[u8]) -> Result<String, ModuleError> {
+pub fn publish(log: &TopicLog, module: &[u8]) -> Result<String, ModuleError> {
     let digest = digest(module);
     let chunks = module.len().div_ceil(CHUNK_BYTES);
     for (index, chunk) in module.chunks(CHUNK_BYTES).enumerate() {
         let key = format!("{digest}/{index}/{chunks}");
-        writer.append(Some(key.as_bytes()), Some(chunk))?;
+        log.append(Some(key.as_bytes()), Some(chunk))?;
     }
     Ok(digest)
 }
@@ -58,12 +59,12 @@ impl ModuleDir {
     pub fn load(
         &self,
         digest: &str,
-        topic: impl FnOnce() -> Result<TopicReader, SourceError>,
+        topic: impl FnOnce() -> Result<TopicLog, SourceError>,
     ) -> Result<Vec<u8>, ModuleError> {
         if let Some(module) = self.from_disk(digest)? {
             return Ok(module);
         }
-        let module = from_topic(topic()?, digest)?;
+        let module = from_topic(&topic()?, digest)?;
         self.keep(digest, &module)?;
         Ok(module)
     }
@@ -95,29 +96,27 @@ impl ModuleDir {
     }
 }
 
-fn from_topic(mut reader: TopicReader, wanted: &str) -> Result<Vec<u8>, ModuleError> {
-    let end = reader.end()?;
+fn from_topic(log: &TopicLog, wanted: &str) -> Result<Vec<u8>, ModuleError> {
     let mut chunks = BTreeMap::new();
-    let mut total = None;
-    while reader.position() < end {
-        for record in reader.take(READ_WAIT)? {
-            let key = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default();
-            let mut parts = key.split('/');
-            let (Some(name), Some(index), Some(count)) = (parts.next(), parts.next(), parts.next()) else { continue };
-            if name != wanted {
-                continue;
-            }
-            if let (Ok(index), Ok(count), Some(chunk)) = (index.parse::<usize>(), count.parse::<usize>(), record.value) {
-                chunks.insert(index, chunk);
-                total = Some(count);
-            }
-        }
-    }
+    log.tail(Offset(0))?.read_to_end(&mut |record| {
+        let Some((index, chunk)) = chunk_of(wanted, &record.key, record.value) else { return };
+        chunks.insert(index, chunk);
+    })?;
     let module: Vec<u8> = chunks.into_values().flatten().collect();
-    if total.is_some() && digest(&module) == wanted {
+    // A missing chunk shows in the digest.
+    if digest(&module) == wanted {
         return Ok(module);
     }
     Err(ModuleError::Missing { digest: wanted.to_owned() })
+}
+
+/// The index and bytes of a chunk, if it is one of this module's.
+fn chunk_of(wanted: &str, key: &[u8], value: Option<Vec<u8>>) -> Option<(usize, Vec<u8>)> {
+    let mut parts = std::str::from_utf8(key).ok()?.split('/');
+    if parts.next()? != wanted {
+        return None;
+    }
+    Some((parts.next()?.parse().ok()?, value?))
 }
 
 fn disk(path: &Path, reason: io::Error) -> ModuleError {

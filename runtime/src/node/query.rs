@@ -3,11 +3,9 @@
 //! Runs on threads of the control plane; never sees an overlay, and never answers empty for state
 //! that it does not have.
 
-use std::sync::atomic::Ordering;
-
 use tidemill_proto::v1 as proto;
 
-use super::board::{TaskEntry, TaskState};
+use super::board::TaskEntry;
 use super::handle::{ControlError, topics};
 use super::registry::Registered;
 use super::runtime::NodeRuntime;
@@ -15,6 +13,7 @@ use crate::config::deployment::DeploymentSpec;
 use crate::config::manifest::Manifest;
 use crate::record::Offset;
 use crate::store::{Position, Snapshot, StoreError, StoreReader};
+use crate::telemetry::TaskState;
 
 pub fn get(node: &NodeRuntime, request: &proto::GetStateRequest) -> Result<proto::GetStateResponse, ControlError> {
     let target = Target::find(node, &request.deployment, &request.store, request.partition)?;
@@ -145,7 +144,7 @@ fn readable(name: &str, partition: i32, task: Option<TaskEntry>) -> Result<Store
         ))),
         _ => Err(ControlError::Unavailable(format!(
             "partition {partition} of {name} is restoring, {} changelog records to go; try again",
-            task.restore.remaining.load(Ordering::Relaxed)
+            task.metrics.restore_remaining.get()
         ))),
     }
 }

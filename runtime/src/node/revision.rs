@@ -3,7 +3,8 @@
 //! The same checks serve a deploy (nothing may be wrong before anything runs) and a start (the
 //! world may have changed since).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::modules::{self, ModuleError};
@@ -11,9 +12,11 @@ use super::registry::Registered;
 use super::runtime::NodeRuntime;
 use crate::config::deployment::{DeploymentSpec, Guarantee, Start};
 use crate::config::manifest::Manifest;
-use crate::kafka::admin::{NewTopic, TopicInfo};
+use crate::kafka::admin::{AdminError, NewTopic, Topic};
 use crate::ports::SourceError;
-use crate::wasm::{Engine, Linked, Module};
+use crate::store::Stores;
+use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput, TimestampRule};
+use crate::wasm::{Linked, Module};
 
 /// Why a revision cannot run, by what can be done about it.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,17 @@ impl From<SourceError> for PrepareError {
     }
 }
 
+impl From<AdminError> for PrepareError {
+    fn from(error: AdminError) -> PrepareError {
+        match error {
+            AdminError::Unavailable { .. } => PrepareError::Unavailable(error.to_string()),
+            AdminError::Missing { .. } | AdminError::Exists { .. } | AdminError::Refused { .. } => {
+                PrepareError::Precondition(vec![error.to_string()])
+            }
+        }
+    }
+}
+
 /// An input of a running revision, in the manifest's order.
 #[derive(Debug, Clone)]
 pub struct InputTopic {
@@ -46,20 +60,12 @@ pub struct InputTopic {
     pub start: Start,
 }
 
-/// An output of a running revision, in the manifest's order.
-#[derive(Debug, Clone)]
-pub struct OutputTopic {
-    pub topic: String,
-    pub message_bytes_max: u64,
-    /// Refuses records without a key.
-    pub compacted: bool,
-}
-
 /// The changelog of a deployment with stores.
 #[derive(Debug, Clone)]
 pub struct ChangelogTopic {
     pub topic: String,
     pub topic_id: String,
+    pub record_bytes_max: usize,
     pub delete_retention: Duration,
 }
 
@@ -70,26 +76,77 @@ pub struct Revision {
     pub manifest: Manifest,
     pub group: String,
     pub inputs: Vec<InputTopic>,
-    pub outputs: Vec<OutputTopic>,
+    pub outputs: Vec<OutputRule>,
     /// None for a deployment without stores.
     pub changelog: Option<ChangelogTopic>,
     /// Of every input; the tasks.
     pub partitions: i32,
     pub linked: Linked,
+    pub stores: Arc<Stores>,
+}
+
+/// Committed values that a task keeps in memory in front of its store.
+const CACHE_BYTES: usize = 16 << 20;
+/// Values handed to one call beforehand.
+const PREFETCH_BYTES_MAX: usize = 4 << 20;
+
+impl Revision {
+    /// What its tasks are told.
+    pub fn task_config(&self) -> TaskConfig {
+        let inputs = self.inputs.iter();
+        let changelog = self.changelog.as_ref();
+        TaskConfig {
+            deployment: self.registered.name.clone(),
+            group: self.group.clone(),
+            revision: self.registered.revision,
+            incarnation: self.registered.incarnation.clone(),
+            guarantee: self.spec.guarantee,
+            failures: self.spec.failures,
+            inputs: inputs
+                .map(|input| TaskInput { topic: input.topic.clone(), topic_id: input.topic_id.clone() })
+                .collect(),
+            outputs: self.outputs.clone(),
+            stores: Arc::clone(&self.stores),
+            changelog: ChangelogConfig {
+                topic: changelog.map(|changelog| changelog.topic.clone()).unwrap_or_default(),
+                topic_id: changelog.map(|changelog| changelog.topic_id.clone()).unwrap_or_default(),
+                record_bytes_max: changelog.map_or(0, |changelog| changelog.record_bytes_max),
+            },
+            call_records_max: call_records_max(&self.spec),
+            call_bytes_max: call_bytes_max(&self.spec),
+            overlay_bytes_max: self.spec.commit.overlay_bytes as usize,
+            cache_bytes: CACHE_BYTES,
+            prefetch_bytes_max: PREFETCH_BYTES_MAX,
+        }
+    }
+}
+
+/// The ABI's bounds on one batch, whatever a deployment allows.
+const BATCH_RECORDS_MAX: u32 = 500;
+const BATCH_BYTES_MAX: u64 = 1 << 20;
+
+/// Records of one call.
+pub fn call_records_max(spec: &DeploymentSpec) -> usize {
+    spec.limits.batch_records.min(BATCH_RECORDS_MAX) as usize
+}
+
+/// Bytes of one call, so that a batch and what comes of it fit the guest's memory.
+pub fn call_bytes_max(spec: &DeploymentSpec) -> usize {
+    (spec.limits.memory_bytes / 8).min(BATCH_BYTES_MAX) as usize
 }
 
 /// Compiles a module under the node's limits.
-pub fn compile(engine: &Engine, bytes: &[u8]) -> Result<Module, PrepareError> {
-    Module::load(engine, bytes).map_err(|error| PrepareError::Invalid(vec![error.to_string()]))
+pub fn compile(bytes: &[u8]) -> Result<Module, PrepareError> {
+    Module::load(bytes).map_err(|error| PrepareError::Invalid(vec![error.to_string()]))
 }
 
 /// What a document and a module need of the cluster, found there.
 pub struct Checked {
     pub inputs: Vec<InputTopic>,
-    pub outputs: Vec<OutputTopic>,
+    pub outputs: Vec<OutputRule>,
     pub partitions: i32,
     /// The largest record that an input takes; internal topics take twice that.
-    input_bytes_max: u64,
+    input_bytes_max: usize,
 }
 
 /// Checks a document against a module and both against the cluster. Changes nothing.
@@ -98,52 +155,83 @@ pub fn check(node: &NodeRuntime, spec: &DeploymentSpec, manifest: &Manifest) -> 
     if !problems.is_empty() {
         return Err(PrepareError::Invalid(problems));
     }
-    let names: Vec<&str> = spec
-        .inputs
-        .values()
-        .map(|input| input.topic.as_str())
-        .chain(spec.outputs.values().map(|output| output.topic.as_str()))
-        .collect();
-    let found: BTreeMap<String, TopicInfo> =
-        node.admin.topics(&names)?.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
+    let found = find_topics(node, spec)?;
     let problems = missing(spec, &found);
     if !problems.is_empty() {
         return Err(PrepareError::Precondition(problems));
     }
-    let inputs: Vec<InputTopic> = manifest
-        .inputs
-        .iter()
-        .filter_map(|name| {
-            let input = spec.inputs.get(name)?;
-            let topic = found.get(&input.topic)?;
-            Some(InputTopic { topic: input.topic.clone(), topic_id: topic.id.clone(), start: input.start })
-        })
-        .collect();
-    let outputs = manifest
-        .outputs
-        .iter()
-        .filter_map(|name| {
-            let topic = found.get(&spec.outputs.get(name)?.topic)?;
-            Some(OutputTopic {
-                topic: topic.name.clone(),
-                message_bytes_max: topic.message_bytes_max(),
-                compacted: topic.is_compacted(),
-            })
-        })
-        .collect();
-    let counts: Vec<i32> = inputs.iter().filter_map(|input| found.get(&input.topic)).map(|t| t.partitions).collect();
-    let partitions = counts.first().copied().unwrap_or(0);
-    if counts.iter().any(|&count| count != partitions) {
+    let inputs: Vec<&Found> = manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
+    let outputs: Vec<&Found> =
+        manifest.outputs.iter().filter_map(|name| found.get(&spec.outputs.get(name)?.topic)).collect();
+    let partitions = inputs.first().map_or(0, |input| input.topic.partitions);
+    if inputs.iter().any(|input| input.topic.partitions != partitions) {
         let shown: Vec<_> =
-            inputs.iter().zip(&counts).map(|(input, count)| format!("{} has {count}", input.topic)).collect();
+            inputs.iter().map(|input| format!("{} has {}", input.topic.name, input.topic.partitions)).collect();
         return Err(PrepareError::Precondition(vec![format!(
             "the inputs have different numbers of partitions ({}), so equal keys would not meet; give them the same number",
             shown.join(", ")
         )]));
     }
-    let input_bytes_max =
-        inputs.iter().filter_map(|input| found.get(&input.topic)).map(TopicInfo::message_bytes_max).max().unwrap_or(0);
-    Ok(Checked { inputs, outputs, partitions, input_bytes_max })
+    Ok(Checked {
+        inputs: manifest
+            .inputs
+            .iter()
+            .zip(&inputs)
+            .filter_map(|(name, input)| {
+                Some(InputTopic {
+                    topic: input.topic.name.clone(),
+                    topic_id: input.topic.id.to_string(),
+                    start: spec.inputs.get(name)?.start,
+                })
+            })
+            .collect(),
+        outputs: outputs.into_iter().map(Found::as_output).collect(),
+        partitions,
+        input_bytes_max: inputs.iter().map(|input| input.message_bytes_max()).max().unwrap_or(0),
+    })
+}
+
+/// A topic with its settings.
+struct Found {
+    topic: Topic,
+    configs: BTreeMap<String, String>,
+}
+
+impl Found {
+    fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.configs.get(name)?.parse().ok()
+    }
+
+    /// Kafka's default where the broker does not say.
+    fn message_bytes_max(&self) -> usize {
+        self.number("max.message.bytes").unwrap_or(1_048_588)
+    }
+
+    fn as_output(&self) -> OutputRule {
+        let sets_time = self.configs.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
+        OutputRule {
+            topic: self.topic.name.clone(),
+            record_bytes_max: self.message_bytes_max(),
+            compacted: self.configs.get("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
+            timestamps: (!sets_time).then(|| TimestampRule {
+                before_max_ms: self.number("message.timestamp.before.max.ms").unwrap_or(i64::MAX),
+                after_max_ms: self.number("message.timestamp.after.max.ms").unwrap_or(i64::MAX),
+            }),
+        }
+    }
+}
+
+/// The topics of a document that exist.
+fn find_topics(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<String, Found>, PrepareError> {
+    let inputs = spec.inputs.values().map(|input| input.topic.clone());
+    let names: BTreeSet<String> = inputs.chain(spec.outputs.values().map(|output| output.topic.clone())).collect();
+    let names: Vec<String> = names.into_iter().collect();
+    let mut found = BTreeMap::new();
+    for topic in node.admin.describe_topics(&names)?.into_iter().flatten() {
+        let configs = node.admin.topic_configs(&topic.name)?;
+        found.insert(topic.name.clone(), Found { topic, configs });
+    }
+    Ok(found)
 }
 
 /// Makes a registered revision ready to run: fetches and compiles its module, checks it, makes the
@@ -151,16 +239,17 @@ pub fn check(node: &NodeRuntime, spec: &DeploymentSpec, manifest: &Manifest) -> 
 pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, PrepareError> {
     let spec = DeploymentSpec::parse(&registered.document)
         .map_err(|problems| PrepareError::Invalid(problems.iter().map(ToString::to_string).collect()))?;
-    let bytes = node.modules.load(&registered.module, || node.reader(&node.modules_topic())).map_err(module_error)?;
-    let module = compile(&node.engine, &bytes)?;
+    let bytes = node.modules.load(&registered.module, || node.topic_log(&node.modules_topic())).map_err(module_error)?;
+    let module = compile(&bytes)?;
     let manifest = module.manifest().clone();
     let checked = check(node, &spec, &manifest)?;
     let changelog = match manifest.stores.is_empty() {
         true => None,
         false => Some(changelog(node, &spec, &checked)?),
     };
-    let linked = module
-        .link(&registered.name, &spec.config, &spec.limits)
+    let stores = Stores::new(&manifest.stores).map_err(|error| PrepareError::Invalid(vec![error.to_string()]))?;
+    let stores = Arc::new(stores);
+    let linked = Linked::new(&module, &registered.name, &spec.config, &spec.limits)
         .map_err(|error| PrepareError::Invalid(vec![error.to_string()]))?;
     Ok(Revision {
         group: node.group(&registered.name),
@@ -172,31 +261,28 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         changelog,
         partitions: checked.partitions,
         linked,
+        stores,
     })
 }
 
 /// Finds the changelog, or makes it. One that does not fit its deployment any more is refused.
 fn changelog(node: &NodeRuntime, spec: &DeploymentSpec, checked: &Checked) -> Result<ChangelogTopic, PrepareError> {
-    let name = node.changelog_topic(&spec.name);
     let settings = &spec.changelog;
-    let config = BTreeMap::from([
-        ("cleanup.policy".to_owned(), "compact".to_owned()),
-        ("min.compaction.lag.ms".to_owned(), settings.min_compaction_lag.as_millis().to_string()),
-        ("delete.retention.ms".to_owned(), settings.delete_retention.as_millis().to_string()),
-        ("message.timestamp.type".to_owned(), "LogAppendTime".to_owned()),
-        ("max.message.bytes".to_owned(), (2 * checked.input_bytes_max).to_string()),
-    ]);
-    let replication = settings.replication_factor.unwrap_or(node.config.replication_factor);
-    let wanted = NewTopic { name: name.clone(), partitions: checked.partitions, replication, config };
+    let record_bytes_max = 2 * checked.input_bytes_max;
+    let mut wanted = NewTopic::new(node.changelog_topic(&spec.name), checked.partitions)
+        .with("cleanup.policy", "compact")
+        .with("min.compaction.lag.ms", settings.min_compaction_lag.as_millis())
+        .with("delete.retention.ms", settings.delete_retention.as_millis())
+        .with("message.timestamp.type", "LogAppendTime")
+        .with("max.message.bytes", record_bytes_max);
+    wanted.replication = Some(settings.replication_factor.unwrap_or(node.config.replication_factor));
     let topic = node.admin.ensure_topic(&wanted)?;
-    if topic.partitions != checked.partitions {
-        return Err(PrepareError::Precondition(vec![format!(
-            "{name} has {} partitions and the inputs have {}: equal keys would find another store. Give the inputs \
-             {} partitions again, or deploy under a new name",
-            topic.partitions, checked.partitions, topic.partitions
-        )]));
-    }
-    Ok(ChangelogTopic { topic: name, topic_id: topic.id, delete_retention: settings.delete_retention })
+    Ok(ChangelogTopic {
+        topic: topic.name,
+        topic_id: topic.id.to_string(),
+        record_bytes_max,
+        delete_retention: settings.delete_retention,
+    })
 }
 
 /// Every way in which a document does not fit a module.
@@ -219,7 +305,7 @@ fn bind(spec: &DeploymentSpec, manifest: &Manifest) -> Vec<String> {
     problems
 }
 
-fn missing(spec: &DeploymentSpec, found: &BTreeMap<String, TopicInfo>) -> Vec<String> {
+fn missing(spec: &DeploymentSpec, found: &BTreeMap<String, Found>) -> Vec<String> {
     let inputs = spec.inputs.iter().map(|(name, input)| ("input", name, &input.topic));
     let outputs = spec.outputs.iter().map(|(name, output)| ("output", name, &output.topic));
     inputs

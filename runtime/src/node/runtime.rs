@@ -15,14 +15,14 @@ use super::registry::{Registered, Registry};
 use crate::config::NodeConfig;
 use crate::kafka::admin::Admin;
 use crate::kafka::config::KafkaConfig;
+use crate::kafka::peek::Peek;
 use crate::store::{StateDir, StoreBudget};
-use crate::wasm::Engine;
+use crate::telemetry::Telemetry;
 
 /// Restores that run at once; each reads at full speed, so more would only share the disk.
 pub const RESTORES_MAX: usize = 4;
 
 /// A deployment as this node runs it.
-#[derive(Default)]
 struct Running {
     board: Arc<Board>,
     /// Why it could not start; none when it runs.
@@ -37,13 +37,15 @@ pub struct NodeRuntime {
     pub config: NodeConfig,
     pub kafka: KafkaConfig,
     pub cluster_id: String,
-    pub engine: Engine,
     pub admin: Admin,
     pub control_log: ControlLog,
     pub fleet: Fleet,
     pub modules: ModuleDir,
     pub state_dir: StateDir,
     pub store_budget: StoreBudget,
+    pub telemetry: Arc<Telemetry>,
+    /// Looks at single records, for the age of the oldest that waits.
+    pub peek: Peek,
     pub leases: Leases,
     pub commits: Arc<NodeBudget>,
     pub restores: Permits,
@@ -56,12 +58,13 @@ pub struct Foundations {
     pub config: NodeConfig,
     pub kafka: KafkaConfig,
     pub cluster_id: String,
-    pub engine: Engine,
     pub admin: Admin,
     pub control_log: ControlLog,
     pub modules: ModuleDir,
     pub state_dir: StateDir,
     pub store_budget: StoreBudget,
+    pub telemetry: Arc<Telemetry>,
+    pub peek: Peek,
 }
 
 impl NodeRuntime {
@@ -71,13 +74,14 @@ impl NodeRuntime {
             config: from.config,
             kafka: from.kafka,
             cluster_id: from.cluster_id,
-            engine: from.engine,
             admin: from.admin,
             control_log: from.control_log,
             fleet: Fleet::default(),
             modules: from.modules,
             state_dir: from.state_dir,
             store_budget: from.store_budget,
+            telemetry: from.telemetry,
+            peek: from.peek,
             leases: Leases::default(),
             commits: Arc::default(),
             restores: Permits::new(RESTORES_MAX),
@@ -106,7 +110,7 @@ impl NodeRuntime {
     /// The board of a deployment, made if need be.
     pub fn board_for(&self, deployment: &str) -> Arc<Board> {
         let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
-        let entry = running.entry(deployment.to_owned()).or_default();
+        let entry = self.entry(&mut running, deployment);
         entry.settled = true;
         Arc::clone(&entry.board)
     }
@@ -136,11 +140,20 @@ impl NodeRuntime {
 
     pub fn set_trouble(&self, deployment: &str, trouble: Option<String>) {
         let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
-        running.entry(deployment.to_owned()).or_default().trouble = trouble;
+        self.entry(&mut running, deployment).trouble = trouble;
     }
 
     pub fn forget(&self, deployment: &str) {
         self.running.write().unwrap_or_else(PoisonError::into_inner).remove(deployment);
+        self.telemetry.forget(deployment);
+    }
+
+    fn entry<'a>(&self, running: &'a mut BTreeMap<String, Running>, deployment: &str) -> &'a mut Running {
+        running.entry(deployment.to_owned()).or_insert_with(|| Running {
+            board: Arc::new(Board::new(deployment, Arc::clone(&self.telemetry))),
+            trouble: None,
+            settled: false,
+        })
     }
 
     /// Deletes state directories that belong to no deployment any more.
@@ -163,8 +176,8 @@ impl NodeRuntime {
     /// Makes a module loadable by every node of the fleet.
     pub fn publish_module(&self, digest: &str, module: &[u8]) -> Result<(), ControlError> {
         let unavailable = |error: String| ControlError::Unavailable(format!("cannot publish the module: {error}"));
-        let mut writer = self.writer(&self.modules_topic()).map_err(|error| unavailable(error.to_string()))?;
-        modules::publish(&mut writer, module).map_err(|error| unavailable(error.to_string()))?;
+        let log = self.topic_log(&self.modules_topic()).map_err(|error| unavailable(error.to_string()))?;
+        modules::publish(&log, module).map_err(|error| unavailable(error.to_string()))?;
         self.modules.keep(digest, module).map_err(|error| ControlError::Internal(error.to_string()))
     }
 }

@@ -1,6 +1,5 @@
 //! Starting a node, in the order in which things can fail, and stopping it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -15,11 +14,12 @@ use super::modules::{ModuleDir, ModuleError};
 use super::runtime::{Foundations, NodeRuntime};
 use super::supervisor::Supervisor;
 use crate::config::NodeConfig;
-use crate::kafka::admin::{Admin, NewTopic};
-use crate::kafka::topic_log::{TopicReader, TopicWriter};
+use crate::kafka::admin::{Admin, AdminError, NewTopic};
+use crate::kafka::peek::Peek;
+use crate::kafka::topic_log::TopicLog;
 use crate::ports::SourceError;
+use crate::telemetry::Telemetry;
 use crate::store::{FlushRule, StateDir, StoreBudget, StoreError, flush_due};
-use crate::wasm::{Engine, EngineError};
 
 /// Why a node does not start. Each says what, where and how to fix it.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +32,8 @@ pub enum NodeError {
     Modules(#[from] ModuleError),
     #[error("{0}")]
     Kafka(#[from] SourceError),
-    #[error("the Wasm engine does not start: {0}")]
-    Wasm(#[from] EngineError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
 }
@@ -54,23 +54,20 @@ impl Node {
         let (state_dir, space) = StateDir::open(&config.state_dir.join("stores"), config.state_free_min_bytes)?;
         let identity = Identity::open(&config.state_dir, config.node_id.as_deref())?;
         let kafka = clients::kafka_config(&config, &identity.node_id);
-        let admin = Admin::connect(&kafka, config.kafka.connect_timeout)?;
+        let admin = Admin::new(&kafka)?;
         let cluster_id = admin.cluster_id()?;
         for topic in fleet_topics(&config) {
             admin.ensure_topic(&topic)?;
         }
         let topic = |name: &str| format!("_{}.{name}", config.fleet);
-        let (control_log, control) = control_log::open(
-            &identity.node_id,
-            TopicReader::open(&kafka, &topic("control"))?,
-            TopicWriter::open(&kafka, &topic("control"))?,
-        )?;
-        let heart_reader = TopicReader::open(&kafka, &topic("nodes"))?;
-        let heart_writer = TopicWriter::open(&kafka, &topic("nodes"))?;
+        let (control_log, control) =
+            control_log::open(&identity.node_id, TopicLog::open(&kafka, &topic("control"))?)?;
+        let nodes = TopicLog::open(&kafka, &topic("nodes"))?;
         let runtime = Arc::new(NodeRuntime::new(Foundations {
             id: identity.node_id.clone(),
-            engine: Engine::new()?,
             modules: ModuleDir::open(&config.state_dir.join("modules"))?,
+            peek: Peek::new(&kafka)?,
+            telemetry: Telemetry::new(),
             store_budget: StoreBudget::new(clients::store_budget(&config))?,
             config,
             kafka,
@@ -87,7 +84,7 @@ impl Node {
             "node started"
         );
         Ok(Node {
-            heart: Heart::start(Arc::clone(&runtime), address, heart_reader, heart_writer)?,
+            heart: Heart::start(Arc::clone(&runtime), address, nodes)?,
             flusher: Flusher::start(Arc::clone(&runtime))?,
             supervisor: Supervisor::start(Arc::clone(&runtime))?,
             runtime,
@@ -112,34 +109,25 @@ impl Node {
 
 /// The topics that nodes share. `control` is never compacted and kept for ever.
 fn fleet_topics(config: &NodeConfig) -> Vec<NewTopic> {
-    let topic = |name: &str, settings: &[(&str, &str)]| NewTopic {
-        name: format!("_{}.{name}", config.fleet),
-        partitions: 1,
-        replication: config.replication_factor,
-        config: settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>(),
+    let topic = |name: &str| {
+        let mut topic = NewTopic::new(format!("_{}.{name}", config.fleet), 1);
+        topic.replication = Some(config.replication_factor);
+        topic
     };
     vec![
-        topic(
-            "control",
-            &[
-                ("cleanup.policy", "delete"),
-                ("retention.ms", "-1"),
-                ("retention.bytes", "-1"),
-                ("message.timestamp.type", "LogAppendTime"),
-            ],
-        ),
-        topic("modules", &[("cleanup.policy", "compact")]),
-        topic("nodes", &[("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")]),
+        topic("control")
+            .with("cleanup.policy", "delete")
+            .with("retention.ms", -1)
+            .with("retention.bytes", -1)
+            .with("message.timestamp.type", "LogAppendTime"),
+        topic("modules").with("cleanup.policy", "compact"),
+        topic("nodes").with("cleanup.policy", "compact").with("message.timestamp.type", "LogAppendTime"),
     ]
 }
 
 impl NodeRuntime {
-    pub fn reader(&self, topic: &str) -> Result<TopicReader, SourceError> {
-        TopicReader::open(&self.kafka, topic)
-    }
-
-    pub fn writer(&self, topic: &str) -> Result<TopicWriter, SourceError> {
-        TopicWriter::open(&self.kafka, topic)
+    pub fn topic_log(&self, topic: &str) -> Result<TopicLog, SourceError> {
+        TopicLog::open(&self.kafka, topic)
     }
 }
 
@@ -165,7 +153,7 @@ impl Flusher {
                     .iter()
                     .flat_map(|(_, board)| board.tasks().into_values().filter_map(|task| task.reader))
                     .collect();
-                if let Err(error) = flush_due(&readers, &rule, start.elapsed()) {
+                if let Err(error) = flush_due(&readers, start.elapsed(), &rule) {
                     tracing::warn!(%error, "cannot flush a store");
                 }
             }

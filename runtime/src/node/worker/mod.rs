@@ -34,6 +34,7 @@ use crate::config::deployment::CommitSpec;
 use crate::ports::{Clock, Group, Membership, Source, SourceError, Taken};
 use crate::record::{Batch, InputPartition, Offset};
 use crate::store::Store;
+use crate::telemetry::{TaskMetrics, WorkerMetrics};
 use crate::task::{Applied, Sealed, TakenAt, Task, TaskState as Life};
 
 /// A take never waits longer, so that commands and restores are served.
@@ -82,6 +83,7 @@ struct Slot {
     /// Inputs whose partition of this number is assigned.
     held: BTreeSet<u16>,
     state: SlotState,
+    metrics: Arc<TaskMetrics>,
 }
 
 enum SlotState {
@@ -123,6 +125,7 @@ pub struct Worker<C: Consumer> {
     next_ticket: u64,
     commands: Receiver<Command>,
     board: Arc<Board>,
+    metrics: Arc<WorkerMetrics>,
     budget: Arc<NodeBudget>,
     pace: Pace,
     clock: Box<dyn Clock>,
@@ -160,6 +163,7 @@ impl<C: Consumer> Worker<C> {
             verdict_sender,
             next_ticket: 0,
             commands: parts.commands,
+            metrics: parts.board.worker(parts.index),
             board: parts.board,
             budget: parts.budget,
             clock: parts.clock,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, SlotState, Standing, Worker, running};
+use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, Slot, SlotState, Standing, Worker, running};
 use crate::node::commit::{Done, Job};
 use crate::ports::{CommitError, SourceError};
 use crate::store::StoreError;
@@ -13,13 +13,18 @@ impl<C: Consumer> Worker<C> {
         match done {
             Done::Committed { sealed, took } => {
                 self.pace.finished(took);
-                self.board.committed(self.index, took);
+                self.metrics.commits.add(1);
+                self.metrics.commit_latency.observe(took);
                 for (task, applied) in sealed {
                     self.settle(task, applied);
                 }
             }
-            Done::Refused { sealed, error: CommitError::Generation(reason) } => self.hold_refused(sealed, &reason),
+            Done::Refused { sealed, error: CommitError::Generation(reason) } => {
+                self.metrics.commits_refused.add(1);
+                self.hold_refused(sealed, &reason);
+            }
             Done::Refused { sealed, error } => {
+                self.metrics.commits_refused.add(1);
                 tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "commit refused; its records are taken again");
                 self.take_back(sealed);
             }
@@ -36,10 +41,15 @@ impl<C: Consumer> Worker<C> {
     /// Kafka has it; gives each task its store back.
     fn settle(&mut self, sealed: Sealed, applied: Result<(), StoreError>) {
         let partition = sealed.partition;
-        let Some((_, task)) = running(&mut self.slots).find(|(number, _)| *number == partition) else {
+        let Some(Slot { state: SlotState::Running(task), metrics, .. }) = self.slots.get_mut(&partition) else {
             self.give_back(partition, sealed.into_store());
             return;
         };
+        self.metrics.commit_records.add(sealed.records);
+        for emissions in &sealed.emissions {
+            metrics.records_out.add(emissions.len() as u64);
+            metrics.bytes_out.add(emissions.bytes() as u64);
+        }
         let failed = match applied {
             Ok(()) => task.committed(sealed).err(),
             Err(error) => {
@@ -125,7 +135,8 @@ impl<C: Consumer> Worker<C> {
                 slot.state = SlotState::Waiting { store: None };
             }
         }
-        self.board.recovered();
+        self.metrics.commits_unknown.add(1);
+        self.metrics.client_restarts.add(1);
         self.producer = Standing::Down { until: self.clock.monotonic() };
     }
 

@@ -3,22 +3,23 @@
 use std::collections::BTreeSet;
 
 use super::{Consumer, Slot, SlotState, Standing, Worker};
-use crate::node::board::TaskState;
 use crate::node::restore::{Outcome, RestoreRequest, Ticket};
 use crate::ports::SourceError;
 use crate::record::{InputPartition, Offset};
 use crate::store::{Store, StoreError};
 use crate::task::{Sealed, TaskError};
+use crate::telemetry::TaskState;
 
 impl<C: Consumer> Worker<C> {
     /// Accepts partitions, paused; the restore says where they begin.
     pub(super) fn assigned(&mut self, partitions: &[InputPartition]) {
-        self.board.rebalanced();
+        self.metrics.rebalances_assigned.add(1);
         tracing::info!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "assigned");
         for partition in partitions {
             let slot = self.slots.entry(partition.partition).or_insert_with(|| Slot {
                 held: BTreeSet::new(),
                 state: SlotState::Waiting { store: None },
+                metrics: self.board.metrics(partition.partition),
             });
             slot.held.insert(partition.input);
         }
@@ -34,7 +35,7 @@ impl<C: Consumer> Worker<C> {
     /// Finishes the commit in flight, commits the overlay or drops it, closes the stores, and only
     /// then lets the partitions go.
     pub(super) fn revoked(&mut self, partitions: &[InputPartition]) {
-        self.board.rebalanced();
+        self.metrics.rebalances_revoked.add(1);
         tracing::info!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "revoked");
         self.commit_now();
         self.forget(partitions);
@@ -47,7 +48,7 @@ impl<C: Consumer> Worker<C> {
 
     /// They are another worker's already: nothing of them may be committed.
     pub(super) fn lost(&mut self, partitions: &[InputPartition]) {
-        self.board.rebalanced();
+        self.metrics.rebalances_lost.add(1);
         tracing::warn!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "lost");
         self.finish_in_flight();
         self.forget(partitions);
@@ -151,6 +152,9 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn rebuild(&mut self, partition: i32, reason: &str) {
         tracing::error!(deployment = %self.deployment, partition, reason, "store failed; rebuilding it from the changelog");
         self.finish_in_flight();
+        if let Some(slot) = self.slots.get(&partition) {
+            slot.metrics.rebuilds.add(1);
+        }
         self.park(partition, None);
         if let Some(Slot { state: SlotState::Waiting { store }, .. }) = self.slots.get_mut(&partition)
             && let Some(store) = store.take()
@@ -249,6 +253,7 @@ impl<C: Consumer> Worker<C> {
             }
         }
         self.consumer = None;
+        self.metrics.client_restarts.add(1);
         let partitions: Vec<i32> = self.slots.keys().copied().collect();
         for partition in partitions {
             self.release(partition);

@@ -1,0 +1,121 @@
+//! How far a deployment is behind: the group's committed offsets against the ends of its inputs.
+//!
+//! Both are asked of Kafka when somebody asks, so that the answer is the one that Kafka's own tools
+//! give, whichever node answers and whether or not a task runs anywhere.
+
+use std::collections::HashMap;
+
+use tidemill_proto::v1 as proto;
+
+use super::deployment::wall_ms;
+use super::fleet::ALIVE;
+use super::handle::{ControlError, task_state, topics};
+use super::registry::Registered;
+use super::runtime::NodeRuntime;
+use crate::config::deployment::DeploymentSpec;
+use crate::config::manifest::Manifest;
+use crate::kafka::admin::{AdminError, At};
+use crate::record::Offset;
+
+impl From<AdminError> for ControlError {
+    fn from(error: AdminError) -> ControlError {
+        match error {
+            AdminError::Unavailable { .. } => ControlError::Unavailable(error.to_string()),
+            AdminError::Missing { .. } | AdminError::Exists { .. } | AdminError::Refused { .. } => {
+                ControlError::Precondition(error.to_string())
+            }
+        }
+    }
+}
+
+pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::PartitionLag>, ControlError> {
+    let spec = DeploymentSpec::parse(&registered.document).ok();
+    let manifest: Option<Manifest> = serde_json::from_str(&registered.manifest).ok();
+    let inputs = topics(&spec, &manifest);
+    let mut partitions = Vec::new();
+    for (name, topic) in inputs.iter().zip(node.admin.describe_topics(&inputs)?) {
+        let topic = topic.ok_or_else(|| ControlError::Precondition(format!("topic {name} does not exist any more")))?;
+        partitions.extend((0..topic.partitions).map(|partition| (name.clone(), partition)));
+    }
+    let ends = node.admin.offsets(&partitions, At::StableEnd)?;
+    let starts = node.admin.offsets(&partitions, At::Start)?;
+    let committed = committed(node, &registered.name, &partitions)?;
+    let owners = Owners::of(node, &registered.name);
+    let mut lags = Vec::with_capacity(partitions.len());
+    for (((topic, partition), end), start) in partitions.into_iter().zip(ends).zip(starts) {
+        let committed = committed.get(&(topic.clone(), partition)).copied();
+        // Nothing committed yet: everything that is there is still to be read.
+        let next = committed.unwrap_or(start);
+        let records = next.lag(end);
+        let (state, node_id, reason) = owners.of_partition(partition);
+        lags.push(proto::PartitionLag {
+            deployment: registered.name.clone(),
+            seconds: seconds(node, &topic, partition, next, records),
+            topic,
+            partition,
+            committed: committed.map(|offset| offset.0),
+            end: end.0,
+            records,
+            state: state.into(),
+            node: node_id,
+            reason,
+        });
+    }
+    Ok(lags)
+}
+
+fn committed(
+    node: &NodeRuntime,
+    deployment: &str,
+    partitions: &[(String, i32)],
+) -> Result<HashMap<(String, i32), Offset>, ControlError> {
+    let offsets = match node.admin.group_offsets(&node.group(deployment), Some(partitions)) {
+        Ok(offsets) => offsets,
+        // The group comes into being with its first member.
+        Err(AdminError::Missing { .. }) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(offsets
+        .into_iter()
+        .filter_map(|committed| Some(((committed.topic, committed.partition), committed.offset?)))
+        .collect())
+}
+
+/// Age of the oldest record that is not committed; unknown when it cannot be read at once.
+fn seconds(node: &NodeRuntime, topic: &str, partition: i32, next: Offset, records: u64) -> Option<f64> {
+    if records == 0 {
+        return Some(0.0);
+    }
+    let timestamp_ms = node.peek.timestamp_ms(topic, partition, next)?;
+    Some((wall_ms() - timestamp_ms).max(0) as f64 / 1000.0)
+}
+
+/// Where the tasks of a deployment are, by what this node sees and what the others tell.
+struct Owners {
+    by_partition: HashMap<i32, (proto::TaskState, String, String)>,
+}
+
+impl Owners {
+    fn of(node: &NodeRuntime, deployment: &str) -> Owners {
+        let mut by_partition = HashMap::new();
+        for (id, peer) in node.fleet.peers() {
+            let tasks = peer.heartbeat.tasks.iter().filter(|task| task.deployment == deployment);
+            for task in tasks.filter(|_| peer.age() < ALIVE && id != node.id) {
+                by_partition.insert(task.partition, (task_state_of(task.state), id.clone(), String::new()));
+            }
+        }
+        for (partition, task) in node.board(deployment).map(|board| board.tasks()).unwrap_or_default() {
+            by_partition.insert(partition, (task_state(task.state), node.id.clone(), task.reason));
+        }
+        Owners { by_partition }
+    }
+
+    fn of_partition(&self, partition: i32) -> (proto::TaskState, String, String) {
+        let unknown = (proto::TaskState::Unspecified, String::new(), String::new());
+        self.by_partition.get(&partition).cloned().unwrap_or(unknown)
+    }
+}
+
+fn task_state_of(number: i32) -> proto::TaskState {
+    proto::TaskState::try_from(number).unwrap_or(proto::TaskState::Unspecified)
+}

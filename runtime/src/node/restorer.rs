@@ -1,0 +1,311 @@
+//! Restores on threads of their own: Kafka and disk in, a task at its position out.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use tidemill_proto::v1::control_entry::Entry;
+use tidemill_proto::v1::{FirstCommitEntry, StartedEntry};
+
+use super::deployment::wall_ms;
+use super::lease::Lease;
+use super::restore::{Outcome, RestoreRequest, Restorer, Verdict};
+use super::revision::Revision;
+use super::runtime::NodeRuntime;
+use crate::config::deployment::Start as StartRule;
+use crate::kafka::admin::At;
+use crate::kafka::recovery::LogReader;
+use crate::ports::SourceError;
+use crate::record::Offset;
+use crate::store::{Store, StoreError};
+use crate::task::recovery::{self, Disk, Hooks, Job, Known, OldTail, RecoveryError, Report, Rules, Started};
+use crate::task::{Start, Task, TaskConfig};
+use crate::telemetry::TaskMetrics;
+
+/// How long a restore waits for the former holder of its store.
+const LEASE_WAIT: Duration = Duration::from_secs(30);
+/// Pause before a restore that Kafka did not answer is tried again.
+const AGAIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Restores the tasks of one worker.
+pub struct KafkaRestorer {
+    context: Arc<Context>,
+    /// Tasks whose first commit has been told to the registry, or is there already.
+    told: HashSet<i32>,
+}
+
+/// What every restore of a worker shares.
+struct Context {
+    node: Arc<NodeRuntime>,
+    revision: Arc<Revision>,
+    task_config: Arc<TaskConfig>,
+}
+
+impl KafkaRestorer {
+    pub fn new(node: Arc<NodeRuntime>, revision: Arc<Revision>) -> KafkaRestorer {
+        let task_config = Arc::new(revision.task_config());
+        KafkaRestorer { context: Arc::new(Context { node, revision, task_config }), told: HashSet::new() }
+    }
+}
+
+impl Restorer for KafkaRestorer {
+    fn begin(&mut self, request: RestoreRequest, verdicts: Sender<Verdict>) {
+        let context = Arc::clone(&self.context);
+        let (partition, ticket) = (request.partition, request.ticket);
+        let name = format!("restore-{}-{partition}", context.revision.registered.name);
+        let for_failure = verdicts.clone();
+        let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            let outcome = context.restore(partition, request.store);
+            // A worker that has ended gives its stores back itself; this one goes the same way.
+            if let Err(unsent) = verdicts.send(Verdict { partition, ticket, outcome })
+                && let Some(store) = unsent.into_inner().outcome.into_store()
+            {
+                context.put_back(partition, store);
+            }
+        });
+        if let Err(error) = spawned {
+            let reason = format!("no thread to restore on: {error}; raise the limit on threads");
+            // The receiver is the worker that is calling.
+            let _ = for_failure.send(Verdict { partition, ticket, outcome: Outcome::Halt { reason, store: None } });
+        }
+    }
+
+    fn release(&mut self, partition: i32, store: Store) {
+        self.context.put_back(partition, store);
+    }
+
+    fn destroy(&mut self, partition: i32, store: Store) {
+        let dir = self.context.dir(partition);
+        drop(store);
+        if let Err(error) = Store::destroy(&self.context.node.store_budget, &dir) {
+            tracing::error!(%error, "cannot delete a store that is to be rebuilt");
+        }
+        self.context.node.leases.free(&dir);
+    }
+
+    fn committed(&mut self, partition: i32) {
+        if !self.told.insert(partition) {
+            return;
+        }
+        let context = Arc::clone(&self.context);
+        let incarnation = context.revision.registered.incarnation.clone();
+        if context.node.control_log.view().has_committed(&incarnation, partition) {
+            return;
+        }
+        // Not on the worker's thread: it waits for Kafka.
+        let spawned = std::thread::Builder::new().name("first-commit".into()).spawn(move || {
+            let deployment = context.revision.registered.name.clone();
+            let entry = Entry::FirstCommit(FirstCommitEntry { deployment, incarnation, partition });
+            if let Err(error) = context.node.control_log.propose(entry) {
+                tracing::warn!(%error, partition, "the registry does not know of a first commit yet");
+            }
+        });
+        if spawned.is_err() {
+            self.told.remove(&partition);
+        }
+    }
+}
+
+impl Context {
+    fn dir(&self, partition: i32) -> PathBuf {
+        self.node.store_dir(&self.revision.registered, partition)
+    }
+
+    fn put_back(&self, partition: i32, store: Store) {
+        self.node.leases.put(&self.dir(partition), store);
+    }
+
+    fn is_stateless(&self) -> bool {
+        self.task_config.stores.is_empty()
+    }
+
+    /// Runs a restore to its verdict; what cannot be had now is tried again by the worker.
+    fn restore(&self, partition: i32, open: Option<Store>) -> Outcome {
+        let _permit = self.node.restores.take();
+        let metrics = self.node.telemetry.task(&self.revision.registered.name, partition);
+        let start = Instant::now();
+        let open = match self.store(partition, open) {
+            Ok(open) => open,
+            Err(outcome) => return outcome,
+        };
+        let outcome = match self.recover(partition, open, &metrics) {
+            Ok(outcome) => outcome,
+            Err(error) => self.failed(partition, &error),
+        };
+        metrics.restore_remaining.set(0);
+        metrics.restore_time.add(start.elapsed());
+        // Whatever has not come back open is closed.
+        let holds_store = match &outcome {
+            Outcome::Start(_) => true,
+            Outcome::Halt { store, .. } | Outcome::Again { store } => store.is_some(),
+        };
+        if !self.is_stateless() && !holds_store {
+            self.node.leases.free(&self.dir(partition));
+        }
+        outcome
+    }
+
+    /// The right to open the store, and the store itself if it is open.
+    fn store(&self, partition: i32, open: Option<Store>) -> Result<Option<Store>, Outcome> {
+        if self.is_stateless() || open.is_some() {
+            return Ok(open);
+        }
+        match self.node.leases.acquire(&self.dir(partition), LEASE_WAIT) {
+            Lease::Open(store) => Ok(Some(store)),
+            Lease::Closed => Ok(None),
+            Lease::Busy => Err(Outcome::Again { store: None }),
+        }
+    }
+
+    fn failed(&self, partition: i32, error: &RecoveryError) -> Outcome {
+        match error {
+            RecoveryError::Kafka(SourceError::Refused(reason)) => Outcome::Halt { reason: reason.clone(), store: None },
+            RecoveryError::Store(StoreError::Locked(_) | StoreError::Io(_) | StoreError::Refused(_)) => {
+                Outcome::Halt { reason: error.to_string(), store: None }
+            }
+            RecoveryError::Kafka(_) | RecoveryError::Store(_) => {
+                tracing::warn!(deployment = self.revision.registered.name, partition, %error, "restore failed; trying again");
+                std::thread::park_timeout(AGAIN_PAUSE);
+                Outcome::Again { store: None }
+            }
+        }
+    }
+
+    fn recover(
+        &self,
+        partition: i32,
+        mut open: Option<Store>,
+        metrics: &TaskMetrics,
+    ) -> Result<Outcome, RecoveryError> {
+        let revision = &self.revision;
+        let mut kafka = LogReader::new(
+            &self.node.kafka,
+            &revision.group,
+            revision.inputs.iter().map(|input| input.topic.clone()).collect(),
+            revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
+        )?;
+        let dir = self.dir(partition);
+        // Twice at most: a `start:` that had to be resolved is in the registry the second time.
+        loop {
+            let job = Job {
+                config: &self.task_config,
+                partition,
+                known: self.known(partition),
+                cluster_id: &self.node.cluster_id,
+                disk: Disk { budget: &self.node.store_budget, dir: &dir, open: open.take() },
+                rules: Rules {
+                    delete_retention: revision.spec.changelog.delete_retention,
+                    min_compaction_lag: revision.spec.changelog.min_compaction_lag,
+                    old_tail: OldTail::default(),
+                    wall_ms: wall_ms(),
+                },
+            };
+            let mut hooks = Hooks {
+                progress: &mut |progress| {
+                    metrics.restore_remaining.set(progress.remaining);
+                    true
+                },
+                pause: &mut |wait| {
+                    std::thread::park_timeout(wait);
+                    true
+                },
+            };
+            match recovery::recover(job, &mut kafka, &mut hooks)? {
+                recovery::Outcome::Start(start, report) => return Ok(self.task(partition, start, &report, metrics)),
+                recovery::Outcome::Unresolved(inputs, store) => {
+                    open = store;
+                    if let Err(outcome) = self.resolve(partition, &inputs) {
+                        return Ok(with_store(outcome, open));
+                    }
+                }
+                recovery::Outcome::Halt(reason) => return Ok(Outcome::Halt { reason, store: None }),
+                recovery::Outcome::Stopped => return Ok(Outcome::Again { store: None }),
+            }
+        }
+    }
+
+    fn task(&self, partition: i32, start: Start, report: &Report, metrics: &TaskMetrics) -> Outcome {
+        let replayed = &report.replayed;
+        metrics.restored_records.add(replayed.records);
+        metrics.restored_bytes.add(replayed.bytes);
+        if report.rebuilt.is_some() {
+            metrics.rebuilds.add(1);
+        }
+        let next: Vec<String> = start.next.iter().map(Offset::to_string).collect();
+        tracing::info!(
+            deployment = self.revision.registered.name,
+            partition,
+            offset = next.join(","),
+            changelog_from = report.from.0,
+            restored_records = replayed.records,
+            restored_bytes = replayed.bytes,
+            "task starts"
+        );
+        let handler = match self.revision.linked.instantiate(partition) {
+            Ok(handler) => Box::new(handler),
+            Err(error) => return Outcome::Halt { reason: error.to_string(), store: start.store },
+        };
+        match Task::new(Arc::clone(&self.task_config), partition, handler, start) {
+            Ok(task) => Outcome::Start(Box::new(task)),
+            Err(error) => Outcome::Halt { reason: error.to_string(), store: None },
+        }
+    }
+
+    fn known(&self, partition: i32) -> Known {
+        let view = self.node.control_log.view();
+        let incarnation = &self.revision.registered.incarnation;
+        let started = |topic_id: &str| {
+            let offset = view.started(incarnation, topic_id, partition)?;
+            Some(Started { topic_id: topic_id.to_owned(), offset })
+        };
+        Known {
+            started: self.revision.inputs.iter().map(|input| started(&input.topic_id)).collect(),
+            first_commit: view.has_committed(incarnation, partition),
+        }
+    }
+
+    /// Resolves `start:` to an offset and writes it to the registry, where the first answer wins.
+    fn resolve(&self, partition: i32, inputs: &[u16]) -> Result<(), Outcome> {
+        let again = |reason: String| {
+            tracing::warn!(deployment = self.revision.registered.name, partition, reason, "cannot resolve where to start");
+            std::thread::park_timeout(AGAIN_PAUSE);
+            Outcome::Again { store: None }
+        };
+        let registered = &self.revision.registered;
+        for &input in inputs {
+            let Some(input) = self.revision.inputs.get(usize::from(input)) else { continue };
+            // A partition that was added to the topic since: nothing of it may be missed.
+            let at = match input.start {
+                _ if partition >= registered.first_partitions => At::Start,
+                StartRule::Earliest => At::Start,
+                StartRule::Latest => At::End,
+                StartRule::Timestamp(ms) => At::Time(ms),
+            };
+            let offsets = self.node.admin.offsets(&[(input.topic.clone(), partition)], at);
+            let offset = match offsets {
+                Ok(offsets) => offsets.first().copied().unwrap_or_default(),
+                Err(error) => return Err(again(error.to_string())),
+            };
+            let entry = StartedEntry {
+                deployment: registered.name.clone(),
+                incarnation: registered.incarnation.clone(),
+                topic: input.topic.clone(),
+                topic_id: input.topic_id.clone(),
+                partition,
+                offset: offset.0,
+            };
+            self.node.control_log.propose(Entry::Started(entry)).map_err(|error| again(error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+fn with_store(outcome: Outcome, store: Option<Store>) -> Outcome {
+    match outcome {
+        Outcome::Again { .. } => Outcome::Again { store },
+        Outcome::Halt { reason, .. } => Outcome::Halt { reason, store },
+        start => start,
+    }
+}
