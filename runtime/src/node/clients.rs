@@ -48,6 +48,7 @@ pub fn store_budget(config: &NodeConfig) -> BudgetConfig {
     BudgetConfig {
         block_cache_bytes: config.memory.block_cache_bytes as usize,
         write_buffer_bytes: config.memory.write_buffers_bytes as usize,
+        ..BudgetConfig::default()
     }
 }
 

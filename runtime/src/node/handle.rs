@@ -76,7 +76,7 @@ impl Handle {
         module: Vec<u8>,
     ) -> Result<proto::DeployResponse, ControlError> {
         let spec = DeploymentSpec::parse(&header.document)
-            .map_err(|problems| ControlError::Invalid(problems.iter().map(ToString::to_string).collect()))?;
+            .map_err(|problems| ControlError::Invalid(problems.0.iter().map(ToString::to_string).collect()))?;
         let compiled = revision::compile(&module)?;
         let name = spec.name.clone();
         let view = self.node.control_log.view();

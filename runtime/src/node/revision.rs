@@ -238,7 +238,7 @@ fn find_topics(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<Str
 /// internal topics.
 pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, PrepareError> {
     let spec = DeploymentSpec::parse(&registered.document)
-        .map_err(|problems| PrepareError::Invalid(problems.iter().map(ToString::to_string).collect()))?;
+        .map_err(|problems| PrepareError::Invalid(problems.0.iter().map(ToString::to_string).collect()))?;
     let bytes = node.modules.load(&registered.module, || node.topic_log(&node.modules_topic())).map_err(module_error)?;
     let module = compile(&bytes)?;
     let manifest = module.manifest().clone();

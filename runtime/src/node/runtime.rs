@@ -13,7 +13,8 @@ use super::modules::{self, ModuleDir};
 use super::pace::NodeBudget;
 use super::registry::{Registered, Registry};
 use crate::config::NodeConfig;
-use crate::kafka::admin::Admin;
+use crate::config::deployment::DeploymentSpec;
+use crate::kafka::admin::{Admin, AdminError};
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::peek::Peek;
 use crate::store::{StateDir, StoreBudget};
@@ -167,6 +168,30 @@ impl NodeRuntime {
             Ok(collected) => tracing::info!(directories = collected.len(), "deleted state of deployments that are gone"),
             Err(error) => tracing::warn!(%error, "cannot delete state of deployments that are gone"),
         }
+    }
+
+    /// Partitions of a deployment's inputs, which are its tasks.
+    pub fn partitions(&self, registered: &Registered) -> Result<i32, ControlError> {
+        let spec = DeploymentSpec::parse(&registered.document)
+            .map_err(|problems| ControlError::Internal(problems.to_string()))?;
+        let topics: Vec<String> = spec.inputs.values().map(|input| input.topic.clone()).collect();
+        let found = self.admin.describe_topics(&topics)?;
+        found.into_iter().flatten().map(|topic| topic.partitions).max().ok_or_else(|| {
+            ControlError::Precondition(format!("the inputs of {} do not exist any more", registered.name))
+        })
+    }
+
+    /// Removes what a deleted deployment leaves in Kafka. Its workers on this node have stopped or
+    /// stop now; what they may still write goes with the topic.
+    pub fn retire(&self, registered: &Registered, keep_state: bool) -> Result<(), ControlError> {
+        if keep_state {
+            return Ok(());
+        }
+        match self.admin.delete_topics(&[self.changelog_topic(&registered.name)]) {
+            Ok(()) | Err(AdminError::Missing { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     pub fn close_stores(&self) {

@@ -52,6 +52,11 @@ impl Sealed {
         Ok(())
     }
 
+    /// The store, when the task that sealed it is no more.
+    pub fn into_store(mut self) -> Option<Store> {
+        self.take_store()
+    }
+
     pub(super) fn take_store(&mut self) -> Option<Store> {
         self.store.take()
     }

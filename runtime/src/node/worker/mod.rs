@@ -250,13 +250,25 @@ impl<C: Consumer> Worker<C> {
         }
         let partition = batch.partition;
         let taken = TakenAt { monotonic: self.clock.monotonic(), wall_ms: self.clock.wall_ms() };
-        let Some(Slot { state: SlotState::Running(task), .. }) = self.slots.get_mut(&partition) else {
+        let Some(Slot { state: SlotState::Running(task), metrics, .. }) = self.slots.get_mut(&partition) else {
             return; // Of a task that is not running: it is read again from its position.
         };
-        match task.apply(batch) {
-            Applied::Done { records, skipped } => self.board.applied(records, skipped),
-            Applied::Halted { reason } => self.halt(partition, reason),
-            Applied::StoreFailed { reason } => self.rebuild(partition, &reason),
+        let bytes = batch.bytes() as u64;
+        match task.apply(batch, taken) {
+            Ok(Applied { ok, failed, .. }) => {
+                metrics.records_in.add((ok + failed) as u64);
+                metrics.bytes_in.add(bytes);
+                metrics.handler_calls.add(1);
+                let took = self.clock.monotonic().saturating_sub(taken.monotonic);
+                metrics.handler_time.add(took);
+                metrics.handler_duration.observe(took);
+                metrics.overlay_bytes.set(task.pending().bytes as u64);
+                if let Life::Halted(failure) = task.state() {
+                    let reason = failure.to_string();
+                    self.halt(partition, reason);
+                }
+            }
+            Err(error) => self.task_failed(partition, &error),
         }
     }
 
