@@ -16,15 +16,13 @@
 //! | [`cli`] | the commands |
 
 pub mod config;
+pub mod control;
 pub mod effects;
 pub mod kafka;
+pub mod node;
 pub mod ports;
 pub mod record;
 pub mod store;
-pub mod control;
-pub mod kafka;
-pub mod node;
 pub mod task;
-pub mod wasm;
 pub mod telemetry;
 pub mod wasm;

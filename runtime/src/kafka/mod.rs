@@ -10,6 +10,7 @@
 //! | [`admin`] | topics, groups, offsets |
 //! | [`probe`] | can the cluster be reached, and if not, why |
 //! | [`tools`] | blocking helpers for the command line |
+//! | [`peek`] | the age of the record that a partition continues with |
 //! | [`headers`] | Kafka's own header encoding |
 //! | `ffi` | librdkafka behind safe types; all `unsafe` is there |
 //!
@@ -20,6 +21,7 @@ pub mod config;
 pub mod consumer;
 mod ffi;
 pub mod headers;
+pub mod peek;
 pub mod probe;
 mod reader;
 pub mod recovery;
