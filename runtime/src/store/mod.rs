@@ -68,3 +68,6 @@ impl From<rocksdb::Error> for StoreError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,14 @@ use super::*;
 use crate::config::deployment::{Failures, Guarantee};
 use crate::config::manifest::{StoreKind, StoreManifest};
 use crate::effects::{Effects, Order, Prefetched, Status};
-use crate::record::{Batch, Column};
+use crate::record::Batch;
 use crate::store::{BudgetConfig, Identity, StoreBudget, Stores, View};
 
+mod decisions;
 mod fakes;
+mod model;
+mod policy;
+mod restore;
 
 use fakes::*;
 
@@ -69,4 +73,21 @@ fn dropping_goes_back_to_the_last_commit() {
     let sealed = task.seal(0).unwrap().unwrap();
     assert_eq!(emitted(&sealed), ["a=2"]);
     assert_eq!(sealed.stamp().1, 3, "commit numbers are never used twice");
+}
+
+#[test]
+fn an_overlay_at_its_bound_says_so() {
+    let mut bench = Bench::new();
+    let mut config = config(Failures::Halt);
+    config.overlay_bytes_max = 4096;
+    let mut task = bench.task_with(config);
+    let mut next = 0;
+    while !task.is_full() {
+        task.apply(records(next, [format!("key-{next}").as_str()]), TakenAt::default()).unwrap();
+        next += 1;
+    }
+    assert!((10..60).contains(&next), "{next} records of about a hundred bytes");
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert!(!task.is_full());
+    commit(&mut task, sealed);
 }

@@ -94,12 +94,20 @@ impl<'a> Replay<'a> {
     pub fn push(&mut self, record: LogRecord) -> Result<(), StoreError> {
         self.seen.records += 1;
         self.seen.bytes += (record.key.len() + record.value.as_ref().map_or(0, Vec::len)) as u64;
-        self.next = record.offset;
+        self.changelog_ms = self.changelog_ms.max(record.timestamp_ms);
+        let after = Offset(record.offset.0 + 1);
+        if record.stamp.is_some_and(|(writer, _)| writer < self.seen.writer_seen) {
+            self.seen.unclosed += 1;
+            // It lies between the records of an open commit, not behind the last one.
+            if let Some(open) = self.open.as_mut().filter(|open| open.next == record.offset) {
+                open.next = after;
+            }
+            self.next = after;
+            return Ok(());
+        }
         if self.open.as_ref().is_some_and(|open| Some(open.stamp) != record.stamp) {
             self.pass_open(record.offset);
         }
-        let after = Offset(record.offset.0 + 1);
-        self.changelog_ms = self.changelog_ms.max(record.timestamp_ms);
         if is_changelog_key(&record.key) {
             match record.stamp {
                 None => self.count(record)?,
@@ -111,10 +119,6 @@ impl<'a> Replay<'a> {
     }
 
     fn stamped(&mut self, stamp: (u64, u64), record: LogRecord) -> Result<(), StoreError> {
-        if stamp.0 < self.seen.writer_seen {
-            self.seen.unclosed += 1;
-            return Ok(());
-        }
         self.seen.writer_seen = stamp.0;
         if record.key == POSITION {
             for row in self.open.take().map(|open| open.rows).unwrap_or_default() {

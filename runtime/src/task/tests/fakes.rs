@@ -1,18 +1,78 @@
-//! A handler that counts, in Rust; a bench with a temporary directory; small helpers.
+//! A handler that counts, in Rust; a changelog and a group in memory; a bench with a temporary
+//! directory; small helpers.
+
+use std::collections::HashMap;
 
 use super::*;
+use crate::effects::Writes;
+use crate::ports::{CommittedOffset, LogRecord, Recovery, SourceError};
 use crate::record::InputPartition;
-use crate::store::StoreDef;
 
 pub const PARTITION: i32 = 3;
 
-/// Counts records per key and emits `key=count`. Values command it to misbehave, once each:
-/// `fail`, `retry`, `trap`, `slow`, `huge` (an emission above the limit), `big` (a state entry above it),
-/// `old` (a timestamp out of range), `lie` (reports the first record failed and the rest ok).
+/// Counts records per key and emits `key=count`. A record's value commands it:
+///
+/// | command | effect beside the count |
+/// |---|---|
+/// | `mark`, `unmark` | puts or deletes the key in the ordered store |
+/// | `scan`, `counts` | emits what a scan of the ordered store, or of the counts, sees |
+/// | `fail`, `retry`, `trap`, `slow`, `store` | fails in that way |
+/// | `huge`, `old` | emits a record above the output's limit, or with a time out of range |
+/// | `big` | writes a state entry above the changelog's limit |
+/// | `lie` | fails, and runs the records behind it nevertheless |
+///
+/// It returns the effects of failed records too: leaving them out is the task's work.
 #[derive(Debug, Default)]
 pub struct Counter {
-    /// Counts in instance memory since the last renewal, to prove that it is dropped.
-    pub calls: usize,
+    /// Calls since the last renewal, shared so that a test can look.
+    pub calls: Arc<std::sync::Mutex<Vec<usize>>>,
+}
+
+pub fn put(writes: &mut Writes, row: usize, store: u16, key: &[u8], value: Option<&[u8]>) {
+    writes.sources.push(row as u32);
+    writes.stores.push(store);
+    writes.keys.push(Some(key));
+    writes.values.push(value);
+}
+
+fn emit(effects: &mut Effects, row: usize, timestamp: i64, key: &[u8], value: &[u8]) {
+    let emissions = &mut effects.emissions;
+    emissions.sources.push(row as u32);
+    emissions.outputs.push(0);
+    emissions.partitions.push(-1);
+    emissions.timestamps.push(timestamp);
+    emissions.keys.push(Some(key));
+    emissions.values.push(Some(value));
+    emissions.headers.push(None);
+}
+
+fn judge(command: &[u8]) -> Result<(Status, Option<&'static [u8]>), Fault> {
+    Ok(match command {
+        b"fail" => (Status::Permanent, Some(b"told to fail")),
+        b"retry" => (Status::Transient, Some(b"told to retry")),
+        b"lie" => (Status::Permanent, None),
+        b"trap" => return Err(Fault::Trap("unreachable".into())),
+        b"slow" => return Err(Fault::Timeout { limit_ms: 5 }),
+        b"store" => return Err(Fault::Store("disk on fire".into())),
+        _ => (Status::Ok, None),
+    })
+}
+
+/// A scan as text, page by page.
+fn scan(state: &View, store: u16) -> Result<String, Fault> {
+    let mut seen = Vec::new();
+    let mut start = Vec::new();
+    loop {
+        let page = state.scan(store, &start, None, 3).map_err(|error| Fault::Store(error.to_string()))?;
+        for (key, value) in page.keys.iter().zip(page.values.iter()) {
+            let (key, value) = (key.unwrap(), value.unwrap());
+            seen.push(format!("{}:{}", String::from_utf8_lossy(key), String::from_utf8_lossy(value)));
+            start = [key, b"\0"].concat();
+        }
+        if !page.more {
+            return Ok(seen.join(","));
+        }
+    }
 }
 
 impl Handler for Counter {
@@ -23,61 +83,159 @@ impl Handler for Counter {
         prefetched: Prefetched,
         state: &mut View,
     ) -> Result<Effects, Fault> {
-        self.calls += 1;
-        let mut seen: std::collections::HashMap<Vec<u8>, Option<Vec<u8>>> = prefetched
-            .keys
-            .iter()
-            .zip(prefetched.values.iter())
-            .map(|(key, value)| (key.unwrap().to_vec(), value.map(<[u8]>::to_vec)))
-            .collect();
+        self.calls.lock().unwrap().push(batch.len());
+        let values = prefetched.values.iter().map(|value| value.map(<[u8]>::to_vec));
+        let mut seen: HashMap<Vec<u8>, Option<Vec<u8>>> =
+            prefetched.keys.iter().map(|key| key.unwrap().to_vec()).zip(values).collect();
         let mut effects = Effects::default();
         let mut blocked = false;
-        for (row, (key, value)) in batch.keys.iter().zip(batch.values.iter()).enumerate() {
-            let command = value.unwrap_or_default();
-            let (status, reason) = match command {
-                _ if blocked => (Status::Blocked, None),
-                b"fail" => (Status::Permanent, Some(&b"told to fail"[..])),
-                b"retry" => (Status::Transient, Some(&b"told to retry"[..])),
-                b"trap" => return Err(Fault::Trap("unreachable".into())),
-                b"slow" => return Err(Fault::Timeout { limit_ms: 5 }),
-                b"lie" => (Status::Permanent, None),
-                _ => (Status::Ok, None),
-            };
+        // Never handed over early: a scan must not see them. Still returned, for the task to leave out.
+        let mut of_failed = Writes::default();
+        for (row, (key, command)) in batch.keys.iter().zip(batch.values.iter()).enumerate() {
+            let (key, command) = (key.unwrap_or_default(), command.unwrap_or_default());
+            let (status, reason) = if blocked { (Status::Blocked, None) } else { judge(command)? };
             blocked |= status != Status::Ok && order == Order::All && command != b"lie";
             effects.statuses.push(status);
             effects.reasons.push(reason);
             if status == Status::Blocked {
                 continue;
             }
-            let key = key.unwrap_or_default();
             let before = match seen.get(key) {
                 Some(known) => known.clone(),
                 None => state.get(0, key).map_err(|error| Fault::Store(error.to_string()))?,
             };
             let count = before.map_or(0, |text| String::from_utf8(text).unwrap().parse::<u64>().unwrap()) + 1;
             let count = count.to_string().into_bytes();
-            if status == Status::Ok {
-                seen.insert(key.to_vec(), Some(count.clone()));
+            let large = [7; 2000];
+            let writes = if status == Status::Ok { &mut effects.writes } else { &mut of_failed };
+            put(writes, row, 0, key, Some(if command == b"big" { &large } else { &count }));
+            let mut emission = count.clone();
+            match command {
+                b"mark" => put(&mut effects.writes, row, 1, key, Some(b"x")),
+                b"unmark" => put(&mut effects.writes, row, 1, key, None),
+                b"scan" | b"counts" => {
+                    state
+                        .put_many(std::mem::take(&mut effects.writes))
+                        .map_err(|error| Fault::Limit(error.to_string()))?;
+                    emission = scan(state, u16::from(command == b"scan"))?.into_bytes();
+                }
+                b"huge" => emission = large.to_vec(),
+                _ => {}
             }
-            // Effects of failed records are returned too: leaving them out is the task's work.
-            effects.writes.sources.push(row as u32);
-            effects.writes.stores.push(0);
-            effects.writes.keys.push(Some(key));
-            let big = [7; 2000];
-            effects.writes.values.push(Some(if command == b"big" { &big } else { &count }));
-            effects.emissions.sources.push(row as u32);
-            effects.emissions.outputs.push(0);
-            effects.emissions.partitions.push(-1);
-            effects.emissions.timestamps.push(if command == b"old" { -5 } else { batch.timestamps[row] });
-            effects.emissions.keys.push(Some(key));
-            effects.emissions.values.push(Some(if command == b"huge" { &big } else { &count }));
-            effects.emissions.headers.push(None);
+            if status == Status::Ok {
+                seen.insert(key.to_vec(), Some(count));
+            }
+            let timestamp = if command == b"old" { -5 } else { batch.timestamps[row] };
+            emit(&mut effects, row, timestamp, key, &emission);
+        }
+        let failed = of_failed.keys.iter().zip(of_failed.values.iter());
+        for (&row, (key, value)) in of_failed.sources.iter().zip(failed) {
+            put(&mut effects.writes, row as usize, 0, key.unwrap(), value);
         }
         Ok(effects)
     }
 
     fn renew(&mut self) -> Result<(), Fault> {
-        self.calls = 0;
+        self.calls.lock().unwrap().clear();
+        Ok(())
+    }
+}
+
+/// What Kafka keeps of one task: its changelog partition and its group's offsets.
+#[derive(Debug, Default)]
+pub struct FakeKafka {
+    /// By offset; none = a marker, an aborted record, or one that compaction took.
+    pub log: Vec<Option<LogRecord>>,
+    pub log_start: u64,
+    pub offsets: HashMap<u16, CommittedOffset>,
+    /// Broker's clock, ms.
+    pub now_ms: i64,
+    /// Fetches of offsets so far.
+    pub fetches: usize,
+    /// What the group's offsets become once they have been fetched that often.
+    pub appears: Option<(usize, HashMap<u16, CommittedOffset>)>,
+    pub emitted: Vec<String>,
+}
+
+impl FakeKafka {
+    pub fn append(&mut self, key: &[u8], value: Option<&[u8]>, stamp: Option<(u64, u64)>) {
+        let offset = Offset(self.log.len() as u64);
+        let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
+        self.log.push(Some(LogRecord { offset, timestamp_ms: self.now_ms, key, value, stamp }));
+    }
+
+    pub fn gap(&mut self) {
+        self.log.push(None);
+    }
+
+    /// Appends the first `rows` changelog rows of a seal.
+    pub fn rows(&mut self, sealed: &Sealed, rows: usize) {
+        let Some(changelog) = &sealed.changelog else { return };
+        for (key, value) in changelog.keys.iter().zip(changelog.values.iter()).take(rows) {
+            self.append(key.unwrap(), value, changelog.stamp);
+        }
+    }
+
+    /// The whole commit succeeds: emissions, changelog, marker, offsets.
+    pub fn commit(&mut self, sealed: &Sealed) {
+        self.emitted.extend(emitted(sealed));
+        self.rows(sealed, usize::MAX);
+        if sealed.changelog.as_ref().is_some_and(|changelog| changelog.stamp.is_none()) {
+            self.gap();
+        }
+        self.offsets(sealed);
+    }
+
+    pub fn offsets(&mut self, sealed: &Sealed) {
+        for offset in &sealed.offsets {
+            let committed = CommittedOffset { offset: offset.offset, metadata: offset.metadata.clone() };
+            self.offsets.insert(offset.partition.input, committed);
+        }
+    }
+
+    /// Below `end`, only the last record of each key stays.
+    pub fn compact(&mut self, end: usize) {
+        let end = end.min(self.log.len());
+        let mut last: HashMap<Vec<u8>, usize> = HashMap::new();
+        for (offset, record) in self.log[..end].iter().enumerate() {
+            if let Some(record) = record {
+                last.insert(record.key.clone(), offset);
+            }
+        }
+        for (offset, record) in self.log[..end].iter_mut().enumerate() {
+            if record.as_ref().is_some_and(|record| last[&record.key] != offset) {
+                *record = None;
+            }
+        }
+    }
+}
+
+impl Recovery for FakeKafka {
+    fn committed(&mut self, inputs: &[InputPartition]) -> Result<Vec<Option<CommittedOffset>>, SourceError> {
+        self.fetches += 1;
+        if let Some((_, offsets)) = self.appears.take_if(|(after, _)| *after < self.fetches) {
+            self.offsets = offsets;
+        }
+        Ok(inputs.iter().map(|input| self.offsets.get(&input.input).cloned()).collect())
+    }
+
+    fn changelog_bounds(&mut self, _: i32) -> Result<(Offset, Offset), SourceError> {
+        Ok((Offset(self.log_start), Offset(self.log.len() as u64)))
+    }
+
+    fn read_changelog(
+        &mut self,
+        _: i32,
+        from: Offset,
+        to: Offset,
+        apply: &mut dyn FnMut(LogRecord) -> bool,
+    ) -> Result<(), SourceError> {
+        assert!(from.0 >= self.log_start, "the broker would answer out of range");
+        for record in self.log[from.0 as usize..to.0 as usize].iter().flatten() {
+            if !apply(record.clone()) {
+                break;
+            }
+        }
         Ok(())
     }
 }
@@ -151,6 +309,11 @@ impl Bench {
         Bench { dir, budget }
     }
 
+    pub fn in_memory() -> Bench {
+        let budget = StoreBudget::in_memory(BudgetConfig::default()).unwrap();
+        Bench { budget, ..Bench::new() }
+    }
+
     pub fn store(&self) -> Store {
         Store::create(&self.budget, &self.dir.path().join("0"), &identity()).unwrap()
     }
@@ -160,10 +323,14 @@ impl Bench {
     }
 
     pub fn task_with(&mut self, config: TaskConfig) -> Task {
+        self.task_of(config, Counter::default())
+    }
+
+    pub fn task_of(&mut self, config: TaskConfig, handler: Counter) -> Task {
         let store = (!config.stores.is_empty()).then(|| self.store());
         let next = vec![Offset(0); config.inputs.len()];
         let start = Start { store, next, writer: 1, unbound: Vec::new() };
-        Task::new(Arc::new(config), PARTITION, Box::new(Counter::default()), start).unwrap()
+        Task::new(Arc::new(config), PARTITION, Box::new(handler), start).unwrap()
     }
 }
 

@@ -1,0 +1,356 @@
+//! Recovery as a whole: fake Kafka, real stores.
+
+use super::super::recovery::*;
+use super::*;
+use crate::ports::CommittedOffset;
+
+const SECOND: i64 = 1000;
+
+/// How a test calls recovery.
+struct Run<'a> {
+    bench: &'a Bench,
+    config: TaskConfig,
+    known: Known,
+    rules: Rules,
+    open: Option<Store>,
+}
+
+impl<'a> Run<'a> {
+    fn new(bench: &'a Bench, kafka: &FakeKafka) -> Run<'a> {
+        let rules = Rules {
+            delete_retention: Duration::from_secs(86_400),
+            min_compaction_lag: Duration::from_secs(86_400),
+            old_tail: OldTail::Halt,
+            wall_ms: kafka.now_ms,
+        };
+        let started = vec![Some(Started { topic_id: "words-id".into(), offset: Offset(0) })];
+        let known = Known { started, first_commit: false };
+        Run { bench, config: config(Failures::Halt), known, rules, open: None }
+    }
+
+    fn go(self, kafka: &mut FakeKafka) -> Outcome {
+        let dir = self.bench.dir.path().join("0");
+        let job = Job {
+            config: &self.config,
+            partition: PARTITION,
+            known: self.known,
+            cluster_id: "cluster",
+            disk: Disk { budget: &self.bench.budget, dir: &dir, open: self.open },
+            rules: self.rules,
+        };
+        let mut hooks = Hooks { progress: &mut |_| true, pause: &mut |_| true };
+        recover(job, kafka, &mut hooks).unwrap()
+    }
+
+    fn start(self, kafka: &mut FakeKafka) -> (Start, Report) {
+        match self.go(kafka) {
+            Outcome::Start(start, report) => (start, report),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn halt(self, kafka: &mut FakeKafka) -> String {
+        match self.go(kafka) {
+            Outcome::Halt(reason) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn task(config: TaskConfig, start: Start) -> Task {
+    Task::new(Arc::new(config), PARTITION, Box::new(Counter::default()), start).unwrap()
+}
+
+/// A committed count of three words, in the log and in a store; the store is closed.
+fn three_words(bench: &Bench, kafka: &mut FakeKafka) {
+    let (start, _) = Run::new(bench, kafka).start(kafka);
+    let mut task = task(config(Failures::Halt), start);
+    for (offset, key) in ["a", "b", "a"].into_iter().enumerate() {
+        task.apply(records(offset as i64, [key]), TakenAt::default()).unwrap();
+        let sealed = task.seal(kafka.now_ms).unwrap().unwrap();
+        kafka.commit(&sealed);
+        commit(&mut task, sealed);
+    }
+    task.close(None).store.unwrap().close().unwrap();
+}
+
+fn value(start: &Start, key: &str) -> Option<String> {
+    let reader = start.store.as_ref().unwrap().reader();
+    let value = reader.snapshot(|snapshot| snapshot.get("counts", key.as_bytes())).unwrap();
+    value.map(|bytes| String::from_utf8(bytes).unwrap())
+}
+
+#[test]
+fn a_store_that_was_closed_restores_nothing() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    three_words(&bench, &mut kafka);
+    let (start, report) = Run::new(&bench, &kafka).start(&mut kafka);
+    assert_eq!((report.replayed.records, report.rebuilt), (0, None));
+    assert_eq!((start.next[0], start.writer), (Offset(3), 2));
+    assert_eq!(value(&start, "a").as_deref(), Some("2"));
+}
+
+#[test]
+fn a_store_that_is_gone_is_rebuilt_from_the_changelog() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    three_words(&bench, &mut kafka);
+    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+    kafka.compact(4);
+    let (start, report) = Run::new(&bench, &kafka).start(&mut kafka);
+    assert!(report.replayed.records > 0);
+    assert_eq!(start.next[0], Offset(3));
+    assert_eq!((value(&start, "a").as_deref(), value(&start, "b").as_deref()), (Some("2"), Some("1")));
+}
+
+#[test]
+fn a_commit_that_kafka_has_and_the_store_has_not_is_restored() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    three_words(&bench, &mut kafka);
+    let (start, _) = Run::new(&bench, &kafka).start(&mut kafka);
+    let mut task = task(config(Failures::Halt), start);
+    task.apply(records(3, ["b"]), TakenAt::default()).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    kafka.commit(&sealed);
+    drop(task.close(Some(sealed)));
+
+    let (start, report) = Run::new(&bench, &kafka).start(&mut kafka);
+    assert_eq!(report.rebuilt, None, "only the tail is read");
+    assert_eq!(start.next[0], Offset(4));
+    assert_eq!(value(&start, "b").as_deref(), Some("2"));
+}
+
+#[test]
+fn a_store_that_cannot_be_trusted_is_deleted_and_rebuilt() {
+    let cases: [(&str, fn(&Bench)); 3] = [
+        ("corrupt", |bench| {
+            let dir = bench.dir.path().join("0");
+            std::fs::write(dir.join("CURRENT"), b"nonsense").unwrap();
+        }),
+        ("No such file", |bench| {
+            let dir = std::fs::read_dir(bench.dir.path().join("0")).unwrap();
+            let tables = dir.filter_map(|entry| Some(entry.ok()?.path()));
+            for table in tables.filter(|path| path.extension().is_some_and(|extension| extension == "sst")) {
+                std::fs::remove_file(table).unwrap();
+            }
+        }),
+        ("incarnation", |bench| {
+            let dir = bench.dir.path().join("0");
+            Store::destroy(&bench.budget, &dir).unwrap();
+            let other = Identity { incarnation: "former".into(), ..identity() };
+            Store::create(&bench.budget, &dir, &other).unwrap().close().unwrap();
+        }),
+    ];
+    for (word, spoil) in cases {
+        let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+        three_words(&bench, &mut kafka);
+        spoil(&bench);
+        let (start, report) = Run::new(&bench, &kafka).start(&mut kafka);
+        let rebuilt = report.rebuilt.unwrap();
+        assert!(rebuilt.contains(word), "{word}: {rebuilt}");
+        assert_eq!(value(&start, "a").as_deref(), Some("2"), "{word}");
+    }
+}
+
+#[test]
+fn a_store_older_than_the_log_or_its_deletions_is_rebuilt() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    three_words(&bench, &mut kafka);
+    let position = kafka.log.iter().rev().flatten().next().unwrap().clone();
+    // Something the store has not seen, a long time later.
+    kafka.now_ms = 50_000 * SECOND;
+    kafka.append(&position.key, position.value.as_deref(), None);
+    kafka.gap();
+    let (_, report) = Run::new(&bench, &kafka).start(&mut kafka);
+    assert!(report.rebuilt.unwrap().contains("delete.retention.ms"));
+
+    kafka.append(&position.key, position.value.as_deref(), None);
+    kafka.log_start = kafka.log.len() as u64 - 1;
+    // A fresh log of one position record, which the rebuilt store believes.
+    let (_, report) = Run::new(&bench, &kafka).start(&mut kafka);
+    assert_eq!(report.rebuilt, None, "closed at the former end, it has missed one record only");
+}
+
+#[test]
+fn a_changelog_that_lost_records_halts() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    three_words(&bench, &mut kafka);
+    kafka.log.truncate(2);
+    let reason = Run::new(&bench, &kafka).halt(&mut kafka);
+    assert!(reason.contains("ends at 2") && reason.contains("fleet.count.changelog/3"), "{reason}");
+}
+
+#[test]
+fn a_missing_offset_is_fetched_again_before_it_is_believed() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    three_words(&bench, &mut kafka);
+    let offsets = std::mem::take(&mut kafka.offsets);
+    kafka.fetches = 0;
+    kafka.appears = Some((3, offsets));
+    let (start, _) = Run::new(&bench, &kafka).start(&mut kafka);
+    assert_eq!((start.next[0], kafka.fetches), (Offset(3), 4));
+    drop(start);
+
+    kafka.offsets.clear();
+    kafka.fetches = 0;
+    let reason = Run::new(&bench, &kafka).halt(&mut kafka);
+    assert!(reason.contains("--to-offset 3"), "{reason}");
+    assert_eq!(kafka.fetches, 6);
+}
+
+#[test]
+fn an_unresolved_start_keeps_the_store_open() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut run = Run::new(&bench, &kafka);
+    run.known.started = vec![None];
+    let Outcome::Unresolved(inputs, store) = run.go(&mut kafka) else { panic!("resolved") };
+    assert_eq!(inputs, [0]);
+    let mut run = Run::new(&bench, &kafka);
+    run.open = store;
+    assert_eq!(run.start(&mut kafka).0.next, [Offset(0)]);
+}
+
+#[test]
+fn a_restore_can_be_stopped_and_goes_on_where_it_was() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    three_words(&bench, &mut kafka);
+    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+    let position = kafka.log.iter().rev().flatten().next().unwrap().clone();
+    for number in 0..25_000u32 {
+        kafka.append(&[b"\x01\x06counts", &number.to_be_bytes()[..]].concat(), Some(b"1"), None);
+    }
+    kafka.append(&position.key, position.value.as_deref(), None);
+
+    let dir = bench.dir.path().join("0");
+    let config = config(Failures::Halt);
+    let run = Run::new(&bench, &kafka);
+    let job = Job {
+        config: &config,
+        partition: PARTITION,
+        known: run.known,
+        cluster_id: "cluster",
+        disk: Disk { budget: &bench.budget, dir: &dir, open: None },
+        rules: run.rules,
+    };
+    let mut seen = Vec::new();
+    let mut progress = |progress: RestoreProgress| {
+        seen.push(progress.remaining);
+        false
+    };
+    let mut hooks = Hooks { progress: &mut progress, pause: &mut |_| true };
+    assert!(matches!(recover(job, &mut kafka, &mut hooks).unwrap(), Outcome::Stopped));
+    assert_eq!(seen.len(), 1);
+
+    let (start, report) = Run::new(&bench, &kafka).start(&mut kafka);
+    assert_eq!((report.from, report.rebuilt), (Offset(10_000 + 3), None));
+    assert_eq!(value(&start, "a").as_deref(), Some("2"));
+}
+
+/// Changelog records of `at_least_once`, by hand: `3.7 a=1` is a row of commit 7 of writer 3,
+/// `3.7 @5` its position record at offset 5, `-` a record that compaction took.
+fn stamped(kafka: &mut FakeKafka, lines: &[&str]) {
+    use prost::Message;
+    for line in lines {
+        let Some((stamp, row)) = line.split_once(' ') else {
+            kafka.gap();
+            continue;
+        };
+        let (writer, number) = stamp.split_once('.').unwrap();
+        let (writer, number) = (writer.parse().unwrap(), number.parse().unwrap());
+        if let Some(offset) = row.strip_prefix('@') {
+            let position = crate::store::Position {
+                inputs: vec![PositionInput {
+                    topic: "words".into(),
+                    topic_id: "words-id".into(),
+                    offset: offset.parse().unwrap(),
+                }],
+                revision: 1,
+                incarnation: "life".into(),
+                guarantee: crate::store::PositionGuarantee::AtLeastOnce.into(),
+                writer,
+                commit: number,
+            };
+            kafka.append(crate::store::POSITION, Some(&position.encode_to_vec()), Some((writer, number)));
+            let committed = CommittedOffset { offset: Offset(0), metadata: String::new() };
+            kafka.offsets.insert(0, committed);
+        } else {
+            let (key, value) = row.split_once('=').unwrap();
+            let key = [b"\x01\x06counts", key.as_bytes()].concat();
+            kafka.append(&key, Some(value.as_bytes()), Some((writer, number)));
+        }
+    }
+}
+
+/// What `a` and `b` are after a restore of these records, and the next writer.
+fn restored(lines: &[&str]) -> (Option<String>, Option<String>, u64) {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, lines);
+    let (start, _) = Run::new(&bench, &kafka).start(&mut kafka);
+    (value(&start, "a"), value(&start, "b"), start.writer)
+}
+
+fn some(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+#[test]
+fn under_at_least_once_only_closed_commits_are_applied() {
+    let closed = ["1.1 a=1", "1.1 b=1", "1.1 @2"];
+    assert_eq!(restored(&closed), (some("1"), some("1"), 2));
+    let tail = [&closed[..], &["1.2 a=9", "1.2 b=9"]].concat();
+    assert_eq!(restored(&tail), (some("1"), some("1"), 2), "the tail was never closed");
+    let begun_again = [&tail[..], &["2.1 a=2", "2.1 @3"]].concat();
+    assert_eq!(restored(&begun_again), (some("2"), some("1"), 3), "another writer closes its own only");
+    let same_writer = [&tail[..], &["1.3 a=3", "1.3 @3"]].concat();
+    assert_eq!(restored(&same_writer), (some("3"), some("1"), 2), "and so does another commit");
+}
+
+#[test]
+fn an_unclosed_writer_is_never_followed_by_one_of_the_same_number() {
+    assert_eq!(restored(&["1.1 a=1", "1.1 @1", "5.1 a=9"]).2, 6);
+    // Not even when the store was closed at the end of the log in between.
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "5.1 a=9"]);
+    for _ in 0..2 {
+        let (start, _) = Run::new(&bench, &kafka).start(&mut kafka);
+        assert_eq!(start.writer, 6);
+        start.store.unwrap().close().unwrap();
+    }
+}
+
+#[test]
+fn a_zombies_records_do_not_count_once_its_successor_has_written() {
+    let lines = ["1.1 a=1", "1.1 @1", "2.1 a=2", "2.1 @2", "1.2 a=9", "1.2 b=9", "1.2 @9"];
+    assert_eq!(restored(&lines), (some("2"), None, 3));
+    let in_between = ["1.1 a=1", "1.1 @1", "2.1 a=2", "1.2 b=9", "2.1 @2", "1.2 @9"];
+    assert_eq!(restored(&in_between), (some("2"), None, 3));
+}
+
+#[test]
+fn a_commit_whose_position_record_was_compacted_away_counts() {
+    let lines = ["1.1 a=1", "-", "1.2 b=2", "-", "-", "1.4 a=9", "1.5 b=3", "1.5 @5"];
+    // Commit 1.4 has nothing missing behind it, so nothing closed it.
+    assert_eq!(restored(&lines), (some("1"), some("3"), 2));
+}
+
+#[test]
+fn an_old_unclosed_tail_halts_or_is_applied_by_policy() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "1.2 a=2"]);
+    kafka.now_ms = 43_201 * SECOND;
+    let reason = Run::new(&bench, &kafka).halt(&mut kafka);
+    assert!(reason.contains("1 records of an unfinished commit, from offset 2"), "{reason}");
+    let mut run = Run::new(&bench, &kafka);
+    run.rules.old_tail = OldTail::Apply;
+    let (start, report) = run.start(&mut kafka);
+    assert_eq!((report.tail_applied, value(&start, "a")), (1, some("2")));
+}
+
+#[test]
+fn a_stateless_task_recovers_without_touching_the_disk() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut run = Run::new(&bench, &kafka);
+    run.config.stores = Arc::new(Stores::new(&[]).unwrap());
+    let (start, _) = run.start(&mut kafka);
+    assert!(start.store.is_none());
+    assert!(!bench.dir.path().join("0").exists());
+}
