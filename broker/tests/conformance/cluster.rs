@@ -19,6 +19,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use tidemill_broker::{Broker, Config};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
+use crate::raw::Raw;
+
 /// No condition in this suite takes longer on a working broker.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -105,6 +107,11 @@ pub fn topic(name: &str, partitions: i32, settings: &[(&str, &str)]) -> String {
         topic.partitions().len() == partitions as usize && topic.partitions().iter().all(led)
     });
     name
+}
+
+/// A connection of its own, without a client library.
+pub fn connect() -> Raw {
+    Raw::connect(&cluster().bootstrap)
 }
 
 pub fn admin() -> AdminClient<DefaultClientContext> {

@@ -17,7 +17,7 @@ use kafka_protocol::messages::{
     ListGroupsRequest, OffsetCommitRequest, OffsetDeleteRequest, SyncGroupRequest,
 };
 
-use crate::cluster::{topic, unique, wait_until};
+use crate::cluster::{connect, topic, unique, wait_until};
 use crate::raw::{Raw, find_coordinator, text, topic_name};
 
 const REBALANCE_IN_PROGRESS: i16 = 27;
@@ -106,7 +106,7 @@ struct Alone {
 
 fn alone(instance: Option<&str>) -> Alone {
     let group = unique("group");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &group, 0);
     let mut joined = raw.call(&join(&group, "", instance), 5);
     if joined.error_code == MEMBER_ID_REQUIRED {
@@ -122,7 +122,7 @@ fn alone(instance: Option<&str>) -> Alone {
 #[test]
 fn a_new_member_is_given_an_id_to_join_with() {
     let group = unique("id");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &group, 0);
     let refused = raw.call(&join(&group, "", None), 4);
     assert_eq!(refused.error_code, MEMBER_ID_REQUIRED);
@@ -130,7 +130,7 @@ fn a_new_member_is_given_an_id_to_join_with() {
     let joined = raw.call(&join(&group, &refused.member_id, None), 4);
     assert_eq!((joined.error_code, joined.generation_id), (0, 1));
     assert_eq!((&joined.member_id, &joined.leader), (&refused.member_id, &refused.member_id));
-    let unknown = Raw::connect().call(&join(&group, "no-such-member", None), 5);
+    let unknown = connect().call(&join(&group, "no-such-member", None), 5);
     assert_eq!(unknown.error_code, UNKNOWN_MEMBER_ID);
 }
 
@@ -138,7 +138,7 @@ fn a_new_member_is_given_an_id_to_join_with() {
 fn old_clients_join_without_an_id() {
     for version in 0..=3 {
         let group = unique("old");
-        let mut raw = Raw::connect();
+        let mut raw = connect();
         find_coordinator(&mut raw, &group, 0);
         let joined = raw.call(&join(&group, "", None), version);
         assert_eq!((joined.error_code, joined.members.len()), (0, 1), "version {version}");
@@ -148,7 +148,7 @@ fn old_clients_join_without_an_id() {
 #[test]
 fn senseless_joins_are_refused() {
     let group = unique("senseless");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &group, 0);
     assert_eq!(raw.call(&join("", "", None), 5).error_code, 24);
     let hasty = join(&group, "", None).with_session_timeout_ms(1);
@@ -162,9 +162,9 @@ fn members_must_have_a_strategy_in_common() {
     let Alone { group, .. } = &alone(None);
     let other = JoinGroupRequestProtocol::default().with_name(text("roundrobin"));
     let request = join(group, "", None).with_protocols(vec![other]);
-    assert_eq!(Raw::connect().call(&request, 3).error_code, INCONSISTENT_GROUP_PROTOCOL);
+    assert_eq!(connect().call(&request, 3).error_code, INCONSISTENT_GROUP_PROTOCOL);
     let other_type = join(group, "", None).with_protocol_type(text("connect"));
-    assert_eq!(Raw::connect().call(&other_type, 3).error_code, INCONSISTENT_GROUP_PROTOCOL);
+    assert_eq!(connect().call(&other_type, 3).error_code, INCONSISTENT_GROUP_PROTOCOL);
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn only_the_current_generation_of_a_known_member_counts() {
 fn a_rebalance_is_announced_waits_for_all_and_hands_out_what_the_leader_says() {
     let Alone { mut raw, group, joined } = alone(None);
     let leader = joined.member_id.to_string();
-    let mut second = Raw::connect();
+    let mut second = connect();
     let id = second.call(&join(&group, "", None), 5).member_id;
     second.send(&join(&group, &id, None), 5);
     wait_until("the rebalance is announced", || {
@@ -226,13 +226,13 @@ fn commits_wait_until_a_completing_rebalance_is_over() {
 #[test]
 fn a_member_that_does_not_join_again_is_left_behind() {
     let group = unique("left-behind");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &group, 0);
     let hasty = |member: &str| join(&group, member, None).with_rebalance_timeout_ms(300);
     let id = raw.call(&hasty(""), 5).member_id;
     let joined = raw.call(&hasty(&id), 5);
     raw.call(&sync(&group, &joined, None, &[(&id, "mine")]), 3);
-    let mut second = Raw::connect();
+    let mut second = connect();
     let second_id = second.call(&hasty(""), 5).member_id;
     let started = Instant::now();
     let second_joined = second.call(&hasty(&second_id), 5);
@@ -244,7 +244,7 @@ fn a_member_that_does_not_join_again_is_left_behind() {
 #[test]
 fn a_member_that_never_asks_for_its_assignment_is_left_behind() {
     let group = unique("no-sync");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &group, 0);
     let hasty = |member: &str| join(&group, member, None).with_rebalance_timeout_ms(300);
     let id = raw.call(&hasty(""), 5).member_id;
@@ -255,7 +255,7 @@ fn a_member_that_never_asks_for_its_assignment_is_left_behind() {
 #[test]
 fn a_silent_member_is_removed_when_its_session_ends() {
     let group = unique("silent");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &group, 0);
     let brief = |member: &str| join(&group, member, None).with_session_timeout_ms(200);
     let id = raw.call(&brief(""), 5).member_id;
@@ -275,7 +275,7 @@ fn a_static_member_comes_back_under_a_new_id_and_fences_the_old_one() {
     let topic = topic("fenced", 1, &[]);
     let Alone { mut raw, group, joined } = alone(Some("one"));
     let old = joined.member_id.to_string();
-    let mut again = Raw::connect();
+    let mut again = connect();
     let back = again.call(&join(&group, "", Some("one")), 5);
     assert_eq!((back.error_code, back.generation_id), (0, 1), "no rebalance");
     assert_ne!(back.member_id.as_str(), old);
@@ -294,7 +294,7 @@ fn a_static_member_comes_back_under_a_new_id_and_fences_the_old_one() {
 #[test]
 fn a_static_leader_that_comes_back_is_told_not_to_assign() {
     let Alone { group, joined, .. } = alone(Some("leader"));
-    let back = Raw::connect().call(&join(&group, "", Some("leader")), 9);
+    let back = connect().call(&join(&group, "", Some("leader")), 9);
     assert_eq!((back.error_code, back.generation_id), (0, joined.generation_id));
     assert_eq!(back.leader, back.member_id);
     assert!(back.skip_assignment);
@@ -356,7 +356,7 @@ fn groups_are_described_and_listed_by_state() {
 fn offsets_of_a_topic_in_use_cannot_be_deleted() {
     let (used, unused) = (topic("used", 1, &[]), topic("unused", 1, &[]));
     let group = unique("offset-delete");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &group, 0);
     let protocol =
         JoinGroupRequestProtocol::default().with_name(text("range")).with_metadata(subscription(&used));

@@ -1,6 +1,6 @@
 //! Producers with sequence numbers: repetitions are recognised, gaps and zombies refused.
 
-use crate::cluster::{read, topic, values};
+use crate::cluster::{connect, read, topic, values};
 use crate::raw::{Raw, Stamp, batch, produce_raw};
 use kafka_protocol::messages::InitProducerIdRequest;
 
@@ -21,7 +21,7 @@ fn stamp((id, epoch): (i64, i16), sequence: i32) -> Stamp {
 
 #[test]
 fn producer_ids_are_never_given_twice() {
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let first = producer_id(&mut raw);
     let second = producer_id(&mut raw);
     assert_ne!(first.0, second.0);
@@ -31,7 +31,7 @@ fn producer_ids_are_never_given_twice() {
 #[test]
 fn a_repeated_batch_is_acknowledged_at_its_first_offset_and_stored_once() {
     let topic = topic("repeated", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let producer = producer_id(&mut raw);
     for sequence in 0..5 {
         let value = sequence.to_string();
@@ -49,7 +49,7 @@ fn a_repeated_batch_is_acknowledged_at_its_first_offset_and_stored_once() {
 #[test]
 fn a_repetition_older_than_the_last_five_batches_is_refused() {
     let topic = topic("too-old", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let producer = producer_id(&mut raw);
     for sequence in 0..6 {
         assert_eq!(
@@ -63,7 +63,7 @@ fn a_repetition_older_than_the_last_five_batches_is_refused() {
 #[test]
 fn a_gap_in_the_sequence_is_refused() {
     let topic = topic("gap", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let producer = producer_id(&mut raw);
     assert_eq!(produce_raw(&mut raw, &topic, None, batch(stamp(producer, 0), &["a", "b"])).error_code, 0);
     assert_eq!(produce_raw(&mut raw, &topic, None, batch(stamp(producer, 3), &["d"])).error_code, 45);
@@ -74,7 +74,7 @@ fn a_gap_in_the_sequence_is_refused() {
 #[test]
 fn a_new_epoch_starts_at_zero_and_shuts_the_old_one_out() {
     let topic = topic("epochs", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let (id, epoch) = producer_id(&mut raw);
     assert_eq!(produce_raw(&mut raw, &topic, None, batch(stamp((id, epoch), 0), &["a"])).error_code, 0);
     assert_eq!(produce_raw(&mut raw, &topic, None, batch(stamp((id, epoch + 1), 1), &["x"])).error_code, 45);
@@ -86,7 +86,7 @@ fn a_new_epoch_starts_at_zero_and_shuts_the_old_one_out() {
 #[test]
 fn an_unknown_producer_may_start_anywhere() {
     let topic = topic("anywhere", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let producer = producer_id(&mut raw);
     assert_eq!(produce_raw(&mut raw, &topic, None, batch(stamp(producer, 7), &["a"])).error_code, 0);
     assert_eq!(produce_raw(&mut raw, &topic, None, batch(stamp(producer, 8), &["b"])).error_code, 0);
@@ -95,7 +95,7 @@ fn an_unknown_producer_may_start_anywhere() {
 #[test]
 fn sequences_go_on_at_zero_after_the_largest() {
     let topic = topic("wrap", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let producer = producer_id(&mut raw);
     let last = stamp(producer, i32::MAX);
     assert_eq!(produce_raw(&mut raw, &topic, None, batch(last, &["a"])).error_code, 0);

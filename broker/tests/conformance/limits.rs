@@ -8,11 +8,10 @@ use bytes::{BufMut, BytesMut};
 use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, MetadataRequest};
 use kafka_protocol::protocol::Decodable;
 
-use crate::cluster::cluster;
-use crate::raw::Raw;
+use crate::cluster::{cluster, connect};
 
 fn serves() {
-    let response = Raw::connect().call(&MetadataRequest::default().with_topics(Some(Vec::new())), 9);
+    let response = connect().call(&MetadataRequest::default().with_topics(Some(Vec::new())), 9);
     assert_eq!(response.brokers.len(), 1);
 }
 
@@ -28,7 +27,7 @@ fn request(key: i16, version: i16, body: &[u8]) -> BytesMut {
 }
 
 fn closes(frame: &[u8], what: &str) {
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     raw.send_frame(frame);
     assert!(raw.receive_frame().is_none(), "{what} is answered");
 }
@@ -36,7 +35,7 @@ fn closes(frame: &[u8], what: &str) {
 #[test]
 fn an_oversized_or_negative_length_closes_the_connection() {
     for length in [i32::MAX, -1, i32::MIN, 200 << 20] {
-        let mut raw = Raw::connect();
+        let mut raw = connect();
         raw.stream.write_all(&length.to_be_bytes()).expect("is sent");
         assert!(raw.receive_frame().is_none(), "length {length}");
     }
@@ -53,7 +52,7 @@ fn an_unknown_api_or_version_closes_the_connection() {
 
 #[test]
 fn a_newer_version_of_api_versions_is_answered_with_what_there_is() {
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     // The header of a flexible version ends in tagged fields, of which there are none.
     raw.send_frame(&request(18, 99, &[0]));
     let mut frame = raw.receive_frame().expect("is answered");
@@ -90,7 +89,7 @@ fn a_body_that_is_cut_short_or_promises_too_much_closes_the_connection() {
 #[test]
 fn a_connection_that_ends_in_the_middle_of_a_request_is_forgotten() {
     for length in [2, 4, 6, 100] {
-        let mut raw = Raw::connect();
+        let mut raw = connect();
         let bytes = [&1000i32.to_be_bytes()[..], &[0; 96]].concat();
         raw.stream.write_all(&bytes[..length]).expect("is sent");
     }
@@ -119,7 +118,7 @@ fn random_bytes_never_stop_the_broker() {
         let length = (random() % 80) as usize;
         let mostly_small = |byte: u64| if byte & 0x300 == 0 { (byte & 0xff) as u8 } else { (byte & 3) as u8 };
         let body: Vec<u8> = (0..length).map(|_| mostly_small(random())).collect();
-        let mut raw = Raw::connect();
+        let mut raw = connect();
         raw.send_frame(&request(key, version, &body));
     }
     serves();

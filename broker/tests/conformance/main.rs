@@ -6,6 +6,7 @@
 //! protocol itself for what a well-behaved client never sends.
 
 mod cluster;
+#[path = "../common/raw.rs"]
 mod raw;
 
 mod compaction;

@@ -17,7 +17,7 @@ use kafka_protocol::records::Compression;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::cluster::{PATIENCE, client, produce, producer, reader, topic, unique};
+use crate::cluster::{PATIENCE, client, connect, produce, producer, reader, topic, unique};
 use crate::raw::{NOBODY, Raw, batch_at, find_coordinator, now_ms, produce_raw, retry, text, topic_name};
 
 fn list_offsets(raw: &mut Raw, topic: &str, timestamp: i64, isolation: i8) -> (i16, i64, i64) {
@@ -47,7 +47,7 @@ fn the_watermarks_follow_the_log() {
 #[test]
 fn an_offset_is_found_by_time_within_a_batch() {
     let topic = topic("by-time", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let start = now_ms() - 100_000;
     for (at, codec) in [Compression::None, Compression::Gzip, Compression::Zstd].into_iter().enumerate() {
         let time = start + at as i64 * 1000;
@@ -73,7 +73,7 @@ fn an_offset_is_found_by_time_within_a_batch() {
 #[test]
 fn the_largest_time_need_not_be_the_last() {
     let topic = topic("max-time", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let start = now_ms() - 100_000;
     for time in [start, start + 5000, start + 1000] {
         produce_raw(&mut raw, &topic, None, batch_at(NOBODY, &["x"], time, Compression::None));
@@ -94,7 +94,7 @@ fn the_only_leader_epoch_ends_at_the_end_of_the_log() {
         OffsetForLeaderTopic::default().with_topic(topic_name(&topic)).with_partitions(vec![partition]);
     let request =
         OffsetForLeaderEpochRequest::default().with_replica_id((-2).into()).with_topics([wanted].to_vec());
-    let response = Raw::connect().call(&request, 4);
+    let response = connect().call(&request, 4);
     let answer = &response.topics[0].partitions[0];
     assert_eq!((answer.error_code, answer.leader_epoch, answer.end_offset), (0, 0, 2));
 }
@@ -140,7 +140,7 @@ fn commit(raw: &mut Raw, group: &str, topic: &str, metadata: &str, version: i16)
 fn commits_are_checked_partition_by_partition() {
     let topic = topic("checked", 1, &[]);
     let group = unique("checked");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &group, 0);
     assert_eq!(commit(&mut raw, &group, &unique("none"), "", 8), 3);
     assert_eq!(commit(&mut raw, &group, &topic, &"x".repeat(5000), 8), 12);
@@ -153,7 +153,7 @@ fn commits_are_checked_partition_by_partition() {
 fn several_groups_are_asked_for_at_once() {
     let topic = topic("several", 1, &[]);
     let groups = [unique("one"), unique("two")];
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     for group in &groups {
         find_coordinator(&mut raw, group, 0);
         assert_eq!(commit(&mut raw, group, &topic, "", 8), 0);

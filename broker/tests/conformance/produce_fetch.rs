@@ -10,10 +10,10 @@ use rdkafka::message::{Header, Headers, OwnedHeaders, Timestamp};
 use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::cluster::{PATIENCE, client, produce, producer, read, reader, topic, unique, values, wait_until};
-use crate::raw::{
-    NOBODY, Raw, batch, batch_at, fetch_request, now_ms, produce_raw, produce_version, topic_id,
+use crate::cluster::{
+    PATIENCE, client, connect, produce, producer, read, reader, topic, unique, values, wait_until,
 };
+use crate::raw::{NOBODY, batch, batch_at, fetch_request, now_ms, produce_raw, produce_version, topic_id};
 
 fn assigned(topic: &str, offset: Offset) -> BaseConsumer {
     let consumer = reader("read_committed");
@@ -105,7 +105,7 @@ fn the_broker_sets_the_time_where_the_topic_says_so() {
 #[test]
 fn a_record_larger_than_the_topic_allows_is_refused() {
     let topic = topic("small", 1, &[("max.message.bytes", "1000")]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let large = "x".repeat(2000);
     assert_eq!(produce_raw(&mut raw, &topic, None, batch(NOBODY, &[&large])).error_code, 10);
     assert_eq!(produce_raw(&mut raw, &topic, None, batch(NOBODY, &["small"])).error_code, 0);
@@ -114,7 +114,7 @@ fn a_record_larger_than_the_topic_allows_is_refused() {
 #[test]
 fn a_time_too_far_ahead_is_refused() {
     let topic = topic("future", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let tomorrow = batch_at(NOBODY, &["v"], now_ms() + 86_400_000, Compression::None);
     assert_eq!(produce_raw(&mut raw, &topic, None, tomorrow).error_code, 32);
     let long_ago = batch_at(NOBODY, &["v"], 0, Compression::None);
@@ -134,7 +134,7 @@ fn a_compacted_topic_takes_no_record_without_a_key() {
 #[test]
 fn a_damaged_batch_is_refused_and_the_next_one_taken() {
     let topic = topic("damaged", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let good = batch(NOBODY, &["v"]);
     let mut bad = good.to_vec();
     *bad.last_mut().expect("not empty") ^= 1;
@@ -147,7 +147,7 @@ fn a_damaged_batch_is_refused_and_the_next_one_taken() {
 
 #[test]
 fn an_unknown_topic_or_partition_is_an_error_of_that_partition_alone() {
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let unknown = unique("unknown");
     assert_eq!(produce_raw(&mut raw, &unknown, None, batch(NOBODY, &["v"])).error_code, 3);
     let response = raw.call(&fetch_request(&unknown, 0, PATIENCE, 1), 12);
@@ -157,7 +157,7 @@ fn an_unknown_topic_or_partition_is_an_error_of_that_partition_alone() {
 #[test]
 fn a_fetch_waits_until_there_is_enough_or_its_time_is_up() {
     let topic = topic("waiting", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     produce_raw(&mut raw, &topic, None, batch(NOBODY, &["v"]));
     let started = Instant::now();
     let response = raw.call(&fetch_request(&topic, 0, Duration::from_millis(300), 100_000), 12);
@@ -165,7 +165,7 @@ fn a_fetch_waits_until_there_is_enough_or_its_time_is_up() {
     assert!(!response.responses[0].partitions[0].records.as_ref().expect("records").is_empty());
 
     raw.send(&fetch_request(&topic, 1, PATIENCE, 300), 12);
-    let mut other = Raw::connect();
+    let mut other = connect();
     for _ in 0..5 {
         produce_raw(&mut other, &topic, None, batch(NOBODY, &["v"]));
     }
@@ -207,7 +207,7 @@ fn a_waiting_consumer_is_woken_at_once() {
 #[test]
 fn a_batch_larger_than_the_fetch_limit_is_given_all_the_same() {
     let topic = topic("limit", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let large = "x".repeat(10_000);
     for _ in 0..3 {
         produce_raw(&mut raw, &topic, None, batch(NOBODY, &[&large]));
@@ -244,7 +244,7 @@ fn an_offset_out_of_range_is_an_error_or_a_reset_as_the_client_wishes() {
 #[test]
 fn a_fetch_names_topics_by_id_from_version_13_on() {
     let topic = topic("by-id", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     produce_raw(&mut raw, &topic, None, batch(NOBODY, &["v"]));
     let id = topic_id(&mut raw, &topic);
     let mut request = fetch_request(&topic, 0, PATIENCE, 1);
@@ -261,7 +261,7 @@ fn a_fetch_names_topics_by_id_from_version_13_on() {
 #[test]
 fn every_version_of_produce_and_fetch_is_served() {
     let topic = topic("versions", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let id = topic_id(&mut raw, &topic);
     for version in 3..=11 {
         let placed = produce_version(&mut raw, &topic, None, batch(NOBODY, &["v"]), version);

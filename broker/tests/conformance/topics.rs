@@ -15,7 +15,8 @@ use rdkafka::consumer::Consumer;
 use rdkafka::{Offset, producer::Producer};
 
 use crate::cluster::{
-    PATIENCE, admin, block_on, client, produce, producer, read, reader, topic, unique, values, wait_until,
+    PATIENCE, admin, block_on, client, connect, produce, producer, read, reader, topic, unique, values,
+    wait_until,
 };
 use crate::raw::{Raw, text, topic_id, topic_name};
 
@@ -57,7 +58,7 @@ fn setting(raw: &mut Raw, topic: &str, name: &str) -> (String, i8) {
 #[test]
 fn a_created_topic_is_described_in_every_version_of_metadata() {
     let name = topic("described", 3, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     assert!(!topic_id(&mut raw, &name).is_nil());
     for version in 0..=12 {
         assert_eq!(describe(&mut raw, &name, version), (0, 3), "version {version}");
@@ -72,7 +73,7 @@ fn a_created_topic_is_described_in_every_version_of_metadata() {
 
 #[test]
 fn asking_for_an_unknown_topic_does_not_create_it() {
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let name = unique("ghost");
     assert_eq!(describe(&mut raw, &name, 12).0, 3);
     assert_eq!(describe(&mut raw, &name, 12).0, 3);
@@ -80,7 +81,7 @@ fn asking_for_an_unknown_topic_does_not_create_it() {
 
 #[test]
 fn a_topic_is_created_once_and_only_if_all_is_legal() {
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let name = topic("once", 1, &[]);
     assert_eq!(create(&mut raw, new(&name)).0, 36);
     assert_eq!(create(&mut raw, new("no/slash")).0, 17);
@@ -96,7 +97,7 @@ fn a_topic_is_created_once_and_only_if_all_is_legal() {
 
 #[test]
 fn validation_alone_creates_nothing() {
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let name = unique("dry-run");
     let request = CreateTopicsRequest::default()
         .with_topics(vec![new(&name)])
@@ -109,7 +110,7 @@ fn validation_alone_creates_nothing() {
 #[test]
 fn a_deleted_topic_is_gone_and_its_name_can_be_used_again() {
     let name = topic("reborn", 1, &[]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let id = topic_id(&mut raw, &name);
     produce(&producer(&[]), &name, 0, &[("k", "old")]);
     let deleted = block_on(admin().delete_topics(&[&name], &AdminOptions::new())).expect("is answered");
@@ -137,7 +138,7 @@ fn partitions_are_added_but_never_taken_away() {
     assert!(grow(3).is_ok());
     assert!(grow(2).is_err());
     assert!(grow(3).is_err());
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     wait_until("the partitions are there", || describe(&mut raw, &name, 12) == (0, 3));
     produce(&producer(&[]), &name, 2, &[("k", "v")]);
     assert_eq!(values(&read(&name, 2, 0, "read_committed")), ["v"]);
@@ -146,7 +147,7 @@ fn partitions_are_added_but_never_taken_away() {
 #[test]
 fn settings_are_described_with_their_source_and_can_be_changed() {
     let name = topic("settings", 1, &[("retention.ms", "1000000")]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     assert_eq!(setting(&mut raw, &name, "retention.ms"), ("1000000".to_owned(), 1));
     assert_eq!(setting(&mut raw, &name, "cleanup.policy"), ("delete".to_owned(), 5));
     assert_eq!(setting(&mut raw, &name, "max.message.bytes"), ("1048588".to_owned(), 5));
@@ -176,7 +177,7 @@ fn settings_are_described_with_their_source_and_can_be_changed() {
 #[test]
 fn replacing_settings_resets_those_not_named() {
     let name = topic("replaced", 1, &[("retention.ms", "1000000")]);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let config = replace::AlterableConfig::default()
         .with_name(text("delete.retention.ms"))
         .with_value(Some(text("5000")));
@@ -192,7 +193,7 @@ fn replacing_settings_resets_those_not_named() {
 
 #[test]
 fn the_cluster_is_one_node() {
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let response = raw.call(&DescribeClusterRequest::default(), 1);
     assert_eq!((response.error_code, response.brokers.len()), (0, 1));
     assert!(!response.cluster_id.is_empty());

@@ -11,7 +11,7 @@ use kafka_protocol::messages::{
     TransactionalId, TxnOffsetCommitRequest, describe_producers_request,
 };
 
-use crate::cluster::{PATIENCE, read, topic, unique, values, wait_until};
+use crate::cluster::{PATIENCE, connect, read, topic, unique, values, wait_until};
 use crate::raw::{
     Raw, Stamp, batch, fetch_request, find_coordinator, init_producer, produce_raw, produce_version, retry,
     text, topic_name,
@@ -32,7 +32,7 @@ struct Owner {
 
 fn owner(name: &str) -> Owner {
     let transactional_id = unique(name);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &transactional_id, 1);
     let (id, epoch) = init_producer(&mut raw, &transactional_id, 60_000);
     Owner { raw, transactional_id, id, epoch }
@@ -171,7 +171,7 @@ fn a_former_owner_is_fenced_from_everything() {
     assert_eq!(former.add(&topic), 0);
     assert_eq!(former.add_offsets(&group), 0);
     assert_eq!(former.produce(&topic, 0, "v"), 0);
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     let (id, epoch) = init_producer(&mut raw, &former.transactional_id, 60_000);
     assert_eq!(id, former.id);
     // One raise to abort the open transaction, another for the new owner.
@@ -201,7 +201,7 @@ fn unknown_ids_are_refused() {
 #[test]
 fn a_time_out_beyond_the_limit_is_refused() {
     let id = unique("time-out");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &id, 1);
     for timeout in [0, -5, i32::MAX] {
         let request = InitProducerIdRequest::default()
@@ -253,7 +253,7 @@ fn offsets_are_unstable_until_the_transaction_ends() {
     let topic = topic("unstable", 1, &[]);
     let group = unique("unstable");
     let mut owner = owner("unstable");
-    let mut raw = Raw::connect();
+    let mut raw = connect();
     find_coordinator(&mut raw, &group, 0);
     for (offset, commit, after) in [(5, false, -1), (7, true, 7), (9, false, 7)] {
         let before = fetch_offset(&mut raw, &group, &topic, false);
@@ -285,7 +285,7 @@ fn offsets_from_outside_the_current_generation_are_refused() {
 
     let topic = topic("outside", 1, &[]);
     let group = unique("outside");
-    let mut member = Raw::connect();
+    let mut member = connect();
     find_coordinator(&mut member, &group, 0);
     let protocol = JoinGroupRequestProtocol::default().with_name(text("range")).with_metadata(Bytes::new());
     let join = JoinGroupRequest::default()

@@ -1,4 +1,5 @@
 //! The protocol without a client library: for requests that no proper client would send.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,7 +17,8 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 use kafka_protocol::records::{Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
 
-use crate::cluster::{PATIENCE, cluster};
+/// No answer takes longer from a working broker.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One connection.
 pub struct Raw {
@@ -33,11 +35,7 @@ pub fn topic_name(name: &str) -> TopicName {
 }
 
 impl Raw {
-    pub fn connect() -> Raw {
-        Raw::connect_to(&cluster().bootstrap)
-    }
-
-    pub fn connect_to(address: &str) -> Raw {
+    pub fn connect(address: &str) -> Raw {
         let stream = TcpStream::connect(address).expect("connects");
         stream.set_read_timeout(Some(PATIENCE)).expect("is set");
         stream.set_nodelay(true).expect("is set");
@@ -48,6 +46,13 @@ impl Raw {
     pub fn call<R: Request>(&mut self, request: &R, version: i16) -> R::Response {
         self.send(request, version);
         self.receive::<R>(version)
+    }
+
+    /// The same; none if the broker is gone.
+    pub fn try_call<R: Request>(&mut self, request: &R, version: i16) -> Option<R::Response> {
+        self.send(request, version);
+        let frame = self.receive_frame()?;
+        Some(self.decode::<R>(frame, version))
     }
 
     pub fn send<R: Request>(&mut self, request: &R, version: i16) {
@@ -72,7 +77,11 @@ impl Raw {
     }
 
     pub fn receive<R: Request>(&mut self, version: i16) -> R::Response {
-        let mut frame = self.receive_frame().expect("the broker answers");
+        let frame = self.receive_frame().expect("the broker answers");
+        self.decode::<R>(frame, version)
+    }
+
+    fn decode<R: Request>(&self, mut frame: Bytes, version: i16) -> R::Response {
         let header_version = <R::Response as HeaderVersion>::header_version(version);
         let header = ResponseHeader::decode(&mut frame, header_version).expect("header decodes");
         assert_eq!(header.correlation_id, self.correlation_id);
