@@ -31,9 +31,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// Topics, handlers, deployments: what `make demo` does, through the same commands.
 pub fn deploy(node: &Node) {
-    for topic in TOPICS {
-        node.tidemill(&["topics", "create", topic, "--partitions", &PARTITIONS.to_string()]).ok();
-    }
+    let create = ["--partitions", &PARTITIONS.to_string()];
+    node.tidemill(&[&["topics", "create"], &TOPICS[..], &create[..]].concat()).ok();
     let pipeline = workspace().join("examples/flights/pipeline.yaml");
     node.tidemill(&["apply", "--wait", "-f", &pipeline.display().to_string()]).ok();
 }

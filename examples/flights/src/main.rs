@@ -121,9 +121,9 @@ async fn run(arguments: &Arguments, tidemill: &Tidemill, node: &mut Node) -> Res
 /// Makes the topics, builds the handlers and deploys the pipeline, each with the command that a user
 /// would type. All of them change nothing the second time.
 fn deploy(tidemill: &Tidemill, example: &Path) -> Result<()> {
-    for topic in ["flights", "flights-by-carrier", "delays"] {
-        tidemill.run(&["topics", "create", topic, "--partitions", PARTITIONS, "--if-not-exists"])?;
-    }
+    let topics = ["flights", "flights-by-carrier", "delays"];
+    let create = ["--partitions", PARTITIONS, "--if-not-exists"];
+    tidemill.run(&[&["topics", "create"], &topics[..], &create[..]].concat())?;
     let pipeline = example.join("pipeline.yaml").display().to_string();
     print!("{}", tidemill.run(&["apply", "-f", &pipeline])?);
     Ok(())

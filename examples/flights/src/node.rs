@@ -67,7 +67,7 @@ impl Tidemill {
     /// Starts the node with an embedded broker, everything it keeps below `directory`.
     pub fn dev(&self, directory: &Path) -> Result<Node> {
         let data = directory.join("dev").display().to_string();
-        self.start(&["dev", "--data-dir", &data, "--kafka-listen", &self.addresses.kafka], directory)
+        self.start(&["dev", "--data-dir", &data, "--listen-kafka", &self.addresses.kafka], directory)
     }
 
     /// Starts the node on brokers that run already, configured by a YAML file.
