@@ -38,7 +38,7 @@ test: build ## Run every test, those against Apache Kafka included
 	$(CARGO) test --release --workspace $(TEST_FLAGS)
 
 conformance: build ## Run one suite against the embedded broker and against Apache Kafka
-	$(CARGO) test --release -p tidemill-broker --tests $(TEST_FLAGS)
+	$(CARGO) test --release -p tidemill-broker --test conformance $(TEST_FLAGS)
 
 lint: setup $(DENY) ## Check formatting, clippy without warnings, licences and sources of dependencies
 	$(CARGO) fmt --all --check
