@@ -15,6 +15,7 @@
 //! | [`telemetry`], [`config`] | every metric; the configuration tree |
 //! | [`cli`] | the commands |
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod effects;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The one binary: everything is in [`tidemill::cli`].
+
+fn main() -> std::process::ExitCode {
+    tidemill::cli::main()
+}

@@ -64,6 +64,13 @@ const OWN: &[(&str, &str)] = &[
     ("partitioner", "kafka.partitioner"),
 ];
 
+/// Properties that the node's way of committing makes needless; given ones are noted in the log.
+const IMPLIED: &[(&str, &str)] = &[
+    ("linger.ms", "every commit sends its records at once; without effect"),
+    ("queue.buffering.max.ms", "every commit sends its records at once; without effect"),
+    ("batch.size", "batches are as large as their topic allows; without effect"),
+];
+
 /// Properties that would break a guarantee, or that have no counterpart; each with what to do.
 const REFUSED: &[(&str, &str)] = &[
     (
@@ -133,6 +140,9 @@ pub(super) fn judge(name: &str, value: &str) -> Fate {
             _ => Fate::Refuse("checksums are always checked".into()),
         };
     }
+    if let Some(note) = find(IMPLIED) {
+        return Fate::Implied(note);
+    }
     if let Some(key) = find(OWN) {
         return Fate::Setting { key, value: value.to_owned() };
     }
@@ -186,8 +196,7 @@ mod tests {
             |name: &str, value: &str, scope| Fate::Pass { name: name.into(), value: value.into(), scope };
         use Scope::{Both, Consumer, Producer};
         for (given, value, expected) in [
-            ("batch.size", "65536", pass("batch.size", "65536", Producer)),
-            ("linger.ms", "10", pass("linger.ms", "10", Producer)),
+            ("retries", "3", pass("retries", "3", Producer)),
             ("compression.type", "lz4", pass("compression.type", "lz4", Producer)),
             ("buffer.memory", "67108864", pass("queue.buffering.max.kbytes", "65536", Producer)),
             ("fetch.min.bytes", "1024", pass("fetch.min.bytes", "1024", Consumer)),
@@ -202,6 +211,9 @@ mod tests {
             judge("max.poll.records", "500"),
             Fate::Setting { key: "defaults.batch_records", value: "500".into() }
         );
+        for implied in ["batch.size", "linger.ms"] {
+            assert!(matches!(judge(implied, "10"), Fate::Implied(_)), "{implied}");
+        }
         for refused in
             ["max.block.ms", "sasl.jaas.config", "ssl.truststore.location", "transactional.id", "group.id"]
         {

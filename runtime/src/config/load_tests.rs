@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::deployment::Start;
 use super::load::{Effective, Flag, Source, Sources};
-use super::node::{Client, NodeConfig};
+use super::kafka_properties::Scope;
+use super::node::NodeConfig;
 use super::problem::Problems;
 
 fn load(file: &str, variables: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Effective, Problems> {
@@ -148,10 +149,7 @@ fn combinations_that_do_not_go_together_are_refused_naming_both() {
         }
     }
     let low_latency = load("kafka: { acks: 1, enable_idempotence: false }", &[], &[]).expect("consistent");
-    let producer = low_latency.config.kafka.client_properties(Client::Producer { transactional: false });
-    assert!(producer.contains(&("acks".into(), "1".into())));
-    let transactional = low_latency.config.kafka.client_properties(Client::Producer { transactional: true });
-    assert!(transactional.contains(&("acks".into(), "all".into())));
+    assert_eq!(low_latency.config.kafka.acks, "1");
 }
 
 #[test]
@@ -160,8 +158,8 @@ fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
     let secret = ("TIDEMILL_KAFKA_SASL_PASSWORD", "hunter2");
     let effective = load(file, &[secret], &[]).expect("valid");
     assert!(!format!("{effective:?}").contains("hunter2"));
-    let properties = effective.config.kafka.client_properties(Client::Admin);
-    assert!(properties.contains(&("sasl.password".into(), "hunter2".into())));
+    let sasl = effective.config.kafka.sasl.expect("signs in");
+    assert_eq!(sasl.password.expect("given").expose(), "hunter2");
 
     let written = refusal("kafka: { sasl: { password: hunter2 } }", &[], &[]);
     assert!(written.contains("TIDEMILL_KAFKA_SASL_PASSWORD") && !written.contains("hunter2"), "{written}");
@@ -186,11 +184,12 @@ fn documented_client_settings_reach_the_client_they_concern() {
                 heartbeat.interval.ms: 10000\n    max.poll.interval.ms: 300000\n    isolation.level: read_committed\n";
     let config = load(file, &[], &[]).expect("valid").config;
     assert_eq!(config.defaults.batch_records, 200);
-    let consumer = config.kafka.client_properties(Client::Consumer);
-    let producer = config.kafka.client_properties(Client::Producer { transactional: true });
-    let has = |list: &[(String, String)], name: &str| list.iter().any(|(known, _)| known == name);
-    assert!(has(&consumer, "fetch.wait.max.ms") && !has(&consumer, "batch.size"));
-    assert!(has(&producer, "queue.buffering.max.kbytes") && !has(&producer, "session.timeout.ms"));
+    let scope = |name: &str| config.kafka.properties.get(name).map(|property| property.scope);
+    assert_eq!(scope("fetch.wait.max.ms"), Some(Scope::Consumer));
+    assert_eq!(scope("queue.buffering.max.kbytes"), Some(Scope::Producer));
+    // Understood, without effect, and said so.
+    assert_eq!(scope("batch.size"), None);
+    assert!(config.notes.iter().any(|note| note.contains("batch.size")), "{:?}", config.notes);
     let text = refusal("kafka: { properties: { max.block.ms: 120000, max.poll.records: 1000 } }", &[], &[]);
     assert!(text.contains("delivery.timeout.ms") && text.contains("1000 is outside 1 to 500"), "{text}");
 }

@@ -126,69 +126,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Which client is being made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Client {
-    Admin,
-    Consumer,
-    Producer { transactional: bool },
-}
-
 impl NodeConfig {
     /// The consumer group of a deployment, as Kafka's own tools name it.
     pub fn group_of(&self, deployment: &str) -> String {
         format!("{}.{}.{deployment}", self.environment, self.group)
-    }
-}
-
-impl KafkaConfig {
-    /// What librdkafka is to be given for this client, in its own names. The caller adds what the
-    /// node owns (group, transactional id, isolation level, queue bounds) **after** these.
-    pub fn client_properties(&self, client: Client) -> Vec<(String, String)> {
-        let mut out: Vec<(String, String)> = Vec::new();
-        let mut add = |name: &str, value: &str| out.push((name.to_owned(), value.to_owned()));
-        add("bootstrap.servers", &self.bootstrap_servers.join(","));
-        add("security.protocol", &self.security_protocol);
-        if let Some(sasl) = &self.sasl {
-            add("sasl.mechanisms", &sasl.mechanism);
-            if let Some(username) = &sasl.username {
-                add("sasl.username", username);
-            }
-            if let Some(password) = &sasl.password {
-                add("sasl.password", password.expose());
-            }
-        }
-        let files = [
-            ("ssl.ca.location", &self.ssl.ca),
-            ("ssl.certificate.location", &self.ssl.certificate),
-            ("ssl.key.location", &self.ssl.key),
-        ];
-        for (name, path) in files {
-            if let Some(path) = path {
-                add(name, &path.to_string_lossy());
-            }
-        }
-        if let Some(password) = &self.ssl.key_password {
-            add("ssl.key.password", password.expose());
-        }
-        if let Client::Producer { transactional } = client {
-            add("partitioner", &self.partitioner);
-            add("acks", if transactional { "all" } else { &self.acks });
-            add(
-                "enable.idempotence",
-                if transactional || self.enable_idempotence { "true" } else { "false" },
-            );
-        }
-        for (name, property) in &self.properties {
-            let wanted = match property.scope {
-                Scope::Both => true,
-                Scope::Consumer => client == Client::Consumer,
-                Scope::Producer => matches!(client, Client::Producer { .. }),
-            };
-            if wanted {
-                add(name, &property.value);
-            }
-        }
-        out
     }
 }

@@ -4,5 +4,6 @@
 
 pub mod forward;
 pub mod grpc;
+pub mod http;
 pub mod server;
 pub mod upload;

@@ -26,6 +26,12 @@ pub struct KafkaConfig {
     pub sasl_password: Option<String>,
     /// librdkafka's own names (`ssl.ca.location`, `compression.type`, ...), passed through.
     pub properties: BTreeMap<String, String>,
+    /// Where keys go; anything but `murmur2_random` parts with what Java producers do.
+    pub partitioner: String,
+    /// Of producers without transactions (`at_least_once`); with them it is always all.
+    pub acks: String,
+    /// As for `acks`.
+    pub enable_idempotence: bool,
     pub limits: KafkaLimits,
 }
 
@@ -78,6 +84,9 @@ impl KafkaConfig {
             sasl_username: None,
             sasl_password: None,
             properties: BTreeMap::new(),
+            partitioner: "murmur2_random".to_owned(),
+            acks: "all".to_owned(),
+            enable_idempotence: true,
             limits: KafkaLimits::default(),
         }
     }
@@ -197,14 +206,15 @@ impl KafkaConfig {
         self.compose(PRODUCER_ONLY, ours)
     }
 
-    /// A producer. With a transactional id it is part of `exactly_once`; without, acknowledged by
-    /// all replicas and idempotent, but nothing more.
+    /// A producer. With a transactional id it is part of `exactly_once`; without, acknowledged and
+    /// idempotent as configured (all replicas, yes), but nothing more.
     pub(super) fn producer(&self, transactional_id: Option<&str>, batch_bytes: u32) -> Settings {
         let limits = &self.limits;
+        let idempotent = transactional_id.is_some() || self.enable_idempotence;
         let mut ours = settings(&[
-            ("partitioner", "murmur2_random"),
-            ("enable.idempotence", "true"),
-            ("acks", "all"),
+            ("partitioner", &self.partitioner),
+            ("enable.idempotence", if idempotent { "true" } else { "false" }),
+            ("acks", if transactional_id.is_some() { "all" } else { &self.acks }),
             // Every commit flushes, so lingering costs no latency and fills batches.
             ("linger.ms", "20"),
             ("batch.size", &batch_bytes.max(1024).to_string()),
@@ -227,6 +237,8 @@ impl KafkaConfig {
         let mut ours = self.producer(None, self.limits.record_bytes);
         ours.extend(settings(&[
             ("linger.ms", "0"),
+            ("acks", "all"),
+            ("enable.idempotence", "true"),
             ("delivery.report.only.error", "false"),
             ("message.timeout.ms", &millis(APPEND_TIMEOUT)),
         ]));

@@ -20,6 +20,7 @@ pub mod admin;
 pub mod config;
 pub mod consumer;
 mod ffi;
+mod from_node;
 pub mod headers;
 pub mod peek;
 pub mod probe;

@@ -1,0 +1,63 @@
+//! `tidemill apply`: deploys every document of a file.
+
+use std::path::{Path, PathBuf};
+
+use super::failure::{Failure, in_file};
+use super::output::View;
+use super::upload::{Options, Upload, load_module, relative_to, result_rows, send};
+use super::{Global, Outcome, client};
+use crate::config::document::split_documents;
+
+const EXAMPLES: &str = "\
+Examples:
+  tidemill apply -f pipeline.yaml
+  tidemill apply -f rekey.yaml -f delays.yaml --wait
+  tidemill apply -f pipeline.yaml --dry-run";
+
+/// Deploy every document of a file
+///
+/// A module's path is relative to the file: a .wasm file, or the directory of a handler's crate,
+/// which is built first. All documents are checked and all modules found before the first is sent.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Apply {
+    /// File of one or more YAML documents; - is standard input
+    #[arg(long, short, required = true, value_name = "FILE")]
+    file: Vec<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
+
+impl Apply {
+    pub fn run(self, global: &Global) -> Outcome {
+        let mut uploads = Vec::new();
+        for file in &self.file {
+            uploads.extend(read(file)?);
+        }
+        client::block_on(async {
+            let channel = client::connect(global).await?;
+            let mut answers = Vec::new();
+            for upload in uploads {
+                answers.push(send(&channel, upload, &self.options).await?);
+            }
+            let (table, json) = result_rows(&answers, self.options.is_dry_run());
+            View::table(table, json).print(global.output)
+        })
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<Upload>, Failure> {
+    let shown = file.display();
+    let text = if file == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(file)
+    };
+    let text = text.map_err(|error| Failure::usage(format!("{shown} cannot be read: {error}")))?;
+    let parts = split_documents(&text).map_err(|problems| in_file(&problems, shown))?;
+    let upload = |(document, spec): (String, crate::config::deployment::DeploymentSpec)| {
+        let module = load_module(&relative_to(file, &spec.module))?;
+        Ok(Upload { name: spec.name, document, module })
+    };
+    parts.into_iter().map(upload).collect()
+}

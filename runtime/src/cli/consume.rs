@@ -1,0 +1,162 @@
+//! `tidemill consume`: shows what is in a topic.
+
+use std::io::{BufWriter, IsTerminal, StdoutLock, Write};
+
+use serde_json::{Value, json};
+
+use super::failure::Failure;
+use super::kafka::connect;
+use super::output::Format;
+use super::settings::SettingArgs;
+use super::table::printable;
+use super::values::{show_text, text_json};
+use super::{Global, Outcome};
+use crate::config::units;
+use crate::kafka::tools::{ConsumeSpec, Consumed, From, consume};
+
+const EXAMPLES: &str = "\
+Examples:
+  tidemill consume words --from-beginning --max-messages 10 --headers --timestamps
+  tidemill consume words --partition 0 --offset 1000
+  tidemill consume words --last 5
+  tidemill consume counts -o json | jq .value";
+
+/// Show the records of a topic
+///
+/// Without a place to begin it waits for new records, like tail -f. With one it stops at the end
+/// unless --follow says otherwise. Shown are partition@offset, key and value.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Consume {
+    topic: String,
+    /// Begin with the oldest record
+    #[arg(long, conflicts_with_all = ["offset", "last"])]
+    from_beginning: bool,
+    /// Only this partition; may be given several times
+    #[arg(long, short, value_parser = clap::value_parser!(i32).range(0..))]
+    partition: Vec<i32>,
+    /// Begin at this offset
+    #[arg(long, requires = "partition")]
+    offset: Option<u64>,
+    /// Begin this many records before the end of each partition
+    #[arg(long, conflicts_with = "offset", value_name = "N")]
+    last: Option<u64>,
+    /// Stop after this many records
+    #[arg(long, short = 'n', value_name = "N")]
+    max_messages: Option<u64>,
+    /// Go on at the end
+    #[arg(long, short)]
+    follow: bool,
+    /// Hide records of open and aborted transactions; this is the default
+    #[arg(long, conflicts_with = "read_uncommitted")]
+    read_committed: bool,
+    /// Show records of open and aborted transactions too
+    #[arg(long)]
+    read_uncommitted: bool,
+    /// Show headers
+    #[arg(long)]
+    headers: bool,
+    /// Show timestamps
+    #[arg(long)]
+    timestamps: bool,
+    #[command(flatten)]
+    settings: SettingArgs,
+}
+
+impl Consume {
+    pub fn run(self, global: &Global) -> Outcome {
+        let kafka = connect(&self.settings)?;
+        kafka.partitions(&self.topic)?;
+        let from = match (self.from_beginning, self.offset, self.last) {
+            (true, ..) => From::Beginning,
+            (_, Some(offset), _) => From::Offset(offset),
+            (_, _, Some(last)) => From::Last(last),
+            _ => From::End,
+        };
+        if from == From::End && std::io::stderr().is_terminal() {
+            eprintln!("waiting for new records; --from-beginning shows those that are there (Ctrl-C ends)");
+        }
+        let spec = ConsumeSpec {
+            topic: self.topic.clone(),
+            partitions: self.partition.clone(),
+            from,
+            max: self.max_messages,
+            committed: !self.read_uncommitted,
+            follow: self.follow || from == From::End,
+        };
+        let mut out = Printer { consume: &self, format: global.output, out: BufWriter::new(std::io::stdout().lock()), trouble: None };
+        consume(&kafka.config, &spec, &mut |record| out.take(record.as_ref()))?;
+        out.finish()
+    }
+}
+
+struct Printer<'a> {
+    consume: &'a Consume,
+    format: Format,
+    out: BufWriter<StdoutLock<'static>>,
+    trouble: Option<std::io::Error>,
+}
+
+impl Printer<'_> {
+    /// False ends the reading: the reader of our output has gone.
+    fn take(&mut self, record: Option<&Consumed>) -> bool {
+        let outcome = match record {
+            // Nothing more for now: what was read should be seen.
+            None => self.out.flush(),
+            Some(record) => match self.format {
+                Format::Json => writeln!(self.out, "{}", to_json(record)),
+                Format::Table => writeln!(self.out, "{}", self.consume.line(record)),
+            },
+        };
+        match outcome {
+            Ok(()) => true,
+            Err(error) => {
+                self.trouble = Some(error);
+                false
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        let outcome = match self.trouble.take() {
+            Some(error) => Err(error),
+            None => self.out.flush(),
+        };
+        match outcome {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Consume {
+    fn line(&self, record: &Consumed) -> String {
+        let text = |bytes: &Option<Vec<u8>>| match bytes {
+            Some(bytes) => printable(&show_text(bytes)),
+            None => "null".to_owned(),
+        };
+        let mut parts = vec![format!("{}@{}", record.partition, record.offset)];
+        if self.timestamps {
+            parts.push(units::show_time_ms(record.timestamp_ms));
+        }
+        if self.headers {
+            let headers: Vec<String> =
+                record.headers.iter().map(|(name, value)| format!("{name}={}", text(value))).collect();
+            parts.push(if headers.is_empty() { "-".to_owned() } else { headers.join(",") });
+        }
+        parts.push(text(&record.key));
+        parts.push(text(&record.value));
+        parts.join("\t")
+    }
+}
+
+fn to_json(record: &Consumed) -> Value {
+    let bytes = |bytes: &Option<Vec<u8>>| bytes.as_deref().map_or(Value::Null, text_json);
+    let headers: Vec<Value> =
+        record.headers.iter().map(|(name, value)| json!({ "name": name, "value": bytes(value) })).collect();
+    json!({
+        "partition": record.partition, "offset": record.offset, "timestamp_ms": record.timestamp_ms,
+        "timestamp": units::show_time_ms(record.timestamp_ms), "key": bytes(&record.key),
+        "value": bytes(&record.value), "headers": headers,
+    })
+}

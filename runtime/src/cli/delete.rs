@@ -1,0 +1,41 @@
+//! `tidemill delete`: ends a deployment and, unless told otherwise, its state.
+
+use serde_json::json;
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::deployments_client::DeploymentsClient;
+
+use super::output::{View, confirm};
+use super::{Global, Outcome, client};
+
+const EXAMPLES: &str = "\
+Examples:
+  tidemill delete word-count
+  tidemill delete word-count --keep-state
+  tidemill delete word-count --yes";
+
+/// Stop a deployment on every node and forget it
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Delete {
+    name: String,
+    /// Keep its internal topics, so that a deployment of the same name takes the state up again
+    #[arg(long)]
+    keep_state: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl Delete {
+    pub fn run(self, global: &Global) -> Outcome {
+        let what = if self.keep_state { "(its state is kept)" } else { "and its state" };
+        confirm(&format!("Delete {} {what}?", self.name), self.yes)?;
+        client::block_on(async {
+            let mut client = DeploymentsClient::new(client::connect(global).await?);
+            let request =
+                proto::DeleteDeploymentRequest { name: self.name.clone(), keep_state: self.keep_state };
+            client.delete(request).await?;
+            View::line(format!("deleted {}", self.name), json!({ "deleted": self.name })).print(global.output)
+        })
+    }
+}

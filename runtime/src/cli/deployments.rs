@@ -1,0 +1,194 @@
+//! `tidemill deployments`: what is deployed and how it is.
+
+use serde_json::{Value, json};
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::deployments_client::DeploymentsClient;
+use tonic::transport::Channel;
+
+use super::client::ANSWER_BYTES_MAX;
+use super::failure::Failure;
+use super::output::{Block, View};
+use super::table::{Cell, Table, Tone, grouped};
+use super::watch::Watch;
+use super::{Global, Outcome, client};
+use crate::config::units;
+
+const EXAMPLES: &str = "\
+Examples:
+  tidemill deployments
+  tidemill deployments word-count
+  tidemill deployments --watch
+  tidemill deployments -o json";
+
+/// Show what is deployed, or one deployment with its tasks
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Deployments {
+    /// One deployment, with its tasks and its document
+    name: Option<String>,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+impl Deployments {
+    pub fn run(self, global: &Global) -> Outcome {
+        client::block_on(async {
+            self.watch
+                .show(global.output, || async {
+                    let channel = client::connect(global).await?;
+                    match &self.name {
+                        Some(name) => Ok(detail(&get(channel, name).await?)),
+                        None => list(channel).await,
+                    }
+                })
+                .await
+        })
+    }
+}
+
+pub async fn get(channel: Channel, name: &str) -> Result<proto::Deployment, Failure> {
+    let mut client = DeploymentsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let request = proto::GetDeploymentRequest { name: name.to_owned() };
+    Ok(client.get(request).await?.into_inner().deployment.unwrap_or_default())
+}
+
+async fn list(channel: Channel) -> Result<View, Failure> {
+    let mut client = DeploymentsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let deployments = client.list(proto::ListDeploymentsRequest {}).await?.into_inner().deployments;
+    let mut table = Table::new(
+        &["NAME", "STATE", ">REV", ">TASKS", "INPUTS", "OUTPUTS", "MODULE", "REASON"],
+        "nothing is deployed: `tidemill apply -f FILE` deploys something",
+    );
+    for deployment in &deployments {
+        let running =
+            deployment.tasks.iter().filter(|task| task.state() == proto::TaskState::Running).count();
+        table.row([
+            deployment.name.clone().into(),
+            state_cell(deployment.state(), deployment),
+            deployment.revision.to_string().into(),
+            format!("{running}/{}", deployment.tasks.len()).into(),
+            deployment.inputs.join(",").into(),
+            deployment.outputs.join(",").into(),
+            module_short(&deployment.module).into(),
+            deployment.reason.clone().into(),
+        ]);
+    }
+    let deployments: Vec<Value> = deployments.iter().map(to_json).collect();
+    Ok(View::table(table, json!({ "deployments": deployments })))
+}
+
+fn detail(deployment: &proto::Deployment) -> View {
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut say = |name: &str, value: String| {
+        if !value.is_empty() {
+            blocks.push(Block::Line(format!("{name:<10} {value}")));
+        }
+    };
+    say("name", deployment.name.clone());
+    say("state", state_name(deployment.state()).to_owned());
+    say("reason", deployment.reason.clone());
+    say("revision", deployment.revision.to_string());
+    say("module", deployment.module.clone());
+    say("deployed", units::show_time_ms(deployment.deployed_at_ms));
+    say("group", deployment.group.clone());
+    say("inputs", deployment.inputs.join(", "));
+    say("outputs", deployment.outputs.join(", "));
+    let stores: Vec<String> =
+        deployment.stores.iter().map(|store| format!("{} ({})", store.name, store.r#type)).collect();
+    say("stores", stores.join(", "));
+    blocks.push(Block::Line(String::new()));
+    let mut tasks = Table::new(
+        &[">TASK", "STATE", "NODE", ">WORKER", "POSITION", ">RESTORE", ">SKIPPED", "REASON"],
+        "no task of it is on this node",
+    );
+    for task in &deployment.tasks {
+        let positions: Vec<String> =
+            task.positions.iter().map(|at| format!("{}/{}@{}", at.topic, at.partition, at.offset)).collect();
+        tasks.row([
+            task.partition.to_string().into(),
+            task_state_cell(task.state()),
+            task.node.clone().into(),
+            task.worker.to_string().into(),
+            positions.join(" ").into(),
+            grouped(task.restore_remaining).into(),
+            grouped(task.skipped).into(),
+            task.reason.clone().into(),
+        ]);
+    }
+    blocks.push(Block::Table(tasks));
+    View { blocks, json: to_json(deployment) }
+}
+
+pub fn to_json(deployment: &proto::Deployment) -> Value {
+    let positions = |task: &proto::TaskStatus| -> Value {
+        let one = |at: &proto::InputPosition| json!({ "topic": at.topic, "partition": at.partition, "offset": at.offset });
+        task.positions.iter().map(one).collect()
+    };
+    let tasks: Vec<Value> = deployment
+        .tasks
+        .iter()
+        .map(|task| {
+            json!({
+                "partition": task.partition, "state": task_state_name(task.state()), "reason": task.reason,
+                "node": task.node, "worker": task.worker, "restore_remaining": task.restore_remaining,
+                "positions": positions(task), "skipped": task.skipped,
+            })
+        })
+        .collect();
+    let stores: Vec<Value> = deployment
+        .stores
+        .iter()
+        .map(|store| json!({ "name": store.name, "type": store.r#type, "ordered": store.ordered }))
+        .collect();
+    json!({
+        "name": deployment.name, "state": state_name(deployment.state()), "reason": deployment.reason,
+        "revision": deployment.revision, "module": deployment.module, "document": deployment.document,
+        "deployed_at": units::show_time_ms(deployment.deployed_at_ms), "group": deployment.group,
+        "inputs": deployment.inputs, "outputs": deployment.outputs, "stores": stores, "tasks": tasks,
+    })
+}
+
+pub fn state_name(state: proto::DeploymentState) -> &'static str {
+    match state {
+        proto::DeploymentState::Unspecified => "unknown",
+        proto::DeploymentState::Starting => "starting",
+        proto::DeploymentState::Running => "running",
+        proto::DeploymentState::Halted => "halted",
+        proto::DeploymentState::Idle => "idle",
+    }
+}
+
+pub fn state_cell(state: proto::DeploymentState, deployment: &proto::Deployment) -> Cell {
+    let restoring = deployment.tasks.iter().any(|task| task.state() == proto::TaskState::Restoring);
+    match state {
+        proto::DeploymentState::Running if restoring => Cell::toned("running", Tone::Warning),
+        proto::DeploymentState::Running => Cell::toned("running", Tone::Good),
+        proto::DeploymentState::Halted => Cell::toned("halted", Tone::Bad),
+        proto::DeploymentState::Starting => Cell::toned("starting", Tone::Warning),
+        other => Cell::toned(state_name(other), Tone::Quiet),
+    }
+}
+
+pub fn task_state_name(state: proto::TaskState) -> &'static str {
+    match state {
+        proto::TaskState::Unspecified => "unknown",
+        proto::TaskState::Restoring => "restoring",
+        proto::TaskState::Running => "running",
+        proto::TaskState::Halted => "halted",
+    }
+}
+
+pub fn task_state_cell(state: proto::TaskState) -> Cell {
+    let tone = match state {
+        proto::TaskState::Running => Tone::Good,
+        proto::TaskState::Halted => Tone::Bad,
+        proto::TaskState::Restoring => Tone::Warning,
+        proto::TaskState::Unspecified => Tone::Quiet,
+    };
+    Cell::toned(task_state_name(state), tone)
+}
+
+/// Enough of a digest to tell two modules apart by eye.
+pub fn module_short(module: &str) -> String {
+    module.chars().take(12).collect()
+}

@@ -1,0 +1,129 @@
+//! How a command fails: one error that names what, where and how to fix it, and an exit code that
+//! says what kind of failure it was.
+
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use crate::config::problem::{Problem, Problems};
+
+/// What a caller can do about it. The numbers are a promise to scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Failed = 1,
+    Usage = 2,
+    /// The node or Kafka did not answer; trying again may help.
+    Unreachable = 3,
+    /// Understood and refused; trying again will not help.
+    Refused = 4,
+    NotFound = 5,
+}
+
+#[derive(Debug)]
+pub struct Failure {
+    pub kind: Kind,
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
+        Failure { kind, message: message.into() }
+    }
+
+    pub fn failed(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Failed, message)
+    }
+
+    pub fn usage(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Usage, message)
+    }
+
+    pub fn refused(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Refused, message)
+    }
+
+    pub fn not_found(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::NotFound, message)
+    }
+
+    pub fn unreachable(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Unreachable, message)
+    }
+
+    /// Says what it was about: `pipeline.yaml: ...`.
+    pub fn at(self, what: impl fmt::Display) -> Failure {
+        Failure { kind: self.kind, message: format!("{what}: {}", self.message) }
+    }
+
+    /// Prints the error and answers the process's exit code.
+    pub fn report(self) -> ExitCode {
+        let stderr = std::io::stderr();
+        let colours = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let (on, off) = if colours { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+        // A closed standard error leaves only the exit code to speak.
+        let _ = writeln!(stderr.lock(), "{on}error{off}: {}", self.message);
+        ExitCode::from(self.kind as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Failure {
+        list(problems.0.iter().map(Problem::to_string).collect())
+    }
+}
+
+/// Problems of a file, each with its place: `node.yaml:3: kafka.ack: unknown key, ...`.
+pub fn in_file(problems: &Problems, file: impl fmt::Display) -> Failure {
+    let place = |problem: &Problem| match problem.line {
+        Some(line) => {
+            let without_line = Problem { line: None, ..problem.clone() };
+            format!("{file}:{line}: {without_line}")
+        }
+        None => problem.to_string(),
+    };
+    list(problems.0.iter().map(place).collect())
+}
+
+fn list(lines: Vec<String>) -> Failure {
+    match lines.as_slice() {
+        [one] => Failure::refused(one),
+        lines => Failure::refused(format!("{} problems\n  {}", lines.len(), lines.join("\n  "))),
+    }
+}
+
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Failure {
+        use tonic::Code;
+        let kind = match status.code() {
+            Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::Aborted
+            | Code::AlreadyExists
+            | Code::OutOfRange
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::ResourceExhausted => Kind::Refused,
+            Code::NotFound => Kind::NotFound,
+            Code::Unavailable | Code::DeadlineExceeded => Kind::Unreachable,
+            _ => Kind::Failed,
+        };
+        let message = match status.message() {
+            "" => format!("the node answered {}", status.code()),
+            message => message.to_owned(),
+        };
+        Failure { kind, message }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::failed(error.to_string())
+    }
+}

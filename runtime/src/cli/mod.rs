@@ -1,0 +1,143 @@
+//! The command line: a gRPC client like any other, and the two commands that are a node.
+//!
+//! # Layout
+//!
+//! | file | what |
+//! |---|---|
+//! | one file a command | its arguments and what it does |
+//! | [`failure`] | how a command fails: one clear error and an exit code |
+//! | `client` | the connection to a node |
+//! | `settings` | a node's configuration from flags, variables and file |
+//! | `output`, `table`, `values` | what people and programs see |
+//! | `watch` | showing something again and again |
+//!
+//! Everything a command prints for programs goes to standard output; progress, notes and errors go
+//! to standard error.
+
+mod apply;
+mod client;
+mod completion;
+mod config;
+mod delete;
+mod deploy;
+mod deployments;
+pub mod failure;
+mod lag;
+mod nodes;
+mod output;
+mod settings;
+mod state;
+mod table;
+mod upload;
+mod values;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+use output::Format;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the node or Kafka cannot be reached, 4 refused as it \
+is (invalid document, wrong state), 5 there is no such thing.
+
+Start with:
+  tidemill dev                         a node with a broker inside, for trying things out
+  tidemill new my-handler              a handler to change
+  tidemill apply -f pipeline.yaml      deploy it";
+
+/// Run WebAssembly handlers over Kafka, with state, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "tidemill", version, propagate_version = true, after_help = AFTER_HELP)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Global {
+    /// Node to talk to; any node of the fleet will do
+    #[arg(
+        long,
+        global = true,
+        env = "TIDEMILL_ADDRESS",
+        default_value = "127.0.0.1:7600",
+        value_name = "HOST:PORT"
+    )]
+    address: String,
+    /// How to print results
+    #[arg(long, short = 'o', global = true, env = "TIDEMILL_OUTPUT", default_value = "table", value_enum)]
+    output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Apply(apply::Apply),
+    Deploy(deploy::Deploy),
+    Deployments(deployments::Deployments),
+    Delete(delete::Delete),
+    Lag(lag::Lag),
+    State(state::State),
+    Nodes(nodes::Nodes),
+    Config(config::Config),
+    Completion(completion::Completion),
+}
+
+/// Reads the command line, runs it, and turns the outcome into an exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let global = cli.global;
+    let outcome = match cli.command {
+        Command::Apply(command) => command.run(&global),
+        Command::Deploy(command) => command.run(&global),
+        Command::Deployments(command) => command.run(&global),
+        Command::Delete(command) => command.run(&global),
+        Command::Lag(command) => command.run(&global),
+        Command::State(command) => command.run(&global),
+        Command::Nodes(command) => command.run(&global),
+        Command::Config(command) => command.run(&global),
+        Command::Completion(command) => command.run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// What every command's `run` answers.
+pub type Outcome = Result<(), Failure>;
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_and_a_summary() {
+        fn walk(command: &clap::Command, path: &str) {
+            for sub in command.get_subcommands() {
+                let path = format!("{path} {}", sub.get_name());
+                assert!(sub.get_about().is_some(), "{path} has no summary");
+                if sub.has_subcommands() {
+                    walk(sub, &path);
+                } else {
+                    let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                    assert!(help.contains(&path), "{path} shows no example of itself:\n{help}");
+                }
+            }
+        }
+        walk(&Cli::command(), "tidemill");
+    }
+}

@@ -1,0 +1,182 @@
+//! From a deployment document to a deployed module: find or build the module, stream it, wait.
+//! Shared by `apply` and `deploy`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::deploy_request::Part;
+use tidemill_proto::v1::deployments_client::DeploymentsClient;
+use tonic::transport::Channel;
+
+use super::client::ANSWER_BYTES_MAX;
+use super::deployments::{module_short, state_cell};
+use super::failure::Failure;
+use super::table::Table;
+use crate::config::units;
+use crate::wasm::MODULE_BYTES_MAX;
+use crate::wasm::build::{cargo_build, componentise};
+
+/// Of the module in one message.
+const CHUNK_BYTES: usize = 512 << 10;
+/// Between two looks at a deployment that is starting.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How to deploy, shared by both commands.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Check everything, change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Deploy only if the registry still holds this revision
+    #[arg(long, value_name = "REVISION", default_value_t = 0, hide_default_value = true)]
+    if_revision: u64,
+    /// Wait until the deployment runs on the node, at most this long
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
+    wait: Option<Duration>,
+}
+
+/// One deployment as it goes out.
+pub struct Upload {
+    pub name: String,
+    pub document: String,
+    pub module: Vec<u8>,
+}
+
+/// What a module's path leads to: a `.wasm` file, or a crate that is built first. Core modules are
+/// made components.
+pub fn load_module(path: &Path) -> Result<Vec<u8>, Failure> {
+    let shown = path.display();
+    if path.is_dir() {
+        eprintln!("building {shown}");
+        return cargo_build(path, None)
+            .map(|built| built.component)
+            .map_err(|error| Failure::refused(error.to_string()).at(shown));
+    }
+    let bytes = std::fs::read(path).map_err(|error| {
+        let hint = "`tidemill build DIR --out FILE` makes one of a handler's crate";
+        Failure::refused(format!("module {shown} cannot be read: {error}; {hint}"))
+    })?;
+    if bytes.len() > MODULE_BYTES_MAX {
+        let message = format!(
+            "module {shown} is {} bytes, at most {} are taken: build it with `tidemill build`, which strips it",
+            bytes.len(),
+            units::show_bytes(MODULE_BYTES_MAX as u64)
+        );
+        return Err(Failure::refused(message));
+    }
+    match bytes.get(..8) {
+        Some(b"\0asm\x01\0\0\0") => componentise(&bytes).map_err(|error| {
+            Failure::refused(format!(
+                "module {shown} is no handler: {error}; does it call tidemill_sdk::export!?"
+            ))
+        }),
+        Some(b"\0asm\x0d\0\x01\0") => Ok(bytes),
+        _ => Err(Failure::refused(format!(
+            "module {shown} is not WebAssembly: name a .wasm file that `tidemill build` made, or a handler's crate"
+        ))),
+    }
+}
+
+/// A module's path as written in a document: relative to the document.
+pub fn relative_to(document: &Path, module: &str) -> PathBuf {
+    document.parent().unwrap_or(Path::new("")).join(module)
+}
+
+/// Sends one deployment and, if asked to, waits until it runs.
+pub async fn send(
+    channel: &Channel,
+    upload: Upload,
+    options: &Options,
+) -> Result<proto::DeployResponse, Failure> {
+    let mut client = DeploymentsClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let bar = progress(&upload.name, upload.module.len() as u64);
+    let header = proto::DeployHeader {
+        document: upload.document,
+        expected_revision: options.if_revision,
+        dry_run: options.dry_run,
+    };
+    let chunks: Vec<Vec<u8>> = upload.module.chunks(CHUNK_BYTES).map(<[u8]>::to_vec).collect();
+    let counting = bar.clone();
+    let parts = std::iter::once(Part::Header(header)).chain(chunks.into_iter().map(move |chunk| {
+        counting.inc(chunk.len() as u64);
+        Part::Chunk(chunk)
+    }));
+    let requests = tokio_stream::iter(parts.map(|part| proto::DeployRequest { part: Some(part) }));
+    let answer = client.deploy(requests).await;
+    bar.finish_and_clear();
+    let answer = answer.map_err(|status| Failure::from(status).at(&upload.name))?.into_inner();
+    match options.wait {
+        Some(limit) if !options.dry_run => {
+            let deployment = wait_until_running(&mut client, &upload.name, limit).await?;
+            Ok(proto::DeployResponse { deployment: Some(deployment), ..answer })
+        }
+        _ => Ok(answer),
+    }
+}
+
+async fn wait_until_running(
+    client: &mut DeploymentsClient<Channel>,
+    name: &str,
+    limit: Duration,
+) -> Result<proto::Deployment, Failure> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let request = proto::GetDeploymentRequest { name: name.to_owned() };
+        let deployment = client.get(request).await?.into_inner().deployment.unwrap_or_default();
+        match deployment.state() {
+            proto::DeploymentState::Running | proto::DeploymentState::Idle => return Ok(deployment),
+            proto::DeploymentState::Halted => {
+                return Err(Failure::failed(format!("{name} is halted: {}", deployment.reason)));
+            }
+            _ if Instant::now() >= deadline => {
+                let waited = units::show_duration(limit);
+                let hint = format!("it goes on by itself; see `tidemill deployments {name}`");
+                return Err(Failure::failed(format!("{name} does not run after {waited}; {hint}")));
+            }
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+/// Invisible unless standard error is a terminal.
+fn progress(name: &str, bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(bytes);
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {bytes}/{total_bytes}") {
+        bar.set_style(style);
+    }
+    bar.with_prefix(name.to_owned())
+}
+
+/// What was deployed, for people and programs.
+pub fn result_rows(answers: &[proto::DeployResponse], dry_run: bool) -> (Table, Value) {
+    let mut table = Table::new(&["NAME", ">REV", "RESULT", "STATE", "MODULE"], "nothing was deployed");
+    let mut rows = Vec::new();
+    for answer in answers {
+        let deployment = answer.deployment.clone().unwrap_or_default();
+        let result = match (dry_run, answer.unchanged) {
+            (true, _) => "valid",
+            (false, true) => "unchanged",
+            (false, false) => "deployed",
+        };
+        table.row([
+            deployment.name.clone().into(),
+            deployment.revision.to_string().into(),
+            result.into(),
+            state_cell(deployment.state(), &deployment),
+            module_short(&deployment.module).into(),
+        ]);
+        rows.push(json!({
+            "name": deployment.name, "revision": deployment.revision, "result": result, "module": deployment.module,
+        }));
+    }
+    (table, json!({ "deployments": rows }))
+}
+
+impl Options {
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+}

@@ -1,0 +1,109 @@
+//! From a node's configuration to the clients': properties that have a limit of their own become
+//! that limit, the rest is passed through.
+
+use std::time::Duration;
+
+use super::config::KafkaConfig;
+use crate::config::node::{KafkaConfig as Configured, Property};
+
+impl KafkaConfig {
+    /// How to reach the cluster that the node's configuration names.
+    pub fn from_node(configured: &Configured, client_id: &str) -> KafkaConfig {
+        let mut kafka = KafkaConfig::new(configured.bootstrap_servers.join(","));
+        kafka.client_id = client_id.to_owned();
+        kafka.security_protocol = configured.security_protocol.clone();
+        kafka.partitioner = configured.partitioner.clone();
+        kafka.acks = configured.acks.clone();
+        kafka.enable_idempotence = configured.enable_idempotence;
+        if let Some(sasl) = &configured.sasl {
+            kafka.sasl_mechanism = Some(sasl.mechanism.clone());
+            kafka.sasl_username = sasl.username.clone();
+            kafka.sasl_password = sasl.password.as_ref().map(|password| password.expose().to_owned());
+        }
+        let files = [
+            ("ssl.ca.location", &configured.ssl.ca),
+            ("ssl.certificate.location", &configured.ssl.certificate),
+            ("ssl.key.location", &configured.ssl.key),
+        ];
+        for (name, path) in files {
+            if let Some(path) = path {
+                kafka.properties.insert(name.to_owned(), path.to_string_lossy().into_owned());
+            }
+        }
+        if let Some(password) = &configured.ssl.key_password {
+            kafka.properties.insert("ssl.key.password".to_owned(), password.expose().to_owned());
+        }
+        for (name, property) in &configured.properties {
+            kafka.take(name, property);
+        }
+        kafka
+    }
+
+    fn take(&mut self, name: &str, property: &Property) {
+        let limits = &mut self.limits;
+        let limit = match name {
+            "queued.max.messages.kbytes" => &mut limits.fetch_queue_kib,
+            "fetch.max.bytes" => &mut limits.fetch_bytes,
+            "fetch.message.max.bytes" | "max.partition.fetch.bytes" => &mut limits.partition_fetch_bytes,
+            "queue.buffering.max.kbytes" => &mut limits.produce_queue_kib,
+            "queue.buffering.max.messages" => &mut limits.produce_queue_records,
+            "message.max.bytes" => &mut limits.record_bytes,
+            "session.timeout.ms" | "max.poll.interval.ms" => {
+                let time = match name {
+                    "session.timeout.ms" => &mut limits.session_timeout,
+                    _ => &mut limits.poll_interval,
+                };
+                match property.value.parse().map(Duration::from_millis) {
+                    Ok(value) => *time = value,
+                    Err(_) => self.pass(name, property),
+                }
+                return;
+            }
+            _ => return self.pass(name, property),
+        };
+        match property.value.parse() {
+            Ok(value) => *limit = value,
+            // Passed on as it is, so that the check of the whole names it.
+            Err(_) => self.pass(name, property),
+        }
+    }
+
+    fn pass(&mut self, name: &str, property: &Property) {
+        self.properties.insert(name.to_owned(), property.value.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NodeConfig;
+    use crate::config::load::{Flag, Sources};
+
+    #[test]
+    fn every_accepted_setting_reaches_the_client_or_becomes_its_limit() {
+        let flags = [
+            ("kafka.properties.session.timeout.ms", "30000"),
+            ("kafka.properties.buffer.memory", "67108864"),
+            ("kafka.properties.max.partition.fetch.bytes", "1048576"),
+            ("kafka.properties.compression.type", "lz4"),
+            ("kafka.acks", "1"),
+            ("kafka.enable_idempotence", "false"),
+        ];
+        let flags = flags.map(|(key, value)| Flag { name: key.into(), key: key.into(), value: value.into() });
+        let sources = Sources { flags: flags.into(), ..Sources::default() };
+        let configured = NodeConfig::load(&sources).expect("valid").config.kafka;
+        let kafka = KafkaConfig::from_node(&configured, "test");
+        assert_eq!(kafka.problems(), Vec::<String>::new());
+        assert_eq!(kafka.limits.session_timeout, Duration::from_secs(30));
+        assert_eq!(kafka.limits.produce_queue_kib, 65_536);
+        assert_eq!(kafka.limits.partition_fetch_bytes, 1 << 20);
+        assert_eq!(kafka.properties.get("compression.type").map(String::as_str), Some("lz4"));
+        let plain = kafka.producer(None, 1 << 20);
+        let transactional = kafka.producer(Some("id"), 1 << 20);
+        let value = |settings: &[(String, String)], name: &str| {
+            settings.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+        };
+        assert_eq!(value(&plain, "acks").as_deref(), Some("1"));
+        assert_eq!(value(&transactional, "acks").as_deref(), Some("all"));
+    }
+}
