@@ -42,7 +42,7 @@ pub struct Consume {
     #[arg(long, conflicts_with = "offset", value_name = "N")]
     last: Option<u64>,
     /// Stop after this many records
-    #[arg(long, short = 'n', value_name = "N")]
+    #[arg(long, alias = "max", short = 'n', value_name = "N")]
     max_messages: Option<u64>,
     /// Go on at the end
     #[arg(long, short)]

@@ -6,28 +6,44 @@
 //! |---|---|
 //! | one file a command | its arguments and what it does |
 //! | [`failure`] | how a command fails: one clear error and an exit code |
-//! | `client` | the connection to a node |
+//! | `client`, `kafka` | the connections to a node and to Kafka |
 //! | `settings` | a node's configuration from flags, variables and file |
 //! | `output`, `table`, `values` | what people and programs see |
+| `upload`, `rows` | modules and records on their way out |
+| `signals` | Ctrl-C and SIGTERM |
 //! | `watch` | showing something again and again |
 //!
 //! Everything a command prints for programs goes to standard output; progress, notes and errors go
 //! to standard error.
 
 mod apply;
+mod broker;
+mod build;
 mod client;
 mod completion;
 mod config;
+mod consume;
 mod delete;
 mod deploy;
 mod deployments;
+mod dev;
+mod doctor;
 pub mod failure;
+mod groups;
+mod kafka;
 mod lag;
+mod new;
+mod node;
 mod nodes;
 mod output;
+mod produce;
+mod rows;
 mod settings;
+mod signals;
 mod state;
 mod table;
+mod test;
+mod topics;
 mod upload;
 mod values;
 mod watch;
@@ -51,7 +67,7 @@ Start with:
 /// Run WebAssembly handlers over Kafka, with state, exactly once.
 #[derive(Debug, Parser)]
 #[command(name = "tidemill", version, propagate_version = true, after_help = AFTER_HELP)]
-#[command(arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 100)]
+#[command(arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -78,6 +94,12 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Dev(dev::Dev),
+    Node(node::Node),
+    Broker(broker::Broker),
+    New(new::New),
+    Build(build::Build),
+    Test(test::Test),
     Apply(apply::Apply),
     Deploy(deploy::Deploy),
     Deployments(deployments::Deployments),
@@ -85,7 +107,12 @@ enum Command {
     Lag(lag::Lag),
     State(state::State),
     Nodes(nodes::Nodes),
+    Produce(produce::Produce),
+    Consume(consume::Consume),
+    Topics(topics::Topics),
+    Groups(groups::Groups),
     Config(config::Config),
+    Doctor(doctor::Doctor),
     Completion(completion::Completion),
 }
 
@@ -94,6 +121,12 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let global = cli.global;
     let outcome = match cli.command {
+        Command::Dev(command) => command.run(&global),
+        Command::Node(command) => command.run(&global),
+        Command::Broker(command) => command.run(&global),
+        Command::New(command) => command.run(&global),
+        Command::Build(command) => command.run(&global),
+        Command::Test(command) => command.run(&global),
         Command::Apply(command) => command.run(&global),
         Command::Deploy(command) => command.run(&global),
         Command::Deployments(command) => command.run(&global),
@@ -101,7 +134,12 @@ pub fn main() -> ExitCode {
         Command::Lag(command) => command.run(&global),
         Command::State(command) => command.run(&global),
         Command::Nodes(command) => command.run(&global),
+        Command::Produce(command) => command.run(&global),
+        Command::Consume(command) => command.run(&global),
+        Command::Topics(command) => command.run(&global),
+        Command::Groups(command) => command.run(&global),
         Command::Config(command) => command.run(&global),
+        Command::Doctor(command) => command.run(&global),
         Command::Completion(command) => command.run(),
     };
     match outcome {

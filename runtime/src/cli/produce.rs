@@ -46,8 +46,9 @@ pub struct Produce {
     /// File of lines; - is standard input
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
-    #[arg(long, default_value = "lines", value_enum)]
-    format: LineFormat,
+    /// What a line is [default: by the file's name, .csv or .jsonl; otherwise lines]
+    #[arg(long, value_enum)]
+    format: Option<LineFormat>,
     /// Where a line has its key: a column's name or number, a field's name or /pointer
     #[arg(long, value_name = "NAME|INDEX|POINTER")]
     key_field: Option<String>,
@@ -129,9 +130,18 @@ impl Produce {
         }
     }
 
+    fn format(&self) -> LineFormat {
+        let extension = self.file.as_ref().and_then(|file| file.extension()?.to_str());
+        self.format.unwrap_or(match extension {
+            Some("csv") => LineFormat::Csv,
+            Some("jsonl" | "ndjson") => LineFormat::Jsonl,
+            _ => LineFormat::Lines,
+        })
+    }
+
     fn lines(&self, kafka: &Kafka, input: Input, common: Common) -> Result<u64, Failure> {
         let bar = input.progress();
-        let mut rows = Rows::new(input.reader, self.format, self.key_field.as_deref(), self.header_line, common)
+        let mut rows = Rows::new(input.reader, self.format(), self.key_field.as_deref(), self.header_line, common)
             .map_err(Failure::usage)?;
         let mut trouble = None;
         let bytes = Arc::new(AtomicU64::new(0));

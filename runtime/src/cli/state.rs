@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use super::client::ANSWER_BYTES_MAX;
 use super::deployments;
 use super::failure::Failure;
-use super::output::{Block, View};
+use super::output::{Block, Format, View};
 use super::table::{Table, grouped};
 use super::values::{KeyFormat, show, show_pretty, show_text, text_json, to_json};
 use super::{Global, Outcome, client};
@@ -142,6 +142,7 @@ impl Get {
         if let [entry] = answer.entries.as_slice() {
             view.blocks = vec![Block::Line(show_pretty(&entry.value, &kind))];
         }
+        note_positions(global, &answer.read_at);
         view.print(global.output)
     }
 }
@@ -174,6 +175,7 @@ impl Scan {
                 break !page_token.is_empty();
             }
         };
+        note_positions(global, &read_at);
         let mut view = entries(&found, &read_at, &kind);
         if more {
             let shown = grouped(found.len() as u64);
@@ -208,6 +210,13 @@ fn entries(entries: &[proto::StateEntry], read_at: &[proto::StatePosition], kind
         })
         .collect();
     View::table(table, json!({ "entries": rows, "read_at": read }))
+}
+
+/// Says which position an answer is true at; beside the answer, so that a script gets the answer only.
+fn note_positions(global: &Global, read_at: &[proto::StatePosition]) {
+    if global.output == Format::Table {
+        eprintln!("as of {}", positions(read_at));
+    }
 }
 
 /// `words/0@12 on node-1`, for people who wonder how fresh an answer is.
