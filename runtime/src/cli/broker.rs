@@ -60,13 +60,17 @@ impl Broker {
             Signals::install()?.stop_requested().await;
             Ok(())
         })?;
-        broker.shutdown().map_err(|error| Failure::failed(format!("the broker did not stop cleanly: {error}")))
+        broker
+            .shutdown()
+            .map_err(|error| Failure::failed(format!("the broker did not stop cleanly: {error}")))
     }
 }
 
 /// Starts a broker; `flag` is what a user would change if the address is taken.
 pub fn start(config: Config, flag: &str) -> Result<Embedded, Failure> {
     Embedded::start(config).map_err(|error: Error| {
-        Failure::failed(format!("the embedded broker does not start: {error}; another address: {flag} HOST:PORT"))
+        Failure::failed(format!(
+            "the embedded broker does not start: {error}; another address: {flag} HOST:PORT"
+        ))
     })
 }

@@ -84,7 +84,12 @@ impl Consume {
             committed: !self.read_uncommitted,
             follow: self.follow || from == From::End,
         };
-        let mut out = Printer { consume: &self, format: global.output, out: BufWriter::new(std::io::stdout().lock()), trouble: None };
+        let mut out = Printer {
+            consume: &self,
+            format: global.output,
+            out: BufWriter::new(std::io::stdout().lock()),
+            trouble: None,
+        };
         consume(&kafka.config, &spec, &mut |record| out.take(record.as_ref()))?;
         out.finish()
     }

@@ -62,7 +62,9 @@ impl Doctor {
     pub fn run(self, global: &Global) -> Outcome {
         let effective = self.settings.load_with(self.node.flags())?;
         let mut checks = vec![Check::new("configuration", Verdict::Ok, "valid")];
-        checks.extend(effective.config.notes.iter().map(|note| Check::new("configuration", Verdict::Warning, note)));
+        checks.extend(
+            effective.config.notes.iter().map(|note| Check::new("configuration", Verdict::Warning, note)),
+        );
         for server in &effective.config.kafka.bootstrap_servers {
             checks.extend(broker(server));
         }
@@ -84,7 +86,8 @@ fn broker(server: &str) -> Vec<Check> {
     let addresses = match server.to_socket_addrs() {
         Ok(addresses) => addresses.collect::<Vec<_>>(),
         Err(error) => {
-            let detail = format!("{server} cannot be resolved: {error}; check the spelling, or the DNS with nslookup");
+            let detail =
+                format!("{server} cannot be resolved: {error}; check the spelling, or the DNS with nslookup");
             return vec![Check::new(format!("resolve {server}"), Verdict::Failed, detail)];
         }
     };
@@ -99,7 +102,8 @@ fn broker(server: &str) -> Vec<Check> {
     } else {
         let causes: Vec<String> =
             outcome.iter().filter_map(|outcome| Some(outcome.as_ref().err()?.to_string())).collect();
-        let detail = format!("{server}: {}; is the broker running, is a firewall in between?", causes.join(", "));
+        let detail =
+            format!("{server}: {}; is the broker running, is a firewall in between?", causes.join(", "));
         Check::new(name, Verdict::Failed, detail)
     });
     checks

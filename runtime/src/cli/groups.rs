@@ -152,7 +152,8 @@ fn rows(kafka: &Kafka, group: &str) -> Result<Vec<Row>, Failure> {
     // Offsets outlive their topics; without a topic there is no end to compare with.
     offsets.retain(|row| topics.get(&row.topic).is_some_and(|count| row.partition < *count));
     offsets.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-    let partitions: Vec<(String, i32)> = offsets.iter().map(|row| (row.topic.clone(), row.partition)).collect();
+    let partitions: Vec<(String, i32)> =
+        offsets.iter().map(|row| (row.topic.clone(), row.partition)).collect();
     let ends = kafka.admin.offsets(&partitions, At::End)?;
     let owner = |topic: &str, partition: i32| {
         let has = |(name, number): &(String, i32)| name == topic && *number == partition;
@@ -246,8 +247,10 @@ impl Members {
     fn run(self) -> Result<View, Failure> {
         let kafka = connect(&self.settings)?;
         require(&kafka, &self.group)?;
-        let mut table =
-            Table::new(&["CLIENT", "INSTANCE", "HOST", ">PARTITIONS", "ASSIGNED"], "the group has no members");
+        let mut table = Table::new(
+            &["CLIENT", "INSTANCE", "HOST", ">PARTITIONS", "ASSIGNED"],
+            "the group has no members",
+        );
         let mut rows = Vec::new();
         for member in kafka.admin.describe_group(&self.group)?.members {
             let assigned: Vec<String> =

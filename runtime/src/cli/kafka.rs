@@ -54,7 +54,9 @@ impl Kafka {
 
 impl From<ProbeError> for Failure {
     fn from(error: ProbeError) -> Failure {
-        Failure::unreachable(format!("{error}. Name the brokers with --bootstrap-servers or KAFKA_BOOTSTRAP_SERVERS"))
+        Failure::unreachable(format!(
+            "{error}. Name the brokers with --bootstrap-servers or KAFKA_BOOTSTRAP_SERVERS"
+        ))
     }
 }
 

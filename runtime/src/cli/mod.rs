@@ -9,8 +9,8 @@
 //! | `client`, `kafka` | the connections to a node and to Kafka |
 //! | `settings` | a node's configuration from flags, variables and file |
 //! | `output`, `table`, `values` | what people and programs see |
-| `upload`, `rows` | modules and records on their way out |
-| `signals` | Ctrl-C and SIGTERM |
+//! | `upload`, `rows` | modules and records on their way out |
+//! | `signals` | Ctrl-C and SIGTERM |
 //! | `watch` | showing something again and again |
 //!
 //! Everything a command prints for programs goes to standard output; progress, notes and errors go
@@ -26,14 +26,12 @@ mod consume;
 mod delete;
 mod deploy;
 mod deployments;
-mod dev;
 mod doctor;
 pub mod failure;
 mod groups;
 mod kafka;
 mod lag;
 mod new;
-mod node;
 mod nodes;
 mod output;
 mod produce;
@@ -94,8 +92,6 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Dev(dev::Dev),
-    Node(node::Node),
     Broker(broker::Broker),
     New(new::New),
     Build(build::Build),
@@ -121,8 +117,6 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let global = cli.global;
     let outcome = match cli.command {
-        Command::Dev(command) => command.run(&global),
-        Command::Node(command) => command.run(&global),
         Command::Broker(command) => command.run(&global),
         Command::New(command) => command.run(&global),
         Command::Build(command) => command.run(&global),

@@ -61,7 +61,7 @@ pub fn serve(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Outcome {
 async fn until_stopped(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Outcome {
     let limit = config.shutdown_timeout;
     let signals = Signals::install()?;
-    let (stop, mut stopped) = watch::channel(false);
+    let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
         signals.stop_requested().await;
         tracing::info!("Initiating graceful shutdown...");
@@ -76,7 +76,7 @@ async fn until_stopped(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Out
         () = told(stopped.clone()) => return Ok(()),
     }
     let late = async {
-        let _ = stopped.wait_for(|&stop| stop).await;
+        told(stopped.clone()).await;
         tokio::time::sleep(limit).await;
     };
     tokio::select! {

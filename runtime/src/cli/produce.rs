@@ -141,8 +141,9 @@ impl Produce {
 
     fn lines(&self, kafka: &Kafka, input: Input, common: Common) -> Result<u64, Failure> {
         let bar = input.progress();
-        let mut rows = Rows::new(input.reader, self.format(), self.key_field.as_deref(), self.header_line, common)
-            .map_err(Failure::usage)?;
+        let mut rows =
+            Rows::new(input.reader, self.format(), self.key_field.as_deref(), self.header_line, common)
+                .map_err(Failure::usage)?;
         let mut trouble = None;
         let bytes = Arc::new(AtomicU64::new(0));
         let read = Arc::clone(&bytes);

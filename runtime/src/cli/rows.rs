@@ -106,7 +106,8 @@ impl<R: BufRead> Rows<R> {
         let columns: Vec<String> =
             columns(header).map(|column| String::from_utf8_lossy(&column).into_owned()).collect();
         let found = columns.iter().position(|column| column == name);
-        let found = found.ok_or_else(|| format!("line 1 names no column `{name}`, it names {}", columns.join(", ")))?;
+        let found = found
+            .ok_or_else(|| format!("line 1 names no column `{name}`, it names {}", columns.join(", ")))?;
         self.key = KeyField::Column(found);
         Ok(())
     }
@@ -143,7 +144,8 @@ impl<R: BufRead> Rows<R> {
                 column.map(Some).ok_or_else(|| format!("has no column {index} (the first is 0)"))
             }
             KeyField::Pointer(pointer) => {
-                let document: Value = serde_json::from_slice(line).map_err(|error| format!("no JSON: {error}"))?;
+                let document: Value =
+                    serde_json::from_slice(line).map_err(|error| format!("no JSON: {error}"))?;
                 match document.pointer(pointer) {
                     None => Err(format!("has nothing at {pointer}")),
                     Some(Value::Null) => Ok(None),
@@ -189,7 +191,11 @@ fn columns(line: &[u8]) -> impl Iterator<Item = Vec<u8>> + '_ {
 mod tests {
     use super::*;
 
-    fn read(text: &str, format: LineFormat, key: Option<&str>) -> Result<Vec<(Option<String>, String)>, String> {
+    fn read(
+        text: &str,
+        format: LineFormat,
+        key: Option<&str>,
+    ) -> Result<Vec<(Option<String>, String)>, String> {
         let mut rows = Rows::new(text.as_bytes(), format, key, false, Common::default())?;
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
         let mut out = Vec::new();
@@ -215,14 +221,20 @@ mod tests {
         assert_eq!(rows, [(Some("UA".into()), "1,UA".into())]);
         let error = read("id,carrier\n1,UA\n", LineFormat::Csv, Some("carier")).expect_err("no such column");
         assert_eq!(error, "line 1 names no column `carier`, it names id, carrier");
-        assert_eq!(read("1,2\n1\n", LineFormat::Csv, Some("1")), Err("line 2: has no column 1 (the first is 0)".into()));
+        assert_eq!(
+            read("1,2\n1\n", LineFormat::Csv, Some("1")),
+            Err("line 2: has no column 1 (the first is 0)".into())
+        );
     }
 
     #[test]
     fn a_json_key_is_a_field_or_a_pointer() {
         let text = "{\"id\": 7, \"user\": {\"name\": \"ada\"}}\n";
         assert_eq!(read(text, LineFormat::Jsonl, Some("id")).expect("read")[0].0.as_deref(), Some("7"));
-        assert_eq!(read(text, LineFormat::Jsonl, Some("/user/name")).expect("read")[0].0.as_deref(), Some("ada"));
+        assert_eq!(
+            read(text, LineFormat::Jsonl, Some("/user/name")).expect("read")[0].0.as_deref(),
+            Some("ada")
+        );
         let error = read("{}\n{", LineFormat::Jsonl, Some("id")).expect_err("no such field");
         assert_eq!(error, "line 1: has nothing at /id");
     }

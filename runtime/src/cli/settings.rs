@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::failure::{Failure, in_file};
-use crate::config::load::{Effective, Flag, Sources};
 use crate::config::NodeConfig;
+use crate::config::load::{Effective, Flag, Sources};
 
 /// Read when it is there and no other file is named.
 const USUAL_FILE: &str = "tidemill.yaml";

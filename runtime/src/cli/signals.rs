@@ -15,7 +15,10 @@ pub struct Signals {
 impl Signals {
     /// From here on the signals no longer end the process by themselves.
     pub fn install() -> Result<Signals, Failure> {
-        Ok(Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
 
     /// Resolves at the first signal. A second one, whenever it comes, exits at once.

@@ -38,7 +38,9 @@ impl Test {
             .arg("--")
             .args(&self.arguments)
             .status()
-            .map_err(|error| Failure::failed(format!("cannot run cargo: {error}; install Rust from https://rustup.rs")))?;
+            .map_err(|error| {
+                Failure::failed(format!("cannot run cargo: {error}; install Rust from https://rustup.rs"))
+            })?;
         if status.success() { Ok(()) } else { Err(Failure::failed("the tests failed (see above)")) }
     }
 }

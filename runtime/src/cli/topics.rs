@@ -135,7 +135,8 @@ impl List {
                 && (name.ends_with(".changelog") || name.ends_with(".inbox"));
             name.starts_with("__") || ours || state
         };
-        let mut table = Table::new(&["TOPIC", ">PARTITIONS"], "no topic: `tidemill topics create NAME` makes one");
+        let mut table =
+            Table::new(&["TOPIC", ">PARTITIONS"], "no topic: `tidemill topics create NAME` makes one");
         let mut rows = Vec::new();
         for (name, partitions) in kafka.admin.topics()? {
             if self.all || !internal(&name) {
@@ -216,7 +217,8 @@ impl Create {
         if found == self.partitions {
             return Ok(());
         }
-        let message = format!("topic `{name}` is there already with {found} partitions, not {}", self.partitions);
+        let message =
+            format!("topic `{name}` is there already with {found} partitions, not {}", self.partitions);
         Err(Failure::refused(message))
     }
 }
@@ -231,7 +233,8 @@ impl Delete {
         kafka.admin.delete_topics(&self.topic)?;
         // Brokers delete later than they answer; a script that goes on must find it done.
         let deadline = Instant::now() + Duration::from_secs(10);
-        while kafka.admin.topics()?.keys().any(|name| self.topic.contains(name)) && Instant::now() < deadline {
+        while kafka.admin.topics()?.keys().any(|name| self.topic.contains(name)) && Instant::now() < deadline
+        {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(View::line(format!("deleted {}", self.topic.join(", ")), json!({ "deleted": self.topic })))

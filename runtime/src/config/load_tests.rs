@@ -5,8 +5,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::deployment::Start;
-use super::load::{Effective, Flag, Source, Sources};
 use super::kafka_properties::Scope;
+use super::load::{Effective, Flag, Source, Sources};
 use super::node::NodeConfig;
 use super::problem::Problems;
 
