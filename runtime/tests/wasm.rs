@@ -96,7 +96,7 @@ fn reasons(effects: &Effects) -> Vec<String> {
 #[test]
 fn a_plugin_counts_with_prefetched_state_and_its_writes_come_back() {
     let module = Module::load(&build_guest("plugins/count")).expect("the plugin loads");
-    assert_eq!(module.manifest().inputs, ["records"]);
+    assert_eq!(module.manifest().inputs, ["in"]);
     assert!(module.manifest().stores[0].prefetch && !module.manifest().wants_headers);
     assert_eq!(module.digest().len(), 64);
 

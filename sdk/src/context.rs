@@ -223,6 +223,15 @@ impl Emission<'_> {
         self
     }
 
+    /// Passes on the headers of a record, which a handler sees only if it is exported with
+    /// `wants_headers: true`.
+    pub fn headers_of(mut self, record: &Record<'_>) -> Self {
+        let (count, encoded) = record.headers().encoded();
+        self.ctx.headers.extend_from_slice(encoded);
+        self.header_count += count;
+        self
+    }
+
     /// The partition to write to, instead of the one that the key's hash gives.
     pub fn partition(mut self, partition: u16) -> Self {
         self.partition = i32::from(partition);

@@ -106,6 +106,11 @@ impl<'a> Headers<'a> {
         let left = varint(&mut bytes).unwrap_or(0).max(0);
         Headers { rest: bytes, left }
     }
+
+    /// How many there are, and their encoding without the count.
+    pub(crate) fn encoded(&self) -> (i64, &'a [u8]) {
+        (self.left, self.rest)
+    }
 }
 
 impl<'a> Iterator for Headers<'a> {

@@ -1,13 +1,13 @@
 //! Counts records per key and emits the new count.
 //!
-//! Input `records`: any records with a key; one without fails as permanent. Output `counts`: the key,
+//! Input `in`: any records with a key; one without fails as permanent. Output `out`: the key,
 //! and its count so far as decimal text. Store `counts`: key to count (`u64`).
 //!
 //! ```yaml
 //! name: word-count
 //! module: count.wasm
-//! inputs:  { records: { topic: words } }
-//! outputs: { counts: { topic: word-counts } }
+//! inputs:  { in: { topic: words } }
+//! outputs: { out: { topic: word-counts } }
 //! ```
 
 use tidemill_sdk::{Context, Failure, Handler, Record, Store};
@@ -20,13 +20,13 @@ impl Handler for Count {
     fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
         let count = self.counts.get(ctx, record.key()?)?.unwrap_or(0) + 1;
         self.counts.put(ctx, record.key()?, &count);
-        ctx.emit("counts", record.key()?, count)
+        ctx.emit("out", record.key()?, count)
     }
 }
 
 tidemill_sdk::export!(Count {
-    inputs: ["records"],
-    outputs: ["counts"],
+    inputs: ["in"],
+    outputs: ["out"],
     stores: ["counts" { prefetch }],
 });
 
@@ -38,10 +38,10 @@ mod tests {
     #[test]
     fn every_record_raises_the_count_of_its_key() {
         let mut driver = Driver::<Count>::new();
-        driver.feed(["a", "b", "a"].map(|key| record("records").key(key)));
+        driver.feed(["a", "b", "a"].map(|key| record("in").key(key)));
         driver.restart();
-        driver.feed([record("records").key("a")]);
-        assert_eq!(driver.emitted("counts"), ["a=1", "b=1", "a=2", "a=3"]);
+        driver.feed([record("in").key("a")]);
+        assert_eq!(driver.emitted("out"), ["a=1", "b=1", "a=2", "a=3"]);
         assert_eq!(driver.state::<u64>("counts", "a"), Some(3));
         assert_eq!(driver.state_reads(), 0, "the node hands the counts over with the batch");
     }
@@ -49,8 +49,8 @@ mod tests {
     #[test]
     fn a_record_without_a_key_fails_and_counts_nothing() {
         let mut driver = Driver::<Count>::new();
-        let outcomes = driver.feed([record("records").value("x"), record("records").key("a")]);
+        let outcomes = driver.feed([record("in").value("x"), record("in").key("a")]);
         assert_eq!(outcomes, [Outcome::Permanent("the record has no key".into()), Outcome::Ok]);
-        assert_eq!(driver.emitted("counts"), ["a=1"]);
+        assert_eq!(driver.emitted("out"), ["a=1"]);
     }
 }
