@@ -126,6 +126,12 @@ impl Consumer {
     /// Leaves the group, so that others get the partitions at once. Without it a static member's
     /// partitions wait for its return until the session expires. Commit or drop all work first.
     pub fn leave(mut self) {
+        // librdkafka can only leave once no answer is owed.
+        let _ = match self.question {
+            Some(Question::Assign(_)) => self.assign(&[]),
+            Some(Question::Unassign(_)) => self.unassign(&[]),
+            None => Ok(()),
+        };
         self.slots.clear();
         self.raw.close(true);
     }
@@ -224,12 +230,14 @@ impl Consumer {
                 self.raw.pop();
                 match failed {
                     Event::Partition(id, reason) => {
-                        if let Some(index) = self.slot(id) {
+                        // An event of a partition that is not running is of no interest: it was
+                        // assigned at a provisional offset, and its start will seek.
+                        if let Some(index) = self.slot(id).filter(|&index| self.slots[index].is_running()) {
                             flush(&mut self.slots[index], out);
                             self.stop_slot(index);
                             let _ = self.raw.pause(&self.list([(id, 0)]));
+                            out.push(Taken::Failed { partition: id, reason });
                         }
-                        out.push(Taken::Failed { partition: id, reason });
                     }
                     Event::Client(error) => outcome = outcome.and(Err(error)),
                     Event::Nothing => {}
@@ -248,7 +256,7 @@ impl Consumer {
                     break;
                 }
                 let slot = &mut self.slots[index];
-                if slot.state == State::Running && message.offset() >= slot.next {
+                if slot.is_running() && message.offset() >= slot.next {
                     if slot.batch.is_empty() {
                         slot.open();
                         touched.push(index);
@@ -271,10 +279,20 @@ impl Consumer {
             return Event::Client(SourceError::Fatal(fatal.to_string()));
         }
         let topic = message.topic();
-        if message.partition() >= 0
-            && let Some(id) = self.input_partition(&topic, message.partition())
-        {
-            return Event::Partition(id, error.to_string());
+        // What concerns a topic as a whole comes without an offset, and with partition 0.
+        let whole_topic = message.offset() < 0
+            && [
+                C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+                C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+                C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION,
+            ]
+            .iter()
+            .any(|&code| error.is(code));
+        if !topic.is_empty() && !whole_topic {
+            return match self.input_partition(&topic, message.partition()) {
+                Some(id) => Event::Partition(id, error.to_string()),
+                None => Event::Nothing,
+            };
         }
         // Told again by what follows: a lost assignment, or the reconnection.
         let passing = [
@@ -302,7 +320,7 @@ impl Consumer {
         let next = |slot: &Slot| if slot.id == id { at.0 as i64 } else { slot.next };
         self.raw.assign(Some(&self.list(self.slots.iter().map(|slot| (slot.id, next(slot))))))?;
         self.raw.discard_all();
-        let stopped = self.slots.iter().filter(|slot| slot.state == State::Stopped && slot.id != id);
+        let stopped = self.slots.iter().filter(|slot| !slot.is_running() && slot.id != id);
         let stopped = self.list(stopped.map(|slot| (slot.id, 0)));
         self.raw.pause(&stopped)
     }
@@ -324,6 +342,10 @@ enum Event {
 }
 
 impl Slot {
+    fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
     /// Starts a batch about as large as the last one.
     fn open(&mut self) {
         let (rows, bytes) = self.hint;
@@ -428,7 +450,7 @@ impl Source for Consumer {
         let slot = &self.slots[self.slot(partition)?];
         let topic = self.topic(partition);
         // An error event stopped the slot; a pending message lies below librdkafka's position.
-        if slot.state != State::Running || self.raw.has_pending_of(topic, partition.partition) {
+        if !slot.is_running() || self.raw.has_pending_of(topic, partition.partition) {
             return None;
         }
         let position = self.raw.position(topic, partition.partition)?;

@@ -154,21 +154,20 @@ impl Topics {
         worst(self.producer.failures())?;
         flushed.map_err(|error| CommitError::Indefinite(format!("records were not acknowledged: {error}")))
     }
-
-    /// Throws away what is queued, with the failures that this brings.
-    fn clear(&self) {
-        let _ = self.producer.purge();
-        let _ = self.producer.flush(Duration::from_secs(5));
-        drop(self.producer.failures());
-    }
 }
 
 /// Under `exactly_once`: one transaction per commit.
 pub struct TransactionalSink {
     topics: Topics,
+    config: KafkaConfig,
+    transactional_id: String,
     /// The longest that a call may take before its outcome counts as unknown.
     patience: Duration,
     ended: Option<Instant>,
+    /// A broker refused a record of the open transaction. librdkafka then counts sequence numbers
+    /// that the broker never saw, and the next transaction would fail with
+    /// OUT_OF_ORDER_SEQUENCE_NUMBER; so the producer is replaced once the abort has succeeded.
+    refused: bool,
 }
 
 impl TransactionalSink {
@@ -179,15 +178,42 @@ impl TransactionalSink {
         transactional_id: &str,
         spec: SinkSpec,
     ) -> Result<TransactionalSink, SourceError> {
-        let topics = Topics::new(config, spec, Some(transactional_id))
-            .map_err(|error| SourceError::Refused(error.to_string()))?;
-        let patience = config.limits.transaction_timeout;
-        topics
-            .producer
-            .init_transactions(INIT_WAIT.max(patience))
-            .map_err(|error| source_error(&format!("cannot initialise `{transactional_id}`"), &error))?;
-        Ok(TransactionalSink { topics, patience, ended: None })
+        Ok(TransactionalSink {
+            topics: initialised(config, transactional_id, spec)?,
+            config: config.clone(),
+            transactional_id: transactional_id.to_owned(),
+            patience: config.limits.transaction_timeout,
+            ended: None,
+            refused: false,
+        })
     }
+
+    fn settle(&mut self) -> Result<(), CommitError> {
+        let result = self.topics.settle(self.patience);
+        self.refused |= matches!(result, Err(CommitError::Record { .. }));
+        result
+    }
+
+    fn abort(&mut self) -> Result<(), CommitError> {
+        self.topics.producer.abort_transaction(self.patience).map_err(indefinite)?;
+        if std::mem::take(&mut self.refused) {
+            let spec = self.topics.spec.clone();
+            self.topics = initialised(&self.config, &self.transactional_id, spec)
+                .map_err(|error| CommitError::Indefinite(error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+/// A producer whose predecessors of the same id are fenced.
+fn initialised(config: &KafkaConfig, id: &str, spec: SinkSpec) -> Result<Topics, SourceError> {
+    let topics =
+        Topics::new(config, spec, Some(id)).map_err(|error| SourceError::Refused(error.to_string()))?;
+    topics
+        .producer
+        .init_transactions(INIT_WAIT.max(config.limits.transaction_timeout))
+        .map_err(|error| source_error(&format!("cannot initialise `{id}`"), &error))?;
+    Ok(topics)
 }
 
 /// A predecessor's transaction is being ended meanwhile, which can take its whole time-out.
@@ -219,7 +245,7 @@ impl Sink for TransactionalSink {
     /// Refuses before anything is sent when the membership could not fence, or when there is
     /// nothing to fence with.
     fn send_offsets(&mut self, offsets: &[TaskOffset], membership: &Membership) -> Result<(), CommitError> {
-        self.topics.settle(self.patience)?;
+        self.settle()?;
         if !membership.is_valid() {
             return Err(CommitError::Generation("this worker is not a member of its group".to_owned()));
         }
@@ -244,10 +270,10 @@ impl Sink for TransactionalSink {
     fn end(&mut self, end: End) -> Result<(), CommitError> {
         let result = match end {
             End::Commit => {
-                self.topics.settle(self.patience)?;
+                self.settle()?;
                 self.topics.producer.commit_transaction(self.patience).map_err(indefinite)
             }
-            End::Abort => self.topics.producer.abort_transaction(self.patience).map_err(indefinite),
+            End::Abort => self.abort(),
         };
         self.ended = Some(Instant::now());
         result
@@ -308,6 +334,7 @@ fn worst(failures: Vec<Failure>) -> Result<(), CommitError> {
 /// emissions of every task included, has been acknowledged.
 pub struct PlainSink {
     topics: Topics,
+    config: KafkaConfig,
     held: Vec<ChangelogRows>,
 }
 
@@ -318,7 +345,7 @@ impl PlainSink {
     pub fn new(config: &KafkaConfig, spec: SinkSpec) -> Result<PlainSink, SourceError> {
         let topics =
             Topics::new(config, spec, None).map_err(|error| SourceError::Refused(error.to_string()))?;
-        Ok(PlainSink { topics, held: Vec::new() })
+        Ok(PlainSink { topics, config: config.clone(), held: Vec::new() })
     }
 
     /// Sends the position records once nothing before them is in doubt.
@@ -372,8 +399,11 @@ impl Sink for PlainSink {
         match end {
             End::Commit => self.settle(),
             End::Abort => {
+                // A new producer: an idempotent one that has had a record refused, or queued records
+                // thrown away, has counted sequence numbers that the broker never saw.
                 self.held.clear();
-                self.topics.clear();
+                let spec = self.topics.spec.clone();
+                self.topics = Topics::new(&self.config, spec, None).map_err(indefinite)?;
                 Ok(())
             }
         }

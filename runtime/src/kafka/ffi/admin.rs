@@ -148,9 +148,10 @@ impl Client {
                 rd::rd_kafka_CreateTopics(post.rk, topics.as_mut_ptr(), 1, post.options, post.queue);
             });
             rd::rd_kafka_NewTopic_destroy(topic);
+            let reply = reply?;
             let mut count = 0;
             let results = rd::rd_kafka_CreateTopics_result_topics(
-                rd::rd_kafka_event_CreateTopics_result(reply?.0),
+                rd::rd_kafka_event_CreateTopics_result(reply.0),
                 &mut count,
             );
             first(topic_outcomes(results, count))

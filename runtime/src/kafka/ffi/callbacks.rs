@@ -271,7 +271,8 @@ pub(super) unsafe extern "C" fn on_event(
                 } else {
                     // The broker's own words for a refused record, where it gave some.
                     let reason = text(rd::rd_kafka_message_produce_errstr(message));
-                    Err(KafkaError { code, text: reason, fatal: false })
+                    let error = KafkaError::from_code(code);
+                    Err(if reason.is_empty() { error } else { KafkaError { text: reason, ..error } })
                 };
                 let status = rd::rd_kafka_message_status(message);
                 let possibly_persisted =

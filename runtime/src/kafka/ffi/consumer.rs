@@ -224,34 +224,41 @@ impl Consumer {
         check(unsafe { rd::rd_kafka_committed(self.client.raw(), list.raw(), millis(wait)) } as i32)
     }
 
-    /// Closes so that the group knows: unsubscribes first when `leave` is set, which makes even a
-    /// static member give its partitions up at once, and serves what the group still asks.
-    /// Whoever does not call this just disappears, and a static member's partitions wait for it.
+    /// Closes so that the group knows. With `leave` even a static member gives its partitions up at
+    /// once: it unsubscribes first, because a static member that merely closes does not say so.
+    /// Whoever does not call this just disappears. No rebalance may wait for an answer of ours.
     pub fn close(&mut self, leave: bool) {
         self.pending.clear();
         self.client.shared.set_closing();
-        // SAFETY: live handle; rebalance callbacks now answer for themselves, and one that was
-        // left unanswered is answered by the unassign. The close queue is the consumer's own, and
-        // messages taken from it are dropped at once.
-        unsafe {
-            let _ = check(rd::rd_kafka_assign(self.client.raw(), std::ptr::null()) as i32);
-            if leave {
-                let _ = check(rd::rd_kafka_unsubscribe(self.client.raw()) as i32);
-            }
-            if consume(rd::rd_kafka_consumer_close_queue(self.client.raw(), self.queue.0)).is_err() {
-                return;
+        let deadline = Instant::now() + CLOSE_WAIT;
+        if leave {
+            // SAFETY: live handle; rebalance callbacks now answer for themselves.
+            let asked = check(unsafe { rd::rd_kafka_unsubscribe(self.client.raw()) } as i32);
+            // The member id goes when the leave request is sent. Closing before that would make
+            // librdkafka keep a static member's place.
+            if asked.is_ok() {
+                self.serve_until(deadline, |consumer| consumer.membership().member_id.is_empty());
             }
         }
-        let deadline = Instant::now() + CLOSE_WAIT;
-        // SAFETY: live handle.
-        while unsafe { rd::rd_kafka_consumer_closed(self.client.raw()) } == 0 {
+        // SAFETY: live handle; the queue is the consumer's own, which is what we poll.
+        if unsafe { consume(rd::rd_kafka_consumer_close_queue(self.client.raw(), self.queue.0)) }.is_ok() {
+            // SAFETY: live handle.
+            self.serve_until(deadline, |consumer| unsafe {
+                rd::rd_kafka_consumer_closed(consumer.client.raw()) != 0
+            });
+        }
+    }
+
+    /// Polls, dropping what comes, until the condition holds.
+    fn serve_until(&mut self, deadline: Instant, done: impl Fn(&Consumer) -> bool) {
+        while !done(self) {
             self.fill(64);
             self.pending.clear();
             if Instant::now() >= deadline {
                 tracing::warn!("the group did not let this consumer go in time; it will expire");
                 return;
             }
-            self.client.shared.wait_ready((Instant::now() + Duration::from_millis(20)).min(deadline));
+            self.client.shared.wait_ready((Instant::now() + Duration::from_millis(5)).min(deadline));
         }
     }
 }

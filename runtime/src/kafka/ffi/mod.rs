@@ -196,6 +196,17 @@ impl Client {
         };
         std::mem::forget(conf);
         let client = Client { rk, shared };
+        if kind == Kind::Producer {
+            // SAFETY: the handle is live; both queue references are ours and given back, and
+            // forwarding keeps references of its own.
+            unsafe {
+                let main = rd::rd_kafka_queue_get_main(client.raw());
+                let background = rd::rd_kafka_queue_get_background(client.raw());
+                rd::rd_kafka_queue_forward(main, background);
+                rd::rd_kafka_queue_destroy(background);
+                rd::rd_kafka_queue_destroy(main);
+            }
+        }
         if oauth {
             // SAFETY: the handle is live.
             unsafe { consume(rd::rd_kafka_sasl_background_callbacks_enable(client.raw()))? };

@@ -136,13 +136,6 @@ impl Producer {
         check(unsafe { rd::rd_kafka_flush(self.client.raw(), millis(wait)) } as i32)
     }
 
-    /// Throws away what has not been sent.
-    pub fn purge(&self) -> Result<(), KafkaError> {
-        const QUEUE: i32 = 0x1;
-        // SAFETY: live handle.
-        check(unsafe { rd::rd_kafka_purge(self.client.raw(), QUEUE) } as i32)
-    }
-
     /// Records that failed since the last call.
     pub fn failures(&self) -> Vec<Failure> {
         self.client.shared.failures()

@@ -1,0 +1,187 @@
+//! Topics, groups, offsets, the probe.
+
+use std::time::{Duration, Instant};
+
+use tidemill::kafka::admin::{AdminError, At, NewTopic};
+use tidemill::kafka::config::KafkaConfig;
+use tidemill::kafka::consumer::ConsumerSpec;
+use tidemill::kafka::probe::{Cause, ProbeError, probe};
+use tidemill::kafka::tools::{self, ConsumeSpec, From, Row};
+use tidemill::ports::{Group, TaskOffset};
+use tidemill::record::Offset;
+
+use crate::harness::{Cluster, Member, at, eventually, now_ms, unique};
+
+#[test]
+fn a_topic_made_again_has_another_id() {
+    let cluster = Cluster::get();
+    let admin = cluster.admin();
+    let name = cluster.topic("again", 3);
+    let first = admin.topic(&name).unwrap();
+    assert_eq!((first.partitions, first.id.is_nil()), (3, false));
+    assert_eq!(admin.topics().unwrap().get(&name), Some(&3));
+    admin.delete_topics(std::slice::from_ref(&name)).unwrap();
+    eventually("the deletion", || {
+        admin.describe_topics(std::slice::from_ref(&name)).unwrap()[0].is_none().then_some(())
+    });
+    eventually("the new topic", || admin.create_topic(&NewTopic::new(&name, 3)).ok());
+    assert_ne!(admin.topic(&name).unwrap().id, first.id);
+    assert_eq!(
+        admin.topic("no-such-topic"),
+        Err(AdminError::Missing { what: "topic `no-such-topic`".into() })
+    );
+}
+
+#[test]
+fn an_internal_topic_is_made_once_and_checked_ever_after() {
+    let cluster = Cluster::get();
+    let admin = cluster.admin();
+    let topic = NewTopic::new(unique("changelog"), 2)
+        .with("cleanup.policy", "compact")
+        .with("min.compaction.lag.ms", 0)
+        .with("message.timestamp.type", "LogAppendTime")
+        .with("max.message.bytes", 2_097_152);
+    let made = admin.ensure_topic(&topic).unwrap();
+    assert_eq!(admin.ensure_topic(&topic).unwrap(), made);
+    assert_eq!(
+        admin.create_topic(&topic),
+        Err(AdminError::Exists { what: format!("topic `{}`", topic.name) })
+    );
+
+    let more = NewTopic { partitions: 4, ..topic.clone() };
+    let error = admin.ensure_topic(&more).unwrap_err().to_string();
+    assert!(error.contains("has 2 partitions, but 4 are needed"), "{error}");
+    let other = topic.clone().with("cleanup.policy", "delete");
+    let error = admin.ensure_topic(&other).unwrap_err().to_string();
+    assert!(error.contains("`cleanup.policy` is compact, but delete is needed"), "{error}");
+
+    admin.add_partitions(&topic.name, 5).unwrap();
+    eventually("the partitions", || (admin.topic(&topic.name).unwrap().partitions == 5).then_some(()));
+}
+
+#[test]
+fn offsets_are_found_by_end_and_by_time() {
+    let cluster = Cluster::get();
+    let admin = cluster.admin();
+    let topic = cluster.topic("times", 1);
+    let t = now_ms();
+    let rows = (0..10).map(|n| Row {
+        value: Some(vec![b'x']),
+        timestamp_ms: Some(t + n * 100),
+        partition: Some(0),
+        ..Row::default()
+    });
+    cluster.produce(&topic, rows);
+    let one = [(topic.clone(), 0)];
+    admin.delete_records(&topic, 0, Offset(2)).unwrap();
+    for (at, expected) in [
+        (At::Start, 2),
+        (At::End, 10),
+        (At::StableEnd, 10),
+        (At::Time(t + 450), 5),
+        (At::Time(t + 9_000), 10),
+    ] {
+        assert_eq!(admin.offsets(&one, at).unwrap(), [Offset(expected)], "{at:?}");
+    }
+}
+
+#[test]
+fn groups_show_members_and_offsets_and_go_when_empty() {
+    let cluster = Cluster::get();
+    let admin = cluster.admin();
+    let topic = cluster.topic("lag", 2);
+    let group = unique("group");
+    let spec = ConsumerSpec {
+        instance_id: Some("node-0".to_owned()),
+        ..ConsumerSpec::new(&group, vec![topic.clone()])
+    };
+    let mut member = Member::join(&cluster, spec);
+    member.step_until("the partitions", |member| member.running.len() == 2);
+    let offset = TaskOffset { partition: at(0, 1), offset: Offset(4), metadata: "m".to_owned() };
+    member.consumer.commit(&[offset]).unwrap();
+
+    assert!(admin.groups().unwrap().contains(&group));
+    let described = admin.describe_group(&group).unwrap();
+    assert_eq!((described.state.as_str(), described.members.len()), ("Stable", 1));
+    assert_eq!(described.members[0].instance_id.as_deref(), Some("node-0"));
+    assert_eq!(described.members[0].partitions.len(), 2);
+    let all = [(topic.clone(), 0), (topic.clone(), 1)];
+    let offsets = admin.group_offsets(&group, Some(&all)).unwrap();
+    let of = |partition| offsets.iter().find(|row| row.partition == partition).unwrap();
+    assert_eq!((of(0).offset, of(1).offset, of(1).metadata.as_str()), (None, Some(Offset(4)), "m"));
+
+    assert!(admin.delete_group(&group).is_err(), "a group with members cannot be deleted");
+    member.consumer.leave();
+    eventually("the group to be empty", || admin.delete_group(&group).ok());
+    assert!(!admin.groups().unwrap().contains(&group));
+}
+
+#[test]
+fn the_probe_names_the_cause_within_seconds() {
+    let cluster = Cluster::get();
+    let reached = probe(&cluster.config()).unwrap();
+    assert_eq!(reached.cluster_id, Some(cluster.admin().cluster_id().unwrap()));
+
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let begun = Instant::now();
+    let error = probe(&KafkaConfig::new(address.to_string())).unwrap_err();
+    assert!(matches!(&error, ProbeError::Connection { cause: Cause::Connect(_), .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.starts_with("InfraConnectionError: Failed to connect to Kafka"), "{text}");
+
+    let error = probe(&KafkaConfig::new("no-such-host.invalid:9092")).unwrap_err();
+    assert!(matches!(&error, ProbeError::Connection { cause: Cause::Dns(_), .. }), "{error}");
+
+    // TLS spoken to a plaintext listener, and a server that speaks no TLS at all.
+    let mut config = cluster.config();
+    config.security_protocol = "ssl".to_owned();
+    let error = probe(&config).unwrap_err();
+    assert!(matches!(&error, ProbeError::Connection { .. }), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+
+    let mut config = cluster.config();
+    config.properties.insert("ssl.ca.location".to_owned(), "/no/such/file.pem".to_owned());
+    config.security_protocol = "ssl".to_owned();
+    let error = probe(&config).unwrap_err();
+    assert!(matches!(&error, ProbeError::Connection { cause: Cause::Configuration(_), .. }), "{error}");
+}
+
+#[test]
+fn the_tools_show_what_was_produced_from_any_place() {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("tools", 2);
+    let mut heard = 0;
+    let rows = (0..2_500).map(|n: i32| Row {
+        key: Some(n.to_string().into_bytes()),
+        value: Some(b"v".to_vec()),
+        ..Row::default()
+    });
+    let count = tools::produce(&cluster.config(), &topic, rows, None, &mut |n| heard = n).unwrap();
+    assert_eq!((count, heard), (2_500, 2_500));
+
+    let spec = |from, partitions: &[i32], max| ConsumeSpec {
+        topic: topic.clone(),
+        partitions: partitions.to_vec(),
+        from,
+        max,
+        committed: true,
+        follow: false,
+    };
+    let count = |spec: &ConsumeSpec| tools::consume(&cluster.config(), spec, &mut |_| true);
+    assert_eq!(count(&spec(From::Beginning, &[], None)), Ok(2_500));
+    assert_eq!(count(&spec(From::Beginning, &[], Some(7))), Ok(7));
+    assert_eq!(count(&spec(From::End, &[], None)), Ok(0));
+    assert_eq!(count(&spec(From::Last(10), &[], None)), Ok(20));
+    let mut first = None;
+    let at_five = spec(From::Offset(5), &[1], Some(1));
+    tools::consume(&cluster.config(), &at_five, &mut |record| {
+        first = record.map(|record| (record.partition, record.offset));
+        true
+    })
+    .unwrap();
+    assert_eq!(first, Some((1, 5)));
+    let error = count(&spec(From::Beginning, &[2], None)).unwrap_err().to_string();
+    assert!(error.contains("has 2 partitions, no partition 2"), "{error}");
+}

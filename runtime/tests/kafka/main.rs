@@ -1,0 +1,8 @@
+//! The Kafka client against a real broker: the embedded one, or Apache Kafka with
+//! `TIDEMILL_KAFKA=apache`. The same cases run on both.
+
+mod admin;
+mod consumer;
+mod harness;
+mod recovery;
+mod sink;

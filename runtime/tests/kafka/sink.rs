@@ -1,0 +1,338 @@
+//! Transactions: what becomes visible when, and what each refusal is called.
+
+use std::time::{Duration, Instant};
+
+use tidemill::effects::Emissions;
+use tidemill::kafka::admin::NewTopic;
+use tidemill::kafka::consumer::ConsumerSpec;
+use tidemill::kafka::recovery::LogReader;
+use tidemill::kafka::sink::{PlainSink, SinkSpec, TransactionalSink};
+use tidemill::kafka::tools::{self, ConsumeSpec, From};
+use tidemill::ports::{
+    ChangelogRows, CommitError, End, Group, Membership, Produce, Recovery, Sink, TaskOffset,
+};
+use tidemill::record::Offset;
+
+use crate::harness::{Cluster, Member, at, now_ms, unique};
+
+pub fn sink_spec(outputs: &[&str], changelog: Option<&str>, inputs: &[&str]) -> SinkSpec {
+    let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    SinkSpec {
+        outputs: owned(outputs),
+        changelog: changelog.map(str::to_owned),
+        inputs: owned(inputs),
+        batch_bytes: 1_000_000,
+    }
+}
+
+pub fn emissions(values: &[&str], partition: i32) -> Emissions {
+    let now = now_ms();
+    let mut rows = Emissions::default();
+    for (index, value) in values.iter().enumerate() {
+        rows.sources.push(index as u32);
+        rows.outputs.push(0);
+        rows.partitions.push(partition);
+        rows.timestamps.push(now + index as i64);
+        rows.keys.push(Some(value.as_bytes()));
+        rows.values.push(Some(value.as_bytes()));
+        rows.headers.push(None);
+    }
+    rows
+}
+
+pub fn changelog(partition: i32, rows: &[(&str, Option<&str>)]) -> ChangelogRows {
+    let mut log = ChangelogRows { partition, ..ChangelogRows::default() };
+    for (key, value) in rows {
+        log.keys.push(Some(key.as_bytes()));
+        log.values.push(value.map(str::as_bytes));
+    }
+    log
+}
+
+/// Values that a reader sees, in offset order of partition 0.
+pub fn visible(cluster: &Cluster, topic: &str, committed: bool) -> Vec<String> {
+    let spec = ConsumeSpec {
+        topic: topic.to_owned(),
+        partitions: Vec::new(),
+        from: From::Beginning,
+        max: None,
+        committed,
+        follow: false,
+    };
+    let mut values = Vec::new();
+    tools::consume(&cluster.config(), &spec, &mut |record| {
+        values.extend(record.map(|record| String::from_utf8(record.value.unwrap_or_default()).unwrap()));
+        true
+    })
+    .unwrap();
+    values
+}
+
+/// One transaction of its own producer, without offsets: only a sink that fences may commit those,
+/// so this goes through a group of one member.
+pub fn transact(cluster: &Cluster, topic: &str, values: &[&str], commit: bool) {
+    let (input, group) = (cluster.topic("feed", 1), unique("feeder"));
+    let mut member = Member::join(cluster, ConsumerSpec::new(&group, vec![input.clone()]));
+    member.step_until("the partition", |member| member.running.len() == 1);
+    let mut sink =
+        TransactionalSink::new(&cluster.config(), &unique("tx"), sink_spec(&[topic], None, &[&input]))
+            .unwrap();
+    sink.begin().unwrap();
+    sink.produce(Produce::Emissions(&emissions(values, 0))).unwrap();
+    sink.send_offsets(&[task_offset(1)], &member.consumer.membership()).unwrap();
+    sink.end(if commit { End::Commit } else { End::Abort }).unwrap();
+}
+
+fn task_offset(offset: u64) -> TaskOffset {
+    TaskOffset { partition: at(0, 0), offset: Offset(offset), metadata: String::new() }
+}
+
+/// A deployment of one task: input, output, changelog, a member of the group and a sink.
+struct Deployment {
+    input: String,
+    output: String,
+    changelog: String,
+    group: String,
+    member: Member,
+    sink: TransactionalSink,
+}
+
+fn deployment(cluster: &Cluster) -> Deployment {
+    let (input, output) = (cluster.topic("in", 1), cluster.topic("out", 1));
+    let log = NewTopic::new(unique("changelog"), 1)
+        .with("cleanup.policy", "compact")
+        .with("message.timestamp.type", "LogAppendTime");
+    let log = cluster.topic_with(log);
+    let group = unique("group");
+    let mut member = Member::join(cluster, ConsumerSpec::new(&group, vec![input.clone()]));
+    member.step_until("the partition", |member| member.running.len() == 1);
+    let spec = sink_spec(&[&output], Some(&log), &[&input]);
+    let sink = TransactionalSink::new(&cluster.config(), &unique("tx"), spec).unwrap();
+    Deployment { input, output, changelog: log, group, member, sink }
+}
+
+fn committed(cluster: &Cluster, d: &Deployment) -> Option<(u64, String)> {
+    let mut reader = LogReader::new(&cluster.config(), &d.group, vec![d.input.clone()], None).unwrap();
+    let found = reader.committed(&[at(0, 0)]).unwrap().remove(0);
+    found.map(|committed| (committed.offset.0, committed.metadata))
+}
+
+#[test]
+fn records_changelog_and_offsets_become_visible_together() {
+    let cluster = Cluster::get();
+    let mut d = deployment(&cluster);
+    d.sink.begin().unwrap();
+    d.sink.produce(Produce::Emissions(&emissions(&["a", "b"], -1))).unwrap();
+    d.sink.produce(Produce::Changelog(&changelog(0, &[("k", Some("1")), ("gone", None)]))).unwrap();
+    let offset = TaskOffset { metadata: "revision=3".to_owned(), ..task_offset(7) };
+    d.sink.send_offsets(&[offset], &d.member.consumer.membership()).unwrap();
+
+    assert_eq!(visible(&cluster, &d.output, true), [""; 0]);
+    assert_eq!(visible(&cluster, &d.output, false), ["a", "b"]);
+    d.sink.end(End::Commit).unwrap();
+
+    assert_eq!(visible(&cluster, &d.output, true), ["a", "b"]);
+    assert_eq!(visible(&cluster, &d.changelog, true), ["1", ""]);
+    assert_eq!(committed(&cluster, &d), Some((7, "revision=3".to_owned())));
+}
+
+#[test]
+fn emissions_keep_their_timestamps_and_headers() {
+    let cluster = Cluster::get();
+    let mut d = deployment(&cluster);
+    let mut rows = emissions(&["a", "b"], -1);
+    let list = tidemill::kafka::headers::encode([("ce-id", Some(&b"7"[..])), ("none", None)].into_iter());
+    rows.headers = Default::default();
+    rows.headers.push(Some(&list));
+    rows.headers.push(None);
+    d.sink.begin().unwrap();
+    d.sink.produce(Produce::Emissions(&rows)).unwrap();
+    d.sink.send_offsets(&[task_offset(1)], &d.member.consumer.membership()).unwrap();
+    d.sink.end(End::Commit).unwrap();
+
+    let spec = ConsumeSpec {
+        topic: d.output.clone(),
+        partitions: vec![0],
+        from: From::Last(3),
+        max: Some(2),
+        committed: true,
+        follow: true,
+    };
+    let mut seen = Vec::new();
+    tools::consume(&cluster.config(), &spec, &mut |record| {
+        seen.extend(record.map(|record| (record.timestamp_ms, record.headers)));
+        true
+    })
+    .unwrap();
+    assert_eq!(
+        seen[0],
+        (rows.timestamps[0], vec![("ce-id".to_owned(), Some(b"7".to_vec())), ("none".to_owned(), None)])
+    );
+    assert_eq!(seen[1], (rows.timestamps[1], vec![]));
+}
+
+#[test]
+fn an_aborted_transaction_leaves_nothing() {
+    let cluster = Cluster::get();
+    let mut d = deployment(&cluster);
+    d.sink.begin().unwrap();
+    d.sink.produce(Produce::Emissions(&emissions(&["a"], -1))).unwrap();
+    d.sink.send_offsets(&[task_offset(7)], &d.member.consumer.membership()).unwrap();
+    d.sink.end(End::Abort).unwrap();
+    assert_eq!(visible(&cluster, &d.output, true), [""; 0]);
+    assert_eq!(committed(&cluster, &d), None);
+}
+
+#[test]
+fn a_stale_generation_is_refused_as_such_and_the_sink_goes_on_after_the_abort() {
+    let cluster = Cluster::get();
+    let mut d = deployment(&cluster);
+    let stale = d.member.consumer.membership();
+    // A second member starts a new generation.
+    let mut other = Member::join(&cluster, ConsumerSpec::new(&d.group, vec![d.input.clone()]));
+    let deadline = Instant::now() + crate::harness::PATIENCE;
+    while d.member.consumer.membership().generation == stale.generation
+        || d.member.running.len() + other.running.len() != 1
+    {
+        assert!(Instant::now() < deadline, "{:?} {:?}", d.member.events, other.events);
+        d.member.step();
+        other.step();
+    }
+    let nobody = Membership { member_id: "nobody".to_owned(), ..d.member.consumer.membership() };
+    let outsider = Membership { generation: -1, ..stale.clone() };
+    for refused in [stale, nobody, outsider] {
+        d.sink.begin().unwrap();
+        d.sink.produce(Produce::Emissions(&emissions(&["lost"], -1))).unwrap();
+        let answer = d.sink.send_offsets(&[task_offset(7)], &refused);
+        assert!(matches!(answer, Err(CommitError::Generation(_))), "{refused:?}: {answer:?}");
+        d.sink.end(End::Abort).unwrap();
+    }
+    let owner = if d.member.running.is_empty() { &other } else { &d.member };
+    d.sink.begin().unwrap();
+    d.sink.produce(Produce::Emissions(&emissions(&["kept"], -1))).unwrap();
+    d.sink.send_offsets(&[task_offset(8)], &owner.consumer.membership()).unwrap();
+    d.sink.end(End::Commit).unwrap();
+    assert_eq!(visible(&cluster, &d.output, true), ["kept"]);
+    assert_eq!(committed(&cluster, &d).unwrap().0, 8);
+}
+
+#[test]
+fn a_fenced_producer_cannot_tell_what_became_of_its_commit() {
+    let cluster = Cluster::get();
+    let d = deployment(&cluster);
+    let id = unique("tx");
+    let spec = sink_spec(&[&d.output], None, &[&d.input]);
+    let mut old = TransactionalSink::new(&cluster.config(), &id, spec.clone()).unwrap();
+    old.begin().unwrap();
+    old.produce(Produce::Emissions(&emissions(&["zombie"], -1))).unwrap();
+    old.send_offsets(&[task_offset(7)], &d.member.consumer.membership()).unwrap();
+    let mut new = TransactionalSink::new(&cluster.config(), &id, spec).unwrap();
+    let answer = old.end(End::Commit);
+    assert!(matches!(answer, Err(CommitError::Indefinite(_))), "{answer:?}");
+
+    new.begin().unwrap();
+    new.produce(Produce::Emissions(&emissions(&["heir"], -1))).unwrap();
+    new.send_offsets(&[task_offset(8)], &d.member.consumer.membership()).unwrap();
+    new.end(End::Commit).unwrap();
+    drop(old);
+    assert_eq!(visible(&cluster, &d.output, true), ["heir"]);
+    assert_eq!(committed(&cluster, &d).unwrap().0, 8);
+}
+
+#[test]
+fn a_record_that_the_topic_refuses_is_named_and_the_sink_goes_on_after_the_abort() {
+    let cluster = Cluster::get();
+    let mut d = deployment(&cluster);
+    let small = cluster.topic_with(NewTopic::new(unique("small"), 1).with("max.message.bytes", 2_000));
+    let compacted =
+        cluster.topic_with(NewTopic::new(unique("compacted"), 1).with("cleanup.policy", "compact"));
+    let large = "x".repeat(5_000);
+    let mut keyless = emissions(&["v"], -1);
+    keyless.keys = Default::default();
+    keyless.keys.push(None);
+    let cases =
+        [(&small, emissions(&["fits", &large], -1)), (&compacted, keyless), (&small, emissions(&["p"], 9))];
+    for (topic, rows) in cases {
+        let spec = sink_spec(&[topic], None, &[&d.input]);
+        d.sink = TransactionalSink::new(&cluster.config(), &unique("tx"), spec).unwrap();
+        d.sink.begin().unwrap();
+        let answer = d
+            .sink
+            .produce(Produce::Emissions(&rows))
+            .and_then(|()| d.sink.send_offsets(&[task_offset(7)], &d.member.consumer.membership()));
+        assert!(
+            matches!(&answer, Err(CommitError::Record { topic: named, .. }) if named == topic),
+            "{topic}: {answer:?}"
+        );
+        d.sink.end(End::Abort).unwrap();
+
+        d.sink.begin().unwrap();
+        d.sink.produce(Produce::Emissions(&emissions(&["after"], -1))).unwrap();
+        d.sink.send_offsets(&[task_offset(8)], &d.member.consumer.membership()).unwrap();
+        d.sink.end(End::Commit).unwrap();
+    }
+    assert_eq!(visible(&cluster, &small, true), ["after", "after"]);
+    assert_eq!(visible(&cluster, &compacted, true), ["after"]);
+}
+
+#[test]
+fn a_commit_without_offsets_is_refused_because_nothing_would_fence_it() {
+    let cluster = Cluster::get();
+    let mut d = deployment(&cluster);
+    d.sink.begin().unwrap();
+    let answer = d.sink.send_offsets(&[], &d.member.consumer.membership());
+    assert!(matches!(answer, Err(CommitError::Indefinite(_))), "{answer:?}");
+}
+
+#[test]
+fn a_plain_sink_writes_the_position_record_last_and_stamps_every_row() {
+    let cluster = Cluster::get();
+    let (output, log) = (cluster.topic("out", 1), cluster.topic("log", 1));
+    let spec = sink_spec(&[&output], Some(&log), &[]);
+    let mut sink = PlainSink::new(&cluster.config(), spec).unwrap();
+    let nobody = Membership::default();
+    for commit in 1..=2 {
+        sink.begin().unwrap();
+        let mut rows = changelog(0, &[("k", Some("v")), ("position", Some("p"))]);
+        rows.stamp = Some((5, commit));
+        sink.produce(Produce::Changelog(&rows)).unwrap();
+        sink.produce(Produce::Emissions(&emissions(&["e"], -1))).unwrap();
+        sink.send_offsets(&[], &nobody).unwrap();
+        sink.end(End::Commit).unwrap();
+    }
+    assert_eq!(visible(&cluster, &output, true), ["e", "e"]);
+    let mut reader = LogReader::new(&cluster.config(), &unique("group"), vec![], Some(log)).unwrap();
+    let (from, to) = reader.changelog_bounds(0).unwrap();
+    let mut seen = Vec::new();
+    reader
+        .read_changelog(0, from, to, &mut |record| {
+            seen.push((String::from_utf8(record.key).unwrap(), record.stamp.unwrap()));
+            true
+        })
+        .unwrap();
+    let row = |key: &str, commit| (key.to_owned(), (5, commit));
+    assert_eq!(seen, [row("k", 1), row("position", 1), row("k", 2), row("position", 2)]);
+}
+
+#[test]
+fn commits_take_milliseconds() {
+    let cluster = Cluster::get();
+    let mut d = deployment(&cluster);
+    let mut times = Vec::new();
+    for n in 0..100 {
+        let begun = Instant::now();
+        d.sink.begin().unwrap();
+        d.sink.produce(Produce::Emissions(&emissions(&["a", "b", "c"], -1))).unwrap();
+        d.sink
+            .produce(Produce::Changelog(&changelog(0, &[("k", Some("1")), ("position", Some("p"))])))
+            .unwrap();
+        d.sink.send_offsets(&[task_offset(n + 1)], &d.member.consumer.membership()).unwrap();
+        d.sink.end(End::Commit).unwrap();
+        times.push(begun.elapsed());
+        d.member.step();
+    }
+    times.sort();
+    println!("commit wall time: p50 {:?}, p90 {:?}, max {:?}", times[50], times[90], times[99]);
+    // Far above what it takes, far below the 100 ms steps of rdkafka's wrappers on a quiet machine.
+    assert!(times[10] < Duration::from_millis(90), "{:?}", times[10]);
+}
