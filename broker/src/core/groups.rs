@@ -168,7 +168,8 @@ impl Core {
                 if group.members.is_empty() {
                     group.empty_since_ms = now.wall;
                 }
-                group.membership()
+                group.settled = group.membership();
+                group.settled.clone()
             });
             if let Some(membership) = membership {
                 // A failure is logged; members then just join again after a restart.

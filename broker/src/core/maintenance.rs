@@ -1,10 +1,14 @@
-//! What runs in the background: retention, compaction, expiry, a smaller journal.
+//! What runs in the background: retention, expiry, a smaller journal, and steps of compaction.
 
 use std::io;
 
+use uuid::Uuid;
+
 use super::time::Timer;
+use super::topics::Topic;
 use super::{Core, Now};
 use crate::journal::Entry;
+use crate::log::{Cleaned, Job};
 
 impl Core {
     /// One background pass.
@@ -21,11 +25,6 @@ impl Core {
                     Ok(true) => moved.push((id, index as i32, log.start())),
                     Err(error) => tracing::error!(%error, topic = %topic.name, "retention failed"),
                 }
-                if topic.settings.compact && log.compaction_due(&topic.settings, now.wall) {
-                    if let Err(error) = log.compact(&topic.settings, now.wall) {
-                        tracing::error!(%error, topic = %topic.name, "compaction failed");
-                    }
-                }
             }
         }
         for (id, partition, offset) in moved {
@@ -37,17 +36,40 @@ impl Core {
         self.shrink_journal();
     }
 
-    /// Closes all segments of compacted topics and compacts what may be compacted.
-    pub fn compact_now(&mut self, now: Now) -> io::Result<()> {
-        for (_, topic) in self.topics.iter_mut() {
-            if topic.settings.compact {
-                for log in &mut topic.partitions {
-                    log.roll()?;
-                    log.compact(&topic.settings, now.wall)?;
-                }
+    /// Partitions for which a compaction pass is worth it.
+    pub fn compaction_due(&self, now: Now) -> Vec<(Uuid, i32)> {
+        let due = |(id, topic): (Uuid, &Topic)| {
+            let logs = topic.partitions.iter().enumerate().filter(|_| topic.settings.compact);
+            let due = logs.filter(|(_, log)| log.compaction_due(&topic.settings, now.wall));
+            due.map(|(index, _)| (id, index as i32)).collect::<Vec<_>>()
+        };
+        self.topics.iter().flat_map(due).collect()
+    }
+
+    /// Closes the open segments of all compacted topics and returns their partitions.
+    pub fn close_compacted(&mut self) -> io::Result<Vec<(Uuid, i32)>> {
+        let mut closed = Vec::new();
+        for (id, topic) in self.topics.iter_mut().filter(|(_, topic)| topic.settings.compact) {
+            for (index, log) in topic.partitions.iter_mut().enumerate() {
+                log.roll()?;
+                closed.push((id, index as i32));
             }
         }
-        Ok(())
+        Ok(closed)
+    }
+
+    /// A compaction pass over a partition, to be run without the lock.
+    pub fn plan_compaction(&self, (id, partition): (Uuid, i32), now: Now) -> Option<Job> {
+        let settings = &self.topics.get(id)?.settings;
+        Some(self.topics.log(id, partition)?.plan(settings, now.wall))
+    }
+
+    /// Puts the result of a pass in place. The topic may have been deleted meanwhile.
+    pub fn apply_compaction(&mut self, (id, partition): (Uuid, i32), cleaned: Cleaned) -> io::Result<()> {
+        match self.topics.log_mut(id, partition) {
+            Some((log, _)) => log.apply(cleaned),
+            None => Ok(()),
+        }
     }
 
     /// Forces everything to the disk.
@@ -70,10 +92,9 @@ impl Core {
             return;
         }
         let entries = self.snapshot();
-        if let Some(journal) = &mut self.journal {
-            if let Err(error) = journal.rewrite(&entries) {
-                tracing::error!(%error, "cannot rewrite the metadata journal");
-            }
+        let rewritten = self.journal.as_mut().map_or(Ok(()), |journal| journal.rewrite(&entries));
+        if let Err(error) = rewritten {
+            tracing::error!(%error, "cannot rewrite the metadata journal");
         }
     }
 }

@@ -4,12 +4,17 @@
 //! all at once. A restart in between finds the decided state and writes all markers again, which
 //! readers do not notice: a marker without an open transaction means nothing.
 
+use std::io;
+
 use uuid::Uuid;
 
 use super::time::Timer;
 use super::{Core, Now};
 use crate::journal::Entry;
 use crate::txn::Transaction;
+
+/// Pause before a marker that could not be written, for want of space perhaps, is tried again.
+const MARKER_RETRY_MS: u64 = 1000;
 
 /// What a decided transaction still has to reach.
 #[derive(Debug, Clone)]
@@ -51,7 +56,12 @@ impl Core {
                 None => return,
             };
             match next {
-                (Some(partition), _) => self.mark(partition, &transaction, commit, now),
+                (Some(partition), _) => {
+                    if let Err(error) = self.mark(partition, &transaction, commit, now) {
+                        tracing::error!(%error, transactional_id = %id, "cannot write a marker, will try again");
+                        return self.mark_later(id, partition, now);
+                    }
+                }
                 (None, Some(group)) => {
                     if let Some(remaining) = self.remaining.get_mut(id) {
                         remaining.groups.pop();
@@ -68,15 +78,26 @@ impl Core {
         }
     }
 
-    fn mark(&mut self, (topic, partition): (Uuid, i32), transaction: &Transaction, commit: bool, now: Now) {
+    fn mark(
+        &mut self,
+        (topic, partition): (Uuid, i32),
+        transaction: &Transaction,
+        commit: bool,
+        now: Now,
+    ) -> io::Result<()> {
         // A topic deleted meanwhile needs no marker.
-        let Some((log, settings)) = self.topics.log_mut(topic, partition) else { return };
-        let producer = (transaction.producer_id, transaction.epoch);
-        if let Err(error) = log.append_marker(producer, commit, settings, now.wall) {
-            // The decision stands in the journal; the marker is written at the next start.
-            tracing::error!(%error, %topic, partition, "cannot write a marker");
-        }
+        let Some((log, settings)) = self.topics.log_mut(topic, partition) else { return Ok(()) };
+        log.append_marker((transaction.producer_id, transaction.epoch), commit, settings, now.wall)?;
         self.wake(topic, partition);
+        Ok(())
+    }
+
+    /// The decision stands, so the marker must get there in the end.
+    fn mark_later(&mut self, id: &str, partition: (Uuid, i32), now: Now) {
+        if let Some(remaining) = self.remaining.get_mut(id) {
+            remaining.partitions.push(partition);
+        }
+        self.timers.set(now.mono + MARKER_RETRY_MS, Timer::Markers(id.to_owned()));
     }
 
     fn decide_offsets(&mut self, group_id: &str, producer_id: i64, commit: bool) {

@@ -61,6 +61,7 @@ pub struct Call<'a> {
 
 /// What becomes of a request.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack of its connection")]
 pub enum Outcome {
     /// Answer now.
     Answer(ResponseKind),
@@ -119,7 +120,7 @@ impl Core {
             Q::DescribeCluster(_) => A::DescribeCluster(self.describe_cluster()),
             Q::FindCoordinator(request) => A::FindCoordinator(self.find_coordinator(request, call)),
             Q::CreateTopics(request) => A::CreateTopics(self.create_topics(request)),
-            Q::DeleteTopics(request) => A::DeleteTopics(self.delete_topics(request, call)),
+            Q::DeleteTopics(request) => A::DeleteTopics(self.delete_topics(request)),
             Q::CreatePartitions(request) => A::CreatePartitions(self.create_partitions(request)),
             Q::DescribeConfigs(request) => A::DescribeConfigs(self.describe_configs(request)),
             Q::AlterConfigs(request) => A::AlterConfigs(self.alter_configs(request)),

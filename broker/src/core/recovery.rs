@@ -208,8 +208,7 @@ impl Core {
             }
         }
         for (name, group) in &self.groups {
-            // During a rebalance the members are not settled; they will join again.
-            let membership = group.membership();
+            let membership = group.settled.clone();
             entries.push(Entry::Group { group: name.clone(), membership });
             let offsets = group.offsets.iter().cloned().collect();
             entries.push(Entry::Offsets { group: name.clone(), offsets });

@@ -15,7 +15,7 @@ use kafka_protocol::messages::{
 };
 use uuid::Uuid;
 
-use super::{Call, Core, text};
+use super::{Core, text};
 use crate::config::Fsync;
 use crate::journal::Entry;
 use crate::log::Log;
@@ -217,11 +217,7 @@ impl Core {
         self.config.data_dir.as_deref().map(|data| topic_directory(data, id).join(partition.to_string()))
     }
 
-    pub(super) fn delete_topics(
-        &mut self,
-        request: DeleteTopicsRequest,
-        call: &Call<'_>,
-    ) -> DeleteTopicsResponse {
+    pub(super) fn delete_topics(&mut self, request: DeleteTopicsRequest) -> DeleteTopicsResponse {
         let by_name = request.topic_names.into_iter().map(|name| (Some(name), Uuid::nil()));
         let by_either = request.topics.into_iter().map(|topic| (topic.name, topic.topic_id));
         let mut responses = Vec::new();
@@ -244,7 +240,6 @@ impl Core {
                     .with_error_code(super::code(&result)),
             );
         }
-        let _ = call;
         DeleteTopicsResponse::default().with_responses(responses)
     }
 

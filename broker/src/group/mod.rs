@@ -16,6 +16,7 @@
 mod join;
 mod offsets;
 mod session;
+mod sync;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -23,9 +24,10 @@ use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use serde::{Deserialize, Serialize};
 
-pub use join::{JoinRequest, SyncRequest};
+pub use join::JoinRequest;
 pub use offsets::{Committed, Offsets};
 pub use session::Leaving;
+pub use sync::SyncRequest;
 
 /// Milliseconds of a clock that only goes forward.
 pub type Millis = u64;
@@ -113,6 +115,8 @@ pub struct Group {
     pub offsets: Offsets,
     /// When the last member left, ms since 1970; for expiry of offsets.
     pub empty_since_ms: i64,
+    /// Members at the end of the last rebalance, as persisted: during one they are not settled.
+    pub settled: Membership,
     /// Static members: instance id -> member id.
     instances: HashMap<String, String>,
     /// Ids handed out whose owner has not joined with them yet, and until when.
@@ -232,6 +236,7 @@ impl Group {
             members: BTreeMap::new(),
             offsets: Offsets::default(),
             empty_since_ms: now_wall_ms,
+            settled: Membership::default(),
             instances: HashMap::new(),
             pending_members: BTreeMap::new(),
             pending_sync: BTreeSet::new(),
@@ -292,8 +297,7 @@ impl Group {
         Ok(())
     }
 
-    /// What is to be persisted of the members. During a rebalance that is the last stable state,
-    /// so the caller persists only when [`Effects::changed`] says so.
+    /// What is to be persisted of the members when [`Effects::changed`] says so.
     pub fn membership(&self) -> Membership {
         let stored = |member: &Member| StoredMember {
             id: member.id.clone(),
@@ -316,6 +320,7 @@ impl Group {
 
     /// Takes over persisted members; their sessions start anew.
     pub fn restore(&mut self, membership: Membership, now: Millis, effects: &mut Effects) {
+        self.settled = membership.clone();
         self.generation = membership.generation;
         self.protocol_type = membership.protocol_type;
         self.protocol = membership.protocol;

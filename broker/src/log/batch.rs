@@ -17,7 +17,8 @@
 //! computing it again.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kafka_protocol::compression::{Decompressor, Gzip, Lz4, Snappy, Zstd};
+
+use super::codec;
 
 /// Bytes before the first record.
 pub const HEADER_LEN: usize = 61;
@@ -250,21 +251,12 @@ pub fn uncompressed(attributes: i16) -> i16 {
 }
 
 /// The records of a batch, decompressed if necessary.
-///
-/// The bound on the decompressed size is checked after the fact by the codecs used, so a batch is
-/// first held to `max.message.bytes`; no codec inflates that beyond what a test machine has.
 pub fn records_of(header: &Header, batch: &Bytes) -> Result<Bytes, BatchError> {
-    let mut body = batch.slice(HEADER_LEN..header.size());
-    let all = |bytes: &mut Bytes| Ok(std::mem::take(bytes));
-    let out = match header.codec() {
-        0 => return Ok(body),
-        1 => Gzip::decompress(&mut body, all),
-        2 => Snappy::decompress(&mut body, all),
-        3 => Lz4::decompress(&mut body, all),
-        4 => Zstd::decompress(&mut body, all),
-        _ => return Err(BatchError::Compression),
-    };
-    out.map_err(|_| BatchError::Compression)
+    let body = batch.slice(HEADER_LEN..header.size());
+    match header.codec() {
+        0 => Ok(body),
+        codec => codec::decompress(codec, &body),
+    }
 }
 
 /// One record as it lies in its batch.

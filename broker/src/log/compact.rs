@@ -1,11 +1,15 @@
 //! Compaction: keeps the last record of each key, drops aborted records, ages out tombstones.
 //!
-//! Two passes over the closed segments below the last stable offset. The first finds the last
-//! offset of each key; the second writes each segment anew without what is superseded. Offsets
-//! never change, so a reader just finds gaps. Each segment is replaced by an atomic rename, so a
-//! kill in between leaves some segments cleaned and some not, both of which are right.
+//! ```text
+//!   Log::plan (with the lock) --> Job::run (without) --> Log::apply (with the lock)
+//! ```
+//! Closed segments below the last stable offset never change, so the work itself needs no lock.
+//! It goes over them twice: first to find the last offset of each key, then to write each segment
+//! anew without what is superseded. Offsets never change; a reader just finds gaps. Each segment
+//! is replaced by an atomic rename, so a kill in between leaves some segments cleaned and some
+//! not, both of which are right.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 
@@ -13,20 +17,39 @@ use bytes::{Bytes, BytesMut};
 
 use super::Log;
 use super::batch::{self, Header};
-use super::segment::Segment;
+use super::producers::Aborted;
+use super::segment::{Located, Segment};
 use crate::settings::Settings;
 
 /// Distinct keys of one pass. Beyond it later segments wait for the next pass.
 const KEYS_MAX: usize = 8_000_000;
 
-/// What a pass did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Compacted {
-    /// Bytes before, in the segments gone over.
-    pub bytes_before: u64,
-    /// Bytes after.
-    pub bytes_after: u64,
+/// A pass to be run over a snapshot of closed segments.
+#[derive(Debug)]
+pub struct Job {
+    segments: Vec<Segment>,
+    aborted: AbortedBy,
+    delete_retention_ms: i64,
+    now_ms: i64,
 }
+
+/// The result of a pass: a replacement for each segment gone over.
+#[derive(Debug)]
+pub struct Cleaned {
+    replacements: Vec<Replacement>,
+    now_ms: i64,
+}
+
+#[derive(Debug)]
+struct Replacement {
+    base: i64,
+    next: i64,
+    size_before: u64,
+    cleaned: Segment,
+}
+
+/// Aborted transactions by producer, in log order.
+type AbortedBy = HashMap<i64, Vec<Aborted>>;
 
 /// 128 bits of a key instead of the key, so that memory does not depend on key sizes.
 struct KeyMap {
@@ -47,71 +70,72 @@ impl KeyMap {
 /// What decides about a record besides the key map.
 struct Filter<'a> {
     keys: &'a KeyMap,
-    aborted: HashMap<i64, Vec<(i64, i64)>>,
-    /// Transactions, by producer, of which a data batch has been kept since its last marker.
-    kept_data: HashMap<i64, bool>,
+    aborted: &'a AbortedBy,
+    /// Producers of whose transaction a data batch has been kept since its last marker.
+    kept_data: HashSet<i64>,
 }
 
 impl Log {
-    /// Whether enough has been written since the last pass to make one worth it.
+    /// Whether enough has been written since the last pass, or enough time has gone by, to make
+    /// one worth it.
     pub fn compaction_due(&self, settings: &Settings, now_ms: i64) -> bool {
-        let count = self.cleanable(settings, now_ms);
-        let cleanable = || self.segments.iter().take(count);
+        let cleanable = &|| self.segments.iter().take(self.cleanable(settings, now_ms));
         let dirty = |segment: &&Segment| segment.next > self.cleaned_to;
         let dirty_bytes: u64 = cleanable().filter(dirty).map(|segment| segment.size).sum();
         let total: u64 = cleanable().map(|segment| segment.size).sum();
-        let aged = cleanable().any(|segment| {
-            // Only a segment that still holds something can lose a tombstone.
-            segment.size > 0
-                && segment
-                    .cleaned_ms
-                    .is_some_and(|at| (at..at + 60_000).contains(&(now_ms - settings.delete_retention_ms)))
-        });
-        dirty_bytes > 0 && dirty_bytes as f64 >= settings.min_cleanable_dirty_ratio * total as f64 || aged
+        let old = |at: i64| now_ms - at >= settings.delete_retention_ms;
+        let aged = cleanable().any(|segment| segment.ages && segment.cleaned_ms.is_some_and(old));
+        let worth_it = dirty_bytes as f64 >= settings.min_cleanable_dirty_ratio * total as f64;
+        aged || (dirty_bytes > 0 && worth_it)
     }
 
-    /// Goes over all closed segments that may be compacted.
-    pub fn compact(&mut self, settings: &Settings, now_ms: i64) -> io::Result<Compacted> {
-        let cleanable = self.cleanable(settings, now_ms);
-        let (keys, covered) = self.last_offsets(cleanable)?;
-        let end = self.segments.get(covered).map_or_else(|| self.end(), |segment| segment.base);
-        let mut filter = Filter { keys: &keys, aborted: HashMap::new(), kept_data: HashMap::new() };
-        for aborted in self.producers.aborted_between(self.start, end) {
-            let ranges = filter.aborted.entry(aborted.producer_id).or_default();
-            ranges.push((aborted.first_offset, aborted.last_offset));
+    /// A pass over all closed segments that may be compacted.
+    pub fn plan(&self, settings: &Settings, now_ms: i64) -> Job {
+        let count = self.cleanable(settings, now_ms);
+        let segments: Vec<Segment> = self.segments.iter().take(count).cloned().collect();
+        let end = segments.last().map_or(self.start, |last| last.next);
+        let mut aborted = AbortedBy::new();
+        for transaction in self.producers.aborted_between(self.start, end) {
+            aborted.entry(transaction.producer_id).or_default().push(transaction);
         }
-        let mut done = Compacted::default();
-        for segment in self.segments.iter_mut().take(covered) {
-            let horizon = segment.cleaned_ms.map(|at| at + settings.delete_retention_ms);
-            let drop_tombstones = horizon.is_some_and(|horizon| now_ms >= horizon);
-            done.bytes_before += segment.size;
-            let cleaned = filter.rewrite(segment, drop_tombstones)?;
-            if cleaned.size < segment.size {
-                segment.replace_with(cleaned)?;
+        Job { segments, aborted, delete_retention_ms: settings.delete_retention_ms, now_ms }
+    }
+
+    /// Puts the result of a pass in place, as far as the segments are still there.
+    pub fn apply(&mut self, cleaned: Cleaned) -> io::Result<()> {
+        for replacement in cleaned.replacements {
+            let Replacement { base, next, size_before, cleaned: segment } = replacement;
+            let same = |s: &&mut Segment| s.base == base && s.size == size_before && s.next == next;
+            let Some(target) = self.segments.iter_mut().find(same) else {
+                segment.delete()?;
+                continue;
+            };
+            target.ages = segment.ages;
+            target.cleaned_ms.get_or_insert(cleaned.now_ms);
+            if segment.size < size_before {
+                target.replace_with(segment)?;
             } else {
-                cleaned.delete()?;
+                segment.delete()?;
             }
-            segment.cleaned_ms.get_or_insert(now_ms);
-            done.bytes_after += segment.size;
+            self.cleaned_to = self.cleaned_to.max(next);
         }
-        self.cleaned_to = self.cleaned_to.max(end);
-        self.drop_empty_segments()?;
-        Ok(done)
+        self.drop_empty_segments();
+        Ok(())
     }
 
     /// Removes closed segments of which nothing was kept. Readers pass the gap.
-    fn drop_empty_segments(&mut self) -> io::Result<()> {
-        let last = self.segments.len() - 1;
-        let mut kept = VecDeque::with_capacity(self.segments.len());
-        for (at, segment) in std::mem::take(&mut self.segments).into_iter().enumerate() {
-            if at < last && segment.size == 0 {
-                segment.delete()?;
-            } else {
-                kept.push_back(segment);
+    fn drop_empty_segments(&mut self) {
+        let Some(last) = self.segments.pop_back() else { return };
+        let (kept, empty) = self.segments.drain(..).partition(|segment| segment.size > 0);
+        self.segments = kept;
+        self.segments.push_back(last);
+        let empty: VecDeque<Segment> = empty;
+        for segment in empty {
+            // A file that stays behind is empty, and the next start goes over it in no time.
+            if let Err(error) = segment.delete() {
+                tracing::warn!(%error, "cannot remove an empty segment");
             }
         }
-        self.segments = kept;
-        Ok(())
     }
 
     /// How many segments from the front may be gone over.
@@ -125,23 +149,39 @@ impl Log {
         };
         self.segments.iter().take(closed).take_while(may).count()
     }
+}
 
-    /// The last offset of each key in the first `cleanable` segments, or in as many of them as
-    /// the bound on keys allows; returns that number too.
-    fn last_offsets(&self, cleanable: usize) -> io::Result<(KeyMap, usize)> {
+impl Job {
+    /// Does the work. Takes as long as reading and writing the segments takes.
+    pub fn run(self) -> io::Result<Cleaned> {
+        let (keys, covered) = self.last_offsets()?;
+        let mut filter = Filter { keys: &keys, aborted: &self.aborted, kept_data: HashSet::new() };
+        let mut replacements = Vec::with_capacity(covered);
+        for segment in self.segments.iter().take(covered) {
+            let old = |at: i64| self.now_ms - at >= self.delete_retention_ms;
+            let cleaned = filter.rewrite(segment, segment.cleaned_ms.is_some_and(old))?;
+            cleaned.sync()?;
+            let Segment { base, next, size: size_before, .. } = *segment;
+            replacements.push(Replacement { base, next, size_before, cleaned });
+        }
+        Ok(Cleaned { replacements, now_ms: self.now_ms })
+    }
+
+    /// The last offset of each key, and over how many segments: the bound on keys may leave
+    /// later ones to the next pass.
+    fn last_offsets(&self) -> io::Result<(KeyMap, usize)> {
         let mut keys = KeyMap::new();
-        for (at, segment) in self.segments.iter().take(cleanable).enumerate() {
+        for (at, segment) in self.segments.iter().enumerate() {
             if at > 0 && keys.last.len() >= KEYS_MAX {
                 return Ok((keys, at));
             }
             let mut position = 0;
-            while let Some(located) = segment.batch_at(position)? {
-                position += located.header.size() as u64;
-                let header = located.header;
-                if header.control() || self.aborted(&header) {
+            while let Some(Located { header, .. }) = segment.batch_at(position)? {
+                let bytes = segment.read(position, header.size())?;
+                position += header.size() as u64;
+                if header.control() || is_aborted(&self.aborted, &header) {
                     continue;
                 }
-                let bytes = segment.read(located.position, header.size())?;
                 for_each_record(&header, &bytes, |record| {
                     if let Some(key) = record.key {
                         let hash = keys.hash(key);
@@ -150,14 +190,15 @@ impl Log {
                 })?;
             }
         }
-        Ok((keys, cleanable))
+        Ok((keys, self.segments.len()))
     }
+}
 
-    fn aborted(&self, header: &Header) -> bool {
-        let overlapping = || self.producers.aborted_between(header.base_offset, header.base_offset + 1);
-        header.transactional()
-            && overlapping().iter().any(|aborted| aborted.producer_id == header.producer_id)
-    }
+/// Whether a batch is part of an aborted transaction. Those of one producer do not overlap.
+fn is_aborted(aborted: &AbortedBy, header: &Header) -> bool {
+    let Some(of_producer) = aborted.get(&header.producer_id) else { return false };
+    let at = of_producer.partition_point(|aborted| aborted.last_offset < header.base_offset);
+    header.transactional() && of_producer.get(at).is_some_and(|a| a.first_offset <= header.base_offset)
 }
 
 impl Filter<'_> {
@@ -165,28 +206,37 @@ impl Filter<'_> {
     fn rewrite(&mut self, segment: &Segment, drop_tombstones: bool) -> io::Result<Segment> {
         let mut cleaned = segment.scratch()?;
         let mut position = 0;
-        while let Some(located) = segment.batch_at(position)? {
-            position += located.header.size() as u64;
-            let bytes = segment.read(located.position, located.header.size())?;
-            if let Some(kept) = self.keep(&located.header, bytes, drop_tombstones)? {
-                let header = Header::parse(&kept)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        while let Some(Located { header, .. }) = segment.batch_at(position)? {
+            let bytes = segment.read(position, header.size())?;
+            position += header.size() as u64;
+            let kept = match header.control() {
+                true => self.keep_marker(&header, drop_tombstones).then_some(bytes),
+                false => self.keep_data(&header, bytes, drop_tombstones, &mut cleaned.ages)?,
+            };
+            cleaned.ages |= kept.is_some() && header.control();
+            if let Some(kept) = kept {
+                let header = Header::parse(&kept).map_err(invalid)?;
                 cleaned.append(&header, &kept, segment.first_append_ms.unwrap_or(0))?;
             }
         }
         Ok(cleaned)
     }
 
-    /// The batch as it is to be kept, or none.
-    fn keep(&mut self, header: &Header, bytes: Bytes, drop_tombstones: bool) -> io::Result<Option<Bytes>> {
-        if header.control() {
-            // A marker outlives its data, or a restart would take kept data for undecided.
-            let has_data = self.kept_data.remove(&header.producer_id).unwrap_or(false);
-            return Ok((has_data || !drop_tombstones).then_some(bytes));
-        }
-        let in_range = |(first, last): &(i64, i64)| (*first..=*last).contains(&header.base_offset);
-        let ranges = self.aborted.get(&header.producer_id);
-        if header.transactional() && ranges.is_some_and(|ranges| ranges.iter().any(in_range)) {
+    /// A marker outlives its data, or a restart would take kept data for undecided.
+    fn keep_marker(&mut self, header: &Header, drop_tombstones: bool) -> bool {
+        let has_data = self.kept_data.remove(&header.producer_id);
+        has_data || !drop_tombstones
+    }
+
+    /// What is to be kept of a data batch; `ages` becomes true if a tombstone is among it.
+    fn keep_data(
+        &mut self,
+        header: &Header,
+        bytes: Bytes,
+        drop_tombstones: bool,
+        ages: &mut bool,
+    ) -> io::Result<Option<Bytes>> {
+        if is_aborted(self.aborted, header) {
             return Ok(None);
         }
         let mut kept = BytesMut::new();
@@ -195,13 +245,15 @@ impl Filter<'_> {
             let offset = header.base_offset + record.offset_delta;
             let last = record.key.and_then(|key| self.keys.last.get(&self.keys.hash(key)));
             let superseded = last.is_none_or(|last| *last > offset);
-            if !superseded && !(record.tombstone && drop_tombstones) {
+            let expired = record.tombstone && drop_tombstones;
+            if !superseded && !expired {
                 kept.extend_from_slice(record.raw);
                 count += 1;
+                *ages |= record.tombstone;
             }
         })?;
         if count > 0 && header.transactional() {
-            self.kept_data.insert(header.producer_id, true);
+            self.kept_data.insert(header.producer_id);
         }
         if count == header.count {
             return Ok(Some(bytes));
@@ -212,12 +264,15 @@ impl Filter<'_> {
     }
 }
 
+fn invalid(error: batch::BatchError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
 fn for_each_record(
     header: &Header,
     bytes: &Bytes,
     mut each: impl FnMut(batch::RecordView<'_>),
 ) -> io::Result<()> {
-    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     let records = batch::records_of(header, bytes).map_err(invalid)?;
     for record in batch::walk(&records) {
         each(record.map_err(invalid)?);

@@ -7,6 +7,7 @@
 //! written to; a replica is never behind, so the high watermark is `end`.
 
 pub mod batch;
+mod codec;
 mod compact;
 pub mod producers;
 mod recover;
@@ -23,6 +24,7 @@ use batch::Header;
 use producers::Producers;
 use segment::{Located, Segment};
 
+pub use compact::{Cleaned, Job};
 pub use recover::RecoverError;
 
 /// A record found by its timestamp.

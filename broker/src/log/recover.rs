@@ -111,11 +111,11 @@ fn replay(path: &Path, base: i64, last: bool, producers: &mut Producers) -> Resu
     }
 }
 
-/// Reads one batch; none at a clean end of the file.
-fn next_batch(
-    reader: &mut impl Read,
-    expected: i64,
-) -> io::Result<Result<Option<(Header, Vec<u8>)>, BatchError>> {
+/// A whole batch, nothing at a clean end of the file, or what is wrong with the bytes.
+type NextBatch = Result<Option<(Header, Vec<u8>)>, BatchError>;
+
+/// Reads one batch.
+fn next_batch(reader: &mut impl Read, expected: i64) -> io::Result<NextBatch> {
     let mut bytes = Vec::with_capacity(HEADER_LEN);
     reader.by_ref().take(HEADER_LEN as u64).read_to_end(&mut bytes)?;
     if bytes.is_empty() {

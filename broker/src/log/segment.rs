@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -20,11 +21,11 @@ use super::batch::{HEADER_LEN, Header};
 /// Distance of index entries. A look-up walks at most this many bytes of headers, plus one batch.
 const INDEX_INTERVAL_BYTES: u64 = 4096;
 
-/// Where the bytes are.
-#[derive(Debug)]
+/// Where the bytes are. Shared with compaction, which reads closed segments without the lock.
+#[derive(Debug, Clone)]
 enum Store {
-    Memory(Vec<u8>),
-    File { file: File, path: PathBuf },
+    Memory(Arc<Vec<u8>>),
+    File { file: Arc<File>, path: PathBuf },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +37,7 @@ struct IndexEntry {
 }
 
 /// One segment.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Segment {
     /// Offset that the segment starts at; its file is named after it.
     pub base: i64,
@@ -50,6 +51,8 @@ pub struct Segment {
     pub first_append_ms: Option<i64>,
     /// When compaction first went over it, ms since 1970; tombstones are kept for a while after.
     pub cleaned_ms: Option<i64>,
+    /// Whether compaction kept something that is to go later: a tombstone or a marker.
+    pub ages: bool,
     store: Store,
     index: Vec<IndexEntry>,
     indexed_to: u64,
@@ -68,12 +71,12 @@ impl Segment {
     /// A new, empty segment; a file in `directory` if there is one.
     pub fn create(directory: Option<&Path>, base: i64) -> io::Result<Segment> {
         let store = match directory {
-            None => Store::Memory(Vec::new()),
+            None => Store::Memory(Arc::default()),
             Some(directory) => {
                 let path = directory.join(file_name(base));
                 let mut options = OpenOptions::new();
                 let file = options.read(true).write(true).create(true).truncate(true).open(&path)?;
-                Store::File { file, path }
+                Store::File { file: Arc::new(file), path }
             }
         };
         Ok(Segment::new(store, base))
@@ -87,6 +90,7 @@ impl Segment {
             max_timestamp: -1,
             first_append_ms: None,
             cleaned_ms: None,
+            ages: false,
             store,
             index: Vec::new(),
             indexed_to: 0,
@@ -96,13 +100,14 @@ impl Segment {
     /// Opens a file without reading it; the caller replays its batches with [`Segment::note`].
     pub fn open(path: PathBuf, base: i64) -> io::Result<Segment> {
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        Ok(Segment::new(Store::File { file, path }, base))
+        Ok(Segment::new(Store::File { file: Arc::new(file), path }, base))
     }
 
     /// Appends one whole batch. After an error the segment is as before.
     pub fn append(&mut self, header: &Header, batch: &[u8], now_ms: i64) -> io::Result<()> {
         match &mut self.store {
-            Store::Memory(bytes) => bytes.extend_from_slice(batch),
+            // Nobody shares the segment that is written to, so this never copies it.
+            Store::Memory(bytes) => Arc::make_mut(bytes).extend_from_slice(batch),
             Store::File { file, .. } => {
                 if let Err(error) = file.write_all_at(batch, self.size) {
                     // Recovery would find half a batch; cutting it now saves that, and if the
@@ -218,17 +223,16 @@ impl Segment {
         }
     }
 
-    /// Replaces the content by that of `cleaned`, atomically for a file.
+    /// Replaces the content by that of `cleaned`, atomically for a file. The caller has forced
+    /// it to the disk.
     pub fn replace_with(&mut self, cleaned: Segment) -> io::Result<()> {
-        let store = match (cleaned.store, &self.store) {
+        self.store = match (cleaned.store, &self.store) {
             (Store::File { file, path: from }, Store::File { path, .. }) => {
-                file.sync_data()?;
                 std::fs::rename(&from, path)?;
                 Store::File { file, path: path.clone() }
             }
             (store, _) => store,
         };
-        self.store = store;
         self.size = cleaned.size;
         self.max_timestamp = cleaned.max_timestamp;
         self.index = cleaned.index;
@@ -239,12 +243,12 @@ impl Segment {
     /// An empty segment beside this one for compaction to write to.
     pub fn scratch(&self) -> io::Result<Segment> {
         let store = match &self.store {
-            Store::Memory(_) => Store::Memory(Vec::new()),
+            Store::Memory(_) => Store::Memory(Arc::default()),
             Store::File { path, .. } => {
                 let path = path.with_extension("cleaned");
                 let mut options = OpenOptions::new();
                 let file = options.read(true).write(true).create(true).truncate(true).open(&path)?;
-                Store::File { file, path }
+                Store::File { file: Arc::new(file), path }
             }
         };
         Ok(Segment::new(store, self.base))

@@ -4,10 +4,12 @@
 //!   accept thread --> connection thread (one per client) --+
 //!                                                          +--> Mutex<Core>
 //!   timer thread ------------------------------------------+
+//!   compaction thread (the work itself without the lock) --+
 //! ```
 //! A client whose request is parked sleeps on its slot; whoever finds the answer, another
 //! connection's thread or the timer's, puts it there.
 
+mod compaction;
 mod connection;
 mod guard;
 mod slot;
@@ -54,6 +56,8 @@ struct Shared {
     /// Signalled whenever a connection ends.
     client_gone: Condvar,
     budget: Budget,
+    /// Held during a compaction pass: two at once would write the same files.
+    compacting: Mutex<()>,
     /// Held as long as the broker works on its data directory.
     _lock: Option<File>,
 }
@@ -88,10 +92,12 @@ impl Broker {
             stopping: AtomicBool::new(false),
             clients: Mutex::default(),
             client_gone: Condvar::new(),
+            compacting: Mutex::new(()),
             _lock: lock,
         });
         let mut broker = Broker { address, shared, threads: Vec::new() };
         broker.spawn("broker-timer", run_timer)?;
+        broker.spawn("broker-compaction", compaction::run)?;
         broker.spawn("broker-accept", move |shared| accept(&listener, shared))?;
         tracing::info!(%address, "broker listens");
         Ok(broker)
@@ -111,8 +117,8 @@ impl Broker {
 
     /// Compacts all compacted topics at once, the newest records included. For tests.
     pub fn compact_now(&self) -> io::Result<()> {
-        let now = self.shared.now();
-        self.shared.core().compact_now(now)
+        let partitions = self.shared.core().close_compacted()?;
+        compaction::compact(&self.shared, &partitions)
     }
 
     /// Stops serving: requests in progress are answered, everything is forced to the disk.
@@ -125,6 +131,7 @@ impl Broker {
             return Ok(());
         }
         self.shared.timer.notify_all();
+        self.threads.iter().for_each(|thread| thread.thread().unpark());
         // The accept thread sits in `accept`; a connection of our own wakes it.
         drop(TcpStream::connect_timeout(&reachable(self.address), Duration::from_secs(1)));
         self.shared.drain();

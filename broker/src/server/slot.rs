@@ -20,6 +20,7 @@ struct State {
 
 /// What waiting on a slot led to.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack of its connection")]
 pub enum Waited {
     /// The answer.
     Answer(ResponseKind),

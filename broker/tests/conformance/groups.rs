@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::AdminOptions;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::cluster::{PATIENCE, Seen, admin, block_on, client, produce, producer, topic, unique};
 
@@ -146,36 +146,20 @@ fn a_group_goes_on_where_it_committed() {
     let group = unique("resume");
     produce(&producer(&[]), &topic, 0, &[("k", "a"), ("k", "b"), ("k", "c")]);
     let first = member(&group, &topic, &[]);
-    let mut seen = Vec::new();
-    while seen.is_empty() {
-        seen = poll_until(&[&first], "a record", || !held(&first).is_empty());
-        if let Some(Ok(message)) = first.poll(Duration::from_millis(100)) {
-            seen.push(Seen::of(&message));
-        }
-    }
+    poll_until(&[&first], "it has its partition", || held(&first) == [0]);
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(&topic, 0, Offset::Offset(2)).expect("is valid");
     first.commit(&list, CommitMode::Sync).expect("is committed");
     drop(first);
     let second = member(&group, &topic, &[]);
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        assert!(Instant::now() < deadline);
+    let next = loop {
+        assert!(Instant::now() < deadline, "no record");
         if let Some(Ok(message)) = second.poll(Duration::from_millis(100)) {
-            assert_eq!(message.offset(), 2);
-            break;
+            break message.offset();
         }
-    }
-}
-
-trait OffsetOf {
-    fn offset(&self) -> i64;
-}
-
-impl OffsetOf for rdkafka::message::BorrowedMessage<'_> {
-    fn offset(&self) -> i64 {
-        rdkafka::Message::offset(self)
-    }
+    };
+    assert_eq!(next, 2);
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! Offsets: of the log, by time, and committed.
 
-use std::time::Duration;
-
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::offset_commit_request::{
     OffsetCommitRequestPartition, OffsetCommitRequestTopic,
@@ -171,5 +169,4 @@ fn several_groups_are_asked_for_at_once() {
     let all = OffsetFetchRequestGroup::default().with_group_id(GroupId(text(&groups[0]))).with_topics(None);
     let response = raw.call(&OffsetFetchRequest::default().with_groups(vec![all]), 8);
     assert_eq!(response.groups[0].topics[0].partitions[0].committed_offset, 5);
-    let _ = Duration::ZERO;
 }

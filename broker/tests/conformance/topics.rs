@@ -15,8 +15,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::{Offset, producer::Producer};
 
 use crate::cluster::{
-    PATIENCE, admin, block_on, client, connect, produce, producer, read, reader, topic, unique, values,
-    wait_until,
+    PATIENCE, admin, block_on, connect, produce, producer, read, reader, topic, unique, values, wait_until,
 };
 use crate::raw::{Raw, text, topic_id, topic_name};
 
@@ -228,5 +227,4 @@ fn deleting_records_moves_the_start_of_the_log() {
     assert_eq!(watermarks(), (4, 4));
     produce(&producer, &name, 0, &[("k", "e")]);
     assert_eq!(values(&read(&name, 0, 4, "read_committed")), ["e"]);
-    let _ = client();
 }

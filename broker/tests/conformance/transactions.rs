@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::producer::{BaseRecord, Producer};
+use rdkafka::producer::Producer;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::cluster::{
@@ -225,7 +225,6 @@ fn a_consumer_passes_markers_so_that_its_lag_reaches_zero() {
     }
     let end = consumer.fetch_watermarks(&topic, 0, PATIENCE).expect("is answered").1;
     assert_eq!(end, 6);
-    let _ = BaseRecord::<(), ()>::to("unused");
 }
 
 fn waiting_at_start(topic: &str) -> BaseConsumer {
