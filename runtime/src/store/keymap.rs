@@ -12,6 +12,8 @@ use std::mem::size_of;
 
 use hashbrown::HashTable;
 
+use super::sort::sort_keys;
+
 /// What a map knows about a key: nothing (`None` around it), a value, or that there is none.
 pub(super) type Known<'a> = Option<&'a [u8]>;
 
@@ -158,9 +160,7 @@ impl KeyMap {
 
     /// Indexes of all entries, in the order of their prefixed keys.
     pub fn sorted(&self) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.entries.len() as u32).collect();
-        order.sort_unstable_by(|&a, &b| self.full_key(a).cmp(self.full_key(b)));
-        order
+        sort_keys(self.entries.len(), |index| self.full_key(index))
     }
 
     /// Forgets everything. Keeps the memory, unless it is more than `keep_bytes`.

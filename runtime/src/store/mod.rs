@@ -24,17 +24,21 @@ mod flush;
 mod keymap;
 mod keys;
 mod overlay;
+mod reader;
 mod scan;
+mod sort;
 mod view;
 
 use std::path::PathBuf;
 
 pub use budget::{BudgetConfig, StoreBudget};
-pub use db::{Identity, Opening, Progress, Sizes, Snapshot, Store, StoreReader, Unusable};
+pub use db::{Identity, Opening, Progress, Store, Unusable};
 pub use dir::{StateDir, StateDirCheck};
 pub use flush::{FlushRule, flush_due};
 pub use keys::{POSITION, StoreDef, Stores, is_changelog_key};
+pub use reader::{Sizes, Snapshot, StoreReader};
 pub use scan::{PAGE_BYTES_MAX, Page};
+pub use sort::sort_keys;
 pub use tidemill_proto::v1::{Guarantee as PositionGuarantee, Position, PositionInput};
 pub use view::{Changes, View, ViewLimits};
 

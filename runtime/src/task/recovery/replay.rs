@@ -22,7 +22,7 @@ use prost::Message;
 
 use crate::ports::LogRecord;
 use crate::record::Offset;
-use crate::store::{POSITION, Position, Progress, Store, StoreError, is_changelog_key};
+use crate::store::{POSITION, Position, Progress, Store, StoreError, is_changelog_key, sort_keys};
 
 /// Bytes of rows that are sorted and written as one batch.
 const CHUNK_BYTES: usize = 16 << 20;
@@ -168,10 +168,11 @@ impl<'a> Replay<'a> {
     fn write(&mut self) -> Result<(), StoreError> {
         let next = self.open.as_ref().map_or(self.next, |open| open.first);
         let progress = Progress { changelog_next: next, changelog_ms: self.changelog_ms };
-        // Stable, so rows of one key stay in log order.
-        self.ready.sort_by(|a, b| a.key.cmp(&b.key));
-        let rows = self.ready.iter().enumerate().filter_map(|(index, row)| {
-            let is_last = self.ready.get(index + 1).is_none_or(|following| following.key != row.key);
+        let ready = &self.ready;
+        let order = sort_keys(ready.len(), |index| &ready[index as usize].key);
+        let rows = order.iter().enumerate().filter_map(|(at, &index)| {
+            let row = &ready[index as usize];
+            let is_last = order.get(at + 1).is_none_or(|&following| ready[following as usize].key != row.key);
             is_last.then_some((row.key.as_slice(), row.value.as_deref()))
         });
         self.store.write(rows, progress)?;

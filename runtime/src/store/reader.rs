@@ -1,0 +1,145 @@
+//! Reading committed data from any thread: one value, many, a range, or several under one snapshot.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use rocksdb::{DB, SnapshotWithThreadMode, properties};
+
+use super::budget::{self, COLUMN_FAMILY};
+use super::db::{Shared, decode_position, read_lock};
+use super::flush::{Unflushed, Watch};
+use super::scan::{self, Committed, Page};
+use super::{Position, StoreError, keys};
+
+/// Reads committed data from any thread. Cheap to clone.
+#[derive(Clone)]
+pub struct StoreReader {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for StoreReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoreReader")
+    }
+}
+
+/// What a store holds, estimated by RocksDB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes {
+    pub keys: u64,
+    pub disk_bytes: u64,
+    pub memtable_bytes: u64,
+}
+
+impl StoreReader {
+    /// Runs `read` against one moment of the store. The store cannot be closed meanwhile, so `read`
+    /// must be bounded: a page, not a store.
+    pub fn snapshot<R>(
+        &self,
+        read: impl FnOnce(&Snapshot<'_>) -> Result<R, StoreError>,
+    ) -> Result<R, StoreError> {
+        self.with(|db| read(&Snapshot { snapshot: db.snapshot() }))
+    }
+
+    /// Writes the memtable to disk. Blocks until it is there.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.with(|db| Ok(db.flush_opt(&budget::flush_options())?))?;
+        self.watch().flushed();
+        Ok(())
+    }
+
+    pub fn sizes(&self) -> Result<Sizes, StoreError> {
+        self.with(|db| {
+            let property = |name| db.property_int_value(name).map(Option::unwrap_or_default);
+            Ok(Sizes {
+                keys: property(properties::ESTIMATE_NUM_KEYS)?,
+                disk_bytes: property(properties::LIVE_SST_FILES_SIZE)?,
+                memtable_bytes: property(properties::CUR_SIZE_ALL_MEM_TABLES)?,
+            })
+        })
+    }
+
+    /// 0 bytes = everything is on disk. An empty memtable still has memory, which does not count.
+    pub(super) fn unflushed(&self) -> Result<Unflushed, StoreError> {
+        self.with(|db| {
+            let entries =
+                db.property_int_value(properties::NUM_ENTRIES_ACTIVE_MEM_TABLE)?.unwrap_or_default();
+            let bytes = match entries {
+                0 => 0,
+                _ => db.property_int_value(properties::CUR_SIZE_ACTIVE_MEM_TABLE)?.unwrap_or_default(),
+            };
+            Ok(Unflushed { bytes, sequence: db.latest_sequence_number() })
+        })
+    }
+
+    pub(super) fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.shared.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One committed value, by its prefixed key.
+    pub(super) fn get_raw(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.with(|db| Ok(db.get(key)?))
+    }
+
+    /// Many committed values at once. `keys` are sorted and prefixed; `found` gets one call for each,
+    /// in order.
+    pub(super) fn multi_get<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a [u8]>,
+        mut found: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), StoreError> {
+        self.with(|db| {
+            let family = db.cf_handle(COLUMN_FAMILY).ok_or(StoreError::Closed)?;
+            for (index, value) in db.batched_multi_get_cf(&family, keys, true).into_iter().enumerate() {
+                found(index, value?.as_deref());
+            }
+            Ok(())
+        })
+    }
+
+    /// Hands committed rows of `start..end` (prefixed keys) to `read`.
+    pub(super) fn scan_raw<R>(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        read: impl FnOnce(Committed<'_>) -> Result<R, StoreError>,
+    ) -> Result<R, StoreError> {
+        self.with(|db| read(Committed::new(start, end, |options| db.raw_iterator_opt(options))))
+    }
+
+    fn with<R>(&self, use_db: impl FnOnce(&DB) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        let guard = read_lock(&self.shared);
+        use_db(&guard.as_ref().ok_or(StoreError::Closed)?.db)
+    }
+}
+
+/// One moment of a store: position and values belong together.
+pub struct Snapshot<'a> {
+    snapshot: SnapshotWithThreadMode<'a, DB>,
+}
+
+impl Snapshot<'_> {
+    /// The input that the values are true for; none before the task's first commit.
+    pub fn position(&self) -> Result<Option<Position>, StoreError> {
+        decode_position(self.snapshot.get_pinned(keys::POSITION)?.as_deref())
+    }
+
+    pub fn get(&self, store: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let full = [&keys::state_prefix(store), key].concat();
+        Ok(self.snapshot.get(full)?)
+    }
+
+    /// Up to `limit` keys in `start..end` (`None` = to the last key), in key order.
+    pub fn scan(
+        &self,
+        store: &str,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
+        let prefix = keys::state_prefix(store);
+        let start = [&prefix, start].concat();
+        let end = end.map_or_else(|| keys::prefix_end(&prefix), |end| [&prefix, end].concat());
+        let rows = Committed::new(&start, &end, |options| self.snapshot.raw_iterator_opt(options));
+        scan::page(Vec::new(), Some(rows), prefix.len(), limit)
+    }
+}
