@@ -73,9 +73,9 @@ impl Core {
     }
 
     /// Forces everything to the disk.
-    pub fn sync(&self) -> io::Result<()> {
-        for (_, topic) in self.topics.iter() {
-            for log in &topic.partitions {
+    pub fn sync(&mut self) -> io::Result<()> {
+        for (_, topic) in self.topics.iter_mut() {
+            for log in &mut topic.partitions {
                 log.sync()?;
             }
         }

@@ -19,6 +19,8 @@ mod markers;
 mod metadata;
 mod produce;
 mod recovery;
+#[cfg(test)]
+mod tests;
 mod time;
 mod topics;
 mod transactions;

@@ -119,6 +119,8 @@ impl Log {
             }
             self.cleaned_to = self.cleaned_to.max(next);
         }
+        // Of the aborted transactions below, no record is left to be told about.
+        self.producers.trim(self.cleaned_to);
         self.drop_empty_segments();
         Ok(())
     }
@@ -159,7 +161,8 @@ impl Job {
         let mut replacements = Vec::with_capacity(covered);
         for segment in self.segments.iter().take(covered) {
             let old = |at: i64| self.now_ms - at >= self.delete_retention_ms;
-            let cleaned = filter.rewrite(segment, segment.cleaned_ms.is_some_and(old))?;
+            let mut cleaned = filter.rewrite(segment, segment.cleaned_ms.is_some_and(old))?;
+            // Forced even by default: a power loss may cost what is new, never what is old.
             cleaned.sync()?;
             let Segment { base, next, size: size_before, .. } = *segment;
             replacements.push(Replacement { base, next, size_before, cleaned });

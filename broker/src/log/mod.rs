@@ -12,6 +12,8 @@ mod compact;
 pub mod producers;
 mod recover;
 mod segment;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io;
@@ -166,7 +168,6 @@ impl Log {
         if last.size == 0 && last.base == last.next {
             return Ok(());
         }
-        last.sync()?;
         let next = Segment::create(self.directory.as_deref(), self.end())?;
         self.segments.push_back(next);
         Ok(())
@@ -287,8 +288,8 @@ impl Log {
     }
 
     /// Forces everything to the disk.
-    pub fn sync(&self) -> io::Result<()> {
-        self.segments.back().map_or(Ok(()), Segment::sync)
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.segments.iter_mut().try_for_each(Segment::sync)
     }
 }
 

@@ -177,9 +177,9 @@ impl Producers {
         self.aborted[start..].iter().filter(overlaps).copied().collect()
     }
 
-    /// Forgets aborted transactions that end below the start of the log.
-    pub fn trim(&mut self, log_start: i64) {
-        self.aborted.retain(|aborted| aborted.last_offset >= log_start);
+    /// Forgets aborted transactions that end below `offset`, where none of their records are.
+    pub fn trim(&mut self, offset: i64) {
+        self.aborted.retain(|aborted| aborted.last_offset >= offset);
     }
 
     /// Forgets producers that have been idle since `before_ms` and have no open transaction.

@@ -56,6 +56,7 @@ pub struct Segment {
     store: Store,
     index: Vec<IndexEntry>,
     indexed_to: u64,
+    unsynced: bool,
 }
 
 /// A batch and where it lies in its segment.
@@ -94,6 +95,7 @@ impl Segment {
             store,
             index: Vec::new(),
             indexed_to: 0,
+            unsynced: false,
         }
     }
 
@@ -118,6 +120,7 @@ impl Segment {
             }
         }
         self.first_append_ms.get_or_insert(now_ms);
+        self.unsynced = true;
         self.note(header);
         Ok(())
     }
@@ -207,12 +210,15 @@ impl Segment {
         }
     }
 
-    /// Forces the bytes to the disk.
-    pub fn sync(&self) -> io::Result<()> {
-        match &self.store {
-            Store::Memory(_) => Ok(()),
-            Store::File { file, .. } => file.sync_data(),
+    /// Forces to the disk what was appended since the last time.
+    pub fn sync(&mut self) -> io::Result<()> {
+        if let Store::File { file, .. } = &self.store
+            && self.unsynced
+        {
+            file.sync_data()?;
         }
+        self.unsynced = false;
+        Ok(())
     }
 
     /// Cuts a file to the batches noted so far; used once, after a torn write was found.

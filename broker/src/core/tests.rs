@@ -1,0 +1,137 @@
+//! The core alone, with a clock that only the test moves: what happens exactly when.
+
+use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
+use kafka_protocol::messages::create_topics_request::CreatableTopic;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
+use kafka_protocol::messages::{
+    AddPartitionsToTxnRequest, CreateTopicsRequest, DescribeGroupsRequest, FetchRequest, GroupId,
+    InitProducerIdRequest, JoinGroupRequest, TopicName, TransactionalId,
+};
+
+use super::*;
+
+const WALL_MS: i64 = 1_700_000_000_000;
+
+struct Bench {
+    core: Core,
+    mono: u64,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let identity = Identity { host: "test".to_owned(), port: 1, cluster_id: String::new() };
+        let core = Core::open(Config::default(), identity, at(0)).expect("opens");
+        let mut bench = Bench { core, mono: 0 };
+        let topic = CreatableTopic::default()
+            .with_name(TopicName(text("t")))
+            .with_num_partitions(1)
+            .with_replication_factor(1);
+        let request = CreateTopicsRequest::default().with_topics(vec![topic]);
+        bench.answer(RequestKind::CreateTopics(request), 7);
+        bench
+    }
+
+    fn handle(&mut self, request: RequestKind, version: i16) -> Outcome {
+        let now = at(self.mono);
+        let call = Call { reply_to: 1, version, client_id: "test", client_host: "/test", now };
+        self.core.handle(request, &call)
+    }
+
+    fn answer(&mut self, request: RequestKind, version: i16) -> ResponseKind {
+        match self.handle(request, version) {
+            Outcome::Answer(response) => response,
+            Outcome::Later => self.core.take_replies().remove(0).1,
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    fn advance_to(&mut self, mono: u64) {
+        self.mono = mono;
+        self.core.tick(at(mono));
+    }
+}
+
+fn at(mono: u64) -> Now {
+    Now { mono, wall: WALL_MS + mono as i64 }
+}
+
+fn fetch(wait_ms: i32) -> RequestKind {
+    let partition = FetchPartition::default().with_partition_max_bytes(1000).with_current_leader_epoch(-1);
+    let topic = FetchTopic::default().with_topic(TopicName(text("t"))).with_partitions(vec![partition]);
+    let request =
+        FetchRequest::default().with_max_wait_ms(wait_ms).with_min_bytes(1).with_topics(vec![topic]);
+    RequestKind::Fetch(request)
+}
+
+#[test]
+fn a_waiting_fetch_is_answered_when_its_time_is_up_and_not_before() {
+    let mut bench = Bench::new();
+    assert!(matches!(bench.handle(fetch(500), 12), Outcome::Later));
+    bench.advance_to(500);
+    assert!(bench.core.take_replies().is_empty());
+    bench.advance_to(501);
+    assert_eq!(bench.core.take_replies().len(), 1);
+}
+
+#[test]
+fn a_stale_timer_does_not_answer_a_later_fetch_of_the_same_client() {
+    let mut bench = Bench::new();
+    assert!(matches!(bench.handle(fetch(500), 12), Outcome::Later));
+    bench.core.disconnected(1);
+    bench.advance_to(400);
+    assert!(matches!(bench.handle(fetch(500), 12), Outcome::Later));
+    bench.advance_to(600);
+    assert!(bench.core.take_replies().is_empty());
+    bench.advance_to(901);
+    assert_eq!(bench.core.take_replies().len(), 1);
+}
+
+#[test]
+fn a_transaction_is_aborted_by_the_first_scan_after_its_time_out() {
+    let mut bench = Bench::new();
+    let request = InitProducerIdRequest::default()
+        .with_transactional_id(Some(TransactionalId(text("x"))))
+        .with_transaction_timeout_ms(10_000)
+        .with_producer_id((-1).into())
+        .with_producer_epoch(-1);
+    let ResponseKind::InitProducerId(granted) = bench.answer(RequestKind::InitProducerId(request), 4) else {
+        panic!("another answer");
+    };
+    let topic = AddPartitionsToTxnTopic::default().with_name(TopicName(text("t"))).with_partitions(vec![0]);
+    let request = AddPartitionsToTxnRequest::default()
+        .with_v3_and_below_transactional_id(TransactionalId(text("x")))
+        .with_v3_and_below_producer_id(granted.producer_id)
+        .with_v3_and_below_producer_epoch(granted.producer_epoch)
+        .with_v3_and_below_topics(vec![topic]);
+    bench.answer(RequestKind::AddPartitionsToTxn(request), 3);
+    let state = |bench: &Bench| (bench.core.transactions["x"].state, bench.core.transactions["x"].epoch);
+    bench.advance_to(10_000);
+    assert_eq!(state(&bench), (crate::txn::State::Ongoing, 0));
+    bench.advance_to(11_001);
+    assert_eq!(state(&bench), (crate::txn::State::CompleteAbort, 1));
+}
+
+#[test]
+fn a_member_that_falls_silent_is_removed_exactly_when_its_session_ends() {
+    let mut bench = Bench::new();
+    let protocol = JoinGroupRequestProtocol::default().with_name(text("range"));
+    let request = JoinGroupRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_session_timeout_ms(10_000)
+        .with_rebalance_timeout_ms(60_000)
+        .with_protocol_type(text("consumer"))
+        .with_protocols(vec![protocol]);
+    bench.answer(RequestKind::JoinGroup(request), 3);
+    let members = |bench: &mut Bench| {
+        let request = DescribeGroupsRequest::default().with_groups(vec![GroupId(text("g"))]);
+        match bench.answer(RequestKind::DescribeGroups(request), 5) {
+            ResponseKind::DescribeGroups(response) => response.groups[0].members.len(),
+            _ => panic!("another answer"),
+        }
+    };
+    bench.advance_to(9_999);
+    assert_eq!(members(&mut bench), 1);
+    bench.advance_to(10_000);
+    assert_eq!(members(&mut bench), 0);
+}
