@@ -12,9 +12,10 @@ use super::*;
 
 const SEEDS: u64 = 200;
 /// One seed in so many runs on disk, where a compaction costs a sync and a restart is possible.
-const ON_DISK: u64 = 25;
+const ON_DISK: u64 = 10;
 const STEPS: u64 = 300;
-const KEYS: u64 = 6;
+/// Enough that some records stay the last of their key for long.
+const KEYS: u64 = 40;
 const PRODUCERS: u64 = 3;
 const NOW_MS: i64 = 1_700_000_000_000;
 
