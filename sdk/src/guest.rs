@@ -80,6 +80,23 @@ pub trait Host {
     fn log(&mut self, level: Level, text: &str);
 }
 
+/// A host without state, for handlers that keep none.
+pub struct NoNode;
+
+impl Host for NoNode {
+    fn get(&mut self, _: u16, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn scan(&mut self, _: u16, _: &[u8], _: Option<&[u8]>, _: u32) -> Page {
+        Page { key: Column::new(), value: Column::new(), more: false }
+    }
+
+    fn put_many(&mut self, _: &Writes) {}
+
+    fn log(&mut self, _: Level, _: &str) {}
+}
+
 /// A record's outcome, as the ABI numbers it.
 pub(crate) mod status {
     pub const OK: u8 = 0;
