@@ -233,6 +233,46 @@ fn a_scan_sees_earlier_writes_of_the_call_but_none_of_a_failed_record() {
 }
 
 #[test]
+fn lies_are_refused_whole_and_the_next_record_runs() {
+    let mut task = Task::new("tests/guests/liar", &limits());
+    let honest = |task: &mut Task| task.tell("nothing").expect("no lie").emissions.len();
+    assert_eq!(honest(&mut task), 1);
+    for (lie, what) in [
+        ("lengths", "`emit.key`: lengths sum to"),
+        ("negative", "`write.value`: length -2"),
+        ("rows", "`emit.timestamp` has 2 rows"),
+        ("source", "names record 1 of 1"),
+        ("output", "names output 1"),
+        ("store", "store 1 is not in the manifest"),
+        ("partition", "names partition -2147483648"),
+        ("status", "unknown status 77"),
+        ("statuses", "`status` has 2 rows"),
+        ("held-back", "held back, but no earlier record"),
+        ("headers", "headers of emission 0"),
+        ("outside", "out of bounds"),
+        ("get", "store 9 is not in the manifest"),
+        ("scan", "store 9 is not in the manifest"),
+        ("put-many", "store 9 is not in the manifest"),
+        ("put-many-source", "names record 9 of 1"),
+    ] {
+        let fault = task.tell(lie).expect_err(lie);
+        assert!(matches!(&fault, Fault::Trap(found) if found.contains(what)), "{lie}: {fault}");
+        assert_eq!(honest(&mut task), 1, "after {lie}");
+    }
+    let fault = task.tell("reason").expect_err("too long");
+    assert!(matches!(&fault, Fault::Limit(found) if found.contains("a reason of 2000 bytes")), "{fault}");
+}
+
+#[test]
+fn a_result_that_multiplies_itself_is_refused_before_it_is_copied() {
+    // Its share would allow it, the memory that it can honestly fill does not.
+    let mut task = Task::new("tests/guests/liar", &Limits { emit_bytes: 1 << 30, ..limits() });
+    let fault = task.tell("multiply").expect_err("three times 6 MiB out of 16 MiB of memory");
+    assert!(matches!(&fault, Fault::Limit(found) if found.contains("emit together")), "{fault}");
+    assert_eq!(task.tell("nothing").expect("no lie").emissions.len(), 1);
+}
+
+#[test]
 fn what_is_no_handler_is_refused_with_a_message_of_its_own() {
     assert_eq!(Module::load(b"#!/bin/sh\n").expect_err("no Wasm"), ModuleError::NotWasm);
     assert_eq!(Module::load(b"").expect_err("nothing"), ModuleError::NotWasm);
@@ -248,7 +288,39 @@ fn what_is_no_handler_is_refused_with_a_message_of_its_own() {
         Module::load(empty_component).expect_err("no exports"),
         ModuleError::MissingExport("describe")
     );
+    let wasi = component_importing("wasi:cli/environment@0.2.0");
+    let error = Module::load(&wasi).expect_err("WASI");
+    assert_eq!(error, ModuleError::ForbiddenImport("wasi:cli/environment@0.2.0".into()));
+    let newer = component_importing("tidemill:handler/state@0.2.0");
+    let error = Module::load(&newer).expect_err("another version");
+    assert_eq!(error, ModuleError::WrongVersion { found: "tidemill:handler/state@0.2.0".into() });
+    let error = Module::load(&core_importing_wasi()).expect_err("WASI").to_string();
+    assert!(error.contains("wasi_snapshot_preview1"), "{error}");
     let mut cut = build_guest("bench/pass").to_vec();
     cut.truncate(cut.len() / 2);
     assert!(matches!(Module::load(&cut), Err(ModuleError::Invalid(_))));
+}
+
+/// A component that imports an empty instance of that name, and nothing else.
+fn component_importing(name: &str) -> Vec<u8> {
+    let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
+    bytes.extend([7, 3, 1, 0x42, 0]); // One type: an instance without exports.
+    let len = name.len() as u8;
+    bytes.extend([10, len + 5, 1, 0, len]); // One import of that type.
+    bytes.extend(name.as_bytes());
+    bytes.extend([5, 0]);
+    bytes
+}
+
+/// A core module that imports `fd_write`, as any program built for WASI does.
+fn core_importing_wasi() -> Vec<u8> {
+    let mut bytes = b"\0asm\x01\0\0\0".to_vec();
+    bytes.extend([1, 4, 1, 0x60, 0, 0]); // One type: a function without parameters.
+    let (module, field) = ("wasi_snapshot_preview1", "fd_write");
+    bytes.extend([2, (module.len() + field.len() + 5) as u8, 1, module.len() as u8]);
+    bytes.extend(module.as_bytes());
+    bytes.push(field.len() as u8);
+    bytes.extend(field.as_bytes());
+    bytes.extend([0, 0]);
+    bytes
 }

@@ -2,9 +2,10 @@
 //! same handler, through the same loop of the SDK, compiled natively.
 //!
 //! The handler passes records through, so all that is measured is getting a batch in and its effects
-//! out, checked. Rounds alternate and their medians are printed, because a shared machine drifts.
+//! out, checked. Measured is this thread's CPU time, in alternating rounds, of which the medians are
+//! printed: other programs on the machine and its drift count as little as can be.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bench_pass::Pass;
@@ -13,7 +14,7 @@ use tidemill::effects::{Order, Prefetched};
 use tidemill::ports::Handler;
 use tidemill::record::{Batch, Column};
 use tidemill::store::View;
-use tidemill::wasm::{Linked, Module, WasmHandler};
+use tidemill::wasm::{Linked, Module, WasmHandler, thread_cpu_time};
 use tidemill_sdk::bindings::tidemill::handler::types;
 use tidemill_sdk::guest::{Guest, NoNode};
 use tidemill_test_support::build_guest;
@@ -24,7 +25,9 @@ const VALUE_BYTES: usize = 84;
 
 /// Odd, so that there is a median.
 const ROUNDS: usize = 21;
-const ROUND: Duration = Duration::from_millis(100);
+
+/// Calls in a round.
+const CALLS: usize = 1_000;
 
 /// What a record may cost through Wasm.
 const NANOS_MAX: f64 = 120.0;
@@ -57,15 +60,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Nanoseconds per record over one round.
+/// Nanoseconds of CPU time per record over one round.
 fn round(call: &mut impl FnMut() -> Result<()>) -> Result<f64> {
-    let start = Instant::now();
-    let mut calls = 0;
-    while start.elapsed() < ROUND {
+    let start = thread_cpu_time();
+    for _ in 0..CALLS {
         call()?;
-        calls += 1;
     }
-    Ok(start.elapsed().as_nanos() as f64 / (calls * RECORDS) as f64)
+    Ok((thread_cpu_time() - start).as_nanos() as f64 / (CALLS * RECORDS) as f64)
 }
 
 fn median(nanos: &mut [f64]) -> f64 {

@@ -26,5 +26,6 @@ mod instance;
 mod limits;
 mod module;
 
+pub use clock::thread_cpu_time;
 pub use instance::{Linked, WasmHandler};
 pub use module::{MODULE_BYTES_MAX, Module, ModuleError};
