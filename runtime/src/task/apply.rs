@@ -6,7 +6,7 @@
 //! the records behind one whose effects Kafka would refuse.
 
 use super::checks::{Checks, Refused, check_statuses};
-use super::{Applied, Failure, FailureKind, SUSPECTS_MAX, TakenAt, Task, TaskError, TaskState};
+use super::{Applied, Failure, FailureKind, SUSPECTS_MAX, Suspect, TakenAt, Task, TaskError, TaskState};
 use crate::config::deployment::Failures;
 use crate::effects::{Effects, Emissions, Fault, Status, Writes};
 use crate::record::{Batch, Offset};
@@ -30,7 +30,12 @@ impl Task {
             at = batch.offsets.partition_point(|&offset| offset < 0 || (offset as u64) < next.0);
         }
         while at < len && self.is_running() {
-            let to = self.stretch(&batch, at);
+            let allowance = usize::try_from(self.allowance()).unwrap_or(usize::MAX);
+            if allowance == 0 {
+                self.gate();
+                break;
+            }
+            let to = self.stretch(&batch, at).min(at.saturating_add(allowance));
             if (at, to) == (0, len) {
                 self.run(&batch, taken, &mut applied)?;
             } else {
@@ -49,7 +54,7 @@ impl Task {
         if is_whole && batch.bytes() <= self.config.call_bytes_max && self.suspects.is_empty() {
             return batch.len();
         }
-        let is_suspect = |row: usize| self.suspects.contains(&(batch.input, batch.offsets[row]));
+        let is_suspect = |row: usize| self.suspected(batch.input, batch.offsets[row]).is_some();
         if is_suspect(at) {
             return at + 1;
         }
@@ -78,6 +83,13 @@ impl Task {
         if batch.len() == 1 && batch.bytes() > self.config.call_bytes_max {
             let reason =
                 format!("a record of {} bytes, a call takes {}", batch.bytes(), self.config.call_bytes_max);
+            self.fail(batch, 0, (FailureKind::Limit, reason), taken, applied);
+            return Ok(());
+        }
+        if let Some(Suspect { refused: Some(reason), .. }) = self.suspected(batch.input, batch.offsets[0])
+            && batch.len() == 1
+        {
+            let reason = reason.clone();
             self.fail(batch, 0, (FailureKind::Limit, reason), taken, applied);
             return Ok(());
         }
@@ -225,6 +237,7 @@ impl Task {
         self.pending_records += records;
         self.stats.records += records;
         self.oldest.get_or_insert(taken.monotonic);
+        self.first.get_or_insert((batch.input, passed[before]));
     }
 
     fn absorb(
@@ -264,14 +277,18 @@ impl Task {
         }
     }
 
+    fn suspected(&self, input: u16, offset: i64) -> Option<&Suspect> {
+        self.suspects.iter().find(|suspect| (suspect.input, suspect.offset) == (input, offset))
+    }
+
     fn suspect(&mut self, input: u16, offset: i64) {
-        if self.suspects.contains(&(input, offset)) {
+        if self.suspected(input, offset).is_some() {
             return;
         }
         if self.suspects.len() == SUSPECTS_MAX {
             self.suspects.remove(0);
         }
-        self.suspects.push((input, offset));
+        self.suspects.push(Suspect { input, offset, refused: None });
     }
 }
 

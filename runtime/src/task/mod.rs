@@ -23,6 +23,7 @@ mod apply;
 mod checks;
 mod config;
 pub mod recovery;
+mod refusal;
 mod seal;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 pub use checks::{OutputRule, TimestampRule};
 pub use config::{ChangelogConfig, TaskConfig, TaskInput};
+use refusal::{Careful, Suspect};
 pub use seal::Sealed;
 
 use crate::effects::{Emissions, Fault};
@@ -201,7 +203,11 @@ pub struct Task {
     emission_bytes: usize,
     pending_records: u64,
     oldest: Option<Duration>,
-    suspects: Vec<(u16, i64)>,
+    suspects: Vec<Suspect>,
+    /// While a record that the broker refused is looked for.
+    careful: Option<Careful>,
+    /// The first record since the last seal: input and offset.
+    first: Option<(u16, i64)>,
     state: TaskState,
     stats: TaskStats,
 }
@@ -239,6 +245,8 @@ impl Task {
             pending_records: 0,
             oldest: None,
             suspects: Vec::new(),
+            careful: None,
+            first: None,
             state: TaskState::Running,
             stats: TaskStats::default(),
         })
@@ -300,9 +308,10 @@ impl Task {
 
     /// Moves an input's position past what is not a record (transaction markers, aborted records,
     /// compacted gaps). Only for a position that the source reports after everything it handed over
-    /// was applied; one below the task's own is ignored, and so is any of a halted task.
+    /// was applied; one below the task's own is ignored, and so is any of a task that is halted or has
+    /// ignored records.
     pub fn advance(&mut self, input: u16, position: Offset) {
-        if !self.is_running() {
+        if !self.is_running() || self.careful.as_ref().is_some_and(|careful| careful.gated) {
             return;
         }
         if let Some(next) = self.next.get_mut(usize::from(input)) {
@@ -329,6 +338,9 @@ impl Task {
         }
         self.view.drop_uncommitted();
         self.clear_pending();
+        if let Some(careful) = &mut self.careful {
+            careful.gated = false; // The caller seeks.
+        }
         self.next.clone_from(&self.committed);
         self.state = TaskState::Running;
         self.stats.drops += 1;
@@ -357,6 +369,7 @@ impl Task {
         self.emission_bytes = 0;
         self.pending_records = 0;
         self.oldest = None;
+        self.first = None;
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Sealed {
     pub offsets: Vec<TaskOffset>,
     /// Input records that this commit passes.
     pub records: u64,
+    /// The first of them: input and offset.
+    pub(super) first: Option<(u16, i64)>,
     writer: u64,
     commit: u64,
     progress: Option<Progress>,
@@ -76,6 +78,7 @@ impl Task {
             changelog: None,
             offsets: self.task_offsets(),
             records: self.pending_records,
+            first: self.first,
             writer: self.writer,
             commit: self.commit,
             progress: None,
@@ -116,8 +119,10 @@ impl Task {
         self.committed = offsets;
         self.stats.commits += 1;
         let committed = &self.committed;
-        self.suspects.retain(|&(input, offset)| {
-            committed.get(usize::from(input)).is_none_or(|committed| offset as u64 >= committed.0)
+        self.suspects.retain(|suspect| {
+            committed
+                .get(usize::from(suspect.input))
+                .is_none_or(|committed| suspect.offset as u64 >= committed.0)
         });
         Ok(())
     }

@@ -255,3 +255,62 @@ fn the_wrong_seal_does_not_come_home() {
     let mut other = Bench::new().task_with(config(Failures::Halt));
     assert!(matches!(other.drop_uncommitted(Some(sealed)), Err(TaskError::Misuse(_))));
 }
+
+/// A broker that refuses commits whose emissions include `b=...`, driven as a worker drives it.
+fn commit_against_a_broker_that_refuses_b(task: &mut Task, input: &[&str]) -> (Vec<String>, usize) {
+    let (mut kafka, mut refusals, mut at) = (Vec::new(), 0, 0);
+    for _ in 0..1000 {
+        if at < input.len() {
+            task.apply(records(at as i64, input[at..].iter().copied()), TakenAt::default()).unwrap();
+            at = input.len();
+            // What a source reports once everything was taken; ignored records must not be passed.
+            task.advance(0, Offset(input.len() as u64));
+        }
+        let Some(sealed) = task.seal(0).unwrap() else { break };
+        let seek = if emitted(&sealed).iter().any(|emission| emission.starts_with("b=")) {
+            refusals += 1;
+            Some(task.refuse(sealed, "message too large", true).unwrap())
+        } else {
+            kafka.extend(emitted(&sealed));
+            commit(task, sealed);
+            task.rewind()
+        };
+        if let Some(positions) = seek {
+            at = positions[0].1.0 as usize;
+        }
+    }
+    (kafka, refusals)
+}
+
+#[test]
+fn a_record_that_the_broker_refuses_is_found_and_fails_alone() {
+    let input = ["a", "c", "a", "b", "c", "d", "a", "e", "b", "f"];
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::Skip);
+    let (kafka, refusals) = commit_against_a_broker_that_refuses_b(&mut task, &input);
+    assert_eq!(kafka, ["a=1", "c=1", "a=2", "c=2", "d=1", "a=3", "e=1", "f=1"]);
+    assert!((2..10).contains(&refusals), "{refusals} refusals");
+    assert_eq!((task.committed_offset(0), task.is_careful()), (Some(Offset(10)), false));
+    assert_eq!(task.stats().failures[FailureKind::Limit as usize], 2);
+
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::Halt);
+    let (kafka, _) = commit_against_a_broker_that_refuses_b(&mut task, &input);
+    assert_eq!(kafka, ["a=1", "c=1", "a=2"]);
+    assert_eq!((halted(&task), task.committed_offset(0)), ((FailureKind::Limit, 3), Some(Offset(3))));
+}
+
+#[test]
+fn a_task_that_shared_a_refused_commit_condemns_nothing_of_its_own() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::Skip);
+    apply(&mut task, records(0, ["a"]));
+    let sealed = task.seal(0).unwrap().unwrap();
+    task.refuse(sealed, "another task's record", false).unwrap();
+    assert!(task.is_careful());
+    apply(&mut task, records(0, ["a"]));
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert_eq!(emitted(&sealed), ["a=1"]);
+    commit(&mut task, sealed);
+    assert_eq!((task.rewind(), task.is_careful()), (None, false));
+}
