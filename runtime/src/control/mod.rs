@@ -5,5 +5,6 @@
 pub mod forward;
 pub mod grpc;
 pub mod http;
+pub mod run;
 pub mod server;
 pub mod upload;

@@ -57,6 +57,10 @@ impl Board {
         self.lock().get(&partition).cloned()
     }
 
+    pub fn is_halted(&self) -> bool {
+        self.lock().values().any(|task| task.state == TaskState::Halted)
+    }
+
     /// The first worker's trouble, if any.
     pub fn trouble(&self) -> Option<String> {
         lock(&self.trouble).values().next().cloned()

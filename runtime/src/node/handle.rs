@@ -1,7 +1,8 @@
 //! What the control plane may ask of a node. Every call may block; none runs on a tokio worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
@@ -16,7 +17,7 @@ use super::revision::{self, PrepareError};
 use super::runtime::NodeRuntime;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::manifest::{Manifest, StoreKind};
-use crate::telemetry::TaskState;
+use crate::telemetry::{TaskState, Telemetry};
 
 /// Why a call is refused, by what its caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,24 @@ impl From<PrepareError> for ControlError {
 pub enum Owner {
     Here,
     At { node: String, address: String },
+}
+
+/// How a node is, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VitalSigns {
+    pub environment: String,
+    pub group: String,
+    pub bootstrap_servers: String,
+    /// The last heartbeat was written.
+    pub kafka_answers: bool,
+    /// In the registry.
+    pub deployments: usize,
+    /// Of those, the ones without a halted task or other trouble on this node.
+    pub running: usize,
+    /// Distinct input topics of all deployments.
+    pub topics: usize,
+    /// Of those, the ones of running deployments.
+    pub consumed_topics: usize,
 }
 
 /// A running node, as its control plane sees it. Cheap to clone.
@@ -192,6 +211,39 @@ impl Handle {
             owners.insert(partition, Owner::At { node: id.clone(), address: peer.heartbeat.address.clone() });
         }
         Ok(owners)
+    }
+
+    pub fn telemetry(&self) -> Arc<Telemetry> {
+        Arc::clone(&self.node.telemetry)
+    }
+
+    /// Cheap: asks nobody.
+    pub fn vital_signs(&self) -> VitalSigns {
+        let view = self.node.control_log.view();
+        let mut topics = BTreeSet::new();
+        let mut consumed = BTreeSet::new();
+        let mut running = 0;
+        for registered in view.deployments.values() {
+            let Ok(spec) = DeploymentSpec::parse(&registered.document) else { continue };
+            let inputs: Vec<String> = spec.inputs.into_values().map(|input| input.topic).collect();
+            let halted = self.node.trouble(&registered.name).is_some()
+                || self.node.board(&registered.name).is_some_and(|board| board.is_halted());
+            if !halted {
+                running += 1;
+                consumed.extend(inputs.iter().cloned());
+            }
+            topics.extend(inputs);
+        }
+        VitalSigns {
+            environment: self.node.config.environment.clone(),
+            group: format!("{}.{}", self.node.config.environment, self.node.config.group),
+            bootstrap_servers: self.node.kafka.bootstrap_servers.clone(),
+            kafka_answers: self.node.kafka_answers.load(Ordering::Relaxed),
+            deployments: view.deployments.len(),
+            running,
+            topics: topics.len(),
+            consumed_topics: consumed.len(),
+        }
     }
 
     pub fn nodes(&self) -> Vec<proto::Node> {

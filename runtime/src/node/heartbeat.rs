@@ -35,7 +35,9 @@ impl Heart {
                 if last.is_none_or(|last| last.elapsed() >= HEARTBEAT) {
                     last = Some(Instant::now());
                     let beat = beat(&node, &address).encode_to_vec();
-                    if let Err(error) = log.append(Some(node.id.as_bytes()), Some(&beat)) {
+                    let written = log.append(Some(node.id.as_bytes()), Some(&beat));
+                    node.kafka_answers.store(written.is_ok(), Ordering::Relaxed);
+                    if let Err(error) = written {
                         tracing::warn!(%error, "cannot write a heartbeat");
                     }
                 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::board::Board;
@@ -50,6 +51,8 @@ pub struct NodeRuntime {
     pub leases: Leases,
     pub commits: Arc<NodeBudget>,
     pub restores: Permits,
+    /// The last heartbeat was written.
+    pub kafka_answers: AtomicBool,
     running: RwLock<BTreeMap<String, Running>>,
 }
 
@@ -86,6 +89,7 @@ impl NodeRuntime {
             leases: Leases::default(),
             commits: Arc::default(),
             restores: Permits::new(RESTORES_MAX),
+            kafka_answers: AtomicBool::new(true),
             running: RwLock::default(),
         }
     }
