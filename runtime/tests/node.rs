@@ -30,7 +30,8 @@ struct World {
 impl World {
     fn new(topics: &[(&str, i32)]) -> World {
         let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter("info").try_init();
-        let broker = Broker::start(Config { listen: "127.0.0.1:0".into(), ..Config::default() }).expect("broker");
+        let broker =
+            Broker::start(Config { listen: "127.0.0.1:0".into(), ..Config::default() }).expect("broker");
         let world = World { broker, dir: tempfile::tempdir().expect("temporary directory") };
         let admin = Admin::new(&world.kafka()).expect("admin");
         for (name, partitions) in topics {

@@ -94,11 +94,7 @@ impl Forwarder {
         Ok(answer)
     }
 
-    async fn owners(
-        &self,
-        deployment: &str,
-        partition: Option<i32>,
-    ) -> Result<BTreeMap<i32, Owner>, Status> {
+    async fn owners(&self, deployment: &str, partition: Option<i32>) -> Result<BTreeMap<i32, Owner>, Status> {
         let deployment = deployment.to_owned();
         let mut owners = self.here(move |node| node.owners(&deployment)).await?;
         if let Some(partition) = partition {
@@ -116,7 +112,9 @@ impl Forwarder {
     ) -> Result<T, Status> {
         let node = self.node.clone();
         let answer = tokio::task::spawn_blocking(move || work(&node)).await;
-        answer.map_err(|_| Status::internal("the call failed inside the node; its log says why"))?.map_err(status)
+        answer
+            .map_err(|_| Status::internal("the call failed inside the node; its log says why"))?
+            .map_err(status)
     }
 
     async fn channel(&self, address: &str) -> Result<Channel, Status> {

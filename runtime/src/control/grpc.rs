@@ -62,10 +62,8 @@ impl proto::deployments_server::Deployments for Services {
         request: Request<proto::GetDeploymentRequest>,
     ) -> Result<Response<proto::GetDeploymentResponse>, Status> {
         let name = request.into_inner().name;
-        self.ask(move |node| {
-            Ok(proto::GetDeploymentResponse { deployment: Some(node.deployment(&name)?) })
-        })
-        .await
+        self.ask(move |node| Ok(proto::GetDeploymentResponse { deployment: Some(node.deployment(&name)?) }))
+            .await
     }
 
     async fn list(

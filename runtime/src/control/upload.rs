@@ -29,7 +29,9 @@ pub async fn receive(mut stream: Streaming<DeployRequest>) -> Result<Upload, Sta
     let mut module = Vec::new();
     while let Some(message) = stream.message().await? {
         let Some(Part::Chunk(chunk)) = message.part else {
-            return Err(Status::invalid_argument("after the header of a deploy come only chunks of its module"));
+            return Err(Status::invalid_argument(
+                "after the header of a deploy come only chunks of its module",
+            ));
         };
         if module.len() + chunk.len() > MODULE_BYTES_MAX {
             return Err(Status::invalid_argument(format!(

@@ -36,7 +36,12 @@ pub struct Board {
 
 impl Board {
     pub fn new(deployment: &str, telemetry: Arc<Telemetry>) -> Board {
-        Board { deployment: deployment.to_owned(), telemetry, tasks: Mutex::default(), trouble: Mutex::default() }
+        Board {
+            deployment: deployment.to_owned(),
+            telemetry,
+            tasks: Mutex::default(),
+            trouble: Mutex::default(),
+        }
     }
 
     /// The metrics of a worker, to be written without a lock.

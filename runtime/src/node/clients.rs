@@ -8,41 +8,11 @@ use super::runtime::NodeRuntime;
 use super::worker::{self, ConsumerFactory};
 use crate::config::NodeConfig;
 use crate::config::deployment::Guarantee;
-use crate::kafka::config::{GroupProtocol, KafkaConfig};
+use crate::kafka::config::GroupProtocol;
 use crate::kafka::consumer::{Consumer, ConsumerSpec};
 use crate::kafka::sink::{PlainSink, SinkSpec, TransactionalSink};
 use crate::ports::Sink;
 use crate::store::BudgetConfig;
-
-/// How to reach Kafka, from the node's configuration.
-pub fn kafka_config(config: &NodeConfig, node_id: &str) -> KafkaConfig {
-    let from = &config.kafka;
-    let mut kafka = KafkaConfig::new(from.bootstrap_servers.join(","));
-    kafka.client_id = format!("tidemill-{node_id}");
-    kafka.security_protocol = from.security_protocol.clone();
-    if let Some(sasl) = &from.sasl {
-        kafka.sasl_mechanism = Some(sasl.mechanism.clone());
-        kafka.sasl_username = sasl.username.clone();
-        kafka.sasl_password = sasl.password.as_ref().map(|password| password.expose().to_owned());
-    }
-    let files = [
-        ("ssl.ca.location", &from.ssl.ca),
-        ("ssl.certificate.location", &from.ssl.certificate),
-        ("ssl.key.location", &from.ssl.key),
-    ];
-    for (name, path) in files {
-        if let Some(path) = path {
-            kafka.properties.insert(name.to_owned(), path.to_string_lossy().into_owned());
-        }
-    }
-    if let Some(password) = &from.ssl.key_password {
-        kafka.properties.insert("ssl.key.password".to_owned(), password.expose().to_owned());
-    }
-    for (name, property) in &from.properties {
-        kafka.properties.insert(name.clone(), property.value.clone());
-    }
-    kafka
-}
 
 pub fn store_budget(config: &NodeConfig) -> BudgetConfig {
     BudgetConfig {
@@ -71,7 +41,12 @@ pub fn sinks(node: &NodeRuntime, revision: &Arc<Revision>, index: u32) -> SinkFa
         outputs: revision.outputs.iter().map(|output| output.topic.clone()).collect(),
         changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
         inputs: revision.inputs.iter().map(|input| input.topic.clone()).collect(),
-        batch_bytes: revision.outputs.iter().map(|output| output.record_bytes_max as u32).min().unwrap_or(1 << 20),
+        batch_bytes: revision
+            .outputs
+            .iter()
+            .map(|output| output.record_bytes_max as u32)
+            .min()
+            .unwrap_or(1 << 20),
     };
     let kafka = node.kafka.clone();
     let id = format!("{}.{}.{}.{index}", node.config.fleet, revision.registered.name, node.id);

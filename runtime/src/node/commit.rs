@@ -28,11 +28,20 @@ pub struct Job {
 /// What became of a request.
 pub enum Done {
     /// Kafka has it. A task whose store could not follow must be rebuilt; the others are committed.
-    Committed { sealed: Vec<(Sealed, Result<(), StoreError>)>, took: Duration },
+    Committed {
+        sealed: Vec<(Sealed, Result<(), StoreError>)>,
+        took: Duration,
+    },
     /// Definitely not committed; the transaction is aborted and the sink may be used again.
-    Refused { sealed: Vec<Sealed>, error: CommitError },
+    Refused {
+        sealed: Vec<Sealed>,
+        error: CommitError,
+    },
     /// Unknown: rule P1. The sink is gone; [`Committer::renew`] makes another.
-    Unknown { sealed: Vec<Sealed>, reason: String },
+    Unknown {
+        sealed: Vec<Sealed>,
+        reason: String,
+    },
     Renewed,
     NotRenewed(SourceError),
 }

@@ -118,7 +118,10 @@ fn apply(records: Vec<LogRecord>, shared: &Shared) {
     for record in records {
         let entry = record.value.as_deref().map(ControlEntry::decode);
         let Some(Ok(entry)) = entry else {
-            tracing::warn!(offset = record.offset.0, "an entry of the control topic cannot be decoded; passed over");
+            tracing::warn!(
+                offset = record.offset.0,
+                "an entry of the control topic cannot be decoded; passed over"
+            );
             registry.skip(record.offset);
             continue;
         };
@@ -145,7 +148,8 @@ impl ControlLog {
     /// Waits until the view is beyond `seen` or `timeout` has passed.
     pub fn wait_beyond(&self, seen: Offset, timeout: Duration) -> Arc<Registry> {
         let state = self.shared.lock();
-        let waited = self.shared.changed.wait_timeout_while(state, timeout, |state| state.registry.next <= seen);
+        let waited =
+            self.shared.changed.wait_timeout_while(state, timeout, |state| state.registry.next <= seen);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&state.registry)
     }
@@ -153,8 +157,11 @@ impl ControlLog {
     /// Writes a proposal and waits for what the log decides about it.
     pub fn propose(&self, entry: Entry) -> Result<Outcome, ProposeError> {
         let proposal_id = uuid::Uuid::new_v4().to_string();
-        let message =
-            ControlEntry { proposal_id: proposal_id.clone(), node: self.node.to_string(), entry: Some(entry) };
+        let message = ControlEntry {
+            proposal_id: proposal_id.clone(),
+            node: self.node.to_string(),
+            entry: Some(entry),
+        };
         let written = match self.log.append(None, Some(&message.encode_to_vec())) {
             Err(AppendError::Refused(reason)) => return Err(ProposeError::Unavailable(reason)),
             // Reading the log tells whether it is there.
@@ -171,7 +178,9 @@ impl ControlLog {
             if left.is_zero() {
                 let reason = match &written {
                     Err(reason) => reason.clone(),
-                    Ok(_) => state.trouble.clone().unwrap_or_else(|| "it was written but not read back".into()),
+                    Ok(_) => {
+                        state.trouble.clone().unwrap_or_else(|| "it was written but not read back".into())
+                    }
                 };
                 return Err(ProposeError::Unavailable(reason));
             }

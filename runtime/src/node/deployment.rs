@@ -23,7 +23,10 @@ struct RunningWorker {
 }
 
 impl RunningDeployment {
-    pub fn start(node: &Arc<NodeRuntime>, revision: Arc<Revision>) -> Result<RunningDeployment, PrepareError> {
+    pub fn start(
+        node: &Arc<NodeRuntime>,
+        revision: Arc<Revision>,
+    ) -> Result<RunningDeployment, PrepareError> {
         let mut running = RunningDeployment { revision, workers: Vec::new() };
         for index in 0..running.revision.spec.workers {
             match start_worker(node, &running.revision, index) {
@@ -65,7 +68,11 @@ impl RunningDeployment {
     }
 }
 
-fn start_worker(node: &Arc<NodeRuntime>, revision: &Arc<Revision>, index: u32) -> std::io::Result<RunningWorker> {
+fn start_worker(
+    node: &Arc<NodeRuntime>,
+    revision: &Arc<Revision>,
+    index: u32,
+) -> std::io::Result<RunningWorker> {
     let (commands, inbox) = unbounded();
     let name = &revision.registered.name;
     let parts = Parts {

@@ -47,7 +47,8 @@ impl Fleet {
             Some(Ok(heartbeat)) => {
                 let age = Duration::from_millis(u64::try_from(wall_ms - timestamp_ms).unwrap_or(0));
                 if age < FORGOTTEN {
-                    peers.insert(id.to_owned(), Peer { heartbeat, age_at_read: age, read_at: Instant::now() });
+                    peers
+                        .insert(id.to_owned(), Peer { heartbeat, age_at_read: age, read_at: Instant::now() });
                 }
             }
             Some(Err(error)) => tracing::debug!(id, %error, "a heartbeat cannot be decoded"),

@@ -94,8 +94,9 @@ impl Handle {
         header: proto::DeployHeader,
         module: Vec<u8>,
     ) -> Result<proto::DeployResponse, ControlError> {
-        let spec = DeploymentSpec::parse(&header.document)
-            .map_err(|problems| ControlError::Invalid(problems.0.iter().map(ToString::to_string).collect()))?;
+        let spec = DeploymentSpec::parse(&header.document).map_err(|problems| {
+            ControlError::Invalid(problems.0.iter().map(ToString::to_string).collect())
+        })?;
         let compiled = revision::compile(&module)?;
         let name = spec.name.clone();
         let view = self.node.control_log.view();
@@ -115,7 +116,8 @@ impl Handle {
             return Ok(proto::DeployResponse { deployment: Some(self.describe(current)), unchanged: true });
         }
         let checked = revision::check(&self.node, &spec, compiled.manifest())?;
-        let manifest = serde_json::to_string(compiled.manifest()).map_err(|error| ControlError::Internal(error.to_string()))?;
+        let manifest = serde_json::to_string(compiled.manifest())
+            .map_err(|error| ControlError::Internal(error.to_string()))?;
         if header.dry_run {
             let proposed = Registered {
                 name,
@@ -127,7 +129,10 @@ impl Handle {
                 deployed_at_ms: 0,
                 first_partitions: checked.partitions,
             };
-            return Ok(proto::DeployResponse { deployment: Some(self.describe(&proposed)), unchanged: false });
+            return Ok(proto::DeployResponse {
+                deployment: Some(self.describe(&proposed)),
+                unchanged: false,
+            });
         }
         self.node.publish_module(&digest, &module)?;
         let incarnation =
@@ -154,7 +159,13 @@ impl Handle {
     }
 
     pub fn deployments(&self) -> Vec<proto::Deployment> {
-        self.node.control_log.view().deployments.values().map(|registered| self.describe(registered)).collect()
+        self.node
+            .control_log
+            .view()
+            .deployments
+            .values()
+            .map(|registered| self.describe(registered))
+            .collect()
     }
 
     pub fn delete(&self, name: &str, keep_state: bool) -> Result<(), ControlError> {
@@ -179,12 +190,18 @@ impl Handle {
     }
 
     /// Reads one key of one partition that this node runs.
-    pub fn state_get(&self, request: &proto::GetStateRequest) -> Result<proto::GetStateResponse, ControlError> {
+    pub fn state_get(
+        &self,
+        request: &proto::GetStateRequest,
+    ) -> Result<proto::GetStateResponse, ControlError> {
         super::query::get(&self.node, request)
     }
 
     /// Reads one page of one partition that this node runs.
-    pub fn state_scan(&self, request: &proto::ScanStateRequest) -> Result<proto::ScanStateResponse, ControlError> {
+    pub fn state_scan(
+        &self,
+        request: &proto::ScanStateRequest,
+    ) -> Result<proto::ScanStateResponse, ControlError> {
         super::query::scan(&self.node, request)
     }
 
@@ -200,9 +217,14 @@ impl Handle {
                 owners.insert(partition, Owner::Here);
                 continue;
             }
-            let owner = peers.iter().filter(|(id, peer)| **id != self.node.id && peer.age() < ALIVE).find(|(_, peer)| {
-                peer.heartbeat.tasks.iter().any(|t| t.deployment == deployment && t.partition == partition)
-            });
+            let owner = peers.iter().filter(|(id, peer)| **id != self.node.id && peer.age() < ALIVE).find(
+                |(_, peer)| {
+                    peer.heartbeat
+                        .tasks
+                        .iter()
+                        .any(|t| t.deployment == deployment && t.partition == partition)
+                },
+            );
             let Some((id, peer)) = owner else {
                 return Err(ControlError::Unavailable(format!(
                     "partition {partition} of {deployment} is on no node right now (a rebalance, or no node runs); try again"
@@ -314,7 +336,10 @@ impl Handle {
             reason,
             tasks: tasks.iter().map(|(partition, task)| self.task(*partition, task, &inputs)).collect(),
             group: self.node.group(&registered.name),
-            outputs: spec.iter().flat_map(|spec| spec.outputs.values().map(|output| output.topic.clone())).collect(),
+            outputs: spec
+                .iter()
+                .flat_map(|spec| spec.outputs.values().map(|output| output.topic.clone()))
+                .collect(),
             stores: manifest.iter().flat_map(|manifest| manifest.stores.iter().map(store_info)).collect(),
             inputs,
         }

@@ -11,7 +11,9 @@ pub enum IdentityError {
     InUse(PathBuf),
     #[error("{path}: {reason}; check the directory's owner and permissions, or set state_dir")]
     Disk { path: PathBuf, reason: io::Error },
-    #[error("{path} says node {found}, the configuration says {wanted}; a state directory belongs to one node")]
+    #[error(
+        "{path} says node {found}, the configuration says {wanted}; a state directory belongs to one node"
+    )]
     Other { path: PathBuf, found: String, wanted: String },
 }
 

@@ -34,7 +34,8 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
     let inputs = topics(&spec, &manifest);
     let mut partitions = Vec::new();
     for (name, topic) in inputs.iter().zip(node.admin.describe_topics(&inputs)?) {
-        let topic = topic.ok_or_else(|| ControlError::Precondition(format!("topic {name} does not exist any more")))?;
+        let topic = topic
+            .ok_or_else(|| ControlError::Precondition(format!("topic {name} does not exist any more")))?;
         partitions.extend((0..topic.partitions).map(|partition| (name.clone(), partition)));
     }
     let ends = node.admin.offsets(&partitions, At::StableEnd)?;

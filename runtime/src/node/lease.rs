@@ -35,9 +35,9 @@ impl Leases {
     /// Waits up to `timeout` for the present holder of `dir` to let go.
     pub fn acquire(&self, dir: &Path, timeout: Duration) -> Lease {
         let entries = self.lock();
-        let waited = self.freed.wait_timeout_while(entries, timeout, |entries| {
-            matches!(entries.get(dir), Some(Entry::Held))
-        });
+        let waited = self
+            .freed
+            .wait_timeout_while(entries, timeout, |entries| matches!(entries.get(dir), Some(Entry::Held)));
         let (mut entries, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match entries.insert(dir.to_owned(), Entry::Held) {
             None => Lease::Closed,

@@ -15,7 +15,10 @@ use crate::record::Offset;
 use crate::store::{Position, Snapshot, StoreError, StoreReader};
 use crate::telemetry::TaskState;
 
-pub fn get(node: &NodeRuntime, request: &proto::GetStateRequest) -> Result<proto::GetStateResponse, ControlError> {
+pub fn get(
+    node: &NodeRuntime,
+    request: &proto::GetStateRequest,
+) -> Result<proto::GetStateResponse, ControlError> {
     let target = Target::find(node, &request.deployment, &request.store, request.partition)?;
     let (value, read_at) = target.read(node, |snapshot| snapshot.get(&request.store, &request.key))?;
     let entries = value
@@ -26,7 +29,10 @@ pub fn get(node: &NodeRuntime, request: &proto::GetStateRequest) -> Result<proto
 }
 
 /// `page_token` is the last key of the page before; `next_page_token` of the answer likewise.
-pub fn scan(node: &NodeRuntime, request: &proto::ScanStateRequest) -> Result<proto::ScanStateResponse, ControlError> {
+pub fn scan(
+    node: &NodeRuntime,
+    request: &proto::ScanStateRequest,
+) -> Result<proto::ScanStateResponse, ControlError> {
     let target = Target::find(node, &request.deployment, &request.store, request.partition)?;
     let start = match request.page_token.as_slice() {
         [] => request.prefix.clone(),
@@ -54,7 +60,11 @@ pub fn scan(node: &NodeRuntime, request: &proto::ScanStateRequest) -> Result<pro
 }
 
 /// Positions in the form in which every answer shows them.
-pub fn positions(positions: &[(u16, Offset)], inputs: &[String], partition: i32) -> Vec<proto::InputPosition> {
+pub fn positions(
+    positions: &[(u16, Offset)],
+    inputs: &[String],
+    partition: i32,
+) -> Vec<proto::InputPosition> {
     positions
         .iter()
         .map(|(input, offset)| proto::InputPosition {
@@ -72,10 +82,17 @@ struct Target {
 }
 
 impl Target {
-    fn find(node: &NodeRuntime, name: &str, store: &str, partition: Option<i32>) -> Result<Target, ControlError> {
+    fn find(
+        node: &NodeRuntime,
+        name: &str,
+        store: &str,
+        partition: Option<i32>,
+    ) -> Result<Target, ControlError> {
         let view = node.control_log.view();
-        let registered =
-            view.deployments.get(name).ok_or_else(|| ControlError::NotFound(format!("{name} is not deployed")))?;
+        let registered = view
+            .deployments
+            .get(name)
+            .ok_or_else(|| ControlError::NotFound(format!("{name} is not deployed")))?;
         let manifest = manifest(registered)?;
         if !manifest.stores.iter().any(|known| known.name == store) {
             let names: Vec<_> = manifest.stores.iter().map(|store| store.name.as_str()).collect();
@@ -134,7 +151,9 @@ fn manifest(registered: &Registered) -> Result<Manifest, ControlError> {
 
 fn readable(name: &str, partition: i32, task: Option<TaskEntry>) -> Result<StoreReader, ControlError> {
     let Some(task) = task else {
-        return Err(ControlError::Unavailable(format!("partition {partition} of {name} is not on this node")));
+        return Err(ControlError::Unavailable(format!(
+            "partition {partition} of {name} is not on this node"
+        )));
     };
     match (task.state, task.reader) {
         (TaskState::Running | TaskState::Halted, Some(reader)) => Ok(reader),

@@ -68,7 +68,11 @@ impl Restorer for KafkaRestorer {
         if let Err(error) = spawned {
             let reason = format!("no thread to restore on: {error}; raise the limit on threads");
             // The receiver is the worker that is calling.
-            let _ = for_failure.send(Verdict { partition, ticket, outcome: Outcome::Halt { reason, store: None } });
+            let _ = for_failure.send(Verdict {
+                partition,
+                ticket,
+                outcome: Outcome::Halt { reason, store: None },
+            });
         }
     }
 
@@ -161,7 +165,9 @@ impl Context {
 
     fn failed(&self, partition: i32, error: &RecoveryError) -> Outcome {
         match error {
-            RecoveryError::Kafka(SourceError::Refused(reason)) => Outcome::Halt { reason: reason.clone(), store: None },
+            RecoveryError::Kafka(SourceError::Refused(reason)) => {
+                Outcome::Halt { reason: reason.clone(), store: None }
+            }
             RecoveryError::Store(StoreError::Locked(_) | StoreError::Io(_) | StoreError::Refused(_)) => {
                 Outcome::Halt { reason: error.to_string(), store: None }
             }
@@ -213,7 +219,9 @@ impl Context {
                 },
             };
             match recovery::recover(job, &mut kafka, &mut hooks)? {
-                recovery::Outcome::Start(start, report) => return Ok(self.task(partition, start, &report, metrics)),
+                recovery::Outcome::Start(start, report) => {
+                    return Ok(self.task(partition, start, &report, metrics));
+                }
                 recovery::Outcome::Unresolved(inputs, store) => {
                     open = store;
                     if let Err(outcome) = self.resolve(partition, &inputs) {
@@ -269,7 +277,12 @@ impl Context {
     /// Resolves `start:` to an offset and writes it to the registry, where the first answer wins.
     fn resolve(&self, partition: i32, inputs: &[u16]) -> Result<(), Outcome> {
         let again = |reason: String| {
-            tracing::warn!(deployment = self.revision.registered.name, partition, reason, "cannot resolve where to start");
+            tracing::warn!(
+                deployment = self.revision.registered.name,
+                partition,
+                reason,
+                "cannot resolve where to start"
+            );
             std::thread::park_timeout(AGAIN_PAUSE);
             Outcome::Again { store: None }
         };

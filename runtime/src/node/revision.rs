@@ -35,7 +35,9 @@ impl From<SourceError> for PrepareError {
     fn from(error: SourceError) -> PrepareError {
         match error {
             SourceError::Refused(reason) => PrepareError::Precondition(vec![reason]),
-            SourceError::Fatal(reason) | SourceError::Unavailable(reason) => PrepareError::Unavailable(reason),
+            SourceError::Fatal(reason) | SourceError::Unavailable(reason) => {
+                PrepareError::Unavailable(reason)
+            }
         }
     }
 }
@@ -150,7 +152,11 @@ pub struct Checked {
 }
 
 /// Checks a document against a module and both against the cluster. Changes nothing.
-pub fn check(node: &NodeRuntime, spec: &DeploymentSpec, manifest: &Manifest) -> Result<Checked, PrepareError> {
+pub fn check(
+    node: &NodeRuntime,
+    spec: &DeploymentSpec,
+    manifest: &Manifest,
+) -> Result<Checked, PrepareError> {
     let problems = bind(spec, manifest);
     if !problems.is_empty() {
         return Err(PrepareError::Invalid(problems));
@@ -160,13 +166,16 @@ pub fn check(node: &NodeRuntime, spec: &DeploymentSpec, manifest: &Manifest) -> 
     if !problems.is_empty() {
         return Err(PrepareError::Precondition(problems));
     }
-    let inputs: Vec<&Found> = manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
+    let inputs: Vec<&Found> =
+        manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
     let outputs: Vec<&Found> =
         manifest.outputs.iter().filter_map(|name| found.get(&spec.outputs.get(name)?.topic)).collect();
     let partitions = inputs.first().map_or(0, |input| input.topic.partitions);
     if inputs.iter().any(|input| input.topic.partitions != partitions) {
-        let shown: Vec<_> =
-            inputs.iter().map(|input| format!("{} has {}", input.topic.name, input.topic.partitions)).collect();
+        let shown: Vec<_> = inputs
+            .iter()
+            .map(|input| format!("{} has {}", input.topic.name, input.topic.partitions))
+            .collect();
         return Err(PrepareError::Precondition(vec![format!(
             "the inputs have different numbers of partitions ({}), so equal keys would not meet; give them the same number",
             shown.join(", ")
@@ -208,7 +217,8 @@ impl Found {
     }
 
     fn as_output(&self) -> OutputRule {
-        let sets_time = self.configs.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
+        let sets_time =
+            self.configs.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
         OutputRule {
             topic: self.topic.name.clone(),
             record_bytes_max: self.message_bytes_max(),
@@ -224,7 +234,8 @@ impl Found {
 /// The topics of a document that exist.
 fn find_topics(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<String, Found>, PrepareError> {
     let inputs = spec.inputs.values().map(|input| input.topic.clone());
-    let names: BTreeSet<String> = inputs.chain(spec.outputs.values().map(|output| output.topic.clone())).collect();
+    let names: BTreeSet<String> =
+        inputs.chain(spec.outputs.values().map(|output| output.topic.clone())).collect();
     let names: Vec<String> = names.into_iter().collect();
     let mut found = BTreeMap::new();
     for topic in node.admin.describe_topics(&names)?.into_iter().flatten() {
@@ -239,7 +250,10 @@ fn find_topics(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<Str
 pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, PrepareError> {
     let spec = DeploymentSpec::parse(&registered.document)
         .map_err(|problems| PrepareError::Invalid(problems.0.iter().map(ToString::to_string).collect()))?;
-    let bytes = node.modules.load(&registered.module, || node.topic_log(&node.modules_topic())).map_err(module_error)?;
+    let bytes = node
+        .modules
+        .load(&registered.module, || node.topic_log(&node.modules_topic()))
+        .map_err(module_error)?;
     let module = compile(&bytes)?;
     let manifest = module.manifest().clone();
     let checked = check(node, &spec, &manifest)?;
@@ -247,7 +261,8 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         true => None,
         false => Some(changelog(node, &spec, &checked)?),
     };
-    let stores = Stores::new(&manifest.stores).map_err(|error| PrepareError::Invalid(vec![error.to_string()]))?;
+    let stores =
+        Stores::new(&manifest.stores).map_err(|error| PrepareError::Invalid(vec![error.to_string()]))?;
     let stores = Arc::new(stores);
     let linked = Linked::new(&module, &registered.name, &spec.config, &spec.limits)
         .map_err(|error| PrepareError::Invalid(vec![error.to_string()]))?;
@@ -266,7 +281,11 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
 }
 
 /// Finds the changelog, or makes it. One that does not fit its deployment any more is refused.
-fn changelog(node: &NodeRuntime, spec: &DeploymentSpec, checked: &Checked) -> Result<ChangelogTopic, PrepareError> {
+fn changelog(
+    node: &NodeRuntime,
+    spec: &DeploymentSpec,
+    checked: &Checked,
+) -> Result<ChangelogTopic, PrepareError> {
     let settings = &spec.changelog;
     let record_bytes_max = 2 * checked.input_bytes_max;
     let mut wanted = NewTopic::new(node.changelog_topic(&spec.name), checked.partitions)

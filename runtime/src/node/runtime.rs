@@ -169,7 +169,9 @@ impl NodeRuntime {
         };
         match self.state_dir.collect(keep) {
             Ok(collected) if collected.is_empty() => {}
-            Ok(collected) => tracing::info!(directories = collected.len(), "deleted state of deployments that are gone"),
+            Ok(collected) => {
+                tracing::info!(directories = collected.len(), "deleted state of deployments that are gone")
+            }
             Err(error) => tracing::warn!(%error, "cannot delete state of deployments that are gone"),
         }
     }
@@ -204,7 +206,8 @@ impl NodeRuntime {
 
     /// Makes a module loadable by every node of the fleet.
     pub fn publish_module(&self, digest: &str, module: &[u8]) -> Result<(), ControlError> {
-        let unavailable = |error: String| ControlError::Unavailable(format!("cannot publish the module: {error}"));
+        let unavailable =
+            |error: String| ControlError::Unavailable(format!("cannot publish the module: {error}"));
         let log = self.topic_log(&self.modules_topic()).map_err(|error| unavailable(error.to_string()))?;
         modules::publish(&log, module).map_err(|error| unavailable(error.to_string()))?;
         self.modules.keep(digest, module).map_err(|error| ControlError::Internal(error.to_string()))

@@ -15,11 +15,12 @@ use super::runtime::{Foundations, NodeRuntime};
 use super::supervisor::Supervisor;
 use crate::config::NodeConfig;
 use crate::kafka::admin::{Admin, AdminError, NewTopic};
+use crate::kafka::config::KafkaConfig;
 use crate::kafka::peek::Peek;
 use crate::kafka::topic_log::TopicLog;
 use crate::ports::SourceError;
-use crate::telemetry::Telemetry;
 use crate::store::{FlushRule, StateDir, StoreBudget, StoreError, flush_due};
+use crate::telemetry::Telemetry;
 
 /// Why a node does not start. Each says what, where and how to fix it.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +52,10 @@ pub struct Node {
 impl Node {
     /// `address` is where other nodes reach this one's control plane.
     pub fn start(config: NodeConfig, address: String) -> Result<Node, NodeError> {
-        let (state_dir, space) = StateDir::open(&config.state_dir.join("stores"), config.state_free_min_bytes)?;
+        let (state_dir, space) =
+            StateDir::open(&config.state_dir.join("stores"), config.state_free_min_bytes)?;
         let identity = Identity::open(&config.state_dir, config.node_id.as_deref())?;
-        let kafka = clients::kafka_config(&config, &identity.node_id);
+        let kafka = KafkaConfig::from_node(&config.kafka, &format!("tidemill-{}", identity.node_id));
         let admin = Admin::new(&kafka)?;
         let cluster_id = admin.cluster_id()?;
         for topic in fleet_topics(&config) {

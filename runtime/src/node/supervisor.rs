@@ -68,7 +68,9 @@ impl Supervisor {
 fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view: &Registry) {
     let gone: Vec<String> = places
         .iter()
-        .filter(|(name, place)| view.deployments.get(*name).is_none_or(|now| now.incarnation != place.incarnation()))
+        .filter(|(name, place)| {
+            view.deployments.get(*name).is_none_or(|now| now.incarnation != place.incarnation())
+        })
         .map(|(name, _)| name.clone())
         .collect();
     for name in gone {
@@ -99,7 +101,9 @@ fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) 
             deployment.stop(false);
             RETRY_MIN
         }
-        Some(Place::Failed { revision, again, .. }) if revision == registered.revision && again > Instant::now() => {
+        Some(Place::Failed { revision, again, .. })
+            if revision == registered.revision && again > Instant::now() =>
+        {
             return place;
         }
         Some(Place::Failed { revision, backoff, .. }) if revision == registered.revision => {

@@ -34,8 +34,8 @@ use crate::config::deployment::CommitSpec;
 use crate::ports::{Clock, Group, Membership, Source, SourceError, Taken};
 use crate::record::{Batch, InputPartition, Offset};
 use crate::store::Store;
-use crate::telemetry::{TaskMetrics, WorkerMetrics};
 use crate::task::{Applied, Sealed, TakenAt, Task, TaskState as Life};
+use crate::telemetry::{TaskMetrics, WorkerMetrics};
 
 /// A take never waits longer, so that commands and restores are served.
 const TAKE_WAIT_MAX: Duration = Duration::from_millis(50);
@@ -88,11 +88,17 @@ struct Slot {
 
 enum SlotState {
     /// For a producer, for a back-off to pass, or for the partition of another input.
-    Waiting { store: Option<Store> },
-    Restoring { ticket: Ticket },
+    Waiting {
+        store: Option<Store>,
+    },
+    Restoring {
+        ticket: Ticket,
+    },
     Running(Box<Task>),
     /// Only a person can help. The store stays, so that its state can still be read.
-    Halted { store: Option<Store> },
+    Halted {
+        store: Option<Store>,
+    },
 }
 
 /// A resource that is rebuilt after a failure, with back-off.
@@ -102,7 +108,9 @@ enum Standing {
     /// Being made.
     Pending,
     /// Failed; tried again at this time of the clock.
-    Down { until: Duration },
+    Down {
+        until: Duration,
+    },
 }
 
 pub struct Worker<C: Consumer> {
@@ -250,7 +258,8 @@ impl<C: Consumer> Worker<C> {
         }
         let partition = batch.partition;
         let taken = TakenAt { monotonic: self.clock.monotonic(), wall_ms: self.clock.wall_ms() };
-        let Some(Slot { state: SlotState::Running(task), metrics, .. }) = self.slots.get_mut(&partition) else {
+        let Some(Slot { state: SlotState::Running(task), metrics, .. }) = self.slots.get_mut(&partition)
+        else {
             return; // Of a task that is not running: it is read again from its position.
         };
         let bytes = batch.bytes() as u64;
@@ -291,7 +300,8 @@ impl<C: Consumer> Worker<C> {
             return;
         }
         self.stalled = false;
-        let positions: Vec<_> = running(&mut self.slots).map(|(number, task)| (number, positions(task))).collect();
+        let positions: Vec<_> =
+            running(&mut self.slots).map(|(number, task)| (number, positions(task))).collect();
         for (partition, positions) in positions {
             self.start_inputs(partition, &positions);
         }

@@ -41,7 +41,8 @@ impl<C: Consumer> Worker<C> {
     /// Kafka has it; gives each task its store back.
     fn settle(&mut self, sealed: Sealed, applied: Result<(), StoreError>) {
         let partition = sealed.partition;
-        let Some(Slot { state: SlotState::Running(task), metrics, .. }) = self.slots.get_mut(&partition) else {
+        let Some(Slot { state: SlotState::Running(task), metrics, .. }) = self.slots.get_mut(&partition)
+        else {
             self.give_back(partition, sealed.into_store());
             return;
         };

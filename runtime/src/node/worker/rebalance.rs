@@ -112,7 +112,9 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn give_back(&mut self, partition: i32, store: Option<Store>) {
         let Some(store) = store else { return };
         match self.slots.get_mut(&partition).map(|slot| &mut slot.state) {
-            Some(SlotState::Waiting { store: place } | SlotState::Halted { store: place }) => *place = Some(store),
+            Some(SlotState::Waiting { store: place } | SlotState::Halted { store: place }) => {
+                *place = Some(store)
+            }
             _ => self.restorer.release(partition, store),
         }
     }
@@ -143,8 +145,12 @@ impl<C: Consumer> Worker<C> {
     /// Sorts what went wrong in a task, and was no record's fault, by what to do about it.
     pub(super) fn task_failed(&mut self, partition: i32, error: &TaskError) {
         match error {
-            TaskError::Store(StoreError::Corrupt(_)) | TaskError::State(_) => self.rebuild(partition, &error.to_string()),
-            TaskError::Store(_) | TaskError::Handler(_) | TaskError::Misuse(_) => self.halt(partition, error.to_string()),
+            TaskError::Store(StoreError::Corrupt(_)) | TaskError::State(_) => {
+                self.rebuild(partition, &error.to_string())
+            }
+            TaskError::Store(_) | TaskError::Handler(_) | TaskError::Misuse(_) => {
+                self.halt(partition, error.to_string())
+            }
         }
     }
 
@@ -268,7 +274,9 @@ impl<C: Consumer> Worker<C> {
 fn into_store(state: SlotState, sealed: Option<Sealed>) -> Option<Store> {
     match state {
         SlotState::Running(task) => task.close(sealed).store,
-        SlotState::Waiting { store } | SlotState::Halted { store } => store.or(sealed.and_then(Sealed::into_store)),
+        SlotState::Waiting { store } | SlotState::Halted { store } => {
+            store.or(sealed.and_then(Sealed::into_store))
+        }
         SlotState::Restoring { .. } => sealed.and_then(Sealed::into_store),
     }
 }
