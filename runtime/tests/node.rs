@@ -102,8 +102,8 @@ fn count(node: &Node, key: &str) -> Option<u64> {
 const WORD_COUNT: &str = "\
 name: word-count
 module: count.wasm
-inputs: { records: { topic: words } }
-outputs: { counts: { topic: counts } }
+inputs: { in: { topic: words } }
+outputs: { out: { topic: counts } }
 ";
 
 #[test]
