@@ -11,12 +11,6 @@ use crate::config::deployment::Failures;
 use crate::effects::{Effects, Emissions, Fault, Status, Writes};
 use crate::record::{Batch, Offset};
 
-/// What a call came to, apart from trouble that is no record's fault.
-enum Called {
-    Effects(Effects),
-    Fault(Fault),
-}
-
 impl Task {
     /// Runs a batch of one of the task's inputs. Records below the task's position are ignored, and
     /// so is everything given to a halted task. After an error nothing of the batch's last call is in
@@ -94,13 +88,13 @@ impl Task {
             return Ok(());
         }
         let effects = match self.call(batch)? {
-            Called::Effects(effects) => effects,
-            Called::Fault(fault) if batch.len() == 1 => {
+            Ok(effects) => effects,
+            Err(fault) if batch.len() == 1 => {
                 self.suspect(batch.input, batch.offsets[0]);
                 self.fail(batch, 0, sort(fault), taken, applied);
                 return Ok(());
             }
-            Called::Fault(_) => {
+            Err(_) => {
                 // Which record is at fault shows only one by one.
                 self.stats.replays += 1;
                 for row in 0..batch.len() {
@@ -125,13 +119,14 @@ impl Task {
         Ok(())
     }
 
-    fn call(&mut self, batch: &Batch) -> Result<Called, TaskError> {
+    /// One call. The outer error is trouble that is no record's fault.
+    fn call(&mut self, batch: &Batch) -> Result<Result<Effects, Fault>, TaskError> {
         let order = self.config.order();
         let prefetched = self.view.prefetch(&batch.keys)?;
         self.stats.calls += 1;
         let fault = match self.handler.handle(batch, order, prefetched, &mut self.view) {
             Ok(effects) => match check_statuses(&effects.statuses, order, batch.len()) {
-                Ok(()) => return Ok(Called::Effects(effects)),
+                Ok(()) => return Ok(Ok(effects)),
                 Err(lie) => {
                     self.handler.renew().map_err(TaskError::Handler)?;
                     Fault::Trap(lie)
@@ -142,7 +137,7 @@ impl Task {
         self.view.take_scratch();
         match fault {
             Fault::Store(reason) => Err(TaskError::State(reason)),
-            fault => Ok(Called::Fault(fault)),
+            fault => Ok(Err(fault)),
         }
     }
 

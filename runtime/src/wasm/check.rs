@@ -359,7 +359,7 @@ mod tests {
             raw.write = RawWrites {
                 source: vec![2, 1],
                 store: vec![0; 2],
-                key: raw_column(&[Some(b"k"); 2]),
+                key: raw_column(&[Some(&b"k"[..]); 2]),
                 value: raw_column(&[None; 2]),
             }
         });
