@@ -165,7 +165,7 @@ fn check(bytes: &Bytes, settings: &Settings, call: &Call<'_>) -> Result<Header, 
     let header = Header::check(bytes).map_err(refusal)?;
     let invalid = Err((ResponseError::InvalidRecord, Some(BatchError::Header)));
     // One batch per partition and request, as Kafka demands; also nothing after it.
-    if header.size() != bytes.len() || header.count != header.last_offset_delta + 1 {
+    if header.size() != bytes.len() || i64::from(header.count) != i64::from(header.last_offset_delta) + 1 {
         return invalid;
     }
     let sequenced = header.base_sequence >= 0 && header.producer_epoch >= 0;

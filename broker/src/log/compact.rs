@@ -83,7 +83,7 @@ impl Log {
         let dirty = |segment: &&Segment| segment.next > self.cleaned_to;
         let dirty_bytes: u64 = cleanable().filter(dirty).map(|segment| segment.size).sum();
         let total: u64 = cleanable().map(|segment| segment.size).sum();
-        let old = |at: i64| now_ms - at >= settings.delete_retention_ms;
+        let old = |at: i64| now_ms.saturating_sub(at) >= settings.delete_retention_ms;
         let aged = cleanable().any(|segment| segment.ages && segment.cleaned_ms.is_some_and(old));
         let worth_it = dirty_bytes as f64 >= settings.min_cleanable_dirty_ratio * total as f64;
         aged || (dirty_bytes > 0 && worth_it)
@@ -160,7 +160,7 @@ impl Job {
         let mut filter = Filter { keys: &keys, aborted: &self.aborted, kept_data: HashSet::new() };
         let mut replacements = Vec::with_capacity(covered);
         for segment in self.segments.iter().take(covered) {
-            let old = |at: i64| self.now_ms - at >= self.delete_retention_ms;
+            let old = |at: i64| self.now_ms.saturating_sub(at) >= self.delete_retention_ms;
             let mut cleaned = filter.rewrite(segment, segment.cleaned_ms.is_some_and(old))?;
             // Forced even by default: a power loss may cost what is new, never what is old.
             cleaned.sync()?;
@@ -188,7 +188,7 @@ impl Job {
                 for_each_record(&header, &bytes, |record| {
                     if let Some(key) = record.key {
                         let hash = keys.hash(key);
-                        keys.last.insert(hash, header.base_offset + record.offset_delta);
+                        keys.last.insert(hash, header.base_offset.saturating_add(record.offset_delta));
                     }
                 })?;
             }
@@ -245,7 +245,7 @@ impl Filter<'_> {
         let mut kept = BytesMut::new();
         let mut count = 0;
         for_each_record(header, &bytes, |record| {
-            let offset = header.base_offset + record.offset_delta;
+            let offset = header.base_offset.saturating_add(record.offset_delta);
             let last = record.key.and_then(|key| self.keys.last.get(&self.keys.hash(key)));
             let superseded = last.is_none_or(|last| *last > offset);
             let expired = record.tombstone && drop_tombstones;

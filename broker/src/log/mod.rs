@@ -158,7 +158,8 @@ impl Log {
     fn roll_if_due(&mut self, incoming: u64, settings: &Settings, now_ms: i64) -> io::Result<()> {
         let last = self.last_mut()?;
         let full = last.size + incoming > settings.segment_bytes;
-        let old = last.first_append_ms.is_some_and(|first| now_ms - first >= settings.segment_ms);
+        let old =
+            last.first_append_ms.is_some_and(|first| now_ms.saturating_sub(first) >= settings.segment_ms);
         if last.size > 0 && (full || old) { self.roll() } else { Ok(()) }
     }
 

@@ -11,8 +11,11 @@ use super::Shared;
 pub fn run(shared: &Arc<Shared>) {
     while !shared.stopping() {
         let due = shared.core().compaction_due(shared.now());
-        if let Err(error) = compact(shared, &due) {
-            tracing::error!(%error, "compaction failed");
+        for (topic, partition) in due {
+            // One partition with records that cannot be opened must not keep others from it.
+            if let Err(error) = compact(shared, &[(topic, partition)]) {
+                tracing::error!(%error, %topic, partition, "compaction failed");
+            }
         }
         std::thread::park_timeout(shared.config.maintenance_interval);
     }

@@ -146,6 +146,25 @@ fn a_damaged_batch_is_refused_and_the_next_one_taken() {
 }
 
 #[test]
+fn a_batch_whose_numbers_make_no_sense_is_refused() {
+    let topic = topic("senseless", 1, &[]);
+    let mut raw = connect();
+    let good = batch(NOBODY, &["v"]);
+    // Last offset delta and count, each at its largest, with a checksum that is right.
+    for at in [23..27, 57..61] {
+        let mut bad = good.to_vec();
+        bad[at.clone()].copy_from_slice(&i32::MAX.to_be_bytes());
+        let crc = crc32c::crc32c(&bad[21..]);
+        bad[17..21].copy_from_slice(&crc.to_be_bytes());
+        assert_ne!(produce_raw(&mut raw, &topic, None, bad.into()).error_code, 0, "bytes {at:?}");
+    }
+    let mut far = good.to_vec();
+    far[..8].copy_from_slice(&i64::MAX.to_be_bytes());
+    produce_raw(&mut raw, &topic, None, far.into());
+    assert_eq!(produce_raw(&mut raw, &topic, None, good).error_code, 0);
+}
+
+#[test]
 fn an_unknown_topic_or_partition_is_an_error_of_that_partition_alone() {
     let mut raw = connect();
     let unknown = unique("unknown");
