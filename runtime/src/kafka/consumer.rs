@@ -16,7 +16,6 @@
 //!   past the event: only a new start (a seek) makes it flow again.
 //! - Offsets are ours. librdkafka stores and commits none.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::config::{GroupProtocol, GroupSettings, KafkaConfig};
@@ -94,10 +93,10 @@ pub struct Consumer {
     raw: Raw,
     spec: ConsumerSpec,
     slots: Vec<Slot>,
-    /// librdkafka's topic object and partition -> slot; emptied whenever the slots change.
-    by_topic: HashMap<(usize, i32), usize>,
     membership: Membership,
     question: Option<Question>,
+    /// Closed already.
+    left: bool,
 }
 
 impl Consumer {
@@ -117,23 +116,29 @@ impl Consumer {
             raw,
             spec,
             slots: Vec::new(),
-            by_topic: HashMap::new(),
             membership: Membership { generation: -1, ..Membership::default() },
             question: None,
+            left: false,
         })
     }
 
     /// Leaves the group, so that others get the partitions at once. Without it a static member's
     /// partitions wait for its return until the session expires. Commit or drop all work first.
     pub fn leave(mut self) {
-        // librdkafka can only leave once no answer is owed.
+        self.settle_question();
+        self.raw.close(true);
+        self.left = true;
+    }
+
+    /// Answers what the group still asks, because librdkafka cannot close while it waits for that.
+    fn settle_question(&mut self) {
+        self.serve_rebalances(&mut Vec::new());
         let _ = match self.question {
             Some(Question::Assign(_)) => self.assign(&[]),
             Some(Question::Unassign(_)) => self.unassign(&[]),
             None => Ok(()),
         };
         self.slots.clear();
-        self.raw.close(true);
     }
 
     /// Partitions of the current assignment that were accepted, started or not.
@@ -223,6 +228,7 @@ impl Consumer {
     fn copy_pending(&mut self, out: &mut Vec<Taken>) -> Result<(), SourceError> {
         let mut touched: Vec<usize> = Vec::new();
         let mut bytes = 0;
+        let mut last = ((0, -1), None);
         let mut outcome = Ok(());
         while let Some(message) = self.raw.front() {
             if message.is_error() {
@@ -244,13 +250,12 @@ impl Consumer {
                 }
                 continue;
             }
-            let key = (message.topic_id(), message.partition());
-            let found = match self.by_topic.get(&key) {
-                Some(&index) => Some(index),
-                None => self.input_partition(&message.topic(), key.1).and_then(|id| self.slot(id)),
-            };
-            if let Some(index) = found {
-                self.by_topic.insert(key, index);
+            // Records come in runs of one partition, so a slot is looked for once per run.
+            let run = (message.topic_id(), message.partition());
+            if last.0 != run {
+                last = (run, self.find_slot(message));
+            }
+            if let Some(index) = last.1 {
                 let size = message.key().map_or(0, <[u8]>::len) + message.value().map_or(0, <[u8]>::len);
                 if bytes > 0 && bytes + size > self.spec.batch_bytes {
                     break;
@@ -261,14 +266,18 @@ impl Consumer {
                         slot.open();
                         touched.push(index);
                     }
-                    slot.push(message, self.spec.wants_headers);
-                    bytes += size;
+                    bytes += size + slot.push(message, self.spec.wants_headers);
                 }
             }
             self.raw.pop();
         }
         touched.into_iter().for_each(|index| flush(&mut self.slots[index], out));
         outcome
+    }
+
+    fn find_slot(&self, message: &Message) -> Option<usize> {
+        let id = self.input_partition(&message.topic(), message.partition())?;
+        self.slot(id)
     }
 
     /// Sorts an event that came in the place of a record.
@@ -360,18 +369,21 @@ impl Slot {
         };
     }
 
-    fn push(&mut self, message: &Message, wants_headers: bool) {
+    /// Appends a record and answers the bytes of its headers.
+    fn push(&mut self, message: &Message, wants_headers: bool) -> usize {
         let batch = &mut self.batch;
         batch.offsets.push(message.offset());
         batch.timestamps.push(message.timestamp());
         batch.keys.push(message.key());
         batch.values.push(message.value());
-        if wants_headers {
-            let mut headers = Vec::new();
-            message.headers(&mut headers);
-            batch.headers.push((!headers.is_empty()).then_some(&headers[..]));
-        }
         self.next = message.offset() + 1;
+        if !wants_headers {
+            return 0;
+        }
+        let mut headers = Vec::new();
+        message.headers(&mut headers);
+        batch.headers.push((!headers.is_empty()).then_some(&headers[..]));
+        headers.len()
     }
 }
 
@@ -412,7 +424,6 @@ impl Source for Consumer {
         };
         self.is_unanswered("cannot start a partition")?;
         self.stop_slot(index);
-        self.by_topic.clear();
         let list = self.list([(partition, at.0 as i64)]);
         let told = |error: KafkaError| source_error("cannot start a partition", &error);
         match self.raw.seek(&list, SEEK_WAIT) {
@@ -483,7 +494,6 @@ impl Group for Consumer {
             self.raw.discard_all();
         }
         self.question = None;
-        self.by_topic.clear();
         for (id, next) in added {
             let slot = Slot { id, state: State::Stopped, next, batch: Batch::default(), hint: (0, 0) };
             self.slots.push(slot);
@@ -505,7 +515,6 @@ impl Group for Consumer {
             self.raw.assign(None).map_err(told)?;
         }
         self.question = None;
-        self.by_topic.clear();
         let eager = !self.is_cooperative();
         self.slots.retain(|slot| !eager && !gone.contains(&slot.id));
         Ok(())
@@ -528,11 +537,12 @@ impl Group for Consumer {
 }
 
 impl Drop for Consumer {
+    /// Closes. A static member does not tell the group, which keeps its partitions for it; a
+    /// dynamic one leaves. Closing properly, rather than just destroying the handle, matters even
+    /// to a static member: librdkafka 2.12 never ends a handle whose assignment was not answered.
     fn drop(&mut self) {
-        // A static member just goes: its partitions are kept for it. A dynamic one would leave its
-        // partitions waiting for nobody.
-        if self.spec.instance_id.is_none() && self.raw.client().fatal().is_none() {
-            self.slots.clear();
+        if !self.left {
+            self.settle_question();
             self.raw.close(false);
         }
     }

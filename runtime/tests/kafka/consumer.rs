@@ -315,3 +315,59 @@ fn an_unknown_input_is_refused_by_name() {
     });
     assert!(matches!(&error, SourceError::Refused(reason) if reason.contains(&topic)), "{error}");
 }
+
+#[test]
+fn a_member_that_did_not_poll_is_told_that_its_partitions_are_lost_and_joins_again() {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("lost", 2);
+    let mut config = cluster.config();
+    config.limits.poll_interval = config.limits.session_timeout;
+    let group = unique("group");
+    let mut consumer = Consumer::new(&config, spec(&group, &[&topic])).unwrap();
+    let mut out = Vec::new();
+    wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
+    consumer.assign(&[(at(0, 0), Offset(0)), (at(0, 1), Offset(0))]).unwrap();
+    consumer.start(at(0, 0), Offset(0)).unwrap();
+    let before = consumer.membership();
+
+    // The group gives up on a member that does nothing; the client's own threads notice.
+    let admin = cluster.admin();
+    crate::harness::eventually("the group to be empty", || {
+        admin.describe_group(&group).ok().filter(|group| group.members.is_empty())
+    });
+    out.clear();
+    wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Lost(_))));
+    let Some(Taken::Lost(lost)) = out.pop() else { unreachable!() };
+    assert_eq!(lost.len(), 2);
+    assert!(!consumer.membership().is_valid(), "{:?}", consumer.membership());
+    consumer.unassign(&lost).unwrap();
+
+    out.clear();
+    wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
+    assert!(consumer.membership().is_valid());
+    assert_ne!(consumer.membership().member_id, before.member_id);
+    consumer.assign(&[(at(0, 0), Offset(0)), (at(0, 1), Offset(0))]).unwrap();
+    consumer.start(at(0, 1), Offset(0)).unwrap();
+    cluster.produce_numbers(&topic, 1, 0..3);
+    wait_for(&mut consumer, &mut out, |out| offsets(out) == [0, 1, 2]);
+}
+
+#[test]
+fn a_consumer_that_goes_away_owing_an_answer_does_not_hang() {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("owing", 2);
+    for instance_id in [None, Some("owing-0".to_owned())] {
+        for leave in [false, true] {
+            let spec = ConsumerSpec { instance_id: instance_id.clone(), ..spec(&unique("group"), &[&topic]) };
+            let mut consumer = Consumer::new(&cluster.config(), spec).unwrap();
+            let mut out = Vec::new();
+            wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
+            let begun = Instant::now();
+            match leave {
+                true => consumer.leave(),
+                false => drop(consumer),
+            }
+            assert!(begun.elapsed() < Duration::from_secs(5), "{leave}: {:?}", begun.elapsed());
+        }
+    }
+}

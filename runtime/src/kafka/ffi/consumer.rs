@@ -241,25 +241,28 @@ impl Consumer {
             }
         }
         // SAFETY: live handle; the queue is the consumer's own, which is what we poll.
-        if unsafe { consume(rd::rd_kafka_consumer_close_queue(self.client.raw(), self.queue.0)) }.is_ok() {
-            // SAFETY: live handle.
-            self.serve_until(deadline, |consumer| unsafe {
-                rd::rd_kafka_consumer_closed(consumer.client.raw()) != 0
-            });
+        let asked = unsafe { consume(rd::rd_kafka_consumer_close_queue(self.client.raw(), self.queue.0)) };
+        // SAFETY: live handle.
+        let is_closed =
+            |consumer: &Consumer| unsafe { rd::rd_kafka_consumer_closed(consumer.client.raw()) != 0 };
+        if asked.is_err() || !self.serve_until(deadline, is_closed) {
+            // Destroying it may then take for ever, so somebody else does.
+            self.client.abandon();
         }
     }
 
-    /// Polls, dropping what comes, until the condition holds.
-    fn serve_until(&mut self, deadline: Instant, done: impl Fn(&Consumer) -> bool) {
+    /// Polls, dropping what comes, until the condition holds; false when the deadline came first.
+    fn serve_until(&mut self, deadline: Instant, done: impl Fn(&Consumer) -> bool) -> bool {
         while !done(self) {
             self.fill(64);
             self.pending.clear();
             if Instant::now() >= deadline {
                 tracing::warn!("the group did not let this consumer go in time; it will expire");
-                return;
+                return false;
             }
             self.client.shared.wait_ready((Instant::now() + Duration::from_millis(5)).min(deadline));
         }
+        true
     }
 }
 

@@ -144,6 +144,8 @@ pub(super) enum Kind {
 pub(super) struct Client {
     rk: NonNull<rd::rd_kafka_t>,
     shared: Arc<Shared>,
+    /// The destructor may not return; see `abandon`.
+    abandoned: bool,
 }
 
 // SAFETY: librdkafka's handle is thread-safe by contract; `Shared` is `Send + Sync`.
@@ -195,7 +197,7 @@ impl Client {
             return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG, reason));
         };
         std::mem::forget(conf);
-        let client = Client { rk, shared };
+        let client = Client { rk, shared, abandoned: false };
         if kind == Kind::Producer {
             // SAFETY: the handle is live; both queue references are ours and given back, and
             // forwarding keeps references of its own.
@@ -216,6 +218,11 @@ impl Client {
 
     pub(in crate::kafka) fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    /// Leaves the destruction of the handle to a thread of its own.
+    fn abandon(&mut self) {
+        self.abandoned = true;
     }
 
     fn raw(&self) -> *mut rd::rd_kafka_t {
@@ -271,12 +278,35 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // A consumer that wants to leave its group has done so already (`Consumer::close`). Without
-        // this flag the destructor would close for itself and wait for rebalance answers that
-        // nobody is left to give.
+        let (rk, shared) = (Handle(self.rk), Arc::clone(&self.shared));
+        if !self.abandoned {
+            return rk.destroy(shared);
+        }
+        let name = "kafka-destroy".to_owned();
+        let spawned = std::thread::Builder::new().name(name).spawn(move || rk.destroy(shared));
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "a Kafka client is left as it is");
+        }
+    }
+}
+
+/// The last reference to a handle.
+struct Handle(NonNull<rd::rd_kafka_t>);
+
+// SAFETY: librdkafka's handle may be destroyed on any thread.
+unsafe impl Send for Handle {}
+
+impl Handle {
+    /// Ends the client; `shared` lives until nothing can call back any more.
+    fn destroy(self, shared: Arc<Shared>) {
+        // A consumer that belongs to a group has been closed. Without this flag the destructor
+        // would close for itself and wait for rebalance answers that nobody is left to give.
         // SAFETY: the last use of the handle. Everything made from it is gone by the module's
         // first invariant; callbacks still running are joined, and `shared` lives until after.
-        unsafe { rd::rd_kafka_destroy_flags(self.raw(), rd::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE) }
+        unsafe {
+            rd::rd_kafka_destroy_flags(self.0.as_ptr(), rd::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+        }
+        drop(shared);
     }
 }
 
