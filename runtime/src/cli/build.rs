@@ -25,7 +25,7 @@ pub struct Build {
     /// Directory of the crate
     #[arg(default_value = ".")]
     dir: PathBuf,
-    /// Where to put the module [default: DIR/target/NAME.wasm]
+    /// Where to put the module [default: DIR/NAME.wasm]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -33,7 +33,7 @@ pub struct Build {
 impl Build {
     pub fn run(self, global: &Global) -> Outcome {
         let built = cargo_build(&self.dir, None).map_err(|error| Failure::refused(error.to_string()))?;
-        let out = self.out.unwrap_or_else(|| self.dir.join("target").join(format!("{}.wasm", built.name)));
+        let out = self.out.unwrap_or_else(|| self.dir.join(format!("{}.wasm", built.name)));
         let cannot = |error| Failure::failed(format!("{} cannot be written: {error}", out.display()));
         if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent).map_err(cannot)?;

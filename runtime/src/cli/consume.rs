@@ -1,6 +1,7 @@
 //! `tidemill consume`: shows what is in a topic.
 
 use std::io::{BufWriter, IsTerminal, StdoutLock, Write};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -24,7 +25,8 @@ Examples:
 /// Show the records of a topic
 ///
 /// Without a place to begin it waits for new records, like tail -f. With one it stops at the end
-/// unless --follow says otherwise. Shown are partition@offset, key and value.
+/// unless --follow says otherwise; with --max-messages it waits a little for those that are still
+/// to come. Shown are partition@offset, key and value.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Consume {
@@ -42,11 +44,14 @@ pub struct Consume {
     #[arg(long, conflicts_with = "offset", value_name = "N")]
     last: Option<u64>,
     /// Stop after this many records
-    #[arg(long, alias = "max", short = 'n', value_name = "N")]
+    #[arg(long, visible_alias = "max", short = 'n', value_name = "N")]
     max_messages: Option<u64>,
     /// Go on at the end
     #[arg(long, short)]
     follow: bool,
+    /// Stop when nothing came for this long [default with --max-messages: 5s]
+    #[arg(long, value_parser = units::parse_duration, value_name = "DURATION")]
+    timeout: Option<Duration>,
     /// Hide records of open and aborted transactions; this is the default
     #[arg(long, conflicts_with = "read_uncommitted")]
     read_committed: bool,
@@ -82,13 +87,17 @@ impl Consume {
             from,
             max: self.max_messages,
             committed: !self.read_uncommitted,
-            follow: self.follow || from == From::End,
+            follow: self.follow || from == From::End || self.max_messages.is_some() || self.timeout.is_some(),
         };
+        let waits_for_ever = self.follow || from == From::End;
+        let patience = self.timeout.or((!waits_for_ever).then_some(PATIENCE));
         let mut out = Printer {
             consume: &self,
             format: global.output,
             out: BufWriter::new(std::io::stdout().lock()),
             trouble: None,
+            patience,
+            last: Instant::now(),
         };
         consume(&kafka.config, &spec, &mut |record| out.take(record.as_ref()))?;
         out.finish()
@@ -100,11 +109,24 @@ struct Printer<'a> {
     format: Format,
     out: BufWriter<StdoutLock<'static>>,
     trouble: Option<std::io::Error>,
+    /// An end to waiting for records.
+    patience: Option<Duration>,
+    /// When the last record came.
+    last: Instant,
 }
 
+/// How long `--max-messages` waits for records that are not there yet, such as those of a commit
+/// that is on its way.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 impl Printer<'_> {
-    /// False ends the reading: the reader of our output has gone.
+    /// False ends the reading: the reader of our output has gone, or nothing comes any more.
     fn take(&mut self, record: Option<&Consumed>) -> bool {
+        match record {
+            Some(_) => self.last = Instant::now(),
+            None if self.patience.is_some_and(|patience| self.last.elapsed() >= patience) => return false,
+            None => {}
+        }
         let outcome = match record {
             // Nothing more for now: what was read should be seen.
             None => self.out.flush(),

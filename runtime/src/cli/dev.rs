@@ -33,7 +33,7 @@ pub struct Dev {
     #[arg(long, conflicts_with = "data_dir")]
     ephemeral: bool,
     /// Address of the broker
-    #[arg(long, alias = "kafka-listen", default_value = "127.0.0.1:9092", value_name = "HOST:PORT")]
+    #[arg(long, default_value = "127.0.0.1:9092", value_name = "HOST:PORT")]
     listen_kafka: String,
     #[command(flatten)]
     settings: SettingArgs,
@@ -43,6 +43,10 @@ pub struct Dev {
 
 impl Dev {
     pub fn run(self, _global: &Global) -> Outcome {
+        if self.settings.names_brokers() {
+            let hint = "`tidemill node --bootstrap-servers ...` uses other brokers";
+            return Err(Failure::usage(format!("--bootstrap-servers: dev has a broker of its own; {hint}")));
+        }
         // Removed when this function returns, after the node has stopped.
         let temporary = if self.ephemeral { Some(tempfile::tempdir()?) } else { None };
         let data_dir = temporary.as_ref().map_or(self.data_dir.as_path(), |dir| dir.path());

@@ -144,6 +144,10 @@ fn cluster(effective: &Effective) -> Vec<Check> {
 
 fn state(effective: &Effective) -> Check {
     let config = &effective.config;
+    if !config.state_dir.exists() {
+        let detail = format!("{} does not exist yet; a node makes it", config.state_dir.display());
+        return Check::new("state directory", Verdict::Warning, detail);
+    }
     match state_dir::check(&config.state_dir, config.state_free_min_bytes) {
         Ok(()) => Check::new("state directory", Verdict::Ok, config.state_dir.display().to_string()),
         Err(problems) => Check::new("state directory", Verdict::Failed, problems.to_string()),

@@ -127,3 +127,35 @@ impl From<std::io::Error> for Failure {
         Failure::failed(error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_of_a_file_name_file_and_line_and_come_as_one_error() {
+        let problem = |line, key: &str| Problem { line, key: key.into(), message: "unknown key".into() };
+        let one = Problems(vec![problem(Some(3), "kafka.ack")]);
+        assert_eq!(in_file(&one, "node.yaml").message, "node.yaml:3: kafka.ack: unknown key");
+        let two = Problems(vec![problem(Some(3), "kafka.ack"), problem(None, "KAFKA_ACK")]);
+        let failure = in_file(&two, "node.yaml");
+        assert_eq!(
+            failure.message,
+            "2 problems\n  node.yaml:3: kafka.ack: unknown key\n  KAFKA_ACK: unknown key"
+        );
+        assert_eq!(failure.kind, Kind::Refused);
+    }
+
+    #[test]
+    fn what_a_node_answers_decides_the_exit_code() {
+        for (status, kind) in [
+            (tonic::Status::invalid_argument("x"), Kind::Refused),
+            (tonic::Status::failed_precondition("x"), Kind::Refused),
+            (tonic::Status::not_found("x"), Kind::NotFound),
+            (tonic::Status::unavailable("x"), Kind::Unreachable),
+            (tonic::Status::internal("x"), Kind::Failed),
+        ] {
+            assert_eq!(Failure::from(status).kind, kind);
+        }
+    }
+}

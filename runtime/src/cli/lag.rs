@@ -45,9 +45,14 @@ impl Lag {
 }
 
 async fn look(channel: Channel, name: &str) -> Result<View, Failure> {
+    Ok(view(&of(channel, name).await?))
+}
+
+/// Every partition of a deployment, or of all of them if the name is empty.
+pub async fn of(channel: Channel, name: &str) -> Result<Vec<proto::PartitionLag>, Failure> {
     let mut client = LagClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
     let request = proto::GetLagRequest { deployment: name.to_owned() };
-    Ok(view(&client.get(request).await?.into_inner().partitions))
+    Ok(client.get(request).await?.into_inner().partitions)
 }
 
 fn view(partitions: &[proto::PartitionLag]) -> View {

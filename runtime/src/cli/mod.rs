@@ -26,12 +26,14 @@ mod consume;
 mod delete;
 mod deploy;
 mod deployments;
+mod dev;
 mod doctor;
 pub mod failure;
 mod groups;
 mod kafka;
 mod lag;
 mod new;
+mod node;
 mod nodes;
 mod output;
 mod produce;
@@ -92,6 +94,8 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Dev(dev::Dev),
+    Node(node::Node),
     Broker(broker::Broker),
     New(new::New),
     Build(build::Build),
@@ -117,6 +121,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let global = cli.global;
     let outcome = match cli.command {
+        Command::Dev(command) => command.run(&global),
+        Command::Node(command) => command.run(&global),
         Command::Broker(command) => command.run(&global),
         Command::New(command) => command.run(&global),
         Command::Build(command) => command.run(&global),
@@ -157,19 +163,53 @@ mod tests {
     }
 
     #[test]
-    fn every_command_has_examples_and_a_summary() {
+    fn every_command_has_a_summary_and_examples_that_it_understands() {
         fn walk(command: &clap::Command, path: &str) {
-            for sub in command.get_subcommands() {
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
                 let path = format!("{path} {}", sub.get_name());
                 assert!(sub.get_about().is_some(), "{path} has no summary");
                 if sub.has_subcommands() {
                     walk(sub, &path);
-                } else {
-                    let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-                    assert!(help.contains(&path), "{path} shows no example of itself:\n{help}");
+                    continue;
+                }
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let examples: Vec<_> = help.lines().filter_map(|line| example(line, &path)).collect();
+                assert!(!examples.is_empty(), "{path} shows no example of itself:\n{help}");
+                for words in examples {
+                    let parsed = Cli::try_parse_from(&words);
+                    assert!(parsed.is_ok(), "{words:?}: {}", parsed.err().map(|e| e.to_string()).unwrap_or_default());
                 }
             }
         }
         walk(&Cli::command(), "tidemill");
+    }
+
+    /// The words of an example of the command `path`, as a shell would split them.
+    fn example(line: &str, path: &str) -> Option<Vec<String>> {
+        let line = &line[line.find(path)?..];
+        let mut words = vec![String::new()];
+        let mut quote = None;
+        for c in line.chars() {
+            match (quote, c) {
+                (None, '\'' | '"') => quote = Some(c),
+                (Some(open), c) if c == open => quote = None,
+                // What follows is for another program.
+                (None, '|' | '>') => break,
+                (None, ' ') => words.push(String::new()),
+                (_, c) => words.last_mut()?.push(c),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        Some(words)
+    }
+
+    #[test]
+    fn a_wrong_address_is_found_before_anything_is_asked() {
+        for address in ["localhost", "http://localhost:7600"] {
+            let global = Global { address: address.to_owned(), output: Format::Table };
+            let failure = client::block_on(async { client::connect(&global).await.map(|_| ()) });
+            let failure = failure.expect_err("no address of a node");
+            assert_eq!(failure.kind, failure::Kind::Usage, "{failure}");
+        }
     }
 }

@@ -60,6 +60,11 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 impl SettingArgs {
+    /// Brokers are named on the command line.
+    pub fn names_brokers(&self) -> bool {
+        self.bootstrap_servers.is_some()
+    }
+
     pub fn load(&self) -> Result<Effective, Failure> {
         self.load_with(Vec::new())
     }

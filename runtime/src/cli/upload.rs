@@ -12,8 +12,9 @@ use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use tonic::transport::Channel;
 
 use super::client::ANSWER_BYTES_MAX;
-use super::deployments::{module_short, state_cell};
+use super::deployments::{self, module_short, state_cell};
 use super::failure::Failure;
+use super::lag;
 use super::table::Table;
 use crate::config::units;
 use crate::wasm::MODULE_BYTES_MAX;
@@ -110,34 +111,39 @@ pub async fn send(
     let answer = answer.map_err(|status| Failure::from(status).at(&upload.name))?.into_inner();
     match options.wait {
         Some(limit) if !options.dry_run => {
-            let deployment = wait_until_running(&mut client, &upload.name, limit).await?;
+            let deployment = wait_until_running(channel, &upload.name, limit).await?;
             Ok(proto::DeployResponse { deployment: Some(deployment), ..answer })
         }
         _ => Ok(answer),
     }
 }
 
+/// Waits until every partition has a running task, on whichever node of the fleet.
 async fn wait_until_running(
-    client: &mut DeploymentsClient<Channel>,
+    channel: &Channel,
     name: &str,
     limit: Duration,
 ) -> Result<proto::Deployment, Failure> {
     let deadline = Instant::now() + limit;
     loop {
-        let request = proto::GetDeploymentRequest { name: name.to_owned() };
-        let deployment = client.get(request).await?.into_inner().deployment.unwrap_or_default();
-        match deployment.state() {
-            proto::DeploymentState::Running | proto::DeploymentState::Idle => return Ok(deployment),
-            proto::DeploymentState::Halted => {
-                return Err(Failure::failed(format!("{name} is halted: {}", deployment.reason)));
-            }
-            _ if Instant::now() >= deadline => {
-                let waited = units::show_duration(limit);
-                let hint = format!("it goes on by itself; see `tidemill deployments {name}`");
-                return Err(Failure::failed(format!("{name} does not run after {waited}; {hint}")));
-            }
-            _ => tokio::time::sleep(LOOK).await,
+        let deployment = deployments::get(channel.clone(), name).await?;
+        if deployment.state() == proto::DeploymentState::Halted {
+            return Err(Failure::failed(format!("{name} is halted: {}", deployment.reason)));
         }
+        let tasks = lag::of(channel.clone(), name).await?;
+        if let Some(halted) = tasks.iter().find(|task| task.state() == proto::TaskState::Halted) {
+            let message = format!("task {} of {name} is halted: {}", halted.partition, halted.reason);
+            return Err(Failure::failed(message));
+        }
+        if !tasks.is_empty() && tasks.iter().all(|task| task.state() == proto::TaskState::Running) {
+            return Ok(deployment);
+        }
+        if Instant::now() >= deadline {
+            let waited = units::show_duration(limit);
+            let hint = format!("it goes on by itself; see `tidemill deployments {name}`");
+            return Err(Failure::failed(format!("{name} does not run everywhere after {waited}; {hint}")));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::failure::{Failure, Kind};
 use super::output::{Format, View, colours, terminal_width};
 use crate::config::units;
@@ -38,15 +40,21 @@ impl Watch {
             return look().await?.print(format);
         }
         let mut screen = Screen { format, lines: 0 };
+        // One listener for the whole time, so that a Ctrl-C during a look is not lost.
+        let mut interrupt = signal(SignalKind::interrupt())?;
         loop {
-            match look().await {
+            let looked = tokio::select! {
+                looked = look() => looked,
+                _ = interrupt.recv() => return Ok(()),
+            };
+            match looked {
                 Ok(view) => screen.show(&view)?,
                 Err(failure) if failure.kind == Kind::Unreachable => screen.trouble(&failure)?,
                 Err(failure) => return Err(failure),
             }
             tokio::select! {
                 () = tokio::time::sleep(self.interval) => {}
-                _ = tokio::signal::ctrl_c() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
             }
         }
     }

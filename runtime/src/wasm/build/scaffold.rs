@@ -128,7 +128,7 @@ mod tests {
         assert!(manifest.contains("name = \"word-count\"") && manifest.contains("path = \".tidemill/sdk\""));
         assert!(dir.join(".tidemill/sdk/macros/src/lib.rs").is_file());
         let yaml = fs::read_to_string(dir.join("deployment.yaml")).expect("its deployment");
-        assert!(yaml.contains("module: word_count.wasm"), "{yaml}");
+        assert!(yaml.contains("module: ."), "{yaml}");
         assert!(matches!(scaffold("word-count", parent.path(), None), Err(ScaffoldError::Exists(_))));
     }
 

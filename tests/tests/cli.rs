@@ -1,0 +1,148 @@
+//! The commands that talk to Kafka, on the embedded broker: topics, records in and out, groups, and
+//! what they say when something is wrong.
+
+use serde_json::Value;
+
+use tidemill_tests::cluster::Cluster;
+use tidemill_tests::programs::{Finished, alone, free_address, run, tidemill};
+
+/// A command against this cluster.
+fn ask(cluster: &Cluster, arguments: &[&str]) -> Finished {
+    run(tidemill(arguments).env("KAFKA_BOOTSTRAP_SERVERS", cluster.bootstrap()))
+}
+
+fn json(finished: Finished) -> Value {
+    let text = finished.ok();
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// The values of a topic, in the order of its only partition.
+fn values(cluster: &Cluster, topic: &str, more: &[&str]) -> Vec<(Value, Value)> {
+    let arguments = [&["consume", topic, "--output", "json"], more].concat();
+    let text = ask(cluster, &arguments).ok();
+    let row = |line: &str| {
+        let row: Value = serde_json::from_str(line).expect("one object a line");
+        (row["key"].clone(), row["value"].clone())
+    };
+    text.lines().map(row).collect()
+}
+
+#[test]
+fn what_is_produced_is_consumed_with_key_headers_and_position() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    ask(&cluster, &["topics", "create", "events.test"]).ok();
+    ask(
+        &cluster,
+        &["produce", "events.test", r#"{"test": "message"}"#, "--key", "k", "--header", "source=cli"],
+    )
+    .ok();
+    ask(&cluster, &["produce", "events.test", "--key", "k", "--tombstone"]).ok();
+
+    let line = ask(&cluster, &["consume", "events.test", "--from-beginning", "--headers"]).ok();
+    assert_eq!(line, "0@0\tsource=cli\tk\t{\"test\": \"message\"}\n0@1\t-\tk\tnull\n");
+    let last = values(&cluster, "events.test", &["--partition", "0", "--offset", "1"]);
+    assert_eq!(last, [(Value::from("k"), Value::Null)]);
+    assert_eq!(values(&cluster, "events.test", &["--from-beginning", "--max-messages", "1"]).len(), 1);
+    assert_eq!(values(&cluster, "events.test", &["--last", "1"]), last);
+}
+
+#[test]
+fn files_become_records_with_keys_from_their_fields() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    for topic in ["rows", "documents"] {
+        ask(&cluster, &["topics", "create", topic]).ok();
+    }
+    let rows = directory.path().join("rows.csv");
+    std::fs::write(&rows, "id,carrier\n1,UA\n2,\"A,A\"\n").expect("a file");
+    let rows = rows.display().to_string();
+    ask(&cluster, &["produce", "rows", "--file", &rows, "--key-field", "carrier"]).ok();
+    let pair = |key: &str, value: &str| (Value::from(key), Value::from(value));
+    assert_eq!(values(&cluster, "rows", &["--from-beginning"]), [pair("UA", "1,UA"), pair("A,A", "2,\"A,A\"")]);
+
+    let documents = directory.path().join("documents.jsonl");
+    std::fs::write(&documents, "{\"user\":{\"id\":7}}\n{\"user\":{}}\n").expect("a file");
+    let documents = documents.display().to_string();
+    let finished = ask(&cluster, &["produce", "documents", "--file", &documents, "--key-field", "/user/id"]);
+    assert_eq!(finished.status.code(), Some(4), "{finished:#?}");
+    assert!(finished.stderr.contains("line 2: has nothing at /user/id"), "{finished:#?}");
+    assert_eq!(values(&cluster, "documents", &["--from-beginning"]), [pair("7", "{\"user\":{\"id\":7}}")]);
+}
+
+#[test]
+fn topics_are_made_described_and_deleted() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    ask(&cluster, &["topics", "create", "words", "--partitions", "3", "--config", "retention.ms=604800000"]).ok();
+    ask(&cluster, &["topics", "create", "words", "--partitions", "3", "--if-not-exists"]).ok();
+    let other = ask(&cluster, &["topics", "create", "words", "--partitions", "4", "--if-not-exists"]);
+    assert_eq!(other.status.code(), Some(4), "{other:#?}");
+
+    let described = json(ask(&cluster, &["topics", "describe", "words", "--configs", "--output", "json"]));
+    assert_eq!(described["partitions"].as_array().map(Vec::len), Some(3));
+    assert_eq!(described["configs"]["retention.ms"], "604800000");
+
+    let unsure = ask(&cluster, &["topics", "delete", "words"]);
+    assert_eq!(unsure.status.code(), Some(2), "{unsure:#?}");
+    ask(&cluster, &["topics", "delete", "words", "--yes"]).ok();
+    assert_eq!(json(ask(&cluster, &["topics", "list", "--output", "json"]))["topics"], Value::Array(vec![]));
+}
+
+#[test]
+fn mistakes_are_named_with_what_is_near() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    ask(&cluster, &["topics", "create", "words"]).ok();
+    for (arguments, code, says) in [
+        (&["consume", "wrods", "--from-beginning"][..], 5, "did you mean `words`?"),
+        (&["produce", "words", "x", "--partition", "7"], 5, "partitions 0 to 0"),
+        (&["produce", "words", "--file", "/nowhere.csv"], 2, "/nowhere.csv"),
+        (&["groups", "describe", "nobody"], 5, "no group `nobody`"),
+        (&["topics", "create", "what?"], 2, "no topic name"),
+        (&["produce", "words", "x", "--set", "kafka.ack=all"], 4, "did you mean `kafka.acks`?"),
+    ] {
+        let finished = ask(&cluster, arguments);
+        assert_eq!(finished.status.code(), Some(code), "{arguments:?}: {finished:#?}");
+        assert!(finished.stderr.contains(says), "{arguments:?}: {finished:#?}");
+        assert_eq!(finished.stdout, "", "{arguments:?}: {finished:#?}");
+    }
+    let nobody = free_address();
+    let lost = run(tidemill(["topics", "list", "--bootstrap-servers", &nobody]));
+    assert_eq!(lost.status.code(), Some(3), "{lost:#?}");
+    assert!(lost.stderr.contains("InfraConnectionError: Failed to connect to Kafka"), "{lost:#?}");
+}
+
+#[test]
+fn the_doctor_finds_a_healthy_cluster_and_a_missing_node() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    let state = directory.path().display().to_string();
+    let nobody = free_address();
+    let arguments = ["doctor", "--state-dir", &state, "--address", &nobody, "--output", "json"];
+    let checks = json(ask(&cluster, &arguments));
+    let result = |name: &str| {
+        let checks = checks["checks"].as_array().expect("a list");
+        let found = checks.iter().find(|check| check["check"] == name);
+        found.unwrap_or_else(|| panic!("{name} in {checks:?}"))["result"].clone()
+    };
+    assert_eq!((result("kafka"), result("state directory")), (Value::from("ok"), Value::from("ok")));
+    assert_eq!(result("node"), "note");
+}
+
+#[test]
+fn settings_are_shown_with_their_source_and_secrets_hidden() {
+    let mut command = tidemill(["config", "show", "--changed", "--output", "json", "--fleet", "mine"]);
+    command.env("KAFKA_GROUP", "my-service").env("TIDEMILL_KAFKA_SASL_PASSWORD", "hunter2");
+    command.env("TIDEMILL_KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT");
+    command.env("TIDEMILL_KAFKA_SASL_MECHANISM", "PLAIN").env("TIDEMILL_KAFKA_SASL_USERNAME", "me");
+    let shown = run(&mut command).ok();
+    assert!(!shown.contains("hunter2"), "{shown}");
+    for part in [r#""from":"--fleet","key":"fleet","value":"mine""#, r#""from":"$KAFKA_GROUP","key":"group""#] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+    let explained = run(&mut tidemill(["config", "explain", "kafka.acks"])).ok();
+    assert!(explained.contains("KAFKA_ACKS") && explained.contains("all, 1, 0"), "{explained}");
+}
