@@ -66,7 +66,8 @@ impl Dev {
         let kafka = broker.address().to_string();
         // With port 0 the address is known only now.
         let config = self.load(data_dir, &kafka)?.config;
-        let kept = if self.ephemeral { "nothing".to_owned() } else { format!("its data in {}", data_dir.display()) };
+        let kept =
+            if self.ephemeral { "nothing".to_owned() } else { format!("its data in {}", data_dir.display()) };
         let outcome = serve(config, |addresses| {
             let text = format!(
                 "tidemill dev is ready and keeps {kept}; Ctrl-C drains and ends it\n  \
@@ -90,9 +91,8 @@ impl Dev {
         let servers = if kafka.ends_with(":0") { "127.0.0.1:1" } else { kafka };
         flags.push(decided("kafka.bootstrap_servers", servers.to_owned()));
         let effective = self.settings.load_with(flags.clone())?;
-        let chosen = |shown: &crate::config::load::Shown| {
-            shown.key == "state_dir" && shown.source != Source::Default
-        };
+        let chosen =
+            |shown: &crate::config::load::Shown| shown.key == "state_dir" && shown.source != Source::Default;
         if effective.shown.iter().any(chosen) {
             return Ok(effective);
         }

@@ -177,7 +177,11 @@ mod tests {
                 assert!(!examples.is_empty(), "{path} shows no example of itself:\n{help}");
                 for words in examples {
                     let parsed = Cli::try_parse_from(&words);
-                    assert!(parsed.is_ok(), "{words:?}: {}", parsed.err().map(|e| e.to_string()).unwrap_or_default());
+                    assert!(
+                        parsed.is_ok(),
+                        "{words:?}: {}",
+                        parsed.err().map(|e| e.to_string()).unwrap_or_default()
+                    );
                 }
             }
         }
