@@ -15,6 +15,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -62,16 +63,25 @@ enum End {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let tidemill = tidemill(&arguments)?;
-    let directory = data_directory(&arguments)?;
+async fn main() -> ExitCode {
+    match demo(&Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demo(arguments: &Arguments) -> Result<()> {
+    let tidemill = tidemill(arguments)?;
+    let directory = data_directory(arguments)?;
     println!("data in {}", directory.display());
     let mut node = match arguments.bootstrap {
         Some(_) => tidemill.node(&directory)?,
         None => tidemill.dev(&directory)?,
     };
-    let result = run(&arguments, &tidemill, &mut node).await;
+    let result = run(arguments, &tidemill, &mut node).await;
     // A failed run stops its node as well; the first error is the one that matters.
     let stopped = node.stop();
     result?;
