@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -10,6 +11,9 @@ use super::http::{self, CircuitState, HealthSnapshot, HealthSource, ListenError}
 use super::server::{self, ServeError};
 use crate::config::NodeConfig;
 use crate::node::{Handle, Node, NodeError};
+
+/// How long calls in progress may go on once the node is told to stop.
+const LAST_CALLS_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -54,10 +58,18 @@ pub async fn run(
     ready(addresses);
     shutdown.await;
     let _ = stop.send(true); // The servers are the only ones that listen.
-    let served = grpc.await;
-    let _ = http.await;
+    // A connection that nobody reads from would otherwise hold up the drain for ever.
+    let last_calls = async {
+        let served = grpc.await;
+        let _ = http.await;
+        served
+    };
+    let served = tokio::time::timeout(LAST_CALLS_MAX, last_calls).await;
     blocking(move || node.stop()).await?;
-    served.map_err(|_| RunError::Panicked)?.map_err(RunError::Grpc)
+    match served {
+        Ok(served) => served.map_err(|_| RunError::Panicked)?.map_err(RunError::Grpc),
+        Err(_still_connected) => Ok(()),
+    }
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {
