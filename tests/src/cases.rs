@@ -112,7 +112,7 @@ pub fn two_nodes_share_the_work_and_one_takes_over(cluster: &Cluster) {
 /// Tasks of each node, from `tidemill nodes --output json`.
 fn shares(json: &str) -> Vec<usize> {
     let value: serde_json::Value = serde_json::from_str(json).expect("JSON");
-    let nodes = value.as_array().expect("a list of nodes");
+    let nodes = value["nodes"].as_array().expect("a list of nodes");
     nodes.iter().map(|node| node["tasks"].as_array().map_or(0, Vec::len)).collect()
 }
 

@@ -163,7 +163,9 @@ impl Reader {
     pub fn exactly(&mut self, count: u64) -> Vec<OwnedMessage> {
         let mut records = Vec::new();
         until(&format!("{count} records are read"), COMPLETE_MAX, || {
-            records.extend(self.next(Duration::from_millis(100)));
+            while let Some(record) = self.next(Duration::from_millis(100)) {
+                records.push(record);
+            }
             if records.len() as u64 >= count { Ok(()) } else { Err(records.len()) }
         });
         while let Some(record) = self.next(Duration::from_secs(1)) {
