@@ -60,7 +60,10 @@ fn files_become_records_with_keys_from_their_fields() {
     let rows = rows.display().to_string();
     ask(&cluster, &["produce", "rows", "--file", &rows, "--key-field", "carrier"]).ok();
     let pair = |key: &str, value: &str| (Value::from(key), Value::from(value));
-    assert_eq!(values(&cluster, "rows", &["--from-beginning"]), [pair("UA", "1,UA"), pair("A,A", "2,\"A,A\"")]);
+    assert_eq!(
+        values(&cluster, "rows", &["--from-beginning"]),
+        [pair("UA", "1,UA"), pair("A,A", "2,\"A,A\"")]
+    );
 
     let documents = directory.path().join("documents.jsonl");
     std::fs::write(&documents, "{\"user\":{\"id\":7}}\n{\"user\":{}}\n").expect("a file");
@@ -75,7 +78,8 @@ fn files_become_records_with_keys_from_their_fields() {
 fn topics_are_made_described_and_deleted() {
     let _alone = alone();
     let cluster = Cluster::embedded();
-    ask(&cluster, &["topics", "create", "words", "--partitions", "3", "--config", "retention.ms=604800000"]).ok();
+    ask(&cluster, &["topics", "create", "words", "--partitions", "3", "--config", "retention.ms=604800000"])
+        .ok();
     ask(&cluster, &["topics", "create", "words", "--partitions", "3", "--if-not-exists"]).ok();
     let other = ask(&cluster, &["topics", "create", "words", "--partitions", "4", "--if-not-exists"]);
     assert_eq!(other.status.code(), Some(4), "{other:#?}");
@@ -140,7 +144,8 @@ fn settings_are_shown_with_their_source_and_secrets_hidden() {
     command.env("TIDEMILL_KAFKA_SASL_MECHANISM", "PLAIN").env("TIDEMILL_KAFKA_SASL_USERNAME", "me");
     let shown = run(&mut command).ok();
     assert!(!shown.contains("hunter2"), "{shown}");
-    for part in [r#""from":"--fleet","key":"fleet","value":"mine""#, r#""from":"$KAFKA_GROUP","key":"group""#] {
+    for part in [r#""from":"--fleet","key":"fleet","value":"mine""#, r#""from":"$KAFKA_GROUP","key":"group""#]
+    {
         assert!(shown.contains(part), "{part} is not in {shown}");
     }
     let explained = run(&mut tidemill(["config", "explain", "kafka.acks"])).ok();
