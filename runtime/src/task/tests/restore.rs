@@ -121,7 +121,8 @@ fn a_commit_that_kafka_has_and_the_store_has_not_is_restored() {
 
 #[test]
 fn a_store_that_cannot_be_trusted_is_deleted_and_rebuilt() {
-    let cases: [(&str, fn(&Bench)); 3] = [
+    type Spoil = fn(&Bench);
+    let cases: [(&str, Spoil); 3] = [
         ("corrupt", |bench| {
             let dir = bench.dir.path().join("0");
             std::fs::write(dir.join("CURRENT"), b"nonsense").unwrap();
