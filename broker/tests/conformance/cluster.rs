@@ -22,7 +22,7 @@ use tidemill_kafka_harness::{ApacheKafka, Options};
 use crate::raw::Raw;
 
 /// No condition in this suite takes longer on a working broker.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 enum Server {
     Embedded(Broker),
@@ -140,7 +140,7 @@ pub fn producer(settings: &[(&str, &str)]) -> BaseProducer {
 /// A transactional producer that has said hello.
 pub fn transactional(id: &str) -> BaseProducer {
     // Messages must time out before their transaction does.
-    let times = [("transaction.timeout.ms", "10000"), ("message.timeout.ms", "10000")];
+    let times = [("transaction.timeout.ms", "60000"), ("message.timeout.ms", "60000")];
     let producer = producer(&[("transactional.id", id), times[0], times[1]]);
     producer.init_transactions(PATIENCE).expect("is initialised");
     producer

@@ -29,7 +29,7 @@ fn console_consumer(topic: &str, group: &str, isolation: &str, count: usize) -> 
             "--max-messages",
             &count,
             "--timeout-ms",
-            "20000",
+            "60000",
             "--command-property",
             &isolation,
             "--command-property",

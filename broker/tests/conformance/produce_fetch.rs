@@ -199,7 +199,9 @@ fn a_waiting_consumer_is_woken_at_once() {
     config.set("group.id", unique("latency")).set("fetch.wait.max.ms", "5000");
     let consumer: BaseConsumer = config.create().expect("is created");
     let mut list = TopicPartitionList::new();
-    list.add_partition_offset(&topic, 0, Offset::Beginning).expect("is valid");
+    // A number and not `Beginning`: looking that up could fail on a topic just created, and the
+    // reset that follows would pass the first record.
+    list.add_partition_offset(&topic, 0, Offset::Offset(0)).expect("is valid");
     consumer.assign(&list).expect("is assigned");
     let producer = producer(&[]);
     let mut times = Vec::new();
@@ -210,7 +212,19 @@ fn a_waiting_consumer_is_woken_at_once() {
             .send(BaseRecord::to(&topic).key("k").payload(&value))
             .map_err(|(e, _)| e)
             .expect("is queued");
-        let record = consumer.poll(PATIENCE).expect("a record").expect("readable");
+        // In short steps: one long poll can end early and empty-handed.
+        let deadline = started + PATIENCE;
+        let record = loop {
+            match consumer.poll(Duration::from_millis(100)) {
+                Some(record) => break record,
+                None if Instant::now() < deadline => {}
+                None => {
+                    let end = consumer.fetch_watermarks(&topic, 0, PATIENCE);
+                    panic!("record {at} is missing: log {end:?}, reader {:?}", consumer.position());
+                }
+            }
+        };
+        let record = record.expect("readable");
         assert_eq!(record.payload(), Some(value.as_bytes()));
         times.push(started.elapsed());
         producer.poll(Duration::ZERO);
