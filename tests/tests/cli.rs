@@ -113,7 +113,7 @@ fn mistakes_are_named_with_what_is_near() {
         assert_eq!(finished.stdout, "", "{arguments:?}: {finished:#?}");
     }
     let nobody = free_address();
-    let lost = run(tidemill(["topics", "list", "--bootstrap-servers", &nobody]));
+    let lost = run(&mut tidemill(["topics", "list", "--bootstrap-servers", &nobody]));
     assert_eq!(lost.status.code(), Some(3), "{lost:#?}");
     assert!(lost.stderr.contains("InfraConnectionError: Failed to connect to Kafka"), "{lost:#?}");
 }

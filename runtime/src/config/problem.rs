@@ -116,7 +116,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// `did you mean "x"?` or, when nothing is close, the names there are.
-pub(super) fn suggestion<'a>(given: &str, candidates: &[&'a str]) -> String {
+pub(super) fn suggestion(given: &str, candidates: &[&str]) -> String {
     match nearest(given, candidates.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("known are {}", candidates.join(", ")),

@@ -16,8 +16,11 @@ pub fn encode<'a>(headers: impl ExactSizeIterator<Item = (&'a str, Option<&'a [u
     out
 }
 
+/// Name and value.
+pub type Header<'a> = (&'a str, Option<&'a [u8]>);
+
 /// Decodes headers in order. Names must be UTF-8, nothing may follow the last value.
-pub fn decode(bytes: &[u8]) -> Result<Vec<(&str, Option<&[u8]>)>, MalformedHeaders> {
+pub fn decode(bytes: &[u8]) -> Result<Vec<Header<'_>>, MalformedHeaders> {
     let mut rest = bytes;
     let count = usize::try_from(read_varint(&mut rest)?).map_err(|_| MalformedHeaders)?;
     // A header takes at least two bytes, so a lying count cannot reserve more than the input.

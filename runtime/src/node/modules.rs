@@ -61,7 +61,7 @@ impl ModuleDir {
         digest: &str,
         topic: impl FnOnce() -> Result<TopicLog, SourceError>,
     ) -> Result<Vec<u8>, ModuleError> {
-        if let Some(module) = self.from_disk(digest)? {
+        if let Some(module) = self.on_disk(digest)? {
             return Ok(module);
         }
         let module = from_topic(&topic()?, digest)?;
@@ -78,7 +78,7 @@ impl ModuleDir {
     }
 
     /// A file whose bytes do not have their name's digest is as good as none.
-    fn from_disk(&self, wanted: &str) -> Result<Option<Vec<u8>>, ModuleError> {
+    fn on_disk(&self, wanted: &str) -> Result<Option<Vec<u8>>, ModuleError> {
         let path = self.path(wanted);
         match std::fs::read(&path) {
             Ok(module) if digest(&module) == wanted => Ok(Some(module)),
@@ -133,8 +133,8 @@ mod tests {
         let modules = ModuleDir::open(dir.path()).expect("opens");
         let name = digest(b"module");
         modules.keep(&name, b"module").expect("keeps");
-        assert_eq!(modules.from_disk(&name).expect("reads"), Some(b"module".to_vec()));
+        assert_eq!(modules.on_disk(&name).expect("reads"), Some(b"module".to_vec()));
         modules.keep(&name, b"modulf").expect("keeps");
-        assert_eq!(modules.from_disk(&name).expect("reads"), None);
+        assert_eq!(modules.on_disk(&name).expect("reads"), None);
     }
 }

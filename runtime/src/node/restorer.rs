@@ -36,6 +36,9 @@ pub struct KafkaRestorer {
     told: HashSet<i32>,
 }
 
+/// The store's former holder has not let go of it in time.
+struct Busy;
+
 /// What every restore of a worker shares.
 struct Context {
     node: Arc<NodeRuntime>,
@@ -132,7 +135,7 @@ impl Context {
         let start = Instant::now();
         let open = match self.store(partition, open) {
             Ok(open) => open,
-            Err(outcome) => return outcome,
+            Err(Busy) => return Outcome::Again { store: None },
         };
         let outcome = match self.recover(partition, open, &metrics) {
             Ok(outcome) => outcome,
@@ -152,14 +155,14 @@ impl Context {
     }
 
     /// The right to open the store, and the store itself if it is open.
-    fn store(&self, partition: i32, open: Option<Store>) -> Result<Option<Store>, Outcome> {
+    fn store(&self, partition: i32, open: Option<Store>) -> Result<Option<Store>, Busy> {
         if self.is_stateless() || open.is_some() {
             return Ok(open);
         }
         match self.node.leases.acquire(&self.dir(partition), LEASE_WAIT) {
             Lease::Open(store) => Ok(Some(store)),
             Lease::Closed => Ok(None),
-            Lease::Busy => Err(Outcome::Again { store: None }),
+            Lease::Busy => Err(Busy),
         }
     }
 
@@ -224,8 +227,15 @@ impl Context {
                 }
                 recovery::Outcome::Unresolved(inputs, store) => {
                     open = store;
-                    if let Err(outcome) = self.resolve(partition, &inputs) {
-                        return Ok(with_store(outcome, open));
+                    if let Err(reason) = self.resolve(partition, &inputs) {
+                        tracing::warn!(
+                            deployment = revision.registered.name,
+                            partition,
+                            reason,
+                            "cannot resolve where to start"
+                        );
+                        std::thread::park_timeout(AGAIN_PAUSE);
+                        return Ok(Outcome::Again { store: open });
                     }
                 }
                 recovery::Outcome::Halt(reason) => return Ok(Outcome::Halt { reason, store: None }),
@@ -275,17 +285,7 @@ impl Context {
     }
 
     /// Resolves `start:` to an offset and writes it to the registry, where the first answer wins.
-    fn resolve(&self, partition: i32, inputs: &[u16]) -> Result<(), Outcome> {
-        let again = |reason: String| {
-            tracing::warn!(
-                deployment = self.revision.registered.name,
-                partition,
-                reason,
-                "cannot resolve where to start"
-            );
-            std::thread::park_timeout(AGAIN_PAUSE);
-            Outcome::Again { store: None }
-        };
+    fn resolve(&self, partition: i32, inputs: &[u16]) -> Result<(), String> {
         let registered = &self.revision.registered;
         for &input in inputs {
             let Some(input) = self.revision.inputs.get(usize::from(input)) else { continue };
@@ -299,7 +299,7 @@ impl Context {
             let offsets = self.node.admin.offsets(&[(input.topic.clone(), partition)], at);
             let offset = match offsets {
                 Ok(offsets) => offsets.first().copied().unwrap_or_default(),
-                Err(error) => return Err(again(error.to_string())),
+                Err(error) => return Err(error.to_string()),
             };
             let entry = StartedEntry {
                 deployment: registered.name.clone(),
@@ -309,16 +309,8 @@ impl Context {
                 partition,
                 offset: offset.0,
             };
-            self.node.control_log.propose(Entry::Started(entry)).map_err(|error| again(error.to_string()))?;
+            self.node.control_log.propose(Entry::Started(entry)).map_err(|error| error.to_string())?;
         }
         Ok(())
-    }
-}
-
-fn with_store(outcome: Outcome, store: Option<Store>) -> Outcome {
-    match outcome {
-        Outcome::Again { .. } => Outcome::Again { store },
-        Outcome::Halt { reason, .. } => Outcome::Halt { reason, store },
-        start => start,
     }
 }

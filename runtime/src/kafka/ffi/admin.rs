@@ -34,6 +34,9 @@ pub(super) unsafe fn event_code(event: *mut rd::rd_kafka_event_t) -> i32 {
 /// One outcome per name (of a topic or a group) of a request.
 pub(in crate::kafka) type Outcomes = Vec<(String, Result<(), KafkaError>)>;
 
+/// A topic, or the name of one and why it cannot be described.
+pub(in crate::kafka) type Described = Result<TopicInfo, (String, KafkaError)>;
+
 #[derive(Debug, Clone)]
 pub(in crate::kafka) struct TopicInfo {
     pub name: String,
@@ -207,11 +210,7 @@ impl Client {
         }
     }
 
-    pub fn describe_topics(
-        &self,
-        names: &[String],
-        wait: Duration,
-    ) -> Result<Vec<Result<TopicInfo, (String, KafkaError)>>, KafkaError> {
+    pub fn describe_topics(&self, names: &[String], wait: Duration) -> Result<Vec<Described>, KafkaError> {
         let names: Vec<_> = names.iter().map(|name| c_string(name)).collect();
         let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
         // SAFETY: the collection copies the names and is destroyed here; descriptions are read
@@ -517,9 +516,9 @@ unsafe fn borrowed(error: *const rd::rd_kafka_error_t) -> Result<(), KafkaError>
     match unsafe { rd_kafka_error_code(error) } {
         0 => Ok(()),
         // SAFETY: as above.
-        code => Err(KafkaError {
-            text: unsafe { text(rd::rd_kafka_error_string(error)) },
-            ..KafkaError::from_code(code)
-        }),
+        code => {
+            let text = unsafe { text(rd::rd_kafka_error_string(error)) };
+            Err(KafkaError { text, ..KafkaError::from_code(code) })
+        }
     }
 }
