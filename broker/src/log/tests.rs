@@ -107,7 +107,7 @@ fn latest(log: &Log) -> BTreeMap<u8, Option<u64>> {
                 let offset = header.base_offset + record.offset_delta;
                 assert!(offset > last_offset, "offsets rise");
                 last_offset = offset;
-                if !header.control() && !(header.transactional() && ignored) {
+                if !(header.control() || header.transactional() && ignored) {
                     let value = &record.raw[record.raw.len().saturating_sub(9)..];
                     let value = value[..8].try_into().map(u64::from_be_bytes).expect("eight bytes");
                     found.insert(record.key.expect("a key")[0], (!record.tombstone).then_some(value));

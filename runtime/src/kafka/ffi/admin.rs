@@ -517,6 +517,7 @@ unsafe fn borrowed(error: *const rd::rd_kafka_error_t) -> Result<(), KafkaError>
         0 => Ok(()),
         // SAFETY: as above.
         code => {
+            // SAFETY: as above.
             let text = unsafe { text(rd::rd_kafka_error_string(error)) };
             Err(KafkaError { text, ..KafkaError::from_code(code) })
         }
