@@ -224,7 +224,8 @@ impl<C: Consumer> Worker<C> {
             self.serve(item);
         }
         self.taken = taken;
-        if self.dry {
+        // Not after a record was dropped: the consumer's position is beyond it until the next seek.
+        if self.dry && !self.stalled {
             self.advance_idle();
         }
         match result {
@@ -325,9 +326,16 @@ impl<C: Consumer> Worker<C> {
             return; // Not a member now: a rebalance is on its way and decides.
         }
         let wall_ms = self.clock.wall_ms();
+        // A task that looks for the record which the broker refused commits alone.
+        let careful = running(&mut self.slots)
+            .find(|(_, task)| task.is_careful() && !task.pending().is_empty())
+            .map(|(partition, _)| partition);
         let mut sealed = Vec::new();
         let mut failed = Vec::new();
         for (partition, task) in running(&mut self.slots) {
+            if careful.is_some_and(|careful| careful != partition) {
+                continue;
+            }
             match task.seal(wall_ms) {
                 Ok(seal) => sealed.extend(seal),
                 Err(error) => failed.push((partition, error)),

@@ -25,8 +25,8 @@ impl<C: Consumer> Worker<C> {
             }
             Done::Refused { sealed, error } => {
                 self.metrics.commits_refused.add(1);
-                tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "commit refused; its records are taken again");
-                self.take_back(sealed);
+                tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "commit refused; looking for the record at fault");
+                self.take_back(sealed, &error.to_string());
             }
             Done::Unknown { sealed, reason } => self.recover(sealed, &reason),
             Done::Renewed => {
@@ -51,8 +51,8 @@ impl<C: Consumer> Worker<C> {
             metrics.records_out.add(emissions.len() as u64);
             metrics.bytes_out.add(emissions.bytes() as u64);
         }
-        let failed = match applied {
-            Ok(()) => task.committed(sealed).err(),
+        let committed = match applied {
+            Ok(()) => task.committed(sealed).map(|()| task.rewind()),
             Err(error) => {
                 tracing::error!(deployment = %self.deployment, partition, %error, "a commit is in Kafka but not in the store");
                 self.park(partition, Some(sealed));
@@ -60,9 +60,12 @@ impl<C: Consumer> Worker<C> {
             }
         };
         self.board.task_committed(partition, task);
-        match failed {
-            None => self.restorer.committed(partition),
-            Some(error) => self.task_failed(partition, &error),
+        self.restorer.committed(partition);
+        match committed {
+            Ok(None) => {}
+            // Records were held back from this commit: they are read again.
+            Ok(Some(positions)) => self.start_inputs(partition, &positions),
+            Err(error) => self.task_failed(partition, &error),
         }
     }
 
@@ -98,15 +101,17 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    /// A definite refusal: drop the commit and what was built on it, and read the records again.
-    fn take_back(&mut self, sealed: Vec<Sealed>) {
+    /// A definite refusal of a record: drop the commit and what was built on it, and read the
+    /// records again, in ever smaller commits until the one at fault stands alone.
+    fn take_back(&mut self, sealed: Vec<Sealed>, reason: &str) {
+        let alone = sealed.len() == 1;
         for sealed in sealed {
             let partition = sealed.partition;
             let Some((_, task)) = running(&mut self.slots).find(|(number, _)| *number == partition) else {
                 self.give_back(partition, sealed.into_store());
                 continue;
             };
-            match task.drop_uncommitted(Some(sealed)) {
+            match task.refuse(sealed, reason, alone) {
                 Ok(positions) => self.start_inputs(partition, &positions),
                 Err(error) => self.task_failed(partition, &error),
             }
