@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs::File;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,17 +17,19 @@ use crate::{Error, jars, tls};
 /// Longest wait for a start. A cold JVM on a busy two-core machine takes about ten seconds.
 const START_MAX: Duration = Duration::from_secs(90);
 
-/// Runs the JVM and kills it when standard input closes: a test process that dies, however
-/// suddenly, leaves no broker behind.
+/// Runs the JVM and kills it when a line comes on standard input. When that is closed without a
+/// line, the test process is gone, perhaps suddenly: then the data goes too, and nothing is left.
 const GUARDED: &str = r#"
+directory=$1; shift
 exec 3<&0
 "$@" </dev/null &
 jvm=$!
-( cat <&3 >/dev/null; kill -9 $jvm 2>/dev/null ) &
+( if read -r _ <&3; then kill -9 $jvm; else kill -9 $jvm; rm -rf "$directory"; fi ) 2>/dev/null &
 guard=$!
 wait $jvm
 status=$?
-kill $guard 2>/dev/null
+# Ended by the guard, which may still be at work, or by itself.
+[ $status -eq 137 ] || kill $guard 2>/dev/null
 exit $status
 "#;
 
@@ -99,7 +102,9 @@ impl ApacheKafka {
         if let Some(mut child) = self.child.take() {
             // The guard kills the JVM with SIGKILL and ends with it. Waiting fails only if it is
             // gone already, which is what is wanted.
-            drop(child.stdin.take());
+            if let Some(mut stdin) = child.stdin.take() {
+                let _ = stdin.write_all(b"kill\n");
+            }
             let _ = child.wait();
         }
     }
@@ -113,6 +118,7 @@ impl ApacheKafka {
         let java = jars::java("kafka.Kafka")?;
         let child = Command::new("sh")
             .args(["-c", GUARDED, "sh"])
+            .arg(self.directory.path())
             .arg(java.get_program())
             .args(java.get_args())
             .arg(self.directory.path().join("server.properties"))
