@@ -22,9 +22,10 @@ use super::config::{GroupProtocol, GroupSettings, KafkaConfig};
 use super::ffi::consumer::Consumer as Raw;
 use super::ffi::partitions::Partitions;
 use super::ffi::{Change, Code, KafkaError, Message};
+use super::slot::{Slot, flush};
 use super::source_error;
 use crate::ports::{Group, Membership, Source, SourceError, Taken, TaskOffset};
-use crate::record::{Batch, Column, InputPartition, Offset};
+use crate::record::{InputPartition, Offset};
 
 /// A seek only has to reach librdkafka's own threads.
 const SEEK_WAIT: Duration = Duration::from_secs(10);
@@ -59,28 +60,6 @@ impl ConsumerSpec {
             batch_bytes: 1 << 20,
         }
     }
-}
-
-/// A partition that librdkafka has been told to consume.
-///
-/// ```text
-/// assign -> Stopped --start--> Running --stop | error | revoke--> Stopped
-/// ```
-struct Slot {
-    id: InputPartition,
-    state: State,
-    /// Next record to hand out: at first the start, then after the last one.
-    next: i64,
-    /// The batch of the `take` in progress.
-    batch: Batch,
-    /// Rows and bytes of the last batch, as the size of the next.
-    hint: (usize, usize),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Stopped,
-    Running,
 }
 
 /// A rebalance event that was handed out and not yet answered.
@@ -179,10 +158,8 @@ impl Consumer {
 
     /// Stops a partition: what was taken ahead of it goes.
     fn stop_slot(&mut self, index: usize) {
-        let slot = &mut self.slots[index];
-        slot.state = State::Stopped;
-        slot.batch = Batch::default();
-        let id = slot.id;
+        self.slots[index].stop();
+        let id = self.slots[index].id;
         self.raw.discard(&self.spec.inputs[usize::from(id.input)], id.partition);
     }
 
@@ -350,53 +327,6 @@ enum Event {
     Nothing,
 }
 
-impl Slot {
-    fn is_running(&self) -> bool {
-        self.state == State::Running
-    }
-
-    /// Starts a batch about as large as the last one.
-    fn open(&mut self) {
-        let (rows, bytes) = self.hint;
-        self.batch = Batch {
-            input: self.id.input,
-            partition: self.id.partition,
-            offsets: Vec::with_capacity(rows),
-            timestamps: Vec::with_capacity(rows),
-            keys: Column::with_capacity(rows, bytes / 4),
-            values: Column::with_capacity(rows, bytes),
-            headers: Column::default(),
-        };
-    }
-
-    /// Appends a record and answers the bytes of its headers.
-    fn push(&mut self, message: &Message, wants_headers: bool) -> usize {
-        let batch = &mut self.batch;
-        batch.offsets.push(message.offset());
-        batch.timestamps.push(message.timestamp());
-        batch.keys.push(message.key());
-        batch.values.push(message.value());
-        self.next = message.offset() + 1;
-        if !wants_headers {
-            return 0;
-        }
-        let mut headers = Vec::new();
-        message.headers(&mut headers);
-        batch.headers.push((!headers.is_empty()).then_some(&headers[..]));
-        headers.len()
-    }
-}
-
-/// Hands the batch of a slot out, if it holds anything.
-fn flush(slot: &mut Slot, out: &mut Vec<Taken>) {
-    if slot.batch.is_empty() {
-        return;
-    }
-    let batch = std::mem::take(&mut slot.batch);
-    slot.hint = (batch.len(), batch.bytes());
-    out.push(Taken::Batch(batch));
-}
-
 impl Source for Consumer {
     /// As the port says; what was appended to `out` counts even when the call fails. A partition
     /// that comes out as [`Taken::Failed`] stays stopped until it is started again.
@@ -441,9 +371,7 @@ impl Source for Consumer {
             }
             Err(error) => return Err(told(error)),
         }
-        let slot = &mut self.slots[index];
-        slot.next = at.0 as i64;
-        slot.state = State::Running;
+        self.slots[index].run(at.0 as i64);
         self.raw.resume(&list).map_err(told)
     }
 
@@ -495,8 +423,7 @@ impl Group for Consumer {
         }
         self.question = None;
         for (id, next) in added {
-            let slot = Slot { id, state: State::Stopped, next, batch: Batch::default(), hint: (0, 0) };
-            self.slots.push(slot);
+            self.slots.push(Slot::new(id, next));
         }
         self.raw.pause(&list).map_err(told)
     }

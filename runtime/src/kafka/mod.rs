@@ -27,6 +27,7 @@ pub mod probe;
 mod reader;
 pub mod recovery;
 pub mod sink;
+mod slot;
 pub mod tools;
 pub mod topic_log;
 
