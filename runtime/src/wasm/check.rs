@@ -109,7 +109,7 @@ fn emissions(raw: RawEmissions, terms: &Terms<'_>, bytes: &mut [u64]) -> Result<
     let values = column("emit.value", raw.value, rows)?;
     let headers = column("emit.headers", raw.headers, rows)?;
     // Most batches emit no headers at all.
-    if !headers.bytes().is_empty() {
+    if headers.lengths().iter().any(|&length| length >= 0) {
         let malformed = headers.iter().position(|row| row.is_some_and(|row| !headers_are_well_formed(row)));
         if let Some(row) = malformed {
             return Err(Refusal::Headers(row));
