@@ -19,6 +19,9 @@ CARGO ?= cargo
 BIN := $(CARGO_TARGET_DIR)/release
 DENY := $(CACHE)/tools/bin/cargo-deny
 
+# The suites that run on either broker; without the variable they run on the embedded one.
+ON_APACHE = TIDEMILL_KAFKA=apache $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test lint bench conformance clean
 
@@ -36,9 +39,11 @@ demo: build ## Run the flights pipeline on the embedded broker (CI=1: end by its
 
 test: build ## Run every test, those against Apache Kafka included
 	$(CARGO) test --release --workspace $(TEST_FLAGS)
+	$(ON_APACHE)
 
 conformance: build ## Run one suite against the embedded broker and against Apache Kafka
-	$(CARGO) test --release -p tidemill-broker --test conformance $(TEST_FLAGS)
+	$(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
+	$(ON_APACHE)
 
 lint: setup $(DENY) ## Check formatting, clippy without warnings, licences and sources of dependencies
 	$(CARGO) fmt --all --check

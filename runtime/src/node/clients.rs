@@ -44,8 +44,10 @@ pub fn sinks(node: &NodeRuntime, revision: &Arc<Revision>, index: u32) -> SinkFa
         batch_bytes: revision
             .outputs
             .iter()
-            .map(|output| output.record_bytes_max as u32)
+            .map(|output| output.record_bytes_max)
+            .chain(revision.changelog.as_ref().map(|changelog| changelog.record_bytes_max))
             .min()
+            .and_then(|bytes| u32::try_from(bytes).ok())
             .unwrap_or(1 << 20),
     };
     let kafka = node.kafka.clone();
