@@ -296,6 +296,10 @@ fn what_is_no_handler_is_refused_with_a_message_of_its_own() {
     assert_eq!(error, ModuleError::WrongVersion { found: "tidemill:handler/state@0.2.0".into() });
     let error = Module::load(&core_importing_wasi()).expect_err("WASI").to_string();
     assert!(error.contains("wasi_snapshot_preview1"), "{error}");
+    for (memory, what) in [(&[4, 1][..], "memory64"), (&[3, 1, 1], "threads")] {
+        let error = Module::load(&component_with_memory(memory)).expect_err(what);
+        assert!(matches!(&error, ModuleError::Invalid(_)), "{what}: {error}");
+    }
     let mut cut = build_guest("bench/pass").to_vec();
     cut.truncate(cut.len() / 2);
     assert!(matches!(Module::load(&cut), Err(ModuleError::Invalid(_))));
@@ -309,6 +313,17 @@ fn component_importing(name: &str) -> Vec<u8> {
     bytes.extend([10, len + 5, 1, 0, len]); // One import of that type.
     bytes.extend(name.as_bytes());
     bytes.extend([5, 0]);
+    bytes
+}
+
+/// A component around a core module with one memory of that type.
+fn component_with_memory(memory: &[u8]) -> Vec<u8> {
+    let mut core = b"\0asm\x01\0\0\0".to_vec();
+    core.extend([5, memory.len() as u8 + 1, 1]);
+    core.extend(memory);
+    let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
+    bytes.extend([1, core.len() as u8]);
+    bytes.extend(core);
     bytes
 }
 

@@ -12,6 +12,17 @@ impl Column {
         Column { bytes: Vec::new(), lengths: Vec::new() }
     }
 
+    /// So many null rows.
+    pub(crate) fn nulls(rows: usize) -> Column {
+        Column { bytes: Vec::new(), lengths: vec![NULL; rows] }
+    }
+
+    /// Gives a null row a value; every row after it is still null.
+    pub(crate) fn set(&mut self, row: usize, value: &[u8]) {
+        self.bytes.extend_from_slice(value);
+        self.lengths[row] = value.len() as i32;
+    }
+
     /// Appends a row.
     pub(crate) fn push(&mut self, row: Option<&[u8]>) {
         if let Some(row) = row {

@@ -127,9 +127,8 @@ impl<H: Definition> Guest<H> {
     /// Runs every record of the batch that no earlier failure holds back.
     pub fn handle(&mut self, batch: &Records, prefetched: Prefetched) -> Effects {
         let count = batch.offset.len();
-        let mut statuses = Vec::with_capacity(count);
-        let mut reasons = Column::new();
-        reasons.lengths.reserve_exact(count);
+        let mut statuses = vec![status::OK; count];
+        let mut reasons = Column::nulls(count);
         self.ctx.begin(prefetched);
         self.failed.clear();
 
@@ -145,29 +144,30 @@ impl<H: Definition> Guest<H> {
                 offset: batch.offset[index],
                 timestamp: batch.timestamp[index],
             };
-            let (status, failure) = self.record(index as u32, &record, batch.order);
-            statuses.push(status);
-            reasons.push(failure.as_ref().map(|failure| failure.short_reason().as_bytes()));
+            if let Err((status, failure)) = self.record(index as u32, &record, batch.order) {
+                statuses[index] = status;
+                reasons.set(index, failure.short_reason().as_bytes());
+            }
         }
         self.ctx.finish(statuses, reasons)
     }
 
     #[inline]
-    fn record(&mut self, index: u32, record: &Record<'_>, order: Order) -> (u8, Option<Failure>) {
+    fn record(&mut self, index: u32, record: &Record<'_>, order: Order) -> Result<(), (u8, Failure)> {
         if self.failed.any && self.failed.hold_back(order, record.key) {
-            return (status::BLOCKED, Some(Failure::transient("an earlier record of its key failed")));
+            return Err((status::BLOCKED, Failure::transient("an earlier record of its key failed")));
         }
         self.ctx.begin_record(index, record);
         let result = self.handler.handle(record, &mut self.ctx);
         let Err((kind, failure)) = self.ctx.end_record(result) else {
-            return (status::OK, None);
+            return Ok(());
         };
         self.failed.note(record.key);
         let status = match kind {
             FailureKind::Transient => status::TRANSIENT,
             FailureKind::Permanent => status::PERMANENT,
         };
-        (status, Some(failure))
+        Err((status, failure))
     }
 }
 

@@ -51,7 +51,7 @@
 //! |---|---|
 //! | [`testing`] | the driver for tests |
 //! | [`guest`] | the glue between handler and ABI, the same natively and in Wasm |
-//! | `record`, `context`, `store`, `payload`, `failure` | what a handler sees |
+//! | `record`, `context`, `emit`, `store`, `payload`, `failure` | what a handler sees |
 //! | `state` | cache and undo of one call |
 //! | [`bindings`] | generated from the WIT world |
 
@@ -72,6 +72,7 @@ pub mod bindings {
 
 mod column;
 mod context;
+mod emit;
 mod failure;
 pub mod guest;
 mod payload;
@@ -80,7 +81,8 @@ mod state;
 mod store;
 pub mod testing;
 
-pub use context::{Context, Emission, Level};
+pub use context::{Context, Level};
+pub use emit::Emission;
 pub use failure::Failure;
 pub use payload::{Json, Null, Payload};
 pub use record::{Header, Headers, Record};

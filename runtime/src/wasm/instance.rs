@@ -264,6 +264,7 @@ impl Instance {
         self.store.set_epoch_deadline(1);
         let host = self.store.data_mut();
         host.log.begin_call();
+        host.limiter.begin_call();
         host.allowance = Allowance::start(time);
         call(&mut self.store).map_err(|error| fault(&mut self.store, &error, record_time))
     }
@@ -285,20 +286,18 @@ fn fault(store: &mut Store<HostState>, error: &wasmtime::Error, record_time: Dur
         return unreadable(error);
     };
     // A panic's message and place come through the log; the trap knows only where it ended.
-    let mut reason = match host.log.take_last_error() {
-        Some(last) if *trap == Trap::UnreachableCodeReached => last,
-        _ => trap.to_string(),
-    };
-    let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
-    for name in frames.iter().filter_map(|frame| frame.func_name()).take(TRAP_FRAMES_MAX) {
-        reason += " < ";
-        reason += name;
+    if *trap == Trap::UnreachableCodeReached
+        && let Some(last) = host.log.take_last_error()
+    {
+        return Fault::Trap(last);
     }
-    Fault::Trap(reason)
+    let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
+    let names = frames.iter().filter_map(|frame| frame.func_name()).take(TRAP_FRAMES_MAX);
+    Fault::Trap(names.fold(trap.to_string(), |reason, name| format!("{reason} < {name}")))
 }
 
 /// The guest returned, but its result could not be taken out of its memory. wasmtime has no type for
-/// the two reasons; the tests `a_result_that_multiplies_itself..` and `..outside_its_memory` hold the text.
+/// the two reasons; the tests of results that are too large and that lie outside the memory hold the text.
 fn unreadable(error: &wasmtime::Error) -> Fault {
     let text = format!("{error:#}");
     if text.contains("fuel allocated for hostcalls has been exhausted") {

@@ -68,7 +68,11 @@ impl Limiter {
         }
     }
 
-    /// What the guest asked for and did not get, if anything.
+    pub fn begin_call(&mut self) {
+        self.refused = None;
+    }
+
+    /// What the guest asked for in this call and did not get, if anything.
     pub fn refused(&self) -> Option<&str> {
         self.refused.as_deref()
     }

@@ -174,6 +174,9 @@ impl Declaration {
                         Ok({handler} {{ {config} {fields} }})
                     }}
                 }}
+                // Natively only tests use the handler; this keeps it from being called dead code.
+                let _: fn(&[u8]) -> ::core::result::Result<{handler}, ::std::string::String> =
+                    <{handler} as ::tidemill_sdk::guest::Definition>::create;
                 ::tidemill_sdk::__export_guest!({handler});
             }};"
         );

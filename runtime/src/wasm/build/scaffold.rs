@@ -35,12 +35,13 @@ macro_rules! sdk_files {
 }
 
 /// Every file of the SDK, by its path in it.
-const SDK: [(&str, &str); 14] = sdk_files![
+const SDK: [(&str, &str); 16] = sdk_files![
     "Cargo.toml",
     "macros/Cargo.toml",
     "macros/src/lib.rs",
     "src/column.rs",
     "src/context.rs",
+    "src/emit.rs",
     "src/failure.rs",
     "src/guest.rs",
     "src/lib.rs",
@@ -49,6 +50,7 @@ const SDK: [(&str, &str); 14] = sdk_files![
     "src/state.rs",
     "src/store.rs",
     "src/testing.rs",
+    "src/testing/node.rs",
     "wit/handler.wit",
 ];
 
@@ -80,7 +82,6 @@ pub fn scaffold(name: &str, parent: &Path, sdk: Option<&Path>) -> Result<PathBuf
     let fill = |template: &str| {
         template
             .replace("{{name}}", name)
-            .replace("{{module}}", &name.replace('-', "_"))
             .replace("{{version}}", env!("CARGO_PKG_VERSION"))
             .replace("{{sdk}}", &sdk)
     };
@@ -109,7 +110,7 @@ mod tests {
     fn every_file_of_the_sdk_is_in_the_copy() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk");
         let mut found = BTreeSet::new();
-        for dir in ["", "macros", "macros/src", "src", "wit"] {
+        for dir in ["", "macros", "macros/src", "src", "src/testing", "wit"] {
             for entry in fs::read_dir(root.join(dir)).expect("the SDK is beside this crate") {
                 let entry = entry.expect("its directories can be read");
                 if entry.path().is_file() {
