@@ -23,7 +23,7 @@ DENY := $(CACHE)/tools/bin/cargo-deny
 ON_APACHE = TIDEMILL_KAFKA=apache $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench conformance clean
+.PHONY: help setup build demo test lint advisories bench conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
