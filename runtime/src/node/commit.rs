@@ -35,6 +35,8 @@ pub enum Done {
     /// Definitely not committed; the transaction is aborted and the sink may be used again.
     Refused {
         sealed: Vec<Sealed>,
+        /// The one it was sent with: the rebalance that made it stale may have been served since.
+        membership: Membership,
         error: CommitError,
     },
     /// Unknown: rule P1. The sink is gone; [`Committer::renew`] makes another.
@@ -167,7 +169,7 @@ impl CommitThread {
             }
             // Definite only if the abort succeeds as well.
             Err(error) => match sink.end(End::Abort) {
-                Ok(()) => return Done::Refused { sealed, error },
+                Ok(()) => return Done::Refused { sealed, membership, error },
                 Err(abort) => {
                     self.sink = None;
                     return Done::Unknown { sealed, reason: format!("{error}; then {abort}") };

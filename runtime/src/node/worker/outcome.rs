@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, Slot, SlotState, Standing, Worker, running};
 use crate::node::commit::{Done, Job};
-use crate::ports::{CommitError, SourceError};
+use crate::ports::{CommitError, Membership, SourceError};
 use crate::store::StoreError;
 use crate::task::Sealed;
 
@@ -19,11 +19,11 @@ impl<C: Consumer> Worker<C> {
                     self.settle(task, applied);
                 }
             }
-            Done::Refused { sealed, error: CommitError::Generation(reason) } => {
+            Done::Refused { sealed, membership, error: CommitError::Generation(reason) } => {
                 self.metrics.commits_refused.add(1);
-                self.hold_refused(sealed, &reason);
+                self.hold_refused(sealed, membership, &reason);
             }
-            Done::Refused { sealed, error } => {
+            Done::Refused { sealed, error, .. } => {
                 self.metrics.commits_refused.add(1);
                 tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "commit refused; looking for the record at fault");
                 self.take_back(sealed, &error.to_string());
@@ -70,11 +70,11 @@ impl<C: Consumer> Worker<C> {
     }
 
     /// After a generation refusal the worker serves the rebalance that caused it, then sends the
-    /// same commit again for the tasks it has held without interruption.
-    fn hold_refused(&mut self, sealed: Vec<Sealed>, reason: &str) {
+    /// same commit again for the tasks it has held without interruption. The rebalance may have been
+    /// served while the commit was under way; it is then sent again at once.
+    fn hold_refused(&mut self, sealed: Vec<Sealed>, refused_as: Membership, reason: &str) {
         tracing::info!(deployment = %self.deployment, worker = self.index, reason, "commit waits for the rebalance");
-        let membership = self.consumer.as_ref().map(|consumer| consumer.membership()).unwrap_or_default();
-        self.refused = Some((sealed, membership));
+        self.refused = Some((sealed, refused_as));
     }
 
     pub(super) fn resend_refused(&mut self) {
