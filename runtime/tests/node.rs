@@ -127,3 +127,19 @@ fn words_are_counted_from_deploy_to_query_and_over_a_restart() {
     let expected = [("a", "3"), ("b", "1"), ("c", "1")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     assert_eq!(world.latest("counts"), BTreeMap::from(expected));
 }
+
+#[test]
+fn at_least_once_commits_its_offsets_after_its_effects() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    world.produce("words", &["a", "a"]);
+    let node = world.node();
+    deploy(&node, &format!("{WORD_COUNT}guarantee: at_least_once\n"), &build_guest("plugins/count"));
+    eventually("a is counted twice", || count(&node, "a") == Some(2));
+    eventually("no lag", || lag(&node) == Some(0));
+    node.stop();
+    let node = world.node();
+    world.produce("words", &["a"]);
+    eventually("a is counted three times, not five", || count(&node, "a") == Some(3));
+    eventually("no lag after the restart", || lag(&node) == Some(0));
+    node.stop();
+}

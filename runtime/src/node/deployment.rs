@@ -79,6 +79,7 @@ fn start_worker(
         deployment: name.as_str().into(),
         index,
         inputs: revision.inputs.len() as u16,
+        guarantee: revision.spec.guarantee,
         commit: revision.spec.commit.clone(),
         consumers: clients::consumers(node, revision, index),
         sinks: clients::sinks(node, revision, index),

@@ -30,7 +30,7 @@ use super::board::Board;
 use super::commit::{Committer, SinkFactory};
 use super::pace::{NodeBudget, Pace, Waiting};
 use super::restore::{Restorer, Ticket, Verdict};
-use crate::config::deployment::CommitSpec;
+use crate::config::deployment::{CommitSpec, Guarantee};
 use crate::ports::{Clock, Group, Membership, Source, SourceError, Taken};
 use crate::record::{Batch, InputPartition, Offset};
 use crate::store::Store;
@@ -69,6 +69,7 @@ pub struct Parts<C> {
     pub index: u32,
     /// Inputs of the revision; a task needs its partition of each.
     pub inputs: u16,
+    pub guarantee: Guarantee,
     pub commit: CommitSpec,
     pub consumers: ConsumerFactory<C>,
     pub sinks: SinkFactory,
@@ -117,6 +118,7 @@ pub struct Worker<C: Consumer> {
     deployment: Arc<str>,
     index: u32,
     inputs: u16,
+    guarantee: Guarantee,
     consumers: ConsumerFactory<C>,
     consumer: Option<C>,
     consumer_standing: Standing,
@@ -156,6 +158,7 @@ impl<C: Consumer> Worker<C> {
             deployment: parts.deployment,
             index: parts.index,
             inputs: parts.inputs,
+            guarantee: parts.guarantee,
             pace: Pace::new(parts.commit, now),
             consumers: parts.consumers,
             consumer: None,

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, Slot, SlotState, Standing, Worker, running};
+use crate::config::deployment::Guarantee;
 use crate::node::commit::{Done, Job};
-use crate::ports::{CommitError, Membership, SourceError};
+use crate::ports::{CommitError, Membership, SourceError, TaskOffset};
 use crate::store::StoreError;
 use crate::task::Sealed;
 
@@ -15,6 +16,7 @@ impl<C: Consumer> Worker<C> {
                 self.pace.finished(took);
                 self.metrics.commits.add(1);
                 self.metrics.commit_latency.observe(took);
+                self.commit_offsets(&sealed);
                 for (task, applied) in sealed {
                     self.settle(task, applied);
                 }
@@ -35,6 +37,21 @@ impl<C: Consumer> Worker<C> {
                 self.board.worker_ready(self.index);
             }
             Done::NotRenewed(error) => self.back_off_producer(&error),
+        }
+    }
+
+    /// Without a transaction the group's offsets follow once the effects are there, and after the
+    /// stores: a store is never behind them. One that fails is repeated by the next commit.
+    fn commit_offsets(&mut self, sealed: &[(Sealed, Result<(), StoreError>)]) {
+        let Some(consumer) = self.consumer.as_mut() else { return };
+        if self.guarantee != Guarantee::AtLeastOnce {
+            return;
+        }
+        let applied = sealed.iter().filter(|(_, applied)| applied.is_ok());
+        let offsets: Vec<TaskOffset> =
+            applied.flat_map(|(sealed, _)| sealed.offsets.iter().cloned()).collect();
+        if let Err(error) = consumer.commit(&offsets) {
+            tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "offsets are not committed yet");
         }
     }
 
