@@ -134,14 +134,14 @@ impl<H: Definition> Guest<H> {
 
         let (mut keys, mut values) = (batch.key.rows(), batch.value.rows());
         let mut headers = batch.headers.rows();
-        for index in 0..count {
+        for (index, &offset) in batch.offset.iter().enumerate() {
             let record = Record {
                 key: keys.next().flatten(),
                 value: values.next().flatten(),
                 headers: headers.next().flatten().unwrap_or_default(),
                 input: self.inputs[usize::from(batch.input[index])],
                 partition: batch.partition,
-                offset: batch.offset[index],
+                offset,
                 timestamp: batch.timestamp[index],
             };
             if let Err((status, failure)) = self.record(index as u32, &record, batch.order) {
