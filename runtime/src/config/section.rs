@@ -19,6 +19,12 @@ pub(super) struct Section<'a> {
     report: &'a Report,
 }
 
+/// A quantity with a unit, both ways.
+struct Measure<T> {
+    parse: fn(&str) -> Result<T, String>,
+    show: fn(T) -> String,
+}
+
 /// One value with its place.
 #[derive(Clone)]
 pub(super) struct Field<'a> {
@@ -95,32 +101,28 @@ impl<'a> Section<'a> {
         default: Duration,
         range: RangeInclusive<Duration>,
     ) -> Duration {
-        let Some(field) = self.take(name) else {
-            return default;
-        };
-        let show = units::show_duration;
-        match field.scalar().map(|text| units::parse_duration(&text)) {
-            Some(Ok(value)) if range.contains(&value) => return value,
-            Some(Ok(value)) => {
-                let (low, high) = (show(*range.start()), show(*range.end()));
-                field.refuse(format!("{} is outside {low} to {high}", show(value)));
-            }
-            Some(Err(message)) => field.refuse(message),
-            None => {}
-        }
-        default
+        let measure = Measure { parse: units::parse_duration, show: units::show_duration };
+        self.measured(name, default, range, &measure)
     }
 
     pub fn bytes(&mut self, name: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
-        let Some(field) = self.take(name) else {
-            return default;
-        };
-        let show = units::show_bytes;
-        match field.scalar().map(|text| units::parse_bytes(&text)) {
+        let measure = Measure { parse: units::parse_bytes, show: units::show_bytes };
+        self.measured(name, default, range, &measure)
+    }
+
+    fn measured<T: Copy + PartialOrd>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        range: RangeInclusive<T>,
+        measure: &Measure<T>,
+    ) -> T {
+        let Some(field) = self.take(name) else { return default };
+        match field.scalar().map(|text| (measure.parse)(&text)) {
             Some(Ok(value)) if range.contains(&value) => return value,
             Some(Ok(value)) => {
-                let (low, high) = (show(*range.start()), show(*range.end()));
-                field.refuse(format!("{} is outside {low} to {high}", show(value)));
+                let [value, low, high] = [value, *range.start(), *range.end()].map(measure.show);
+                field.refuse(format!("{value} is outside {low} to {high}"));
             }
             Some(Err(message)) => field.refuse(message),
             None => {}
