@@ -68,9 +68,11 @@ impl Broker {
 
 /// Starts a broker; `flag` is what a user would change if the address is taken.
 pub fn start(config: Config, flag: &str) -> Result<Embedded, Failure> {
-    Embedded::start(config).map_err(|error: Error| {
-        Failure::failed(format!(
-            "the embedded broker does not start: {error}; another address: {flag} HOST:PORT"
-        ))
+    Embedded::start(config).map_err(|error| {
+        let hint = match error {
+            Error::Address { .. } | Error::PortInUse { .. } => format!(" ({flag} HOST:PORT)"),
+            _ => String::new(),
+        };
+        Failure::failed(format!("the embedded broker does not start: {error}{hint}"))
     })
 }

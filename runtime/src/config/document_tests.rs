@@ -81,9 +81,7 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
         (
             "name: Word_Count\nmodul: a.wasm\ninputs: { words: { tpoic: words, start: soon } }\nworkers: many\n".into(),
             "line 1: name: `Word_Count` is no deployment name: use 1 to 100 characters of a-z, 0-9 and -\n\
-             line 1: module: is missing: write the path of a .wasm file or of a handler's crate\n\
              line 2: modul: unknown key, did you mean `module`?\n\
-             line 3: inputs.words.topic: is missing: write topic: NAME\n\
              line 3: inputs.words.start: unknown value `soon`: write earliest, latest or a time like 2013-01-31T12:00:00Z\n\
              line 3: inputs.words.tpoic: unknown key, did you mean `topic`?\n\
              line 4: workers: expected a whole number, found a text",

@@ -6,7 +6,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::problem::{Report, suggestion};
+use super::problem::{Report, nearest, suggestion};
 use super::units;
 use super::yaml::{Key, Node, Yaml};
 
@@ -16,6 +16,8 @@ pub(super) struct Section<'a> {
     line: u32,
     entries: &'a [(Key, Node)],
     asked: Vec<&'static str>,
+    /// Required keys that are not there, with what to write; reported by `finish`.
+    missing: Vec<(&'static str, &'static str)>,
     report: &'a Report,
 }
 
@@ -38,9 +40,14 @@ impl<'a> Section<'a> {
     /// `None`, reported, when the node is not a mapping.
     pub fn open(node: &'a Node, path: &str, line: u32, report: &'a Report) -> Option<Section<'a>> {
         match &node.value {
-            Yaml::Map(entries) => {
-                Some(Section { path: path.to_owned(), line, entries, asked: Vec::new(), report })
-            }
+            Yaml::Map(entries) => Some(Section {
+                path: path.to_owned(),
+                line,
+                entries,
+                asked: Vec::new(),
+                missing: Vec::new(),
+                report,
+            }),
             other => {
                 report.add(Some(line), path, format!("expected a mapping, found {}", other.kind()));
                 None
@@ -73,8 +80,9 @@ impl<'a> Section<'a> {
         self.take(name)?.section()
     }
 
-    pub fn missing(&self, name: &str, hint: &str) {
-        self.report.add(Some(self.line), &self.sub_path(name), format!("is missing: {hint}"));
+    /// A required key is not there. Said by `finish`, unless it turns out to be misspelt.
+    pub fn missing(&mut self, name: &'static str, hint: &'static str) {
+        self.missing.push((name, hint));
     }
 
     pub fn text(&mut self, name: &'static str) -> Option<String> {
@@ -151,13 +159,20 @@ impl<'a> Section<'a> {
         Some(found.map_or(self.line, |(key, _)| key.line))
     }
 
-    /// Call last: what nobody asked for is unknown.
-    pub fn finish(self) {
+    /// Call last: what nobody asked for is unknown, what was required and not there is missing. A
+    /// required key that is only misspelt is one problem, not two.
+    pub fn finish(mut self) {
         for (key, _) in self.entries {
-            if !self.asked.contains(&key.name.as_str()) {
-                let hint = suggestion(&key.name, &self.asked);
-                self.report.add(Some(key.line), &self.sub_path(&key.name), format!("unknown key, {hint}"));
+            if self.asked.contains(&key.name.as_str()) {
+                continue;
             }
+            let meant = nearest(&key.name, self.asked.iter().copied());
+            self.missing.retain(|(name, _)| Some(*name) != meant);
+            let hint = suggestion(&key.name, &self.asked);
+            self.report.add(Some(key.line), &self.sub_path(&key.name), format!("unknown key, {hint}"));
+        }
+        for (name, hint) in &self.missing {
+            self.report.add(Some(self.line), &self.sub_path(name), format!("is missing: {hint}"));
         }
     }
 }

@@ -22,7 +22,7 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("gRPC cannot listen on {address}: {reason}; choose another with --listen or grpc.listen")]
+    #[error("gRPC cannot listen on {address}: {reason}; choose another with --listen-grpc or listen.grpc")]
     Listen { address: SocketAddr, reason: std::io::Error },
     #[error("gRPC failed: {0}")]
     Serve(#[from] tonic::transport::Error),
