@@ -101,7 +101,10 @@ async fn run(arguments: &Arguments, tidemill: &Tidemill, node: &mut Node) -> Res
         () = interrupted.wait() => return Ok(()),
     };
     println!("node and broker ready after {:.1} s", started.elapsed().as_secs_f64());
-    deploy(tidemill, &arguments.example)?;
+    tokio::select! {
+        deployed = deploy(tidemill, &arguments.example) => deployed?,
+        () = interrupted.wait() => return Ok(()),
+    }
 
     let progress = Arc::new(Progress::default());
     let total = flights.len() as u64;
@@ -122,7 +125,7 @@ async fn run(arguments: &Arguments, tidemill: &Tidemill, node: &mut Node) -> Res
     if arguments.check {
         return verify(client, &file).await;
     }
-    queries(tidemill)?;
+    queries(tidemill).await?;
     println!("\nAsk for more in another terminal; Ctrl-C drains the node and ends.");
     interrupted.wait().await;
     Ok(())
@@ -130,12 +133,13 @@ async fn run(arguments: &Arguments, tidemill: &Tidemill, node: &mut Node) -> Res
 
 /// Makes the topics, builds the handlers and deploys the pipeline, each with the command that a user
 /// would type. All of them change nothing the second time.
-fn deploy(tidemill: &Tidemill, example: &Path) -> Result<()> {
+async fn deploy(tidemill: &Tidemill, example: &Path) -> Result<()> {
     let topics = ["flights", "flights-by-carrier", "delays"];
     let create = ["--partitions", PARTITIONS, "--if-not-exists"];
-    tidemill.run(&[&["topics", "create"], &topics[..], &create[..]].concat())?;
+    tidemill.run(&[&["topics", "create"], &topics[..], &create[..]].concat()).await?;
     let pipeline = example.join("pipeline.yaml").display().to_string();
-    print!("{}", tidemill.run(&["apply", "-f", &pipeline])?);
+    println!("building and deploying the handlers (the first time takes about a minute)");
+    print!("{}", tidemill.run(&["apply", "-f", &pipeline]).await?);
     Ok(())
 }
 
@@ -199,14 +203,14 @@ async fn verify(mut client: Client, file: &Path) -> Result<()> {
 }
 
 /// Some questions and their answers, as anybody may ask them from a terminal.
-fn queries(tidemill: &Tidemill) -> Result<()> {
+async fn queries(tidemill: &Tidemill) -> Result<()> {
     let questions: [&[&str]; 3] = [
         &["state", "get", client::DEPLOYMENT, client::STORE, "UA"],
         &["state", "scan", client::DEPLOYMENT, client::STORE, "--prefix", "HA/2013/1/", "--limit", "5"],
         &["lag"],
     ];
     for question in questions {
-        println!("\n$ tidemill {}\n{}", question.join(" "), tidemill.run(question)?.trim_end());
+        println!("\n$ tidemill {}\n{}", question.join(" "), tidemill.run(question).await?.trim_end());
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// A stop that takes longer than this has failed; the node's own limit is 25 s.
 const STOP_MAX: Duration = Duration::from_secs(40);
@@ -45,9 +45,15 @@ pub struct Tidemill {
 }
 
 impl Tidemill {
-    /// Runs a command to its end and answers what it printed.
-    pub fn run(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.command(arguments).output().with_context(|| self.program.display().to_string())?;
+    /// Runs a command to its end and answers what it printed. Dropping the future ends the command.
+    pub async fn run(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.command(arguments);
+        // A process group of its own, with whatever it starts (apply runs cargo), so that it ends as one.
+        command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().with_context(|| self.program.display().to_string())?;
+        let mut group = Group(Some(Pid::from_child(&child)));
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+        group.0 = None;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "tidemill {}: {errors}", arguments.join(" "));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -91,6 +97,18 @@ impl Tidemill {
         command.process_group(0).stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().with_context(|| self.program.display().to_string())?;
         Ok(Node { child, log })
+    }
+}
+
+/// A process group that ends with this value, unless it was emptied.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Fails only if it has ended already.
+            let _ = kill_process_group(group, Signal::TERM);
+        }
     }
 }
 
