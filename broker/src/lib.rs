@@ -12,7 +12,7 @@
 //! let broker = Broker::start(Config { listen: "127.0.0.1:9092".into(), ..Config::default() })?;
 //! println!("bootstrap.servers={}", broker.address());
 //! broker.shutdown()?;
-//! # Ok::<(), tidemill_broker::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # Layout

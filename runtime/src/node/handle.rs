@@ -94,7 +94,7 @@ impl Handle {
         header: proto::DeployHeader,
         module: Vec<u8>,
     ) -> Result<proto::DeployResponse, ControlError> {
-        let spec = DeploymentSpec::parse(&header.document).map_err(|problems| {
+        let spec = self.node.spec(&header.document).map_err(|problems| {
             ControlError::Invalid(problems.0.iter().map(ToString::to_string).collect())
         })?;
         let compiled = revision::compile(&module)?;
@@ -246,7 +246,7 @@ impl Handle {
         let mut consumed = BTreeSet::new();
         let mut running = 0;
         for registered in view.deployments.values() {
-            let Ok(spec) = DeploymentSpec::parse(&registered.document) else { continue };
+            let Ok(spec) = self.node.spec(&registered.document) else { continue };
             let inputs: Vec<String> = spec.inputs.into_values().map(|input| input.topic).collect();
             let halted = self.node.trouble(&registered.name).is_some()
                 || self.node.board(&registered.name).is_some_and(|board| board.is_halted());
@@ -311,7 +311,7 @@ impl Handle {
         let board = self.node.board(&registered.name);
         let tasks = board.as_ref().map(|board| board.tasks()).unwrap_or_default();
         let trouble = self.node.trouble(&registered.name);
-        let spec = DeploymentSpec::parse(&registered.document).ok();
+        let spec = self.node.spec(&registered.document).ok();
         let manifest: Option<Manifest> = serde_json::from_str(&registered.manifest).ok();
         let inputs = topics(&spec, &manifest);
         let halted = tasks.values().find(|task| task.state == TaskState::Halted);

@@ -12,7 +12,6 @@ use super::fleet::ALIVE;
 use super::handle::{ControlError, task_state, topics};
 use super::registry::Registered;
 use super::runtime::NodeRuntime;
-use crate::config::deployment::DeploymentSpec;
 use crate::config::manifest::Manifest;
 use crate::kafka::admin::{AdminError, At};
 use crate::record::Offset;
@@ -29,7 +28,7 @@ impl From<AdminError> for ControlError {
 }
 
 pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::PartitionLag>, ControlError> {
-    let spec = DeploymentSpec::parse(&registered.document).ok();
+    let spec = node.spec(&registered.document).ok();
     let manifest: Option<Manifest> = serde_json::from_str(&registered.manifest).ok();
     let inputs = topics(&spec, &manifest);
     let mut partitions = Vec::new();

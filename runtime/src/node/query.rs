@@ -9,7 +9,6 @@ use super::board::TaskEntry;
 use super::handle::{ControlError, topics};
 use super::registry::Registered;
 use super::runtime::NodeRuntime;
-use crate::config::deployment::DeploymentSpec;
 use crate::config::manifest::Manifest;
 use crate::record::Offset;
 use crate::store::{Position, Snapshot, StoreError, StoreReader};
@@ -106,7 +105,7 @@ impl Target {
         };
         let task = node.board(name).and_then(|board| board.task(partition));
         let reader = readable(name, partition, task)?;
-        let spec = DeploymentSpec::parse(&registered.document).ok();
+        let spec = node.spec(&registered.document).ok();
         Ok(Target { partition, reader, inputs: topics(&spec, &Some(manifest)) })
     }
 

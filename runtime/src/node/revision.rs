@@ -248,7 +248,8 @@ fn find_topics(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<Str
 /// Makes a registered revision ready to run: fetches and compiles its module, checks it, makes the
 /// internal topics.
 pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, PrepareError> {
-    let spec = DeploymentSpec::parse(&registered.document)
+    let spec = node
+        .spec(&registered.document)
         .map_err(|problems| PrepareError::Invalid(problems.0.iter().map(ToString::to_string).collect()))?;
     let bytes = node
         .modules

@@ -13,8 +13,8 @@ use super::lease::Leases;
 use super::modules::{self, ModuleDir};
 use super::pace::NodeBudget;
 use super::registry::{Registered, Registry};
-use crate::config::NodeConfig;
 use crate::config::deployment::DeploymentSpec;
+use crate::config::{NodeConfig, Problems};
 use crate::kafka::admin::{Admin, AdminError};
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::peek::Peek;
@@ -92,6 +92,11 @@ impl NodeRuntime {
             kafka_answers: AtomicBool::new(true),
             running: RwLock::default(),
         }
+    }
+
+    /// Reads a deployment document; what it does not say, this node's defaults say.
+    pub fn spec(&self, document: &str) -> Result<DeploymentSpec, Problems> {
+        DeploymentSpec::parse_with(document, &self.config.defaults)
     }
 
     /// The consumer group of a deployment, as Kafka's own tools name it.
@@ -178,7 +183,8 @@ impl NodeRuntime {
 
     /// Partitions of a deployment's inputs, which are its tasks.
     pub fn partitions(&self, registered: &Registered) -> Result<i32, ControlError> {
-        let spec = DeploymentSpec::parse(&registered.document)
+        let spec = self
+            .spec(&registered.document)
             .map_err(|problems| ControlError::Internal(problems.to_string()))?;
         let topics: Vec<String> = spec.inputs.values().map(|input| input.topic.clone()).collect();
         let found = self.admin.describe_topics(&topics)?;
