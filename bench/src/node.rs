@@ -25,13 +25,15 @@ pub fn program(name: &str) -> Result<PathBuf> {
 }
 
 impl Node {
-    /// Starts a node on these brokers, with default settings, and waits until it answers.
-    pub fn start(bootstrap: &str) -> Result<Node> {
+    /// Starts a node on these brokers, with default settings, and waits until it answers. It is a
+    /// fleet of its own, so that nothing of an earlier run is deployed on it.
+    pub fn start(bootstrap: &str, fleet: &str) -> Result<Node> {
         let directory = tempfile::tempdir()?;
         let (grpc, http) = (free_address()?, free_address()?);
         let process = Command::new(program("tidemill")?)
             .arg("node")
             .env("TIDEMILL_KAFKA_BOOTSTRAP_SERVERS", bootstrap)
+            .env("TIDEMILL_FLEET", fleet)
             .env("TIDEMILL_STATE_DIR", directory.path().join("state"))
             .env("TIDEMILL_LISTEN_GRPC", &grpc)
             .env("TIDEMILL_LISTEN_HTTP", http)

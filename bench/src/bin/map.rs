@@ -126,7 +126,7 @@ impl Bench {
     }
 
     fn run_node(&self, name: &str, output: &str, guarantee: &str) -> Result<Run> {
-        let node = Node::start(&self.kafka.bootstrap)?;
+        let node = Node::start(&self.kafka.bootstrap, name)?;
         let before = process::cpu_time(node.pid())?;
         let started = Instant::now();
         node.deploy(name, self.module.path(), [INPUT, output], guarantee)?;
