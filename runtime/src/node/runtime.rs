@@ -21,8 +21,9 @@ use crate::kafka::peek::Peek;
 use crate::store::{StateDir, StoreBudget};
 use crate::telemetry::Telemetry;
 
-/// Restores that run at once; each reads at full speed, so more would only share the disk.
-pub const RESTORES_MAX: usize = 4;
+/// Restores that run at once. A small one waits for Kafka most of its time, so that few at a time would
+/// make many tasks start late; large ones share disk and network.
+pub const RESTORES_MAX: usize = 16;
 
 /// A deployment as this node runs it.
 struct Running {
