@@ -14,11 +14,13 @@
 //! | [`control`] | gRPC and HTTP |
 //! | [`telemetry`], [`config`] | every metric; the configuration tree |
 //! | [`cli`] | the commands |
+//! | [`faults`] | crash points and planted bugs of the tests; empty in a normal build |
 
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod effects;
+pub mod faults;
 pub mod kafka;
 pub mod node;
 pub mod ports;

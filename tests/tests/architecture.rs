@@ -13,7 +13,7 @@ use std::str::FromStr;
 use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 
 /// Which of our modules a module may name. `proto` and `broker` are the crates of those names.
-/// Everybody may name itself, `telemetry` and `config`.
+/// Everybody may name itself, `telemetry`, `config` and `faults`.
 const OURS: &[(&str, &[&str])] = &[
     ("record", &[]),
     ("effects", &["record"]),
@@ -24,6 +24,7 @@ const OURS: &[(&str, &[&str])] = &[
     ("kafka", &["record", "effects", "ports"]),
     ("telemetry", &[]),
     ("config", &[]),
+    ("faults", &[]),
     ("node", &["record", "effects", "store", "ports", "task", "wasm", "kafka", "proto"]),
     ("control", &["record", "node", "proto"]),
     ("cli", &["proto", "broker", "kafka", "wasm", "node", "control"]),
@@ -54,7 +55,7 @@ const LEADS: &[&str] = &[
 ];
 
 /// Modules that everyone may import.
-const COMMON: &[&str] = &["telemetry", "config"];
+const COMMON: &[&str] = &["telemetry", "config", "faults"];
 
 #[test]
 fn every_import_of_the_runtime_is_allowed_by_the_table() {
