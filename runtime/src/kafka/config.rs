@@ -199,10 +199,14 @@ impl KafkaConfig {
 
     /// A reader outside any group's assignment. `group` only names whose committed offsets it may
     /// ask for. Ends of partitions are reported, because the end may lie behind transaction markers
-    /// or records that compaction removed.
-    pub(super) fn reader(&self, group: &str, committed: bool) -> Settings {
+    /// or records that compaction removed; `end_wait` bounds how long such an end goes unreported.
+    pub(super) fn reader(&self, group: &str, committed: bool, end_wait: Duration) -> Settings {
         let mut ours = self.reading(if committed { "read_committed" } else { "read_uncommitted" });
-        ours.extend(settings(&[("group.id", group), ("enable.partition.eof", "true")]));
+        ours.extend(settings(&[
+            ("group.id", group),
+            ("enable.partition.eof", "true"),
+            ("fetch.wait.max.ms", &millis(end_wait)),
+        ]));
         self.compose(PRODUCER_ONLY, ours)
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::config::KafkaConfig;
-use super::reader::PartitionReader;
+use super::reader::{PartitionReader, TO_THE_END};
 use crate::ports::SourceError;
 use crate::record::Offset;
 
@@ -18,7 +18,7 @@ pub struct Peek {
 
 impl Peek {
     pub fn new(config: &KafkaConfig) -> Result<Peek, SourceError> {
-        Ok(Peek { reader: Mutex::new(PartitionReader::new(config, "tidemill-peek", true)?) })
+        Ok(Peek { reader: Mutex::new(PartitionReader::new(config, "tidemill-peek", true, TO_THE_END)?) })
     }
 
     /// Timestamp of the first committed record at or after an offset, milliseconds since the epoch;

@@ -16,6 +16,14 @@ use crate::record::Offset;
 /// Messages of one consume call: enough that the call costs nothing per record.
 const BATCH: usize = 2_000;
 
+/// How long a broker may hold back the answer to a fetch that finds nothing. A reader that follows
+/// a log is woken by data, whatever this says.
+pub(super) const FOLLOW: Duration = Duration::from_millis(500);
+
+/// The same for a reader that wants to know that it has reached the end: where the last thing in a
+/// log is a transaction marker, only the answer to a fetch that found nothing says so.
+pub(super) const TO_THE_END: Duration = Duration::from_millis(20);
+
 pub(super) struct PartitionReader {
     raw: Consumer,
     topic: String,
@@ -26,9 +34,14 @@ pub(super) struct PartitionReader {
 
 impl PartitionReader {
     /// `committed` hides open and aborted transactions. `group` names whose committed offsets the
-    /// handle may be asked for; no group is joined.
-    pub fn new(config: &KafkaConfig, group: &str, committed: bool) -> Result<PartitionReader, SourceError> {
-        let raw = Consumer::new(&config.reader(group, committed), group)
+    /// handle may be asked for; no group is joined. `end_wait` is [`FOLLOW`] or [`TO_THE_END`].
+    pub fn new(
+        config: &KafkaConfig,
+        group: &str,
+        committed: bool,
+        end_wait: Duration,
+    ) -> Result<PartitionReader, SourceError> {
+        let raw = Consumer::new(&config.reader(group, committed, end_wait), group)
             .map_err(|error| SourceError::Refused(error.to_string()))?;
         Ok(PartitionReader { raw, topic: String::new(), partition: 0, position: 0 })
     }

@@ -6,7 +6,7 @@ use super::config::KafkaConfig;
 use super::ffi::consumer::Consumer;
 use super::ffi::partitions::{Partitions, Row};
 use super::ffi::{Code, KafkaError, Message};
-use super::reader::PartitionReader;
+use super::reader::{PartitionReader, TO_THE_END};
 use super::sink::read_stamp;
 use super::source_error;
 use crate::ports::{CommittedOffset, LogRecord, Recovery, SourceError};
@@ -37,9 +37,9 @@ impl LogReader {
         inputs: Vec<String>,
         changelog: Option<String>,
     ) -> Result<LogReader, SourceError> {
-        let uncommitted = Consumer::new(&config.reader(group, false), group)
+        let uncommitted = Consumer::new(&config.reader(group, false, TO_THE_END), group)
             .map_err(|error| SourceError::Refused(error.to_string()))?;
-        let committed = PartitionReader::new(config, group, true)?;
+        let committed = PartitionReader::new(config, group, true, TO_THE_END)?;
         Ok(LogReader { committed, uncommitted, inputs, changelog })
     }
 

@@ -8,6 +8,7 @@ use super::ffi::partitions::Partitions;
 use super::ffi::producer::{Outgoing, Producer};
 use super::ffi::{Code, KafkaError, Message};
 use super::headers;
+use super::reader::FOLLOW;
 
 const FLUSH_WAIT: Duration = Duration::from_secs(60);
 
@@ -139,7 +140,8 @@ pub fn consume(
     each: &mut dyn FnMut(Option<Consumed>) -> bool,
 ) -> Result<u64, ToolError> {
     let told = |error: KafkaError| ToolError::new(&spec.topic, &error);
-    let mut raw = Consumer::new(&config.reader("tidemill-tools", spec.committed), "consume").map_err(told)?;
+    let mut raw =
+        Consumer::new(&config.reader("tidemill-tools", spec.committed, FOLLOW), "consume").map_err(told)?;
     let partitions = partitions_of(&raw, spec)?;
     let mut list = Partitions::with_capacity(partitions.len());
     for &partition in &partitions {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::config::{APPEND_TIMEOUT, KafkaConfig};
 use super::ffi::Code;
 use super::ffi::producer::{Outgoing, Producer};
-use super::reader::PartitionReader;
+use super::reader::{FOLLOW, PartitionReader};
 use super::recovery::{log_record, read_until};
 use super::source_error;
 use crate::ports::{LogRecord, SourceError};
@@ -84,7 +84,7 @@ impl TopicLog {
 
     /// A reader that starts at `from`, or at the log's start if that is higher.
     pub fn tail(&self, from: Offset) -> Result<Tail, SourceError> {
-        let mut reader = PartitionReader::new(&self.config, "tidemill-log", false)?;
+        let mut reader = PartitionReader::new(&self.config, "tidemill-log", false, FOLLOW)?;
         let (low, _) = watermarks(&reader, &self.topic)?;
         reader.open(&self.topic, 0, from.max(low))?;
         Ok(Tail { reader, topic: self.topic.clone() })

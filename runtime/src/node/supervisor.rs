@@ -26,6 +26,9 @@ const LOOK: Duration = Duration::from_millis(200);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// Deployments that are started side by side.
+const STARTS_AT_ONCE: usize = 8;
+
 enum Place {
     Up(RunningDeployment),
     Failed { revision: u64, incarnation: String, again: Instant, backoff: Duration },
@@ -81,30 +84,41 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
         node.forget(&name);
         node.collect_state(view);
     }
-    for registered in view.deployments.values() {
-        let place = places.remove(&registered.name);
-        if let Some(place) = step(node, place, registered) {
-            places.insert(registered.name.clone(), place);
-        }
+    let due: Vec<&Registered> = view
+        .deployments
+        .values()
+        .filter(|registered| places.get(&registered.name).is_none_or(|place| place.is_due(registered)))
+        .collect();
+    // Side by side: a start compiles a module and asks Kafka, and none should wait for another's.
+    for some in due.chunks(STARTS_AT_ONCE) {
+        std::thread::scope(|scope| {
+            let starting: Vec<_> = some
+                .iter()
+                .map(|&registered| {
+                    let place = places.remove(&registered.name);
+                    (registered, scope.spawn(move || step(node, place, registered)))
+                })
+                .collect();
+            for (registered, start) in starting {
+                match start.join() {
+                    Ok(place) => {
+                        places.insert(registered.name.clone(), place);
+                    }
+                    Err(_) => tracing::error!(deployment = registered.name, "its start panicked"),
+                }
+            }
+        });
     }
 }
 
-/// One deployment's next place.
-fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) -> Option<Place> {
+/// The next place of a deployment that is due.
+fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) -> Place {
     let backoff = match place {
-        Some(Place::Up(deployment)) if deployment.revision() == registered.revision => {
-            return Some(Place::Up(deployment));
-        }
         Some(Place::Up(deployment)) => {
             tracing::info!(deployment = registered.name, revision = registered.revision, "changed; swapping");
             // The membership stays: the same member comes back at once and takes its partitions up.
             deployment.stop(false);
             RETRY_MIN
-        }
-        Some(Place::Failed { revision, again, .. })
-            if revision == registered.revision && again > Instant::now() =>
-        {
-            return place;
         }
         Some(Place::Failed { revision, backoff, .. }) if revision == registered.revision => {
             (backoff * 2).min(RETRY_MAX)
@@ -114,17 +128,17 @@ fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) 
     match start(node, registered) {
         Ok(deployment) => {
             node.set_trouble(&registered.name, None);
-            Some(Place::Up(deployment))
+            Place::Up(deployment)
         }
         Err(error) => {
             tracing::error!(deployment = registered.name, %error, "cannot start");
             node.set_trouble(&registered.name, Some(error.to_string()));
-            Some(Place::Failed {
+            Place::Failed {
                 revision: registered.revision,
                 incarnation: registered.incarnation.clone(),
                 again: Instant::now() + backoff,
                 backoff,
-            })
+            }
         }
     }
 }
@@ -147,6 +161,16 @@ fn stop_all(node: &NodeRuntime, places: BTreeMap<String, Place>) {
 }
 
 impl Place {
+    /// True if the registry wants another revision than this, or the time to try again has come.
+    fn is_due(&self, registered: &Registered) -> bool {
+        match self {
+            Place::Up(deployment) => deployment.revision() != registered.revision,
+            Place::Failed { revision, again, .. } => {
+                *revision != registered.revision || *again <= Instant::now()
+            }
+        }
+    }
+
     fn incarnation(&self) -> &str {
         match self {
             Place::Up(deployment) => deployment.incarnation(),

@@ -149,6 +149,10 @@ impl Producer {
         self.client.shared.wait_ticket(ticket, wait)
     }
 
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub fn init_transactions(&self, wait: Duration) -> Result<(), KafkaError> {
         // SAFETY: live handle; the error object is ours.
         unsafe { consume(rd::rd_kafka_init_transactions(self.client.raw(), millis(wait))) }
