@@ -217,4 +217,7 @@ pub trait Clock: Send {
 
     /// Since an arbitrary start; never goes back.
     fn monotonic(&self) -> Duration;
+
+    /// Lets up to `wait` pass.
+    fn pause(&self, wait: Duration);
 }

@@ -1,17 +1,26 @@
-//! The commit thread of a worker: first Kafka, then the stores, one commit at a time.
+//! The commit half of a worker: first Kafka, then the stores, one commit at a time.
 //!
-//! It owns the worker's sink. The worker fills the next overlay meanwhile; the two meet in a channel
-//! that holds one request, so there is never a commit k+1 before the outcome of k is known.
+//! ```text
+//!   worker --request--> Committer --> Driver: a thread, or the loop of a simulation
+//!     ^                                  | steps
+//!     |                                  v
+//!     +------------- Done --------- CommitHalf: begin -> produce.. -> send offsets -> end -> store..
+//! ```
+//!
+//! The half owns the worker's sink. The worker fills the next overlay meanwhile; the two meet in a
+//! request of which there is one at a time, so there is never a commit k+1 before the outcome of k
+//! is known.
 //!
 //! Invariant: `store <= changelog`. A crash between the two leaves a store behind its changelog,
 //! which is the ordinary state that a restore starts from; there is no second recovery path.
 
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::ports::{CommitError, End, Membership, Produce, Sink, SourceError};
+use crate::faults::{CrashPoint, crash_point};
+use crate::ports::{Clock, CommitError, End, Membership, Produce, Sink, SourceError};
 use crate::store::StoreError;
 use crate::task::Sealed;
 
@@ -48,27 +57,39 @@ pub enum Done {
     NotRenewed(SourceError),
 }
 
-enum Request {
+/// What a worker asks of its commit half.
+pub enum Request {
     Commit(Job),
+    /// Make a new sink, which fences the old one.
     Renew,
 }
 
-/// The worker's handle on its commit thread.
+/// Who carries out a worker's requests: a thread of its own, or the loop of a simulation.
+pub trait Driver: Send {
+    /// Starts on a request; false when nobody is there any more to carry it out.
+    fn start(&mut self, request: Request) -> bool;
+
+    /// The outcome, if it is there already.
+    fn poll(&mut self) -> Option<Done>;
+
+    /// Waits for the outcome; none when it will never come.
+    fn wait(&mut self) -> Option<Done>;
+}
+
+/// The worker's handle on its commit half.
 pub struct Committer {
-    requests: Option<Sender<Request>>,
-    results: Receiver<Done>,
+    driver: Box<dyn Driver>,
     busy: bool,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Committer {
-    pub fn start(name: &str, factory: SinkFactory) -> std::io::Result<Committer> {
-        let (requests, inbox) = bounded(1);
-        let (outbox, results) = bounded(1);
-        let thread = std::thread::Builder::new().name(format!("{name}-commit")).spawn(move || {
-            CommitThread { sink: None, factory }.run(&inbox, &outbox);
-        })?;
-        Ok(Committer { requests: Some(requests), results, busy: false, thread: Some(thread) })
+    pub fn new(driver: Box<dyn Driver>) -> Committer {
+        Committer { driver, busy: false }
+    }
+
+    /// One whose requests are carried out on a thread of that name.
+    pub fn on_thread(name: &str, half: CommitHalf) -> std::io::Result<Committer> {
+        Ok(Committer::new(Box::new(CommitThread::start(name, half)?)))
     }
 
     /// True while the outcome of a request is not known.
@@ -88,7 +109,7 @@ impl Committer {
 
     /// The outcome of the request in flight, if it is there already.
     pub fn poll(&mut self) -> Option<Done> {
-        let done = self.results.try_recv().ok()?;
+        let done = self.driver.poll()?;
         self.busy = false;
         Some(done)
     }
@@ -99,21 +120,61 @@ impl Committer {
         if !self.busy {
             return None;
         }
-        let done = self.results.recv().ok();
+        let done = self.driver.wait();
         self.busy = false;
         done
     }
 
     fn request(&mut self, request: Request) {
         assert!(!self.busy, "one commit at a time");
-        if let Some(requests) = &self.requests {
-            // A send fails only after the thread has ended, and then `wait` answers none.
-            self.busy = requests.send(request).is_ok();
-        }
+        // Fails only after the driver has ended, and then `wait` answers none.
+        self.busy = self.driver.start(request);
     }
 }
 
-impl Drop for Committer {
+/// Drives a commit half on a thread of its own.
+struct CommitThread {
+    requests: Option<Sender<Request>>,
+    results: Receiver<Done>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CommitThread {
+    fn start(name: &str, mut half: CommitHalf) -> std::io::Result<CommitThread> {
+        let (requests, inbox) = bounded::<Request>(1);
+        let (outbox, results) = bounded(1);
+        let thread = std::thread::Builder::new().name(format!("{name}-commit")).spawn(move || {
+            for request in inbox {
+                half.begin(request);
+                let done = loop {
+                    if let Some(done) = half.step() {
+                        break done;
+                    }
+                };
+                if outbox.send(done).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(CommitThread { requests: Some(requests), results, thread: Some(thread) })
+    }
+}
+
+impl Driver for CommitThread {
+    fn start(&mut self, request: Request) -> bool {
+        self.requests.as_ref().is_some_and(|requests| requests.send(request).is_ok())
+    }
+
+    fn poll(&mut self) -> Option<Done> {
+        self.results.try_recv().ok()
+    }
+
+    fn wait(&mut self) -> Option<Done> {
+        self.results.recv().ok()
+    }
+}
+
+impl Drop for CommitThread {
     fn drop(&mut self) {
         self.requests = None;
         if let Some(thread) = self.thread.take()
@@ -124,22 +185,65 @@ impl Drop for Committer {
     }
 }
 
-struct CommitThread {
+/// What carries a request out, one step at a time, so that whoever drives it can let anything
+/// happen between two steps.
+pub struct CommitHalf {
     /// None after an indefinite outcome, until renewed.
     sink: Option<Box<dyn Sink>>,
     factory: SinkFactory,
+    clock: Box<dyn Clock>,
+    work: Work,
 }
 
-impl CommitThread {
-    fn run(mut self, requests: &Receiver<Request>, results: &Sender<Done>) {
-        for request in requests {
-            let done = match request {
-                Request::Commit(job) => self.commit(job),
-                Request::Renew => self.renew(),
-            };
-            if results.send(done).is_err() {
-                return;
+enum Work {
+    Idle,
+    Renew,
+    Commit(Commit),
+}
+
+struct Commit {
+    job: Job,
+    next: Step,
+    began: Duration,
+    /// Outcomes of the stores that have been written, in the order of the job's tasks.
+    applied: Vec<Result<(), StoreError>>,
+}
+
+/// The steps of a commit, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Begin,
+    /// What the task of this index has.
+    Produce(usize),
+    SendOffsets,
+    End,
+    /// One RocksDB write batch per task. Kafka has the commit.
+    Store(usize),
+}
+
+impl CommitHalf {
+    pub fn new(factory: SinkFactory, clock: Box<dyn Clock>) -> CommitHalf {
+        CommitHalf { sink: None, factory, clock, work: Work::Idle }
+    }
+
+    /// Takes a request; [`CommitHalf::step`] carries it out. The one before has had its outcome.
+    pub fn begin(&mut self, request: Request) {
+        self.work = match request {
+            Request::Renew => Work::Renew,
+            Request::Commit(job) => {
+                let began = self.clock.monotonic();
+                Work::Commit(Commit { job, next: Step::Begin, began, applied: Vec::new() })
             }
+        };
+    }
+
+    /// Does the next step. Answers the outcome after the last one; nothing while there is more to
+    /// do, or nothing to do.
+    pub fn step(&mut self) -> Option<Done> {
+        match std::mem::replace(&mut self.work, Work::Idle) {
+            Work::Idle => None,
+            Work::Renew => Some(self.renew()),
+            Work::Commit(commit) => self.advance(commit),
         }
     }
 
@@ -155,51 +259,90 @@ impl CommitThread {
         }
     }
 
-    fn commit(&mut self, job: Job) -> Done {
-        let Job { sealed, membership } = job;
+    fn advance(&mut self, mut commit: Commit) -> Option<Done> {
         let Some(sink) = self.sink.as_mut() else {
-            return Done::Unknown { sealed, reason: "there is no producer".into() };
+            return Some(Done::Unknown { sealed: commit.job.sealed, reason: "there is no producer".into() });
         };
-        let start = Instant::now();
-        match transact(sink.as_mut(), &sealed, &membership) {
+        match commit.step(sink.as_mut()) {
             Ok(()) => {}
-            Err(CommitError::Indefinite(reason)) => {
-                self.sink = None;
-                return Done::Unknown { sealed, reason };
-            }
-            // Definite only if the abort succeeds as well.
-            Err(error) => match sink.end(End::Abort) {
-                Ok(()) => return Done::Refused { sealed, membership, error },
-                Err(abort) => {
-                    self.sink = None;
-                    return Done::Unknown { sealed, reason: format!("{error}; then {abort}") };
-                }
-            },
+            Err(error) => return Some(self.failed(commit.job, error)),
         }
-        let sealed = sealed
-            .into_iter()
-            .map(|mut task| {
-                let applied = task.apply_to_store(); // One RocksDB write batch per task.
-                (task, applied)
-            })
-            .collect();
-        Done::Committed { sealed, took: start.elapsed() }
+        if commit.next != Step::Store(commit.job.sealed.len()) {
+            self.work = Work::Commit(commit);
+            return None;
+        }
+        crash_point(CrashPoint::AfterStores);
+        let took = self.clock.monotonic().saturating_sub(commit.began);
+        let sealed = commit.job.sealed.into_iter().zip(commit.applied).collect();
+        Some(Done::Committed { sealed, took })
+    }
+
+    /// Sorts the failure of a transaction by what is known of it.
+    fn failed(&mut self, job: Job, error: CommitError) -> Done {
+        let Job { sealed, membership } = job;
+        let reason = match (error, self.sink.as_mut()) {
+            (CommitError::Indefinite(reason), _) => reason,
+            // Definite only if the abort succeeds as well.
+            (error, Some(sink)) => match sink.end(End::Abort) {
+                Ok(()) => return Done::Refused { sealed, membership, error },
+                Err(abort) => format!("{error}; then {abort}"),
+            },
+            (error, None) => error.to_string(),
+        };
+        self.sink = None;
+        Done::Unknown { sealed, reason }
     }
 }
 
-/// The Kafka half of a commit.
-fn transact(sink: &mut dyn Sink, sealed: &[Sealed], membership: &Membership) -> Result<(), CommitError> {
-    sink.begin()?;
-    for task in sealed {
-        for emissions in &task.emissions {
-            sink.produce(Produce::Emissions(emissions))?;
-        }
-        if let Some(changelog) = &task.changelog {
-            sink.produce(Produce::Changelog(changelog))?; // One row per distinct key, then the position record.
-        }
+impl Commit {
+    /// One step: the Kafka half, then the stores.
+    fn step(&mut self, sink: &mut dyn Sink) -> Result<(), CommitError> {
+        let Job { sealed, membership } = &mut self.job;
+        self.next = match self.next {
+            Step::Begin => {
+                sink.begin()?;
+                Step::Produce(0)
+            }
+            Step::Produce(index) => match sealed.get(index) {
+                Some(task) => {
+                    produce(sink, task)?;
+                    Step::Produce(index + 1)
+                }
+                None => Step::SendOffsets,
+            },
+            Step::SendOffsets => {
+                // Every task written for, moved or not: the offsets are what fences a zombie.
+                let offsets: Vec<_> = sealed.iter().flat_map(|task| &task.offsets).cloned().collect();
+                sink.send_offsets(&offsets, membership)?;
+                crash_point(CrashPoint::AfterSendOffsets);
+                Step::End
+            }
+            Step::End => {
+                sink.end(End::Commit)?;
+                crash_point(CrashPoint::AfterEnd);
+                Step::Store(0)
+            }
+            Step::Store(index) => {
+                if index > 0 && sealed.get(index).is_some_and(|task| task.changelog.is_some()) {
+                    crash_point(CrashPoint::BetweenStores);
+                }
+                let applied = sealed.get_mut(index).map(Sealed::apply_to_store);
+                self.applied.extend(applied);
+                Step::Store(index + 1)
+            }
+        };
+        Ok(())
     }
-    // Every task written for, moved or not: the offsets are what fences a zombie.
-    let offsets: Vec<_> = sealed.iter().flat_map(|task| &task.offsets).cloned().collect();
-    sink.send_offsets(&offsets, membership)?;
-    sink.end(End::Commit)
+}
+
+/// Hands a task's rows to the sink.
+fn produce(sink: &mut dyn Sink, task: &Sealed) -> Result<(), CommitError> {
+    for emissions in &task.emissions {
+        sink.produce(Produce::Emissions(emissions))?;
+    }
+    match &task.changelog {
+        // One row per distinct key, then the position record.
+        Some(changelog) => sink.produce(Produce::Changelog(changelog)),
+        None => Ok(()),
+    }
 }

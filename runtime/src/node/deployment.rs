@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, unbounded};
 
 use super::clients;
+use super::commit::{CommitHalf, Committer};
 use super::restorer::KafkaRestorer;
 use super::revision::{PrepareError, Revision};
 use super::runtime::NodeRuntime;
@@ -75,6 +76,8 @@ fn start_worker(
 ) -> std::io::Result<RunningWorker> {
     let (commands, inbox) = unbounded();
     let name = &revision.registered.name;
+    let half = CommitHalf::new(clients::sinks(node, revision, index), Box::new(SystemClock::default()));
+    let committer = Committer::on_thread(&format!("{name}-{index}"), half)?;
     let parts = Parts {
         deployment: name.as_str().into(),
         index,
@@ -82,14 +85,14 @@ fn start_worker(
         guarantee: revision.spec.guarantee,
         commit: revision.spec.commit.clone(),
         consumers: clients::consumers(node, revision, index),
-        sinks: clients::sinks(node, revision, index),
+        committer,
         restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision))),
         commands: inbox,
         board: node.board_for(name),
         budget: Arc::clone(&node.commits),
         clock: Box::new(SystemClock::default()),
     };
-    let worker = Worker::new(parts)?;
+    let worker = Worker::new(parts);
     let thread = std::thread::Builder::new().name(format!("{name}-{index}")).spawn(move || worker.run())?;
     Ok(RunningWorker { commands, thread })
 }
@@ -112,6 +115,10 @@ impl Clock for SystemClock {
 
     fn monotonic(&self) -> std::time::Duration {
         self.start.elapsed()
+    }
+
+    fn pause(&self, wait: std::time::Duration) {
+        std::thread::park_timeout(wait);
     }
 }
 

@@ -27,7 +27,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::board::Board;
-use super::commit::{Committer, SinkFactory};
+use super::commit::Committer;
 use super::pace::{NodeBudget, Pace, Waiting};
 use super::restore::{Restorer, Ticket, Verdict};
 use crate::config::deployment::{CommitSpec, Guarantee};
@@ -72,7 +72,8 @@ pub struct Parts<C> {
     pub guarantee: Guarantee,
     pub commit: CommitSpec,
     pub consumers: ConsumerFactory<C>,
-    pub sinks: SinkFactory,
+    /// Carries out the commits.
+    pub committer: Committer,
     pub restorer: Box<dyn Restorer>,
     pub commands: Receiver<Command>,
     pub board: Arc<Board>,
@@ -148,13 +149,12 @@ pub struct Worker<C: Consumer> {
 }
 
 impl<C: Consumer> Worker<C> {
-    pub fn new(parts: Parts<C>) -> std::io::Result<Worker<C>> {
-        let name = format!("{}-{}", parts.deployment, parts.index);
-        let mut committer = Committer::start(&name, parts.sinks)?;
+    pub fn new(parts: Parts<C>) -> Worker<C> {
+        let mut committer = parts.committer;
         committer.renew();
         let (verdict_sender, verdicts) = unbounded();
         let now = parts.clock.monotonic();
-        Ok(Worker {
+        Worker {
             deployment: parts.deployment,
             index: parts.index,
             inputs: parts.inputs,
@@ -181,7 +181,7 @@ impl<C: Consumer> Worker<C> {
             taken: Vec::new(),
             dry: true,
             stalled: false,
-        })
+        }
     }
 
     /// Runs until a stop command or until the channel of commands is closed.
@@ -213,7 +213,7 @@ impl<C: Consumer> Worker<C> {
     fn take(&mut self) {
         let Some(consumer) = self.consumer.as_mut() else {
             // Nothing to poll until the back-off has passed; the pause only keeps the loop from spinning.
-            std::thread::park_timeout(TAKE_WAIT_MAX);
+            self.clock.pause(TAKE_WAIT_MAX);
             return;
         };
         let now = self.clock.monotonic();
@@ -368,7 +368,8 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    fn stop(mut self, leave: bool) {
+    /// Commits, closes the stores and ends.
+    pub fn stop(mut self, leave: bool) {
         self.commit_now();
         if let Some(done) = self.committer.wait() {
             self.serve_outcome(done);
