@@ -6,7 +6,7 @@ use rdkafka::message::Message;
 use tidemill_kafka_harness::run_tool;
 
 use crate::cluster::Cluster;
-use crate::node::Node;
+use crate::node::{Node, plain};
 use crate::pipeline::{self, FLIGHTS, Feeder, Reader};
 use crate::wait::until;
 
@@ -85,9 +85,14 @@ pub fn a_killed_node_goes_on_where_it_was(cluster: &Cluster) {
 
 /// Two nodes share the tasks; one stops in the middle, drains, and the other takes over its state.
 pub fn two_nodes_share_the_work_and_one_takes_over(cluster: &Cluster) {
+    configured_nodes_share_the_work(cluster, &plain(cluster));
+}
+
+/// The same on nodes whose files have this `kafka:` block.
+pub fn configured_nodes_share_the_work(cluster: &Cluster, kafka: &str) {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut first = Node::start(cluster, &directory.path().join("first"));
-    let mut second = Node::start(cluster, &directory.path().join("second"));
+    let mut first = Node::start_with(cluster, &directory.path().join("first"), kafka);
+    let mut second = Node::start_with(cluster, &directory.path().join("second"), kafka);
     block_on(async {
         first.client().await;
         let mut client = second.client().await;

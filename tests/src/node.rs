@@ -25,11 +25,15 @@ pub struct Node {
     starts: u32,
 }
 
+/// A `kafka:` block that names the brokers and nothing else.
+pub fn plain(cluster: &Cluster) -> String {
+    format!("kafka:\n  bootstrap_servers: '{}'\n", cluster.bootstrap())
+}
+
 impl Node {
     /// Writes the node's file into `directory` (made if needed) and starts it.
     pub fn start(cluster: &Cluster, directory: &Path) -> Node {
-        let kafka = format!("kafka:\n  bootstrap_servers: '{}'\n", cluster.bootstrap());
-        Node::start_with(cluster, directory, &kafka)
+        Node::start_with(cluster, directory, &plain(cluster))
     }
 
     /// As `start`, with the file's `kafka:` block as given.

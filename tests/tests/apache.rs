@@ -3,6 +3,7 @@
 use tidemill_kafka_harness::Options;
 use tidemill_tests::cases;
 use tidemill_tests::cluster::Cluster;
+use tidemill_tests::node::plain;
 use tidemill_tests::programs::alone;
 
 #[test]
@@ -21,6 +22,15 @@ fn a_killed_node_goes_on_where_it_was() {
 fn two_nodes_share_the_work_and_one_takes_over() {
     let _alone = alone();
     cases::two_nodes_share_the_work_and_one_takes_over(&Cluster::apache());
+}
+
+/// KIP-848: the broker assigns, and moves the member's epoch without telling by an event.
+#[test]
+fn two_nodes_of_the_consumer_protocol_share_the_work_and_one_takes_over() {
+    let _alone = alone();
+    let cluster = Cluster::apache();
+    let kafka = plain(&cluster) + "  group_protocol: consumer\n";
+    cases::configured_nodes_share_the_work(&cluster, &kafka);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use super::deployment::Start;
 use super::document::SpecDefaults;
 use super::load::Values;
 use super::node::{
-    KafkaConfig, Listen, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl, Secret, Ssl,
+    GroupProtocol, KafkaConfig, Listen, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl,
+    Secret, Ssl,
 };
 use super::settings::Value;
 
@@ -74,6 +75,10 @@ fn kafka(values: &Values<'_>) -> Option<KafkaConfig> {
         sasl,
         ssl,
         connect_timeout: duration(values, "kafka.connect_timeout"),
+        group_protocol: match text(values, "kafka.group_protocol").as_deref() {
+            Some("consumer") => GroupProtocol::Consumer,
+            _ => GroupProtocol::Classic,
+        },
         acks: text(values, "kafka.acks").unwrap_or_default(),
         enable_idempotence: flag(values, "kafka.enable_idempotence"),
         partitioner: text(values, "kafka.partitioner").unwrap_or_default(),

@@ -62,6 +62,7 @@ const OWN: &[(&str, &str)] = &[
     ("auto.offset.reset", "kafka.auto_offset_reset"),
     ("max.poll.records", "defaults.batch_records"),
     ("partitioner", "kafka.partitioner"),
+    ("group.protocol", "kafka.group_protocol"),
 ];
 
 /// Properties that the node's way of committing makes needless; given ones are noted in the log.
@@ -78,8 +79,7 @@ const REFUSED: &[(&str, &str)] = &[
         "the node names its groups {environment}.{group}.{deployment}: set `environment` and `group`",
     ),
     ("group.instance.id", "the node derives it from its persisted id"),
-    ("group.protocol", "the node uses classic groups with static membership"),
-    ("group.remote.assignor", "the node uses classic groups with static membership"),
+    ("group.remote.assignor", "the node chooses it by the number of inputs of a deployment"),
     ("partition.assignment.strategy", "the node chooses it by the number of inputs of a deployment"),
     ("transactional.id", "the node derives it from fleet, deployment, node id and worker"),
     ("transaction.timeout.ms", "the node keeps transactions to milliseconds and sets it itself"),

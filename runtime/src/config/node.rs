@@ -76,12 +76,23 @@ pub struct KafkaConfig {
     pub sasl: Option<Sasl>,
     pub ssl: Ssl,
     pub connect_timeout: Duration,
+    pub group_protocol: GroupProtocol,
     /// Of producers without transactions; transactional ones always use all and idempotence.
     pub acks: String,
     pub enable_idempotence: bool,
     pub partitioner: String,
     /// librdkafka's own names, already translated and checked.
     pub properties: BTreeMap<String, Property>,
+}
+
+/// How a consumer is a member of its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupProtocol {
+    /// Members agree among themselves; static membership keeps a restarted member's partitions.
+    Classic,
+    /// KIP-848: the broker assigns, member by member, and only to dynamic members, because a
+    /// restarted static one is fenced there until its session expires.
+    Consumer,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -138,6 +138,8 @@ pub const SETTINGS: &[Setting] = &[
         "File whose content is the private key's password."),
     setting("kafka.connect_timeout", Some("timeout_seconds"), Kind::Duration(1_000, 300_000), "30s",
         "How long a first connection to Kafka may take before the node gives up and says so."),
+    setting("kafka.group_protocol", None, Kind::Choice(&["classic", "consumer"]), "classic",
+        "classic: static membership, a restarted node takes its partitions back at once. consumer: KIP-848 (Kafka 4.0 or later), without static membership: the partitions of a killed node wait for the broker's session time-out."),
     setting("kafka.acks", Some("acks"), Kind::Choice(&["all", "1", "0", "-1"]), "all",
         "Acknowledgements a write waits for. exactly_once deployments always use all."),
     setting("kafka.enable_idempotence", Some("enable_idempotence"), Kind::Bool, "true",

@@ -170,30 +170,35 @@ impl Admin {
         self.client
             .create_topic(&spec, REQUEST_WAIT)
             .map_err(|error| sorted(&topic_text(&topic.name), &error))?;
+        self.made_topic(&topic.name).map(drop)
+    }
+
+    /// Describes a topic that was made a moment ago: brokers learn of it one after the other, and
+    /// later than the answer to whoever made it, or tried to.
+    fn made_topic(&self, name: &str) -> Result<Topic, AdminError> {
         let deadline = Instant::now() + REQUEST_WAIT;
         while Instant::now() < deadline {
-            if self.describe_topics(std::slice::from_ref(&topic.name))?[0].is_some() {
-                return Ok(());
+            if let Some(topic) = self.describe_topics(&[name.to_owned()])?.remove(0) {
+                return Ok(topic);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Err(AdminError::Unavailable {
-            what: topic_text(&topic.name),
+            what: topic_text(name),
             reason: "created, but not to be seen".to_owned(),
         })
     }
 
     /// Makes a topic unless it is there; then checks that it is as asked. Answers the topic.
     pub fn ensure_topic(&self, topic: &NewTopic) -> Result<Topic, AdminError> {
-        let found = self.describe_topics(std::slice::from_ref(&topic.name))?.remove(0);
-        if found.is_none() {
-            match self.create_topic(topic) {
+        let found = match self.describe_topics(std::slice::from_ref(&topic.name))?.remove(0) {
+            Some(found) => found,
+            None => match self.create_topic(topic) {
                 // Another node was faster: check what it made.
-                Ok(()) | Err(AdminError::Exists { .. }) => {}
+                Ok(()) | Err(AdminError::Exists { .. }) => self.made_topic(&topic.name)?,
                 Err(error) => return Err(error),
-            }
-        }
-        let found = self.topic(&topic.name)?;
+            },
+        };
         let mismatch = |reason: String| AdminError::Refused { what: topic_text(&topic.name), reason };
         if found.partitions != topic.partitions {
             return Err(mismatch(format!(

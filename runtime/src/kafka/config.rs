@@ -10,6 +10,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::ffi::{self, Settings};
+use crate::config::node::GroupProtocol;
 
 /// What a person wrote about Kafka. Secrets are in `properties` like everything else and never
 /// appear in `Debug` output or in an error.
@@ -257,16 +258,6 @@ impl KafkaConfig {
 
 /// How long an appended record may stay undelivered before it is given up.
 pub(super) const APPEND_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Which group protocol a consumer speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum GroupProtocol {
-    /// With static membership: a restarted node takes its partitions back at once.
-    #[default]
-    Classic,
-    /// KIP-848.
-    Consumer,
-}
 
 pub(super) struct GroupSettings<'a> {
     pub id: &'a str,

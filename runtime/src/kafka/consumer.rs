@@ -18,12 +18,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::config::{GroupProtocol, GroupSettings, KafkaConfig};
+use super::config::{GroupSettings, KafkaConfig};
 use super::ffi::consumer::Consumer as Raw;
 use super::ffi::partitions::Partitions;
 use super::ffi::{Change, Code, KafkaError, Message};
 use super::slot::{Slot, flush};
 use super::source_error;
+use crate::config::node::GroupProtocol;
 use crate::ports::{Group, Membership, Source, SourceError, Taken, TaskOffset};
 use crate::record::{InputPartition, Offset};
 
@@ -105,7 +106,8 @@ impl Consumer {
     /// partitions wait for its return until the session expires. Commit or drop all work first.
     pub fn leave(mut self) {
         self.settle_question();
-        self.raw.close(true);
+        // A dynamic member leaves by closing; only a static one must be made to say so.
+        self.raw.close(self.spec.instance_id.is_some());
         self.left = true;
     }
 

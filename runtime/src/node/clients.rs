@@ -8,7 +8,7 @@ use super::runtime::NodeRuntime;
 use super::worker::{self, ConsumerFactory};
 use crate::config::NodeConfig;
 use crate::config::deployment::Guarantee;
-use crate::kafka::config::GroupProtocol;
+use crate::config::node::GroupProtocol;
 use crate::kafka::consumer::{Consumer, ConsumerSpec};
 use crate::kafka::sink::{PlainSink, SinkSpec, TransactionalSink};
 use crate::ports::Sink;
@@ -27,8 +27,11 @@ pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> Consume
         revision.group.clone(),
         revision.inputs.iter().map(|input| input.topic.clone()).collect(),
     );
-    spec.instance_id = Some(format!("{}-{index}", node.id));
-    spec.protocol = GroupProtocol::Classic;
+    spec.protocol = node.config.kafka.group_protocol;
+    spec.instance_id = match spec.protocol {
+        GroupProtocol::Classic => Some(format!("{}-{index}", node.id)),
+        GroupProtocol::Consumer => None,
+    };
     spec.wants_headers = revision.manifest.wants_headers;
     spec.batch_records = revision::call_records_max(&revision.spec);
     spec.batch_bytes = revision::call_bytes_max(&revision.spec);

@@ -32,6 +32,26 @@ fn a_topic_made_again_has_another_id() {
     );
 }
 
+/// Nodes that start together on an empty cluster all make the same topics.
+#[test]
+fn whoever_loses_the_race_to_make_a_topic_finds_it_all_the_same() {
+    let cluster = Cluster::get();
+    let together = std::sync::Barrier::new(4);
+    for _ in 0..5 {
+        let topic = NewTopic::new(unique("race"), 1).with("cleanup.policy", "compact");
+        let ids: Vec<_> = std::thread::scope(|scope| {
+            let making = || {
+                let admin = cluster.admin();
+                together.wait();
+                admin.ensure_topic(&topic).map(|topic| topic.id)
+            };
+            let racers: Vec<_> = (0..4).map(|_| scope.spawn(making)).collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+        });
+        assert!(ids.iter().all(|id| id.is_ok() && *id == ids[0]), "{ids:?}");
+    }
+}
+
 #[test]
 fn an_internal_topic_is_made_once_and_checked_ever_after() {
     let cluster = Cluster::get();
