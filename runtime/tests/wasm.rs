@@ -132,6 +132,16 @@ fn a_configuration_that_nothing_reads_is_refused_at_the_start() {
 }
 
 #[test]
+fn a_record_that_runs_again_draws_the_same_random_numbers() {
+    let mut task = Task::hostile();
+    let first = task.emitted("random");
+    assert_ne!(task.emitted("random"), first, "another record, other numbers");
+    task.handler.renew().expect("a new instance");
+    task.next_offset = 0;
+    assert_eq!(task.emitted("random"), first);
+}
+
+#[test]
 fn an_endless_loop_ends_when_its_cpu_time_is_used_up() {
     assert_eq!(Task::hostile().fault("loop"), Fault::Timeout { limit_ms: 200 });
 }

@@ -10,6 +10,7 @@ use crate::bindings::tidemill::handler::types::{Effects, Order, Page, Prefetched
 use crate::column::Column;
 use crate::context::Level;
 use crate::failure::Kind as FailureKind;
+use crate::random;
 use crate::state::hash;
 use crate::store::{Kind, Value};
 use crate::{Context, Failure, Handler, Record, Store};
@@ -144,6 +145,7 @@ impl<H: Definition> Guest<H> {
                 offset,
                 timestamp: batch.timestamp[index],
             };
+            random::begin(batch.input[index], batch.partition, offset);
             if let Err((status, failure)) = self.record(index as u32, &record, batch.order) {
                 statuses[index] = status;
                 reasons.set(index, failure.short_reason().as_bytes());

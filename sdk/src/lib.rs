@@ -76,6 +76,7 @@ mod emit;
 mod failure;
 pub mod guest;
 mod payload;
+mod random;
 mod record;
 mod state;
 mod store;

@@ -21,6 +21,9 @@ const PROFILE: [(&str, &str); 6] = [
     ("CARGO_PROFILE_RELEASE_INCREMENTAL", "false"),
 ];
 
+/// The target has no source of randomness; crates that want one find the SDK's.
+const RANDOM: &str = "--cfg getrandom_backend=\"custom\"";
+
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     #[error("{0} is no crate: it has no Cargo.toml")]
@@ -62,6 +65,7 @@ pub fn cargo_build(dir: &Path, target_dir: Option<&Path>) -> Result<Built, Build
         // Meant for the host's own build, if one of its programs runs this.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", RANDOM)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     if let Some(target_dir) = target_dir {

@@ -35,7 +35,7 @@ macro_rules! sdk_files {
 }
 
 /// Every file of the SDK, by its path in it.
-const SDK: [(&str, &str); 16] = sdk_files![
+const SDK: [(&str, &str); 17] = sdk_files![
     "Cargo.toml",
     "macros/Cargo.toml",
     "macros/src/lib.rs",
@@ -46,6 +46,7 @@ const SDK: [(&str, &str); 16] = sdk_files![
     "src/guest.rs",
     "src/lib.rs",
     "src/payload.rs",
+    "src/random.rs",
     "src/record.rs",
     "src/state.rs",
     "src/store.rs",

@@ -70,6 +70,12 @@ impl Handler for Hostile {
                 }
                 ctx.emit("out", "count", count)
             }
+            "random" => {
+                let mut bytes = [0u8; 16];
+                let drawn = getrandom::fill(&mut bytes);
+                drawn.map_err(|error| Failure::permanent(error.to_string()))?;
+                ctx.emit("out", "random", bytes.as_slice())
+            }
             "remember" => {
                 REMEMBERED.set(REMEMBERED.get() + 1);
                 ctx.emit("out", "remembered", REMEMBERED.get())
