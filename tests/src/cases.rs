@@ -8,7 +8,11 @@ use tidemill_kafka_harness::run_tool;
 use crate::cluster::Cluster;
 use crate::node::{Node, plain};
 use crate::pipeline::{self, FLIGHTS, Feeder, Reader};
+use crate::programs::{free_address, run, tidemill};
 use crate::wait::until;
+
+/// A mistake that the first connection shows.
+const GIVE_UP_MAX: Duration = Duration::from_secs(10);
 
 /// From the restart of a killed node to its first new output.
 const FIRST_OUTPUT_MAX: Duration = Duration::from_secs(3);
@@ -40,6 +44,20 @@ pub fn a_configured_node_is_right(cluster: &Cluster, kafka: &str) {
     let mut node = Node::start_with(cluster, directory.path(), kafka);
     run_to_the_end(cluster, &mut node);
     assert!(node.stop().success());
+}
+
+/// A node whose file has this `kafka:` block ends within seconds; answers what it says.
+pub fn a_configured_node_gives_up(kafka: &str) -> String {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("node.yaml");
+    let (grpc, http) = (free_address(), free_address());
+    let state = directory.path().join("state");
+    let yaml =
+        format!("{kafka}state_dir: {}\nlisten: {{ grpc: '{grpc}', http: '{http}' }}\n", state.display());
+    std::fs::write(&file, yaml).expect("the node's file");
+    let ended = run(tidemill(["node", "--config"]).arg(&file));
+    assert!(!ended.status.success() && ended.took < GIVE_UP_MAX, "{ended:#?}");
+    ended.stderr
 }
 
 fn run_to_the_end(cluster: &Cluster, node: &mut Node) {

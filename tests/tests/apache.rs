@@ -39,7 +39,8 @@ fn kafkas_own_tools_see_the_same() {
     cases::kafkas_own_tools_see_the_same(&Cluster::apache());
 }
 
-/// TLS and SCRAM between node and broker, from the node's file and a password file.
+/// TLS and SCRAM between node and broker, from the node's file and a password file; first with
+/// what people get wrong.
 #[test]
 fn a_node_signs_in_over_tls_with_scram() {
     let _alone = alone();
@@ -51,12 +52,19 @@ fn a_node_signs_in_over_tls_with_scram() {
     let directory = tempfile::tempdir().expect("a directory");
     let password = directory.path().join("password");
     std::fs::write(&password, "correct-horse\n").expect("a file");
-    let block = format!(
+    let signed_in = format!(
         "kafka:\n  bootstrap_servers: '{}'\n  security_protocol: SASL_SSL\n  sasl:\n    mechanism: SCRAM-SHA-512\n    \
-         username: tidemill\n    password_file: {}\n  ssl:\n    ca: {}\n",
+         username: tidemill\n    password_file: {}\n",
         secured.bootstrap,
         password.display(),
-        secured.ca_pem.display(),
     );
-    cases::a_configured_node_is_right(&cluster, &block);
+    let trusting = format!("{signed_in}  ssl:\n    ca: {}\n", secured.ca_pem.display());
+
+    let untrusted = cases::a_configured_node_gives_up(&signed_in);
+    assert!(untrusted.contains("TLS failed") && untrusted.contains("certificate"), "{untrusted}");
+    let nobody = trusting.replace("username: tidemill", "username: nobody");
+    let unknown = cases::a_configured_node_gives_up(&nobody);
+    assert!(unknown.contains("authentication failed"), "{unknown}");
+
+    cases::a_configured_node_is_right(&cluster, &trusting);
 }

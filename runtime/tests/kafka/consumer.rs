@@ -186,6 +186,25 @@ fn a_member_keeps_its_partitions_flowing_while_another_joins_and_answers_when_re
 }
 
 #[test]
+fn twelve_partitions_are_four_each_for_three_members_and_three_each_for_four() {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("even", 12);
+    let group = unique("group");
+    let mut members: Vec<Member> = Vec::new();
+    for (count, share) in [(3, 4), (4, 3)] {
+        while members.len() < count {
+            members.push(Member::join(&cluster, spec(&group, &[&topic])));
+        }
+        let deadline = Instant::now() + crate::harness::PATIENCE;
+        while members.iter().any(|member| member.running.len() != share) {
+            let shares: Vec<_> = members.iter().map(|member| member.running.len()).collect();
+            assert!(Instant::now() < deadline, "{shares:?}");
+            members.iter_mut().for_each(Member::step);
+        }
+    }
+}
+
+#[test]
 fn a_static_member_that_restarts_takes_its_partitions_back_without_a_rebalance() {
     let cluster = Cluster::get();
     let topic = cluster.topic("static", 4);
