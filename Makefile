@@ -23,7 +23,7 @@ DENY := $(CACHE)/tools/bin/cargo-deny
 ON_APACHE = TIDEMILL_KAFKA=apache $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint advisories bench conformance clean
+.PHONY: help setup build demo test lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ $(DENY):
 bench: build ## Measure cost per record beside a native rdkafka loop, interleaved, on Apache Kafka
 	@$(BIN)/bench-abi
 	@$(BIN)/bench-map $(BENCH_FLAGS)
+
+recovery: build ## Measure kill -9 to first new output with 1 and 3 million keys, stores kept and deleted
+	@$(BIN)/bench-recovery $(RECOVERY_FLAGS)
 
 clean: ## Remove this machine's build products and the demo's data
 	rm -rf $(CARGO_TARGET_DIR) $(CACHE)/demo

@@ -1,5 +1,8 @@
 //! Topics full of records for a run to read, and offsets to tell when it is done.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -49,16 +52,11 @@ pub fn delete_topic(bootstrap: &str, name: &str) -> Result<()> {
 
 /// Writes `records` records: keys count up, values are 100 bytes of text, timestamps are now.
 pub fn fill(bootstrap: &str, topic: &str, records: u64) -> Result<()> {
-    let producer: BaseProducer<DefaultProducerContext> = config(bootstrap)
-        .set("enable.idempotence", "true")
-        .set("linger.ms", "50")
-        .set("partitioner", "murmur2_random")
-        .create()?;
-    let value = "tidemill ".repeat(VALUE_BYTES / 9 + 1);
-    let value = &value[..VALUE_BYTES];
+    let producer = producer(bootstrap, "50")?;
+    let value = value();
     for number in 0..records {
-        let key = format!("{number:0width$}", width = KEY_BYTES);
-        let mut record = BaseRecord::to(topic).key(&key).payload(value);
+        let key = key(number);
+        let mut record = BaseRecord::to(topic).key(&key).payload(&value);
         while let Err((error, returned)) = producer.send(record) {
             match error {
                 KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => {}
@@ -72,6 +70,89 @@ pub fn fill(bootstrap: &str, topic: &str, records: u64) -> Result<()> {
         }
     }
     producer.flush(ANSWER_MAX).context("flush")
+}
+
+fn producer(bootstrap: &str, linger_ms: &str) -> Result<BaseProducer<DefaultProducerContext>> {
+    let producer = config(bootstrap)
+        .set("enable.idempotence", "true")
+        .set("linger.ms", linger_ms)
+        .set("partitioner", "murmur2_random")
+        .create()?;
+    Ok(producer)
+}
+
+fn key(number: u64) -> String {
+    format!("{number:0width$}", width = KEY_BYTES)
+}
+
+fn value() -> String {
+    "tidemill ".repeat(VALUE_BYTES / 9 + 1)[..VALUE_BYTES].to_owned()
+}
+
+/// Writes a few hundred records a second, of keys that [`fill`] wrote, until it is dropped.
+pub struct Trickle {
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Trickle {
+    const PAUSE: Duration = Duration::from_millis(5);
+
+    pub fn start(bootstrap: &str, topic: &str, keys: u64) -> Result<Trickle> {
+        let producer = producer(bootstrap, "0")?;
+        let (topic, value) = (topic.to_owned(), value());
+        let stopping = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stopping);
+        let thread = std::thread::spawn(move || {
+            // A step that shares no factor with the number of keys visits all of them.
+            let numbers = (0..).map(|step: u64| step.wrapping_mul(7_919) % keys);
+            for number in numbers.take_while(|_| !flag.load(Ordering::Relaxed)) {
+                // A full queue only means that the next record follows later.
+                let _ = producer.send(BaseRecord::to(&topic).key(&key(number)).payload(&value));
+                producer.poll(Trickle::PAUSE);
+            }
+        });
+        Ok(Trickle { stopping, thread: Some(thread) })
+    }
+}
+
+impl Drop for Trickle {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waits for a record that is committed to a topic after this was made.
+pub struct FirstOutput {
+    consumer: BaseConsumer,
+}
+
+impl FirstOutput {
+    pub fn of(bootstrap: &str, topic: &str, partitions: i32) -> Result<FirstOutput> {
+        let consumer: BaseConsumer = config(bootstrap)
+            .set("group.id", "bench-first-output")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .set("fetch.wait.max.ms", "10")
+            .create()?;
+        let mut list = TopicPartitionList::new();
+        for partition in 0..partitions {
+            let (_, end) = consumer.fetch_watermarks(topic, partition, ANSWER_MAX)?;
+            list.add_partition_offset(topic, partition, Offset::Offset(end))?;
+        }
+        consumer.assign(&list)?;
+        Ok(FirstOutput { consumer })
+    }
+
+    pub fn wait(&self, limit: Duration) -> Result<()> {
+        match self.consumer.poll(limit) {
+            Some(record) => record.map(drop).context("the output topic"),
+            None => bail!("no output after {limit:?}"),
+        }
+    }
 }
 
 /// Reads how far a consumer group has come.

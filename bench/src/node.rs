@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +13,10 @@ const START_MAX: Duration = Duration::from_secs(60);
 
 pub struct Node {
     process: Running,
+    bootstrap: String,
+    fleet: String,
     grpc: String,
+    http: String,
     directory: tempfile::TempDir,
 }
 
@@ -30,18 +33,9 @@ impl Node {
     pub fn start(bootstrap: &str, fleet: &str) -> Result<Node> {
         let directory = tempfile::tempdir()?;
         let (grpc, http) = (free_address()?, free_address()?);
-        let process = Command::new(program("tidemill")?)
-            .arg("node")
-            .env("TIDEMILL_KAFKA_BOOTSTRAP_SERVERS", bootstrap)
-            .env("TIDEMILL_FLEET", fleet)
-            .env("TIDEMILL_STATE_DIR", directory.path().join("state"))
-            .env("TIDEMILL_LISTEN_GRPC", &grpc)
-            .env("TIDEMILL_LISTEN_HTTP", http)
-            .env("TIDEMILL_LOG_FILTER", "warn")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()?;
-        let mut node = Node { process: Running(process), grpc, directory };
+        let process = Running(launch(&[bootstrap, fleet, &grpc, &http], directory.path())?);
+        let (bootstrap, fleet) = (bootstrap.to_owned(), fleet.to_owned());
+        let mut node = Node { process, bootstrap, fleet, grpc, http, directory };
         let started = Instant::now();
         while node.tidemill(&["deployments"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?.code()
             != Some(0)
@@ -51,6 +45,18 @@ impl Node {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(node)
+    }
+
+    /// SIGKILL, then a new process at once, on the same directory and ports.
+    pub fn kill_and_restart(&mut self, state: State) -> Result<()> {
+        self.process.0.kill()?;
+        self.process.0.wait()?;
+        if state == State::Deleted {
+            std::fs::remove_dir_all(self.directory.path().join("state/stores"))?;
+        }
+        let names = [&self.bootstrap[..], &self.fleet, &self.grpc, &self.http];
+        self.process = Running(launch(&names, self.directory.path())?);
+        Ok(())
     }
 
     pub fn pid(&self) -> u32 {
@@ -78,6 +84,28 @@ impl Node {
         command.args(arguments).env("TIDEMILL_ADDRESS", &self.grpc);
         command
     }
+}
+
+/// What becomes of the stores between a kill and the restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Kept,
+    Deleted,
+}
+
+fn launch([bootstrap, fleet, grpc, http]: &[&str; 4], directory: &Path) -> Result<Child> {
+    let child = Command::new(program("tidemill")?)
+        .arg("node")
+        .env("TIDEMILL_KAFKA_BOOTSTRAP_SERVERS", bootstrap)
+        .env("TIDEMILL_FLEET", fleet)
+        .env("TIDEMILL_STATE_DIR", directory.join("state"))
+        .env("TIDEMILL_LISTEN_GRPC", grpc)
+        .env("TIDEMILL_LISTEN_HTTP", http)
+        .env("TIDEMILL_LOG_FILTER", "warn")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    Ok(child)
 }
 
 fn free_address() -> Result<String> {

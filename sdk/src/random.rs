@@ -17,20 +17,22 @@ pub(crate) fn begin(input: u16, partition: i32, offset: i64) {
     STATE.set(place.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(offset.cast_unsigned()));
 }
 
+#[cfg(any(test, getrandom_backend = "custom"))]
+fn fill(bytes: &mut [u8]) {
+    for chunk in bytes.chunks_mut(8) {
+        chunk.copy_from_slice(&next().to_le_bytes()[..chunk.len()]);
+    }
+}
+
 /// The next 64 bits, by SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
 /// Generators, 2014), whose output for neighbouring states is unrelated.
+#[cfg(any(test, getrandom_backend = "custom"))]
 fn next() -> u64 {
     let state = STATE.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
     STATE.set(state);
     let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
-}
-
-fn fill(bytes: &mut [u8]) {
-    for chunk in bytes.chunks_mut(8) {
-        chunk.copy_from_slice(&next().to_le_bytes()[..chunk.len()]);
-    }
 }
 
 /// What `getrandom` calls when it is built with its custom backend.
