@@ -6,7 +6,7 @@
 //!
 //! | variable | value |
 //! |---|---|
-//! | `TIDEMILL_CRASH` | `NAME` or `NAME:N`: die when the point is reached for the Nth time (from 1) |
+//! | `TIDEMILL_CRASH` | `NAME`, `NAME:N` or `NAME:N@DEPLOYMENT`: die when a commit (of that deployment) reaches the point for the Nth time (from 1) |
 //! | `TIDEMILL_BUG` | a name of [`Bug`] |
 
 /// Where a commit can be cut in two, in the order of its steps.
@@ -90,6 +90,10 @@ impl Bug {
     ];
 }
 
+/// The variables above, where they mean something: a node refuses a variable that does not.
+pub const VARIABLES: &[&str] =
+    if cfg!(feature = "faults") { &["TIDEMILL_CRASH", "TIDEMILL_BUG"] } else { &[] };
+
 /// Dies here if the environment asks for it.
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
@@ -112,16 +116,28 @@ mod chosen {
 
     use super::{Bug, CrashPoint};
 
-    static CRASH: LazyLock<Option<(CrashPoint, u64)>> = LazyLock::new(|| read("TIDEMILL_CRASH", parse_crash));
+    /// When to die.
+    struct Crash {
+        point: CrashPoint,
+        nth: u64,
+        /// Commit threads are named `DEPLOYMENT-WORKER-commit`.
+        thread: String,
+        /// As the environment says it, for the last words.
+        text: String,
+    }
+
+    static CRASH: LazyLock<Option<Crash>> = LazyLock::new(|| read("TIDEMILL_CRASH", parse_crash));
     static BUG: LazyLock<Option<Bug>> = LazyLock::new(|| read("TIDEMILL_BUG", parse_bug));
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     pub fn crash_point(point: CrashPoint) {
-        if let Some((chosen, nth)) = *CRASH
-            && chosen == point
-            && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == nth
+        if let Some(crash) = &*CRASH
+            && crash.point == point
+            && std::thread::current().name().is_some_and(|name| name.starts_with(&crash.thread))
+            && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == crash.nth
         {
-            // As `kill -9` would: no destructor, no flush, no goodbye.
+            // Proof for whoever counts the crashes; then, as `kill -9` would: no destructor, no flush.
+            eprintln!("crash point {}", crash.text);
             std::process::abort();
         }
     }
@@ -138,8 +154,12 @@ mod chosen {
         parsed
     }
 
-    fn parse_crash(value: &str) -> Option<(CrashPoint, u64)> {
-        let (name, nth) = value.split_once(':').unwrap_or((value, "1"));
+    fn parse_crash(value: &str) -> Option<Crash> {
+        let (place, deployment) = match value.split_once('@') {
+            Some((place, deployment)) => (place, format!("{deployment}-")),
+            None => (value, String::new()),
+        };
+        let (name, nth) = place.split_once(':').unwrap_or((place, "1"));
         let point = match name {
             "before-flush" => CrashPoint::BeforeFlush,
             "after-flush" => CrashPoint::AfterFlush,
@@ -149,7 +169,7 @@ mod chosen {
             "after-stores" => CrashPoint::AfterStores,
             _ => return None,
         };
-        Some((point, nth.parse().ok()?))
+        Some(Crash { point, nth: nth.parse().ok()?, thread: deployment, text: value.to_owned() })
     }
 
     fn parse_bug(value: &str) -> Option<Bug> {

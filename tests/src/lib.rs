@@ -13,8 +13,11 @@
 #![forbid(unsafe_code)]
 
 pub mod cases;
+pub mod check;
 pub mod cluster;
+pub mod evidence;
 pub mod node;
 pub mod pipeline;
 pub mod programs;
+pub mod rig;
 pub mod wait;

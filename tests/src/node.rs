@@ -9,7 +9,7 @@ use flights::client::Client;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cluster::Cluster;
-use crate::programs::{Finished, free_address, run, tidemill};
+use crate::programs::{Finished, command, free_address, run, tidemill};
 use crate::wait::until;
 
 /// Longest wait for a stop; the node gives up by itself before that.
@@ -38,6 +38,13 @@ impl Node {
 
     /// As `start`, with the file's `kafka:` block as given.
     pub fn start_with(cluster: &Cluster, directory: &Path, kafka: &str) -> Node {
+        let mut node = Node::prepare(cluster, directory, kafka);
+        node.restart();
+        node
+    }
+
+    /// As `start_with`, but leaves the start to the caller. More than the `kafka:` block may be given.
+    pub fn prepare(cluster: &Cluster, directory: &Path, kafka: &str) -> Node {
         fs::create_dir_all(directory).expect("the node's directory");
         let (grpc, http) = (free_address(), free_address());
         let yaml = format!(
@@ -46,17 +53,21 @@ impl Node {
         );
         fs::write(directory.join("node.yaml"), yaml).expect("the node's file");
         let bootstrap = cluster.bootstrap().to_owned();
-        let mut node = Node { grpc, http, bootstrap, directory: directory.into(), process: None, starts: 0 };
-        node.restart();
-        node
+        Node { grpc, http, bootstrap, directory: directory.into(), process: None, starts: 0 }
     }
 
     /// Starts the process again on the same state directory and ports.
     pub fn restart(&mut self) {
+        self.restart_as("tidemill", None);
+    }
+
+    /// As `restart`, with another build of the node and perhaps a variable of its environment.
+    pub fn restart_as(&mut self, program: &str, variable: Option<(&str, &str)>) {
         assert!(self.process.is_none(), "the node runs already");
         self.starts += 1;
         let log = File::create(self.log_path()).expect("the node's log");
-        let child = tidemill(["node", "--config"])
+        let child = command(program, ["node", "--config"])
+            .envs(variable)
             .arg(self.directory.join("node.yaml"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the node's log"))
@@ -73,10 +84,27 @@ impl Node {
         child.wait().expect("an own child can be waited for");
     }
 
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: Signal) {
+        let child = self.process.as_ref().expect("the node runs");
+        kill_process(Pid::from_child(child), signal).expect("an own child can be signalled");
+    }
+
+    /// How the process has ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.process.as_mut()?.try_wait().expect("an own child can be waited for")?;
+        self.process = None;
+        Some(status)
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// SIGTERM, then waits for the end.
     pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
         let mut child = self.process.take().expect("the node runs");
-        kill_process(Pid::from_child(&child), Signal::TERM).expect("an own child can be signalled");
         let started = Instant::now();
         until("the node has stopped", STOP_MAX, || match child.try_wait() {
             Ok(Some(status)) => Ok(status),
@@ -108,6 +136,17 @@ impl Node {
         fs::read_to_string(self.log_path()).expect("the node's log")
     }
 
+    /// What the node has logged since its first start.
+    pub fn whole_log(&self) -> String {
+        let read = |start| fs::read_to_string(self.directory.join(format!("node-{start}.log")));
+        (1..=self.starts).map(|start| read(start).expect("the node's log")).collect()
+    }
+
+    /// The directory of the node's stores.
+    pub fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
     fn log_path(&self) -> PathBuf {
         self.directory.join(format!("node-{}.log", self.starts))
     }
@@ -120,7 +159,7 @@ impl Drop for Node {
             let _ = child.kill();
             let _ = child.wait();
         }
-        if std::thread::panicking() {
+        if std::thread::panicking() && self.starts > 0 {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             let tail = lines[lines.len().saturating_sub(40)..].join("\n");

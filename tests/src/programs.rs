@@ -10,10 +10,14 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the workspace")
 }
 
-/// A program of the workspace, from the directory that this test was built into.
+/// A program of the workspace, from the directory that this test, or program, was built into.
 pub fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test is a file");
-    let profile = test.parent().and_then(Path::parent).expect("target/release/deps/test");
+    let own = std::env::current_exe().expect("a test is a file");
+    let beside = own.parent().expect("target/release/deps/test, or target/release/program");
+    let profile = match beside.ends_with("deps") {
+        true => beside.parent().expect("target/release"),
+        false => beside,
+    };
     let program = profile.join(name);
     assert!(program.exists(), "{} is not there: run `make build`", program.display());
     program
@@ -52,7 +56,12 @@ pub fn run(command: &mut Command) -> Finished {
 
 /// `tidemill` with arguments and nothing of this process's own configuration.
 pub fn tidemill<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(program("tidemill"));
+    command("tidemill", arguments)
+}
+
+/// As [`tidemill`], for another build of it.
+pub fn command<S: AsRef<std::ffi::OsStr>>(name: &str, arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(program(name));
     for (name, _) in
         std::env::vars().filter(|(name, _)| name.starts_with("TIDEMILL_") || name.starts_with("KAFKA_"))
     {

@@ -22,3 +22,15 @@ pub fn until<T, E: Debug>(what: &str, limit: Duration, mut look: impl FnMut() ->
         }
     }
 }
+
+/// Asks until there is an answer, or until `limit` has passed.
+pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let answer = look();
+        if answer.is_some() || Instant::now() > deadline {
+            return answer;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}

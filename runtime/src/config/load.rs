@@ -232,6 +232,7 @@ fn read_variables(variables: &[(String, String)], raw: &mut BTreeMap<&'static st
     }
     for (name, _) in variables.iter().filter(|(name, _)| name.starts_with("TIDEMILL_")) {
         let other = OTHER_VARIABLES.contains(&name.as_str())
+            || crate::faults::VARIABLES.contains(&name.as_str())
             || OTHER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
             || SETTINGS.iter().any(|setting| setting.variable() == *name);
         if !other {

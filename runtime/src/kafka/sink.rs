@@ -13,6 +13,7 @@ use super::ffi::{Code, Failure, KafkaError};
 use super::headers::{self, MalformedHeaders};
 use super::source_error;
 use crate::effects::Emissions;
+use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{ChangelogRows, CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
 use crate::record::Column;
 
@@ -251,7 +252,9 @@ impl Sink for TransactionalSink {
     /// Refuses before anything is sent when the membership could not fence, or when there is
     /// nothing to fence with.
     fn send_offsets(&mut self, offsets: &[TaskOffset], membership: &Membership) -> Result<(), CommitError> {
+        crash_point(CrashPoint::BeforeFlush);
         self.settle()?;
+        crash_point(CrashPoint::AfterFlush);
         if !membership.is_valid() {
             return Err(CommitError::Generation("this worker is not a member of its group".to_owned()));
         }

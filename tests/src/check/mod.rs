@@ -1,0 +1,99 @@
+//! The checker: judges what a fault run left behind ([`crate::evidence`]) and knows nothing else.
+//!
+//! | | workload | what must hold |
+//! |---|---|---|
+//! | W1 | bank | every transfer has one debit and one credit, each booked once; balances add up |
+//! | W2 | chain | per key every record once, in order, and upon the state that it must meet |
+//! | W3 | copy | the output is the input, partition by partition |
+//! | W4 | hang | read_committed ends where read_uncommitted does |
+//! | W5 | state | stores == the changelog's fold == the model, each time they were looked at |
+//! | W8 | live | everything was handled in time, and no partition stood still |
+//! | W9 | host | no program ended or panicked by itself |
+//!
+//! A run that did too little, or that cannot prove its faults, is invalid, which is no pass.
+
+mod bank;
+mod chain;
+mod copy;
+mod input;
+mod live;
+mod state;
+
+use std::fmt;
+
+use anyhow::Result;
+
+use crate::evidence::Evidence;
+
+/// Violations of one kind that are told in full; the rest is counted.
+const TOLD_MAX: usize = 10;
+
+/// What the checker found.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    pub violations: Vec<Violation>,
+    /// Why the run proves nothing.
+    pub invalid: Vec<String>,
+    /// What was counted, for people.
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// W1 to W9.
+    pub rule: &'static str,
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.what)
+    }
+}
+
+impl Verdict {
+    pub fn is_good(&self) -> bool {
+        self.violations.is_empty() && self.invalid.is_empty()
+    }
+
+    fn violation(&mut self, rule: &'static str, what: impl Into<String>) {
+        self.violations.push(Violation { rule, what: what.into() });
+    }
+
+    /// Adds the violations of one check: the first few in full, the rest as a number.
+    fn violations(&mut self, rule: &'static str, found: Vec<String>) {
+        let more = found.len().saturating_sub(TOLD_MAX);
+        for what in found.into_iter().take(TOLD_MAX) {
+            self.violation(rule, what);
+        }
+        if more > 0 {
+            self.violation(rule, format!("and {more} more"));
+        }
+    }
+}
+
+/// Judges one run. Evidence that cannot be read is an error, not a verdict.
+pub fn check(evidence: &Evidence) -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let run = evidence.run()?;
+    let acks = evidence.acks()?;
+    live::proofs(&run, &acks, &mut verdict);
+    live::ends(evidence, &mut verdict)?;
+    live::offsets(evidence, &run, &mut verdict)?;
+    live::aborted(evidence, &run, &mut verdict)?;
+    if run.chain {
+        let records = input::of(evidence, "chain-in", &acks, &mut verdict)?;
+        let heads = chain::check(evidence, &records, &mut verdict)?;
+        copy::check(evidence, &records, &mut verdict)?;
+        state::check(evidence, "chain", "heads", &heads, &mut verdict)?;
+    }
+    if run.bank {
+        let transfers = input::of(evidence, "transfers", &acks, &mut verdict)?;
+        let balances = bank::check(evidence, &transfers, &mut verdict)?;
+        state::check(evidence, "book", "balances", &balances, &mut verdict)?;
+    }
+    Ok(verdict)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! What a round is: configuration and faults, all from one seed.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+/// Steps of a commit at which a node can be told to die (`tidemill::faults`), in their order.
+pub const CRASH_POINTS: [&str; 6] =
+    ["before-flush", "after-flush", "after-send-offsets", "after-end", "between-stores", "after-stores"];
+pub const KILL: &str = "kill";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broker {
+    Embedded,
+    Apache,
+}
+
+/// One round.
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub seed: u64,
+    pub broker: Broker,
+    pub partitions: i32,
+    pub nodes: usize,
+    pub workers: u32,
+    pub commit_ms: u64,
+    pub overlay_kib: u64,
+    pub block_cache_mib: u64,
+    pub write_buffers_mib: u64,
+    pub batch_records: u32,
+    /// The chain's handler trusts its own memory before its store.
+    pub remember: bool,
+    /// Records to be acknowledged at least.
+    pub records: u64,
+    /// Records a second while there are faults; the rest comes as fast as it goes.
+    pub rate: u64,
+    pub plan: Vec<Step>,
+}
+
+/// One fault, and what follows it.
+#[derive(Debug, Clone)]
+pub struct Step {
+    pub node: usize,
+    pub fault: Fault,
+    /// The node stays down this long.
+    pub down: Duration,
+    /// Its stores are deleted meanwhile.
+    pub wipe: bool,
+}
+
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// The node is started anew so that it dies at a step of a commit of a deployment, the nth time
+    /// it gets there.
+    Crash { point: &'static str, nth: u64, deployment: &'static str },
+    /// SIGKILL, this long after the last fault was over.
+    Kill { after: Duration },
+}
+
+impl Fault {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Fault::Crash { point, .. } => point,
+            Fault::Kill { .. } => KILL,
+        }
+    }
+}
+
+impl Case {
+    /// The gate: one node on Apache Kafka, `each` kills at every step of the commit and `random`
+    /// others, in random order.
+    pub fn gate(seed: u64, each: usize, random: usize, records: u64) -> Case {
+        let mut rng = Rng::with_seed(seed);
+        let points = CRASH_POINTS.iter().flat_map(|point| std::iter::repeat_n(Some(*point), each));
+        let mut wanted: Vec<Option<&'static str>> = points.chain(std::iter::repeat_n(None, random)).collect();
+        rng.shuffle(&mut wanted);
+        let longest = Duration::from_millis(300);
+        let steps = wanted.into_iter().map(|point| step(&mut rng, 1, point, longest));
+        Case {
+            seed,
+            broker: Broker::Apache,
+            partitions: 4,
+            nodes: 1,
+            workers: 1,
+            commit_ms: 20,
+            overlay_kib: 64 << 10,
+            block_cache_mib: 64,
+            write_buffers_mib: 64,
+            batch_records: 500,
+            remember: true,
+            records,
+            rate: 800,
+            plan: steps.collect(),
+        }
+    }
+
+    /// A random configuration with random faults.
+    pub fn random(seed: u64, broker: Broker) -> Case {
+        let mut rng = Rng::with_seed(seed);
+        let nodes = rng.usize(1..=3);
+        let workers = rng.u32(1..=2);
+        let partitions = rng.i32(1..=16);
+        // Evenly over the orders of magnitude from 5 ms to 5 s.
+        let commit_ms = (5.0 * 1000f64.powf(rng.f64())).round() as u64;
+        // A crash point waits for a commit of that node, so every worker must have a task or two.
+        let crowded = partitions >= 2 * nodes as i32 * workers as i32;
+        let plan = (0..rng.usize(3..=8)).map(|_| {
+            let point = (crowded && rng.bool()).then(|| CRASH_POINTS[rng.usize(..CRASH_POINTS.len())]);
+            step(&mut rng, nodes, point, Duration::from_secs(5))
+        });
+        let plan = plan.collect();
+        Case {
+            seed,
+            broker,
+            partitions,
+            nodes,
+            workers,
+            commit_ms,
+            overlay_kib: 64 << rng.u64(0..=10),
+            block_cache_mib: 1 << rng.u64(0..=6),
+            write_buffers_mib: 4 << rng.u64(0..=4),
+            batch_records: rng.u32(1..=500),
+            remember: rng.bool(),
+            records: 10_000,
+            rate: rng.u64(200..=1_500),
+            plan,
+        }
+    }
+}
+
+/// A random step; `point` is the crash point, if it is to be one.
+fn step(rng: &mut Rng, nodes: usize, point: Option<&'static str>, down_max: Duration) -> Step {
+    let fault = match point {
+        Some(point) => {
+            // Only deployments with stores come to pass between two stores.
+            let deployments: &[&'static str] = match point {
+                "between-stores" => &["chain", "book"],
+                _ => &["chain", "chain", "copy", "split", "book"],
+            };
+            let deployment = deployments[rng.usize(..deployments.len())];
+            Fault::Crash { point, nth: rng.u64(1..=20), deployment }
+        }
+        // Some hit the start, some the restore, some the full flight.
+        None => Fault::Kill { after: Duration::from_millis(rng.u64(0..=4_000)) },
+    };
+    let down = Duration::from_millis(rng.u64(0..=down_max.as_millis() as u64));
+    Step { node: rng.usize(..nodes), fault, down, wipe: rng.u32(..8) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_seed_is_one_case() {
+        let show = |seed| format!("{:?}", Case::random(seed, Broker::Embedded));
+        assert_eq!(show(7), show(7));
+        assert_ne!(show(7), show(8));
+    }
+
+    #[test]
+    fn the_gate_kills_at_every_step() {
+        let case = Case::gate(1, 2, 3, 10);
+        for point in CRASH_POINTS {
+            assert_eq!(case.plan.iter().filter(|step| step.fault.name() == point).count(), 2);
+        }
+        assert_eq!(case.plan.iter().filter(|step| step.fault.name() == KILL).count(), 3);
+    }
+}

@@ -1,0 +1,255 @@
+//! The nodes of a round: their files, what is deployed on them, and how they die.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::case::{Case, Fault, KILL, Step};
+use crate::cluster::Cluster;
+use crate::evidence::Row;
+use crate::node::Node;
+use crate::programs::{run, tidemill, workspace};
+use crate::wait::{until, within};
+
+/// The node with crash points in it.
+pub const PROGRAM: &str = "tidemill-faults";
+
+/// One deployment of the workloads.
+pub struct Deployment {
+    pub name: &'static str,
+    module: &'static str,
+    pub input: &'static str,
+    pub output: &'static str,
+    config: &'static str,
+    /// The store that the checker looks at.
+    pub store: Option<&'static str>,
+    pub stateful: bool,
+}
+
+#[rustfmt::skip]
+pub const DEPLOYMENTS: [Deployment; 4] = [
+    Deployment { name: "chain", module: "chain", input: "chain-in", output: "chain-out", config: "{ remember: REMEMBER }", store: Some("heads"), stateful: true },
+    Deployment { name: "copy", module: "rekey", input: "chain-in", output: "copy-out", config: "{ key: 1 }", store: None, stateful: false },
+    Deployment { name: "split", module: "bank", input: "transfers", output: "entries", config: "{ role: split }", store: None, stateful: true },
+    Deployment { name: "book", module: "bank", input: "entries", output: "ledger", config: "{ role: book }", store: Some("balances"), stateful: true },
+];
+
+pub const TOPICS: [&str; 6] = ["chain-in", "chain-out", "copy-out", "transfers", "entries", "ledger"];
+
+const FIRST_ANSWER_MAX: Duration = Duration::from_secs(60);
+/// A node that was told to die at a step of a commit must get there.
+const CRASH_MAX: Duration = Duration::from_secs(45);
+/// Until every store answers, restores included.
+const STATE_MAX: Duration = Duration::from_secs(90);
+
+/// Builds the workloads' handlers into `directory`, once for all rounds.
+pub fn build_modules(directory: &Path) {
+    let crates = [("chain", "tests/guests/chain"), ("bank", "tests/guests/bank"), ("rekey", "plugins/rekey")];
+    for (name, path) in crates {
+        let out = directory.join(format!("{name}.wasm"));
+        let path = workspace().join(path);
+        run(tidemill(["build"]).arg(path).arg("--out").arg(out)).ok();
+    }
+}
+
+pub struct Fleet {
+    nodes: Vec<Node>,
+    /// The step each node is told to die at, if any.
+    armed: Vec<Option<String>>,
+    /// Ends that nobody asked for.
+    unexpected: Vec<String>,
+}
+
+impl Fleet {
+    /// Starts the nodes and deploys the workloads from `modules`.
+    pub fn start(cluster: &Cluster, case: &Case, directory: &Path, modules: &Path) -> Fleet {
+        let node = |number| {
+            let extra = format!(
+                "kafka:\n  bootstrap_servers: '{}'\nnode_id: n{number}\nmemory: {{ block_cache: {}MiB, write_buffers: {}MiB }}\n",
+                cluster.bootstrap(),
+                case.block_cache_mib,
+                case.write_buffers_mib
+            );
+            let mut node = Node::prepare(cluster, &directory.join(format!("n{number}")), &extra);
+            node.restart_as(PROGRAM, None);
+            node
+        };
+        let nodes: Vec<Node> = (0..case.nodes).map(node).collect();
+        let fleet = Fleet { armed: vec![None; nodes.len()], nodes, unexpected: Vec::new() };
+        let file = modules.join(format!("case-{}.yaml", case.seed));
+        fs::write(&file, documents(case)).expect("the deployments' file");
+        let node = &fleet.nodes[0];
+        until("the first node answers", FIRST_ANSWER_MAX, || {
+            let answer = node.tidemill(&["deployments"]);
+            if answer.status.success() { Ok(()) } else { Err(answer.stderr) }
+        });
+        let partitions = case.partitions.to_string();
+        let create = ["--partitions", partitions.as_str()];
+        node.tidemill(&[&["topics", "create"], &TOPICS[..], &create[..]].concat()).ok();
+        node.tidemill(&["apply", "--wait", "-f", &file.display().to_string()]).ok();
+        fleet
+    }
+
+    /// Starts a node that is down; armed with a crash if `next` is one of this node.
+    fn restart(&mut self, node: usize, next: Option<&Step>) {
+        let crash = match next {
+            Some(Step { node: theirs, fault: Fault::Crash { point, nth, deployment }, .. })
+                if *theirs == node =>
+            {
+                Some(format!("{point}:{nth}@{deployment}"))
+            }
+            _ => None,
+        };
+        self.nodes[node].restart_as(PROGRAM, crash.as_deref().map(|crash| ("TIDEMILL_CRASH", crash)));
+        self.armed[node] = crash;
+    }
+
+    /// Carries a step out as far as the death of the node; true if that is proven.
+    pub fn inflict(&mut self, step: &Step) -> bool {
+        match &step.fault {
+            Fault::Kill { after } => {
+                // The schedule of the case, not a wait for anything.
+                std::thread::sleep(*after);
+                self.kill(step.node)
+            }
+            Fault::Crash { point, .. } => {
+                if self.armed[step.node].is_none() {
+                    self.kill(step.node);
+                    self.restart(step.node, Some(step));
+                }
+                let node = &mut self.nodes[step.node];
+                let ended = within(CRASH_MAX, || node.ended());
+                let Some(status) = ended else {
+                    self.kill(step.node);
+                    return false;
+                };
+                let said = self.nodes[step.node].log().contains(&format!("crash point {point}"));
+                if !said {
+                    self.unexpected.push(format!("n{} ended by itself: {status}", step.node));
+                }
+                said && status.signal() == Some(Signal::ABORT.as_raw())
+            }
+        }
+    }
+
+    /// kill -9. False if the node was dead already.
+    fn kill(&mut self, node: usize) -> bool {
+        match self.nodes[node].ended() {
+            Some(status) => {
+                self.unexpected.push(format!("n{node} ended by itself before the {KILL}: {status}"));
+                false
+            }
+            None => {
+                self.nodes[node].kill();
+                true
+            }
+        }
+    }
+
+    /// What follows the death of a node: perhaps the loss of its stores, then its return.
+    pub fn revive(&mut self, step: &Step, next: Option<&Step>) {
+        if step.wipe {
+            self.wipe(step.node);
+        }
+        // The schedule of the case, not a wait for anything.
+        std::thread::sleep(step.down);
+        self.restart(step.node, next);
+    }
+
+    /// Deletes a dead node's stores.
+    fn wipe(&self, node: usize) {
+        for deployment in &DEPLOYMENTS {
+            let directory = self.nodes[node].state().join(deployment.name);
+            if directory.exists() {
+                fs::remove_dir_all(&directory).expect("a dead node's stores can be deleted");
+            }
+        }
+    }
+
+    /// kill -9 of every node, with the loss of all stores, and their return.
+    pub fn restart_cold(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.kill(node);
+            self.wipe(node);
+            self.restart(node, None);
+        }
+    }
+
+    /// Every entry of a deployment's store, once every partition answers.
+    pub fn state(&self, deployment: &str, store: &str) -> Result<Vec<Row>> {
+        let mut last = String::new();
+        let answer = within(STATE_MAX, || {
+            let scan = ["state", "scan", deployment, store, "--all", "--output", "json"];
+            let answer = self.nodes[0].tidemill(&scan);
+            last = answer.stderr;
+            answer.status.success().then_some(answer.stdout)
+        });
+        let answer = answer.with_context(|| format!("{deployment} does not answer: {last}"))?;
+        let answer: Value = serde_json::from_str(&answer)?;
+        let entries = answer["entries"].as_array().context("a scan has entries")?;
+        entries.iter().map(entry).collect()
+    }
+
+    /// Stores taken up or rebuilt so far, over all nodes.
+    pub fn restores(&self) -> u64 {
+        let logs = self.nodes.iter().map(Node::whole_log);
+        let starts = logs.map(|log| {
+            let stateless =
+                |line: &str| line.contains("deployment=\"copy\"") || line.contains("deployment=copy");
+            log.lines().filter(|line| line.contains("task starts") && !stateless(line)).count() as u64
+        });
+        starts.sum()
+    }
+
+    /// Ends of nodes and panics that nobody asked for.
+    pub fn unexpected(&mut self) -> Vec<String> {
+        for number in 0..self.nodes.len() {
+            if let Some(status) = self.nodes[number].ended() {
+                self.unexpected.push(format!("n{number} ended by itself: {status}"));
+            }
+            let log = self.nodes[number].whole_log();
+            let bad = log.lines().filter(|line| line.contains("panicked at") || line.contains(" halted "));
+            self.unexpected.extend(bad.map(|line| format!("n{number}: {line}")));
+        }
+        std::mem::take(&mut self.unexpected)
+    }
+}
+
+/// One entry of a scan as the store's bytes: text as it is, a number as eight little-endian bytes.
+fn entry(entry: &Value) -> Result<Row> {
+    let partition = i32::try_from(entry["partition"].as_i64().context("an entry has a partition")?)?;
+    let key = entry["key"].as_str().context("keys are text")?.as_bytes().to_vec();
+    let value = match &entry["value"] {
+        Value::String(text) => text.clone().into_bytes(),
+        number => number.as_i64().context("values are text or whole numbers")?.to_le_bytes().to_vec(),
+    };
+    ensure!(!key.is_empty(), "a key is empty");
+    Ok(Row { partition, offset: 0, key: Some(key), value: Some(value) })
+}
+
+fn documents(case: &Case) -> String {
+    let one = |deployment: &Deployment| {
+        format!(
+            "name: {}\nmodule: {}.wasm\ninputs: {{ in: {{ topic: {}, start: earliest }} }}\n\
+             outputs: {{ out: {{ topic: {} }} }}\nworkers: {}\nconfig: {}\n\
+             commit: {{ interval: {}ms, overlay_bytes: {}KiB }}\n\
+             limits: {{ batch_records: {}, emit_bytes: 64KiB }}\n",
+            deployment.name,
+            deployment.module,
+            deployment.input,
+            deployment.output,
+            case.workers,
+            deployment.config.replace("REMEMBER", &case.remember.to_string()),
+            case.commit_ms,
+            case.overlay_kib,
+            case.batch_records
+        )
+    };
+    let documents: Vec<String> = DEPLOYMENTS.iter().map(one).collect();
+    documents.join("---\n")
+}
