@@ -23,7 +23,7 @@ DENY := $(CACHE)/tools/bin/cargo-deny
 ON_APACHE = TIDEMILL_KAFKA=apache $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint advisories bench recovery conformance clean
+.PHONY: help setup build demo test faults chaos fault-node lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,17 @@ test: build ## Run every test, those against Apache Kafka included
 conformance: build ## Run one suite against the embedded broker and against Apache Kafka
 	$(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 	$(ON_APACHE)
+
+fault-node: build
+	@# The node with crash points in it; it lies beside the others and is for tests only.
+	$(CARGO) build --release --workspace --bin tidemill-faults --features tidemill-tests/faults
+
+faults: fault-node ## Kill a node at every step of a commit and at random, on Apache Kafka (FULL=1: for a quarter of an hour)
+	@$(BIN)/tidemill-chaos faults $(if $(FULL),--full) $(if $(SEED),--seed $(SEED))
+
+chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTES= or ROUNDS=, SEED=, BROKER=)
+	@$(BIN)/tidemill-chaos chaos $(if $(MINUTES),--minutes $(MINUTES),--rounds $(or $(ROUNDS),1)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))
 
 lint: setup $(DENY) ## Check formatting, clippy without warnings, licences and sources of dependencies
 	$(CARGO) fmt --all --check

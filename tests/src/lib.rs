@@ -9,6 +9,9 @@
 //!
 //! The harness: [`programs`] finds and runs the binaries, [`cluster`] is a broker, [`node`] a node
 //! process, [`pipeline`] the flights example on them, [`wait`] the only way to wait.
+//!
+//! Fault runs (`make faults`, `make chaos`): [`rig`] kills nodes under load and leaves [`evidence`],
+//! which [`check`] judges in a program of its own, `tidemill-check`.
 
 #![forbid(unsafe_code)]
 
