@@ -52,7 +52,7 @@ impl World {
         );
         let sources = Sources { file: Some(("test.yaml".into(), file)), ..Sources::default() };
         let config = NodeConfig::load(&sources).expect("configuration").config;
-        Node::start(config, "127.0.0.1:0".into()).expect("node")
+        Node::start(config, "127.0.0.1:0".into(), env!("CARGO_BIN_EXE_tidemill").into()).expect("node")
     }
 
     fn produce(&self, topic: &str, keys: &[&str]) {

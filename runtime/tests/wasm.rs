@@ -10,7 +10,7 @@ use tidemill::effects::{Effects, Fault, Order, Prefetched, Status};
 use tidemill::ports::Handler;
 use tidemill::record::{Batch, Column};
 use tidemill::store::View;
-use tidemill::wasm::{Linked, MODULE_BYTES_MAX, Module, ModuleError, WasmHandler};
+use tidemill::wasm::{Compiler, Linked, MODULE_BYTES_MAX, Module, ModuleError, WasmHandler};
 use tidemill_test_support::build_guest;
 
 /// No single call of a test may take longer, however loaded the machine is.
@@ -313,6 +313,88 @@ fn what_is_no_handler_is_refused_with_a_message_of_its_own() {
     let mut cut = build_guest("bench/pass").to_vec();
     cut.truncate(cut.len() / 2);
     assert!(matches!(Module::load(&cut), Err(ModuleError::Invalid(_))));
+}
+
+#[test]
+fn a_module_is_compiled_once_in_a_process_of_its_own_and_altered_code_never_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let guest = build_guest("bench/pass");
+    let compiler = |program: &str| Compiler::apart(program.into(), dir.path()).expect("a compiler");
+    let tidemill = compiler(env!("CARGO_BIN_EXE_tidemill"));
+    let module = Module::load_with(&tidemill, &guest).expect("compiled apart");
+    // Whatever is found on disk now serves without a compiler.
+    let cached = Module::load_with(&compiler("/bin/false"), &guest).expect("from the cache");
+    assert_eq!((cached.digest(), cached.manifest()), (module.digest(), module.manifest()));
+
+    let code = std::fs::read_dir(dir.path()).expect("the cache").map(|entry| entry.expect("an entry").path());
+    let code = code.into_iter().find(|path| path.extension().is_some_and(|e| e == "cwasm")).expect("code");
+    let mut altered = std::fs::read(&code).expect("readable");
+    let middle = altered.len() / 2;
+    altered[middle] ^= 1;
+    std::fs::write(&code, altered).expect("writable");
+    let refused = Module::load_with(&compiler("/bin/false"), &guest).expect_err("not what was compiled");
+    assert!(matches!(refused, ModuleError::Engine(_)), "{refused}");
+    Module::load_with(&tidemill, &guest).expect("compiled again");
+    Module::load_with(&compiler("/bin/false"), &guest).expect("and kept again");
+
+    assert_eq!(Module::load_with(&tidemill, b"#!/bin/sh\n").expect_err("no Wasm"), ModuleError::NotWasm);
+    let error = Module::load_with(&tidemill, &core_importing_wasi()).expect_err("WASI").to_string();
+    assert!(error.contains("wasi_snapshot_preview1"), "{error}");
+}
+
+#[test]
+fn a_module_that_takes_too_long_to_compile_is_given_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = env!("CARGO_BIN_EXE_tidemill").into();
+    let compiler = Compiler::apart(program, dir.path()).expect("a compiler");
+    let error = Module::load_with(&compiler, &compile_bomb()).expect_err("a bomb");
+    assert_eq!(error, ModuleError::TooExpensive);
+    Module::load_with(&compiler, &build_guest("bench/pass")).expect("the next one is compiled");
+}
+
+/// A component around a core module of many functions, each a long run of nested blocks.
+fn compile_bomb() -> Vec<u8> {
+    const FUNCTIONS: usize = 1_000;
+    let body = {
+        let mut code = vec![1, 1, 0x7e]; // One local, an i64.
+        for _ in 0..600 {
+            // local 0 = local 0 * local 0 + 1; if it is not zero, again.
+            code.extend([
+                0x03, 0x40, 0x20, 0, 0x20, 0, 0x7e, 0x42, 1, 0x7c, 0x22, 0, 0x50, 0x45, 0x0d, 0, 0x0b,
+            ]);
+        }
+        code.push(0x0b);
+        code
+    };
+    let mut functions = leb(FUNCTIONS);
+    functions.extend(std::iter::repeat_n(0, FUNCTIONS));
+    let mut bodies = leb(FUNCTIONS);
+    for _ in 0..FUNCTIONS {
+        bodies.extend(leb(body.len()));
+        bodies.extend(&body);
+    }
+    let mut core = b"\0asm\x01\0\0\0".to_vec();
+    for (section, content) in [(1, vec![1, 0x60, 0, 0]), (3, functions), (10, bodies)] {
+        core.push(section);
+        core.extend(leb(content.len()));
+        core.extend(content);
+    }
+    let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
+    bytes.push(1);
+    bytes.extend(leb(core.len()));
+    bytes.extend(core);
+    bytes
+}
+
+/// Unsigned LEB128.
+fn leb(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
 }
 
 /// A component that imports an empty instance of that name, and nothing else.

@@ -55,6 +55,8 @@ use clap::{Parser, Subcommand};
 use failure::Failure;
 use output::Format;
 
+use crate::wasm::compiler;
+
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the node or Kafka cannot be reached, 4 refused as it \
 is (invalid document, wrong state), 5 there is no such thing.
@@ -118,6 +120,10 @@ enum Command {
 
 /// Reads the command line, runs it, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
+    // A node calls itself with this to compile a module; not for people, so no command of the tree.
+    if std::env::args_os().nth(1).is_some_and(|word| word == compiler::COMMAND) {
+        return compiler::serve();
+    }
     let cli = Cli::parse();
     let global = cli.global;
     let outcome = match cli.command {

@@ -116,9 +116,12 @@ impl From<RunError> for Failure {
         match error {
             RunError::Node(NodeError::Admin(error)) => error.into(),
             RunError::Node(NodeError::Kafka(_)) => Failure::unreachable(message),
-            RunError::Node(NodeError::Identity(_) | NodeError::State(_) | NodeError::Modules(_)) => {
-                Failure::refused(message)
-            }
+            RunError::Node(
+                NodeError::Identity(_)
+                | NodeError::State(_)
+                | NodeError::Modules(_)
+                | NodeError::Compiled { .. },
+            ) => Failure::refused(message),
             RunError::Node(NodeError::Thread(_)) | RunError::Panicked => Failure::failed(message),
             RunError::Grpc(_) | RunError::Http(_) => Failure::failed(message),
         }

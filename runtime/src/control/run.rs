@@ -34,6 +34,9 @@ pub struct Addresses {
     pub http: SocketAddr,
 }
 
+/// This very program, even after an upgrade has replaced its file.
+const SELF: &str = "/proc/self/exe";
+
 /// Runs a node until `shutdown` resolves, then drains it: takes no more calls, commits, closes the
 /// stores, leaves the groups. `ready` is called once, when it answers.
 pub async fn run(
@@ -48,7 +51,7 @@ pub async fn run(
         http: http.local_addr().unwrap_or(config.listen.http),
     };
     let advertised = config.listen.advertise.clone().unwrap_or_else(|| addresses.grpc.to_string());
-    let node = blocking(move || Node::start(config, advertised)).await??;
+    let node = blocking(move || Node::start(config, advertised, SELF.into())).await??;
     let handle = node.handle();
     let (stop, stopped) = watch::channel(false);
     let telemetry = handle.telemetry();

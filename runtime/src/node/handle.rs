@@ -97,7 +97,7 @@ impl Handle {
         let spec = self.node.spec(&header.document).map_err(|problems| {
             ControlError::Invalid(problems.0.iter().map(ToString::to_string).collect())
         })?;
-        let compiled = revision::compile(&module)?;
+        let compiled = revision::compile(&self.node, &module)?;
         let name = spec.name.clone();
         let view = self.node.control_log.view();
         let current = view.deployments.get(&name);

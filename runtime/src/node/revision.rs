@@ -138,8 +138,8 @@ pub fn call_bytes_max(spec: &DeploymentSpec) -> usize {
 }
 
 /// Compiles a module under the node's limits.
-pub fn compile(bytes: &[u8]) -> Result<Module, PrepareError> {
-    Module::load(bytes).map_err(|error| PrepareError::Invalid(vec![error.to_string()]))
+pub fn compile(node: &NodeRuntime, bytes: &[u8]) -> Result<Module, PrepareError> {
+    Module::load_with(&node.compiler, bytes).map_err(|error| PrepareError::Invalid(vec![error.to_string()]))
 }
 
 /// What a document and a module need of the cluster, found there.
@@ -255,7 +255,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         .modules
         .load(&registered.module, || node.topic_log(&node.modules_topic()))
         .map_err(module_error)?;
-    let module = compile(&bytes)?;
+    let module = compile(node, &bytes)?;
     let manifest = module.manifest().clone();
     let checked = check(node, &spec, &manifest)?;
     let changelog = match manifest.stores.is_empty() {

@@ -20,6 +20,7 @@ use crate::kafka::config::KafkaConfig;
 use crate::kafka::peek::Peek;
 use crate::store::{StateDir, StoreBudget};
 use crate::telemetry::Telemetry;
+use crate::wasm::Compiler;
 
 /// Restores that run at once. A small one waits for Kafka most of its time, so that few at a time would
 /// make many tasks start late; large ones share disk and network.
@@ -44,6 +45,7 @@ pub struct NodeRuntime {
     pub control_log: ControlLog,
     pub fleet: Fleet,
     pub modules: ModuleDir,
+    pub compiler: Compiler,
     pub state_dir: StateDir,
     pub store_budget: StoreBudget,
     pub telemetry: Arc<Telemetry>,
@@ -66,6 +68,7 @@ pub struct Foundations {
     pub admin: Admin,
     pub control_log: ControlLog,
     pub modules: ModuleDir,
+    pub compiler: Compiler,
     pub state_dir: StateDir,
     pub store_budget: StoreBudget,
     pub telemetry: Arc<Telemetry>,
@@ -83,6 +86,7 @@ impl NodeRuntime {
             control_log: from.control_log,
             fleet: Fleet::default(),
             modules: from.modules,
+            compiler: from.compiler,
             state_dir: from.state_dir,
             store_budget: from.store_budget,
             telemetry: from.telemetry,

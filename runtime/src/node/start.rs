@@ -1,5 +1,6 @@
 //! Starting a node, in the order in which things can fail, and stopping it.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -21,6 +22,7 @@ use crate::kafka::topic_log::TopicLog;
 use crate::ports::SourceError;
 use crate::store::{FlushRule, StateDir, StoreBudget, StoreError, flush_due};
 use crate::telemetry::Telemetry;
+use crate::wasm::Compiler;
 
 /// Why a node does not start. Each says what, where and how to fix it.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,8 @@ pub enum NodeError {
     Kafka(#[from] SourceError),
     #[error(transparent)]
     Admin(#[from] AdminError),
+    #[error("the directory of compiled modules, {path}: {reason}")]
+    Compiled { path: PathBuf, reason: std::io::Error },
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
 }
@@ -50,8 +54,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// `address` is where other nodes reach this one's control plane.
-    pub fn start(config: NodeConfig, address: String) -> Result<Node, NodeError> {
+    /// `address` is where other nodes reach this one's control plane; `program` is tidemill itself,
+    /// which compiles modules when it is called for that.
+    pub fn start(config: NodeConfig, address: String, program: PathBuf) -> Result<Node, NodeError> {
         let (state_dir, space) =
             StateDir::open(&config.state_dir.join("stores"), config.state_free_min_bytes)?;
         let identity = Identity::open(&config.state_dir, config.node_id.as_deref())?;
@@ -68,6 +73,7 @@ impl Node {
         let runtime = Arc::new(NodeRuntime::new(Foundations {
             id: identity.node_id.clone(),
             modules: ModuleDir::open(&config.state_dir.join("modules"))?,
+            compiler: compiler(&config.state_dir.join("compiled"), program)?,
             peek: Peek::new(&kafka)?,
             telemetry: Telemetry::new(),
             store_budget: StoreBudget::new(clients::store_budget(&config))?,
@@ -107,6 +113,10 @@ impl Node {
         self.heart.stop();
         tracing::info!(took_ms = start.elapsed().as_millis() as u64, "node stopped");
     }
+}
+
+fn compiler(path: &Path, program: PathBuf) -> Result<Compiler, NodeError> {
+    Compiler::apart(program, path).map_err(|reason| NodeError::Compiled { path: path.to_owned(), reason })
 }
 
 /// The topics that nodes share. `control` is never compacted and kept for ever.

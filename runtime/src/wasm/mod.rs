@@ -3,7 +3,7 @@
 //! ```text
 //! bytes --load--> Module --link--> Linked --instantiate--> WasmHandler (implements ports::Handler)
 //!         checked,          per deployment:       per task: one instance, replaced
-//!         compiled,         config, limits        after a trap, a time-out, `renew`
+//!         compiled (apart), config, limits        after a trap, a time-out, `renew`
 //!         described
 //! ```
 //!
@@ -19,6 +19,7 @@ mod abi;
 pub mod build;
 mod check;
 mod clock;
+pub mod compiler;
 mod engine;
 mod guest_log;
 mod imports;
@@ -27,5 +28,6 @@ mod limits;
 mod module;
 
 pub use clock::thread_cpu_time;
+pub use compiler::Compiler;
 pub use instance::{Linked, WasmHandler};
 pub use module::{MODULE_BYTES_MAX, Module, ModuleError};

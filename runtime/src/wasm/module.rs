@@ -8,7 +8,7 @@ use super::abi::{PACKAGE, VERSION};
 use super::engine::Engine;
 use super::imports::{self, HostState};
 use super::instance::Instance;
-use super::{build, limits};
+use super::{Compiler, limits};
 use crate::config::manifest::Manifest;
 
 /// Largest module that is accepted, in bytes.
@@ -58,6 +58,10 @@ pub enum ModuleError {
     Config(String),
     #[error("the module cannot be started: {0}")]
     Start(String),
+    #[error(
+        "compiling the module takes more than 10 s of CPU time or 1 GiB of memory; make its functions smaller"
+    )]
+    TooExpensive,
     #[error("this machine cannot run WebAssembly: {0}")]
     Engine(String),
 }
@@ -78,29 +82,29 @@ impl std::fmt::Debug for Module {
 }
 
 impl Module {
-    /// Checks and compiles a component, or a core module that can be made one, and asks it for its
-    /// manifest. Takes CPU time in proportion to the code: not for a thread that others wait for.
+    /// As [`Module::load_with`], compiled in this process.
     pub fn load(bytes: &[u8]) -> Result<Module, ModuleError> {
+        Module::load_with(&Compiler::here(), bytes)
+    }
+
+    /// Checks and compiles a component, or a core module that can be made one, and asks it for its
+    /// manifest. Takes time in proportion to the code: not for a thread that others wait for.
+    pub fn load_with(compiler: &Compiler, bytes: &[u8]) -> Result<Module, ModuleError> {
         if bytes.len() > MODULE_BYTES_MAX {
             return Err(ModuleError::TooLarge { bytes: bytes.len() });
         }
         let engine = Engine::shared().map_err(ModuleError::Engine)?;
-        let component = match Kind::of(bytes) {
-            Kind::Component => Component::from_binary(&engine.wasmtime, bytes),
-            Kind::Core => {
-                let encoded = build::componentise(bytes)
-                    .map_err(|error| ModuleError::NotAHandler(error.to_string()))?;
-                Component::from_binary(&engine.wasmtime, &encoded)
-            }
-            Kind::Other => return Err(ModuleError::NotWasm),
-        };
-        let component = component.map_err(|error| ModuleError::Invalid(format!("{error:#}")))?;
+        if matches!(Kind::of(bytes), Kind::Other) {
+            return Err(ModuleError::NotWasm);
+        }
+        let digest = hex(&Sha256::digest(bytes));
+        let component = compiler.component(engine, bytes, &digest)?;
         check_names(engine, &component)?;
         let pre = imports::linker(&engine.wasmtime)
             .and_then(|linker| linker.instantiate_pre(&component))
             .map_err(|error| ModuleError::WrongType(format!("{error:#}")))?;
         let manifest = describe(engine, &pre)?;
-        Ok(Module { engine, pre, manifest, digest: hex(&Sha256::digest(bytes)) })
+        Ok(Module { engine, pre, manifest, digest })
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -121,7 +125,8 @@ impl Module {
     }
 }
 
-enum Kind {
+/// What bytes claim to be.
+pub(super) enum Kind {
     Core,
     Component,
     Other,
@@ -129,7 +134,7 @@ enum Kind {
 
 impl Kind {
     /// By the eight bytes of the preamble.
-    fn of(bytes: &[u8]) -> Kind {
+    pub(super) fn of(bytes: &[u8]) -> Kind {
         match bytes {
             [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Kind::Core,
             [0, b'a', b's', b'm', _, 0, 1, 0, ..] => Kind::Component,

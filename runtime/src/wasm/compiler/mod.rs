@@ -1,0 +1,130 @@
+//! From a module's bytes to native code.
+//!
+//! Compiling other people's code is the one place where a small input may cost any amount of time and
+//! memory, so a node has it done by a process of its own, under limits, and keeps what comes out:
+//!
+//! ```text
+//! bytes --> cache hit? --yes--------------------------> Component
+//!              no --> child process: componentise, --> cache
+//!                     compile, under rlimits
+//! ```
+//!
+//! Native code is executed, not checked, so it is never taken from anywhere but that child and the
+//! cache, whose files carry a MAC under a key of this node.
+
+mod cache;
+mod child;
+
+use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use wasmtime::component::Component;
+
+use self::cache::Cache;
+use super::engine::Engine;
+use super::module::ModuleError;
+
+pub use child::{COMMAND, serve};
+
+/// Native code of the largest module that is accepted would have a fraction of this.
+const CODE_BYTES_MAX: u64 = 512 << 20;
+
+/// How modules are compiled.
+pub struct Compiler {
+    /// `None` = in this process, without limits.
+    apart: Option<Apart>,
+}
+
+struct Apart {
+    program: PathBuf,
+    cache: Cache,
+    /// One child at a time: it may take a core and a GiB, and records are worth more.
+    turn: Mutex<()>,
+}
+
+impl Compiler {
+    /// Compiles in this process: for modules that are trusted, in tests and benchmarks.
+    pub fn here() -> Compiler {
+        Compiler { apart: None }
+    }
+
+    /// Compiles in a child process, `program` called with [`COMMAND`] alone, and keeps the code in
+    /// `cache_dir`, which is made and closed to everyone else.
+    pub fn apart(program: PathBuf, cache_dir: &Path) -> io::Result<Compiler> {
+        let cache = Cache::open(cache_dir)?;
+        Ok(Compiler { apart: Some(Apart { program, cache, turn: Mutex::new(()) }) })
+    }
+
+    /// `digest` names the bytes.
+    pub(super) fn component(
+        &self,
+        engine: &Engine,
+        bytes: &[u8],
+        digest: &str,
+    ) -> Result<Component, ModuleError> {
+        match &self.apart {
+            None => load(engine, &child::compile(engine, bytes)?),
+            Some(apart) => apart.component(engine, bytes, digest),
+        }
+    }
+}
+
+impl Apart {
+    fn component(&self, engine: &Engine, bytes: &[u8], digest: &str) -> Result<Component, ModuleError> {
+        if let Some(component) = self.cached(engine, digest) {
+            return Ok(component);
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have compiled the same module meanwhile.
+        if let Some(component) = self.cached(engine, digest) {
+            return Ok(component);
+        }
+        let code = self.compile(bytes)?;
+        if let Err(error) = self.cache.put(digest, &engine.wasmtime, &code) {
+            tracing::warn!(%error, "compiled code cannot be kept; it is compiled again at the next start");
+        }
+        load(engine, &code)
+    }
+
+    fn cached(&self, engine: &Engine, digest: &str) -> Option<Component> {
+        let code = self.cache.get(digest, &engine.wasmtime)?;
+        load(engine, &code).inspect_err(|error| tracing::warn!(%error, digest, "cached code")).ok()
+    }
+
+    fn compile(&self, bytes: &[u8]) -> Result<Vec<u8>, ModuleError> {
+        let failed = |error: io::Error| ModuleError::Engine(format!("cannot run the compiler: {error}"));
+        let mut child = Command::new(&self.program)
+            .arg(COMMAND)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(failed)?;
+        // The child reads everything before it answers, so the pipes cannot block each other. One that
+        // dies early breaks the pipe, and its status says why.
+        if let Some(mut stdin) = child.stdin.take() {
+            let _ = stdin.write_all(bytes);
+        }
+        let mut answer = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            stdout.take(CODE_BYTES_MAX).read_to_end(&mut answer).map_err(failed)?;
+        }
+        let status = child.wait().map_err(failed)?;
+        match status.signal() {
+            Some(_) => Err(ModuleError::TooExpensive),
+            None => child::understand(answer),
+        }
+    }
+}
+
+/// Makes native code callable.
+fn load(engine: &Engine, code: &[u8]) -> Result<Component, ModuleError> {
+    // SAFETY: the code was made by this process or its child, and came back by a pipe of ours or from a
+    // file whose MAC only this node could have made; wasmtime checks that it is of its own version.
+    let component = unsafe { Component::deserialize(&engine.wasmtime, code) };
+    component.map_err(|error| ModuleError::Engine(format!("compiled code: {error:#}")))
+}
