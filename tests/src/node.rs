@@ -143,8 +143,8 @@ impl Node {
     }
 
     /// The directory of the node's stores.
-    pub fn state(&self) -> PathBuf {
-        self.directory.join("state")
+    pub fn stores(&self) -> PathBuf {
+        self.directory.join("state/stores")
     }
 
     fn log_path(&self) -> PathBuf {

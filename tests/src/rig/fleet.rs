@@ -161,23 +161,27 @@ impl Fleet {
         self.restart(step.node, next);
     }
 
-    /// Deletes a dead node's stores.
-    fn wipe(&self, node: usize) {
-        for deployment in &DEPLOYMENTS {
-            let directory = self.nodes[node].state().join(deployment.name);
-            if directory.exists() {
-                fs::remove_dir_all(&directory).expect("a dead node's stores can be deleted");
-            }
+    /// Deletes a dead node's stores; answers of how many deployments.
+    fn wipe(&self, node: usize) -> usize {
+        let directories =
+            DEPLOYMENTS.iter().map(|deployment| self.nodes[node].stores().join(deployment.name));
+        let directories: Vec<_> = directories.filter(|directory| directory.exists()).collect();
+        for directory in &directories {
+            fs::remove_dir_all(directory).expect("a dead node's stores can be deleted");
         }
+        directories.len()
     }
 
     /// kill -9 of every node, with the loss of all stores, and their return.
     pub fn restart_cold(&mut self) {
+        let mut wiped = 0;
         for node in 0..self.nodes.len() {
             self.kill(node);
-            self.wipe(node);
+            wiped += self.wipe(node);
             self.restart(node, None);
         }
+        let stateful = DEPLOYMENTS.iter().filter(|deployment| deployment.stateful).count();
+        assert!(wiped >= stateful, "the stores of {wiped} deployments were found, and {stateful} have some");
     }
 
     /// Every entry of a deployment's store, once every partition answers.
