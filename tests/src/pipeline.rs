@@ -12,6 +12,8 @@ use flights::client::Client;
 use flights::feed::{self, Progress};
 use flights::statistics::Statistics;
 use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -35,6 +37,18 @@ pub fn deploy(node: &Node) {
     node.tidemill(&[&["topics", "create"], &TOPICS[..], &create[..]].concat()).ok();
     let pipeline = workspace().join("examples/flights/pipeline.yaml");
     node.tidemill(&["apply", "--wait", "-f", &pipeline.display().to_string()]).ok();
+}
+
+/// Raises a topic's number of partitions.
+pub fn add_partitions(cluster: &Cluster, topic: &str, total: usize) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", cluster.bootstrap()).create().expect("an admin client");
+    let more = [NewPartitions::new(topic, total)];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let outcome = runtime.block_on(admin.create_partitions(&more, &AdminOptions::new()));
+    for topic in outcome.expect("the cluster answers") {
+        topic.expect("the partitions are added");
+    }
 }
 
 fn data() -> PathBuf {

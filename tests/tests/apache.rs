@@ -34,6 +34,12 @@ fn two_nodes_of_the_consumer_protocol_share_the_work_and_one_takes_over() {
 }
 
 #[test]
+fn partitions_that_are_added_after_a_crash_are_read() {
+    let _alone = alone();
+    cases::partitions_that_are_added_after_a_crash_are_read(&Cluster::apache());
+}
+
+#[test]
 fn kafkas_own_tools_see_the_same() {
     let _alone = alone();
     cases::kafkas_own_tools_see_the_same(&Cluster::apache());

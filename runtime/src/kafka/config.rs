@@ -56,6 +56,8 @@ pub struct KafkaLimits {
     /// A member that does not poll for this long leaves its group.
     pub poll_interval: Duration,
     pub transaction_timeout: Duration,
+    /// Clients look this often whether topics have changed.
+    pub metadata_refresh: Duration,
 }
 
 impl Default for KafkaLimits {
@@ -70,6 +72,7 @@ impl Default for KafkaLimits {
             session_timeout: Duration::from_secs(10),
             poll_interval: Duration::from_secs(300),
             transaction_timeout: Duration::from_secs(10),
+            metadata_refresh: Duration::from_secs(30),
         }
     }
 }
@@ -127,7 +130,7 @@ impl KafkaConfig {
             ("socket.nagle.disable", "true"),
             ("reconnect.backoff.max.ms", "2000"),
             ("allow.auto.create.topics", "false"),
-            ("topic.metadata.refresh.interval.ms", "60000"),
+            ("topic.metadata.refresh.interval.ms", &millis(self.limits.metadata_refresh)),
         ]);
         let sasl = [
             ("sasl.mechanisms", &self.sasl_mechanism),
@@ -330,7 +333,8 @@ fn fixed(name: &str) -> Option<&'static str> {
         | "max.partition.fetch.bytes"
         | "message.max.bytes"
         | "session.timeout.ms"
-        | "max.poll.interval.ms" => "it has a limit of its own",
+        | "max.poll.interval.ms"
+        | "topic.metadata.refresh.interval.ms" => "it has a limit of its own",
         _ => return None,
     })
 }

@@ -48,10 +48,11 @@ impl KafkaConfig {
             "queue.buffering.max.kbytes" => &mut limits.produce_queue_kib,
             "queue.buffering.max.messages" => &mut limits.produce_queue_records,
             "message.max.bytes" => &mut limits.record_bytes,
-            "session.timeout.ms" | "max.poll.interval.ms" => {
+            "session.timeout.ms" | "max.poll.interval.ms" | "topic.metadata.refresh.interval.ms" => {
                 let time = match name {
                     "session.timeout.ms" => &mut limits.session_timeout,
-                    _ => &mut limits.poll_interval,
+                    "max.poll.interval.ms" => &mut limits.poll_interval,
+                    _ => &mut limits.metadata_refresh,
                 };
                 match property.value.parse().map(Duration::from_millis) {
                     Ok(value) => *time = value,
@@ -83,6 +84,7 @@ mod tests {
     fn every_accepted_setting_reaches_the_client_or_becomes_its_limit() {
         let flags = [
             ("kafka.properties.session.timeout.ms", "30000"),
+            ("kafka.properties.topic.metadata.refresh.interval.ms", "5000"),
             ("kafka.properties.buffer.memory", "67108864"),
             ("kafka.properties.max.partition.fetch.bytes", "1048576"),
             ("kafka.properties.compression.type", "lz4"),
@@ -95,6 +97,7 @@ mod tests {
         let kafka = KafkaConfig::from_node(&configured, "test");
         assert_eq!(kafka.problems(), Vec::<String>::new());
         assert_eq!(kafka.limits.session_timeout, Duration::from_secs(30));
+        assert_eq!(kafka.limits.metadata_refresh, Duration::from_secs(5));
         assert_eq!(kafka.limits.produce_queue_kib, 65_536);
         assert_eq!(kafka.limits.partition_fetch_bytes, 1 << 20);
         assert_eq!(kafka.properties.get("compression.type").map(String::as_str), Some("lz4"));

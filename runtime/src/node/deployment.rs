@@ -55,6 +55,18 @@ impl RunningDeployment {
         &self.revision.registered.incarnation
     }
 
+    pub fn shared(&self) -> Arc<Revision> {
+        Arc::clone(&self.revision)
+    }
+
+    /// Makes the group look at its topics again: one member that comes and goes is enough.
+    pub fn rejoin(&self) {
+        if let Some(worker) = self.workers.first() {
+            // One that has ended is no member.
+            let _ = worker.commands.send(Command::Rejoin);
+        }
+    }
+
     /// Commits, closes, and returns when every worker has ended.
     pub fn stop(self, leave: bool) {
         for worker in &self.workers {

@@ -32,16 +32,29 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
     let manifest: Option<Manifest> = serde_json::from_str(&registered.manifest).ok();
     let inputs = topics(&spec, &manifest);
     let mut partitions = Vec::new();
+    let mut lags = Vec::new();
     for (name, topic) in inputs.iter().zip(node.admin.describe_topics(&inputs)?) {
-        let topic = topic
-            .ok_or_else(|| ControlError::Precondition(format!("topic {name} does not exist any more")))?;
-        partitions.extend((0..topic.partitions).map(|partition| (name.clone(), partition)));
+        match topic {
+            Some(topic) => {
+                partitions.extend((0..topic.partitions).map(|partition| (name.clone(), partition)))
+            }
+            // Nobody's lag is hidden because one topic is gone.
+            None => lags.push(proto::PartitionLag {
+                deployment: registered.name.clone(),
+                topic: name.clone(),
+                state: proto::TaskState::Halted.into(),
+                reason: format!("topic {name} does not exist any more"),
+                ..proto::PartitionLag::default()
+            }),
+        }
+    }
+    if partitions.is_empty() {
+        return Ok(lags);
     }
     let ends = node.admin.offsets(&partitions, At::StableEnd)?;
     let starts = node.admin.offsets(&partitions, At::Start)?;
     let committed = committed(node, &registered.name, &partitions)?;
     let owners = Owners::of(node, &registered.name);
-    let mut lags = Vec::with_capacity(partitions.len());
     for (((topic, partition), end), start) in partitions.into_iter().zip(ends).zip(starts) {
         let committed = committed.get(&(topic.clone(), partition)).copied();
         // Nothing committed yet: everything that is there is still to be read.

@@ -18,6 +18,7 @@ pub mod fleet;
 pub mod handle;
 pub mod heartbeat;
 pub mod identity;
+pub mod inputs;
 pub mod lag;
 pub mod lease;
 pub mod modules;

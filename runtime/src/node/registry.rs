@@ -38,14 +38,22 @@ pub enum Outcome {
     Refused(String),
 }
 
-/// Input partition of one life of a deployment: incarnation, topic id, partition.
+/// Input partition of one life of a deployment: incarnation, topic, partition.
 type Beginning = (String, String, i32);
+
+/// Where an input partition began, and in which topic of that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Began {
+    /// A topic deleted and made again has another one.
+    pub topic_id: String,
+    pub offset: Offset,
+}
 
 /// The fold of the control topic up to `next`.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
     pub deployments: BTreeMap<String, Registered>,
-    started: HashMap<Beginning, Offset>,
+    started: HashMap<Beginning, Began>,
     first_commits: HashSet<(String, i32)>,
     /// Next entry to apply.
     pub next: Offset,
@@ -78,9 +86,16 @@ impl Registry {
         self.deployments.get(name).map_or(0, |registered| registered.revision)
     }
 
-    /// Where this input partition begins, if that was resolved.
-    pub fn started(&self, incarnation: &str, topic_id: &str, partition: i32) -> Option<Offset> {
-        self.started.get(&(incarnation.into(), topic_id.into(), partition)).copied()
+    /// Where this input partition begins, if that was resolved. Asked by the topic's name, so that a
+    /// topic made again under it is not taken for one that was never read.
+    pub fn started(&self, incarnation: &str, topic: &str, partition: i32) -> Option<&Began> {
+        self.started.get(&(incarnation.into(), topic.into(), partition))
+    }
+
+    /// The id of the topic that this life of a deployment began to read under that name.
+    pub fn began_with(&self, incarnation: &str, topic: &str) -> Option<&str> {
+        let of_topic = |(life, name, _): &Beginning| life == incarnation && name == topic;
+        self.started.iter().find(|(key, _)| of_topic(key)).map(|(_, began)| began.topic_id.as_str())
     }
 
     /// True once a commit of this task is known; from then on a missing committed offset is a fault.
@@ -130,11 +145,12 @@ impl Registry {
 
     /// The first entry in log order wins; a later one is refused and its proposer takes the first.
     fn start(&mut self, started: &StartedEntry) -> Outcome {
-        let beginning = (started.incarnation.clone(), started.topic_id.clone(), started.partition);
+        let beginning = (started.incarnation.clone(), started.topic.clone(), started.partition);
         if let Some(first) = self.started.get(&beginning) {
-            return Outcome::Refused(format!("began at {first} already"));
+            return Outcome::Refused(format!("began at {} already", first.offset));
         }
-        self.started.insert(beginning, Offset(started.offset));
+        let began = Began { topic_id: started.topic_id.clone(), offset: Offset(started.offset) };
+        self.started.insert(beginning, began);
         Outcome::Accepted(0)
     }
 
@@ -164,10 +180,11 @@ mod tests {
         ControlEntry { entry: Some(Entry::Deploy(entry)), ..ControlEntry::default() }
     }
 
-    fn started(incarnation: &str, offset: u64) -> ControlEntry {
+    fn started(incarnation: &str, topic_id: &str, offset: u64) -> ControlEntry {
         let entry = StartedEntry {
             incarnation: incarnation.into(),
-            topic_id: "t".into(),
+            topic: "t".into(),
+            topic_id: topic_id.into(),
             offset,
             ..StartedEntry::default()
         };
@@ -187,7 +204,7 @@ mod tests {
     fn a_name_deployed_again_after_a_delete_has_a_new_life_and_a_higher_revision() {
         let mut registry = Registry::default();
         registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
-        registry.apply(Offset(1), 1, &started("i1", 7));
+        registry.apply(Offset(1), 1, &started("i1", "id", 7));
         let delete = DeleteEntry { name: "a".into(), expected_revision: 1 };
         let delete = ControlEntry { entry: Some(Entry::Delete(delete)), ..ControlEntry::default() };
         assert_eq!(registry.apply(Offset(2), 1, &delete), Outcome::Accepted(0));
@@ -196,10 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_resolution_of_a_start_wins() {
+    fn the_first_resolution_of_a_start_wins_even_over_one_of_a_topic_made_again() {
         let mut registry = Registry::default();
-        registry.apply(Offset(0), 1, &started("i1", 7));
-        assert!(matches!(registry.apply(Offset(1), 1, &started("i1", 9)), Outcome::Refused(_)));
-        assert_eq!(registry.started("i1", "t", 0), Some(Offset(7)));
+        registry.apply(Offset(0), 1, &started("i1", "id", 7));
+        assert!(matches!(registry.apply(Offset(1), 1, &started("i1", "id", 9)), Outcome::Refused(_)));
+        assert!(matches!(registry.apply(Offset(2), 1, &started("i1", "other", 0)), Outcome::Refused(_)));
+        let began = Began { topic_id: "id".into(), offset: Offset(7) };
+        assert_eq!(registry.started("i1", "t", 0), Some(&began));
+        assert_eq!(registry.began_with("i1", "t"), Some("id"));
     }
 }

@@ -130,6 +130,12 @@ impl Context {
 
     /// Runs a restore to its verdict; what cannot be had now is tried again by the worker.
     fn restore(&self, partition: i32, open: Option<Store>) -> Outcome {
+        if !self.is_stateless() && partition >= self.revision.partitions {
+            // Added to the inputs since the start, so its changelog may not be there: whether this
+            // deployment goes on or stops is decided at the next refresh, by `super::inputs`.
+            std::thread::park_timeout(AGAIN_PAUSE);
+            return Outcome::Again { store: open };
+        }
         let _permit = self.node.restores.take();
         let metrics = self.node.telemetry.task(&self.revision.registered.name, partition);
         let start = Instant::now();
@@ -274,12 +280,12 @@ impl Context {
     fn known(&self, partition: i32) -> Known {
         let view = self.node.control_log.view();
         let incarnation = &self.revision.registered.incarnation;
-        let started = |topic_id: &str| {
-            let offset = view.started(incarnation, topic_id, partition)?;
-            Some(Started { topic_id: topic_id.to_owned(), offset })
+        let started = |topic: &str| {
+            let began = view.started(incarnation, topic, partition)?;
+            Some(Started { topic_id: began.topic_id.clone(), offset: began.offset })
         };
         Known {
-            started: self.revision.inputs.iter().map(|input| started(&input.topic_id)).collect(),
+            started: self.revision.inputs.iter().map(|input| started(&input.topic)).collect(),
             first_commit: view.has_committed(incarnation, partition),
         }
     }

@@ -15,7 +15,7 @@ use crate::config::manifest::Manifest;
 use crate::kafka::admin::{AdminError, NewTopic, Topic};
 use crate::ports::SourceError;
 use crate::store::Stores;
-use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput, TimestampRule};
+use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput, TimestampRule, recovery};
 use crate::wasm::{Linked, Module};
 
 /// Why a revision cannot run, by what can be done about it.
@@ -151,18 +151,23 @@ pub struct Checked {
     input_bytes_max: usize,
 }
 
-/// Checks a document against a module and both against the cluster. Changes nothing.
+/// Checks a document against a module and both against the cluster. Changes nothing. `incarnation` is
+/// the life of the deployment that this revision belongs to; none for the first.
 pub fn check(
     node: &NodeRuntime,
     spec: &DeploymentSpec,
     manifest: &Manifest,
+    incarnation: Option<&str>,
 ) -> Result<Checked, PrepareError> {
     let problems = bind(spec, manifest);
     if !problems.is_empty() {
         return Err(PrepareError::Invalid(problems));
     }
     let found = find_topics(node, spec)?;
-    let problems = missing(spec, &found);
+    let view = node.control_log.view();
+    let began_with = |topic: &str| incarnation.and_then(|life| view.began_with(life, topic));
+    let mut problems = missing(spec, &found, began_with);
+    problems.extend(made_again(spec, &found, began_with));
     if !problems.is_empty() {
         return Err(PrepareError::Precondition(problems));
     }
@@ -257,7 +262,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         .map_err(module_error)?;
     let module = compile(node, &bytes)?;
     let manifest = module.manifest().clone();
-    let checked = check(node, &spec, &manifest)?;
+    let checked = check(node, &spec, &manifest, Some(&registered.incarnation))?;
     let changelog = match manifest.stores.is_empty() {
         true => None,
         false => Some(changelog(node, &spec, &checked)?),
@@ -296,6 +301,12 @@ fn changelog(
         .with("message.timestamp.type", "LogAppendTime")
         .with("max.message.bytes", record_bytes_max);
     wanted.replication = Some(settings.replication_factor.unwrap_or(node.config.replication_factor));
+    let found = node.admin.describe_topics(std::slice::from_ref(&wanted.name))?;
+    if let Some(found) = found.into_iter().flatten().find(|found| found.partitions < checked.partitions) {
+        let input = checked.inputs.first().map_or("", |input| &input.topic);
+        let reason = outgrown(input, checked.partitions, &found.name, found.partitions);
+        return Err(PrepareError::Precondition(vec![reason]));
+    }
     let topic = node.admin.ensure_topic(&wanted)?;
     Ok(ChangelogTopic {
         topic: topic.name,
@@ -325,14 +336,49 @@ fn bind(spec: &DeploymentSpec, manifest: &Manifest) -> Vec<String> {
     problems
 }
 
-fn missing(spec: &DeploymentSpec, found: &BTreeMap<String, Found>) -> Vec<String> {
+/// Why a deployment with state stops when its inputs have been given more partitions.
+pub fn outgrown(input: &str, partitions: i32, changelog: &str, has: i32) -> String {
+    format!(
+        "topic {input} has {partitions} partitions, changelog {changelog} has {has}: a key whose partition has changed would not \
+         find its state; deploy under another name to begin anew, or, if the keys stayed where they were, add partitions to the \
+         changelog as well: kafka-topics --alter --topic {changelog} --partitions {partitions}"
+    )
+}
+
+/// Why a deployment stops whose input is no more.
+pub fn deleted(topic: &str, deployment: &str) -> String {
+    format!(
+        "topic {topic} has been deleted, and the offsets that deployment {deployment} had in it with it; bind another topic, or make \
+         the topic anew, delete the deployment and deploy it again"
+    )
+}
+
+/// Inputs whose topic is not the one that this life of the deployment began to read.
+fn made_again<'a>(
+    spec: &DeploymentSpec,
+    found: &BTreeMap<String, Found>,
+    began_with: impl Fn(&str) -> Option<&'a str>,
+) -> Vec<String> {
+    let other = |topic: &String| {
+        let (began, id) = (began_with(topic)?, found.get(topic)?.topic.id.to_string());
+        (began != id).then(|| recovery::made_again(&spec.name, topic, began, &id))
+    };
+    spec.inputs.values().filter_map(|input| other(&input.topic)).collect()
+}
+
+fn missing<'a>(
+    spec: &DeploymentSpec,
+    found: &BTreeMap<String, Found>,
+    began_with: impl Fn(&str) -> Option<&'a str>,
+) -> Vec<String> {
     let inputs = spec.inputs.iter().map(|(name, input)| ("input", name, &input.topic));
     let outputs = spec.outputs.iter().map(|(name, output)| ("output", name, &output.topic));
     inputs
         .chain(outputs)
         .filter(|(_, _, topic)| !found.contains_key(*topic))
-        .map(|(what, name, topic)| {
-            format!("{what}s.{name}: topic {topic} does not exist; create it first: tidemill topics create {topic} --partitions N")
+        .map(|(what, name, topic)| match began_with(topic).filter(|_| what == "input") {
+            Some(_) => format!("inputs.{name}: {}", deleted(topic, &spec.name)),
+            None => format!("{what}s.{name}: topic {topic} does not exist; create it first: tidemill topics create {topic} --partitions N"),
         })
         .collect()
 }

@@ -6,6 +6,8 @@
 //!                                      |           |  another revision: stop, keep the membership, start
 //!                                      v           v
 //!                              Failed, try again   deleted: stop and leave the group
+//!                                      ^           |
+//!                                      +-----------+  its inputs are not what they were: `super::inputs`
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,8 +17,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::deployment::RunningDeployment;
+use super::inputs::{Finding, Reaction, Watch};
 use super::registry::{Registered, Registry};
-use super::revision::{self, PrepareError};
+use super::revision::{self, PrepareError, Revision};
 use super::runtime::NodeRuntime;
 use crate::record::Offset;
 
@@ -44,14 +47,20 @@ impl Supervisor {
     pub fn start(node: Arc<NodeRuntime>) -> std::io::Result<Supervisor> {
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopping);
+        let watch = Watch::start(Arc::clone(&node))?;
         let thread = std::thread::Builder::new().name("supervisor".into()).spawn(move || {
             let mut places = BTreeMap::new();
             let mut seen = Offset(0);
             while !flag.load(Ordering::Relaxed) {
                 let view = node.control_log.wait_beyond(seen, LOOK);
                 seen = view.next;
+                for finding in watch.findings() {
+                    react(&node, &mut places, finding);
+                }
                 reconcile(&node, &mut places, &view);
+                watch.set(places.values().filter_map(Place::running).collect());
             }
+            watch.stop();
             stop_all(&node, places);
         })?;
         Ok(Supervisor { stopping, thread: Some(thread) })
@@ -111,6 +120,31 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
     }
 }
 
+/// What a change of the inputs calls for, unless the deployment has changed itself meanwhile.
+fn react(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, finding: Finding) {
+    let Finding { deployment: name, revision, reaction } = finding;
+    let place = match (places.remove(&name), reaction) {
+        (Some(Place::Up(deployment)), reaction) if deployment.revision() == revision => match reaction {
+            Reaction::Rejoin => {
+                tracing::warn!(deployment = name, "partitions are nobody's; joining the group anew");
+                deployment.rejoin();
+                Some(Place::Up(deployment))
+            }
+            Reaction::Restart => {
+                tracing::info!(deployment = name, "the inputs have changed; starting again");
+                Some(Place::tried_again(deployment, false))
+            }
+            Reaction::Stop(reason) => {
+                tracing::error!(deployment = name, reason, "stopped");
+                node.set_trouble(&name, Some(reason));
+                Some(Place::tried_again(deployment, true))
+            }
+        },
+        (place, _) => place,
+    };
+    places.extend(place.map(|place| (name, place)));
+}
+
 /// The next place of a deployment that is due.
 fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) -> Place {
     let backoff = match place {
@@ -168,6 +202,21 @@ impl Place {
             Place::Failed { revision, again, .. } => {
                 *revision != registered.revision || *again <= Instant::now()
             }
+        }
+    }
+
+    /// Stops a deployment, to be started again at once; the start says what is wrong if it cannot.
+    fn tried_again(deployment: RunningDeployment, leave: bool) -> Place {
+        let revision = deployment.revision();
+        let incarnation = deployment.incarnation().to_owned();
+        deployment.stop(leave);
+        Place::Failed { revision, incarnation, again: Instant::now(), backoff: RETRY_MIN }
+    }
+
+    fn running(&self) -> Option<Arc<Revision>> {
+        match self {
+            Place::Up(deployment) => Some(deployment.shared()),
+            Place::Failed { .. } => None,
         }
     }
 

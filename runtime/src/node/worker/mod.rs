@@ -61,6 +61,8 @@ pub enum Command {
         /// Give the partitions up at once instead of keeping them for this member's return.
         leave: bool,
     },
+    /// Commit, leave the group and join it again, so that it looks at its topics anew.
+    Rejoin,
 }
 
 /// What a worker is made of.
@@ -189,6 +191,7 @@ impl<C: Consumer> Worker<C> {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Stop { leave }) => return self.stop(leave),
+                Ok(Command::Rejoin) => self.rejoin(),
                 Err(crossbeam_channel::TryRecvError::Disconnected) => return self.stop(false),
                 Err(crossbeam_channel::TryRecvError::Empty) => {}
             }

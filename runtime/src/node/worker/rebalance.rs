@@ -249,6 +249,20 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
+    /// Leaves the group as a stop does and joins it with a new consumer.
+    pub(super) fn rejoin(&mut self) {
+        self.commit_now();
+        let partitions: Vec<i32> = self.slots.keys().copied().collect();
+        self.drop_refused_of(&partitions.iter().copied().collect());
+        if let Some(consumer) = self.consumer.take() {
+            consumer.leave();
+        }
+        for partition in partitions {
+            self.release(partition);
+        }
+        self.consumer_standing = Standing::Down { until: self.clock.monotonic() };
+    }
+
     /// The consumer cannot be used any more: everything it held is as good as lost.
     pub(super) fn lose_consumer(&mut self, error: &SourceError) {
         tracing::error!(deployment = %self.deployment, worker = self.index, %error, "the consumer failed; making a new one");

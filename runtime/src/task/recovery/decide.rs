@@ -113,6 +113,14 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     }
 }
 
+/// What is wrong with an input whose topic has another id than the deployment began with.
+pub fn made_again(deployment: &str, topic: &str, expected: &str, found: &str) -> String {
+    format!(
+        "topic {topic} has id {found}, but deployment {deployment} began with {expected}: it was deleted and made again, so offsets \
+         mean other records; delete the deployment and deploy it again to begin anew"
+    )
+}
+
 impl Facts<'_> {
     /// A topic that was deleted and made again since its start was resolved.
     fn started_elsewhere(&self) -> Option<String> {
@@ -308,11 +316,7 @@ impl Facts<'_> {
     }
 
     fn made_again(&self, topic: &str, expected: &str, found: &str) -> String {
-        format!(
-            "topic {topic} has id {found}, but deployment {} began with {expected}: it was deleted and made again, so offsets mean \
-             other records; delete the deployment and deploy it again to begin anew",
-            self.config.deployment,
-        )
+        made_again(&self.config.deployment, topic, expected, found)
     }
 
     fn at(&self, topic: &str) -> String {

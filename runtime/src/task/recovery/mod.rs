@@ -17,7 +17,7 @@ mod replay;
 use std::path::Path;
 use std::time::Duration;
 
-pub use decide::{Decision, Facts, Known, Started, StoreVerdict, decide, judge_store};
+pub use decide::{Decision, Facts, Known, Started, StoreVerdict, decide, judge_store, made_again};
 pub use replay::Replayed;
 
 use self::replay::Replay;

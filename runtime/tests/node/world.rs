@@ -1,0 +1,104 @@
+//! A broker, a node's directory and the words to talk about them.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tidemill::config::NodeConfig;
+use tidemill::config::load::Sources;
+use tidemill::kafka::admin::{Admin, NewTopic};
+use tidemill::kafka::config::KafkaConfig;
+use tidemill::kafka::tools::{self, Row};
+use tidemill::kafka::topic_log::TopicLog;
+use tidemill::node::Node;
+use tidemill_broker::{Broker, Config};
+use tidemill_proto::v1 as proto;
+
+/// Waits for a condition, and says which one when it does not come.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+pub struct World {
+    broker: Broker,
+    pub dir: tempfile::TempDir,
+}
+
+impl World {
+    pub fn new(topics: &[(&str, i32)]) -> World {
+        let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter("info").try_init();
+        let broker =
+            Broker::start(Config { listen: "127.0.0.1:0".into(), ..Config::default() }).expect("broker");
+        let world = World { broker, dir: tempfile::tempdir().expect("temporary directory") };
+        let admin = Admin::new(&world.kafka()).expect("admin");
+        for (name, partitions) in topics {
+            admin.create_topic(&NewTopic::new(*name, *partitions)).expect("topic");
+        }
+        world
+    }
+
+    pub fn kafka(&self) -> KafkaConfig {
+        KafkaConfig::new(self.broker.address().to_string())
+    }
+
+    pub fn node(&self) -> Node {
+        let file = format!(
+            "fleet: test\nstate_dir: {}\nkafka:\n  bootstrap_servers: {}\n  properties: {{ topic.metadata.refresh.interval.ms: 300 }}\n\
+             replication_factor: 1\n",
+            self.dir.path().join("node").display(),
+            self.broker.address()
+        );
+        let sources = Sources { file: Some(("test.yaml".into(), file)), ..Sources::default() };
+        let config = NodeConfig::load(&sources).expect("configuration").config;
+        Node::start(config, "127.0.0.1:0".into(), env!("CARGO_BIN_EXE_tidemill").into()).expect("node")
+    }
+
+    pub fn produce(&self, topic: &str, keys: &[&str]) {
+        let log = TopicLog::open(&self.kafka(), topic).expect("log");
+        for key in keys {
+            log.append(Some(key.as_bytes()), Some(b"")).expect("appended");
+        }
+    }
+
+    pub fn admin(&self) -> Admin {
+        Admin::new(&self.kafka()).expect("admin")
+    }
+
+    pub fn produce_to(&self, topic: &str, partition: i32, keys: &[&str]) {
+        let rows = keys.iter().map(|key| Row {
+            key: Some(key.as_bytes().to_vec()),
+            value: Some(Vec::new()),
+            partition: Some(partition),
+            ..Row::default()
+        });
+        tools::produce(&self.kafka(), topic, rows, None, &mut |_| {}).expect("produced");
+    }
+
+    /// Last value by key of everything in a single-partition topic.
+    pub fn latest(&self, topic: &str) -> BTreeMap<String, String> {
+        let mut latest = BTreeMap::new();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        let log = TopicLog::open(&self.kafka(), topic).expect("log");
+        let mut tail = log.tail(tidemill::record::Offset(0)).expect("tail");
+        tail.read_to_end(&mut |record| {
+            latest.insert(text(record.key), text(record.value.unwrap_or_default()));
+        })
+        .expect("read");
+        latest
+    }
+}
+
+pub fn deploy(node: &Node, document: &str, module: &[u8]) {
+    let header = proto::DeployHeader { document: document.into(), ..proto::DeployHeader::default() };
+    node.handle().deploy(header, module.to_vec()).expect("deployed");
+}
+
+/// State and reason of a deployment.
+pub fn status(node: &Node, name: &str) -> (proto::DeploymentState, String) {
+    let deployment = node.handle().deployment(name).expect("it is deployed");
+    (deployment.state(), deployment.reason)
+}
+
