@@ -120,7 +120,8 @@ impl From<RunError> for Failure {
                 NodeError::Identity(_)
                 | NodeError::State(_)
                 | NodeError::Modules(_)
-                | NodeError::Compiled { .. },
+                | NodeError::Compiled { .. }
+                | NodeError::Record { .. },
             ) => Failure::refused(message),
             RunError::Node(NodeError::Thread(_)) | RunError::Panicked => Failure::failed(message),
             RunError::Grpc(_) | RunError::Http(_) => Failure::failed(message),

@@ -111,17 +111,20 @@ pub async fn send(
     let answer = answer.map_err(|status| Failure::from(status).at(&upload.name))?.into_inner();
     match options.wait {
         Some(limit) if !options.dry_run => {
-            let deployment = wait_until_running(channel, &upload.name, limit).await?;
+            let revision = answer.deployment.as_ref().map_or(0, |deployment| deployment.revision);
+            let deployment = wait_until_running(channel, &upload.name, revision, limit).await?;
             Ok(proto::DeployResponse { deployment: Some(deployment), ..answer })
         }
         _ => Ok(answer),
     }
 }
 
-/// Waits until every partition has a running task, on whichever node of the fleet.
+/// Waits until every partition has a running task of this revision or a later one, on whichever node
+/// of the fleet.
 async fn wait_until_running(
     channel: &Channel,
     name: &str,
+    revision: u64,
     limit: Duration,
 ) -> Result<proto::Deployment, Failure> {
     let deadline = Instant::now() + limit;
@@ -131,11 +134,14 @@ async fn wait_until_running(
             return Err(Failure::failed(format!("{name} is halted: {}", deployment.reason)));
         }
         let tasks = lag::of(channel.clone(), name).await?;
-        if let Some(halted) = tasks.iter().find(|task| task.state() == proto::TaskState::Halted) {
+        let has_adopted = |task: &&proto::PartitionLag| task.revision >= revision;
+        let mut adopted = tasks.iter().filter(has_adopted);
+        if let Some(halted) = adopted.find(|task| task.state() == proto::TaskState::Halted) {
             let message = format!("task {} of {name} is halted: {}", halted.partition, halted.reason);
             return Err(Failure::failed(message));
         }
-        if !tasks.is_empty() && tasks.iter().all(|task| task.state() == proto::TaskState::Running) {
+        let is_up = |task| has_adopted(&task) && task.state() == proto::TaskState::Running;
+        if !tasks.is_empty() && tasks.iter().all(is_up) {
             return Ok(deployment);
         }
         if Instant::now() >= deadline {

@@ -321,6 +321,26 @@ impl Consumer {
     }
 }
 
+/// How long a member that is to be evicted may take to be let in.
+const EVICT_WAIT: Duration = Duration::from_secs(5);
+
+/// Takes a static member out of its group whose process is gone: joins in its name, and leaves. Its
+/// partitions would otherwise wait for its session to end.
+pub fn evict(config: &KafkaConfig, spec: ConsumerSpec) -> Result<(), SourceError> {
+    let mut consumer = Consumer::new(config, spec)?;
+    let deadline = Instant::now() + EVICT_WAIT;
+    let mut taken = Vec::new();
+    while !consumer.membership().is_valid() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(SourceError::Unavailable("a member that is no more could not be evicted".to_owned()));
+        }
+        consumer.take(left, &mut taken)?;
+    }
+    consumer.leave();
+    Ok(())
+}
+
 enum Event {
     /// This partition cannot be served.
     Partition(InputPartition, String),

@@ -17,6 +17,8 @@ pub struct TaskEntry {
     /// Why it is halted; empty otherwise.
     pub reason: String,
     pub worker: u32,
+    /// Of the deployment, that the task runs or is about to run.
+    pub revision: u64,
     /// Committed positions, by input.
     pub positions: Vec<(u16, Offset)>,
     /// Committed state; none for a stateless task and while restoring.
@@ -71,13 +73,19 @@ impl Board {
         lock(&self.trouble).values().next().cloned()
     }
 
-    pub fn assigned(&self, partition: i32, worker: u32) {
+    /// A revision begins: what its predecessor's workers failed for is over.
+    pub fn begin(&self) {
+        lock(&self.trouble).clear();
+    }
+
+    pub fn assigned(&self, partition: i32, worker: u32, revision: u64) {
         let metrics = self.metrics(partition);
         metrics.set_state(TaskState::Restoring);
         let entry = TaskEntry {
             state: TaskState::Restoring,
             reason: String::new(),
             worker,
+            revision,
             positions: Vec::new(),
             reader: None,
             skipped: 0,

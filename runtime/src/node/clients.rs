@@ -22,7 +22,13 @@ pub fn store_budget(config: &NodeConfig) -> BudgetConfig {
     }
 }
 
-pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> ConsumerFactory<Consumer> {
+/// The producer of a worker, as Kafka knows it over restarts.
+pub fn transactional_id(node: &NodeRuntime, deployment: &str, index: u32) -> String {
+    format!("{}.{deployment}.{}.{index}", node.config.fleet, node.id)
+}
+
+/// The group member of a worker.
+pub fn consumer_spec(node: &NodeRuntime, revision: &Revision, index: u32) -> ConsumerSpec {
     let mut spec = ConsumerSpec::new(
         revision.group.clone(),
         revision.inputs.iter().map(|input| input.topic.clone()).collect(),
@@ -35,6 +41,11 @@ pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> Consume
     spec.wants_headers = revision.manifest.wants_headers;
     spec.batch_records = revision::call_records_max(&revision.spec);
     spec.batch_bytes = revision::call_bytes_max(&revision.spec);
+    spec
+}
+
+pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> ConsumerFactory<Consumer> {
+    let spec = consumer_spec(node, revision, index);
     let kafka = node.kafka.clone();
     Box::new(move || Consumer::new(&kafka, spec.clone()))
 }
@@ -54,7 +65,7 @@ pub fn sinks(node: &NodeRuntime, revision: &Arc<Revision>, index: u32) -> SinkFa
             .unwrap_or(1 << 20),
     };
     let kafka = node.kafka.clone();
-    let id = format!("{}.{}.{}.{index}", node.config.fleet, revision.registered.name, node.id);
+    let id = transactional_id(node, &revision.registered.name, index);
     match revision.spec.guarantee {
         Guarantee::ExactlyOnce => Box::new(move || {
             let sink = TransactionalSink::new(&kafka, &id, spec.clone())?;

@@ -14,6 +14,7 @@ use prost::Message;
 use tidemill_proto::v1::{ControlEntry, control_entry::Entry};
 
 use super::registry::{Outcome, Registry};
+use crate::config::document::SpecDefaults;
 use crate::kafka::topic_log::{AppendError, Tail, TopicLog};
 use crate::ports::{LogRecord, SourceError};
 use crate::record::Offset;
@@ -67,10 +68,14 @@ pub struct ControlReader {
 }
 
 /// Reads the log to its end, then keeps reading on a thread.
-pub fn open(node: &str, log: TopicLog) -> Result<(ControlLog, ControlReader), SourceError> {
+pub fn open(
+    node: &str,
+    log: TopicLog,
+    defaults: SpecDefaults,
+) -> Result<(ControlLog, ControlReader), SourceError> {
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
-            registry: Arc::new(Registry::default()),
+            registry: Arc::new(Registry::new(defaults)),
             outcomes: HashMap::new(),
             order: VecDeque::new(),
             trouble: None,

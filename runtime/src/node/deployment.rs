@@ -13,6 +13,16 @@ use super::runtime::NodeRuntime;
 use super::worker::{Command, Parts, Worker};
 use crate::ports::Clock;
 
+/// Which workers of a stopping deployment leave their group for good. The others' partitions wait for
+/// their return, or for the end of their session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    None,
+    /// Those with this number or a higher one.
+    From(u32),
+    All,
+}
+
 pub struct RunningDeployment {
     revision: Arc<Revision>,
     workers: Vec<RunningWorker>,
@@ -28,12 +38,13 @@ impl RunningDeployment {
         node: &Arc<NodeRuntime>,
         revision: Arc<Revision>,
     ) -> Result<RunningDeployment, PrepareError> {
+        node.board_for(&revision.registered.name).begin();
         let mut running = RunningDeployment { revision, workers: Vec::new() };
         for index in 0..running.revision.spec.workers {
             match start_worker(node, &running.revision, index) {
                 Ok(worker) => running.workers.push(worker),
                 Err(error) => {
-                    running.stop(false);
+                    running.stop(Leave::None);
                     return Err(PrepareError::Unavailable(format!("no thread for worker {index}: {error}")));
                 }
             }
@@ -68,8 +79,13 @@ impl RunningDeployment {
     }
 
     /// Commits, closes, and returns when every worker has ended.
-    pub fn stop(self, leave: bool) {
-        for worker in &self.workers {
+    pub fn stop(self, leave: Leave) {
+        for (index, worker) in (0..).zip(&self.workers) {
+            let leave = match leave {
+                Leave::None => false,
+                Leave::From(first) => index >= first,
+                Leave::All => true,
+            };
             // A worker that has ended already needs no command.
             let _ = worker.commands.send(Command::Stop { leave });
         }
@@ -93,6 +109,7 @@ fn start_worker(
     let parts = Parts {
         deployment: name.as_str().into(),
         index,
+        revision: revision.registered.revision,
         inputs: revision.inputs.len() as u16,
         guarantee: revision.spec.guarantee,
         commit: revision.spec.commit.clone(),

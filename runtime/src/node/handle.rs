@@ -12,11 +12,11 @@ use super::board::TaskEntry;
 use super::control_log::ProposeError;
 use super::fleet::ALIVE;
 use super::modules;
-use super::registry::{Outcome, Registered};
+use super::registered::{Parsed, Registered};
+use super::registry::Outcome;
 use super::revision::{self, PrepareError};
 use super::runtime::NodeRuntime;
-use crate::config::deployment::DeploymentSpec;
-use crate::config::manifest::{Manifest, StoreKind};
+use crate::config::manifest::StoreKind;
 use crate::telemetry::{TaskState, Telemetry};
 
 /// Why a call is refused, by what its caller can do about it.
@@ -128,8 +128,8 @@ impl Handle {
                 name,
                 revision,
                 module: digest,
+                parsed: Arc::new(Parsed::read(&header.document, &manifest, &self.node.config.defaults)),
                 document: header.document,
-                manifest,
                 incarnation: String::new(),
                 deployed_at_ms: 0,
                 first_partitions: checked.partitions,
@@ -251,9 +251,8 @@ impl Handle {
         let mut consumed = BTreeSet::new();
         let mut running = 0;
         for registered in view.deployments.values() {
-            let Ok(spec) = self.node.spec(&registered.document) else { continue };
-            let inputs: Vec<String> = spec.inputs.into_values().map(|input| input.topic).collect();
-            let halted = self.node.trouble(&registered.name).is_some()
+            let inputs = registered.topics();
+            let halted = self.node.trouble(registered).is_some()
                 || self.node.board(&registered.name).is_some_and(|board| board.is_halted());
             if !halted {
                 running += 1;
@@ -293,6 +292,7 @@ impl Handle {
                         partition: task.partition,
                         worker: task.worker,
                         state: task.state,
+                        revision: task.revision,
                     })
                     .collect(),
             })
@@ -315,15 +315,15 @@ impl Handle {
     fn describe(&self, registered: &Registered) -> proto::Deployment {
         let board = self.node.board(&registered.name);
         let tasks = board.as_ref().map(|board| board.tasks()).unwrap_or_default();
-        let trouble = self.node.trouble(&registered.name);
-        let spec = self.node.spec(&registered.document).ok();
-        let manifest: Option<Manifest> = serde_json::from_str(&registered.manifest).ok();
-        let inputs = topics(&spec, &manifest);
-        let halted = tasks.values().find(|task| task.state == TaskState::Halted);
+        let trouble = self.node.trouble(registered);
+        let inputs = registered.topics();
+        // A task of an older revision says nothing about this one.
+        let mut adopted = tasks.values().filter(|task| task.revision == registered.revision);
+        let halted = adopted.clone().find(|task| task.state == TaskState::Halted);
         let (state, reason) = match (&trouble, halted) {
             (Some(trouble), _) => (proto::DeploymentState::Halted, trouble.clone()),
             (None, Some(task)) => (proto::DeploymentState::Halted, task.reason.clone()),
-            (None, None) if tasks.values().any(|task| task.state == TaskState::Running) => {
+            (None, None) if adopted.any(|task| task.state == TaskState::Running) => {
                 (proto::DeploymentState::Running, String::new())
             }
             (None, None) if tasks.is_empty() && self.node.is_settled(&registered.name) => {
@@ -341,11 +341,16 @@ impl Handle {
             reason,
             tasks: tasks.iter().map(|(partition, task)| self.task(*partition, task, &inputs)).collect(),
             group: self.node.group(&registered.name),
-            outputs: spec
+            outputs: registered
+                .spec()
                 .iter()
                 .flat_map(|spec| spec.outputs.values().map(|output| output.topic.clone()))
                 .collect(),
-            stores: manifest.iter().flat_map(|manifest| manifest.stores.iter().map(store_info)).collect(),
+            stores: registered
+                .manifest()
+                .iter()
+                .flat_map(|manifest| manifest.stores.iter().map(store_info))
+                .collect(),
             inputs,
         }
     }
@@ -360,18 +365,9 @@ impl Handle {
             restore_remaining: task.metrics.restore_remaining.get(),
             positions: super::query::positions(&task.positions, inputs, partition),
             skipped: task.skipped,
+            revision: task.revision,
         }
     }
-}
-
-/// Topics of the inputs, in the manifest's order.
-pub(super) fn topics(spec: &Option<DeploymentSpec>, manifest: &Option<Manifest>) -> Vec<String> {
-    let (Some(spec), Some(manifest)) = (spec, manifest) else { return Vec::new() };
-    manifest
-        .inputs
-        .iter()
-        .map(|name| spec.inputs.get(name).map(|input| input.topic.clone()).unwrap_or_default())
-        .collect()
 }
 
 pub(super) fn task_state(state: TaskState) -> proto::TaskState {

@@ -77,6 +77,7 @@ fn beat(node: &NodeRuntime, address: &str) -> Heartbeat {
                 partition,
                 worker: task.worker,
                 state: task_state(task.state).into(),
+                revision: task.revision,
             })
         })
         .collect();

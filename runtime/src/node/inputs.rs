@@ -274,7 +274,11 @@ mod tests {
         let fix = "kafka-topics --alter --topic log --partitions 4";
         assert!(reason(began.judge(&both(4, 4), Some(&log(2)))).contains(fix));
         assert_eq!(began.judge(&both(4, 4), Some(&log(4))), Some(Reaction::Restart));
-        assert_eq!(began.judge(&both(4, 2), Some(&log(2))), Some(Reaction::Restart), "the start says why not");
+        assert_eq!(
+            began.judge(&both(4, 2), Some(&log(2))),
+            Some(Reaction::Restart),
+            "the start says why not"
+        );
         assert!(reason(began.judge(&both(2, 2), None)).contains("changelog log has been deleted"));
     }
 
@@ -287,7 +291,8 @@ mod tests {
             host: String::new(),
             partitions: partitions.iter().map(|&partition| ("a".to_owned(), partition)).collect(),
         };
-        let mut group = GroupDescription { state: "Stable".into(), members: vec![member(&[0]), member(&[1])] };
+        let mut group =
+            GroupDescription { state: "Stable".into(), members: vec![member(&[0]), member(&[1])] };
         assert!(!is_incomplete(&group, &[topic("a", 1, 2)]));
         assert!(is_incomplete(&group, &[topic("a", 1, 3)]));
         group.state = "PreparingRebalance".into();

@@ -9,10 +9,9 @@ use tidemill_proto::v1 as proto;
 
 use super::deployment::wall_ms;
 use super::fleet::ALIVE;
-use super::handle::{ControlError, task_state, topics};
-use super::registry::Registered;
+use super::handle::{ControlError, task_state};
+use super::registered::Registered;
 use super::runtime::NodeRuntime;
-use crate::config::manifest::Manifest;
 use crate::kafka::admin::{AdminError, At};
 use crate::record::Offset;
 
@@ -28,9 +27,7 @@ impl From<AdminError> for ControlError {
 }
 
 pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::PartitionLag>, ControlError> {
-    let spec = node.spec(&registered.document).ok();
-    let manifest: Option<Manifest> = serde_json::from_str(&registered.manifest).ok();
-    let inputs = topics(&spec, &manifest);
+    let inputs = registered.topics();
     let mut partitions = Vec::new();
     let mut lags = Vec::new();
     for (name, topic) in inputs.iter().zip(node.admin.describe_topics(&inputs)?) {
@@ -60,7 +57,7 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
         // Nothing committed yet: everything that is there is still to be read.
         let next = committed.unwrap_or(start);
         let records = next.lag(end);
-        let (state, node_id, reason) = owners.of_partition(partition);
+        let owner = owners.of_partition(partition);
         lags.push(proto::PartitionLag {
             deployment: registered.name.clone(),
             seconds: seconds(node, &topic, partition, next, records),
@@ -69,9 +66,10 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
             committed: committed.map(|offset| offset.0),
             end: end.0,
             records,
-            state: state.into(),
-            node: node_id,
-            reason,
+            state: owner.state.into(),
+            node: owner.node,
+            reason: owner.reason,
+            revision: owner.revision,
         });
     }
     Ok(lags)
@@ -105,7 +103,15 @@ fn seconds(node: &NodeRuntime, topic: &str, partition: i32, next: Offset, record
 
 /// Where the tasks of a deployment are, by what this node sees and what the others tell.
 struct Owners {
-    by_partition: HashMap<i32, (proto::TaskState, String, String)>,
+    by_partition: HashMap<i32, Owner>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Owner {
+    state: proto::TaskState,
+    node: String,
+    reason: String,
+    revision: u64,
 }
 
 impl Owners {
@@ -114,18 +120,21 @@ impl Owners {
         for (id, peer) in node.fleet.peers() {
             let tasks = peer.heartbeat.tasks.iter().filter(|task| task.deployment == deployment);
             for task in tasks.filter(|_| peer.age() < ALIVE && id != node.id) {
-                by_partition.insert(task.partition, (task_state_of(task.state), id.clone(), String::new()));
+                let state = task_state_of(task.state);
+                let owner = Owner { state, node: id.clone(), reason: String::new(), revision: task.revision };
+                by_partition.insert(task.partition, owner);
             }
         }
         for (partition, task) in node.board(deployment).map(|board| board.tasks()).unwrap_or_default() {
-            by_partition.insert(partition, (task_state(task.state), node.id.clone(), task.reason));
+            let (state, node) = (task_state(task.state), node.id.clone());
+            let owner = Owner { state, node, reason: task.reason, revision: task.revision };
+            by_partition.insert(partition, owner);
         }
         Owners { by_partition }
     }
 
-    fn of_partition(&self, partition: i32) -> (proto::TaskState, String, String) {
-        let unknown = (proto::TaskState::Unspecified, String::new(), String::new());
-        self.by_partition.get(&partition).cloned().unwrap_or(unknown)
+    fn of_partition(&self, partition: i32) -> Owner {
+        self.by_partition.get(&partition).cloned().unwrap_or_default()
     }
 }
 

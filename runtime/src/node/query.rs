@@ -6,8 +6,8 @@
 use tidemill_proto::v1 as proto;
 
 use super::board::TaskEntry;
-use super::handle::{ControlError, topics};
-use super::registry::Registered;
+use super::handle::ControlError;
+use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use crate::config::manifest::Manifest;
 use crate::record::Offset;
@@ -105,8 +105,7 @@ impl Target {
         };
         let task = node.board(name).and_then(|board| board.task(partition));
         let reader = readable(name, partition, task)?;
-        let spec = node.spec(&registered.document).ok();
-        Ok(Target { partition, reader, inputs: topics(&spec, &Some(manifest)) })
+        Ok(Target { partition, reader, inputs: registered.topics() })
     }
 
     /// Value and position under one snapshot.
@@ -143,9 +142,9 @@ impl Target {
     }
 }
 
-fn manifest(registered: &Registered) -> Result<Manifest, ControlError> {
-    serde_json::from_str(&registered.manifest)
-        .map_err(|error| ControlError::Internal(format!("manifest of {}: {error}", registered.name)))
+fn manifest(registered: &Registered) -> Result<&Manifest, ControlError> {
+    let manifest = registered.parsed.manifest.as_ref();
+    manifest.map_err(|error| ControlError::Internal(format!("manifest of {}: {error}", registered.name)))
 }
 
 fn readable(name: &str, partition: i32, task: Option<TaskEntry>) -> Result<StoreReader, ControlError> {

@@ -6,29 +6,13 @@
 //! [`super::control_log`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use tidemill_proto::v1::{ControlEntry, DeleteEntry, DeployEntry, StartedEntry, control_entry::Entry};
 
+use super::registered::{Parsed, Registered};
+use crate::config::document::SpecDefaults;
 use crate::record::Offset;
-
-/// A deployment as the registry holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registered {
-    pub name: String,
-    /// Rises with every accepted change of this name, and never falls, not even over a delete:
-    /// it is the log position after the entry that made it.
-    pub revision: u64,
-    /// SHA-256 of the module, lower-case hexadecimal.
-    pub module: String,
-    pub document: String,
-    /// The module's manifest, JSON.
-    pub manifest: String,
-    /// One life of the deployment, from its first deploy to its delete.
-    pub incarnation: String,
-    pub deployed_at_ms: i64,
-    /// Partitions of the inputs at the first deploy of this life; later ones were added.
-    pub first_partitions: i32,
-}
 
 /// What the log decided about one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,11 +39,17 @@ pub struct Registry {
     pub deployments: BTreeMap<String, Registered>,
     started: HashMap<Beginning, Began>,
     first_commits: HashSet<(String, i32)>,
+    /// Of this node, for what documents leave open.
+    defaults: SpecDefaults,
     /// Next entry to apply.
     pub next: Offset,
 }
 
 impl Registry {
+    pub fn new(defaults: SpecDefaults) -> Registry {
+        Registry { defaults, ..Registry::default() }
+    }
+
     /// Applies the entry at `offset`. Total: every entry has an outcome, and none is an error.
     pub fn apply(&mut self, offset: Offset, timestamp_ms: i64, entry: &ControlEntry) -> Outcome {
         self.next = Offset(offset.0 + 1);
@@ -122,7 +112,7 @@ impl Registry {
                 revision,
                 module: deploy.module.clone(),
                 document: deploy.document.clone(),
-                manifest: deploy.manifest.clone(),
+                parsed: Arc::new(Parsed::read(&deploy.document, &deploy.manifest, &self.defaults)),
                 incarnation,
                 deployed_at_ms: timestamp_ms,
                 first_partitions,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::modules::{self, ModuleError};
-use super::registry::Registered;
+use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use crate::config::deployment::{DeploymentSpec, Guarantee, Start};
 use crate::config::manifest::Manifest;
@@ -253,9 +253,7 @@ fn find_topics(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<Str
 /// Makes a registered revision ready to run: fetches and compiles its module, checks it, makes the
 /// internal topics.
 pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, PrepareError> {
-    let spec = node
-        .spec(&registered.document)
-        .map_err(|problems| PrepareError::Invalid(problems.0.iter().map(ToString::to_string).collect()))?;
+    let spec = registered.parsed.spec.clone().map_err(PrepareError::Invalid)?;
     let bytes = node
         .modules
         .load(&registered.module, || node.topic_log(&node.modules_topic()))

@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use super::board::Board;
 use super::control_log::ControlLog;
 use super::fleet::Fleet;
+use super::former::FormerWorkers;
 use super::handle::ControlError;
 use super::lease::Leases;
 use super::modules::{self, ModuleDir};
 use super::pace::NodeBudget;
-use super::registry::{Registered, Registry};
+use super::registered::Registered;
+use super::registry::Registry;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::{NodeConfig, Problems};
 use crate::kafka::admin::{Admin, AdminError};
@@ -29,8 +31,8 @@ pub const RESTORES_MAX: usize = 16;
 /// A deployment as this node runs it.
 struct Running {
     board: Arc<Board>,
-    /// Why it could not start; none when it runs.
-    trouble: Option<String>,
+    /// Why which revision could not start; none when it runs.
+    trouble: Option<(u64, String)>,
     /// It has been started at least once, so that no tasks means: they are elsewhere.
     settled: bool,
 }
@@ -46,6 +48,7 @@ pub struct NodeRuntime {
     pub fleet: Fleet,
     pub modules: ModuleDir,
     pub compiler: Compiler,
+    pub former_workers: FormerWorkers,
     pub state_dir: StateDir,
     pub store_budget: StoreBudget,
     pub telemetry: Arc<Telemetry>,
@@ -69,6 +72,7 @@ pub struct Foundations {
     pub control_log: ControlLog,
     pub modules: ModuleDir,
     pub compiler: Compiler,
+    pub former_workers: FormerWorkers,
     pub state_dir: StateDir,
     pub store_budget: StoreBudget,
     pub telemetry: Arc<Telemetry>,
@@ -87,6 +91,7 @@ impl NodeRuntime {
             fleet: Fleet::default(),
             modules: from.modules,
             compiler: from.compiler,
+            former_workers: from.former_workers,
             state_dir: from.state_dir,
             store_budget: from.store_budget,
             telemetry: from.telemetry,
@@ -146,19 +151,23 @@ impl NodeRuntime {
         running.get(deployment).is_some_and(|running| running.settled)
     }
 
-    /// Why a deployment as a whole does not run here.
-    pub fn trouble(&self, deployment: &str) -> Option<String> {
+    /// Why this revision of a deployment does not run here as a whole.
+    pub fn trouble(&self, registered: &Registered) -> Option<String> {
         let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
-        let running = running.get(deployment)?;
-        running.trouble.clone().or_else(|| running.board.trouble())
+        let running = running.get(&registered.name)?;
+        match &running.trouble {
+            Some((revision, reason)) if *revision == registered.revision => Some(reason.clone()),
+            _ => running.board.trouble(),
+        }
     }
 
-    pub fn set_trouble(&self, deployment: &str, trouble: Option<String>) {
+    pub fn set_trouble(&self, deployment: &str, trouble: Option<(u64, String)>) {
         let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
         self.entry(&mut running, deployment).trouble = trouble;
     }
 
     pub fn forget(&self, deployment: &str) {
+        self.former_workers.forget(deployment);
         self.running.write().unwrap_or_else(PoisonError::into_inner).remove(deployment);
         self.telemetry.forget(deployment);
     }
@@ -188,11 +197,7 @@ impl NodeRuntime {
 
     /// Partitions of a deployment's inputs, which are its tasks.
     pub fn partitions(&self, registered: &Registered) -> Result<i32, ControlError> {
-        let spec = self
-            .spec(&registered.document)
-            .map_err(|problems| ControlError::Internal(problems.to_string()))?;
-        let topics: Vec<String> = spec.inputs.values().map(|input| input.topic.clone()).collect();
-        let found = self.admin.describe_topics(&topics)?;
+        let found = self.admin.describe_topics(&registered.topics())?;
         found.into_iter().flatten().map(|topic| topic.partitions).max().ok_or_else(|| {
             ControlError::Precondition(format!("the inputs of {} do not exist any more", registered.name))
         })

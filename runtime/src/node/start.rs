@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::clients;
 use super::control_log::{self, ControlReader};
+use super::former::FormerWorkers;
 use super::handle::Handle;
 use super::heartbeat::Heart;
 use super::identity::{Identity, IdentityError};
@@ -39,6 +40,8 @@ pub enum NodeError {
     Admin(#[from] AdminError),
     #[error("the directory of compiled modules, {path}: {reason}")]
     Compiled { path: PathBuf, reason: std::io::Error },
+    #[error("{path}: {reason}; check the directory's owner and permissions, or set state_dir")]
+    Record { path: PathBuf, reason: std::io::Error },
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
 }
@@ -67,11 +70,13 @@ impl Node {
             admin.ensure_topic(&topic)?;
         }
         let topic = |name: &str| format!("_{}.{name}", config.fleet);
-        let (control_log, control) =
-            control_log::open(&identity.node_id, TopicLog::open(&kafka, &topic("control"))?)?;
+        let log = TopicLog::open(&kafka, &topic("control"))?;
+        let (control_log, control) = control_log::open(&identity.node_id, log, config.defaults.clone())?;
         let nodes = TopicLog::open(&kafka, &topic("nodes"))?;
         let runtime = Arc::new(NodeRuntime::new(Foundations {
             id: identity.node_id.clone(),
+            former_workers: FormerWorkers::open(&config.state_dir)
+                .map_err(|reason| NodeError::Record { path: config.state_dir.clone(), reason })?,
             modules: ModuleDir::open(&config.state_dir.join("modules"))?,
             compiler: compiler(&config.state_dir.join("compiled"), program)?,
             peek: Peek::new(&kafka)?,

@@ -3,22 +3,24 @@
 //!
 //! ```text
 //!   in the registry, not here ----> prepare --> Up (workers run)
-//!                                      |           |  another revision: stop, keep the membership, start
+//!                                      |           |  another revision: stop, start; who comes back keeps his place
 //!                                      v           v
 //!                              Failed, try again   deleted: stop and leave the group
 //!                                      ^           |
 //!                                      +-----------+  its inputs are not what they were: `super::inputs`
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::deployment::RunningDeployment;
+use super::deployment::{Leave, RunningDeployment};
+use super::former;
 use super::inputs::{Finding, Reaction, Watch};
-use super::registry::{Registered, Registry};
+use super::registered::Registered;
+use super::registry::Registry;
 use super::revision::{self, PrepareError, Revision};
 use super::runtime::NodeRuntime;
 use crate::record::Offset;
@@ -88,7 +90,7 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
     for name in gone {
         if let Some(Place::Up(deployment)) = places.remove(&name) {
             tracing::info!(deployment = name, "deleted; stopping");
-            deployment.stop(true);
+            deployment.stop(Leave::All);
         }
         node.forget(&name);
         node.collect_state(view);
@@ -132,12 +134,12 @@ fn react(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, finding: Find
             }
             Reaction::Restart => {
                 tracing::info!(deployment = name, "the inputs have changed; starting again");
-                Some(Place::tried_again(deployment, false))
+                Some(Place::tried_again(deployment, Leave::None))
             }
             Reaction::Stop(reason) => {
                 tracing::error!(deployment = name, reason, "stopped");
-                node.set_trouble(&name, Some(reason));
-                Some(Place::tried_again(deployment, true))
+                node.set_trouble(&name, Some((revision, reason)));
+                Some(Place::tried_again(deployment, Leave::All))
             }
         },
         (place, _) => place,
@@ -150,8 +152,8 @@ fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) 
     let backoff = match place {
         Some(Place::Up(deployment)) => {
             tracing::info!(deployment = registered.name, revision = registered.revision, "changed; swapping");
-            // The membership stays: the same member comes back at once and takes its partitions up.
-            deployment.stop(false);
+            let leave = leaving(&deployment.shared(), registered);
+            deployment.stop(leave);
             RETRY_MIN
         }
         Some(Place::Failed { revision, backoff, .. }) if revision == registered.revision => {
@@ -166,7 +168,7 @@ fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) 
         }
         Err(error) => {
             tracing::error!(deployment = registered.name, %error, "cannot start");
-            node.set_trouble(&registered.name, Some(error.to_string()));
+            node.set_trouble(&registered.name, Some((registered.revision, error.to_string())));
             Place::Failed {
                 revision: registered.revision,
                 incarnation: registered.incarnation.clone(),
@@ -177,8 +179,22 @@ fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) 
     }
 }
 
+/// Who leaves the group when a deployment changes. A member that comes back keeps its place and takes
+/// its partitions up at once; one that does not must not keep them. With other inputs nobody's place
+/// means the same any more, so the group ends and begins anew: a change of inputs stops it as a whole.
+fn leaving(old: &Revision, new: &Registered) -> Leave {
+    let topics: BTreeSet<String> = new.topics().into_iter().collect();
+    let has: BTreeSet<&str> = old.inputs.iter().map(|input| input.topic.as_str()).collect();
+    match new.spec() {
+        Some(_) if !topics.iter().map(String::as_str).eq(has) => Leave::All,
+        Some(spec) => Leave::From(spec.workers),
+        None => Leave::None,
+    }
+}
+
 fn start(node: &Arc<NodeRuntime>, registered: &Registered) -> Result<RunningDeployment, PrepareError> {
     let revision = revision::prepare(node, registered)?;
+    former::settle(node, &revision)?;
     RunningDeployment::start(node, Arc::new(revision))
 }
 
@@ -187,7 +203,7 @@ fn stop_all(node: &NodeRuntime, places: BTreeMap<String, Place>) {
     std::thread::scope(|scope| {
         for (_, place) in places {
             if let Place::Up(deployment) = place {
-                scope.spawn(|| deployment.stop(true));
+                scope.spawn(|| deployment.stop(Leave::All));
             }
         }
     });
@@ -206,7 +222,7 @@ impl Place {
     }
 
     /// Stops a deployment, to be started again at once; the start says what is wrong if it cannot.
-    fn tried_again(deployment: RunningDeployment, leave: bool) -> Place {
+    fn tried_again(deployment: RunningDeployment, leave: Leave) -> Place {
         let revision = deployment.revision();
         let incarnation = deployment.incarnation().to_owned();
         deployment.stop(leave);

@@ -72,8 +72,14 @@ fn an_input_made_again_halts_its_deployment_over_a_restart() {
 
     let admin = world.admin();
     admin.delete_topics(&["words".into()]).expect("deleted");
-    eventually("it stops: deleted", || status(&node, "word-count").1.contains("topic words has been deleted"));
-    assert_eq!(node.handle().lag(None).map(|lags| lags.len()).ok(), Some(1), "one topic's end is not everybody's");
+    eventually("it stops: deleted", || {
+        status(&node, "word-count").1.contains("topic words has been deleted")
+    });
+    assert_eq!(
+        node.handle().lag(None).map(|lags| lags.len()).ok(),
+        Some(1),
+        "one topic's end is not everybody's"
+    );
     admin.create_topic(&NewTopic::new("words", 1)).expect("made again");
     world.produce("words", &["a"]);
     eventually("it stays stopped: made again", || status(&node, "word-count").1.contains("made again"));

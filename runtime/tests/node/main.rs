@@ -1,6 +1,7 @@
 //! A whole node in this process, on the embedded broker: from deploy to query.
 
 mod inputs;
+mod workers;
 mod world;
 
 use std::collections::BTreeMap;

@@ -45,9 +45,14 @@ impl World {
     }
 
     pub fn node(&self) -> Node {
+        self.node_with("")
+    }
+
+    /// A node of id `n` with more lines in its file. Sessions last longer than any test waits.
+    pub fn node_with(&self, more: &str) -> Node {
         let file = format!(
-            "fleet: test\nstate_dir: {}\nkafka:\n  bootstrap_servers: {}\n  properties: {{ topic.metadata.refresh.interval.ms: 300 }}\n\
-             replication_factor: 1\n",
+            "fleet: test\nstate_dir: {}\nkafka:\n  bootstrap_servers: {}\n  properties: {{ topic.metadata.refresh.interval.ms: 300, \
+             session.timeout.ms: 120000 }}\nreplication_factor: 1\nnode_id: n\n{more}",
             self.dir.path().join("node").display(),
             self.broker.address()
         );
@@ -101,4 +106,3 @@ pub fn status(node: &Node, name: &str) -> (proto::DeploymentState, String) {
     let deployment = node.handle().deployment(name).expect("it is deployed");
     (deployment.state(), deployment.reason)
 }
-

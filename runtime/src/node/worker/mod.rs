@@ -69,6 +69,8 @@ pub enum Command {
 pub struct Parts<C> {
     pub deployment: Arc<str>,
     pub index: u32,
+    /// Of the deployment.
+    pub revision: u64,
     /// Inputs of the revision; a task needs its partition of each.
     pub inputs: u16,
     pub guarantee: Guarantee,
@@ -120,6 +122,7 @@ enum Standing {
 pub struct Worker<C: Consumer> {
     deployment: Arc<str>,
     index: u32,
+    revision: u64,
     inputs: u16,
     guarantee: Guarantee,
     consumers: ConsumerFactory<C>,
@@ -159,6 +162,7 @@ impl<C: Consumer> Worker<C> {
         Worker {
             deployment: parts.deployment,
             index: parts.index,
+            revision: parts.revision,
             inputs: parts.inputs,
             guarantee: parts.guarantee,
             pace: Pace::new(parts.commit, now),

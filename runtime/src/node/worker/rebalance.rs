@@ -23,6 +23,10 @@ impl<C: Consumer> Worker<C> {
             });
             slot.held.insert(partition.input);
         }
+        // It is a member, whatever its consumer's predecessor had failed for.
+        if self.producer == Standing::Ready {
+            self.board.worker_ready(self.index);
+        }
         // The offset is a stand-in: nothing flows before `start`, which seeks.
         let offsets: Vec<_> = partitions.iter().map(|&partition| (partition, Offset(0))).collect();
         if let Some(consumer) = self.consumer.as_mut()
@@ -184,7 +188,7 @@ impl<C: Consumer> Worker<C> {
                 let ticket = Ticket(self.next_ticket);
                 let request = RestoreRequest { partition, ticket, store: store.take() };
                 slot.state = SlotState::Restoring { ticket };
-                self.board.assigned(partition, self.index);
+                self.board.assigned(partition, self.index, self.revision);
                 self.restorer.begin(request, self.verdict_sender.clone());
             }
         }
