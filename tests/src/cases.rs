@@ -8,7 +8,7 @@ use tidemill_kafka_harness::run_tool;
 use crate::cluster::Cluster;
 use crate::node::{Node, plain};
 use crate::pipeline::{self, FLIGHTS, Feeder, Reader};
-use crate::programs::{free_address, run, tidemill, workspace};
+use crate::programs::{free_address, run, tidemill};
 use crate::wait::until;
 
 /// A mistake that the first connection shows.
@@ -22,7 +22,7 @@ const IN_FLIGHT: u64 = 8_000;
 const FEED_RATE: u64 = 3_000;
 
 /// Runs one case's conversation.
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }
 
@@ -115,11 +115,7 @@ pub fn configured_nodes_share_the_work(cluster: &Cluster, kafka: &str) {
         first.client().await;
         let mut client = second.client().await;
         pipeline::deploy(&first);
-        until("both nodes hold two tasks of each deployment", Duration::from_secs(60), || {
-            let nodes = first.tidemill(&["nodes", "--output", "json"]).ok();
-            let shares: Vec<usize> = shares(&nodes);
-            if shares == [4, 4] { Ok(()) } else { Err(nodes) }
-        });
+        until_shared(&first, &[4, 4]);
         let feeder = Feeder::start(cluster, FEED_RATE);
         pipeline::until_counted(&mut client, IN_FLIGHT).await;
         let stopping = Instant::now();
@@ -132,32 +128,12 @@ pub fn configured_nodes_share_the_work(cluster: &Cluster, kafka: &str) {
     assert!(second.stop().success(), "{}", second.log());
 }
 
-/// A static leader that was killed takes its assignment up again without computing it, so nobody
-/// watches for new partitions; the node sees to it that they are handed out all the same.
-pub fn partitions_that_are_added_after_a_crash_are_read(cluster: &Cluster) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let kafka = format!(
-        "kafka:\n  bootstrap_servers: '{}'\n  properties: {{ topic.metadata.refresh.interval.ms: 1000 }}\n",
-        cluster.bootstrap()
-    );
-    let mut node = Node::start_with(cluster, directory.path(), &kafka);
-    block_on(async { node.client().await });
-    node.tidemill(&["topics", "create", "words"]).ok();
-    node.tidemill(&["topics", "create", "kept", "--partitions", "4"]).ok();
-    let module = workspace().join("plugins/filter").display().to_string();
-    let deployment = ["deploy", "keep", "--module", &module, "--in", "in=words", "--out", "out=kept"];
-    let all = ["--start", "latest", "--config", r#"{"keep": [{"exists": true}]}"#, "--wait"];
-    node.tidemill(&[&deployment[..], &all[..]].concat()).ok();
-    node.tidemill(&["produce", "words", "x", "--key", "first"]).ok();
-    Reader::from_beginning(cluster, "kept").exactly(1);
-    node.kill();
-    node.restart();
-    block_on(async { node.client().await });
-    pipeline::add_partitions(cluster, "words", 3);
-    node.tidemill(&["produce", "words", "x", "--key", "second", "--partition", "2"]).ok();
-    let kept = Reader::from_beginning(cluster, "kept").exactly(2);
-    assert!(kept.iter().any(|record| record.key() == Some(b"second")));
-    assert!(node.stop().success());
+/// Waits until the nodes hold so many tasks each.
+pub(crate) fn until_shared(node: &Node, tasks: &[usize]) {
+    until(&format!("the nodes share {tasks:?} tasks"), Duration::from_secs(60), || {
+        let nodes = node.tidemill(&["nodes", "--output", "json"]).ok();
+        if shares(&nodes) == tasks { Ok(()) } else { Err(nodes) }
+    });
 }
 
 /// Tasks of each node, from `tidemill nodes --output json`.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `tests/architecture.rs` | which module of the runtime may name which other, and which foreign crate |
 //! | `tests/embedded.rs`, `tests/apache.rs` | the cases of [`cases`], on either broker |
+//! | `src/inputs.rs` | those of the cases in which a deployment's inputs change |
 //! | `tests/bad_input.rs` | one clear error for every mistake, quickly |
 //! | `tests/tutorial.rs` | the commands of the README, in order |
 //!
@@ -19,6 +20,7 @@ pub mod cases;
 pub mod check;
 pub mod cluster;
 pub mod evidence;
+pub mod inputs;
 pub mod node;
 pub mod pipeline;
 pub mod programs;

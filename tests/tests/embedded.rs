@@ -2,6 +2,7 @@
 
 use tidemill_tests::cases;
 use tidemill_tests::cluster::Cluster;
+use tidemill_tests::inputs;
 use tidemill_tests::programs::alone;
 
 #[test]
@@ -25,7 +26,13 @@ fn two_nodes_share_the_work_and_one_takes_over() {
 #[test]
 fn partitions_that_are_added_after_a_crash_are_read() {
     let _alone = alone();
-    cases::partitions_that_are_added_after_a_crash_are_read(&Cluster::embedded());
+    inputs::partitions_that_are_added_after_a_crash_are_read(&Cluster::embedded());
+}
+
+#[test]
+fn an_exchanged_input_begins_and_resumes_where_it_should() {
+    let _alone = alone();
+    inputs::an_exchanged_input_begins_and_resumes_where_it_should(&Cluster::embedded());
 }
 
 #[test]

@@ -100,6 +100,7 @@ fn row(lag: &proto::PartitionLag) -> Value {
         "deployment": lag.deployment, "topic": lag.topic, "partition": lag.partition,
         "committed": lag.committed, "end": lag.end, "records": lag.records, "seconds": lag.seconds,
         "state": task_state_name(lag.state()), "node": lag.node, "reason": lag.reason,
+        "revision": lag.revision,
     })
 }
 

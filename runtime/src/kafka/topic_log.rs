@@ -82,6 +82,16 @@ impl TopicLog {
         }
     }
 
+    /// Where the log ends now.
+    pub fn end(&self) -> Result<Offset, SourceError> {
+        let (_, high) = self
+            .producer
+            .client()
+            .watermarks(&self.topic, 0, REQUEST_WAIT)
+            .map_err(|error| source_error(&self.topic, &error))?;
+        Ok(Offset(high.max(0) as u64))
+    }
+
     /// A reader that starts at `from`, or at the log's start if that is higher.
     pub fn tail(&self, from: Offset) -> Result<Tail, SourceError> {
         let mut reader = PartitionReader::new(&self.config, "tidemill-log", false, FOLLOW)?;

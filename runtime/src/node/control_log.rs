@@ -21,6 +21,8 @@ use crate::record::Offset;
 
 /// A proposal that has not come back after this long is reported as unavailable.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the reader may be behind what somebody waits for.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// One read of the log waits this long for news.
 const READ_WAIT: Duration = Duration::from_millis(200);
 /// Outcomes kept for their proposers.
@@ -148,6 +150,22 @@ impl ControlLog {
     /// The registry as far as it has been read.
     pub fn view(&self) -> Arc<Registry> {
         Arc::clone(&self.shared.lock().registry)
+    }
+
+    /// The registry with everything that was in the log when this was called.
+    pub fn catch_up(&self) -> Result<Arc<Registry>, SourceError> {
+        let end = self.log.end()?;
+        let view = match end.0.checked_sub(1) {
+            Some(last) => self.wait_beyond(Offset(last), CATCH_UP_TIMEOUT),
+            None => self.view(),
+        };
+        match view.next >= end {
+            true => Ok(view),
+            false => Err(SourceError::Unavailable(format!(
+                "the control topic has been read to {} of {end} only",
+                view.next
+            ))),
+        }
     }
 
     /// Waits until the view is beyond `seen` or `timeout` has passed.

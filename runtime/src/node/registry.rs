@@ -38,7 +38,7 @@ pub struct Began {
 pub struct Registry {
     pub deployments: BTreeMap<String, Registered>,
     started: HashMap<Beginning, Began>,
-    first_commits: HashSet<(String, i32)>,
+    first_commits: HashSet<Beginning>,
     /// Of this node, for what documents leave open.
     defaults: SpecDefaults,
     /// Next entry to apply.
@@ -58,7 +58,8 @@ impl Registry {
             Some(Entry::Delete(delete)) => self.delete(delete),
             Some(Entry::Started(started)) => self.start(started),
             Some(Entry::FirstCommit(first)) => {
-                self.first_commits.insert((first.incarnation.clone(), first.partition));
+                let beginning = |topic: &String| (first.incarnation.clone(), topic.clone(), first.partition);
+                self.first_commits.extend(first.topics.iter().map(beginning));
                 Outcome::Accepted(0)
             }
             // Written by a newer node: what it means is not ours to guess.
@@ -88,9 +89,10 @@ impl Registry {
         self.started.iter().find(|(key, _)| of_topic(key)).map(|(_, began)| began.topic_id.as_str())
     }
 
-    /// True once a commit of this task is known; from then on a missing committed offset is a fault.
-    pub fn has_committed(&self, incarnation: &str, partition: i32) -> bool {
-        self.first_commits.contains(&(incarnation.into(), partition))
+    /// True once a commit of this input partition is known; from then on a missing committed offset
+    /// is a fault.
+    pub fn has_committed(&self, incarnation: &str, topic: &str, partition: i32) -> bool {
+        self.first_commits.contains(&(incarnation.into(), topic.into(), partition))
     }
 
     fn deploy(&mut self, deploy: &DeployEntry, timestamp_ms: i64) -> Outcome {
@@ -129,7 +131,7 @@ impl Registry {
             return Outcome::Refused(format!("{} is not deployed", delete.name));
         };
         self.started.retain(|(incarnation, _, _), _| *incarnation != gone.incarnation);
-        self.first_commits.retain(|(incarnation, _)| *incarnation != gone.incarnation);
+        self.first_commits.retain(|(incarnation, _, _)| *incarnation != gone.incarnation);
         Outcome::Accepted(0)
     }
 

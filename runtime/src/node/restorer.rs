@@ -29,6 +29,9 @@ const LEASE_WAIT: Duration = Duration::from_secs(30);
 /// Pause before a restore that Kafka did not answer is tried again.
 const AGAIN_PAUSE: Duration = Duration::from_secs(1);
 
+/// Pause before a worker whose deployment has changed asks again.
+const STALE_PAUSE: Duration = Duration::from_millis(100);
+
 /// Restores the tasks of one worker.
 pub struct KafkaRestorer {
     context: Arc<Context>,
@@ -98,13 +101,15 @@ impl Restorer for KafkaRestorer {
         }
         let context = Arc::clone(&self.context);
         let incarnation = context.revision.registered.incarnation.clone();
-        if context.node.control_log.view().has_committed(&incarnation, partition) {
+        let topics: Vec<String> = context.revision.inputs.iter().map(|input| input.topic.clone()).collect();
+        let view = context.node.control_log.view();
+        if topics.iter().all(|topic| view.has_committed(&incarnation, topic, partition)) {
             return;
         }
         // Not on the worker's thread: it waits for Kafka.
         let spawned = std::thread::Builder::new().name("first-commit".into()).spawn(move || {
             let deployment = context.revision.registered.name.clone();
-            let entry = Entry::FirstCommit(FirstCommitEntry { deployment, incarnation, partition });
+            let entry = Entry::FirstCommit(FirstCommitEntry { deployment, incarnation, partition, topics });
             if let Err(error) = context.node.control_log.propose(entry) {
                 tracing::warn!(%error, partition, "the registry does not know of a first commit yet");
             }
@@ -120,6 +125,21 @@ impl Context {
         self.node.store_dir(&self.revision.registered, partition)
     }
 
+    /// Reads the control topic to its end, so that a partition that comes from a node with a newer
+    /// revision is not run by an older one here.
+    fn is_current(&self) -> bool {
+        let registered = &self.revision.registered;
+        match self.node.control_log.catch_up() {
+            Ok(view) => {
+                view.deployments.get(&registered.name).is_some_and(|now| now.revision == registered.revision)
+            }
+            Err(error) => {
+                tracing::warn!(deployment = registered.name, %error, "cannot tell whether this revision is the last one");
+                false
+            }
+        }
+    }
+
     fn put_back(&self, partition: i32, store: Store) {
         self.node.leases.put(&self.dir(partition), store);
     }
@@ -130,6 +150,11 @@ impl Context {
 
     /// Runs a restore to its verdict; what cannot be had now is tried again by the worker.
     fn restore(&self, partition: i32, open: Option<Store>) -> Outcome {
+        if !self.is_current() {
+            // The supervisor stops this worker as soon as it knows.
+            std::thread::park_timeout(STALE_PAUSE);
+            return Outcome::Again { store: open };
+        }
         if !self.is_stateless() && partition >= self.revision.partitions {
             // Added to the inputs since the start, so its changelog may not be there: whether this
             // deployment goes on or stops is decided at the next refresh, by `super::inputs`.
@@ -286,7 +311,12 @@ impl Context {
         };
         Known {
             started: self.revision.inputs.iter().map(|input| started(&input.topic)).collect(),
-            first_commit: view.has_committed(incarnation, partition),
+            first_commit: self
+                .revision
+                .inputs
+                .iter()
+                .map(|input| view.has_committed(incarnation, &input.topic, partition))
+                .collect(),
         }
     }
 

@@ -156,6 +156,7 @@ impl Task {
             topic: input.topic.clone(),
             topic_id: input.topic_id.clone(),
             offset: next.0,
+            unbound: false,
         });
         let guarantee = match self.config.guarantee {
             Guarantee::ExactlyOnce => PositionGuarantee::ExactlyOnce,

@@ -23,8 +23,15 @@ pub struct Started {
 pub struct Known {
     /// By input.
     pub started: Vec<Option<Started>>,
-    /// A commit of this task is known to have succeeded once, so its offsets cannot be missing.
-    pub first_commit: bool,
+    /// By input: a commit that covered it is known to have succeeded once, so its offset cannot be
+    /// missing.
+    pub first_commit: Vec<bool>,
+}
+
+impl Known {
+    fn has_committed(&self, input: usize) -> bool {
+        self.first_commit.get(input).copied().unwrap_or(false)
+    }
 }
 
 /// Everything a decision rests on.
@@ -150,7 +157,7 @@ impl Facts<'_> {
                 self.at(&input.topic),
             ));
         }
-        if self.known.first_commit {
+        if self.known.first_commit.contains(&true) {
             return Decision::Missing(format!(
                 "{changelog} has no position record and group {} no offset of {}, although this task has committed before: \
                  both were lost; delete the deployment and deploy it again to begin anew",
@@ -195,25 +202,28 @@ impl Facts<'_> {
             if recorded.topic_id != input.topic_id {
                 return Decision::Halt(self.made_again(&input.topic, &recorded.topic_id, &input.topic_id));
             }
-            match self.compare(&input.topic, position, Offset(recorded.offset), committed) {
+            match self.compare(index, position, recorded, committed) {
                 Ok(offset) => next.push(Some(offset)),
                 Err(decision) => return decision,
             }
         }
         let is_bound =
             |recorded: &PositionInput| self.config.inputs.iter().any(|input| input.topic == recorded.topic);
-        let unbound = position.inputs.iter().filter(|recorded| !is_bound(recorded)).cloned().collect();
+        let unbound = position.inputs.iter().filter(|recorded| !is_bound(recorded));
+        let unbound = unbound.map(|recorded| PositionInput { unbound: true, ..recorded.clone() }).collect();
         self.start(next, unbound, position.writer)
     }
 
     /// The position record against the group's offset, for one input.
     fn compare(
         &self,
-        topic: &str,
+        input: usize,
         position: &Position,
-        recorded: Offset,
+        recorded: &PositionInput,
         committed: Option<&CommittedOffset>,
     ) -> Result<Offset, Decision> {
+        let (topic, is_unbound) = (&recorded.topic, recorded.unbound);
+        let recorded = Offset(recorded.offset);
         let at_least_once = position.guarantee() == PositionGuarantee::AtLeastOnce;
         let fix = format!(
             "to go on where the state is, run kafka-consumer-groups --group {} --topic {topic}:{} --reset-offsets \
@@ -221,8 +231,10 @@ impl Facts<'_> {
             self.config.group, self.partition,
         );
         let Some(committed) = committed else {
-            if at_least_once && !self.known.first_commit {
-                // The first commit's record is written before its offsets.
+            // The first commit's record is written before its offsets.
+            let is_first = at_least_once && !self.known.has_committed(input);
+            // Kafka forgets, after a while, the offsets of topics that a group no longer reads.
+            if is_first || is_unbound {
                 return Ok(recorded);
             }
             return Err(Decision::Missing(format!(
@@ -252,7 +264,7 @@ impl Facts<'_> {
     /// Without a store the group's offset is all there is, wherever an operator put it.
     fn stateless(&self) -> Decision {
         let mut next = Vec::with_capacity(self.config.inputs.len());
-        let mut covered_by_this_revision = self.known.first_commit;
+        let mut covered_by_this_revision = false;
         for (input, committed) in self.config.inputs.iter().zip(self.committed) {
             let Some(committed) = committed else {
                 next.push(None);
@@ -282,8 +294,11 @@ impl Facts<'_> {
             }
             next.push(Some(committed.offset));
         }
-        let missing = next.iter().zip(&self.config.inputs).find(|(next, _)| next.is_none());
-        if let Some((_, input)) = missing.filter(|_| covered_by_this_revision) {
+        // An input that is new in this revision has no offset before its first commit.
+        let is_missing = |input: usize| {
+            next[input].is_none() && (covered_by_this_revision || self.known.has_committed(input))
+        };
+        if let Some((_, input)) = (0..).zip(&self.config.inputs).find(|(index, _)| is_missing(*index)) {
             return Decision::Missing(format!(
                 "group {} has no offset of {}, although this task has committed before: it expired or was deleted; set it with \
                  kafka-consumer-groups --group {} --topic {}:{} --reset-offsets --to-offset OFFSET --execute",

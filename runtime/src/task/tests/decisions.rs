@@ -8,7 +8,12 @@ use crate::store::{Position, PositionGuarantee, PositionInput, Progress};
 
 fn position(offset: u64) -> Position {
     Position {
-        inputs: vec![PositionInput { topic: "words".into(), topic_id: "words-id".into(), offset }],
+        inputs: vec![PositionInput {
+            topic: "words".into(),
+            topic_id: "words-id".into(),
+            offset,
+            unbound: false,
+        }],
         revision: 1,
         incarnation: "life".into(),
         guarantee: PositionGuarantee::ExactlyOnce.into(),
@@ -24,7 +29,7 @@ fn committed(offset: u64) -> Option<CommittedOffset> {
 fn started(offset: u64) -> Known {
     Known {
         started: vec![Some(Started { topic_id: "words-id".into(), offset: Offset(offset) })],
-        first_commit: false,
+        first_commit: Vec::new(),
     }
 }
 
@@ -55,7 +60,7 @@ impl Case {
     }
 
     fn committed_before(mut self) -> Case {
-        self.known.first_commit = true;
+        self.known.first_commit = vec![true];
         self
     }
 
@@ -103,7 +108,7 @@ fn has(reason: &str, words: &[&str]) {
 fn a_task_that_never_committed_begins_where_its_start_was_resolved() {
     assert_eq!(Case::stateful(None, None, started(17)).starts_at(), 17);
     assert_eq!(Case::stateless(None, started(17)).starts_at(), 17);
-    let unresolved = Known { started: vec![None], first_commit: false };
+    let unresolved = Known { started: vec![None], first_commit: Vec::new() };
     assert_eq!(Case::stateful(None, None, unresolved).decide(), Decision::Unresolved(vec![0]));
 }
 
@@ -194,13 +199,28 @@ fn a_new_input_begins_at_its_start_and_a_removed_one_stays_in_the_position() {
     }
 
     let mut both = position(40);
-    both.inputs.push(PositionInput { topic: "gone".into(), topic_id: "gone-id".into(), offset: 99 });
+    both.inputs.push(PositionInput {
+        topic: "gone".into(),
+        topic_id: "gone-id".into(),
+        offset: 99,
+        unbound: false,
+    });
     match Case::stateful(Some(both), committed(40), started(0)).decide() {
         Decision::Start { next, unbound, .. } => {
             assert_eq!((next, unbound[0].topic.as_str(), unbound[0].offset), (vec![Offset(40)], "gone", 99));
+            assert!(unbound[0].unbound);
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn an_input_that_comes_back_resumes_although_kafka_has_forgotten_its_offset() {
+    let mut position = position(40);
+    let gone = Case::stateful(Some(position.clone()), None, started(0)).committed_before();
+    gone.misses(&["words/3"]);
+    position.inputs[0].unbound = true;
+    assert_eq!(Case::stateful(Some(position), None, started(0)).committed_before().starts_at(), 40);
 }
 
 #[test]
@@ -221,6 +241,11 @@ fn a_stateless_task_with_a_new_input_tells_it_from_a_lost_offset_by_the_revision
         other => panic!("{other:?}"),
     }
     case(2).misses(&["names/3"]);
+    // The registry knows commits of `words` only, then of both.
+    let mut known = case(1).committed_before();
+    assert!(matches!(known.decide(), Decision::Start { .. }));
+    known.known.first_commit.push(true);
+    known.misses(&["names/3"]);
 }
 
 #[test]

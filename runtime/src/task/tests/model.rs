@@ -146,7 +146,9 @@ impl<'a> Simulation<'a> {
             partition: PARTITION,
             known: Known {
                 started,
-                first_commit: self.committed > Offset(0) && self.config.guarantee == Guarantee::ExactlyOnce,
+                first_commit: vec![
+                    self.committed > Offset(0) && self.config.guarantee == Guarantee::ExactlyOnce,
+                ],
             },
             cluster_id: "cluster",
             disk: Disk { budget: &self.bench.budget, dir: &self.dir, open: None },

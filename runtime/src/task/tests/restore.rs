@@ -24,7 +24,7 @@ impl<'a> Run<'a> {
             wall_ms: kafka.now_ms,
         };
         let started = vec![Some(Started { topic_id: "words-id".into(), offset: Offset(0) })];
-        let known = Known { started, first_commit: false };
+        let known = Known { started, first_commit: Vec::new() };
         Run { bench, config: config(Failures::Halt), known, rules, open: None }
     }
 
@@ -263,6 +263,7 @@ fn stamped(kafka: &mut FakeKafka, lines: &[&str]) {
                     topic: "words".into(),
                     topic_id: "words-id".into(),
                     offset: offset.parse().unwrap(),
+                    unbound: false,
                 }],
                 revision: 1,
                 incarnation: "life".into(),
