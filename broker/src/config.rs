@@ -68,6 +68,19 @@ pub struct Config {
     pub marker_delay: Duration,
 }
 
+impl Config {
+    /// Short intervals, for tests that wait for sessions and transactions to end.
+    pub fn hasty() -> Config {
+        let short = Duration::from_millis(100);
+        Config {
+            session_timeout_min: short,
+            transaction_abort_interval: short,
+            maintenance_interval: short,
+            ..Config::default()
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         const MIB: usize = 1024 * 1024;

@@ -47,25 +47,54 @@ struct Answer {
     error: i16,
 }
 
+/// One partition of a request as its client sent it.
+struct Offered<'a> {
+    topic: &'a str,
+    partition: i32,
+    offset: i64,
+    leader_epoch: i32,
+    metadata: Option<&'a str>,
+}
+
+/// What a request offers. Both kinds have the same fields, in types of their own.
+macro_rules! offered {
+    ($request:expr) => {
+        $request.topics.iter().flat_map(|topic| {
+            topic.partitions.iter().map(|partition| Offered {
+                topic: &topic.name,
+                partition: partition.partition_index,
+                offset: partition.committed_offset,
+                leader_epoch: partition.committed_leader_epoch,
+                metadata: partition.committed_metadata.as_deref(),
+            })
+        })
+    };
+}
+
+/// The answer's topics, of either kind.
+macro_rules! answered {
+    ($topic:ty, $partition:ty, $errors:expr) => {
+        $errors
+            .into_iter()
+            .map(|(name, errors)| {
+                let partition = |(index, error)| {
+                    <$partition>::default().with_partition_index(index).with_error_code(error)
+                };
+                <$topic>::default()
+                    .with_name(name)
+                    .with_partitions(errors.into_iter().map(partition).collect())
+            })
+            .collect()
+    };
+}
+
 impl Core {
     pub(super) fn offset_commit(
         &mut self,
         request: OffsetCommitRequest,
         call: &Call<'_>,
     ) -> OffsetCommitResponse {
-        let mut wanted = Vec::new();
-        for topic in &request.topics {
-            for partition in &topic.partitions {
-                wanted.push(self.wanted(Committed {
-                    topic: topic.name.to_string(),
-                    partition: partition.partition_index,
-                    offset: partition.committed_offset,
-                    leader_epoch: partition.committed_leader_epoch,
-                    metadata: partition.committed_metadata.as_deref().unwrap_or_default().to_owned(),
-                    at_ms: call.now.wall,
-                }));
-            }
-        }
+        let wanted = self.wanted(offered!(request), call);
         let committer = Committer {
             group: &request.group_id,
             member_id: &request.member_id,
@@ -83,16 +112,11 @@ impl Core {
             }
             Ok(())
         });
-        let answer = |(topic, errors): (TopicName, Vec<(i32, i16)>)| {
-            let partition = |(index, error): (i32, i16)| {
-                OffsetCommitResponsePartition::default().with_partition_index(index).with_error_code(error)
-            };
-            OffsetCommitResponseTopic::default()
-                .with_name(topic)
-                .with_partitions(errors.into_iter().map(partition).collect())
-        };
-        let topics = errors_by_topic(&wanted, &result).into_iter().map(answer).collect();
-        OffsetCommitResponse::default().with_topics(topics)
+        OffsetCommitResponse::default().with_topics(answered!(
+            OffsetCommitResponseTopic,
+            OffsetCommitResponsePartition,
+            errors_by_topic(&wanted, &result)
+        ))
     }
 
     pub(super) fn txn_offset_commit(
@@ -100,19 +124,7 @@ impl Core {
         request: TxnOffsetCommitRequest,
         call: &Call<'_>,
     ) -> TxnOffsetCommitResponse {
-        let mut wanted = Vec::new();
-        for topic in &request.topics {
-            for partition in &topic.partitions {
-                wanted.push(self.wanted(Committed {
-                    topic: topic.name.to_string(),
-                    partition: partition.partition_index,
-                    offset: partition.committed_offset,
-                    leader_epoch: partition.committed_leader_epoch,
-                    metadata: partition.committed_metadata.as_deref().unwrap_or_default().to_owned(),
-                    at_ms: call.now.wall,
-                }));
-            }
-        }
+        let wanted = self.wanted(offered!(request), call);
         let committer = Committer {
             group: &request.group_id,
             member_id: &request.member_id,
@@ -134,16 +146,11 @@ impl Core {
                 }
                 Ok(())
             });
-        let answer = |(topic, errors): (TopicName, Vec<(i32, i16)>)| {
-            let partition = |(index, error): (i32, i16)| {
-                TxnOffsetCommitResponsePartition::default().with_partition_index(index).with_error_code(error)
-            };
-            TxnOffsetCommitResponseTopic::default()
-                .with_name(topic)
-                .with_partitions(errors.into_iter().map(partition).collect())
-        };
-        let topics = errors_by_topic(&wanted, &result).into_iter().map(answer).collect();
-        TxnOffsetCommitResponse::default().with_topics(topics)
+        TxnOffsetCommitResponse::default().with_topics(answered!(
+            TxnOffsetCommitResponseTopic,
+            TxnOffsetCommitResponsePartition,
+            errors_by_topic(&wanted, &result)
+        ))
     }
 
     /// The transaction must be open and include the group, or its offsets would never be decided.
@@ -163,15 +170,29 @@ impl Core {
         if open && included { Ok(()) } else { Err(ResponseError::InvalidTxnState) }
     }
 
-    fn wanted(&self, committed: Committed) -> Wanted {
-        let error = if self.topics.find(&committed.topic, committed.partition).is_none() {
-            ResponseError::UnknownTopicOrPartition.code()
-        } else if committed.metadata.len() > self.config.offset_metadata_bytes_max {
-            ResponseError::OffsetMetadataTooLarge.code()
-        } else {
-            0
-        };
-        Wanted { committed, error }
+    /// Judges each offset by itself.
+    fn wanted<'a>(&self, offered: impl Iterator<Item = Offered<'a>>, call: &Call<'_>) -> Vec<Wanted> {
+        offered
+            .map(|offered| {
+                let metadata = offered.metadata.unwrap_or_default();
+                let error = if self.topics.find(offered.topic, offered.partition).is_none() {
+                    ResponseError::UnknownTopicOrPartition.code()
+                } else if metadata.len() > self.config.offset_metadata_bytes_max {
+                    ResponseError::OffsetMetadataTooLarge.code()
+                } else {
+                    0
+                };
+                let committed = Committed {
+                    topic: offered.topic.to_owned(),
+                    partition: offered.partition,
+                    offset: offered.offset,
+                    leader_epoch: offered.leader_epoch,
+                    metadata: metadata.to_owned(),
+                    at_ms: call.now.wall,
+                };
+                Wanted { committed, error }
+            })
+            .collect()
     }
 
     /// Whether this client may commit; creates the group for one that manages itself.
