@@ -17,11 +17,12 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tidemill_proto::v1::PartitionLag;
 
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::programs::{program, workspace};
-use crate::wait::until;
+use crate::wait::{until, until_told};
 
 pub const FLIGHTS: u64 = 27_004;
 pub const PARTITIONS: i32 = 4;
@@ -88,15 +89,11 @@ pub async fn counted(client: &mut Client) -> u64 {
 
 /// Waits until at least `flights` are counted.
 pub async fn until_counted(client: &mut Client, flights: u64) {
-    let started = std::time::Instant::now();
-    loop {
+    until_told(&format!("{flights} flights are counted"), COMPLETE_MAX, async || {
         let counted = counted(client).await;
-        if counted >= flights {
-            return;
-        }
-        assert!(started.elapsed() < COMPLETE_MAX, "only {counted} of {flights} flights counted");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        if counted >= flights { Ok(()) } else { Err(counted) }
+    })
+    .await;
 }
 
 /// Waits until everything is counted and nothing lags, then compares every number.
@@ -112,17 +109,13 @@ pub async fn expect_right_numbers(client: &mut Client) {
 }
 
 pub async fn until_no_lag(client: &mut Client) {
-    let started = std::time::Instant::now();
-    loop {
+    until_told("nothing is behind", COMPLETE_MAX, async || {
         let lag = client.lag().await.expect("lag answers");
-        let behind: u64 = lag.iter().map(|partition| partition.records).sum();
+        let at_the_end = |partition: &PartitionLag| partition.committed == Some(partition.end);
         let all = lag.len() == 2 * PARTITIONS as usize;
-        if all && behind == 0 && lag.iter().all(|partition| partition.committed == Some(partition.end)) {
-            return;
-        }
-        assert!(started.elapsed() < COMPLETE_MAX, "still behind: {lag:#?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        if all && lag.iter().all(at_the_end) { Ok(()) } else { Err(lag) }
+    })
+    .await;
 }
 
 /// Reads committed records of a topic, from its beginning or from its present end.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
-/// Asks until the answer is `Some`, and panics with the last `None`'s story after `limit`.
+/// Asks until the answer is `Ok`, and panics with what was seen last after `limit`.
 ///
 /// `look` answers `Err(what it saw)` while the condition does not hold.
 #[track_caller]
@@ -15,11 +15,9 @@ pub fn until<T, E: Debug>(what: &str, limit: Duration, mut look: impl FnMut() ->
     loop {
         match look() {
             Ok(value) => return value,
-            Err(seen) if started.elapsed() > limit => {
-                panic!("waited {limit:?} until {what}; saw {seen:?}");
-            }
-            Err(_) => std::thread::sleep(LOOK_EVERY),
+            Err(seen) => give_up_after(limit, started, what, &seen),
         }
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 
@@ -33,4 +31,25 @@ pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option
         }
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// [`until`], for a look that is a conversation.
+pub async fn until_told<T, E: Debug>(
+    what: &str,
+    limit: Duration,
+    mut look: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let started = Instant::now();
+    loop {
+        match look().await {
+            Ok(value) => return value,
+            Err(seen) => give_up_after(limit, started, what, &seen),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+#[track_caller]
+fn give_up_after(limit: Duration, started: Instant, what: &str, seen: &dyn Debug) {
+    assert!(started.elapsed() <= limit, "waited {limit:?} until {what}; saw {seen:#?}");
 }
