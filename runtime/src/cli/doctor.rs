@@ -116,7 +116,7 @@ fn cluster(effective: &Effective) -> Vec<Check> {
         Ok(config) => config,
         Err(failure) => return failed(failure.message),
     };
-    if let Err(error) = probe(&config) {
+    if let Err(error) = probe(&config, effective.config.kafka.connect_timeout) {
         return failed(error.to_string());
     }
     let admin = match Admin::new(&config) {

@@ -9,7 +9,6 @@ use super::output::{Block, View, confirm};
 use super::settings::SettingArgs;
 use super::table::{Cell, Table, Tone, grouped};
 use super::{Global, Outcome};
-use crate::config::problem::nearest;
 use crate::kafka::admin::At;
 
 const LIST_EXAMPLES: &str = "\
@@ -61,7 +60,7 @@ struct Describe {
     #[arg(required_unless_present = "all")]
     group: Option<String>,
     /// Every group, highest lag first
-    #[arg(long, conflicts_with = "group")]
+    #[arg(long, visible_alias = "all-groups", conflicts_with = "group")]
     all: bool,
     /// Rows to show of all groups
     #[arg(long, default_value_t = 20, requires = "all")]
@@ -120,18 +119,6 @@ impl Row {
     fn lag(&self) -> Option<u64> {
         self.committed.map(|committed| self.end.saturating_sub(committed))
     }
-}
-
-fn require(kafka: &Kafka, group: &str) -> Result<(), Failure> {
-    let groups = kafka.admin.groups()?;
-    if groups.iter().any(|name| name == group) {
-        return Ok(());
-    }
-    let hint = match nearest(group, groups.iter().map(String::as_str)) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => "`tidemill groups list` shows what there is".to_owned(),
-    };
-    Err(Failure::not_found(format!("there is no group `{group}`, {hint}")))
 }
 
 fn rows(kafka: &Kafka, group: &str) -> Result<Vec<Row>, Failure> {
@@ -225,7 +212,7 @@ impl Describe {
     fn run(self) -> Result<View, Failure> {
         let kafka = connect(&self.settings)?;
         if let Some(group) = &self.group {
-            require(&kafka, group)?;
+            kafka.require_group(group)?;
             return Ok(view(&rows(&kafka, group)?));
         }
         let mut all = Vec::new();
@@ -246,7 +233,7 @@ impl Describe {
 impl Members {
     fn run(self) -> Result<View, Failure> {
         let kafka = connect(&self.settings)?;
-        require(&kafka, &self.group)?;
+        kafka.require_group(&self.group)?;
         let mut table = Table::new(
             &["CLIENT", "INSTANCE", "HOST", ">PARTITIONS", "ASSIGNED"],
             "the group has no members",
@@ -274,7 +261,7 @@ impl Members {
 impl Delete {
     fn run(self) -> Result<View, Failure> {
         let kafka = connect(&self.settings)?;
-        require(&kafka, &self.group)?;
+        kafka.require_group(&self.group)?;
         let members = kafka.admin.describe_group(&self.group)?.members.len();
         if members > 0 {
             let message = format!("group `{}` has {members} members: stop them first", self.group);

@@ -23,7 +23,7 @@ pub struct Kafka {
 pub fn connect(settings: &SettingArgs) -> Result<Kafka, Failure> {
     let effective = settings.load()?;
     let config = kafka_config(&effective)?;
-    probe(&config)?;
+    probe(&config, effective.config.kafka.connect_timeout)?;
     let admin = Admin::new(&config)?;
     Ok(Kafka { config, admin, effective })
 }
@@ -43,20 +43,37 @@ impl Kafka {
         if let Some(&partitions) = topics.get(topic) {
             return Ok(partitions);
         }
-        let hint = match nearest(topic, topics.keys().map(String::as_str)) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => "`tidemill topics list` shows what there is".to_owned(),
-        };
-        let create = format!("`tidemill topics create {topic}` makes it");
-        Err(Failure::not_found(format!("there is no topic `{topic}`, {hint} ({create})")))
+        let create = format!(" (`tidemill topics create {topic}` makes it)");
+        Err(none_such("topic", topic, topics.keys(), &create))
     }
+
+    /// A group that has to be there; one that is missing is an error with the nearest name.
+    pub fn require_group(&self, group: &str) -> Result<(), Failure> {
+        let groups = self.admin.groups()?;
+        if groups.iter().any(|name| name == group) {
+            return Ok(());
+        }
+        Err(none_such("group", group, groups.iter(), ""))
+    }
+}
+
+fn none_such<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a String>, remedy: &str) -> Failure {
+    let hint = match nearest(name, known.map(String::as_str)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("`tidemill {what}s list` shows what there is"),
+    };
+    Failure::not_found(format!("there is no {what} `{name}`, {hint}{remedy}"))
 }
 
 impl From<ProbeError> for Failure {
     fn from(error: ProbeError) -> Failure {
-        Failure::unreachable(format!(
-            "{error}. Name the brokers with --bootstrap-servers or KAFKA_BOOTSTRAP_SERVERS"
-        ))
+        let fix = match &error {
+            ProbeError::Connection { .. } => {
+                "Name the brokers with --bootstrap-servers or KAFKA_BOOTSTRAP_SERVERS"
+            }
+            ProbeError::Timeout { .. } => "kafka.connect_timeout says how long to wait",
+        };
+        Failure::unreachable(format!("{error}. {fix}"))
     }
 }
 

@@ -63,6 +63,10 @@ const OWN: &[(&str, &str)] = &[
     ("max.poll.records", "defaults.batch_records"),
     ("partitioner", "kafka.partitioner"),
     ("group.protocol", "kafka.group_protocol"),
+    // Of Kafka Streams.
+    ("num.stream.threads", "defaults.workers"),
+    ("replication.factor", "replication_factor"),
+    ("state.dir", "state_dir"),
 ];
 
 /// Properties that the node's way of committing makes needless; given ones are noted in the log.
@@ -86,6 +90,11 @@ const REFUSED: &[(&str, &str)] = &[
     ("enable.auto.offset.store", "the node owns its offsets"),
     ("auto.commit.interval.ms", "the node commits offsets with their effects: set defaults.commit_interval"),
     ("offset.store.method", "the node owns its offsets"),
+    (
+        "processing.guarantee",
+        "the node commits exactly once unless a deployment's document says `guarantee: at_least_once`",
+    ),
+    ("application.id", "set `fleet`; a deployment's group is {environment}.{group}.{deployment}"),
     ("allow.auto.create.topics", "topics are never created by accident: use `tidemill topics create`"),
     (
         "max.block.ms",
@@ -145,6 +154,9 @@ pub(super) fn judge(name: &str, value: &str) -> Fate {
     }
     if let Some(key) = find(OWN) {
         return Fate::Setting { key, value: value.to_owned() };
+    }
+    if name == "commit.interval.ms" {
+        return Fate::Setting { key: "defaults.commit_interval", value: format!("{value}ms") };
     }
     if let Some(reason) = find(REFUSED) {
         return Fate::Refuse(reason.to_owned());
@@ -211,12 +223,24 @@ mod tests {
             judge("max.poll.records", "500"),
             Fate::Setting { key: "defaults.batch_records", value: "500".into() }
         );
+        for (given, value, key, own) in [
+            ("commit.interval.ms", "100", "defaults.commit_interval", "100ms"),
+            ("num.stream.threads", "3", "defaults.workers", "3"),
+            ("replication.factor", "3", "replication_factor", "3"),
+        ] {
+            assert_eq!(judge(given, value), Fate::Setting { key, value: own.into() }, "{given}");
+        }
         for implied in ["batch.size", "linger.ms"] {
             assert!(matches!(judge(implied, "10"), Fate::Implied(_)), "{implied}");
         }
-        for refused in
-            ["max.block.ms", "sasl.jaas.config", "ssl.truststore.location", "transactional.id", "group.id"]
-        {
+        for refused in [
+            "processing.guarantee",
+            "max.block.ms",
+            "sasl.jaas.config",
+            "ssl.truststore.location",
+            "transactional.id",
+            "group.id",
+        ] {
             assert!(matches!(judge(refused, "1"), Fate::Refuse(_)), "{refused}");
         }
         assert_eq!(

@@ -4,19 +4,19 @@ use std::time::{Duration, Instant};
 
 use super::config::KafkaConfig;
 use super::ffi::{Client, Code, KafkaError, Kind};
+use crate::config::units::show_duration;
 
 /// How long the same cause may show before it is taken for the answer. A broker that is just
 /// starting refuses connections for a moment, too.
 const SETTLE: Duration = Duration::from_secs(2);
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why Kafka cannot be reached. The first words are the documented ones; support searches for them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
     #[error("InfraConnectionError: Failed to connect to Kafka at {servers}: {cause}")]
     Connection { servers: String, cause: Cause },
-    #[error("InfraTimeoutError: Timeout connecting to Kafka after 30s ({servers}): {cause}")]
-    Timeout { servers: String, cause: Cause },
+    #[error("InfraTimeoutError: Timeout connecting to Kafka after {} ({servers}): {cause}", show_duration(*.after))]
+    Timeout { servers: String, after: Duration, cause: Cause },
 }
 
 /// What stood in the way, with the client's own words.
@@ -45,8 +45,8 @@ pub struct Reached {
 }
 
 /// Tries to reach the cluster. Blocks for a few seconds when the cause of a failure is clear, for
-/// 30 seconds when nothing answers at all.
-pub fn probe(config: &KafkaConfig) -> Result<Reached, ProbeError> {
+/// `timeout` when nothing answers at all.
+pub fn probe(config: &KafkaConfig, timeout: Duration) -> Result<Reached, ProbeError> {
     let servers = config.bootstrap_servers.clone();
     let begun = Instant::now();
     let client = match Client::new(Kind::Producer, &config.admin(), "probe") {
@@ -63,8 +63,12 @@ pub fn probe(config: &KafkaConfig) -> Result<Reached, ProbeError> {
         let cause = client.shared().last_error().map(|error| cause(&error));
         let elapsed = begun.elapsed();
         match cause {
-            Some(cause) if elapsed >= SETTLE => return Err(ProbeError::Connection { servers, cause }),
-            None if elapsed >= TIMEOUT => return Err(ProbeError::Timeout { servers, cause: Cause::Silence }),
+            Some(cause) if elapsed >= SETTLE.min(timeout) => {
+                return Err(ProbeError::Connection { servers, cause });
+            }
+            None if elapsed >= timeout => {
+                return Err(ProbeError::Timeout { servers, after: timeout, cause: Cause::Silence });
+            }
             _ => {}
         }
     }

@@ -138,33 +138,40 @@ fn groups_show_members_and_offsets_and_go_when_empty() {
 
 #[test]
 fn the_probe_names_the_cause_within_seconds() {
+    const WAIT: Duration = Duration::from_secs(30);
     let cluster = Cluster::get();
-    let reached = probe(&cluster.config()).unwrap();
+    let reached = probe(&cluster.config(), WAIT).unwrap();
     assert_eq!(reached.cluster_id, Some(cluster.admin().cluster_id().unwrap()));
 
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = nobody.local_addr().unwrap();
     drop(nobody);
     let begun = Instant::now();
-    let error = probe(&KafkaConfig::new(address.to_string())).unwrap_err();
+    let error = probe(&KafkaConfig::new(address.to_string()), WAIT).unwrap_err();
     assert!(matches!(&error, ProbeError::Connection { cause: Cause::Connect(_), .. }), "{error}");
     let text = error.to_string();
     assert!(text.starts_with("InfraConnectionError: Failed to connect to Kafka"), "{text}");
 
-    let error = probe(&KafkaConfig::new("no-such-host.invalid:9092")).unwrap_err();
+    // Connected to, and never answering.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = KafkaConfig::new(silent.local_addr().unwrap().to_string());
+    let text = probe(&config, Duration::from_secs(3)).unwrap_err().to_string();
+    assert!(text.starts_with("InfraTimeoutError: Timeout connecting to Kafka after 3s"), "{text}");
+
+    let error = probe(&KafkaConfig::new("no-such-host.invalid:9092"), WAIT).unwrap_err();
     assert!(matches!(&error, ProbeError::Connection { cause: Cause::Dns(_), .. }), "{error}");
 
     // TLS spoken to a plaintext listener, and a server that speaks no TLS at all.
     let mut config = cluster.config();
     config.security_protocol = "ssl".to_owned();
-    let error = probe(&config).unwrap_err();
+    let error = probe(&config, WAIT).unwrap_err();
     assert!(matches!(&error, ProbeError::Connection { .. }), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
 
     let mut config = cluster.config();
     config.properties.insert("ssl.ca.location".to_owned(), "/no/such/file.pem".to_owned());
     config.security_protocol = "ssl".to_owned();
-    let error = probe(&config).unwrap_err();
+    let error = probe(&config, WAIT).unwrap_err();
     assert!(matches!(&error, ProbeError::Connection { cause: Cause::Configuration(_), .. }), "{error}");
 }
 
