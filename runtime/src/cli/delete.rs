@@ -18,7 +18,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Delete {
     name: String,
-    /// Keep its internal topics, so that a deployment of the same name takes the state up again
+    /// Keep its state and its progress: the next deployment of the name goes on from there
     #[arg(long)]
     keep_state: bool,
     /// Do not ask

@@ -175,7 +175,7 @@ impl Handle {
 
     pub fn delete(&self, name: &str, keep_state: bool) -> Result<(), ControlError> {
         let registered = self.registered(name)?;
-        let entry = DeleteEntry { name: name.to_owned(), expected_revision: registered.revision };
+        let entry = DeleteEntry { name: name.to_owned(), expected_revision: registered.revision, keep_state };
         match self.node.control_log.propose(Entry::Delete(entry))? {
             Outcome::Accepted(_) => self.node.retire(&registered, keep_state),
             Outcome::Refused(reason) => Err(ControlError::Conflict(reason)),

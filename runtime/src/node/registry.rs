@@ -22,6 +22,13 @@ pub enum Outcome {
     Refused(String),
 }
 
+/// A life that ended with its state kept, for the next deployment of its name to go on.
+#[derive(Debug, Clone)]
+struct Kept {
+    incarnation: String,
+    first_partitions: i32,
+}
+
 /// Input partition of one life of a deployment: incarnation, topic, partition.
 type Beginning = (String, String, i32);
 
@@ -37,6 +44,7 @@ pub struct Began {
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
     pub deployments: BTreeMap<String, Registered>,
+    kept: BTreeMap<String, Kept>,
     started: HashMap<Beginning, Began>,
     first_commits: HashSet<Beginning>,
     /// Of this node, for what documents leave open.
@@ -77,6 +85,13 @@ impl Registry {
         self.deployments.get(name).map_or(0, |registered| registered.revision)
     }
 
+    /// True for the life that a deployment of this name is in, or would take up again.
+    pub fn is_alive(&self, name: &str, incarnation: &str) -> bool {
+        let current = self.deployments.get(name).map(|registered| &registered.incarnation);
+        let kept = self.kept.get(name).map(|kept| &kept.incarnation);
+        current.or(kept).is_some_and(|alive| alive == incarnation)
+    }
+
     /// Where this input partition begins, if that was resolved. Asked by the topic's name, so that a
     /// topic made again under it is not taken for one that was never read.
     pub fn started(&self, incarnation: &str, topic: &str, partition: i32) -> Option<&Began> {
@@ -99,13 +114,19 @@ impl Registry {
         if let Err(refusal) = self.expect(&deploy.name, deploy.expected_revision) {
             return refusal;
         }
-        let (incarnation, first_partitions) = match self.deployments.get(&deploy.name) {
-            Some(current) => (current.incarnation.clone(), current.first_partitions),
-            None if deploy.incarnation.is_empty() => {
-                return Outcome::Refused(format!("{}: a first deploy names its incarnation", deploy.name));
-            }
-            None => (deploy.incarnation.clone(), deploy.partitions),
-        };
+        let (incarnation, first_partitions) =
+            match (self.deployments.get(&deploy.name), self.kept.get(&deploy.name)) {
+                (Some(current), _) => (current.incarnation.clone(), current.first_partitions),
+                (None, Some(kept)) => (kept.incarnation.clone(), kept.first_partitions),
+                (None, None) if deploy.incarnation.is_empty() => {
+                    return Outcome::Refused(format!(
+                        "{}: a first deploy names its incarnation",
+                        deploy.name
+                    ));
+                }
+                (None, None) => (deploy.incarnation.clone(), deploy.partitions),
+            };
+        self.kept.remove(&deploy.name);
         let revision = self.next.0;
         self.deployments.insert(
             deploy.name.clone(),
@@ -130,6 +151,11 @@ impl Registry {
         let Some(gone) = self.deployments.remove(&delete.name) else {
             return Outcome::Refused(format!("{} is not deployed", delete.name));
         };
+        if delete.keep_state {
+            let kept = Kept { incarnation: gone.incarnation, first_partitions: gone.first_partitions };
+            self.kept.insert(delete.name.clone(), kept);
+            return Outcome::Accepted(0);
+        }
         self.started.retain(|(incarnation, _, _), _| *incarnation != gone.incarnation);
         self.first_commits.retain(|(incarnation, _, _)| *incarnation != gone.incarnation);
         Outcome::Accepted(0)
@@ -172,6 +198,11 @@ mod tests {
         ControlEntry { entry: Some(Entry::Deploy(entry)), ..ControlEntry::default() }
     }
 
+    fn delete(name: &str, expected_revision: u64, keep_state: bool) -> ControlEntry {
+        let entry = DeleteEntry { name: name.into(), expected_revision, keep_state };
+        ControlEntry { entry: Some(Entry::Delete(entry)), ..ControlEntry::default() }
+    }
+
     fn started(incarnation: &str, topic_id: &str, offset: u64) -> ControlEntry {
         let entry = StartedEntry {
             incarnation: incarnation.into(),
@@ -197,11 +228,26 @@ mod tests {
         let mut registry = Registry::default();
         registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
         registry.apply(Offset(1), 1, &started("i1", "id", 7));
-        let delete = DeleteEntry { name: "a".into(), expected_revision: 1 };
-        let delete = ControlEntry { entry: Some(Entry::Delete(delete)), ..ControlEntry::default() };
-        assert_eq!(registry.apply(Offset(2), 1, &delete), Outcome::Accepted(0));
+        assert_eq!(registry.apply(Offset(2), 1, &delete("a", 1, false)), Outcome::Accepted(0));
         assert_eq!(registry.started("i1", "t", 0), None);
+        assert!(!registry.is_alive("a", "i1"));
         assert_eq!(registry.apply(Offset(3), 1, &deploy("a", 0, "i2")), Outcome::Accepted(4));
+    }
+
+    #[test]
+    fn a_name_whose_state_was_kept_goes_on_with_its_life() {
+        let mut registry = Registry::default();
+        registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
+        registry.apply(Offset(1), 1, &started("i1", "id", 7));
+        registry.apply(Offset(2), 1, &delete("a", 1, true));
+        assert!(registry.deployments.is_empty() && registry.is_alive("a", "i1"));
+        assert_eq!(registry.apply(Offset(3), 1, &deploy("a", 0, "i2")), Outcome::Accepted(4));
+        assert_eq!(registry.deployments["a"].incarnation, "i1");
+        assert!(registry.started("i1", "t", 0).is_some());
+        // Deleted for good, the life is over.
+        registry.apply(Offset(4), 1, &delete("a", 4, false));
+        registry.apply(Offset(5), 1, &deploy("a", 0, "i3"));
+        assert_eq!(registry.deployments["a"].incarnation, "i3");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use super::board::Board;
 use super::control_log::ControlLog;
@@ -27,6 +28,11 @@ use crate::wasm::Compiler;
 /// Restores that run at once. A small one waits for Kafka most of its time, so that few at a time would
 /// make many tasks start late; large ones share disk and network.
 pub const RESTORES_MAX: usize = 16;
+
+/// How long the members of a deleted deployment may take to leave: a killed node's until its session
+/// expires.
+const EMPTY_GROUP_WAIT: Duration = Duration::from_secs(20);
+const EMPTY_GROUP_PAUSE: Duration = Duration::from_millis(50);
 
 /// A deployment as this node runs it.
 struct Running {
@@ -118,6 +124,10 @@ impl NodeRuntime {
         format!("{}.{deployment}.changelog", self.config.fleet)
     }
 
+    pub fn control_topic(&self) -> String {
+        format!("_{}.control", self.config.fleet)
+    }
+
     pub fn modules_topic(&self) -> String {
         format!("_{}.modules", self.config.fleet)
     }
@@ -183,10 +193,7 @@ impl NodeRuntime {
     /// Deletes state directories that belong to no deployment any more.
     pub fn collect_state(&self, view: &Registry) {
         self.leases.close_idle(self.state_dir.path());
-        let keep = |name: &str, incarnation: &str| {
-            view.deployments.get(name).is_some_and(|registered| registered.incarnation == incarnation)
-        };
-        match self.state_dir.collect(keep) {
+        match self.state_dir.collect(|name, incarnation| view.is_alive(name, incarnation)) {
             Ok(collected) if collected.is_empty() => {}
             Ok(collected) => {
                 tracing::info!(directories = collected.len(), "deleted state of deployments that are gone")
@@ -203,11 +210,31 @@ impl NodeRuntime {
         })
     }
 
-    /// Removes what a deleted deployment leaves in Kafka. Its workers on this node have stopped or
-    /// stop now; what they may still write goes with the topic.
+    /// Removes what a deleted deployment leaves in Kafka. The group goes first, once its last member
+    /// has left it: its offsets would halt the next deployment of the name, and nobody writes to the
+    /// changelog any more when it is gone.
     pub fn retire(&self, registered: &Registered, keep_state: bool) -> Result<(), ControlError> {
         if keep_state {
             return Ok(());
+        }
+        let group = self.group(&registered.name);
+        let deadline = Instant::now() + EMPTY_GROUP_WAIT;
+        loop {
+            match self.admin.delete_group(&group) {
+                // A group that never had a member does not exist.
+                Ok(()) | Err(AdminError::Missing { .. }) => break,
+                Err(AdminError::Refused { .. }) if Instant::now() < deadline => {
+                    std::thread::park_timeout(EMPTY_GROUP_PAUSE);
+                }
+                Err(error) => {
+                    return Err(ControlError::Precondition(format!(
+                        "{} is deleted, but its group is still there ({error}): stop whoever uses it, then run \
+                         tidemill groups delete {group} and tidemill topics delete {}",
+                        registered.name,
+                        self.changelog_topic(&registered.name),
+                    )));
+                }
+            }
         }
         match self.admin.delete_topics(&[self.changelog_topic(&registered.name)]) {
             Ok(()) | Err(AdminError::Missing { .. }) => {}
