@@ -206,7 +206,7 @@ fn entries(entries: &[proto::StateEntry], read_at: &[proto::StatePosition], kind
         .map(|at| {
             let one = |at: &proto::InputPosition| json!({ "topic": at.topic, "partition": at.partition, "offset": at.offset });
             let positions: Vec<Value> = at.positions.iter().map(one).collect();
-            json!({ "partition": at.partition, "node": at.node, "positions": positions })
+            json!({ "partition": at.partition, "node": at.node, "cluster": at.cluster, "positions": positions })
         })
         .collect();
     View::table(table, json!({ "entries": rows, "read_at": read }))
@@ -215,7 +215,11 @@ fn entries(entries: &[proto::StateEntry], read_at: &[proto::StatePosition], kind
 /// Says which position an answer is true at; beside the answer, so that a script gets the answer only.
 fn note_positions(global: &Global, read_at: &[proto::StatePosition]) {
     if global.output == Format::Table {
-        eprintln!("as of {}", positions(read_at));
+        let cluster = read_at.first().map_or("", |at| at.cluster.as_str());
+        eprintln!(
+            "as of {}; of cluster {cluster} alone, a mirror may be ahead or behind",
+            positions(read_at)
+        );
     }
 }
 

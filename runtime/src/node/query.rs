@@ -138,6 +138,7 @@ impl Target {
                 })
                 .collect(),
             node: node.id.clone(),
+            cluster: node.cluster_id.clone(),
         }
     }
 }
