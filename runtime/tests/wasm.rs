@@ -10,6 +10,7 @@ use tidemill::effects::{Effects, Fault, Order, Prefetched, Status};
 use tidemill::ports::Handler;
 use tidemill::record::{Batch, Column};
 use tidemill::store::View;
+use tidemill::telemetry::Telemetry;
 use tidemill::wasm::{Compiler, Linked, MODULE_BYTES_MAX, Module, ModuleError, WasmHandler};
 use tidemill_test_support::build_guest;
 
@@ -319,7 +320,8 @@ fn what_is_no_handler_is_refused_with_a_message_of_its_own() {
 fn a_module_is_compiled_once_in_a_process_of_its_own_and_altered_code_never_runs() {
     let dir = tempfile::tempdir().expect("a directory");
     let guest = build_guest("bench/pass");
-    let compiler = |program: &str| Compiler::apart(program.into(), dir.path()).expect("a compiler");
+    let compiler =
+        |program: &str| Compiler::apart(program.into(), dir.path(), Telemetry::new()).expect("a compiler");
     let tidemill = compiler(env!("CARGO_BIN_EXE_tidemill"));
     let module = Module::load_with(&tidemill, &guest).expect("compiled apart");
     // Whatever is found on disk now serves without a compiler.
@@ -346,7 +348,7 @@ fn a_module_is_compiled_once_in_a_process_of_its_own_and_altered_code_never_runs
 fn a_module_that_takes_too_long_to_compile_is_given_up() {
     let dir = tempfile::tempdir().expect("a directory");
     let program = env!("CARGO_BIN_EXE_tidemill").into();
-    let compiler = Compiler::apart(program, dir.path()).expect("a compiler");
+    let compiler = Compiler::apart(program, dir.path(), Telemetry::new()).expect("a compiler");
     let error = Module::load_with(&compiler, &compile_bomb()).expect_err("a bomb");
     assert_eq!(error, ModuleError::TooExpensive);
     Module::load_with(&compiler, &build_guest("bench/pass")).expect("the next one is compiled");

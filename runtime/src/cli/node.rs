@@ -15,6 +15,9 @@ use crate::kafka::probe::probe;
 use crate::node::NodeError;
 use crate::telemetry::logging;
 
+/// This very program, even after an upgrade has replaced its file.
+const SELF: &str = "/proc/self/exe";
+
 const EXAMPLES: &str = "\
 Examples:
   tidemill node --config tidemill.yaml
@@ -80,7 +83,7 @@ async fn until_stopped(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Out
         tokio::time::sleep(limit).await;
     };
     tokio::select! {
-        outcome = run(config, ready, told(stopped.clone())) => Ok(outcome?),
+        outcome = run(config, SELF.into(), ready, told(stopped.clone())) => Ok(outcome?),
         () = late => {
             let waited = show_duration(limit);
             Err(Failure::failed(format!("the node did not stop within shutdown_timeout ({waited}) and was ended")))

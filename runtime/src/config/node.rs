@@ -49,7 +49,7 @@ pub struct Listen {
 pub struct MemoryBudget {
     pub block_cache_bytes: u64,
     pub write_buffers_bytes: u64,
-    /// librdkafka's consumer and producer queues of all workers together.
+    /// librdkafka's consumer and producer queues; each worker has a share.
     pub queues_bytes: u64,
 }
 
@@ -138,8 +138,13 @@ impl fmt::Debug for Secret {
 }
 
 impl NodeConfig {
+    /// What the consumer groups of this node's deployments begin with.
+    pub fn effective_group(&self) -> String {
+        format!("{}.{}", self.environment, self.group)
+    }
+
     /// The consumer group of a deployment, as Kafka's own tools name it.
     pub fn group_of(&self, deployment: &str) -> String {
-        format!("{}.{}.{deployment}", self.environment, self.group)
+        format!("{}.{deployment}", self.effective_group())
     }
 }

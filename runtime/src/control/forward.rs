@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use super::grpc::status;
+use super::grpc::ask;
 use crate::node::{Handle, Owner};
 
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,7 +36,7 @@ impl Forwarder {
             let request =
                 proto::GetStateRequest { partition: Some(partition), local: true, ..request.clone() };
             let part = match owner {
-                Owner::Here => self.here(move |node| node.state_get(&request)).await?,
+                Owner::Here => ask(&self.node, move |node| node.state_get(&request)).await?,
                 Owner::At { address, .. } => {
                     let mut client = StateClient::new(self.channel(&address).await?);
                     client.get(timed(request)).await?.into_inner()
@@ -74,7 +74,7 @@ impl Forwarder {
                 ..request.clone()
             };
             let part = match owner {
-                Owner::Here => self.here(move |node| node.state_scan(&request)).await?,
+                Owner::Here => ask(&self.node, move |node| node.state_scan(&request)).await?,
                 Owner::At { address, .. } => {
                     let mut client = StateClient::new(self.channel(&address).await?);
                     client.scan(timed(request)).await?.into_inner()
@@ -96,7 +96,7 @@ impl Forwarder {
 
     async fn owners(&self, deployment: &str, partition: Option<i32>) -> Result<BTreeMap<i32, Owner>, Status> {
         let deployment = deployment.to_owned();
-        let mut owners = self.here(move |node| node.owners(&deployment)).await?;
+        let mut owners = ask(&self.node, move |node| node.owners(&deployment)).await?;
         if let Some(partition) = partition {
             let owner = owners.remove(&partition).ok_or_else(|| {
                 Status::not_found(format!("partition {partition} does not exist; there are {}", owners.len()))
@@ -104,17 +104,6 @@ impl Forwarder {
             owners = BTreeMap::from([(partition, owner)]);
         }
         Ok(owners)
-    }
-
-    async fn here<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Handle) -> Result<T, crate::node::ControlError> + Send + 'static,
-    ) -> Result<T, Status> {
-        let node = self.node.clone();
-        let answer = tokio::task::spawn_blocking(move || work(&node)).await;
-        answer
-            .map_err(|_| Status::internal("the call failed inside the node; its log says why"))?
-            .map_err(status)
     }
 
     async fn channel(&self, address: &str) -> Result<Channel, Status> {

@@ -1,5 +1,6 @@
 //! The gRPC services. Each call is a few lines: decode, ask the node on a blocking thread, encode.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use tidemill_proto::v1 as proto;
@@ -8,35 +9,53 @@ use tonic::{Request, Response, Status, Streaming};
 use super::forward::Forwarder;
 use super::upload;
 use crate::node::{ControlError, Handle};
+use crate::telemetry::Telemetry;
 
 /// Implements every service of `tidemill.v1`.
 #[derive(Clone)]
 pub struct Services {
     node: Handle,
     forwarder: Arc<Forwarder>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Services {
-    pub fn new(node: Handle) -> Services {
+    pub fn new(node: Handle, telemetry: Arc<Telemetry>) -> Services {
         let forwarder = Arc::new(Forwarder::new(node.clone()));
-        Services { node, forwarder }
+        Services { node, forwarder, telemetry }
     }
 
-    /// Runs `work` where it may block.
     async fn ask<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let node = self.node.clone();
-        match tokio::task::spawn_blocking(move || work(&node)).await {
-            Ok(answer) => answer.map(Response::new).map_err(status),
-            Err(_) => Err(Status::internal("the call failed inside the node; its log says why")),
-        }
+        self.counted(ask(&self.node, work)).await
+    }
+
+    /// A call, counted with its outcome.
+    async fn counted<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<Response<T>, Status> {
+        let metrics = &self.telemetry.node;
+        metrics.control_calls.add(1);
+        let answer = call.await;
+        metrics.control_errors.add(u64::from(answer.is_err()));
+        answer.map(Response::new)
+    }
+}
+
+/// Runs `work` where it may block.
+pub async fn ask<T: Send + 'static>(
+    node: &Handle,
+    work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, Status> {
+    let node = node.clone();
+    match tokio::task::spawn_blocking(move || work(&node)).await {
+        Ok(answer) => answer.map_err(status),
+        Err(_) => Err(Status::internal("the call failed inside the node; its log says why")),
     }
 }
 
 /// The one place where a reaction becomes a gRPC status.
-pub fn status(error: ControlError) -> Status {
+fn status(error: ControlError) -> Status {
     match error {
         ControlError::Invalid(problems) => Status::invalid_argument(problems.join("\n")),
         ControlError::Precondition(reason) => Status::failed_precondition(reason),
@@ -53,8 +72,11 @@ impl proto::deployments_server::Deployments for Services {
         &self,
         request: Request<Streaming<proto::DeployRequest>>,
     ) -> Result<Response<proto::DeployResponse>, Status> {
-        let upload = upload::receive(request.into_inner()).await?;
-        self.ask(move |node| node.deploy(upload.header, upload.module)).await
+        self.counted(async {
+            let upload = upload::receive(request.into_inner()).await?;
+            ask(&self.node, move |node| node.deploy(upload.header, upload.module)).await
+        })
+        .await
     }
 
     async fn get(
@@ -111,7 +133,7 @@ impl proto::state_server::State for Services {
         if request.local {
             return self.ask(move |node| node.state_get(&request)).await;
         }
-        self.forwarder.get(request).await.map(Response::new)
+        self.counted(self.forwarder.get(request)).await
     }
 
     async fn scan(
@@ -122,7 +144,7 @@ impl proto::state_server::State for Services {
         if request.local {
             return self.ask(move |node| node.state_scan(&request)).await;
         }
-        self.forwarder.scan(request).await.map(Response::new)
+        self.counted(self.forwarder.scan(request)).await
     }
 }
 

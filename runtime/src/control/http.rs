@@ -33,7 +33,7 @@ pub trait HealthSource: Send + Sync + 'static {
 pub struct HealthSnapshot {
     /// Kafka answers and no deployment is halted.
     pub healthy: bool,
-    /// The registry has been read and deployments were started.
+    /// The registry has been read, and every deployment in it was started or could not be.
     pub started: bool,
     pub environment: String,
     pub group: String,

@@ -2,7 +2,9 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,6 +13,7 @@ use super::http::{self, CircuitState, HealthSnapshot, HealthSource, ListenError}
 use super::server::{self, ServeError};
 use crate::config::NodeConfig;
 use crate::node::{Handle, Node, NodeError};
+use crate::telemetry::Telemetry;
 
 /// How long calls in progress may go on once the node is told to stop.
 const LAST_CALLS_MAX: Duration = Duration::from_secs(2);
@@ -34,13 +37,11 @@ pub struct Addresses {
     pub http: SocketAddr,
 }
 
-/// This very program, even after an upgrade has replaced its file.
-const SELF: &str = "/proc/self/exe";
-
 /// Runs a node until `shutdown` resolves, then drains it: takes no more calls, commits, closes the
-/// stores, leaves the groups. `ready` is called once, when it answers.
+/// stores, leaves the groups. `program` is tidemill itself. `ready` is called once, when it answers.
 pub async fn run(
     config: NodeConfig,
+    program: PathBuf,
     ready: impl FnOnce(Addresses),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
@@ -51,13 +52,20 @@ pub async fn run(
         http: http.local_addr().unwrap_or(config.listen.http),
     };
     let advertised = config.listen.advertise.clone().unwrap_or_else(|| addresses.grpc.to_string());
-    let node = blocking(move || Node::start(config, advertised, SELF.into())).await??;
-    let handle = node.handle();
     let (stop, stopped) = watch::channel(false);
-    let telemetry = handle.telemetry();
-    let health: Arc<dyn HealthSource> = Arc::new(handle.clone());
-    let grpc = tokio::spawn(server::serve(grpc, handle, until(stopped.clone())));
-    let http = tokio::spawn(http::serve(http, telemetry, health, until(stopped)));
+    let telemetry = Telemetry::new();
+    // Probes are answered from the first moment on: a node that starts is alive, and not ready.
+    let health = Arc::new(Health::new(&config));
+    let source: Arc<dyn HealthSource> = Arc::clone(&health) as _;
+    let http = tokio::spawn(http::serve(http, Arc::clone(&telemetry), source, until(stopped.clone())));
+    // If it fails, `stop` is dropped, which ends the server.
+    let node = blocking({
+        let telemetry = Arc::clone(&telemetry);
+        move || Node::start(config, advertised, program, telemetry)
+    })
+    .await??;
+    health.started(node.handle());
+    let grpc = tokio::spawn(server::serve(grpc, node.handle(), telemetry, until(stopped)));
     ready(addresses);
     shutdown.await;
     let _ = stop.send(true); // The servers are the only ones that listen.
@@ -84,19 +92,49 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.map_err(|_| RunError::Panicked)
 }
 
-impl HealthSource for Handle {
+/// What the endpoints say of the node, also before there is one.
+struct Health {
+    starting: HealthSnapshot,
+    handle: OnceLock<Handle>,
+    /// Stays true: a deployment that comes later does not make a node one that starts.
+    started: AtomicBool,
+}
+
+impl Health {
+    fn new(config: &NodeConfig) -> Health {
+        let starting = HealthSnapshot {
+            healthy: false,
+            started: false,
+            environment: config.environment.clone(),
+            group: config.effective_group(),
+            bootstrap_servers: config.kafka.bootstrap_servers.join(","),
+            circuit_state: CircuitState::HalfOpen,
+            subscriber_count: 0,
+            topic_count: 0,
+            consumer_count: 0,
+        };
+        Health { starting, handle: OnceLock::new(), started: AtomicBool::new(false) }
+    }
+
+    fn started(&self, handle: Handle) {
+        // There is one node.
+        let _ = self.handle.set(handle);
+    }
+}
+
+impl HealthSource for Health {
     fn health(&self) -> HealthSnapshot {
-        let signs = self.vital_signs();
+        let Some(handle) = self.handle.get() else { return self.starting.clone() };
+        let signs = handle.vital_signs();
+        let started = self.started.fetch_or(signs.settled, Ordering::Relaxed) || signs.settled;
         HealthSnapshot {
             healthy: signs.kafka_answers && signs.running == signs.deployments,
-            started: true,
-            environment: signs.environment,
-            group: signs.group,
-            bootstrap_servers: signs.bootstrap_servers,
+            started,
             circuit_state: if signs.kafka_answers { CircuitState::Closed } else { CircuitState::Open },
             subscriber_count: signs.deployments,
             topic_count: signs.topics,
             consumer_count: signs.consumed_topics,
+            ..self.starting.clone()
         }
     }
 }

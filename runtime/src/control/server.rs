@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_proto::v1 as proto;
@@ -11,6 +12,7 @@ use tonic::transport::Server;
 
 use super::grpc::Services;
 use crate::node::Handle;
+use crate::telemetry::Telemetry;
 
 /// One message of a client; a module comes in chunks well below it.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -39,9 +41,10 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
 pub async fn serve(
     listener: TcpListener,
     node: Handle,
+    telemetry: Arc<Telemetry>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let services = Services::new(node);
+    let services = Services::new(node, telemetry);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<proto::deployments_server::DeploymentsServer<Services>>().await;
     health.set_serving::<proto::state_server::StateServer<Services>>().await;

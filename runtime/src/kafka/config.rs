@@ -60,6 +60,11 @@ pub struct KafkaLimits {
     pub metadata_refresh: Duration,
 }
 
+/// Room for a fetch of one partition, and for the largest record of a topic with Kafka's defaults,
+/// twice over (which is what its changelog may hold).
+const FETCH_QUEUE_KIB_MIN: u32 = 1024;
+const PRODUCE_QUEUE_KIB_MIN: u32 = 4 * 1024;
+
 impl Default for KafkaLimits {
     fn default() -> KafkaLimits {
         KafkaLimits {
@@ -74,6 +79,19 @@ impl Default for KafkaLimits {
             transaction_timeout: Duration::from_secs(10),
             metadata_refresh: Duration::from_secs(30),
         }
+    }
+}
+
+impl KafkaLimits {
+    /// Lowers the queues so that a worker's consumer and producer together hold about `bytes`: a
+    /// quarter fetched ahead, the rest on its way out, because a commit produces all it has at once.
+    pub fn within(mut self, bytes: u64) -> KafkaLimits {
+        let kib = |bytes: u64| u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+        self.fetch_queue_kib = self.fetch_queue_kib.min(kib(bytes / 4).max(FETCH_QUEUE_KIB_MIN));
+        self.produce_queue_kib = self.produce_queue_kib.min(kib(bytes / 4 * 3).max(PRODUCE_QUEUE_KIB_MIN));
+        // A record that does not fit an empty queue would wait for ever instead of being refused.
+        self.record_bytes = self.record_bytes.min(self.produce_queue_kib.saturating_mul(1024));
+        self
     }
 }
 
@@ -403,6 +421,17 @@ mod tests {
         for part in ["bootstrap", "SASL mechanism", "isolation.level", "no.such.thing", "fetch.min.bytes"] {
             assert!(problems.contains(part), "{part} is not in:\n{problems}");
         }
+    }
+
+    #[test]
+    fn queues_follow_the_budget_and_a_record_always_fits() {
+        let share = |mib: u64| {
+            let limits = KafkaLimits::default().within(mib << 20);
+            (limits.fetch_queue_kib >> 10, limits.produce_queue_kib >> 10, limits.record_bytes >> 20)
+        };
+        assert_eq!(share(1024), (16, 64, 16), "never above what a client needs");
+        assert_eq!(share(16), (4, 12, 12));
+        assert_eq!(share(1), (1, 4, 4));
     }
 
     #[test]

@@ -91,7 +91,14 @@ impl Board {
             skipped: 0,
             metrics,
         };
-        self.lock().insert(partition, entry);
+        let mut tasks = self.lock();
+        tasks.insert(partition, entry);
+        self.count(&tasks, worker);
+    }
+
+    fn count(&self, tasks: &BTreeMap<i32, TaskEntry>, worker: u32) {
+        let held = tasks.values().filter(|task| task.worker == worker).count();
+        self.worker(worker).partitions.set(held as u64);
     }
 
     pub fn task_state(&self, partition: i32, state: TaskState, reason: &str) {
@@ -119,12 +126,15 @@ impl Board {
         if let Some(entry) = self.lock().get_mut(&partition) {
             entry.positions = committed(task);
             entry.skipped = task.stats().failures.iter().sum();
+            entry.metrics.overlay_bytes.set(task.pending().bytes as u64);
         }
     }
 
     pub fn gone(&self, partition: i32) {
-        if let Some(entry) = self.lock().remove(&partition) {
+        let mut tasks = self.lock();
+        if let Some(entry) = tasks.remove(&partition) {
             entry.metrics.set_state(TaskState::Absent);
+            self.count(&tasks, entry.worker);
         }
     }
 

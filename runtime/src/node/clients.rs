@@ -9,10 +9,11 @@ use super::worker::{self, ConsumerFactory};
 use crate::config::NodeConfig;
 use crate::config::deployment::Guarantee;
 use crate::config::node::GroupProtocol;
+use crate::kafka::config::KafkaConfig;
 use crate::kafka::consumer::{Consumer, ConsumerSpec};
 use crate::kafka::sink::{PlainSink, SinkSpec, TransactionalSink};
 use crate::ports::Sink;
-use crate::store::BudgetConfig;
+use crate::store::{BudgetConfig, FlushRule};
 
 pub fn store_budget(config: &NodeConfig) -> BudgetConfig {
     BudgetConfig {
@@ -20,6 +21,26 @@ pub fn store_budget(config: &NodeConfig) -> BudgetConfig {
         write_buffer_bytes: config.memory.write_buffers_bytes as usize,
         ..BudgetConfig::default()
     }
+}
+
+/// The flusher's bound lies below the budget, so that idle stores are written before busy ones are
+/// held up by RocksDB.
+pub fn flush_rule(config: &NodeConfig) -> FlushRule {
+    FlushRule { bytes_max: config.memory.write_buffers_bytes / 4 * 3, ..FlushRule::default() }
+}
+
+/// Workers that share the budget for queues at least, so that the first deployment does not take all
+/// of it: a queue cannot be resized while its client lives.
+const QUEUE_SHARES_MIN: u64 = 4;
+
+/// How a worker reaches Kafka: as the node does, with its share of the node's queues.
+fn worker_kafka(node: &NodeRuntime) -> KafkaConfig {
+    let view = node.control_log.view();
+    let workers = view.deployments.values().filter_map(|registered| Some(registered.spec()?.workers));
+    let workers: u64 = workers.map(u64::from).sum();
+    let mut kafka = node.kafka.clone();
+    kafka.limits = kafka.limits.within(node.config.memory.queues_bytes / workers.max(QUEUE_SHARES_MIN));
+    kafka
 }
 
 /// The producer of a worker, as Kafka knows it over restarts.
@@ -46,7 +67,7 @@ pub fn consumer_spec(node: &NodeRuntime, revision: &Revision, index: u32) -> Con
 
 pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> ConsumerFactory<Consumer> {
     let spec = consumer_spec(node, revision, index);
-    let kafka = node.kafka.clone();
+    let kafka = worker_kafka(node);
     Box::new(move || Consumer::new(&kafka, spec.clone()))
 }
 
@@ -64,7 +85,7 @@ pub fn sinks(node: &NodeRuntime, revision: &Arc<Revision>, index: u32) -> SinkFa
             .and_then(|bytes| u32::try_from(bytes).ok())
             .unwrap_or(1 << 20),
     };
-    let kafka = node.kafka.clone();
+    let kafka = worker_kafka(node);
     let id = transactional_id(node, &revision.registered.name, index);
     match revision.spec.guarantee {
         Guarantee::ExactlyOnce => Box::new(move || {

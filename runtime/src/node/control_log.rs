@@ -18,6 +18,7 @@ use crate::config::document::SpecDefaults;
 use crate::kafka::topic_log::{AppendError, Tail, TopicLog};
 use crate::ports::{LogRecord, SourceError};
 use crate::record::Offset;
+use crate::telemetry::Telemetry;
 
 /// A proposal that has not come back after this long is reported as unavailable.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,6 +48,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     stopping: AtomicBool,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Shared {
@@ -74,6 +76,7 @@ pub fn open(
     node: &str,
     log: TopicLog,
     defaults: SpecDefaults,
+    telemetry: Arc<Telemetry>,
 ) -> Result<(ControlLog, ControlReader), SourceError> {
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
@@ -84,6 +87,7 @@ pub fn open(
         }),
         changed: Condvar::new(),
         stopping: AtomicBool::new(false),
+        telemetry,
     });
     let mut tail = log.tail(Offset(0))?;
     let mut records = Vec::new();
@@ -129,9 +133,12 @@ fn apply(records: Vec<LogRecord>, shared: &Shared) {
                 offset = record.offset.0,
                 "an entry of the control topic cannot be decoded; passed over"
             );
+            shared.telemetry.node.registry_errors.add(1);
             registry.skip(record.offset);
             continue;
         };
+        // Of a kind that only a newer node knows.
+        shared.telemetry.node.registry_errors.add(u64::from(entry.entry.is_none()));
         let outcome = registry.apply(record.offset, record.timestamp_ms, &entry);
         state.outcomes.insert(entry.proposal_id.clone(), outcome);
         state.order.push_back(entry.proposal_id);

@@ -17,7 +17,7 @@ use super::registry::Outcome;
 use super::revision::{self, PrepareError};
 use super::runtime::NodeRuntime;
 use crate::config::manifest::StoreKind;
-use crate::telemetry::{TaskState, Telemetry};
+use crate::telemetry::TaskState;
 
 /// Why a call is refused, by what its caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -66,13 +66,12 @@ pub enum Owner {
 /// How a node is, in numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VitalSigns {
-    pub environment: String,
-    pub group: String,
-    pub bootstrap_servers: String,
     /// The last heartbeat was written.
     pub kafka_answers: bool,
     /// In the registry.
     pub deployments: usize,
+    /// Each of those was started here, or could not be.
+    pub settled: bool,
     /// Of those, the ones without a halted task or other trouble on this node.
     pub running: usize,
     /// Distinct input topics of all deployments.
@@ -240,20 +239,18 @@ impl Handle {
         Ok(owners)
     }
 
-    pub fn telemetry(&self) -> Arc<Telemetry> {
-        Arc::clone(&self.node.telemetry)
-    }
-
     /// Cheap: asks nobody.
     pub fn vital_signs(&self) -> VitalSigns {
         let view = self.node.control_log.view();
         let mut topics = BTreeSet::new();
         let mut consumed = BTreeSet::new();
         let mut running = 0;
+        let mut settled = true;
         for registered in view.deployments.values() {
             let inputs = registered.topics();
-            let halted = self.node.trouble(registered).is_some()
-                || self.node.board(&registered.name).is_some_and(|board| board.is_halted());
+            let trouble = self.node.trouble(registered).is_some();
+            settled &= trouble || self.node.is_settled(&registered.name);
+            let halted = trouble || self.node.board(&registered.name).is_some_and(|board| board.is_halted());
             if !halted {
                 running += 1;
                 consumed.extend(inputs.iter().cloned());
@@ -261,11 +258,9 @@ impl Handle {
             topics.extend(inputs);
         }
         VitalSigns {
-            environment: self.node.config.environment.clone(),
-            group: format!("{}.{}", self.node.config.environment, self.node.config.group),
-            bootstrap_servers: self.node.kafka.bootstrap_servers.clone(),
             kafka_answers: self.node.kafka_answers.load(Ordering::Relaxed),
             deployments: view.deployments.len(),
+            settled,
             running,
             topics: topics.len(),
             consumed_topics: consumed.len(),

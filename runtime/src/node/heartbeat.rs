@@ -35,10 +35,12 @@ impl Heart {
                 if last.is_none_or(|last| last.elapsed() >= HEARTBEAT) {
                     last = Some(Instant::now());
                     let beat = beat(&node, &address).encode_to_vec();
+                    let sent = Instant::now();
                     let written = log.append(Some(node.id.as_bytes()), Some(&beat));
                     node.kafka_answers.store(written.is_ok(), Ordering::Relaxed);
-                    if let Err(error) = written {
-                        tracing::warn!(%error, "cannot write a heartbeat");
+                    match written {
+                        Ok(_) => node.telemetry.node.broker_latency.observe(sent.elapsed()),
+                        Err(error) => tracing::warn!(%error, "cannot write a heartbeat"),
                     }
                 }
                 let read = tail.next(READ_WAIT, &mut |record| {

@@ -93,7 +93,13 @@ fn committed(
 }
 
 /// Age of the oldest record that is not committed; unknown when it cannot be read at once.
-fn seconds(node: &NodeRuntime, topic: &str, partition: i32, next: Offset, records: u64) -> Option<f64> {
+pub(super) fn seconds(
+    node: &NodeRuntime,
+    topic: &str,
+    partition: i32,
+    next: Offset,
+    records: u64,
+) -> Option<f64> {
     if records == 0 {
         return Some(0.0);
     }

@@ -217,7 +217,7 @@ impl Context {
         &self,
         partition: i32,
         mut open: Option<Store>,
-        metrics: &TaskMetrics,
+        metrics: &Arc<TaskMetrics>,
     ) -> Result<Outcome, RecoveryError> {
         let revision = &self.revision;
         let mut kafka = LogReader::new(
@@ -275,7 +275,7 @@ impl Context {
         }
     }
 
-    fn task(&self, partition: i32, start: Start, report: &Report, metrics: &TaskMetrics) -> Outcome {
+    fn task(&self, partition: i32, start: Start, report: &Report, metrics: &Arc<TaskMetrics>) -> Outcome {
         let replayed = &report.replayed;
         metrics.restored_records.add(replayed.records);
         metrics.restored_bytes.add(replayed.bytes);
@@ -297,7 +297,7 @@ impl Context {
             Err(error) => return Outcome::Halt { reason: error.to_string(), store: start.store },
         };
         match Task::new(Arc::clone(&self.task_config), partition, handler, start) {
-            Ok(task) => Outcome::Start(Box::new(task)),
+            Ok(task) => Outcome::Start(Box::new(task.counting(Arc::clone(metrics)))),
             Err(error) => Outcome::Halt { reason: error.to_string(), store: None },
         }
     }

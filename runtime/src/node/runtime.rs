@@ -124,10 +124,6 @@ impl NodeRuntime {
         format!("{}.{deployment}.changelog", self.config.fleet)
     }
 
-    pub fn control_topic(&self) -> String {
-        format!("_{}.control", self.config.fleet)
-    }
-
     pub fn modules_topic(&self) -> String {
         format!("_{}.modules", self.config.fleet)
     }

@@ -2,17 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::clients;
 use super::control_log::{self, ControlReader};
 use super::former::FormerWorkers;
+use super::gauges;
 use super::handle::Handle;
 use super::heartbeat::Heart;
 use super::identity::{Identity, IdentityError};
 use super::modules::{ModuleDir, ModuleError};
+use super::routine::Routine;
 use super::runtime::{Foundations, NodeRuntime};
 use super::supervisor::Supervisor;
 use crate::config::NodeConfig;
@@ -21,7 +21,7 @@ use crate::kafka::config::KafkaConfig;
 use crate::kafka::peek::Peek;
 use crate::kafka::topic_log::TopicLog;
 use crate::ports::SourceError;
-use crate::store::{FlushRule, StateDir, StoreBudget, StoreError, flush_due};
+use crate::store::{StateDir, StoreBudget, StoreError, flush_due};
 use crate::telemetry::Telemetry;
 use crate::wasm::Compiler;
 
@@ -46,12 +46,16 @@ pub enum NodeError {
     Thread(#[from] std::io::Error),
 }
 
+/// Time between two looks at the stores.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A running node. Stopping it commits, closes and leaves.
 pub struct Node {
     runtime: Arc<NodeRuntime>,
     supervisor: Supervisor,
     heart: Heart,
-    flusher: Flusher,
+    stores: Routine,
+    _lag: Routine,
     _control: ControlReader,
     _identity: Identity,
 }
@@ -59,9 +63,13 @@ pub struct Node {
 impl Node {
     /// `address` is where other nodes reach this one's control plane; `program` is tidemill itself,
     /// which compiles modules when it is called for that.
-    pub fn start(config: NodeConfig, address: String, program: PathBuf) -> Result<Node, NodeError> {
-        let (state_dir, space) =
-            StateDir::open(&config.state_dir.join("stores"), config.state_free_min_bytes)?;
+    pub fn start(
+        config: NodeConfig,
+        address: String,
+        program: PathBuf,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<Node, NodeError> {
+        let state_dir = StateDir::open(&config.state_dir.join("stores"))?;
         let identity = Identity::open(&config.state_dir, config.node_id.as_deref())?;
         let kafka = KafkaConfig::from_node(&config.kafka, &format!("tidemill-{}", identity.node_id));
         let admin = Admin::new(&kafka)?;
@@ -71,16 +79,17 @@ impl Node {
         }
         let topic = |name: &str| format!("_{}.{name}", config.fleet);
         let log = TopicLog::open(&kafka, &topic("control"))?;
-        let (control_log, control) = control_log::open(&identity.node_id, log, config.defaults.clone())?;
+        let (control_log, control) =
+            control_log::open(&identity.node_id, log, config.defaults.clone(), Arc::clone(&telemetry))?;
         let nodes = TopicLog::open(&kafka, &topic("nodes"))?;
         let runtime = Arc::new(NodeRuntime::new(Foundations {
             id: identity.node_id.clone(),
             former_workers: FormerWorkers::open(&config.state_dir)
                 .map_err(|reason| NodeError::Record { path: config.state_dir.clone(), reason })?,
             modules: ModuleDir::open(&config.state_dir.join("modules"))?,
-            compiler: compiler(&config.state_dir.join("compiled"), program)?,
+            compiler: compiler(&config.state_dir.join("compiled"), program, &telemetry)?,
             peek: Peek::new(&kafka)?,
-            telemetry: Telemetry::new(),
+            telemetry,
             store_budget: StoreBudget::new(clients::store_budget(&config))?,
             config,
             kafka,
@@ -92,13 +101,15 @@ impl Node {
         tracing::info!(
             node = runtime.id,
             fleet = runtime.config.fleet,
-            free_mib = space.free_bytes >> 20,
             deployments = runtime.control_log.view().deployments.len(),
             "node started"
         );
+        // Of deployments that were deleted while this node was away.
+        runtime.collect_state(&runtime.control_log.view());
         Ok(Node {
             heart: Heart::start(Arc::clone(&runtime), address, nodes)?,
-            flusher: Flusher::start(Arc::clone(&runtime))?,
+            stores: stores(Arc::clone(&runtime))?,
+            _lag: lag(Arc::clone(&runtime))?,
             supervisor: Supervisor::start(Arc::clone(&runtime))?,
             runtime,
             _control: control,
@@ -114,14 +125,15 @@ impl Node {
     pub fn stop(self) {
         let start = Instant::now();
         self.supervisor.stop();
-        self.flusher.stop();
+        self.stores.stop();
         self.heart.stop();
         tracing::info!(took_ms = start.elapsed().as_millis() as u64, "node stopped");
     }
 }
 
-fn compiler(path: &Path, program: PathBuf) -> Result<Compiler, NodeError> {
-    Compiler::apart(program, path).map_err(|reason| NodeError::Compiled { path: path.to_owned(), reason })
+fn compiler(path: &Path, program: PathBuf, telemetry: &Arc<Telemetry>) -> Result<Compiler, NodeError> {
+    Compiler::apart(program, path, Arc::clone(telemetry))
+        .map_err(|reason| NodeError::Compiled { path: path.to_owned(), reason })
 }
 
 /// The topics that nodes share. `control` is never compacted and kept for ever.
@@ -148,43 +160,23 @@ impl NodeRuntime {
     }
 }
 
-/// Writes memtables to disk by age and size, so that a crash costs a bounded tail.
-struct Flusher {
-    stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+/// Writes memtables to disk by age and size, so that a crash costs a bounded tail; looks up gauges.
+fn stores(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
+    let start = Instant::now();
+    let rule = clients::flush_rule(&node.config);
+    Routine::start("stores", LOOK, move || {
+        let readers: Vec<_> = node
+            .boards()
+            .iter()
+            .flat_map(|(_, board)| board.tasks().into_values().filter_map(|task| task.reader))
+            .collect();
+        if let Err(error) = flush_due(&readers, start.elapsed(), &rule) {
+            tracing::warn!(%error, "cannot flush a store");
+        }
+        gauges::local(&node);
+    })
 }
 
-impl Flusher {
-    const LOOK: Duration = Duration::from_secs(1);
-
-    fn start(node: Arc<NodeRuntime>) -> std::io::Result<Flusher> {
-        let stopping = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stopping);
-        let thread = std::thread::Builder::new().name("flusher".into()).spawn(move || {
-            let start = Instant::now();
-            let rule = FlushRule::default();
-            while !flag.load(Ordering::Relaxed) {
-                std::thread::park_timeout(Flusher::LOOK);
-                let readers: Vec<_> = node
-                    .boards()
-                    .iter()
-                    .flat_map(|(_, board)| board.tasks().into_values().filter_map(|task| task.reader))
-                    .collect();
-                if let Err(error) = flush_due(&readers, start.elapsed(), &rule) {
-                    tracing::warn!(%error, "cannot flush a store");
-                }
-            }
-        })?;
-        Ok(Flusher { stopping, thread: Some(thread) })
-    }
-
-    fn stop(mut self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!("the flusher panicked");
-            }
-        }
-    }
+fn lag(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
+    Routine::start("lag", gauges::LAG_EVERY, move || gauges::lag(&node))
 }

@@ -1,10 +1,9 @@
-//! The state directory: where each task's database lies, whether the disk can be used, and what in
-//! it belongs to nobody any more.
+//! The state directory: where each task's database lies, and what in it belongs to nobody any more.
 //!
 //! Layout: `<state_dir>/<deployment>/<incarnation>/<partition>/`.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
@@ -14,42 +13,17 @@ pub struct StateDir {
     root: PathBuf,
 }
 
-/// What a state directory was found to be like at start (ST-34).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StateDirCheck {
-    pub free_bytes: u64,
-    pub total_bytes: u64,
-}
-
 impl StateDir {
-    /// Makes the directory if need be and checks that it can be written to and has at least
-    /// `free_bytes_min` bytes left.
-    pub fn open(root: &Path, free_bytes_min: u64) -> Result<(StateDir, StateDirCheck), StoreError> {
-        let shown = root.display();
+    /// Makes the directory if need be. Whether it is fit for use was asked before
+    /// (`config::state_dir`).
+    pub fn open(root: &Path) -> Result<StateDir, StoreError> {
         fs::create_dir_all(root).map_err(|error| {
             StoreError::Io(format!(
-                "cannot make state directory {shown}: {error}; create it or set another one"
+                "cannot make {}: {error}; create it, or set another state_dir",
+                root.display()
             ))
         })?;
-        probe(root).map_err(|error| {
-            StoreError::Io(format!(
-                "cannot write to state directory {shown}: {error}; give the node's user write permission"
-            ))
-        })?;
-        let space = rustix::fs::statvfs(root)
-            .map_err(|error| StoreError::Io(format!("cannot ask for free space of {shown}: {error}")))?;
-        let check = StateDirCheck {
-            free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
-            total_bytes: space.f_blocks.saturating_mul(space.f_frsize),
-        };
-        if check.free_bytes < free_bytes_min {
-            return Err(StoreError::Io(format!(
-                "state directory {shown} has {} MiB free, at least {} MiB are needed; free some space or set another directory",
-                check.free_bytes >> 20,
-                free_bytes_min >> 20,
-            )));
-        }
-        Ok((StateDir { root: root.to_path_buf() }, check))
+        Ok(StateDir { root: root.to_path_buf() })
     }
 
     pub fn path(&self) -> &Path {
@@ -77,13 +51,6 @@ impl StateDir {
         }
         Ok(collected)
     }
-}
-
-fn probe(root: &Path) -> io::Result<()> {
-    let path = root.join(format!(".probe-{}", std::process::id()));
-    let written = fs::File::create(&path).and_then(|mut file| file.write_all(b"probe"));
-    let removed = fs::remove_file(&path);
-    written.and(removed)
 }
 
 fn directories(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
@@ -117,11 +84,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_directory_is_made_checked_and_cleared_of_strangers() {
+    fn a_state_directory_is_made_and_cleared_of_strangers() {
         let root = tempfile::tempdir().unwrap();
-        let (dir, check) = StateDir::open(&root.path().join("state"), 1).unwrap();
-        assert!(check.free_bytes > 0 && check.total_bytes >= check.free_bytes);
-
+        let dir = StateDir::open(&root.path().join("state")).unwrap();
         for (deployment, incarnation) in [("a", "one"), ("a", "two"), ("b", "three")] {
             fs::create_dir_all(dir.store(deployment, incarnation, 0)).unwrap();
         }
@@ -133,17 +98,10 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_named_before_anything_is_written_to_it() {
-        let root = tempfile::tempdir().unwrap();
-        let error = StateDir::open(root.path(), u64::MAX).unwrap_err();
-        assert!(error.to_string().contains("MiB free"), "{error}");
-    }
-
-    #[test]
     fn a_directory_that_cannot_be_made_is_named() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("file"), b"").unwrap();
-        let error = StateDir::open(&root.path().join("file/state"), 0).unwrap_err();
-        assert!(error.to_string().contains("cannot make state directory"), "{error}");
+        let error = StateDir::open(&root.path().join("file/state")).unwrap_err();
+        assert!(error.to_string().contains("cannot make"), "{error}");
     }
 }

@@ -33,7 +33,7 @@ use std::path::PathBuf;
 
 pub use budget::{BudgetConfig, StoreBudget};
 pub use db::{Identity, Opening, Progress, Store, Unusable};
-pub use dir::{StateDir, StateDirCheck};
+pub use dir::StateDir;
 pub use flush::{FlushRule, flush_due};
 pub use keys::{POSITION, StoreDef, Stores, is_changelog_key};
 pub use reader::{Sizes, Snapshot, StoreReader};

@@ -206,6 +206,7 @@ impl Task {
         applied.failed += 1;
         applied.failure.get_or_insert_with(|| failure.clone());
         self.stats.failures[kind as usize] += 1;
+        kind.counter(&self.metrics).add(1);
         match self.config.failures {
             Failures::Halt => {
                 self.pass(batch, row, taken);
@@ -213,7 +214,10 @@ impl Task {
                 self.advance(batch.input, failure.offset);
                 self.state = TaskState::Halted(failure);
             }
-            Failures::Skip => self.pass(batch, row + 1, taken),
+            Failures::Skip => {
+                self.metrics.skipped.add(1);
+                self.pass(batch, row + 1, taken);
+            }
         }
     }
 

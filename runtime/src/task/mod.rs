@@ -38,6 +38,7 @@ use crate::effects::{Emissions, Fault};
 use crate::ports::Handler;
 use crate::record::{InputPartition, Offset};
 use crate::store::{PositionInput, Store, StoreError, StoreReader, View};
+use crate::telemetry::{self, TaskMetrics};
 
 /// Offsets of records that brought down a call, so that they are not tried in company again.
 const SUSPECTS_MAX: usize = 256;
@@ -93,6 +94,16 @@ impl FailureKind {
             FailureKind::Trap => "trap",
             FailureKind::Timeout => "timeout",
             FailureKind::Limit => "limit",
+        }
+    }
+
+    fn counter(self, metrics: &TaskMetrics) -> &telemetry::Counter {
+        match self {
+            FailureKind::Transient => &metrics.failed_transient,
+            FailureKind::Permanent => &metrics.failed_permanent,
+            FailureKind::Trap => &metrics.traps,
+            FailureKind::Timeout => &metrics.timeouts,
+            FailureKind::Limit => &metrics.limit_faults,
         }
     }
 }
@@ -210,6 +221,8 @@ pub struct Task {
     first: Option<(u16, i64)>,
     state: TaskState,
     stats: TaskStats,
+    /// Outlives the task: what operators see of its failures.
+    metrics: Arc<TaskMetrics>,
 }
 
 impl Task {
@@ -249,7 +262,13 @@ impl Task {
             first: None,
             state: TaskState::Running,
             stats: TaskStats::default(),
+            metrics: Arc::default(),
         })
+    }
+
+    /// Counts failures there as well.
+    pub fn counting(self, metrics: Arc<TaskMetrics>) -> Task {
+        Task { metrics, ..self }
     }
 
     pub fn config(&self) -> &Arc<TaskConfig> {

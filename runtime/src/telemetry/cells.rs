@@ -146,10 +146,10 @@ pub struct TaskMetrics {
     pub restore_remaining: Gauge,
     /// Stores that were thrown away and rebuilt from offset zero.
     pub rebuilds: Counter,
+    /// On disk and in the write buffer.
     pub store_bytes: Gauge,
     /// Uncommitted effects in memory.
     pub overlay_bytes: Gauge,
-    pub fetch_errors: Counter,
     /// Records between the committed offset and the end of the inputs; unknown until first looked up.
     pub lag_records: OptionalGauge,
     /// Age of the oldest record that is not committed.
@@ -209,7 +209,7 @@ pub struct NodeMetrics {
     pub nodes: Gauge,
     /// Next record of the registry topic.
     pub registry_offset: Gauge,
-    /// Registry entries that this node could not apply.
+    /// Registry entries that this node could not understand.
     pub registry_errors: Counter,
     /// Modules compiled, and the time it took.
     pub modules_compiled: Counter,
@@ -218,7 +218,7 @@ pub struct NodeMetrics {
     pub write_buffer_bytes: Gauge,
     /// Free space below the state directory.
     pub state_free_bytes: Gauge,
-    /// One request and answer with a broker.
+    /// From the sending of a heartbeat to its acknowledgement by every replica in sync.
     pub broker_latency: Histogram,
     /// Calls of the control plane, and those that failed.
     pub control_calls: Counter,

@@ -1,6 +1,8 @@
 //! A whole node in this process, on the embedded broker: from deploy to query.
 
 mod inputs;
+mod lives;
+mod metrics;
 mod workers;
 mod world;
 

@@ -10,8 +10,12 @@ use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::tools::{self, Row};
 use tidemill::kafka::topic_log::TopicLog;
 use tidemill::node::Node;
+use tidemill::telemetry::Telemetry;
 use tidemill_broker::{Broker, Config};
 use tidemill_proto::v1 as proto;
+
+/// The program, which compiles the modules.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tidemill");
 
 /// Waits for a condition, and says which one when it does not come.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -48,17 +52,22 @@ impl World {
         self.node_with("")
     }
 
-    /// A node of id `n` with more lines in its file. Sessions last longer than any test waits.
+    /// A node with more lines in its file.
     pub fn node_with(&self, more: &str) -> Node {
+        Node::start(self.config(more), "127.0.0.1:0".into(), PROGRAM.into(), Telemetry::new()).expect("node")
+    }
+
+    /// Of node `n`. Sessions last longer than any test waits.
+    pub fn config(&self, more: &str) -> NodeConfig {
         let file = format!(
             "fleet: test\nstate_dir: {}\nkafka:\n  bootstrap_servers: {}\n  properties: {{ topic.metadata.refresh.interval.ms: 300, \
-             session.timeout.ms: 120000 }}\nreplication_factor: 1\nnode_id: n\n{more}",
+             session.timeout.ms: 120000 }}\nreplication_factor: 1\nnode_id: n\n\
+             listen: {{ grpc: 127.0.0.1:0, http: 127.0.0.1:0 }}\n{more}",
             self.dir.path().join("node").display(),
             self.broker.address()
         );
         let sources = Sources { file: Some(("test.yaml".into(), file)), ..Sources::default() };
-        let config = NodeConfig::load(&sources).expect("configuration").config;
-        Node::start(config, "127.0.0.1:0".into(), env!("CARGO_BIN_EXE_tidemill").into()).expect("node")
+        NodeConfig::load(&sources).expect("configuration").config
     }
 
     pub fn produce(&self, topic: &str, keys: &[&str]) {

@@ -19,13 +19,15 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use wasmtime::component::Component;
 
 use self::cache::Cache;
 use super::engine::Engine;
 use super::module::ModuleError;
+use crate::telemetry::Telemetry;
 
 pub use child::{COMMAND, serve};
 
@@ -41,6 +43,7 @@ pub struct Compiler {
 struct Apart {
     program: PathBuf,
     cache: Cache,
+    telemetry: Arc<Telemetry>,
     /// One child at a time: it may take a core and a GiB, and records are worth more.
     turn: Mutex<()>,
 }
@@ -53,9 +56,9 @@ impl Compiler {
 
     /// Compiles in a child process, `program` called with [`COMMAND`] alone, and keeps the code in
     /// `cache_dir`, which is made and closed to everyone else.
-    pub fn apart(program: PathBuf, cache_dir: &Path) -> io::Result<Compiler> {
+    pub fn apart(program: PathBuf, cache_dir: &Path, telemetry: Arc<Telemetry>) -> io::Result<Compiler> {
         let cache = Cache::open(cache_dir)?;
-        Ok(Compiler { apart: Some(Apart { program, cache, turn: Mutex::new(()) }) })
+        Ok(Compiler { apart: Some(Apart { program, cache, telemetry, turn: Mutex::new(()) }) })
     }
 
     /// `digest` names the bytes.
@@ -82,7 +85,10 @@ impl Apart {
         if let Some(component) = self.cached(engine, digest) {
             return Ok(component);
         }
+        let start = Instant::now();
         let code = self.compile(bytes)?;
+        self.telemetry.node.modules_compiled.add(1);
+        self.telemetry.node.compile_time.add(start.elapsed());
         if let Err(error) = self.cache.put(digest, &engine.wasmtime, &code) {
             tracing::warn!(%error, "compiled code cannot be kept; it is compiled again at the next start");
         }

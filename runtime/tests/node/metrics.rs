@@ -1,0 +1,145 @@
+//! What a scrape of a running node shows.
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use tidemill::control::run::run;
+use tidemill::kafka::topic_log::TopicLog;
+use tidemill::telemetry::table::names;
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::deployments_client::DeploymentsClient;
+use tidemill_test_support::build_guest;
+
+use crate::world::{PROGRAM, World, deploy, eventually};
+use crate::{WORD_COUNT, count, lag};
+
+/// The samples of a family: labels and value.
+fn samples<'a>(scrape: &'a str, name: &str) -> Vec<(&'a str, f64)> {
+    let of = |line: &'a str| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let (sample, labels) = series.split_once('{').unwrap_or((series, ""));
+        let suffix = sample.strip_prefix(name)?;
+        let counts = ["", "_total", "_count", "_info"].contains(&suffix);
+        counts.then(|| Some((labels, value.parse().ok()?)))?
+    };
+    scrape.lines().filter(|line| !line.starts_with('#')).filter_map(of).collect()
+}
+
+/// What a scrape must show at the end of the run below: family, part of the labels, least, most.
+#[rustfmt::skip]
+const EXPECTED: &[(&str, &str, f64, f64)] = &[
+    ("tidemill_records_in", "partition=\"0\"", 2.0, 2.0),
+    ("tidemill_bytes_in", "", 2.0, 100.0),
+    ("tidemill_records_out", "", 1.0, 1.0),
+    ("tidemill_bytes_out", "", 2.0, 100.0),
+    ("tidemill_records_skipped", "", 1.0, 1.0),
+    ("tidemill_records_failed", "permanent", 1.0, 1.0),
+    ("tidemill_records_failed", "trap", 0.0, 0.0),
+    ("tidemill_handler_calls", "", 1.0, 4.0),
+    ("tidemill_handler_seconds", "", 1e-6, 10.0),
+    ("tidemill_handler_duration_seconds", "", 1.0, 4.0),
+    // The two words and the position of the commits before the store was lost.
+    ("tidemill_restored_records", "", 2.0, 10.0),
+    ("tidemill_restored_bytes", "", 10.0, 10_000.0),
+    ("tidemill_restore_seconds", "", 1e-6, 30.0),
+    ("tidemill_restore_remaining_records", "", 0.0, 0.0),
+    ("tidemill_store_rebuilds", "", 0.0, 0.0),
+    ("tidemill_store_bytes", "", 1.0, 1e8),
+    ("tidemill_overlay_bytes", "", 0.0, 0.0),
+    ("tidemill_lag_records", "", 0.0, 0.0),
+    ("tidemill_lag_seconds", "", 0.0, 0.0),
+    ("tidemill_task_state", "running", 1.0, 1.0),
+    ("tidemill_task_state", "halted", 0.0, 0.0),
+    ("tidemill_commits", "worker=\"0\"", 1.0, 4.0),
+    ("tidemill_commit_records", "", 2.0, 2.0),
+    ("tidemill_commit_latency_seconds", "", 1.0, 4.0),
+    ("tidemill_commit_failures", "", 0.0, 0.0),
+    ("tidemill_rebalances", "assigned", 1.0, 4.0),
+    ("tidemill_client_restarts", "", 0.0, 0.0),
+    ("tidemill_worker_partitions", "", 1.0, 1.0),
+    ("tidemill_deployments", "", 1.0, 1.0),
+    ("tidemill_nodes", "", 1.0, 1.0),
+    ("tidemill_registry_offset", "", 4.0, 10.0),
+    ("tidemill_registry_errors", "", 1.0, 1.0),
+    ("tidemill_modules_compiled", "", 1.0, 1.0),
+    ("tidemill_compile_seconds", "", 1e-6, 60.0),
+    ("tidemill_block_cache_bytes", "", 0.0, 1e9),
+    ("tidemill_write_buffer_bytes", "", 1.0, 1e9),
+    ("tidemill_state_free_bytes", "", 1.0, 1e18),
+    ("tidemill_broker_latency_seconds", "", 1.0, 100.0),
+    ("tidemill_control_calls", "", 1.0, 1.0),
+    ("tidemill_control_errors", "", 1.0, 1.0),
+    ("tidemill_build", "version", 1.0, 1.0),
+];
+
+#[test]
+fn every_metric_of_a_running_pipeline_has_a_sensible_value() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    world.produce("words", &["a", "b"]);
+    let node = world.node();
+    deploy(&node, &format!("{WORD_COUNT}failures: skip\n"), &build_guest("plugins/count"));
+    eventually("b is counted", || count(&node, "b") == Some(1));
+    eventually("no lag", || lag(&node) == Some(0));
+    node.stop();
+    for lost in ["stores", "compiled"] {
+        std::fs::remove_dir_all(world.dir.path().join("node").join(lost)).expect("lost");
+    }
+    let log = |topic: &str| TopicLog::open(&world.kafka(), topic).expect("log");
+    log("_test.control").append(None, Some(b"\xff no entry")).expect("appended");
+    world.produce("words", &["a"]);
+    log("words").append(None, Some(b"without a key, which this handler refuses")).expect("appended");
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("runtime");
+    let (tell, told) = std::sync::mpsc::channel();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let config = world.config("");
+    let ran = runtime.spawn(run(
+        config,
+        PROGRAM.into(),
+        move |addresses| tell.send(addresses).expect("awaited"),
+        async {
+            let _ = stopped.await;
+        },
+    ));
+    let addresses = told.recv_timeout(Duration::from_secs(30)).expect("the node answers");
+    let missing = runtime.block_on(async {
+        let mut client =
+            DeploymentsClient::connect(format!("http://{}", addresses.grpc)).await.expect("gRPC");
+        client.get(proto::GetDeploymentRequest { name: "nobody".into() }).await
+    });
+    assert!(missing.is_err());
+
+    let scrape = || http_get(addresses.http, "/metrics");
+    let unmet = || {
+        let scrape = scrape();
+        let unmet = EXPECTED.iter().filter(|(name, labels, least, most)| {
+            let found = samples(&scrape, name);
+            let mut found = found.iter().filter(|(found, _)| found.contains(labels)).peekable();
+            found.peek().is_none() || found.any(|(_, value)| !(least..=most).contains(&value))
+        });
+        let shown = |name: &str| format!("{name} {:?}", samples(&scrape, name));
+        unmet.map(|(name, ..)| shown(name)).collect::<Vec<String>>()
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !unmet().is_empty() {
+        assert!(Instant::now() < deadline, "{:#?}", unmet());
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    for name in names() {
+        assert!(EXPECTED.iter().any(|(expected, ..)| *expected == name), "{name} is not looked at");
+    }
+    let ready = http_get(addresses.http, "/health/ready");
+    assert!(ready.ends_with("{\"status\":\"ready\"}"), "{ready}");
+    stop.send(()).expect("the node runs");
+    runtime.block_on(ran).expect("no panic").expect("a clean end");
+}
+
+/// Head and body of an answer.
+fn http_get(address: std::net::SocketAddr, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).expect("HTTP");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    answer
+}
