@@ -138,6 +138,8 @@ pub struct Worker<C: Consumer> {
     restorer: Box<dyn Restorer>,
     verdicts: Receiver<Verdict>,
     verdict_sender: Sender<Verdict>,
+    /// Restores that were begun and have not answered.
+    restoring: usize,
     next_ticket: u64,
     commands: Receiver<Command>,
     board: Arc<Board>,
@@ -178,6 +180,7 @@ impl<C: Consumer> Worker<C> {
             restorer: parts.restorer,
             verdicts,
             verdict_sender,
+            restoring: 0,
             next_ticket: 0,
             commands: parts.commands,
             metrics: parts.board.worker(parts.index),
@@ -390,6 +393,28 @@ impl<C: Consumer> Worker<C> {
         for partition in partitions {
             self.release(partition);
         }
+        // With no slot left, every verdict is one that comes too late.
+        self.serve_verdicts();
+        let Worker { restorer, verdicts, restoring, .. } = self;
+        if restoring > 0 {
+            take_late(restorer, verdicts);
+        }
+    }
+}
+
+/// Takes back the stores of restores that outlast their worker. One that was dropped with the
+/// channel would count as held for ever, and its task would never start again on this node.
+fn take_late(mut restorer: Box<dyn Restorer>, verdicts: Receiver<Verdict>) {
+    // Ends with the last restore, which is the last one that may send.
+    let taking = std::thread::Builder::new().name("late-restores".into()).spawn(move || {
+        for verdict in verdicts {
+            if let Some(store) = verdict.outcome.into_store() {
+                restorer.release(verdict.partition, store);
+            }
+        }
+    });
+    if let Err(error) = taking {
+        tracing::error!(%error, "no thread to take stores back; their tasks wait for a restart of the node");
     }
 }
 

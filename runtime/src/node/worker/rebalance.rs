@@ -189,6 +189,7 @@ impl<C: Consumer> Worker<C> {
                 let request = RestoreRequest { partition, ticket, store: store.take() };
                 slot.state = SlotState::Restoring { ticket };
                 self.board.assigned(partition, self.index, self.revision);
+                self.restoring += 1;
                 self.restorer.begin(request, self.verdict_sender.clone());
             }
         }
@@ -196,6 +197,7 @@ impl<C: Consumer> Worker<C> {
 
     pub(super) fn serve_verdicts(&mut self) {
         while let Ok(verdict) = self.verdicts.try_recv() {
+            self.restoring -= 1;
             let partition = verdict.partition;
             let awaited = matches!(
                 self.slots.get(&partition),
