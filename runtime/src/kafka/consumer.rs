@@ -322,7 +322,7 @@ impl Consumer {
 }
 
 /// How long a member that is to be evicted may take to be let in.
-const EVICT_WAIT: Duration = Duration::from_secs(5);
+const EVICT_WAIT: Duration = Duration::from_secs(60);
 
 /// Takes a static member out of its group whose process is gone: joins in its name, and leaves. Its
 /// partitions would otherwise wait for its session to end.

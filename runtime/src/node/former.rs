@@ -99,25 +99,33 @@ fn record(node: &NodeRuntime, deployment: &str, used: Used) -> Result<(), Prepar
 }
 
 /// Only members that the group still lists: an eviction joins and leaves, which disturbs the others.
+///
+/// On a thread of its own, while the workers start: whoever joins is let in only when every member has
+/// joined again, and those that stay are these workers.
 fn evict_members(node: &NodeRuntime, revision: &Revision) -> Result<(), PrepareError> {
     let members = match node.admin.describe_group(&revision.group) {
         Ok(group) => group.members,
         Err(AdminError::Missing { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
+    let mut former = Vec::new();
     for instance in members.iter().filter_map(|member| member.instance_id.as_deref()) {
         let number = instance.strip_prefix(&node.id).and_then(|rest| rest.strip_prefix('-'));
         let Some(index) = number.and_then(|number| number.parse::<u32>().ok()) else { continue };
         if index >= revision.spec.workers {
-            tracing::info!(
-                deployment = revision.registered.name,
-                worker = index,
-                "evicting a worker that is no more"
-            );
-            evict(&node.kafka, clients::consumer_spec(node, revision, index))?;
+            former.push((index, clients::consumer_spec(node, revision, index)));
         }
     }
-    Ok(())
+    let (kafka, deployment) = (node.kafka.clone(), revision.registered.name.clone());
+    let evicting = std::thread::Builder::new().name("evict".into()).spawn(move || {
+        for (worker, spec) in former {
+            tracing::info!(deployment, worker, "evicting a worker that is no more");
+            if let Err(error) = evict(&kafka, spec) {
+                tracing::warn!(deployment, worker, %error, "its partitions wait for its session to end");
+            }
+        }
+    });
+    evicting.map(|_| ()).map_err(|error| PrepareError::Unavailable(format!("no thread: {error}")))
 }
 
 #[cfg(test)]
