@@ -2,6 +2,9 @@
 //!
 //! Workers write it when something changes and once per commit, never per record; the control plane
 //! reads it. One board per deployment.
+//!
+//! Each worker has entries of its own: while a partition moves between two workers of a node, the one
+//! that has lost it may learn of that last, and must not take the other's entry with it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +34,8 @@ pub struct TaskEntry {
 pub struct Board {
     deployment: String,
     telemetry: Arc<Telemetry>,
-    tasks: Mutex<BTreeMap<i32, TaskEntry>>,
+    /// By partition and worker.
+    tasks: Mutex<BTreeMap<(i32, u32), TaskEntry>>,
     /// Why the deployment as a whole does not run, by worker; empty when it does.
     trouble: Mutex<BTreeMap<u32, String>>,
 }
@@ -56,16 +60,27 @@ impl Board {
         self.telemetry.task(&self.deployment, partition)
     }
 
+    /// Every task here; of two workers that name the same one, what [`Board::task`] answers.
     pub fn tasks(&self) -> BTreeMap<i32, TaskEntry> {
-        self.lock().clone()
+        let tasks = self.lock();
+        let mut shown: BTreeMap<i32, &TaskEntry> = BTreeMap::new();
+        for (&(partition, _), entry) in tasks.iter() {
+            let place = shown.entry(partition).or_insert(entry);
+            if rank(entry) > rank(place) {
+                *place = entry;
+            }
+        }
+        shown.into_iter().map(|(partition, entry)| (partition, entry.clone())).collect()
     }
 
+    /// The entry of the worker that is furthest with this task.
     pub fn task(&self, partition: i32) -> Option<TaskEntry> {
-        self.lock().get(&partition).cloned()
+        let tasks = self.lock();
+        of(&tasks, partition).max_by_key(|entry| rank(entry)).cloned()
     }
 
     pub fn is_halted(&self) -> bool {
-        self.lock().values().any(|task| task.state == TaskState::Halted)
+        self.tasks().values().any(|task| task.state == TaskState::Halted)
     }
 
     /// The first worker's trouble, if any.
@@ -92,17 +107,17 @@ impl Board {
             metrics,
         };
         let mut tasks = self.lock();
-        tasks.insert(partition, entry);
+        tasks.insert((partition, worker), entry);
         self.count(&tasks, worker);
     }
 
-    fn count(&self, tasks: &BTreeMap<i32, TaskEntry>, worker: u32) {
+    fn count(&self, tasks: &BTreeMap<(i32, u32), TaskEntry>, worker: u32) {
         let held = tasks.values().filter(|task| task.worker == worker).count();
         self.worker(worker).partitions.set(held as u64);
     }
 
-    pub fn task_state(&self, partition: i32, state: TaskState, reason: &str) {
-        if let Some(entry) = self.lock().get_mut(&partition) {
+    pub fn task_state(&self, partition: i32, worker: u32, state: TaskState, reason: &str) {
+        if let Some(entry) = self.lock().get_mut(&(partition, worker)) {
             entry.state = state;
             entry.metrics.set_state(state);
             entry.reason = reason.to_owned();
@@ -112,8 +127,8 @@ impl Board {
         }
     }
 
-    pub fn task_running(&self, partition: i32, task: &Task) {
-        if let Some(entry) = self.lock().get_mut(&partition) {
+    pub fn task_running(&self, partition: i32, worker: u32, task: &Task) {
+        if let Some(entry) = self.lock().get_mut(&(partition, worker)) {
             entry.state = TaskState::Running;
             entry.metrics.set_state(TaskState::Running);
             entry.reason.clear();
@@ -122,20 +137,21 @@ impl Board {
         }
     }
 
-    pub fn task_committed(&self, partition: i32, task: &Task) {
-        if let Some(entry) = self.lock().get_mut(&partition) {
+    pub fn task_committed(&self, partition: i32, worker: u32, task: &Task) {
+        if let Some(entry) = self.lock().get_mut(&(partition, worker)) {
             entry.positions = committed(task);
             entry.skipped = task.stats().failures.iter().sum();
             entry.metrics.overlay_bytes.set(task.pending().bytes as u64);
         }
     }
 
-    pub fn gone(&self, partition: i32) {
+    pub fn gone(&self, partition: i32, worker: u32) {
         let mut tasks = self.lock();
-        if let Some(entry) = tasks.remove(&partition) {
-            entry.metrics.set_state(TaskState::Absent);
-            self.count(&tasks, entry.worker);
-        }
+        let Some(entry) = tasks.remove(&(partition, worker)) else { return };
+        // The metrics of a task are one, whoever of this node runs it.
+        let left = of(&tasks, partition).max_by_key(|entry| rank(entry));
+        entry.metrics.set_state(left.map_or(TaskState::Absent, |entry| entry.state));
+        self.count(&tasks, worker);
     }
 
     /// A worker cannot work at all: no consumer or no producer.
@@ -148,8 +164,22 @@ impl Board {
         lock(&self.trouble).remove(&worker);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, TaskEntry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(i32, u32), TaskEntry>> {
         lock(&self.tasks)
+    }
+}
+
+fn of(tasks: &BTreeMap<(i32, u32), TaskEntry>, partition: i32) -> impl Iterator<Item = &TaskEntry> {
+    tasks.range((partition, 0)..=(partition, u32::MAX)).map(|(_, entry)| entry)
+}
+
+/// Which of two workers' entries of a task tells more.
+fn rank(entry: &TaskEntry) -> u8 {
+    match entry.state {
+        TaskState::Absent => 0,
+        TaskState::Restoring => 1,
+        TaskState::Halted => 2,
+        TaskState::Running => 3,
     }
 }
 

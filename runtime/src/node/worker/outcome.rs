@@ -76,7 +76,7 @@ impl<C: Consumer> Worker<C> {
                 return;
             }
         };
-        self.board.task_committed(partition, task);
+        self.board.task_committed(partition, self.index, task);
         self.restorer.committed(partition);
         match committed {
             Ok(None) => {}

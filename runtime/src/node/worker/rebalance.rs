@@ -94,7 +94,7 @@ impl<C: Consumer> Worker<C> {
             if let Some(store) = into_store(slot.state, None) {
                 self.restorer.release(partition, store);
             }
-            self.board.gone(partition);
+            self.board.gone(partition, self.index);
         }
     }
 
@@ -109,7 +109,7 @@ impl<C: Consumer> Worker<C> {
         slot.state = SlotState::Waiting { store: into_store(before, sealed) };
         let held: Vec<u16> = slot.held.iter().copied().collect();
         self.stop_inputs(partition, &held);
-        self.board.task_state(partition, TaskState::Restoring, "");
+        self.board.task_state(partition, self.index, TaskState::Restoring, "");
     }
 
     /// A store that comes back from a commit whose task no longer runs.
@@ -143,7 +143,7 @@ impl<C: Consumer> Worker<C> {
         slot.state = SlotState::Halted { store: into_store(before, None) };
         let held: Vec<u16> = slot.held.iter().copied().collect();
         self.stop_inputs(partition, &held);
-        self.board.task_state(partition, TaskState::Halted, &reason);
+        self.board.task_state(partition, self.index, TaskState::Halted, &reason);
     }
 
     /// Sorts what went wrong in a task, and was no record's fault, by what to do about it.
@@ -214,7 +214,7 @@ impl<C: Consumer> Worker<C> {
                 Outcome::Start(task) => self.start_task(partition, task),
                 Outcome::Halt { reason, store } => {
                     self.set_state(partition, SlotState::Halted { store });
-                    self.board.task_state(partition, TaskState::Halted, &reason);
+                    self.board.task_state(partition, self.index, TaskState::Halted, &reason);
                     tracing::error!(deployment = %self.deployment, partition, reason, "halted");
                 }
                 Outcome::Again { store } => self.set_state(partition, SlotState::Waiting { store }),
@@ -224,7 +224,7 @@ impl<C: Consumer> Worker<C> {
 
     fn start_task(&mut self, partition: i32, task: Box<crate::task::Task>) {
         let positions = super::positions(&task);
-        self.board.task_running(partition, &task);
+        self.board.task_running(partition, self.index, &task);
         self.set_state(partition, SlotState::Running(task));
         self.start_inputs(partition, &positions);
     }
