@@ -155,6 +155,8 @@ pub struct FakeKafka {
     /// What the group's offsets become once they have been fetched that often.
     pub appears: Option<(usize, HashMap<u16, CommittedOffset>)>,
     pub emitted: Vec<String>,
+    /// Looks at the changelog's end that do not see its last entry yet, a marker.
+    pub late_marker: usize,
 }
 
 impl FakeKafka {
@@ -220,7 +222,9 @@ impl Recovery for FakeKafka {
     }
 
     fn changelog_bounds(&mut self, _: i32) -> Result<(Offset, Offset), SourceError> {
-        Ok((Offset(self.log_start), Offset(self.log.len() as u64)))
+        let late = usize::from(self.late_marker > 0);
+        self.late_marker = self.late_marker.saturating_sub(1);
+        Ok((Offset(self.log_start), Offset((self.log.len() - late) as u64)))
     }
 
     fn read_changelog(

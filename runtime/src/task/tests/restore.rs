@@ -181,6 +181,16 @@ fn a_changelog_that_lost_records_halts() {
 }
 
 #[test]
+fn a_marker_that_is_on_its_way_is_no_lost_record() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    three_words(&bench, &mut kafka);
+    // Kafka answers a commit before its markers are written.
+    kafka.late_marker = 3;
+    let (start, report) = Run::new(&bench, &kafka).start(&mut kafka);
+    assert_eq!((start.next[0], report.rebuilt, kafka.late_marker), (Offset(3), None, 0));
+}
+
+#[test]
 fn a_missing_offset_is_fetched_again_before_it_is_believed() {
     let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
     three_words(&bench, &mut kafka);
