@@ -76,6 +76,12 @@ impl Leases {
         }
     }
 
+    /// Drops the idle stores without a flush, as a killed process does.
+    #[cfg(test)]
+    pub fn forget(&self) {
+        self.lock().clear();
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }

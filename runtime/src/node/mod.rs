@@ -33,6 +33,8 @@ pub mod restorer;
 pub mod revision;
 pub mod routine;
 pub mod runtime;
+#[cfg(test)]
+mod simulation;
 pub mod start;
 pub mod supervisor;
 pub mod worker;

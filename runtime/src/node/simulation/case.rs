@@ -1,0 +1,170 @@
+//! What a seed decides before anything runs: the shape of the fleet, the input, and which faults
+//! there are. Few kinds of fault at a time find more than all of them at once.
+
+use std::sync::Arc;
+
+use super::handler::{DELETE, Kind, PLAIN, POISON};
+use super::random::Random;
+use crate::config::deployment::{Failures, Guarantee, Start};
+use crate::config::manifest::{StoreKind, StoreManifest};
+use crate::store::Stores;
+use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput};
+
+/// Each happens once in so many chances; 0 = never.
+#[derive(Debug, Clone, Default)]
+pub struct Rates {
+    /// Of requests: held, dropped, or their answer lost.
+    pub late: usize,
+    pub dropped: usize,
+    pub answer_lost: usize,
+    /// Of requests that only ask.
+    pub request_fails: usize,
+    /// Of takes: the client ends with a fatal error.
+    pub consumer_fails: usize,
+    /// Of turns.
+    pub kill: usize,
+    pub restart: usize,
+    /// A node that is down comes back.
+    pub revive: usize,
+    pub pause: usize,
+    pub expire: usize,
+    pub shake: usize,
+    pub flush: usize,
+    pub compact: usize,
+    /// The coordinator says for a while that there are no offsets.
+    pub missing: usize,
+    /// A killed node's disk is gone.
+    pub wipe: usize,
+    /// Another revision is registered.
+    pub deploy: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub kind: Kind,
+    pub nodes: usize,
+    pub workers: u32,
+    pub partitions: i32,
+    pub static_members: bool,
+    pub start: Start,
+    pub prefetch: bool,
+    /// Records of each partition before the fleet starts, and in all.
+    pub before: usize,
+    pub records: usize,
+    pub keys: usize,
+    pub poison: bool,
+    pub interval_ms: u64,
+    pub cache_bytes: usize,
+    /// Turns with faults; then the world heals.
+    pub turns: u64,
+    pub rates: Rates,
+}
+
+impl Case {
+    pub fn new(seed: u64) -> (Case, Random) {
+        let mut random = Random::new(seed);
+        let draw = &mut random;
+        let rates = Rates {
+            late: maybe(draw, 15..=120),
+            dropped: maybe(draw, 20..=200),
+            answer_lost: maybe(draw, 20..=200),
+            request_fails: maybe(draw, 10..=60),
+            consumer_fails: maybe(draw, 60..=400),
+            kill: maybe(draw, 8..=60),
+            restart: maybe(draw, 10..=60),
+            revive: draw.within(1..=8),
+            pause: maybe(draw, 4..=30),
+            expire: maybe(draw, 3..=30),
+            shake: maybe(draw, 3..=30),
+            flush: maybe(draw, 2..=20),
+            compact: maybe(draw, 3..=30),
+            missing: maybe(draw, 10..=60),
+            wipe: maybe(draw, 1..=5),
+            deploy: if draw.one_in(4) { draw.within(10..=40) } else { 0 },
+        };
+        let case = Case {
+            kind: if draw.one_in(4) { Kind::Copy } else { Kind::Chain },
+            nodes: draw.within(1..=3),
+            workers: draw.within(1..=2) as u32,
+            partitions: draw.within(1..=4) as i32,
+            static_members: !draw.one_in(3),
+            start: if draw.one_in(4) { Start::Latest } else { Start::Earliest },
+            prefetch: draw.one_in(2),
+            before: draw.below(6),
+            records: draw.within(10..=40),
+            keys: draw.within(1..=4),
+            poison: draw.one_in(4),
+            interval_ms: draw.within(5..=100) as u64,
+            cache_bytes: if draw.one_in(2) { 0 } else { 1 << 16 },
+            turns: draw.within(300..=900) as u64,
+            rates,
+        };
+        (case, random)
+    }
+
+    /// A quiet world, for a test that makes its own trouble.
+    pub fn quiet(kind: Kind) -> (Case, Random) {
+        let (mut case, random) = Case::new(1);
+        case.rates = Rates::default();
+        (case.kind, case.nodes, case.workers, case.partitions) = (kind, 2, 1, 1);
+        (case.start, case.static_members, case.poison) = (Start::Earliest, true, false);
+        (case.before, case.records, case.keys, case.interval_ms) = (0, 0, 2, 5);
+        (case, random)
+    }
+
+    /// The next record of a partition: its key and value.
+    pub fn record(&self, random: &mut Random, partition: i32, sequence: usize) -> (Vec<u8>, Vec<u8>) {
+        let key = format!("p{partition}k{}", random.below(self.keys));
+        let command = match random.below(20) {
+            0 if self.poison => POISON,
+            1 | 2 => DELETE,
+            _ => PLAIN,
+        };
+        let value = [&[command], sequence.to_string().as_bytes()].concat();
+        (key.into_bytes(), value)
+    }
+
+    pub fn task_config(&self) -> TaskConfig {
+        let stores: &[StoreManifest] = match self.kind {
+            Kind::Copy => &[],
+            Kind::Chain => &[StoreManifest {
+                name: "links".into(),
+                kind: StoreKind::Bytes,
+                schema: 1,
+                prefetch: self.prefetch,
+                ordered: false,
+            }],
+        };
+        TaskConfig {
+            deployment: "sim".into(),
+            group: "group".into(),
+            revision: 1,
+            incarnation: super::world::INCARNATION.into(),
+            guarantee: Guarantee::ExactlyOnce,
+            failures: Failures::Skip,
+            inputs: vec![TaskInput { topic: "in".into(), topic_id: "in-id".into() }],
+            outputs: vec![OutputRule {
+                topic: "out".into(),
+                record_bytes_max: 1000,
+                compacted: false,
+                timestamps: None,
+            }],
+            stores: Arc::new(Stores::new(stores).expect("one store is a valid manifest")),
+            changelog: ChangelogConfig {
+                topic: "changelog".into(),
+                topic_id: "changelog-id".into(),
+                record_bytes_max: 1000,
+            },
+            call_records_max: 500,
+            call_bytes_max: 1 << 20,
+            overlay_bytes_max: 16 << 20,
+            cache_bytes: self.cache_bytes,
+            prefetch_bytes_max: 1 << 20,
+        }
+    }
+}
+
+/// In every other case none of it.
+fn maybe(random: &mut Random, range: std::ops::RangeInclusive<usize>) -> usize {
+    if random.one_in(2) { 0 } else { random.within(range) }
+}

@@ -1,0 +1,215 @@
+//! The invariants, once the world has healed: W2 and W3 (output), W4 and W8 (it comes to rest), W5
+//! (state), W10 (versions).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::handler::{Kind, Truth};
+use super::restore::Restore;
+use super::world::{DEPLOYMENT, State, World};
+use crate::node::restore::Outcome;
+use crate::record::{InputPartition, Offset};
+use crate::store::{POSITION, StoreReader};
+use crate::telemetry::TaskState;
+
+/// Turns that a healed world may take to come to rest.
+const TURNS_TO_REST: u64 = 30_000;
+
+pub type Violation = String;
+
+/// Lets the healed world come to rest, and looks at all it has left behind.
+pub fn check(world: &Arc<World>) -> Result<(), Violation> {
+    world.heal();
+    come_to_rest(world)?;
+    let truths: Vec<Truth> = (0..world.case.partitions).map(|partition| truth(world, partition)).collect();
+    check_output(world, &truths)?;
+    for (partition, truth) in (0..).zip(&truths) {
+        check_log(world, partition)?;
+        if world.case.kind == Kind::Chain {
+            check_state(world, partition, truth)?;
+        }
+    }
+    check_cold(world, &truths)
+}
+
+fn come_to_rest(world: &Arc<World>) -> Result<(), Violation> {
+    let limit = world.lock().turns + TURNS_TO_REST;
+    let mut why = None;
+    while world.lock().turns < limit {
+        (0..50).for_each(|_| world.turn());
+        why = unrest(world);
+        if why.is_none() {
+            return Ok(());
+        }
+    }
+    Err(format!("W8 progress: {}", why.unwrap_or_default()))
+}
+
+/// Why the world is not at rest.
+fn unrest(world: &World) -> Option<String> {
+    let mut running = BTreeSet::new();
+    for process in (0..world.case.nodes).filter_map(|node| world.process(node)) {
+        if process.config.revision != world.lock().registry.revision(DEPLOYMENT) {
+            return Some(format!("node {} runs an older revision", process.node));
+        }
+        for (partition, task) in process.board.tasks() {
+            match task.state {
+                TaskState::Halted => return Some(format!("partition {partition} halted: {}", task.reason)),
+                TaskState::Running if running.insert(partition) => {}
+                TaskState::Running => return Some(format!("partition {partition} runs twice")),
+                _ => return Some(format!("partition {partition} is {:?}", task.state)),
+            }
+        }
+    }
+    if let Some(partition) = (0..world.case.partitions).find(|partition| !running.contains(partition)) {
+        return Some(format!("partition {partition} runs nowhere"));
+    }
+    let state = world.lock();
+    for partition in 0..world.case.partitions {
+        let id = InputPartition { input: 0, partition };
+        let committed = state.broker.group.committed(id).map(|committed| committed.offset);
+        let end = state.input_end(partition);
+        if committed.unwrap_or(began(&state, partition)) != end {
+            return Some(format!("partition {partition} is committed to {committed:?} of {end}"));
+        }
+    }
+    if world.is_committing() {
+        return Some("a commit has not come to its end".into());
+    }
+    (!state.broker.is_at_rest()).then(|| "something is under way".into())
+}
+
+fn began(state: &State, partition: i32) -> Offset {
+    state.began.get(&partition).copied().unwrap_or_default()
+}
+
+/// A fold of the input from where it began.
+fn truth(world: &World, partition: i32) -> Truth {
+    let state = world.lock();
+    let mut truth = Truth::default();
+    let log = &state.broker.inputs[partition as usize];
+    let mut at = began(&state, partition);
+    while at < log.end() {
+        if let super::broker::Met::Row(row) = log.meet(at) {
+            truth.add(world.case.kind, &row.key, row.value.as_deref().unwrap_or_default());
+        }
+        at.0 += 1;
+    }
+    truth
+}
+
+/// W2, W3: per key everything once and in order, and nothing else.
+fn check_output(world: &World, truths: &[Truth]) -> Result<(), Violation> {
+    let state = world.lock();
+    let mut emitted: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
+    let mut newest: BTreeMap<&[u8], u64> = BTreeMap::new();
+    for row in state.broker.outputs.iter().flat_map(|log| log.committed()) {
+        let value = row.value.as_deref().unwrap_or_default();
+        let (value, revision) = value.split_at(value.len() - size_of::<u64>());
+        emitted.entry(row.key.clone()).or_default().push(value.to_vec());
+        let revision = u64::from_be_bytes(revision.try_into().map_err(|_| "no revision")?);
+        let newest = newest.entry(&row.key).or_default();
+        if revision < *newest {
+            let key = String::from_utf8_lossy(&row.key);
+            return Err(format!("W10 versions: key {key}: revision {revision} after revision {newest}"));
+        }
+        *newest = revision;
+    }
+    let mut expected = BTreeMap::new();
+    truths.iter().for_each(|truth| expected.extend(truth.emitted.clone()));
+    if emitted == expected {
+        return Ok(());
+    }
+    let none = Vec::new();
+    for key in emitted.keys().chain(expected.keys()) {
+        let (found, wanted) = (emitted.get(key).unwrap_or(&none), expected.get(key).unwrap_or(&none));
+        if let Some(at) = (0..found.len().max(wanted.len())).find(|&at| found.get(at) != wanted.get(at)) {
+            return Err(format!(
+                "W2 output: key {}: {} records, {} expected; the first that differs is number {at}: {:?}, not {:?}",
+                String::from_utf8_lossy(key),
+                found.len(),
+                wanted.len(),
+                found.get(at).map(|value| String::from_utf8_lossy(value).into_owned()),
+                wanted.get(at).map(|value| String::from_utf8_lossy(value).into_owned()),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// W4: nothing holds readers back.
+fn check_log(world: &World, partition: i32) -> Result<(), Violation> {
+    let state = world.lock();
+    let log = &state.broker.changelogs[partition as usize];
+    if log.stable() == log.end() && state.broker.outputs.iter().all(|log| log.stable() == log.end()) {
+        return Ok(());
+    }
+    Err(format!("W4 hang: partition {partition}: stable {}, end {}", log.stable(), log.end()))
+}
+
+/// W5: the store of whoever runs the task, the changelog and the truth are one.
+fn check_state(world: &World, partition: i32, truth: &Truth) -> Result<(), Violation> {
+    let mut folded = BTreeMap::new();
+    for row in world.lock().broker.changelogs[partition as usize].committed() {
+        match &row.value {
+            Some(value) => drop(folded.insert(row.key.clone(), value.clone())),
+            None => drop(folded.remove(&row.key)),
+        }
+    }
+    folded.remove(POSITION);
+    // A changelog key is its store's name and the key.
+    let folded: BTreeMap<_, _> =
+        folded.into_iter().map(|(key, value)| (key[key.len() - 4..].to_vec(), value)).collect();
+    compare("changelog", partition, &folded, &truth.state)?;
+    let processes = (0..world.case.nodes).filter_map(|node| world.process(node));
+    let owners: Vec<StoreReader> =
+        processes.filter_map(|process| process.board.task(partition)?.reader).collect();
+    let [owner] = owners.as_slice() else {
+        return Err(format!("W5 state: partition {partition} has {} owners", owners.len()));
+    };
+    compare("store", partition, &dump(owner)?, &truth.state)
+}
+
+fn compare(
+    what: &str,
+    partition: i32,
+    found: &BTreeMap<Vec<u8>, Vec<u8>>,
+    expected: &BTreeMap<Vec<u8>, Vec<u8>>,
+) -> Result<(), Violation> {
+    if found == expected {
+        return Ok(());
+    }
+    let differ = found.keys().chain(expected.keys()).find(|key| found.get(*key) != expected.get(*key));
+    let key = differ.map(|key| String::from_utf8_lossy(key).into_owned()).unwrap_or_default();
+    Err(format!("W5 state: the {what} of partition {partition} is wrong at key {key}"))
+}
+
+fn dump(reader: &StoreReader) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Violation> {
+    let page = reader.snapshot(|snapshot| snapshot.scan("links", b"", None, 1000));
+    let page = page.map_err(|error| format!("W5 state: {error}"))?;
+    let rows = page.keys.iter().zip(page.values.iter());
+    Ok(rows.map(|(key, value)| (key.unwrap_or_default().into(), value.unwrap_or_default().into())).collect())
+}
+
+/// Everything dies; a node with an empty disk restores every task to the input's end.
+fn check_cold(world: &Arc<World>, truths: &[Truth]) -> Result<(), Violation> {
+    world.end();
+    let process = world.new_process(world.case.nodes, "cold");
+    for (partition, truth) in (0..).zip(truths) {
+        let task = match Restore::cold(&process, partition).outcome(world) {
+            Outcome::Start(task) => task,
+            Outcome::Halt { reason, .. } => {
+                return Err(format!("cold restore of {partition} halted: {reason}"));
+            }
+            Outcome::Again { .. } => return Err(format!("cold restore of {partition} does not end")),
+        };
+        let end = world.lock().input_end(partition);
+        if task.next(0) != Some(end) {
+            return Err(format!("cold restore of {partition} begins at {:?}, not {end}", task.next(0)));
+        }
+        if let Some(reader) = task.reader() {
+            compare("restored store", partition, &dump(reader)?, &truth.state)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! The handlers of the simulation, in Rust, and the truth about them.
+//!
+//! | handler | for each record | state |
+//! |---|---|---|
+//! | chain | emits {value, count, h} with h = H(h before, key, value) | count and h by key |
+//! | copy | emits the value | none |
+//!
+//! Every emission ends in the revision that made it.
+//!
+//! A duplicate, a loss, a reordering or a stale read makes every later h of its key wrong. The chain
+//! also remembers what it wrote, as a handler that caches in its own memory does, so an instance that
+//! outlives a drop shows as well.
+
+use std::collections::BTreeMap;
+
+use super::broker::TOXIC;
+use crate::effects::{Effects, Fault, Order, Prefetched, Status};
+use crate::ports::Handler;
+use crate::record::Batch;
+use crate::store::View;
+
+/// What a record's value commands, by its first byte.
+pub const PLAIN: u8 = b'+';
+/// The broker refuses what is emitted for it.
+pub const POISON: u8 = b'!';
+/// Deletes the key's state.
+pub const DELETE: u8 = b'-';
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Chain,
+    Copy,
+}
+
+/// Count and hash of a key.
+type Link = (u64, u64);
+
+fn encode((count, hash): Link) -> Vec<u8> {
+    [count.to_be_bytes(), hash.to_be_bytes()].concat()
+}
+
+fn decode(bytes: &[u8]) -> Option<Link> {
+    let (count, hash) = bytes.split_at_checked(8)?;
+    Some((u64::from_be_bytes(count.try_into().ok()?), u64::from_be_bytes(hash.try_into().ok()?)))
+}
+
+/// FNV-1a over the hash before, the key and the value.
+fn link(before: Option<Link>, key: &[u8], value: &[u8]) -> Link {
+    let (count, hash) = before.unwrap_or_default();
+    let start = hash ^ 0xcbf2_9ce4_8422_2325;
+    let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    (count + 1, key.iter().chain(value).fold(start, step))
+}
+
+/// What a record makes of its key's state, and what it emits.
+fn effect(kind: Kind, before: Option<Link>, key: &[u8], value: &[u8]) -> (Option<Link>, Vec<u8>) {
+    let after = match value.first() {
+        Some(&DELETE) => None,
+        _ => Some(link(before, key, value)),
+    };
+    let mut emission = match kind {
+        Kind::Copy => value.to_vec(),
+        Kind::Chain => [value.to_vec(), encode(after.unwrap_or_default())].concat(),
+    };
+    if value.first() == Some(&POISON) {
+        emission.splice(..0, TOXIC.iter().copied());
+    }
+    (after, emission)
+}
+
+pub struct ModelHandler {
+    kind: Kind,
+    revision: u64,
+    memory: BTreeMap<Vec<u8>, Option<Link>>,
+}
+
+impl ModelHandler {
+    pub fn new(kind: Kind, revision: u64) -> ModelHandler {
+        ModelHandler { kind, revision, memory: BTreeMap::new() }
+    }
+}
+
+impl Handler for ModelHandler {
+    fn handle(
+        &mut self,
+        batch: &Batch,
+        _: Order,
+        prefetched: Prefetched,
+        state: &mut View,
+    ) -> Result<Effects, Fault> {
+        for (key, value) in prefetched.keys.iter().zip(prefetched.values.iter()) {
+            let key = key.unwrap_or_default();
+            self.memory.entry(key.to_vec()).or_insert_with(|| value.and_then(decode));
+        }
+        let mut effects = Effects::default();
+        for (row, (key, value)) in batch.keys.iter().zip(batch.values.iter()).enumerate() {
+            let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
+            let before = match (self.kind, self.memory.get(key)) {
+                (Kind::Copy, _) => None,
+                (Kind::Chain, Some(known)) => *known,
+                (Kind::Chain, None) => {
+                    let found = state.get(0, key).map_err(|error| Fault::Store(error.to_string()))?;
+                    found.as_deref().and_then(decode)
+                }
+            };
+            let (after, mut emission) = effect(self.kind, before, key, value);
+            emission.extend(self.revision.to_be_bytes());
+            if self.kind == Kind::Chain {
+                self.memory.insert(key.to_vec(), after);
+                effects.writes.sources.push(row as u32);
+                effects.writes.stores.push(0);
+                effects.writes.keys.push(Some(key));
+                effects.writes.values.push(after.map(encode).as_deref());
+            }
+            effects.emissions.sources.push(row as u32);
+            effects.emissions.outputs.push(0);
+            effects.emissions.partitions.push(-1);
+            effects.emissions.timestamps.push(batch.timestamps[row]);
+            effects.emissions.keys.push(Some(key));
+            effects.emissions.values.push(Some(&emission));
+            effects.emissions.headers.push(None);
+            effects.statuses.push(Status::Ok);
+            effects.reasons.push(None);
+        }
+        Ok(effects)
+    }
+
+    fn renew(&mut self) -> Result<(), Fault> {
+        self.memory.clear();
+        Ok(())
+    }
+}
+
+/// What a deployment must have made of its input.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Truth {
+    /// Emissions by key, in order.
+    pub emitted: BTreeMap<Vec<u8>, Vec<Vec<u8>>>,
+    /// State by key.
+    pub state: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Truth {
+    /// Adds one record. What the broker refuses has no effect (`failures: skip`).
+    pub fn add(&mut self, kind: Kind, key: &[u8], value: &[u8]) {
+        if value.first() == Some(&POISON) {
+            return;
+        }
+        let before = self.state.get(key).and_then(|bytes| decode(bytes));
+        let (after, emission) = effect(kind, before, key, value);
+        self.emitted.entry(key.to_vec()).or_default().push(emission);
+        match after.filter(|_| kind == Kind::Chain) {
+            Some(after) => drop(self.state.insert(key.to_vec(), encode(after))),
+            None => drop(self.state.remove(key)),
+        }
+    }
+}

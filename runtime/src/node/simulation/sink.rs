@@ -1,0 +1,143 @@
+//! A worker's transactional producer, and a network that loses, holds and drops.
+
+use std::sync::Arc;
+
+use super::broker::{Call, Place, Producer, Refusal, Request, Row};
+use super::process::Process;
+use super::world::World;
+use crate::node::commit::SinkFactory;
+use crate::ports::{CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Arrives,
+    /// It arrives, its answer does not.
+    AnswerLost,
+    /// It arrives later, when nobody waits any more.
+    Late,
+    Dropped,
+}
+
+pub struct ModelSink {
+    world: Arc<World>,
+    process: Arc<Process>,
+    producer: Producer,
+}
+
+/// Makes sinks of one transactional id.
+pub fn factory(world: &Arc<World>, process: &Arc<Process>, transactional_id: String) -> SinkFactory {
+    let (world, process) = (Arc::clone(world), Arc::clone(process));
+    Box::new(move || {
+        loop {
+            if process.is_dead() || world.lock().unlucky(|rates| rates.request_fails) {
+                return Err(SourceError::Unavailable("no coordinator".into()));
+            }
+            let answer = world.lock().broker.init(&transactional_id);
+            match answer {
+                Ok(producer) => {
+                    let (world, process) = (Arc::clone(&world), Arc::clone(&process));
+                    return Ok(Box::new(ModelSink { world, process, producer }) as Box<dyn Sink>);
+                }
+                Err(_) => world.lock().step_broker(),
+            }
+        }
+    })
+}
+
+/// Partitions of the output topic.
+pub const OUTPUTS: i32 = 2;
+
+fn partition_of(key: Option<&[u8]>) -> i32 {
+    key.and_then(<[u8]>::last).map_or(0, |&byte| i32::from(byte) % OUTPUTS)
+}
+
+impl ModelSink {
+    fn rows<'a>(
+        &self,
+        place: Place,
+        columns: impl Iterator<Item = (Option<&'a [u8]>, Option<&'a [u8]>)>,
+    ) -> Result<(), CommitError> {
+        let row = |(key, value): (Option<&[u8]>, Option<&[u8]>)| Row {
+            key: key.unwrap_or_default().to_vec(),
+            value: value.map(<[u8]>::to_vec),
+            timestamp_ms: 0,
+        };
+        let rows: Vec<Row> = columns.map(row).collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.call(Call::Add(vec![place]))?;
+        self.call(Call::Produce(place, rows))
+    }
+
+    fn call(&self, call: Call) -> Result<(), CommitError> {
+        let unknown = |why: &str| Err(CommitError::Indefinite(why.into()));
+        let request = Request { from: self.producer.clone(), call };
+        loop {
+            if self.process.is_dead() {
+                return unknown("dead");
+            }
+            let mut state = self.world.lock();
+            let fate = state.fate();
+            match fate {
+                Fate::Late => {
+                    // To begin a transaction late is no more than to begin one.
+                    if !matches!(request.call, Call::Add(_)) {
+                        state.broker.hold(request);
+                    }
+                    return unknown("no answer in time");
+                }
+                Fate::Dropped => return unknown("the connection broke"),
+                Fate::Arrives | Fate::AnswerLost => {}
+            }
+            let answer = state.broker.handle(&request);
+            state.note(|| format!("{:?} {:?}: {answer:?}, {fate:?}", self.producer, request.call));
+            match answer {
+                Err(Refusal::Concurrent) => {
+                    state.step_broker();
+                    continue;
+                }
+                _ if fate == Fate::AnswerLost => return unknown("the answer was lost"),
+                Ok(()) => return Ok(()),
+                Err(Refusal::Generation(code)) => return Err(CommitError::Generation(code.into())),
+                Err(Refusal::Record) => {
+                    return Err(CommitError::Record { topic: "out".into(), reason: "too toxic".into() });
+                }
+                Err(Refusal::Fenced) => return unknown("fenced"),
+                Err(Refusal::State) => return unknown("invalid transaction state"),
+            }
+        }
+    }
+}
+
+impl Sink for ModelSink {
+    fn begin(&mut self) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    fn produce(&mut self, rows: Produce<'_>) -> Result<(), CommitError> {
+        match rows {
+            Produce::Changelog(rows) => {
+                let place = Place::Changelog(rows.partition);
+                self.rows(place, rows.keys.iter().zip(rows.values.iter()))
+            }
+            Produce::Emissions(rows) => (0..OUTPUTS).try_for_each(|output| {
+                let columns = rows.keys.iter().zip(rows.values.iter());
+                self.rows(Place::Output(output), columns.filter(|(key, _)| partition_of(*key) == output))
+            }),
+        }
+    }
+
+    fn send_offsets(&mut self, offsets: &[TaskOffset], membership: &Membership) -> Result<(), CommitError> {
+        if offsets.is_empty() {
+            return Err(CommitError::Indefinite("a commit without offsets would not be fenced".into()));
+        }
+        self.call(Call::Add(vec![Place::Offsets]))?;
+        self.call(Call::Offsets(offsets.to_vec(), membership.clone()))
+    }
+
+    fn end(&mut self, end: End) -> Result<(), CommitError> {
+        self.call(Call::End { commit: end == End::Commit })
+    }
+}
