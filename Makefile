@@ -23,7 +23,7 @@ DENY := $(CACHE)/tools/bin/cargo-deny
 ON_APACHE = TIDEMILL_KAFKA=apache $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test faults chaos fault-node lint advisories bench recovery conformance clean
+.PHONY: help setup build demo test simulate mutants faults chaos fault-node lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,12 @@ demo: build ## Run the flights pipeline on the embedded broker (CI=1: end by its
 test: build ## Run every test, those against Apache Kafka included
 	$(CARGO) test --release --workspace $(TEST_FLAGS)
 	$(ON_APACHE)
+
+simulate: setup ## Run real workers and stores over a model of Kafka, one seed a case (SEEDS=; TIDEMILL_SEED= runs one)
+	TIDEMILL_SEEDS=$(or $(SEEDS),20000) $(CARGO) test --release --workspace --lib node::simulation -- --nocapture
+
+mutants: setup ## Plant each known bug and see the simulation find it (SEEDS= that it may survive)
+	@CARGO="$(CARGO)" SEEDS=$(SEEDS) .ci/mutants
 
 conformance: build ## Run one suite against the embedded broker and against Apache Kafka
 	$(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)

@@ -25,6 +25,7 @@ use super::ffi::{Change, Code, KafkaError, Message};
 use super::slot::{Slot, flush};
 use super::source_error;
 use crate::config::node::GroupProtocol;
+use crate::faults::{Bug, planted};
 use crate::ports::{Group, Membership, Source, SourceError, Taken, TaskOffset};
 use crate::record::{InputPartition, Offset};
 
@@ -421,6 +422,9 @@ impl Source for Consumer {
 
 impl Group for Consumer {
     fn membership(&self) -> Membership {
+        if planted(Bug::MembershipLate) {
+            return self.raw.membership();
+        }
         self.membership.clone()
     }
 

@@ -9,6 +9,7 @@ use super::ffi::{Code, KafkaError, Message};
 use super::reader::{PartitionReader, TO_THE_END};
 use super::sink::read_stamp;
 use super::source_error;
+use crate::faults::{Bug, planted};
 use crate::ports::{CommittedOffset, LogRecord, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
 
@@ -39,7 +40,8 @@ impl LogReader {
     ) -> Result<LogReader, SourceError> {
         let uncommitted = Consumer::new(&config.reader(group, false, TO_THE_END), group)
             .map_err(|error| SourceError::Refused(error.to_string()))?;
-        let committed = PartitionReader::new(config, group, true, TO_THE_END)?;
+        let committed_only = !planted(Bug::RestoreUncommitted);
+        let committed = PartitionReader::new(config, group, committed_only, TO_THE_END)?;
         Ok(LogReader { committed, uncommitted, inputs, changelog })
     }
 
@@ -110,8 +112,10 @@ impl Recovery for LogReader {
     fn changelog_bounds(&mut self, partition: i32) -> Result<(Offset, Offset), SourceError> {
         let topic = self.changelog()?;
         let deadline = Instant::now() + PATIENCE;
+        let to_stable = planted(Bug::RestoreToStable);
+        let reader = if to_stable { self.committed.raw() } else { &self.uncommitted };
         loop {
-            match self.uncommitted.client().watermarks(&topic, partition, REQUEST_WAIT) {
+            match reader.client().watermarks(&topic, partition, REQUEST_WAIT) {
                 Ok((low, high)) => return Ok((Offset(low.max(0) as u64), Offset(high.max(0) as u64))),
                 Err(error) => match source_error(&topic, &error) {
                     // A topic or partition made a moment ago is not in the client's metadata yet.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::faults::{CrashPoint, crash_point};
+use crate::faults::{Bug, CrashPoint, crash_point, planted};
 use crate::ports::{Clock, CommitError, End, Membership, Produce, Sink, SourceError};
 use crate::store::StoreError;
 use crate::task::Sealed;
@@ -248,6 +248,9 @@ impl CommitHalf {
     }
 
     fn renew(&mut self) -> Done {
+        if planted(Bug::ProducerReused) && self.sink.is_some() {
+            return Done::Renewed;
+        }
         // The old producer goes first: its epoch ends with the new one's init, whatever it has in flight.
         self.sink = None;
         match (self.factory)() {
@@ -289,6 +292,10 @@ impl CommitHalf {
             },
             (error, None) => error.to_string(),
         };
+        if planted(Bug::ProducerReused) && self.sink.as_mut().is_some_and(|sink| sink.end(End::Abort).is_ok())
+        {
+            return Done::Unknown { sealed, reason };
+        }
         self.sink = None;
         Done::Unknown { sealed, reason }
     }
@@ -300,6 +307,9 @@ impl Commit {
         let Job { sealed, membership } = &mut self.job;
         self.next = match self.next {
             Step::Begin => {
+                if planted(Bug::StoreFirst) {
+                    let _ = sealed.iter_mut().try_for_each(Sealed::apply_to_store);
+                }
                 sink.begin()?;
                 Step::Produce(0)
             }
@@ -312,13 +322,23 @@ impl Commit {
             },
             Step::SendOffsets => {
                 // Every task written for, moved or not: the offsets are what fences a zombie.
-                let offsets: Vec<_> = sealed.iter().flat_map(|task| &task.offsets).cloned().collect();
-                sink.send_offsets(&offsets, membership)?;
+                let forgotten = usize::from(planted(Bug::OffsetsForgotten) && sealed.len() > 1);
+                let offsets: Vec<_> =
+                    sealed.iter().skip(forgotten).flat_map(|task| &task.offsets).cloned().collect();
+                if planted(Bug::MembershipMissing) {
+                    *membership = Membership { generation: -1, ..Membership::default() };
+                }
+                if !planted(Bug::OffsetsOutside) {
+                    sink.send_offsets(&offsets, membership)?;
+                }
                 crash_point(CrashPoint::AfterSendOffsets);
                 Step::End
             }
             Step::End => {
-                sink.end(End::Commit)?;
+                let ended = sink.end(End::Commit);
+                if !planted(Bug::CommitEarly) {
+                    ended?;
+                }
                 crash_point(CrashPoint::AfterEnd);
                 Step::Store(0)
             }

@@ -12,6 +12,7 @@ use tidemill_proto::v1::{ControlEntry, DeleteEntry, DeployEntry, StartedEntry, c
 
 use super::registered::{Parsed, Registered};
 use crate::config::document::SpecDefaults;
+use crate::faults::{Bug, planted};
 use crate::record::Offset;
 
 /// What the log decided about one entry.
@@ -164,7 +165,9 @@ impl Registry {
     /// The first entry in log order wins; a later one is refused and its proposer takes the first.
     fn start(&mut self, started: &StartedEntry) -> Outcome {
         let beginning = (started.incarnation.clone(), started.topic.clone(), started.partition);
-        if let Some(first) = self.started.get(&beginning) {
+        if let Some(first) = self.started.get(&beginning)
+            && !planted(Bug::StartAgain)
+        {
             return Outcome::Refused(format!("began at {} already", first.offset));
         }
         let began = Began { topic_id: started.topic_id.clone(), offset: Offset(started.offset) };

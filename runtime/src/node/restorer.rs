@@ -15,6 +15,7 @@ use super::restore::{Outcome, RestoreRequest, Restorer, Verdict};
 use super::revision::Revision;
 use super::runtime::NodeRuntime;
 use crate::config::deployment::Start as StartRule;
+use crate::faults::{Bug, planted};
 use crate::kafka::admin::At;
 use crate::kafka::recovery::LogReader;
 use crate::ports::SourceError;
@@ -129,6 +130,9 @@ impl Context {
     /// revision is not run by an older one here.
     fn is_current(&self) -> bool {
         let registered = &self.revision.registered;
+        if planted(Bug::RevisionOld) {
+            return true;
+        }
         match self.node.control_log.catch_up() {
             Ok(view) => {
                 view.deployments.get(&registered.name).is_some_and(|now| now.revision == registered.revision)
@@ -228,11 +232,16 @@ impl Context {
         )?;
         let dir = self.dir(partition);
         // Twice at most: a `start:` that had to be resolved is in the registry the second time.
+        let mut resolved = false;
         loop {
+            let mut known = self.known(partition);
+            if planted(Bug::StartAgain) && !resolved {
+                known.started.fill(None);
+            }
             let job = Job {
                 config: &self.task_config,
                 partition,
-                known: self.known(partition),
+                known,
                 cluster_id: &self.node.cluster_id,
                 disk: Disk { budget: &self.node.store_budget, dir: &dir, open: open.take() },
                 rules: Rules {
@@ -258,6 +267,7 @@ impl Context {
                 }
                 recovery::Outcome::Unresolved(inputs, store) => {
                     open = store;
+                    resolved = true;
                     if let Err(reason) = self.resolve(partition, &inputs) {
                         tracing::warn!(
                             deployment = revision.registered.name,

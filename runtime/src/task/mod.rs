@@ -35,6 +35,7 @@ use refusal::{Careful, Suspect};
 pub use seal::Sealed;
 
 use crate::effects::{Emissions, Fault};
+use crate::faults::{Bug, planted};
 use crate::ports::Handler;
 use crate::record::{InputPartition, Offset};
 use crate::store::{PositionInput, Store, StoreError, StoreReader, View};
@@ -355,7 +356,10 @@ impl Task {
         if let Some(sealed) = in_flight {
             self.take_back(sealed)?;
         }
-        self.view.drop_uncommitted();
+        match planted(Bug::OverlayKept) {
+            true => self.view.committed(),
+            false => self.view.drop_uncommitted(),
+        }
         self.clear_pending();
         if let Some(careful) = &mut self.careful {
             careful.gated = false; // The caller seeks.
@@ -363,7 +367,9 @@ impl Task {
         self.next.clone_from(&self.committed);
         self.state = TaskState::Running;
         self.stats.drops += 1;
-        self.handler.renew().map_err(TaskError::Handler)?;
+        if !planted(Bug::InstanceKept) {
+            self.handler.renew().map_err(TaskError::Handler)?;
+        }
         Ok(self.positions().collect())
     }
 
@@ -371,6 +377,9 @@ impl Task {
     /// or the store is lost to the caller.
     pub fn close(mut self, in_flight: Option<Sealed>) -> Parts {
         if let Some(mut sealed) = in_flight {
+            if planted(Bug::StoreAfterHandover) {
+                let _ = sealed.apply_to_store();
+            }
             self.store = sealed.take_store().or(self.store);
         }
         Parts { store: self.store, handler: self.handler }

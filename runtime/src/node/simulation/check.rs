@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::handler::{Kind, Truth};
 use super::restore::Restore;
-use super::world::{DEPLOYMENT, State, World};
+use super::state::State;
+use super::world::{DEPLOYMENT, World};
 use crate::node::restore::Outcome;
 use crate::record::{InputPartition, Offset};
 use crate::store::{POSITION, StoreReader};

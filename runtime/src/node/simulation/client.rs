@@ -158,7 +158,7 @@ pub struct ModelConsumer {
 impl ModelConsumer {
     pub fn new(world: &Arc<World>, process: &Arc<Process>, instance: Option<String>) -> ModelConsumer {
         ModelConsumer {
-            client: world.add_client(Client::new(Arc::clone(process), instance)),
+            client: world.lock().add_client(Client::new(Arc::clone(process), instance)),
             world: Arc::clone(world),
             process: Arc::clone(process),
             captured: Membership { generation: -1, ..Membership::default() },

@@ -8,7 +8,8 @@
 //! | file | subject |
 //! |---|---|
 //! | `case` | what a seed decides |
-//! | `world`, `faults`, `process` | the loop, what breaks, what a kill takes with it |
+//! | `world`, `state` | the loop, and what it shares |
+//! | `faults`, `process` | what breaks, what a kill takes with it |
 //! | `broker` | logs, transactions, the group |
 //! | `client`, `sink`, `restore`, `driver` | the edges of a worker |
 //! | `handler` | two handlers and the truth about them |
@@ -27,6 +28,7 @@ mod process;
 mod random;
 mod restore;
 mod sink;
+mod state;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Consumer, Slot, SlotState, Standing, Worker};
+use crate::faults::{Bug, planted};
 use crate::node::restore::{Outcome, RestoreRequest, Ticket};
 use crate::ports::SourceError;
 use crate::record::{InputPartition, Offset};
@@ -55,6 +56,9 @@ impl<C: Consumer> Worker<C> {
         self.metrics.rebalances_lost.add(1);
         tracing::warn!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "lost");
         self.finish_in_flight();
+        if planted(Bug::CommitLost) {
+            self.commit_now();
+        }
         self.forget(partitions);
         if let Some(consumer) = self.consumer.as_mut()
             && let Err(error) = consumer.unassign(partitions)

@@ -5,6 +5,7 @@
 //! group's committed offset must agree; a task without one follows its group. Whatever else is found
 //! halts, because going on would count something twice or not at all.
 
+use crate::faults::{Bug, planted};
 use crate::ports::CommittedOffset;
 use crate::record::Offset;
 use crate::store::{Position, PositionGuarantee, PositionInput, Progress};
@@ -231,6 +232,10 @@ impl Facts<'_> {
             self.config.group, self.partition,
         );
         let Some(committed) = committed else {
+            if planted(Bug::MissingIsNew) {
+                let started = self.known.started.get(input).and_then(Option::as_ref);
+                return Ok(started.map_or(recorded, |started| started.offset));
+            }
             // The first commit's record is written before its offsets.
             let is_first = at_least_once && !self.known.has_committed(input);
             // Kafka forgets, after a while, the offsets of topics that a group no longer reads.
@@ -245,6 +250,9 @@ impl Facts<'_> {
             )));
         };
         let offset = committed.offset;
+        if planted(Bug::PositionIgnored) {
+            return Ok(offset);
+        }
         let how = match offset.cmp(&recorded) {
             std::cmp::Ordering::Equal => return Ok(recorded),
             // Offsets are committed after the record, so they may be behind it.
@@ -296,7 +304,8 @@ impl Facts<'_> {
         }
         // An input that is new in this revision has no offset before its first commit.
         let is_missing = |input: usize| {
-            next[input].is_none() && (covered_by_this_revision || self.known.has_committed(input))
+            let covered = covered_by_this_revision || self.known.has_committed(input);
+            next[input].is_none() && covered && !planted(Bug::MissingIsNew)
         };
         if let Some((_, input)) = (0..).zip(&self.config.inputs).find(|(index, _)| is_missing(*index)) {
             return Decision::Missing(format!(
