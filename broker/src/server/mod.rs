@@ -59,7 +59,7 @@ struct Shared {
     /// Held during a compaction pass: two at once would write the same files.
     compacting: Mutex<()>,
     /// Held as long as the broker works on its data directory.
-    _lock: Option<File>,
+    _lock: Option<DirectoryLock>,
 }
 
 /// A connection as others see it.
@@ -216,14 +216,27 @@ fn now_at(started: Instant) -> Now {
     Now { mono: started.elapsed().as_millis() as u64, wall: wall.as_millis() as i64 }
 }
 
+/// The data directory is this broker's until this is dropped.
+#[derive(Debug)]
+struct DirectoryLock(File);
+
+impl Drop for DirectoryLock {
+    /// Explicitly, not by closing the file: a child process that is being started has copies of all
+    /// our descriptors until it runs its own program, and the lock would stay with its copy so long.
+    fn drop(&mut self) {
+        // It fails only for a descriptor that is none.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Takes the data directory for this process.
-fn claim_directory(path: &Path) -> Result<File, Error> {
+fn claim_directory(path: &Path) -> Result<DirectoryLock, Error> {
     let failed = |path: PathBuf| move |source| Error::Directory { path, source };
     std::fs::create_dir_all(path.join("topics")).map_err(failed(path.to_owned()))?;
     let lock_path = path.join("lock");
     let lock = File::create(&lock_path).map_err(failed(lock_path.clone()))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(DirectoryLock(lock)),
         Err(TryLockError::WouldBlock) => Err(Error::DirectoryInUse { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => Err(Error::Directory { path: lock_path, source }),
     }

@@ -1,9 +1,11 @@
 //! Who this node is: an id made once and kept in the state directory, which one process at a time
 //! may use.
 
-use std::fs::{File, TryLockError};
+use std::fs::TryLockError;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::store::FileLock;
 
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -21,19 +23,18 @@ pub enum IdentityError {
 #[derive(Debug)]
 pub struct Identity {
     pub node_id: String,
-    _lock: File,
+    _lock: FileLock,
 }
 
 impl Identity {
     /// Locks the directory and reads the id, or makes one.
     pub fn open(state_dir: &Path, configured: Option<&str>) -> Result<Identity, IdentityError> {
         let path = state_dir.join("node.lock");
-        let lock = File::create(&path).map_err(|reason| disk(&path, reason))?;
-        match lock.try_lock() {
-            Ok(()) => {}
+        let lock = match FileLock::take(&path) {
+            Ok(lock) => lock,
             Err(TryLockError::WouldBlock) => return Err(IdentityError::InUse(state_dir.to_owned())),
             Err(TryLockError::Error(reason)) => return Err(disk(&path, reason)),
-        }
+        };
         let path = state_dir.join("node.id");
         let kept = match std::fs::read_to_string(&path) {
             Ok(kept) => Some(kept.trim().to_owned()).filter(|kept| !kept.is_empty()),

@@ -9,7 +9,7 @@
 //! A store dropped without `close` loses what it had not flushed, as in a crash. Readers outlive it
 //! harmlessly: they answer [`StoreError::Closed`].
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -18,6 +18,7 @@ use rocksdb::{DB, ErrorKind, WriteBatch};
 
 use super::budget::{self, StoreBudget};
 use super::flush::Watch;
+use super::lock::FileLock;
 use super::{Position, StoreError, StoreReader, dir, keys};
 use crate::record::Offset;
 
@@ -124,7 +125,7 @@ pub(super) struct Shared {
 pub(super) struct Open {
     pub(super) db: DB,
     /// Held as long as the database is open; an in-memory database has none.
-    _lock: Option<File>,
+    _lock: Option<FileLock>,
 }
 
 /// Nothing behind these locks can be left half-changed, so a panic elsewhere does not spoil them.
@@ -213,7 +214,13 @@ impl Store {
         Ok(Store::with(db, lock, dir, progress, None))
     }
 
-    fn with(db: DB, lock: Option<File>, dir: &Path, progress: Progress, position: Option<Position>) -> Store {
+    fn with(
+        db: DB,
+        lock: Option<FileLock>,
+        dir: &Path,
+        progress: Progress,
+        position: Option<Position>,
+    ) -> Store {
         let open = Open { db, _lock: lock };
         let shared = Shared { db: RwLock::new(Some(open)), watch: Mutex::default() };
         Store { shared: Arc::new(shared), dir: dir.to_path_buf(), progress, position }
@@ -300,15 +307,14 @@ enum Recognised {
 }
 
 /// RocksDB locks its files too, but reports that in words only.
-fn lock(budget: &StoreBudget, dir: &Path) -> Result<Option<File>, StoreError> {
+fn lock(budget: &StoreBudget, dir: &Path) -> Result<Option<FileLock>, StoreError> {
     if budget.is_in_memory() {
         return Ok(None);
     }
     let path = dir.join("tidemill.lock");
     let failed = |error: std::io::Error| StoreError::Io(format!("cannot lock {}: {error}", path.display()));
-    let file = File::create(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+    match FileLock::take(&path) {
+        Ok(lock) => Ok(Some(lock)),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_path_buf())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
