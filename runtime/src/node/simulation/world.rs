@@ -129,7 +129,7 @@ impl World {
         self.depth.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn step_a_half(self: &Arc<World>) {
+    pub fn step_a_half(self: &Arc<World>) {
         let busy: Vec<Arc<Half>> = {
             let cast = self.cast();
             let halves = cast.seats.iter().map(|seat| &seat.half);
