@@ -38,6 +38,29 @@ pub fn the_flights_pipeline_is_right(cluster: &Cluster) {
     assert!(node.stop().success());
 }
 
+/// A deployment that was deleted and is deployed again knows nothing of its former life: it finds the
+/// same numbers from the beginning of its input.
+pub fn a_deleted_deployment_begins_anew(cluster: &Cluster) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start(cluster, directory.path());
+    run_to_the_end(cluster, &mut node);
+    node.tidemill(&["delete", "delays", "--yes"]).ok();
+    let groups = node.tidemill(&["groups", "list"]).ok();
+    assert!(groups.contains("local.default.rekey") && !groups.contains("local.default.delays"), "{groups}");
+    let topics = node.tidemill(&["topics", "list", "--all"]).ok();
+    assert!(
+        topics.contains("_tidemill.control") && !topics.contains("tidemill.delays.changelog"),
+        "{topics}"
+    );
+
+    pipeline::apply(&node);
+    block_on(async {
+        let mut client = node.client().await;
+        pipeline::expect_right_numbers(&mut client).await;
+    });
+    assert!(node.stop().success());
+}
+
 /// The pipeline on a node whose file has this `kafka:` block.
 pub fn a_configured_node_is_right(cluster: &Cluster, kafka: &str) {
     let directory = tempfile::tempdir().expect("a directory");

@@ -36,6 +36,11 @@ const ANSWER_MAX: Duration = Duration::from_secs(20);
 pub fn deploy(node: &Node) {
     let create = ["--partitions", &PARTITIONS.to_string()];
     node.tidemill(&[&["topics", "create"], &TOPICS[..], &create[..]].concat()).ok();
+    apply(node);
+}
+
+/// Both deployments, on topics that are there.
+pub fn apply(node: &Node) {
     let pipeline = workspace().join("examples/flights/pipeline.yaml");
     node.tidemill(&["apply", "--wait", "-f", &pipeline.display().to_string()]).ok();
 }

@@ -12,6 +12,12 @@ fn the_flights_pipeline_is_right() {
 }
 
 #[test]
+fn a_deleted_deployment_begins_anew() {
+    let _alone = alone();
+    cases::a_deleted_deployment_begins_anew(&Cluster::embedded());
+}
+
+#[test]
 fn a_killed_node_goes_on_where_it_was() {
     let _alone = alone();
     cases::a_killed_node_goes_on_where_it_was(&Cluster::embedded());
