@@ -115,7 +115,7 @@ fn start_worker(
         commit: revision.spec.commit.clone(),
         consumers: clients::consumers(node, revision, index),
         committer,
-        restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision))),
+        restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision), index)),
         commands: inbox,
         board: node.board_for(name),
         budget: Arc::clone(&node.commits),

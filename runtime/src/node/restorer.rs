@@ -23,7 +23,7 @@ use crate::record::Offset;
 use crate::store::{Store, StoreError};
 use crate::task::recovery::{self, Disk, Hooks, Job, Known, OldTail, RecoveryError, Report, Rules, Started};
 use crate::task::{Start, Task, TaskConfig};
-use crate::telemetry::TaskMetrics;
+use crate::telemetry::{TaskMetrics, TaskState};
 
 /// How long a restore waits for the former holder of its store.
 const LEASE_WAIT: Duration = Duration::from_secs(30);
@@ -32,6 +32,9 @@ const AGAIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause before a worker whose deployment has changed asks again.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Pause before a disk that refused is tried again.
+const DISK_PAUSE: Duration = Duration::from_secs(5);
 
 /// Restores the tasks of one worker.
 pub struct KafkaRestorer {
@@ -47,13 +50,18 @@ struct Busy;
 struct Context {
     node: Arc<NodeRuntime>,
     revision: Arc<Revision>,
+    worker: u32,
     task_config: Arc<TaskConfig>,
 }
 
 impl KafkaRestorer {
-    pub fn new(node: Arc<NodeRuntime>, revision: Arc<Revision>) -> KafkaRestorer {
+    /// Of the worker with that number.
+    pub fn new(node: Arc<NodeRuntime>, revision: Arc<Revision>, worker: u32) -> KafkaRestorer {
         let task_config = Arc::new(revision.task_config());
-        KafkaRestorer { context: Arc::new(Context { node, revision, task_config }), told: HashSet::new() }
+        KafkaRestorer {
+            context: Arc::new(Context { node, revision, worker, task_config }),
+            told: HashSet::new(),
+        }
     }
 }
 
@@ -64,7 +72,8 @@ impl Restorer for KafkaRestorer {
         let name = format!("restore-{}-{partition}", context.revision.registered.name);
         let for_failure = verdicts.clone();
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
-            let outcome = context.restore(partition, request.store);
+            let (outcome, pause) = context.restore(partition, request.store);
+            std::thread::park_timeout(pause);
             // A worker that has ended gives its stores back itself; this one goes the same way.
             if let Err(unsent) = verdicts.send(Verdict { partition, ticket, outcome })
                 && let Some(store) = unsent.into_inner().outcome.into_store()
@@ -153,27 +162,26 @@ impl Context {
     }
 
     /// Runs a restore to its verdict; what cannot be had now is tried again by the worker.
-    fn restore(&self, partition: i32, open: Option<Store>) -> Outcome {
+    /// With how long to wait before the verdict is given.
+    fn restore(&self, partition: i32, open: Option<Store>) -> (Outcome, Duration) {
         if !self.is_current() {
             // The supervisor stops this worker as soon as it knows.
-            std::thread::park_timeout(STALE_PAUSE);
-            return Outcome::Again { store: open };
+            return (Outcome::Again { store: open }, STALE_PAUSE);
         }
         if !self.is_stateless() && partition >= self.revision.partitions {
             // Added to the inputs since the start, so its changelog may not be there: whether this
             // deployment goes on or stops is decided at the next refresh, by `super::inputs`.
-            std::thread::park_timeout(AGAIN_PAUSE);
-            return Outcome::Again { store: open };
+            return (Outcome::Again { store: open }, AGAIN_PAUSE);
         }
         let _permit = self.node.restores.take();
         let metrics = self.node.telemetry.task(&self.revision.registered.name, partition);
         let start = Instant::now();
         let open = match self.store(partition, open) {
             Ok(open) => open,
-            Err(Busy) => return Outcome::Again { store: None },
+            Err(Busy) => return (Outcome::Again { store: None }, Duration::ZERO),
         };
-        let outcome = match self.recover(partition, open, &metrics) {
-            Ok(outcome) => outcome,
+        let (outcome, pause) = match self.recover(partition, open, &metrics) {
+            Ok(outcome) => (outcome, Duration::ZERO),
             Err(error) => self.failed(partition, &error),
         };
         metrics.restore_remaining.set(0);
@@ -186,7 +194,7 @@ impl Context {
         if !self.is_stateless() && !holds_store {
             self.node.leases.free(&self.dir(partition));
         }
-        outcome
+        (outcome, pause)
     }
 
     /// The right to open the store, and the store itself if it is open.
@@ -201,19 +209,33 @@ impl Context {
         }
     }
 
-    fn failed(&self, partition: i32, error: &RecoveryError) -> Outcome {
+    fn failed(&self, partition: i32, error: &RecoveryError) -> (Outcome, Duration) {
+        let halt = |reason: String| (Outcome::Halt { reason, store: None }, Duration::ZERO);
         match error {
-            RecoveryError::Kafka(SourceError::Refused(reason)) => {
-                Outcome::Halt { reason: reason.clone(), store: None }
-            }
-            RecoveryError::Store(StoreError::Locked(_) | StoreError::Io(_) | StoreError::Refused(_)) => {
-                Outcome::Halt { reason: error.to_string(), store: None }
+            RecoveryError::Kafka(SourceError::Refused(reason)) => halt(reason.clone()),
+            RecoveryError::Store(StoreError::Locked(_) | StoreError::Refused(_)) => halt(error.to_string()),
+            RecoveryError::Store(StoreError::Io(reason)) => {
+                self.blocked(partition, reason);
+                (Outcome::Again { store: None }, DISK_PAUSE)
             }
             RecoveryError::Kafka(_) | RecoveryError::Store(_) => {
                 tracing::warn!(deployment = self.revision.registered.name, partition, %error, "restore failed; trying again");
-                std::thread::park_timeout(AGAIN_PAUSE);
-                Outcome::Again { store: None }
+                (Outcome::Again { store: None }, AGAIN_PAUSE)
             }
+        }
+    }
+
+    /// A person must help, but need not tell: the task goes on by itself once the disk takes writes.
+    fn blocked(&self, partition: i32, reason: &str) {
+        let name = &self.revision.registered.name;
+        let reason = format!(
+            "the state directory {} refuses: {reason}; free some space, or see to the disk: it is tried again every {} s",
+            self.node.state_dir.path().display(),
+            DISK_PAUSE.as_secs(),
+        );
+        tracing::error!(deployment = name, partition, reason, "halted until the disk takes writes again");
+        if let Some(board) = self.node.board(name) {
+            board.task_state(partition, self.worker, TaskState::Halted, &reason);
         }
     }
 
