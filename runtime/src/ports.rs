@@ -100,8 +100,9 @@ pub trait Group {
 
     fn unassign(&mut self, partitions: &[InputPartition]) -> Result<(), SourceError>;
 
-    /// Commits offsets outside a transaction (`at_least_once` only).
-    fn commit(&mut self, offsets: &[TaskOffset]) -> Result<(), SourceError>;
+    /// Commits offsets outside a transaction (`at_least_once` only). Does not wait: they are sent until
+    /// the group has them, later ones replace them, or their partition goes.
+    fn commit(&mut self, offsets: &[TaskOffset]);
 }
 
 /// One offset to commit for the group.

@@ -202,6 +202,13 @@ fn a_record_emits_no_more_rows_and_bytes_than_its_share() {
 }
 
 #[test]
+fn what_the_store_refuses_is_the_records_fault_and_not_the_stores() {
+    let limits = Limits { memory_bytes: 512 << 20, emit_bytes: 512 << 20, ..limits() };
+    let fault = Task::new("tests/guests/hostile", &limits).fault("hand-over 65");
+    assert!(matches!(&fault, Fault::Limit(reason) if reason.contains("put-many takes at most")), "{fault:?}");
+}
+
+#[test]
 fn a_log_flood_neither_fills_the_log_nor_ends_the_record() {
     let mut task = Task::hostile();
     assert_eq!(task.tell("log 10000").expect("logging is no fault").statuses, [Status::Ok]);

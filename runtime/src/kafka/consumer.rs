@@ -22,6 +22,7 @@ use super::config::{GroupSettings, KafkaConfig};
 use super::ffi::consumer::Consumer as Raw;
 use super::ffi::partitions::Partitions;
 use super::ffi::{Change, Code, KafkaError, Message};
+use super::offsets::Offsets;
 use super::slot::{Slot, flush};
 use super::source_error;
 use crate::config::node::GroupProtocol;
@@ -31,7 +32,10 @@ use crate::record::{InputPartition, Offset};
 
 /// A seek only has to reach librdkafka's own threads.
 const SEEK_WAIT: Duration = Duration::from_secs(10);
-const COMMIT_WAIT: Duration = Duration::from_secs(30);
+/// How long a leaving member waits to be let in first.
+const JOIN_WAIT: Duration = Duration::from_secs(5);
+/// How long the coordinator may take to acknowledge offsets before their partitions go.
+const OFFSETS_WAIT: Duration = Duration::from_secs(2);
 
 /// What a worker's consumer is for.
 #[derive(Debug, Clone)]
@@ -76,6 +80,7 @@ pub struct Consumer {
     slots: Vec<Slot>,
     membership: Membership,
     question: Option<Question>,
+    offsets: Offsets,
     /// Closed already.
     left: bool,
 }
@@ -99,6 +104,7 @@ impl Consumer {
             slots: Vec::new(),
             membership: Membership { generation: -1, ..Membership::default() },
             question: None,
+            offsets: Offsets::default(),
             left: false,
         })
     }
@@ -106,10 +112,24 @@ impl Consumer {
     /// Leaves the group, so that others get the partitions at once. Without it a static member's
     /// partitions wait for its return until the session expires. Commit or drop all work first.
     pub fn leave(mut self) {
+        self.await_membership();
+        self.settle_offsets();
         self.settle_question();
         // A dynamic member leaves by closing; only a static one must be made to say so.
         self.raw.close(self.spec.instance_id.is_some());
         self.left = true;
+    }
+
+    /// A static member whose join is not answered yet has no member id to leave with, and would be in
+    /// the group, polled by nobody, once it is: the others would wait for it at every rebalance.
+    fn await_membership(&mut self) {
+        let deadline = Instant::now() + JOIN_WAIT;
+        while self.spec.instance_id.is_some() && !self.membership.is_valid() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.take(left, &mut Vec::new()).is_err() {
+                return;
+            }
+        }
     }
 
     /// Answers what the group still asks, because librdkafka cannot close while it waits for that.
@@ -184,6 +204,9 @@ impl Consumer {
                 if let Some(index) = self.slot(id) {
                     self.stop_slot(index);
                 }
+            }
+            if rebalance.change == Change::Lost {
+                self.offsets.forget(&partitions);
             }
             self.question = Some(Question::Unassign(partitions.clone()));
             out.push(match rebalance.change {
@@ -298,6 +321,49 @@ impl Consumer {
         Event::Client(source_error(if topic.is_empty() { &self.spec.group } else { &topic }, &error))
     }
 
+    /// Hears the answer to the last request and sends what has come since.
+    fn send_offsets(&mut self) {
+        if self.offsets.is_idle() {
+            return;
+        }
+        if let Some(answer) = self.raw.answer(Duration::ZERO) {
+            self.heard(answer);
+        }
+        let Some(due) = self.offsets.take_due(Instant::now()) else { return };
+        let mut list = Partitions::with_capacity(due.len());
+        for row in due {
+            list.add(self.topic(row.partition), row.partition.partition, row.offset.0 as i64, &row.metadata);
+        }
+        if let Err(error) = self.raw.commit(&list) {
+            self.heard(Err(error));
+        }
+    }
+
+    fn heard(&mut self, answer: Result<(), KafkaError>) {
+        self.offsets.answered(answer.is_ok(), Instant::now());
+        if let Err(error) = answer {
+            // An old generation is no defect: the event that explains it is on its way.
+            tracing::warn!(group = %self.spec.group, %error, "offsets are not committed yet");
+        }
+    }
+
+    /// Before partitions go: waits a moment for the offsets that are on their way. What is not
+    /// acknowledged is read again by the next owner, which `at_least_once` allows.
+    fn settle_offsets(&mut self) {
+        let deadline = Instant::now() + OFFSETS_WAIT;
+        loop {
+            self.send_offsets();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !self.offsets.is_out() || left.is_zero() {
+                return;
+            }
+            match self.raw.answer(left) {
+                Some(answer) => self.heard(answer),
+                None => return,
+            }
+        }
+    }
+
     /// Replaces a seek that the partition's fetcher could not take: because it had not started, or
     /// had stopped at an error.
     fn assign_again(&mut self, id: InputPartition, at: Offset) -> Result<(), KafkaError> {
@@ -363,6 +429,7 @@ impl Source for Consumer {
                 return Err(SourceError::Fatal("a callback of the consumer panicked".to_owned()));
             }
             self.serve_rebalances(out);
+            self.send_offsets();
             self.copy_pending(out)?;
             // Everything taken may have been outdated; only the deadline ends an empty wait.
             if !out.is_empty() || Instant::now() >= deadline {
@@ -462,6 +529,8 @@ impl Group for Consumer {
             return partitions.iter().try_for_each(|&id| self.stop(id));
         };
         let gone: Vec<_> = asked.clone();
+        self.settle_offsets();
+        self.offsets.forget(&gone);
         if self.is_cooperative() {
             self.raw.incremental_unassign(&self.list(gone.iter().map(|&id| (id, 0)))).map_err(told)?;
         } else {
@@ -473,19 +542,9 @@ impl Group for Consumer {
         Ok(())
     }
 
-    fn commit(&mut self, offsets: &[TaskOffset]) -> Result<(), SourceError> {
-        let mut list = Partitions::with_capacity(offsets.len());
-        for row in offsets {
-            list.add(self.topic(row.partition), row.partition.partition, row.offset.0 as i64, &row.metadata);
-        }
-        match self.raw.commit(&list, COMMIT_WAIT) {
-            Ok(()) => Ok(()),
-            // An old generation is no defect: the event that explains it is on its way.
-            Err(error) if !error.fatal => {
-                Err(SourceError::Unavailable(format!("cannot commit offsets: {error}")))
-            }
-            Err(error) => Err(source_error("cannot commit offsets", &error)),
-        }
+    fn commit(&mut self, offsets: &[TaskOffset]) {
+        self.offsets.add(offsets);
+        self.send_offsets();
     }
 }
 
@@ -495,6 +554,7 @@ impl Drop for Consumer {
     /// to a static member: librdkafka 2.12 never ends a handle whose assignment was not answered.
     fn drop(&mut self) {
         if !self.left {
+            self.settle_offsets();
             self.settle_question();
             self.raw.close(false);
         }

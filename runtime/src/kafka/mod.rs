@@ -22,6 +22,7 @@ pub mod consumer;
 mod ffi;
 mod from_node;
 pub mod headers;
+mod offsets;
 pub mod peek;
 pub mod probe;
 mod reader;

@@ -13,13 +13,11 @@ use super::runtime::NodeRuntime;
 use super::worker::{Command, Parts, Worker};
 use crate::ports::Clock;
 
-/// Which workers of a stopping deployment leave their group for good. The others' partitions wait for
-/// their return, or for the end of their session.
+/// Whether the workers of a stopping deployment leave their group for good. If not, their partitions
+/// wait for their return, or for the end of their session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leave {
-    None,
-    /// Those with this number or a higher one.
-    From(u32),
+    Nobody,
     All,
 }
 
@@ -44,7 +42,7 @@ impl RunningDeployment {
             match start_worker(node, &running.revision, index) {
                 Ok(worker) => running.workers.push(worker),
                 Err(error) => {
-                    running.stop(Leave::None);
+                    running.stop(Leave::Nobody);
                     return Err(PrepareError::Unavailable(format!("no thread for worker {index}: {error}")));
                 }
             }
@@ -80,12 +78,8 @@ impl RunningDeployment {
 
     /// Commits, closes, and returns when every worker has ended.
     pub fn stop(self, leave: Leave) {
-        for (index, worker) in (0..).zip(&self.workers) {
-            let leave = match leave {
-                Leave::None => false,
-                Leave::From(first) => index >= first,
-                Leave::All => true,
-            };
+        for worker in &self.workers {
+            let leave = leave == Leave::All;
             // A worker that has ended already needs no command.
             let _ = worker.commands.send(Command::Stop { leave });
         }

@@ -114,12 +114,7 @@ impl Handle {
         {
             return Ok(proto::DeployResponse { deployment: Some(self.describe(current)), unchanged: true });
         }
-        let checked = revision::check(
-            &self.node,
-            &spec,
-            compiled.manifest(),
-            current.map(|current| current.incarnation.as_str()),
-        )?;
+        let checked = revision::check(&self.node, &spec, compiled.manifest(), view.life(&name))?;
         let manifest = serde_json::to_string(compiled.manifest())
             .map_err(|error| ControlError::Internal(error.to_string()))?;
         if header.dry_run {

@@ -88,9 +88,13 @@ impl Registry {
 
     /// True for the life that a deployment of this name is in, or would take up again.
     pub fn is_alive(&self, name: &str, incarnation: &str) -> bool {
-        let current = self.deployments.get(name).map(|registered| &registered.incarnation);
-        let kept = self.kept.get(name).map(|kept| &kept.incarnation);
-        current.or(kept).is_some_and(|alive| alive == incarnation)
+        self.life(name) == Some(incarnation)
+    }
+
+    /// The incarnation that a deployment of this name has, or would go on with.
+    pub fn life(&self, name: &str) -> Option<&str> {
+        let current = self.deployments.get(name).map(|registered| registered.incarnation.as_str());
+        current.or_else(|| self.kept.get(name).map(|kept| kept.incarnation.as_str()))
     }
 
     /// Where this input partition begins, if that was resolved. Asked by the topic's name, so that a

@@ -134,7 +134,7 @@ fn react(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, finding: Find
             }
             Reaction::Restart => {
                 tracing::info!(deployment = name, "the inputs have changed; starting again");
-                Some(Place::tried_again(deployment, Leave::None))
+                Some(Place::tried_again(deployment, Leave::Nobody))
             }
             Reaction::Stop(reason) => {
                 tracing::error!(deployment = name, reason, "stopped");
@@ -179,16 +179,17 @@ fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) 
     }
 }
 
-/// Who leaves the group when a deployment changes. A member that comes back keeps its place and takes
-/// its partitions up at once; one that does not must not keep them. With other inputs nobody's place
-/// means the same any more, so the group ends and begins anew: a change of inputs stops it as a whole.
+/// Who leaves the group when a deployment changes. Members that come back keep their places and take
+/// their partitions up at once. One that does not must not keep them, and then all leave: it may be
+/// joining just now, which only ends when the others answer. With other inputs nobody's place means the
+/// same any more, so the group ends and begins anew: a change of inputs stops it as a whole.
 fn leaving(old: &Revision, new: &Registered) -> Leave {
     let topics: BTreeSet<String> = new.topics().into_iter().collect();
     let has: BTreeSet<&str> = old.inputs.iter().map(|input| input.topic.as_str()).collect();
     match new.spec() {
         Some(_) if !topics.iter().map(String::as_str).eq(has) => Leave::All,
-        Some(spec) => Leave::From(spec.workers),
-        None => Leave::None,
+        Some(spec) if spec.workers < old.spec.workers => Leave::All,
+        Some(_) | None => Leave::Nobody,
     }
 }
 

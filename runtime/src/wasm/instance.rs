@@ -18,7 +18,7 @@ use crate::config::manifest::Manifest;
 use crate::effects::{Effects, Fault, Order, Prefetched};
 use crate::ports::Handler;
 use crate::record::{Batch, Column};
-use crate::store::View;
+use crate::store::{StoreError, View};
 
 /// CPU time for `init`, which may parse a large configuration.
 const INIT_TIME_MAX: Duration = Duration::from_secs(2);
@@ -274,6 +274,8 @@ impl Instance {
 fn fault(store: &mut Store<HostState>, error: &wasmtime::Error, record_time: Duration) -> Fault {
     match error.downcast_ref::<HostError>() {
         Some(HostError::Time) => return Fault::Timeout { limit_ms: record_time.as_millis() as u64 },
+        // The guest asked for what cannot be; the state is as sound as before.
+        Some(HostError::Store(StoreError::Refused(reason))) => return Fault::Limit(reason.clone()),
         Some(HostError::Store(error)) => return Fault::Store(error.to_string()),
         Some(HostError::Refused(refusal)) => return refused(refusal),
         None => {}

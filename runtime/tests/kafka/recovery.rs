@@ -86,9 +86,9 @@ fn offsets_of_at_least_once_are_committed_by_the_member() {
     let mut member = Member::join(&cluster, ConsumerSpec::new(&group, vec![input.clone()]));
     member.step_until("the partition", |member| member.running.len() == 1);
     let offset = TaskOffset { partition: at(0, 0), offset: Offset(3), metadata: "{\"a\":1}".to_owned() };
-    member.consumer.commit(&[offset]).unwrap();
+    member.consumer.commit(&[offset]);
     let mut reader = LogReader::new(&cluster.config(), &group, vec![input], None).unwrap();
-    let found = reader.committed(&[at(0, 0)]).unwrap().remove(0).unwrap();
+    let found = eventually("the offset", || reader.committed(&[at(0, 0)]).unwrap().remove(0));
     assert_eq!((found.offset, found.metadata.as_str()), (Offset(3), "{\"a\":1}"));
 }
 

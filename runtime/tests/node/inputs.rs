@@ -62,7 +62,7 @@ fn state_grows_only_with_its_changelog_and_nobody_else_stops() {
 }
 
 #[test]
-fn an_input_made_again_halts_its_deployment_over_a_restart() {
+fn an_input_made_again_halts_its_deployment_until_that_is_made_again() {
     let world = World::new(&[("words", 1), ("counts", 1)]);
     let module = build_guest("plugins/count");
     let node = world.node();
@@ -87,5 +87,12 @@ fn an_input_made_again_halts_its_deployment_over_a_restart() {
 
     let node = world.node();
     eventually("so it does over a restart", || status(&node, "word-count").1.contains("made again"));
+    node.handle().delete("word-count", false).expect("deleted");
+    deploy(&node, WORD_COUNT, &module);
+    eventually("it begins anew", || count(&node, "a") == Some(1));
+    node.handle().delete("word-count", true).expect("deleted");
+    deploy(&node, WORD_COUNT, &module);
+    world.produce("words", &["a"]);
+    eventually("it goes on with the state that was kept", || count(&node, "a") == Some(2));
     node.stop();
 }

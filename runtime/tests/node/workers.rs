@@ -13,6 +13,8 @@ use tidemill_test_support::build_guest;
 use crate::world::{World, deploy, eventually};
 use crate::{WORD_COUNT, count_in};
 
+/// Sessions and transactions outlast every wait: what ends them is not time.
+const FOR_EVER: Duration = Duration::from_secs(120);
 const GROUP: &str = "local.default.word-count";
 
 fn members(world: &World) -> Vec<String> {
@@ -24,7 +26,8 @@ fn members(world: &World) -> Vec<String> {
 
 #[test]
 fn workers_that_a_new_revision_does_without_leave_their_partitions_at_once() {
-    let world = World::new(&[("words", 2), ("counts", 1)]);
+    let mut world = World::new(&[("words", 2), ("counts", 1)]);
+    world.session = FOR_EVER;
     let module = build_guest("plugins/count");
     let node = world.node();
     deploy(&node, &format!("{WORD_COUNT}workers: 2\n"), &module);
@@ -39,10 +42,10 @@ fn workers_that_a_new_revision_does_without_leave_their_partitions_at_once() {
     node.stop();
 }
 
-/// Sessions and transactions of this test outlast its waits: what ends them is the start.
 #[test]
 fn what_a_killed_surplus_worker_left_open_ends_with_the_next_start() {
-    let world = World::new(&[("words", 2), ("counts", 1)]);
+    let mut world = World::new(&[("words", 2), ("counts", 1)]);
+    world.session = FOR_EVER;
     let node = world.node_with("defaults: { workers: 2 }\n");
     deploy(&node, WORD_COUNT, &build_guest("plugins/count"));
     eventually("both are members", || members(&world) == ["n-0", "n-1"]);
@@ -67,8 +70,8 @@ fn what_a_killed_surplus_worker_left_open_ends_with_the_next_start() {
 /// A member with partitions, and an open transaction, of a worker 1 that is no more.
 fn leave_as_if_killed(world: &World) {
     let mut kafka = world.kafka();
-    kafka.limits.session_timeout = Duration::from_secs(120);
-    kafka.limits.transaction_timeout = Duration::from_secs(120);
+    kafka.limits.session_timeout = FOR_EVER;
+    kafka.limits.transaction_timeout = FOR_EVER;
     let mut spec = ConsumerSpec::new(GROUP, vec!["words".into()]);
     spec.instance_id = Some("n-1".into());
     let mut consumer = Consumer::new(&kafka, spec).expect("consumer");

@@ -29,6 +29,8 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 pub struct World {
     broker: Broker,
     pub dir: tempfile::TempDir,
+    /// Of the nodes' members.
+    pub session: Duration,
 }
 
 impl World {
@@ -36,7 +38,11 @@ impl World {
         let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter("info").try_init();
         let broker =
             Broker::start(Config { listen: "127.0.0.1:0".into(), ..Config::default() }).expect("broker");
-        let world = World { broker, dir: tempfile::tempdir().expect("temporary directory") };
+        let world = World {
+            broker,
+            dir: tempfile::tempdir().expect("temporary directory"),
+            session: Duration::from_secs(10),
+        };
         let admin = Admin::new(&world.kafka()).expect("admin");
         for (name, partitions) in topics {
             admin.create_topic(&NewTopic::new(*name, *partitions)).expect("topic");
@@ -52,19 +58,20 @@ impl World {
         self.node_with("")
     }
 
-    /// A node with more lines in its file.
+    /// A node of id `n` with more lines in its file.
     pub fn node_with(&self, more: &str) -> Node {
         Node::start(self.config(more), "127.0.0.1:0".into(), PROGRAM.into(), Telemetry::new()).expect("node")
     }
 
-    /// Of node `n`. Sessions last longer than any test waits.
+    /// Of node `n`.
     pub fn config(&self, more: &str) -> NodeConfig {
         let file = format!(
             "fleet: test\nstate_dir: {}\nkafka:\n  bootstrap_servers: {}\n  properties: {{ topic.metadata.refresh.interval.ms: 300, \
-             session.timeout.ms: 120000 }}\nreplication_factor: 1\nnode_id: n\n\
+             session.timeout.ms: {} }}\nreplication_factor: 1\nnode_id: n\n\
              listen: {{ grpc: 127.0.0.1:0, http: 127.0.0.1:0 }}\n{more}",
             self.dir.path().join("node").display(),
-            self.broker.address()
+            self.broker.address(),
+            self.session.as_millis(),
         );
         let sources = Sources { file: Some(("test.yaml".into(), file)), ..Sources::default() };
         NodeConfig::load(&sources).expect("configuration").config

@@ -16,12 +16,14 @@ const CLOSE_WAIT: Duration = Duration::from_secs(10);
 
 /// A raw consumer. Not thread-safe in use: one thread polls it and answers its rebalances.
 ///
-/// Field order is drop order: messages, then the queue, then the client.
+/// Field order is drop order: messages, then the queues, then the client.
 pub(in crate::kafka) struct Consumer {
     pending: VecDeque<Message>,
     /// Where a consume call puts its pointers; empty between calls.
     scratch: Vec<*mut rd::rd_kafka_message_t>,
     queue: Queue,
+    /// Where answers to commits of offsets come.
+    answers: Queue,
     client: Client,
 }
 
@@ -58,7 +60,9 @@ impl Consumer {
             rd::rd_kafka_queue_cb_event_enable(queue, Some(callbacks::on_ready), opaque);
             Queue(queue)
         };
-        Ok(Consumer { pending: VecDeque::new(), scratch: Vec::new(), queue, client })
+        // SAFETY: the handle is live, and outlives the queue (field order).
+        let answers = Queue(unsafe { rd::rd_kafka_queue_new(client.raw()) });
+        Ok(Consumer { pending: VecDeque::new(), scratch: Vec::new(), queue, answers, client })
     }
 
     pub fn client(&self) -> &Client {
@@ -190,31 +194,34 @@ impl Consumer {
         list.rows().first().filter(|row| row.error.is_none() && row.offset >= 0).map(|row| row.offset)
     }
 
-    /// Commits offsets for the group and waits for the coordinator's answer.
-    pub fn commit(&self, list: &Partitions, wait: Duration) -> Result<(), KafkaError> {
-        // SAFETY: the queue is created, used and destroyed here; the event is ours, and the list
-        // read from it lives as long as the event.
+    /// Sends offsets for the group; [`Consumer::answer`] tells what became of them.
+    pub fn commit(&self, list: &Partitions) -> Result<(), KafkaError> {
+        // SAFETY: live handle, list and queue; the list is copied, and without a callback the answer
+        // comes as an event on the queue.
+        check(unsafe {
+            rd::rd_kafka_commit_queue(
+                self.client.raw(),
+                list.raw(),
+                self.answers.0,
+                None,
+                std::ptr::null_mut(),
+            )
+        } as i32)
+    }
+
+    /// The coordinator's answer to a commit; `None` when it has not come within `wait`.
+    pub fn answer(&self, wait: Duration) -> Option<Result<(), KafkaError>> {
+        // SAFETY: the queue is live; the event is ours, and the list read from it lives as long as
+        // the event.
         unsafe {
-            let queue = rd::rd_kafka_queue_new(self.client.raw());
-            let code =
-                rd::rd_kafka_commit_queue(self.client.raw(), list.raw(), queue, None, std::ptr::null_mut())
-                    as i32;
-            let result = check(code).and_then(|()| {
-                let event = rd::rd_kafka_queue_poll(queue, millis(wait));
-                if event.is_null() {
-                    return Err(KafkaError::new(
-                        Code::RD_KAFKA_RESP_ERR__TIMED_OUT,
-                        "the commit was not answered in time",
-                    ));
-                }
-                let rows = super::partitions::rows(rd::rd_kafka_event_topic_partition_list(event));
-                let code = super::admin::event_code(event);
-                rd::rd_kafka_event_destroy(event);
-                check(code)?;
-                rows.into_iter().find_map(|row| row.error).map_or(Ok(()), Err)
-            });
-            rd::rd_kafka_queue_destroy(queue);
-            result
+            let event = rd::rd_kafka_queue_poll(self.answers.0, millis(wait));
+            if event.is_null() {
+                return None;
+            }
+            let rows = super::partitions::rows(rd::rd_kafka_event_topic_partition_list(event));
+            let code = super::admin::event_code(event);
+            rd::rd_kafka_event_destroy(event);
+            Some(check(code).and_then(|()| rows.into_iter().find_map(|row| row.error).map_or(Ok(()), Err)))
         }
     }
 

@@ -277,16 +277,12 @@ impl Group for ModelConsumer {
         Ok(())
     }
 
-    fn commit(&mut self, offsets: &[TaskOffset]) -> Result<(), SourceError> {
-        if self.process.is_dead() {
-            return Err(SourceError::Unavailable("dead".into()));
-        }
+    /// At once, or not at all: with an old generation the partitions are about to go.
+    fn commit(&mut self, offsets: &[TaskOffset]) {
         let mut state = self.world.lock();
-        match state.broker.group.check(&self.captured) {
-            Ok(()) => state.broker.group.commit(offsets),
-            Err(reason) => return Err(SourceError::Unavailable(reason.into())),
+        if !self.process.is_dead() && state.broker.group.check(&self.captured).is_ok() {
+            state.broker.group.commit(offsets);
         }
-        Ok(())
     }
 }
 

@@ -42,7 +42,7 @@ impl<C: Consumer> Worker<C> {
     }
 
     /// Without a transaction the group's offsets follow once the effects are there, and after the
-    /// stores: a store is never behind them. One that fails is repeated by the next commit.
+    /// stores: a store is never behind them.
     fn commit_offsets(&mut self, sealed: &[(Sealed, Result<(), StoreError>)]) {
         let Some(consumer) = self.consumer.as_mut() else { return };
         if self.guarantee != Guarantee::AtLeastOnce && !planted(Bug::OffsetsOutside) {
@@ -51,9 +51,7 @@ impl<C: Consumer> Worker<C> {
         let applied = sealed.iter().filter(|(_, applied)| applied.is_ok());
         let offsets: Vec<TaskOffset> =
             applied.flat_map(|(sealed, _)| sealed.offsets.iter().cloned()).collect();
-        if let Err(error) = consumer.commit(&offsets) {
-            tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "offsets are not committed yet");
-        }
+        consumer.commit(&offsets);
     }
 
     /// Kafka has it; gives each task its store back.

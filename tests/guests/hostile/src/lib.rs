@@ -55,6 +55,13 @@ impl Handler for Hostile {
                 self.state.put(ctx, argument, b"v");
                 Ok(())
             }
+            // So many MiB at once, handed over by scanning.
+            "hand-over" => {
+                for entry in 0..number {
+                    self.state.put(ctx, entry.to_le_bytes(), &vec![0; 1 << 20]);
+                }
+                self.state.scan("").next(ctx).map(drop)
+            }
             // Writes, hands over by scanning, then fails: nothing of it may be seen later.
             "scan-then-fail" => {
                 self.state.put(ctx, argument, b"v");

@@ -1,0 +1,95 @@
+//! Offsets on their way to the group, outside a transaction (`at_least_once`): sent without waiting,
+//! one request at a time, and again until the group has them or the partition has gone.
+//!
+//! Pure bookkeeping; [`super::consumer`] sends and hears the answers. Only the latest offset of a
+//! partition matters, so a slow coordinator makes requests fewer, not a queue longer.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::ports::TaskOffset;
+use crate::record::InputPartition;
+
+/// Between a refusal and the next request.
+const AGAIN: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Default)]
+pub(super) struct Offsets {
+    /// To be sent.
+    waiting: BTreeMap<InputPartition, TaskOffset>,
+    /// In the request that is out.
+    sent: BTreeMap<InputPartition, TaskOffset>,
+    is_out: bool,
+    not_before: Option<Instant>,
+}
+
+impl Offsets {
+    pub fn add(&mut self, offsets: &[TaskOffset]) {
+        self.waiting.extend(offsets.iter().map(|offset| (offset.partition, offset.clone())));
+    }
+
+    /// What to send now; the request counts as out until [`Offsets::answered`].
+    pub fn take_due(&mut self, now: Instant) -> Option<Vec<TaskOffset>> {
+        let is_early = self.not_before.is_some_and(|not_before| now < not_before);
+        if self.is_out || self.waiting.is_empty() || is_early {
+            return None;
+        }
+        self.is_out = true;
+        self.sent = std::mem::take(&mut self.waiting);
+        Some(self.sent.values().cloned().collect())
+    }
+
+    /// The request that is out has been answered, or could not be sent.
+    pub fn answered(&mut self, taken: bool, now: Instant) {
+        self.is_out = false;
+        let sent = std::mem::take(&mut self.sent);
+        if taken {
+            return;
+        }
+        self.not_before = Some(now + AGAIN);
+        for (partition, offset) in sent {
+            // A later one has come meanwhile.
+            self.waiting.entry(partition).or_insert(offset);
+        }
+    }
+
+    pub fn forget(&mut self, gone: &[InputPartition]) {
+        self.waiting.retain(|partition, _| !gone.contains(partition));
+        self.sent.retain(|partition, _| !gone.contains(partition));
+    }
+
+    pub fn is_out(&self) -> bool {
+        self.is_out
+    }
+
+    pub fn is_idle(&self) -> bool {
+        !self.is_out && self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Offset;
+
+    fn offset(partition: i32, offset: u64) -> TaskOffset {
+        let partition = InputPartition { input: 0, partition };
+        TaskOffset { partition, offset: Offset(offset), metadata: String::new() }
+    }
+
+    #[test]
+    fn a_refused_offset_is_sent_again_unless_a_later_one_has_come_or_its_partition_has_gone() {
+        let now = Instant::now();
+        let mut offsets = Offsets::default();
+        offsets.add(&[offset(0, 5), offset(1, 5), offset(2, 5)]);
+        assert_eq!(offsets.take_due(now).map(|due| due.len()), Some(3));
+        offsets.add(&[offset(1, 9)]);
+        assert_eq!(offsets.take_due(now), None, "one request at a time");
+        offsets.forget(&[offset(2, 0).partition]);
+        offsets.answered(false, now);
+        assert_eq!(offsets.take_due(now), None, "not at once");
+        assert_eq!(offsets.take_due(now + AGAIN), Some(vec![offset(0, 5), offset(1, 9)]));
+        offsets.answered(true, now);
+        assert!(offsets.is_idle());
+    }
+}
