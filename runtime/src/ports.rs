@@ -196,6 +196,12 @@ pub trait Recovery: Send {
         partitions: &[InputPartition],
     ) -> Result<Vec<Option<CommittedOffset>>, SourceError>;
 
+    /// Forgets who the group's coordinator is, so that the next fetch looks it up: one that has just
+    /// resigned may have answered "none".
+    fn look_up_again(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     /// Log start and high watermark of the task's changelog partition. The high watermark is read
     /// through a read_uncommitted handle: the last stable offset may lie below later commits.
     fn changelog_bounds(&mut self, partition: i32) -> Result<(Offset, Offset), SourceError>;

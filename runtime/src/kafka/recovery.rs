@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Reads back what a deployment committed.
 pub struct LogReader {
+    config: KafkaConfig,
+    group: String,
+    committed_only: bool,
     committed: PartitionReader,
     /// Sees the true end of a partition: the last stable offset, which a read_committed handle
     /// would answer, may lie below later commits while an older transaction is open.
@@ -42,7 +45,8 @@ impl LogReader {
             .map_err(|error| SourceError::Refused(error.to_string()))?;
         let committed_only = !planted(Bug::RestoreUncommitted);
         let committed = PartitionReader::new(config, group, committed_only, TO_THE_END)?;
-        Ok(LogReader { committed, uncommitted, inputs, changelog })
+        let (config, group) = (config.clone(), group.to_owned());
+        Ok(LogReader { config, group, committed_only, committed, uncommitted, inputs, changelog })
     }
 
     fn changelog(&self) -> Result<String, SourceError> {
@@ -107,6 +111,12 @@ impl Recovery for LogReader {
             })
         };
         Ok(partitions.iter().map(found).collect())
+    }
+
+    /// A handle keeps what it knows of coordinators; a new one knows none.
+    fn look_up_again(&mut self) -> Result<(), SourceError> {
+        self.committed = PartitionReader::new(&self.config, &self.group, self.committed_only, TO_THE_END)?;
+        Ok(())
     }
 
     fn changelog_bounds(&mut self, partition: i32) -> Result<(Offset, Offset), SourceError> {

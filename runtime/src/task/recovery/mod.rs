@@ -210,6 +210,7 @@ impl Deciding<'_> {
             if !(hooks.pause)(MISSING_PAUSE) {
                 return Ok(None);
             }
+            kafka.look_up_again()?;
             committed = kafka.committed(&partitions(self.config, self.partition))?;
             fetches += 1;
         }

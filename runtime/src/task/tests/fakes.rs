@@ -152,6 +152,8 @@ pub struct FakeKafka {
     pub now_ms: i64,
     /// Fetches of offsets so far.
     pub fetches: usize,
+    /// How often the coordinator was looked up anew.
+    pub look_ups: usize,
     /// What the group's offsets become once they have been fetched that often.
     pub appears: Option<(usize, HashMap<u16, CommittedOffset>)>,
     pub emitted: Vec<String>,
@@ -219,6 +221,11 @@ impl Recovery for FakeKafka {
             self.offsets = offsets;
         }
         Ok(inputs.iter().map(|input| self.offsets.get(&input.input).cloned()).collect())
+    }
+
+    fn look_up_again(&mut self) -> Result<(), SourceError> {
+        self.look_ups += 1;
+        Ok(())
     }
 
     fn changelog_bounds(&mut self, _: i32) -> Result<(Offset, Offset), SourceError> {

@@ -198,7 +198,7 @@ fn a_missing_offset_is_fetched_again_before_it_is_believed() {
     kafka.fetches = 0;
     kafka.appears = Some((3, offsets));
     let (start, _) = Run::new(&bench, &kafka).start(&mut kafka);
-    assert_eq!((start.next[0], kafka.fetches), (Offset(3), 4));
+    assert_eq!((start.next[0], kafka.fetches, kafka.look_ups), (Offset(3), 4, 3));
     drop(start);
 
     kafka.offsets.clear();
