@@ -272,7 +272,12 @@ impl Group for ModelConsumer {
 
     fn unassign(&mut self, _: &[InputPartition]) -> Result<(), SourceError> {
         if let Some((Change::Revoked, partitions)) = self.question.take() {
-            self.world.lock().client(self.client).gave_up(&partitions);
+            let mut state = self.world.lock();
+            let client = state.client(self.client);
+            // What a membership that was lost meanwhile had asked for concerns the next one no more.
+            if client.member_id == self.captured.member_id {
+                client.gave_up(&partitions);
+            }
         }
         Ok(())
     }
