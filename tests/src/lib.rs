@@ -21,6 +21,7 @@ pub mod check;
 pub mod cluster;
 pub mod evidence;
 pub mod inputs;
+pub mod kfault;
 pub mod node;
 pub mod pipeline;
 pub mod programs;

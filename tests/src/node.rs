@@ -142,6 +142,11 @@ impl Node {
         (1..=self.starts).map(|start| read(start).expect("the node's log")).collect()
     }
 
+    /// Holds the node's file, logs and state.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The directory of the node's stores.
     pub fn stores(&self) -> PathBuf {
         self.directory.join("state/stores")

@@ -21,15 +21,17 @@ pub fn until<T, E: Debug>(what: &str, limit: Duration, mut look: impl FnMut() ->
     }
 }
 
-/// Asks until there is an answer, or until `limit` has passed.
+/// Asks until there is an answer, or until `limit` has passed. Between two questions it waits as
+/// long as the last one took, so that asking takes half a core at most.
 pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
+        let asked = Instant::now();
         let answer = look();
         if answer.is_some() || Instant::now() > deadline {
             return answer;
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(asked.elapsed().max(LOOK_EVERY));
     }
 }
 

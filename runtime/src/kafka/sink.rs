@@ -197,11 +197,23 @@ impl TransactionalSink {
 
     fn abort(&mut self) -> Result<(), CommitError> {
         self.topics.producer.abort_transaction(self.patience).map_err(indefinite)?;
-        if std::mem::take(&mut self.refused) {
-            let spec = self.topics.spec.clone();
-            self.topics = initialised(&self.config, &self.transactional_id, spec)
-                .map_err(|error| CommitError::Indefinite(error.to_string()))?;
+        match std::mem::take(&mut self.refused) {
+            true => self.replace(),
+            false => Ok(()),
         }
+    }
+
+    /// A new producer in the place of one that must not begin another transaction: a record of it was
+    /// refused, or a request of its last transaction had no answer.
+    ///
+    /// librdkafka sends such a request again by itself, and the first one may still be on its way. A
+    /// late EndTxn would end the transaction after its own, half-made as that is (KAFKA-17754), for
+    /// client and broker do not both know the second part of KIP-890. The new producer's epoch is what
+    /// makes it come too late.
+    fn replace(&mut self) -> Result<(), CommitError> {
+        let spec = self.topics.spec.clone();
+        self.topics = initialised(&self.config, &self.transactional_id, spec)
+            .map_err(|error| CommitError::Indefinite(error.to_string()))?;
         Ok(())
     }
 }
@@ -237,6 +249,9 @@ impl Sink for TransactionalSink {
     fn begin(&mut self) -> Result<(), CommitError> {
         if let Some(ended) = self.ended {
             std::thread::sleep(MARKER_PAUSE.saturating_sub(ended.elapsed()));
+        }
+        if self.topics.producer.has_unanswered() {
+            self.replace()?;
         }
         drop(self.topics.producer.failures());
         self.topics.producer.begin_transaction().map_err(indefinite)

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 
 use super::Verdict;
-use crate::evidence::{Ack, Evidence, Outcome, Run};
+use crate::evidence::{Ack, Committed, Evidence, Outcome, Run};
 
 /// Enough done, every fault proven to have happened, nothing that nobody asked for.
 pub fn proofs(run: &Run, acks: &[Ack], verdict: &mut Verdict) {
@@ -59,7 +59,9 @@ pub fn offsets(evidence: &Evidence, run: &Run, verdict: &mut Verdict) -> Result<
             verdict.invalid.push(format!("{seen} offsets of {deployment}, not {}", run.partitions));
         }
     }
-    let behind = offsets.iter().filter(|at| high.get(&(at.topic.clone(), at.partition)) != Some(&at.offset));
+    // A partition that never had a record may never have had an offset.
+    let end = |at: &Committed| high.get(&(at.topic.clone(), at.partition));
+    let behind = offsets.iter().filter(|at| end(at) != Some(&at.offset.max(0)));
     let behind = behind.map(|at| {
         let end = high.get(&(at.topic.clone(), at.partition));
         format!(

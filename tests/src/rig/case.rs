@@ -94,6 +94,12 @@ impl Case {
         }
     }
 
+    /// Nodes on Apache Kafka without a plan, for a scenario of a test's own.
+    pub fn plain(nodes: usize, records: u64) -> Case {
+        let rate = 500;
+        Case { nodes, rate, plan: Vec::new(), ..Case::gate(1, 0, 0, records) }
+    }
+
     /// A random configuration with random faults.
     pub fn random(seed: u64, broker: Broker) -> Case {
         let mut rng = Rng::with_seed(seed);

@@ -24,6 +24,11 @@ const TRANSFER_EVERY: u64 = 5;
 const ACCOUNTS: usize = 50;
 const KEYS_PER_PARTITION: usize = 40;
 
+/// How many of the first `sent` records are the chain's.
+pub fn chained(sent: u64) -> u64 {
+    sent - sent / TRANSFER_EVERY
+}
+
 /// Collects the outcome of every record.
 #[derive(Default)]
 struct Outcomes {

@@ -16,8 +16,8 @@ use crate::node::Node;
 use crate::programs::{run, tidemill, workspace};
 use crate::wait::{until, within};
 
-/// The node with crash points in it.
-pub const PROGRAM: &str = "tidemill-faults";
+/// The node, and the node with crash points in it.
+const PROGRAMS: [&str; 2] = ["tidemill", "tidemill-faults"];
 
 /// One deployment of the workloads.
 pub struct Deployment {
@@ -58,6 +58,7 @@ pub fn build_modules(directory: &Path) {
 }
 
 pub struct Fleet {
+    program: &'static str,
     nodes: Vec<Node>,
     /// The step each node is told to die at, if any.
     armed: Vec<Option<String>>,
@@ -68,6 +69,8 @@ pub struct Fleet {
 impl Fleet {
     /// Starts the nodes and deploys the workloads from `modules`.
     pub fn start(cluster: &Cluster, case: &Case, directory: &Path, modules: &Path) -> Fleet {
+        let crashes = case.plan.iter().any(|step| matches!(step.fault, Fault::Crash { .. }));
+        let program = PROGRAMS[usize::from(crashes)];
         let node = |number| {
             let extra = format!(
                 "kafka:\n  bootstrap_servers: '{}'\nnode_id: n{number}\nmemory: {{ block_cache: {}MiB, write_buffers: {}MiB }}\n",
@@ -76,11 +79,11 @@ impl Fleet {
                 case.write_buffers_mib
             );
             let mut node = Node::prepare(cluster, &directory.join(format!("n{number}")), &extra);
-            node.restart_as(PROGRAM, None);
+            node.restart_as(program, None);
             node
         };
         let nodes: Vec<Node> = (0..case.nodes).map(node).collect();
-        let fleet = Fleet { armed: vec![None; nodes.len()], nodes, unexpected: Vec::new() };
+        let fleet = Fleet { program, armed: vec![None; nodes.len()], nodes, unexpected: Vec::new() };
         let file = modules.join(format!("case-{}.yaml", case.seed));
         fs::write(&file, documents(case)).expect("the deployments' file");
         let node = &fleet.nodes[0];
@@ -96,7 +99,7 @@ impl Fleet {
     }
 
     /// Starts a node that is down; armed with a crash if `next` is one of this node.
-    fn restart(&mut self, node: usize, next: Option<&Step>) {
+    pub fn restart(&mut self, node: usize, next: Option<&Step>) {
         let crash = match next {
             Some(Step { node: theirs, fault: Fault::Crash { point, nth, deployment }, .. })
                 if *theirs == node =>
@@ -105,7 +108,7 @@ impl Fleet {
             }
             _ => None,
         };
-        self.nodes[node].restart_as(PROGRAM, crash.as_deref().map(|crash| ("TIDEMILL_CRASH", crash)));
+        self.nodes[node].restart_as(self.program, crash.as_deref().map(|crash| ("TIDEMILL_CRASH", crash)));
         self.armed[node] = crash;
     }
 
@@ -137,8 +140,12 @@ impl Fleet {
         }
     }
 
+    pub fn node(&mut self, node: usize) -> &mut Node {
+        &mut self.nodes[node]
+    }
+
     /// kill -9. False if the node was dead already.
-    fn kill(&mut self, node: usize) -> bool {
+    pub fn kill(&mut self, node: usize) -> bool {
         match self.nodes[node].ended() {
             Some(status) => {
                 self.unexpected.push(format!("n{node} ended by itself before the {KILL}: {status}"));
@@ -162,7 +169,7 @@ impl Fleet {
     }
 
     /// Deletes a dead node's stores; answers of how many deployments.
-    fn wipe(&self, node: usize) -> usize {
+    pub fn wipe(&self, node: usize) -> usize {
         let directories =
             DEPLOYMENTS.iter().map(|deployment| self.nodes[node].stores().join(deployment.name));
         let directories: Vec<_> = directories.filter(|directory| directory.exists()).collect();
@@ -210,7 +217,7 @@ impl Fleet {
         starts.sum()
     }
 
-    /// Ends of nodes and panics that nobody asked for.
+    /// Ends of nodes, panics and halts that nobody asked for.
     pub fn unexpected(&mut self) -> Vec<String> {
         for number in 0..self.nodes.len() {
             if let Some(status) = self.nodes[number].ended() {

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::case::{Broker, Case};
+use super::case::Case;
 use super::dump::Dump;
-use super::feed::Feeder;
+use super::feed::{Feeder, chained};
 use super::fleet::{DEPLOYMENTS, Fleet, TOPICS};
+use super::scenario::cluster_of;
 use super::watch::Watch;
 use crate::cluster::Cluster;
 use crate::evidence::{Evidence, Fault, Run};
@@ -59,78 +60,97 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Runs a case in `directory` and has it judged.
-pub fn play(case: &Case, directory: &Path, modules: &Path) -> Result<Summary> {
-    let cluster = match case.broker {
-        Broker::Embedded => Cluster::embedded(),
-        Broker::Apache => Cluster::apache(),
-    };
-    let evidence = Evidence::create(&directory.join("evidence"))?;
-    let dump = Dump::of(cluster.bootstrap());
-    let mut fleet = Fleet::start(&cluster, case, directory, modules);
-
-    let feeder = Feeder::start(cluster.bootstrap(), case);
-    let watch = Watch::start(cluster.bootstrap(), "chain-out", case.partitions)?;
-    let faults = carry_out(case, &mut fleet, &watch);
-    // The standstills end with the flow: what was sent by now must come out first.
-    let sent = feeder.sent() * 4 / 5;
-    within(STALL_MAX, || (watch.records() >= sent).then_some(()));
-    let standstill = watch.finish();
-    let acks = feeder.finish()?;
-    let settled = within(SETTLE_MAX, || is_settled(&dump).ok().filter(|settled| *settled)).is_some();
-
-    let mut doubts = Vec::new();
-    look_at_stores(&fleet, &evidence, "live", &mut doubts)?;
-    fleet.restart_cold();
-    look_at_stores(&fleet, &evidence, "cold", &mut doubts)?;
-    write_dumps(&dump, &evidence)?;
-    evidence.write_acks(&acks)?;
-    let kills = faults.iter().map(|fault| fault.proven).sum();
-    doubts.extend(fleet.unexpected());
-    evidence.write_run(&Run {
-        seed: case.seed,
-        partitions: case.partitions,
-        bank: true,
-        chain: true,
-        records_min: case.records,
-        faults,
-        settled,
-        stall_ms: standstill
-            .worst
-            .iter()
-            .map(|(partition, still)| (*partition, still.as_millis() as u64))
-            .collect(),
-        stall_ms_max: STALL_MAX.as_millis() as u64,
-        unexpected: doubts,
-    })?;
-    let (records, restores) = (acks.len() as u64, fleet.restores());
-    Ok(judge(
-        &evidence,
-        Summary { kills, records, restores, longest: standstill.longest, ..Summary::default() },
-    ))
+/// A round in progress: nodes under load, and whoever watches them.
+pub struct Stage {
+    pub case: Case,
+    pub cluster: Cluster,
+    pub fleet: Fleet,
+    pub watch: Watch,
+    feeder: Feeder,
+    evidence: Evidence,
 }
 
-/// Every fault of the plan in turn; answers what was wanted and what is proven.
-fn carry_out(case: &Case, fleet: &mut Fleet, watch: &Watch) -> Vec<Fault> {
-    let mut faults: BTreeMap<&str, Fault> = BTreeMap::new();
-    for (at, step) in case.plan.iter().enumerate() {
-        let started = Instant::now();
-        let proven = fleet.inflict(step);
-        watch.fault();
-        let name = step.fault.name();
-        println!(
-            "  {name} of n{} after {:?}{}",
-            step.node,
-            started.elapsed(),
-            if proven { "" } else { ": no proof" }
-        );
-        let fault = faults.entry(name).or_insert_with(|| Fault { name: name.to_owned(), ..Fault::default() });
-        fault.wanted += 1;
-        fault.proven += u64::from(proven);
-        fleet.revive(step, case.plan.get(at + 1));
-        watch.healed();
+/// Runs a case in `directory` and has it judged.
+pub fn play(case: &Case, directory: &Path, modules: &Path) -> Result<Summary> {
+    let mut stage = Stage::open(case, cluster_of(case), directory, modules)?;
+    let faults = stage.carry_out();
+    stage.close(faults)
+}
+
+impl Stage {
+    /// Nodes, deployments and load.
+    pub fn open(case: &Case, cluster: Cluster, directory: &Path, modules: &Path) -> Result<Stage> {
+        let evidence = Evidence::create(&directory.join("evidence"))?;
+        let fleet = Fleet::start(&cluster, case, directory, modules);
+        let feeder = Feeder::start(cluster.bootstrap(), case);
+        let watch = Watch::start(cluster.bootstrap(), "chain-out", case.partitions)?;
+        Ok(Stage { case: case.clone(), cluster, fleet, watch, feeder, evidence })
     }
-    faults.into_values().collect()
+
+    /// Every fault of the plan in turn; answers what was wanted and what is proven.
+    fn carry_out(&mut self) -> Vec<Fault> {
+        let mut faults: BTreeMap<&str, Fault> = BTreeMap::new();
+        let plan = self.case.plan.clone();
+        for (at, step) in plan.iter().enumerate() {
+            let started = Instant::now();
+            let proven = self.fleet.inflict(step);
+            self.watch.fault();
+            let (name, said) = (step.fault.name(), if proven { "" } else { ": no proof" });
+            println!("  {name} of n{} after {:.1?}{said}", step.node, started.elapsed());
+            let fault =
+                faults.entry(name).or_insert_with(|| Fault { name: name.to_owned(), ..Fault::default() });
+            fault.wanted += 1;
+            fault.proven += u64::from(proven);
+            self.fleet.revive(step, plan.get(at + 1));
+            self.watch.healed();
+        }
+        faults.into_values().collect()
+    }
+
+    /// Waits until what was sent by now has come out, in time or not.
+    pub fn catch_up(&self) {
+        let sent = chained(self.feeder.sent());
+        within(STALL_MAX, || (self.watch.records() >= sent).then_some(()));
+    }
+
+    /// Ends the load, waits until all of it is handled, and has the round judged.
+    pub fn close(mut self, faults: Vec<Fault>) -> Result<Summary> {
+        // The standstills end with the flow: what was sent by now must come out first.
+        self.catch_up();
+        let standstill = self.watch.finish();
+        let acks = self.feeder.finish()?;
+        let dump = Dump::of(self.cluster.bootstrap());
+        let began = Instant::now();
+        let settled = within(SETTLE_MAX, || is_settled(&dump).ok().filter(|settled| *settled)).is_some();
+        let settling = began.elapsed();
+
+        let mut doubts = Vec::new();
+        look_at_stores(&self.fleet, &self.evidence, "live", &mut doubts)?;
+        let began = Instant::now();
+        self.fleet.restart_cold();
+        look_at_stores(&self.fleet, &self.evidence, "cold", &mut doubts)?;
+        println!("  settled after {settling:.1?}; all stores lost and back after {:.1?}", began.elapsed());
+        write_dumps(&dump, &self.evidence)?;
+        self.evidence.write_acks(&acks)?;
+        let kills = faults.iter().map(|fault| fault.proven).sum();
+        doubts.extend(self.fleet.unexpected());
+        let millis = |still: &Duration| still.as_millis() as u64;
+        self.evidence.write_run(&Run {
+            seed: self.case.seed,
+            partitions: self.case.partitions,
+            bank: true,
+            chain: true,
+            records_min: self.case.records,
+            faults,
+            settled,
+            stall_ms: standstill.worst.iter().map(|(partition, still)| (*partition, millis(still))).collect(),
+            stall_ms_max: millis(&STALL_MAX),
+            unexpected: doubts,
+        })?;
+        let (records, restores) = (acks.len() as u64, self.fleet.restores());
+        let longest = standstill.longest;
+        Ok(judge(&self.evidence, Summary { kills, records, restores, longest, ..Summary::default() }))
+    }
 }
 
 /// True if every group has committed the end of its input.
@@ -139,7 +159,7 @@ fn is_settled(dump: &Dump) -> Result<bool> {
         let ends = dump.ends(deployment.input)?;
         let committed = dump.committed(deployment.name, deployment.input)?;
         let reached = |end: &crate::evidence::Ends| {
-            committed.iter().any(|at| at.partition == end.partition && at.offset == end.high)
+            committed.iter().any(|at| at.partition == end.partition && at.offset.max(0) == end.high)
         };
         if !ends.iter().all(reached) {
             return Ok(false);

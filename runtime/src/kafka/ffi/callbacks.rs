@@ -65,6 +65,8 @@ pub(in crate::kafka) struct Shared {
     /// Outcomes awaited by ticket; an entry exists only while somebody waits for it.
     tickets: Mutex<HashMap<u64, Option<Delivered>>>,
     ticket_changed: Condvar,
+    /// A request of a transaction went out, or may have, and no answer came back.
+    unanswered: AtomicBool,
     /// The last error that concerns the whole client, such as a connection refused.
     last_error: Mutex<Option<KafkaError>>,
     panicked: AtomicBool,
@@ -86,6 +88,7 @@ impl Shared {
             failures: Mutex::default(),
             tickets: Mutex::default(),
             ticket_changed: Condvar::new(),
+            unanswered: AtomicBool::new(false),
             last_error: Mutex::default(),
             panicked: AtomicBool::new(false),
         }
@@ -146,6 +149,12 @@ impl Shared {
         }
     }
 
+    /// True once a request of a transaction was left without an answer. librdkafka sends it again by
+    /// itself, and the first one may still arrive.
+    pub fn has_unanswered(&self) -> bool {
+        self.unanswered.load(Ordering::SeqCst)
+    }
+
     pub fn last_error(&self) -> Option<KafkaError> {
         lock(&self.last_error).clone()
     }
@@ -193,6 +202,45 @@ unsafe fn guarded(opaque: *mut c_void, body: impl FnOnce(&Shared)) {
         shared.panicked.store(true, Ordering::SeqCst);
         shared.set_ready();
     }
+}
+
+/// Api keys of AddPartitionsToTxn, AddOffsetsToTxn, EndTxn and TxnOffsetCommit.
+const TRANSACTIONAL: [i16; 4] = [24, 25, 26, 28];
+
+/// A producer is being made: asks to be told of its requests' ends.
+pub(super) unsafe extern "C" fn on_new(
+    rk: *mut rd::rd_kafka_t,
+    _: *const rd::rd_kafka_conf_t,
+    opaque: *mut c_void,
+    _: *mut c_char,
+    _: usize,
+) -> Code {
+    // SAFETY: the handle is live inside this call, and the opaque pointer is the client's own.
+    unsafe {
+        let name = c"tidemill".as_ptr();
+        rd::rd_kafka_interceptor_add_on_response_received(rk, name, Some(on_response), opaque)
+    }
+}
+
+/// A request has ended, by an answer or without one (`error`), on one of librdkafka's threads.
+unsafe extern "C" fn on_response(
+    _: *mut rd::rd_kafka_t,
+    _: c_int,
+    _: *const c_char,
+    _: i32,
+    api: i16,
+    _: i16,
+    _: i32,
+    _: usize,
+    _: i64,
+    error: Code,
+    opaque: *mut c_void,
+) -> Code {
+    if error != Code::RD_KAFKA_RESP_ERR_NO_ERROR && TRANSACTIONAL.contains(&api) {
+        // SAFETY: registered with the client's own opaque pointer.
+        unsafe { guarded(opaque, |shared| shared.unanswered.store(true, Ordering::SeqCst)) }
+    }
+    Code::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
 /// The consumer's queue went from empty to non-empty.

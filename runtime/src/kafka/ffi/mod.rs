@@ -173,6 +173,14 @@ impl Client {
                 Kind::Producer => {
                     rd::rd_kafka_conf_set_events(conf.0, rd::RD_KAFKA_EVENT_DR | rd::RD_KAFKA_EVENT_ERROR);
                     rd::rd_kafka_conf_set_background_event_cb(conf.0, Some(callbacks::on_event));
+                    let opaque = Arc::as_ptr(&shared).cast_mut().cast::<c_void>();
+                    // Fails only for a name that is taken, and nobody else takes names.
+                    rd::rd_kafka_conf_interceptor_add_on_new(
+                        conf.0,
+                        c"tidemill".as_ptr(),
+                        Some(callbacks::on_new),
+                        opaque,
+                    );
                 }
             }
         }

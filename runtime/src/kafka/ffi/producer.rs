@@ -141,6 +141,12 @@ impl Producer {
         self.client.shared.failures()
     }
 
+    /// True once a request of a transaction was left without an answer. It may still
+    /// arrive.
+    pub fn has_unanswered(&self) -> bool {
+        self.client.shared.has_unanswered()
+    }
+
     pub fn expect_ticket(&self, ticket: u64) {
         self.client.shared.expect_ticket(ticket);
     }
