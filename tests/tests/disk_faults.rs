@@ -15,7 +15,7 @@ use tidemill_tests::programs::{alone, free_address, run, tidemill};
 use tidemill_tests::rig::case::Case;
 use tidemill_tests::rig::dump::Dump;
 use tidemill_tests::rig::round::Stage;
-use tidemill_tests::rig::scenario::{SOON, cluster_of, drain, play, until_commits, until_said};
+use tidemill_tests::rig::scenario::{SOON, cluster_of, drain, open, play, until_commits, until_said};
 use tidemill_tests::wait::until;
 
 /// F34: files of the stores are damaged in every way while the node is down, after a drain, so that
@@ -152,29 +152,29 @@ fn copy_directory(from: &Path, to: &Path) {
 }
 
 /// F36: the changelog's beginning is deleted, so that a store that is lost cannot be rebuilt from it.
-/// The task halts and says what to do; with a copy of the store that is new enough it goes on.
+/// The task halts and says what to do; with a copy of the store that is new enough it goes on. The
+/// checker cannot judge it, for it folds the changelog as well.
 #[test]
 fn f36_a_changelog_without_its_beginning_rebuilds_nothing() {
     let _alone = alone();
     let case = Case::plain(1, 10_000);
-    play("F36", &case, cluster_of(&case), |stage| {
-        drain(stage, 0);
-        let stores = stage.fleet.node(0).stores();
-        let copy = stores.with_file_name("copy");
-        copy_directory(&stores, &copy);
-        delete_beginning(stage, "tidemill.chain.changelog");
-        stage.fleet.wipe(0);
-        stage.watch.fault();
-        stage.fleet.restart(0, None);
-        until_said(stage, 0, "deploy it again to begin anew");
-        assert!(stage.fleet.state("chain", "heads").is_err(), "a store that is not there has no answers");
+    let (mut stage, directory) = open("F36", &case, cluster_of(&case));
+    drain(&mut stage, 0);
+    let stores = stage.fleet.node(0).stores();
+    let copy = stores.with_file_name("copy");
+    copy_directory(&stores, &copy);
+    delete_beginning(&stage, "tidemill.chain.changelog");
+    assert!(stage.fleet.wipe(0) > 0, "there were no stores");
+    stage.fleet.restart(0, None);
+    until_said(&mut stage, 0, "deploy it again to begin anew");
+    let answer = stage.fleet.node(0).tidemill(&["state", "scan", "chain", "heads"]);
+    assert!(!answer.status.success() && answer.stderr.contains("halted"), "{answer:#?}");
 
-        assert!(stage.fleet.kill(0), "the node ended by itself");
-        fs::remove_dir_all(&stores).expect("what was begun is deleted");
-        fs::rename(&copy, &stores).expect("the copy is put back");
-        stage.fleet.restart(0, None);
-        until_commits(stage);
-        stage.watch.healed();
-        stage.fleet.expect_halts();
-    });
+    assert!(stage.fleet.kill(0), "the node ended by itself");
+    fs::remove_dir_all(&stores).expect("what was begun is deleted");
+    fs::rename(&copy, &stores).expect("the copy is put back");
+    stage.fleet.restart(0, None);
+    until_commits(&stage);
+    drop(stage);
+    fs::remove_dir_all(directory).expect("a directory can be deleted");
 }

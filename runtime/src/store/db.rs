@@ -151,12 +151,24 @@ impl std::fmt::Debug for Store {
     }
 }
 
+/// True if there are files of a database here.
+fn has_remains(dir: &Path) -> bool {
+    let is_remains =
+        |name: &str| name.starts_with("MANIFEST") || name.ends_with(".sst") || name.ends_with(".log");
+    fs::read_dir(dir)
+        .is_ok_and(|entries| entries.flatten().any(|entry| is_remains(&entry.file_name().to_string_lossy())))
+}
+
 impl Store {
     /// Opens what is there. An error says that nothing is known about the data (locked, disk full,
     /// permission), so it must not be deleted.
     pub fn open(budget: &StoreBudget, dir: &Path, identity: &Identity) -> Result<Opening, StoreError> {
         if !budget.is_in_memory() && !dir.join("CURRENT").exists() {
-            return Ok(Opening::Missing);
+            return Ok(match has_remains(dir) {
+                // RocksDB neither opens them nor makes a database among them.
+                true => Opening::Unusable(Unusable::Corrupt("its CURRENT file is gone".into())),
+                false => Opening::Missing,
+            });
         }
         let lock = lock(budget, dir)?;
         let db = match budget.open(dir, false) {

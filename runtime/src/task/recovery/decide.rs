@@ -87,24 +87,40 @@ pub fn judge_store(
              or was made again; to go on with what the changelog holds, delete the store's directory and start the node again"
         ));
     }
-    if next == Offset(0) || next == log_end {
-        // Nothing applied yet, or nothing missed.
+    if next == log_end {
+        // Nothing missed.
         return StoreVerdict::Use;
     }
     if next < log_start {
-        return StoreVerdict::Rebuild(format!(
-            "it ends at changelog offset {next}, the changelog begins at {log_start}"
-        ));
+        return StoreVerdict::Halt(cut_off(next, log_start));
+    }
+    if next == Offset(0) {
+        // Nothing applied yet.
+        return StoreVerdict::Use;
     }
     let age_ms = wall_ms.saturating_sub(progress.changelog_ms);
-    if age_ms > retention_ms / 2 {
-        return StoreVerdict::Rebuild(format!(
-            "it is {} s behind its changelog, more than half of delete.retention.ms ({} s): deletions may be gone from the log",
-            age_ms / 1000,
-            retention_ms / 1000
-        ));
+    if age_ms <= retention_ms / 2 {
+        return StoreVerdict::Use;
     }
-    StoreVerdict::Use
+    let why = format!(
+        "it is {} s behind its changelog, more than half of delete.retention.ms ({} s): deletions may be gone from the log",
+        age_ms / 1000,
+        retention_ms / 1000
+    );
+    match log_start {
+        Offset(0) => StoreVerdict::Rebuild(why),
+        _ => StoreVerdict::Halt(format!("{why}; {}", cut_off(Offset(0), log_start))),
+    }
+}
+
+/// Why a store that ends at `next` cannot be brought up from a log that begins later. Compaction never
+/// moves a log's beginning, so somebody deleted what is missing, and a value may have been in it.
+pub fn cut_off(next: Offset, log_start: Offset) -> String {
+    format!(
+        "the changelog begins at offset {log_start} and the store needs it from {next}: what was in between has been deleted, by \
+         kafka-delete-records or by a cleanup.policy other than compact; put back a copy of the store that ends at {log_start} \
+         or later, or delete the deployment and deploy it again to begin anew"
+    )
 }
 
 /// Decides where a task begins.

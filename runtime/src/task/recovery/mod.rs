@@ -20,6 +20,7 @@ use std::time::Duration;
 pub use decide::{Decision, Facts, Known, Started, StoreVerdict, decide, judge_store, made_again};
 pub use replay::Replayed;
 
+use self::decide::cut_off;
 use self::replay::Replay;
 use super::{Start, TaskConfig};
 use crate::ports::{CommittedOffset, Recovery, SourceError};
@@ -274,6 +275,9 @@ impl Restore<'_> {
             }
         }
         match self.replay(store, bounds, kafka, hooks, report) {
+            Err(RecoveryError::Store(StoreError::Corrupt(why))) if bounds.0 > Offset(0) => {
+                Ok(Restored::Halt(format!("{}: {why}; {}", self.dir.display(), cut_off(Offset(0), bounds.0))))
+            }
             Err(RecoveryError::Store(StoreError::Corrupt(why))) => {
                 // Once; a second time it is the disk.
                 let store = self.rebuild(why, report)?;
@@ -306,12 +310,12 @@ impl Restore<'_> {
     fn replay(
         &self,
         mut store: Store,
-        (log_start, log_end): (Offset, Offset),
+        (_, log_end): (Offset, Offset),
         kafka: &mut dyn Recovery,
         hooks: &mut Hooks<'_>,
         report: &mut Report,
     ) -> Result<Restored, RecoveryError> {
-        let from = store.progress().changelog_next.max(log_start);
+        let from = store.progress().changelog_next;
         report.from = from;
         let mut replay = Replay::new(&mut store);
         let mut failed = None;

@@ -256,9 +256,11 @@ fn a_store_is_judged_by_its_changelog() {
     };
     assert_eq!(judge(5, (0, 9), 30_000), StoreVerdict::Use);
     assert_eq!(judge(5, (5, 9), 30_000), StoreVerdict::Use);
-    assert!(matches!(judge(5, (6, 9), 0), StoreVerdict::Rebuild(_)), "its next record is gone");
+    assert_eq!(judge(0, (0, 9), 30_001), StoreVerdict::Use, "an empty one reads it all");
+    assert!(matches!(judge(5, (6, 9), 0), StoreVerdict::Halt(_)), "its next record is gone");
+    assert!(matches!(judge(0, (6, 9), 0), StoreVerdict::Halt(_)), "the log's beginning is gone");
+    assert!(matches!(judge(5, (3, 9), 30_001), StoreVerdict::Halt(_)), "too old, and not to be rebuilt");
     assert!(matches!(judge(5, (0, 9), 30_001), StoreVerdict::Rebuild(_)), "deletions may be gone");
     assert_eq!(judge(9, (0, 9), 30_001), StoreVerdict::Use, "it missed nothing");
-    assert_eq!(judge(0, (6, 9), 30_001), StoreVerdict::Use, "an empty one reads what there is");
     assert!(matches!(judge(10, (0, 9), 0), StoreVerdict::Halt(_)), "the log is shorter than it was");
 }
