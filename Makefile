@@ -38,11 +38,14 @@ demo: build ## Run the flights pipeline on the embedded broker (CI=1: end by its
 	@$(BIN)/flights-demo $(if $(CI),--check) $(DEMO_FLAGS)
 
 test: build ## Run every test, those against Apache Kafka included
-	$(CARGO) test --release --workspace $(TEST_FLAGS)
+	@# Unit tests are built with the planted bugs in them, all switched off: `make mutants` runs the same.
+	$(CARGO) test --release --workspace --lib --features tidemill/faults $(TEST_FLAGS)
+	$(CARGO) test --release --workspace --bins --test '*' $(TEST_FLAGS)
+	$(CARGO) test --release --workspace --doc $(TEST_FLAGS)
 	$(ON_APACHE)
 
 simulate: setup ## Run real workers and stores over a model of Kafka, one seed a case (SEEDS=; TIDEMILL_SEED= runs one)
-	TIDEMILL_SEEDS=$(or $(SEEDS),20000) $(CARGO) test --release --workspace --lib node::simulation -- --nocapture
+	TIDEMILL_SEEDS=$(or $(SEEDS),20000) $(CARGO) test --release --workspace --lib --features tidemill/faults node::simulation -- --nocapture
 
 mutants: setup ## Plant each known bug and see the simulation find it (SEEDS= that it may survive)
 	@CARGO="$(CARGO)" SEEDS=$(SEEDS) .ci/mutants
@@ -65,6 +68,7 @@ chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTE
 lint: setup $(DENY) ## Check formatting, clippy without warnings, licences and sources of dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --workspace --all-targets --features tidemill-tests/faults -- -D warnings
 	@# The advisory database is a git repository; `make advisories` is for machines that reach it.
 	$(DENY) --offline check licenses bans sources
 

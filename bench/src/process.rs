@@ -24,12 +24,15 @@ fn stat(pid: u32) -> Result<Stat> {
     let (_, rest) = text.rsplit_once(')').with_context(|| path.clone())?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let field = |index: usize| fields.get(index).copied().with_context(|| path.clone());
-    // Fields 14 and 15 of the file: utime and stime, all threads.
-    let ticks: u32 = field(11)?.parse::<u32>()? + field(12)?.parse::<u32>()?;
+    // Fields 14 to 17 of the file: utime and stime of all threads, and of the children that have ended.
+    let mut ticks = 0;
+    for index in 11..=14 {
+        ticks += field(index)?.parse::<u32>()?;
+    }
     Ok(Stat { state: field(0)?.chars().next().unwrap_or('?'), cpu: ticks * TICK })
 }
 
-/// User and system time that a process has used so far, all threads.
+/// User and system time that a process has used so far: all threads, and children that have ended.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(stat(pid)?.cpu)
 }
