@@ -157,6 +157,7 @@ impl Client {
     pub fn new(kind: Kind, settings: &[(String, String)], label: &str) -> Result<Client, KafkaError> {
         let conf = Conf::new(settings)?;
         let shared = Arc::new(Shared::new(label));
+        let transactional = settings.iter().any(|(name, _)| name == "transactional.id");
         // SAFETY: `conf` is live. The opaque pointer stays valid for as long as callbacks can run:
         // `shared` is a field of the client and dropped after `rd_kafka_destroy` (see `Drop`).
         unsafe {
@@ -173,15 +174,17 @@ impl Client {
                 Kind::Producer => {
                     rd::rd_kafka_conf_set_events(conf.0, rd::RD_KAFKA_EVENT_DR | rd::RD_KAFKA_EVENT_ERROR);
                     rd::rd_kafka_conf_set_background_event_cb(conf.0, Some(callbacks::on_event));
-                    let opaque = Arc::as_ptr(&shared).cast_mut().cast::<c_void>();
-                    // Fails only for a name that is taken, and nobody else takes names.
-                    rd::rd_kafka_conf_interceptor_add_on_new(
-                        conf.0,
-                        c"tidemill".as_ptr(),
-                        Some(callbacks::on_new),
-                        opaque,
-                    );
                 }
+            }
+            if transactional {
+                let opaque = Arc::as_ptr(&shared).cast_mut().cast::<c_void>();
+                // Fails only for a name that is taken, and nobody else takes names.
+                rd::rd_kafka_conf_interceptor_add_on_new(
+                    conf.0,
+                    c"tidemill".as_ptr(),
+                    Some(callbacks::on_new),
+                    opaque,
+                );
             }
         }
         let oauth = settings
@@ -202,6 +205,11 @@ impl Client {
         let Some(rk) = NonNull::new(rk) else {
             // SAFETY: the callee wrote a NUL-terminated reason.
             let reason = unsafe { text(reason.as_ptr()) };
+            if transactional {
+                // librdkafka 2.12 frees the interceptors when it fails, and again with the configuration
+                // that it gives back: better to lose the memory of one configuration.
+                std::mem::forget(conf);
+            }
             return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG, reason));
         };
         std::mem::forget(conf);
