@@ -23,7 +23,7 @@ DENY := $(CACHE)/tools/bin/cargo-deny
 ON_APACHE = TIDEMILL_KAFKA=apache $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test simulate mutants faults chaos fault-node lint advisories bench recovery conformance clean
+.PHONY: help setup build demo test simulate mutants faults matrix chaos fault-node lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,8 +40,8 @@ demo: build ## Run the flights pipeline on the embedded broker (CI=1: end by its
 test: build ## Run every test, those against Apache Kafka included
 	@# Unit tests are built with the planted bugs in them, all switched off: `make mutants` runs the same.
 	$(CARGO) test --release --workspace --lib --features tidemill/faults $(TEST_FLAGS)
-	$(CARGO) test --release --workspace --bins --test '*' $(TEST_FLAGS)
-	$(CARGO) test --release --workspace --doc $(TEST_FLAGS)
+	$(CARGO) test --release --workspace --exclude tidemill-matrix --bins --test '*' $(TEST_FLAGS)
+	$(CARGO) test --release --workspace --exclude tidemill-matrix --doc $(TEST_FLAGS)
 	$(ON_APACHE)
 
 simulate: setup ## Run real workers and stores over a model of Kafka, one seed a case (SEEDS=; TIDEMILL_SEED= runs one)
@@ -60,6 +60,9 @@ fault-node: build
 
 faults: fault-node ## Kill a node at every step of a commit and at random, on Apache Kafka (FULL=1: for a quarter of an hour)
 	@$(BIN)/tidemill-chaos faults $(if $(FULL),--full) $(if $(SEED),--seed $(SEED))
+
+matrix: fault-node ## Run the fault matrix: each fault a named test, on Apache Kafka (ONLY=f07: one row)
+	$(CARGO) test --release --workspace --test matrix -- --nocapture $(ONLY)
 
 chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTES= or ROUNDS=, SEED=, BROKER=)
 	@$(BIN)/tidemill-chaos chaos $(if $(MINUTES),--minutes $(MINUTES),--rounds $(or $(ROUNDS),1)) \

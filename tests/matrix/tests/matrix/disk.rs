@@ -1,6 +1,5 @@
-//! The rows of the fault matrix that concern a node's disk. As in `faults.rs`, everything must come
-//! out right in the end; a store that cannot be trusted is rebuilt, and one that cannot be rebuilt
-//! halts its task and says why.
+//! Faults of a node's disk and of what is on it. A store that cannot be trusted is rebuilt, and one
+//! that cannot be rebuilt halts its task and says why.
 
 use std::fs;
 use std::path::{Path, PathBuf};
