@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::output::{Block, View};
 use super::table::{Cell, Table, Tone, grouped};
 use super::watch::Watch;
-use super::{Global, Outcome, client};
+use super::{Global, Outcome, client, positions};
 use crate::config::units;
 
 const EXAMPLES: &str = "\
@@ -102,14 +102,12 @@ fn detail(deployment: &proto::Deployment) -> View {
         "no task of it is on this node",
     );
     for task in &deployment.tasks {
-        let positions: Vec<String> =
-            task.positions.iter().map(|at| format!("{}/{}@{}", at.topic, at.partition, at.offset)).collect();
         tasks.row([
             task.partition.to_string().into(),
             task_state_cell(task.state()),
             task.node.clone().into(),
             task.worker.to_string().into(),
-            positions.join(" ").into(),
+            positions::show_all(&task.positions).into(),
             grouped(task.restore_remaining).into(),
             grouped(task.skipped).into(),
             task.reason.clone().into(),
@@ -120,10 +118,6 @@ fn detail(deployment: &proto::Deployment) -> View {
 }
 
 pub fn to_json(deployment: &proto::Deployment) -> Value {
-    let positions = |task: &proto::TaskStatus| -> Value {
-        let one = |at: &proto::InputPosition| json!({ "topic": at.topic, "partition": at.partition, "offset": at.offset });
-        task.positions.iter().map(one).collect()
-    };
     let tasks: Vec<Value> = deployment
         .tasks
         .iter()
@@ -131,7 +125,7 @@ pub fn to_json(deployment: &proto::Deployment) -> Value {
             json!({
                 "partition": task.partition, "state": task_state_name(task.state()), "reason": task.reason,
                 "node": task.node, "worker": task.worker, "restore_remaining": task.restore_remaining,
-                "positions": positions(task), "skipped": task.skipped,
+                "positions": positions::to_json(&task.positions), "skipped": task.skipped,
             })
         })
         .collect();

@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::output::{Block, View};
 use super::table::{Cell, Table, Tone, grouped};
 use super::watch::Watch;
-use super::{Global, Outcome, client};
+use super::{Global, Outcome, client, positions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -95,10 +95,16 @@ fn view(partitions: &[proto::PartitionLag]) -> View {
     View { blocks, json: json!({ "total": total, "partitions": rows }) }
 }
 
+/// The committed position, as `tidemill state get --at-least` takes it.
+fn position(lag: &proto::PartitionLag) -> Option<String> {
+    let (topic, partition, offset) = (lag.topic.clone(), lag.partition, lag.committed?);
+    Some(positions::show(&proto::InputPosition { topic, partition, offset }))
+}
+
 fn row(lag: &proto::PartitionLag) -> Value {
     json!({
         "deployment": lag.deployment, "topic": lag.topic, "partition": lag.partition,
-        "committed": lag.committed, "end": lag.end, "records": lag.records, "seconds": lag.seconds,
+        "committed": lag.committed, "position": position(lag), "end": lag.end, "records": lag.records, "seconds": lag.seconds,
         "state": task_state_name(lag.state()), "node": lag.node, "reason": lag.reason,
         "revision": lag.revision,
     })

@@ -9,6 +9,7 @@
 //! | `client`, `kafka` | the connections to a node and to Kafka |
 //! | `settings` | a node's configuration from flags, variables and file |
 //! | `output`, `table`, `values` | what people and programs see |
+//! | `positions` | `words/0@12` |
 //! | `upload`, `rows` | modules and records on their way out |
 //! | `signals` | Ctrl-C and SIGTERM |
 //! | `watch` | showing something again and again |
@@ -36,6 +37,7 @@ mod new;
 mod node;
 mod nodes;
 mod output;
+mod positions;
 mod produce;
 mod rows;
 mod settings;

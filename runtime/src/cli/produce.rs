@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use tidemill_proto::v1::InputPosition;
 
 use super::failure::Failure;
 use super::kafka::{Kafka, connect};
@@ -16,8 +17,8 @@ use super::output::View;
 use super::rows::{Common, LineFormat, Rows};
 use super::settings::SettingArgs;
 use super::table::grouped;
-use super::{Global, Outcome};
-use crate::kafka::tools::{Row, produce};
+use super::{Global, Outcome, positions};
+use crate::kafka::tools::{Produced, Row, produce};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,7 +30,8 @@ Examples:
 
 /// Put records into a topic
 ///
-/// VALUE makes one record; otherwise every line of the file (or of standard input) is one.
+/// VALUE makes one record; otherwise every line of the file (or of standard input) is one. The position
+/// that is printed lies behind the last record: `tidemill state get --at-least` waits for it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Produce {
@@ -93,7 +95,7 @@ impl Produce {
         let kafka = connect(&self.settings)?;
         self.check_partition(&kafka)?;
         let started = Instant::now();
-        let count = match input {
+        let produced = match input {
             Some(input) => self.lines(&kafka, input, common)?,
             None => {
                 let row = Row {
@@ -107,14 +109,26 @@ impl Produce {
             }
         };
         let took = started.elapsed();
+        let Produced { count, next } = produced;
+        let next: Vec<InputPosition> = next
+            .into_iter()
+            .map(|(partition, offset)| InputPosition { topic: self.topic.clone(), partition, offset })
+            .collect();
         let line = format!(
-            "produced {} {} to {} in {:.1}s",
+            "produced {} {} to {} in {:.1}s, up to {}",
             grouped(count),
             if count == 1 { "record" } else { "records" },
             self.topic,
-            took.as_secs_f64()
+            took.as_secs_f64(),
+            match next.is_empty() {
+                true => "nothing".to_owned(),
+                false => next.iter().map(positions::show).collect::<Vec<_>>().join(","),
+            }
         );
-        let json = json!({ "topic": self.topic, "records": count, "seconds": took.as_secs_f64() });
+        let json = json!({
+            "topic": self.topic, "records": count, "seconds": took.as_secs_f64(),
+            "positions": positions::to_json(&next),
+        });
         View::line(line, json).print(global.output)
     }
 
@@ -139,7 +153,7 @@ impl Produce {
         })
     }
 
-    fn lines(&self, kafka: &Kafka, input: Input, common: Common) -> Result<u64, Failure> {
+    fn lines(&self, kafka: &Kafka, input: Input, common: Common) -> Result<Produced, Failure> {
         let bar = input.progress();
         let mut rows =
             Rows::new(input.reader, self.format(), self.key_field.as_deref(), self.header_line, common)
@@ -165,13 +179,13 @@ impl Produce {
         };
         let outcome = produce(&kafka.config, &self.topic, source, self.rate, &mut progress);
         bar.finish_and_clear();
-        let count = outcome?;
+        let produced = outcome?;
         match trouble {
-            None => Ok(count),
+            None => Ok(produced),
             Some(message) => Err(Failure::refused(format!(
                 "{}: {message}; the {} records before it are in {}",
                 input.name,
-                grouped(count),
+                grouped(produced.count),
                 self.topic
             ))),
         }

@@ -1,5 +1,9 @@
 //! `tidemill state`: reads committed state, by key or by prefix.
 
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tidemill_proto::v1 as proto;
@@ -7,13 +11,13 @@ use tidemill_proto::v1::state_client::StateClient;
 use tonic::transport::Channel;
 
 use super::client::ANSWER_BYTES_MAX;
-use super::deployments;
+use super::deployments::task_state_name;
 use super::failure::Failure;
 use super::output::{Block, Format, View};
 use super::table::{Table, grouped};
 use super::values::{KeyFormat, show, show_pretty, show_text, text_json, to_json};
-use super::{Global, Outcome, client};
-use crate::config::problem::nearest;
+use super::{Global, Outcome, client, positions};
+use crate::config::units;
 
 /// Entries of one answer of the node.
 const PAGE_ENTRIES: u32 = 1_000;
@@ -21,13 +25,15 @@ const PAGE_ENTRIES: u32 = 1_000;
 const GET_EXAMPLES: &str = "\
 Examples:
   tidemill state get word-count counts hello
-  tidemill state get delays by-carrier UA -o json
+  tidemill state get delays by-carrier UA AA -o json
+  tidemill state get word-count counts hello --at-least words/0@12
   tidemill state get orders seen 00ff --key-format hex --partition 3";
 
 const SCAN_EXAMPLES: &str = "\
 Examples:
   tidemill state scan word-count counts
   tidemill state scan delays by-day --prefix HA/2013/1/ --limit 5
+  tidemill state scan delays by-day --from HA/2013/1/10 --to HA/2013/1/20
   tidemill state scan delays by-day --all -o json";
 
 /// Read the committed state of a deployment
@@ -46,18 +52,20 @@ enum Command {
     Scan(Scan),
 }
 
-/// Read one key
+/// Read one key, or several
 #[derive(Debug, Args)]
 #[command(after_help = GET_EXAMPLES)]
 struct Get {
     deployment: String,
     store: String,
-    key: String,
+    /// One key or several
+    #[arg(required = true)]
+    key: Vec<String>,
     #[command(flatten)]
     options: Options,
 }
 
-/// Read keys in order, all or those with a prefix
+/// Read keys in order: all, those with a prefix, or a range
 #[derive(Debug, Args)]
 #[command(after_help = SCAN_EXAMPLES)]
 struct Scan {
@@ -66,6 +74,15 @@ struct Scan {
     /// Only keys that start with this
     #[arg(long, default_value = "")]
     prefix: String,
+    /// Only keys at or above this
+    #[arg(long, default_value = "", value_name = "KEY")]
+    from: String,
+    /// Only keys below this
+    #[arg(long, default_value = "", value_name = "KEY")]
+    to: String,
+    /// Where an earlier scan stopped; it survives restarts and new versions
+    #[arg(long, value_name = "TOKEN")]
+    page_token: Option<String>,
     /// At most this many entries
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
@@ -84,11 +101,23 @@ struct Options {
     /// How the key or prefix is written
     #[arg(long, default_value = "text", value_enum)]
     key_format: KeyFormat,
+    /// Wait until the answer is true at this position or beyond; `produce` and `lag` print them
+    #[arg(long, value_parser = positions::parse, value_delimiter = ',', value_name = "TOPIC/PARTITION@OFFSET")]
+    at_least: Vec<proto::InputPosition>,
+    /// How long to wait for an answer
+    #[arg(long, default_value = "10s", value_parser = units::parse_duration, value_name = "DURATION")]
+    timeout: Duration,
 }
 
 impl Options {
     fn key(&self, text: &str) -> Result<Vec<u8>, Failure> {
         self.key_format.read(text).map_err(Failure::usage)
+    }
+
+    fn timed<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.timeout);
+        request
     }
 }
 
@@ -104,43 +133,33 @@ impl State {
     }
 }
 
-/// The declared type of a store's values; a store that is not there is an error with the nearest.
-async fn store_type(channel: &Channel, deployment: &str, store: &str) -> Result<String, Failure> {
-    let deployment = deployments::get(channel.clone(), deployment).await?;
-    if let Some(found) = deployment.stores.iter().find(|found| found.name == store) {
-        return Ok(found.r#type.clone());
-    }
-    let names: Vec<&str> = deployment.stores.iter().map(|store| store.name.as_str()).collect();
-    let hint = match (nearest(store, names.iter().copied()), names.as_slice()) {
-        (Some(near), _) => format!("did you mean `{near}`?"),
-        (None, []) => "it has none".to_owned(),
-        (None, names) => format!("it has {}", names.join(", ")),
-    };
-    Err(Failure::not_found(format!("{} has no store `{store}`, {hint}", deployment.name)))
-}
-
 impl Get {
     async fn run(self, channel: Channel, global: &Global) -> Outcome {
-        let kind = store_type(&channel, &self.deployment, &self.store).await?;
+        let keys = self.key.iter().map(|key| self.options.key(key)).collect::<Result<Vec<_>, _>>()?;
         let mut client = StateClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-        let request = proto::GetStateRequest {
+        let request = proto::GetManyStateRequest {
             deployment: self.deployment.clone(),
             store: self.store.clone(),
-            key: self.options.key(&self.key)?,
+            keys,
             partition: self.options.partition,
-            local: false,
+            at_least: self.options.at_least.clone(),
+            ..proto::GetManyStateRequest::default()
         };
-        let answer = client.get(request).await?.into_inner();
+        let answer = client.get_many(self.options.timed(request)).await?.into_inner();
+        let kind = answer.r#type.as_str();
+        let missing: Vec<String> = answer.missing.iter().map(|key| show_text(key)).collect();
         if answer.entries.is_empty() {
-            let read = positions(&answer.read_at);
-            return Err(Failure::not_found(format!(
-                "{} holds no key `{}` (read {read})",
-                self.store, self.key
-            )));
+            let read = positions::read_at(&answer.read_at);
+            let keys = missing.join("`, `");
+            return Err(Failure::not_found(format!("{} holds no key `{keys}` (read {read})", self.store)));
         }
-        let mut view = entries(&answer.entries, &answer.read_at, &kind);
-        if let [entry] = answer.entries.as_slice() {
-            view.blocks = vec![Block::Line(show_pretty(&entry.value, &kind))];
+        let mut view = entries(&answer.entries, &answer.read_at, kind);
+        view.json["missing"] = answer.missing.iter().map(|key| text_json(key)).collect();
+        if let ([entry], []) = (answer.entries.as_slice(), missing.as_slice()) {
+            view.blocks = vec![Block::Line(show_pretty(&entry.value, kind))];
+        }
+        if !missing.is_empty() {
+            view.blocks.push(Block::Line(format!("no key {}", missing.join(", "))));
         }
         note_positions(global, &answer.read_at);
         view.print(global.output)
@@ -149,37 +168,49 @@ impl Get {
 
 impl Scan {
     async fn run(self, channel: Channel, global: &Global) -> Outcome {
-        let kind = store_type(&channel, &self.deployment, &self.store).await?;
         let mut client = StateClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-        let prefix = self.options.key(&self.prefix)?;
         let limit = if self.all { u64::MAX } else { self.limit };
-        let mut found: Vec<proto::StateEntry> = Vec::new();
-        let mut read_at;
-        let mut page_token = Vec::new();
-        let more = loop {
-            let wanted = limit - found.len() as u64;
-            let request = proto::ScanStateRequest {
-                deployment: self.deployment.clone(),
-                store: self.store.clone(),
-                prefix: prefix.clone(),
-                limit: wanted.min(PAGE_ENTRIES.into()) as u32,
-                page_token,
-                partition: self.options.partition,
-                local: false,
-            };
-            let page = client.scan(request).await?.into_inner();
-            found.extend(page.entries);
-            read_at = page.read_at;
-            page_token = page.next_page_token;
-            if page_token.is_empty() || found.len() as u64 >= limit {
-                break !page_token.is_empty();
-            }
+        let mut request = proto::ScanStateRequest {
+            deployment: self.deployment.clone(),
+            store: self.store.clone(),
+            prefix: self.options.key(&self.prefix)?,
+            from: self.options.key(&self.from)?,
+            to: self.options.key(&self.to)?,
+            page_token: match &self.page_token {
+                Some(token) => {
+                    let wrong = |_| Failure::usage("--page-token: take it from the page before, as it is");
+                    STANDARD.decode(token).map_err(wrong)?
+                }
+                None => Vec::new(),
+            },
+            partition: self.options.partition,
+            at_least: self.options.at_least.clone(),
+            ..proto::ScanStateRequest::default()
         };
+        let mut found: Vec<proto::StateEntry> = Vec::new();
+        let mut read_at: Vec<proto::StatePosition> = Vec::new();
+        let mut kind;
+        loop {
+            request.limit = (limit - found.len() as u64).min(PAGE_ENTRIES.into()) as u32;
+            let page = client.scan(self.options.timed(request.clone())).await?.into_inner();
+            found.extend(page.entries);
+            // A partition that several pages read is shown as the last one found it.
+            read_at.retain(|at| page.read_at.iter().all(|now| now.partition != at.partition));
+            read_at.extend(page.read_at);
+            kind = page.r#type;
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() || found.len() as u64 >= limit {
+                break;
+            }
+        }
         note_positions(global, &read_at);
         let mut view = entries(&found, &read_at, &kind);
-        if more {
-            let shown = grouped(found.len() as u64);
-            view.blocks.push(Block::Line(format!("the first {shown}; --limit N or --all gives more")));
+        if !request.page_token.is_empty() {
+            let (shown, token) = (grouped(found.len() as u64), STANDARD.encode(&request.page_token));
+            view.json["next_page_token"] = json!(token);
+            view.blocks.push(Block::Line(format!(
+                "the first {shown}; --limit N or --all gives more, --page-token {token} the next"
+            )));
         }
         view.print(global.output)
     }
@@ -204,9 +235,11 @@ fn entries(entries: &[proto::StateEntry], read_at: &[proto::StatePosition], kind
     let read: Vec<Value> = read_at
         .iter()
         .map(|at| {
-            let one = |at: &proto::InputPosition| json!({ "topic": at.topic, "partition": at.partition, "offset": at.offset });
-            let positions: Vec<Value> = at.positions.iter().map(one).collect();
-            json!({ "partition": at.partition, "node": at.node, "cluster": at.cluster, "positions": positions })
+            json!({
+                "partition": at.partition, "node": at.node, "cluster": at.cluster,
+                "positions": positions::to_json(&at.positions),
+                "state": task_state_name(at.state()), "reason": at.reason,
+            })
         })
         .collect();
     View::table(table, json!({ "entries": rows, "read_at": read }))
@@ -218,21 +251,10 @@ fn note_positions(global: &Global, read_at: &[proto::StatePosition]) {
         let cluster = read_at.first().map_or("", |at| at.cluster.as_str());
         eprintln!(
             "as of {}; of cluster {cluster} alone, a mirror may be ahead or behind",
-            positions(read_at)
+            positions::read_at(read_at)
         );
+        for at in read_at.iter().filter(|at| at.state() == proto::TaskState::Halted) {
+            eprintln!("partition {} is halted and stays as it is: {}", at.partition, at.reason);
+        }
     }
-}
-
-/// `words/0@12 on node-1`, for people who wonder how fresh an answer is.
-fn positions(read_at: &[proto::StatePosition]) -> String {
-    let one = |at: &proto::StatePosition| {
-        let inputs: Vec<String> =
-            at.positions.iter().map(|at| format!("{}/{}@{}", at.topic, at.partition, at.offset)).collect();
-        format!("{} on {}", inputs.join(" "), at.node)
-    };
-    let mut all: Vec<String> = read_at.iter().take(4).map(one).collect();
-    if read_at.len() > all.len() {
-        all.push(format!("and {} more partitions", read_at.len() - all.len()));
-    }
-    if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
 }

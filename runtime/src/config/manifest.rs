@@ -51,3 +51,56 @@ pub enum StoreKind {
     Utf8,
     Json,
 }
+
+impl StoreKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StoreKind::Bytes => "bytes",
+            StoreKind::U64 => "u64",
+            StoreKind::I64 => "i64",
+            StoreKind::F64 => "f64",
+            StoreKind::Utf8 => "utf8",
+            StoreKind::Json => "json",
+        }
+    }
+
+    /// A value as text: a number in decimal, UTF-8, or a JSON document as it was written. None for
+    /// `bytes`, and for bytes that are not of the type.
+    pub fn text(self, value: &[u8]) -> Option<String> {
+        let number = <[u8; 8]>::try_from(value).ok();
+        match self {
+            StoreKind::Bytes => None,
+            StoreKind::U64 => Some(u64::from_le_bytes(number?).to_string()),
+            StoreKind::I64 => Some(i64::from_le_bytes(number?).to_string()),
+            StoreKind::F64 => Some(f64::from_le_bytes(number?).to_string()),
+            StoreKind::Utf8 => String::from_utf8(value.to_vec()).ok(),
+            StoreKind::Json => {
+                serde_json::from_slice::<serde::de::IgnoredAny>(value).ok()?;
+                String::from_utf8(value.to_vec()).ok()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_text_by_its_stores_type_or_not_at_all() {
+        let seven = 7u64.to_le_bytes();
+        let cases: [(StoreKind, &[u8], Option<&str>); 8] = [
+            (StoreKind::U64, &seven, Some("7")),
+            (StoreKind::I64, &(-1i64).to_le_bytes(), Some("-1")),
+            (StoreKind::F64, &1.5f64.to_le_bytes(), Some("1.5")),
+            (StoreKind::Utf8, "é".as_bytes(), Some("é")),
+            (StoreKind::Json, b"{\"a\": 1}", Some("{\"a\": 1}")),
+            (StoreKind::Json, b"{", None),
+            (StoreKind::U64, b"short", None),
+            (StoreKind::Bytes, b"text", None),
+        ];
+        for (kind, value, text) in cases {
+            assert_eq!(kind.text(value).as_deref(), text, "{kind:?} {value:?}");
+        }
+    }
+}

@@ -1,55 +1,164 @@
 //! State queries that concern other nodes: asked of every owner, answered as one.
 //!
-//! A partition is either answered or an error; it is never left out in silence.
+//! A partition is either answered or an error; it is never left out in silence. A read that waits for
+//! a position also waits for a partition that is on its way from one owner to the next; any other is
+//! told so at once.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::state_client::StateClient;
-use tokio::sync::Mutex;
-use tonic::Status;
+use tokio::sync::{Mutex, Semaphore};
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
+use super::deadline::Deadline;
 use super::grpc::ask;
-use crate::node::{Handle, Owner};
+use super::page::PageToken;
+use crate::node::{ControlError, Handle, Owner};
 
-const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Between two looks at who owns a partition that moves.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Reads that wait for a position, each on a thread of its own.
+const WAITS_MAX: usize = 128;
 /// Entries that one scan page may hold at most, and holds when the caller does not say.
 const SCAN_LIMIT_MAX: u32 = 10_000;
 const SCAN_LIMIT_DEFAULT: u32 = 100;
+/// A page over several partitions ends before the partition that would begin beyond this.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+/// An answer of another node: a page of scans, or values of several keys, and what is around them.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 pub struct Forwarder {
     node: Handle,
     /// By address. Bounded by the fleet's size.
     channels: Mutex<HashMap<String, Channel>>,
+    waits: Semaphore,
+}
+
+/// A read of one partition, as this node and as another one answers it.
+trait Read: Clone + Send + 'static {
+    type Answer: Send + 'static;
+
+    fn target(&self) -> (&str, Option<i32>);
+
+    fn waits(&self) -> bool;
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError>;
+
+    /// Asked of another node, as a local read.
+    fn there(
+        self,
+        client: StateClient<Channel>,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Self::Answer, Status>> + Send;
+}
+
+impl Read for proto::GetManyStateRequest {
+    type Answer = proto::GetManyStateResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        !self.at_least.is_empty()
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.state_get_many(self, until)
+    }
+
+    async fn there(
+        self,
+        mut client: StateClient<Channel>,
+        timeout: Duration,
+    ) -> Result<Self::Answer, Status> {
+        Ok(client.get_many(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+impl Read for proto::ScanStateRequest {
+    type Answer = proto::ScanStateResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        !self.at_least.is_empty()
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.state_scan(self, until)
+    }
+
+    async fn there(
+        self,
+        mut client: StateClient<Channel>,
+        timeout: Duration,
+    ) -> Result<Self::Answer, Status> {
+        Ok(client.scan(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
 }
 
 impl Forwarder {
     pub fn new(node: Handle) -> Forwarder {
-        Forwarder { node, channels: Mutex::new(HashMap::new()) }
+        Forwarder { node, channels: Mutex::new(HashMap::new()), waits: Semaphore::new(WAITS_MAX) }
     }
 
-    pub async fn get(&self, request: proto::GetStateRequest) -> Result<proto::GetStateResponse, Status> {
-        let mut answer = proto::GetStateResponse::default();
-        for (partition, owner) in self.owners(&request.deployment, request.partition).await? {
-            let request =
-                proto::GetStateRequest { partition: Some(partition), local: true, ..request.clone() };
-            let part = match owner {
-                Owner::Here => ask(&self.node, move |node| node.state_get(&request)).await?,
-                Owner::At { address, .. } => {
-                    let mut client = StateClient::new(self.channel(&address).await?);
-                    client.get(timed(request)).await?.into_inner()
-                }
-            };
+    pub async fn get(
+        &self,
+        request: proto::GetStateRequest,
+        deadline: Deadline,
+    ) -> Result<proto::GetStateResponse, Status> {
+        let request = proto::GetManyStateRequest {
+            deployment: request.deployment,
+            store: request.store,
+            keys: vec![request.key],
+            partition: request.partition,
+            local: request.local,
+            at_least: request.at_least,
+            text: request.text,
+        };
+        let answer = self.get_many(request, deadline).await?;
+        let proto::GetManyStateResponse { entries, read_at, r#type, .. } = answer;
+        Ok(proto::GetStateResponse { entries, read_at, r#type })
+    }
+
+    pub async fn get_many(
+        &self,
+        request: proto::GetManyStateRequest,
+        deadline: Deadline,
+    ) -> Result<proto::GetManyStateResponse, Status> {
+        let mut answer = proto::GetManyStateResponse::default();
+        for partition in self.partitions(&request, request.local).await? {
+            let part = proto::GetManyStateRequest { partition: Some(partition), ..request.clone() };
+            let part = self.read(part, request.local, deadline).await?;
+            let new: usize = part.entries.iter().map(|entry| entry.value.len()).sum();
+            let held: usize = answer.entries.iter().map(|entry| entry.value.len()).sum();
+            if held + new > ANSWER_BYTES_MAX / 2 {
+                return Err(Status::resource_exhausted(
+                    "the values of all partitions are more than 8 MiB together: ask for fewer keys",
+                ));
+            }
             answer.entries.extend(part.entries);
             answer.read_at.extend(part.read_at);
+            answer.r#type = part.r#type;
         }
+        let found: HashSet<&[u8]> = answer.entries.iter().map(|entry| entry.key.as_slice()).collect();
+        answer.missing = request.keys.into_iter().filter(|key| !found.contains(key.as_slice())).collect();
         Ok(answer)
     }
 
     /// Partitions are scanned one after the other, each in key order.
-    pub async fn scan(&self, request: proto::ScanStateRequest) -> Result<proto::ScanStateResponse, Status> {
+    pub async fn scan(
+        &self,
+        request: proto::ScanStateRequest,
+        deadline: Deadline,
+    ) -> Result<proto::ScanStateResponse, Status> {
         let limit = match request.limit {
             0 => SCAN_LIMIT_DEFAULT,
             limit if limit <= SCAN_LIMIT_MAX => limit,
@@ -59,51 +168,104 @@ impl Forwarder {
                 )));
             }
         };
-        let token = PageToken::decode(&request.page_token)?;
+        if request.local {
+            return self.read(proto::ScanStateRequest { limit, ..request }, true, deadline).await;
+        }
+        let token = PageToken::decode(&request)?;
         let mut answer = proto::ScanStateResponse::default();
-        for (partition, owner) in self.owners(&request.deployment, request.partition).await? {
+        let mut bytes = 0;
+        for partition in self.partitions(&request, false).await? {
             if partition < token.partition {
                 continue;
             }
-            let after = if partition == token.partition { token.after.clone() } else { Vec::new() };
-            let request = proto::ScanStateRequest {
-                partition: Some(partition),
-                local: true,
-                limit: limit - answer.entries.len() as u32,
-                page_token: after,
-                ..request.clone()
-            };
-            let part = match owner {
-                Owner::Here => ask(&self.node, move |node| node.state_scan(&request)).await?,
-                Owner::At { address, .. } => {
-                    let mut client = StateClient::new(self.channel(&address).await?);
-                    client.scan(timed(request)).await?.into_inner()
-                }
-            };
-            answer.entries.extend(part.entries);
-            answer.read_at.extend(part.read_at);
-            if !part.next_page_token.is_empty() {
-                answer.next_page_token = PageToken { partition, after: part.next_page_token }.encode();
+            if answer.entries.len() as u32 == limit || bytes >= PAGE_BYTES_MAX {
+                answer.next_page_token = PageToken { partition, after: Vec::new() }.encode(&request);
                 break;
             }
-            if answer.entries.len() as u32 == limit {
-                answer.next_page_token = PageToken { partition: partition + 1, after: Vec::new() }.encode();
+            let part = proto::ScanStateRequest {
+                partition: Some(partition),
+                limit: limit - answer.entries.len() as u32,
+                page_token: if partition == token.partition { token.after.clone() } else { Vec::new() },
+                ..request.clone()
+            };
+            let part = self.read(part, false, deadline).await?;
+            bytes += part.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum::<usize>();
+            answer.entries.extend(part.entries);
+            answer.read_at.extend(part.read_at);
+            answer.r#type = part.r#type;
+            if !part.next_page_token.is_empty() {
+                answer.next_page_token =
+                    PageToken { partition, after: part.next_page_token }.encode(&request);
                 break;
             }
         }
         Ok(answer)
     }
 
-    async fn owners(&self, deployment: &str, partition: Option<i32>) -> Result<BTreeMap<i32, Owner>, Status> {
-        let deployment = deployment.to_owned();
-        let mut owners = ask(&self.node, move |node| node.owners(&deployment)).await?;
-        if let Some(partition) = partition {
-            let owner = owners.remove(&partition).ok_or_else(|| {
-                Status::not_found(format!("partition {partition} does not exist; there are {}", owners.len()))
-            })?;
-            owners = BTreeMap::from([(partition, owner)]);
+    /// The partitions that a request is about.
+    async fn partitions(&self, request: &impl Read, local: bool) -> Result<Vec<i32>, Status> {
+        match request.target() {
+            (_, Some(partition)) => Ok(vec![partition]),
+            (_, None) if local => Err(Status::invalid_argument("a local read names its partition")),
+            (deployment, None) => {
+                let deployment = deployment.to_owned();
+                let count = ask(&self.node, move |node| node.partitions(&deployment)).await?;
+                Ok((0..count).collect())
+            }
         }
-        Ok(owners)
+    }
+
+    /// One partition, wherever it is. With `local` it must be here.
+    async fn read<R: Read>(&self, request: R, local: bool, deadline: Deadline) -> Result<R::Answer, Status> {
+        let (until, waits) = (deadline.until(), request.waits());
+        loop {
+            let outcome = match local {
+                true => self.here(request.clone(), until).await,
+                false => self.at_owner(request.clone(), until).await,
+            };
+            match outcome {
+                Err(status)
+                    if waits
+                        && !local
+                        && status.code() == Code::Unavailable
+                        && Instant::now() + LOOK_AGAIN < until =>
+                {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn at_owner<R: Read>(&self, request: R, until: Instant) -> Result<R::Answer, Status> {
+        let (deployment, partition) = request.target();
+        let (name, number) = (deployment.to_owned(), partition);
+        let owners = ask(&self.node, move |node| node.owners(&name, number)).await?;
+        let Some((partition, owner)) = owners.into_iter().next() else {
+            return Err(Status::internal("a partition without an owner is an error of its own"));
+        };
+        match owner {
+            Owner::Here => self.here(request, until).await,
+            Owner::At { node, address } => {
+                let what = format!("partition {partition} of {deployment} is on {node} at {address}");
+                let client = StateClient::new(self.channel(&address).await?)
+                    .max_decoding_message_size(ANSWER_BYTES_MAX);
+                let left = until.saturating_duration_since(Instant::now());
+                request.there(client, left).await.map_err(|status| unreachable(status, &what))
+            }
+        }
+    }
+
+    async fn here<R: Read>(&self, request: R, until: Instant) -> Result<R::Answer, Status> {
+        let _permit = match request.waits() {
+            false => None,
+            true => Some(self.waits.try_acquire().map_err(|_| {
+                Status::resource_exhausted(format!(
+                    "{WAITS_MAX} reads wait for a position on this node already; try again"
+                ))
+            })?),
+        };
+        ask(&self.node, move |node| request.here(node, until)).await
     }
 
     async fn channel(&self, address: &str) -> Result<Channel, Status> {
@@ -113,53 +275,24 @@ impl Forwarder {
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| Status::internal(format!("owner's address {address}: {error}")))?
-            .connect_timeout(FORWARD_TIMEOUT)
-            .timeout(FORWARD_TIMEOUT);
+            .connect_timeout(CONNECT_TIMEOUT);
         let channel = endpoint.connect_lazy();
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
 }
 
-fn timed<T>(message: T) -> tonic::Request<T> {
+/// A status that another node gave is passed on as it is; one that the way to it gave says whose.
+fn unreachable(status: Status, what: &str) -> Status {
+    match std::error::Error::source(&status) {
+        Some(source) => Status::unavailable(format!("{what}, which does not answer ({source}); try again")),
+        None => status,
+    }
+}
+
+/// Asks another node on behalf of a caller, who waits this long.
+fn timed<T>(message: T, timeout: Duration) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    request.set_timeout(FORWARD_TIMEOUT);
+    request.set_timeout(timeout);
     request
-}
-
-/// Where the next page of a scan over all partitions begins: partition (4 bytes, big endian), then
-/// the last key that was returned from it; no key = at its first.
-#[derive(Debug, PartialEq, Eq, Default)]
-struct PageToken {
-    partition: i32,
-    after: Vec<u8>,
-}
-
-impl PageToken {
-    fn decode(token: &[u8]) -> Result<PageToken, Status> {
-        if token.is_empty() {
-            return Ok(PageToken::default());
-        }
-        let Some((partition, after)) = token.split_first_chunk::<4>() else {
-            return Err(Status::invalid_argument("page_token is not one that a scan returned"));
-        };
-        Ok(PageToken { partition: i32::from_be_bytes(*partition), after: after.to_vec() })
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        [&self.partition.to_be_bytes()[..], &self.after].concat()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_token_survives_its_way_to_the_caller_and_back() {
-        let token = PageToken { partition: 3, after: b"key".to_vec() };
-        assert_eq!(PageToken::decode(&token.encode()).expect("decodes"), token);
-        assert_eq!(PageToken::decode(b"").expect("decodes"), PageToken::default());
-        assert!(PageToken::decode(b"abc").is_err());
-    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tidemill_proto::v1 as proto;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::deadline::Deadline;
 use super::forward::Forwarder;
 use super::upload;
 use crate::node::{ControlError, Handle};
@@ -62,6 +63,8 @@ fn status(error: ControlError) -> Status {
         ControlError::NotFound(what) => Status::not_found(what),
         ControlError::Conflict(reason) => Status::aborted(reason),
         ControlError::Unavailable(reason) => Status::unavailable(reason),
+        ControlError::Deadline(reason) => Status::deadline_exceeded(reason),
+        ControlError::Exhausted(reason) => Status::resource_exhausted(reason),
         ControlError::Internal(reason) => Status::internal(reason),
     }
 }
@@ -129,22 +132,24 @@ impl proto::state_server::State for Services {
         &self,
         request: Request<proto::GetStateRequest>,
     ) -> Result<Response<proto::GetStateResponse>, Status> {
-        let request = request.into_inner();
-        if request.local {
-            return self.ask(move |node| node.state_get(&request)).await;
-        }
-        self.counted(self.forwarder.get(request)).await
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.get(request.into_inner(), deadline)).await
+    }
+
+    async fn get_many(
+        &self,
+        request: Request<proto::GetManyStateRequest>,
+    ) -> Result<Response<proto::GetManyStateResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.get_many(request.into_inner(), deadline)).await
     }
 
     async fn scan(
         &self,
         request: Request<proto::ScanStateRequest>,
     ) -> Result<Response<proto::ScanStateResponse>, Status> {
-        let request = request.into_inner();
-        if request.local {
-            return self.ask(move |node| node.state_scan(&request)).await;
-        }
-        self.counted(self.forwarder.scan(request)).await
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.scan(request.into_inner(), deadline)).await
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Runs on tokio; everything that may touch Kafka, RocksDB or Wasm is handed to a blocking thread.
 
+pub mod deadline;
 pub mod forward;
 pub mod grpc;
 pub mod http;
+pub mod page;
 pub mod run;
 pub mod server;
 pub mod upload;

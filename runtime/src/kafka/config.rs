@@ -258,6 +258,13 @@ impl KafkaConfig {
         self.compose(CONSUMER_ONLY, ours)
     }
 
+    /// A producer that hears where its records went.
+    pub(super) fn reporting_producer(&self) -> Settings {
+        let mut ours = self.producer(None, 1_000_000);
+        ours.extend(settings(&[("delivery.report.only.error", "false")]));
+        ours
+    }
+
     /// A producer for single records whose offsets matter to the caller.
     pub(super) fn appender(&self) -> Settings {
         let mut ours = self.producer(None, self.limits.record_bytes);

@@ -1,5 +1,6 @@
 //! Blocking helpers for the command line: put rows into a topic, look at what is in one.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::config::KafkaConfig;
@@ -37,6 +38,14 @@ pub struct Row {
     pub partition: Option<i32>,
 }
 
+/// What was produced.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Produced {
+    pub count: u64,
+    /// Next offset after the last row of each partition that got one: what was produced lies below.
+    pub next: BTreeMap<i32, u64>,
+}
+
 /// Produces rows and waits until all are acknowledged. `rate` is in rows per second. `progress`
 /// hears the count now and then and at the end. Fails at the first row that is refused.
 pub fn produce(
@@ -45,9 +54,10 @@ pub fn produce(
     rows: impl IntoIterator<Item = Row>,
     rate: Option<f64>,
     progress: &mut dyn FnMut(u64),
-) -> Result<u64, ToolError> {
+) -> Result<Produced, ToolError> {
     let told = |error: KafkaError| ToolError::new(topic, &error);
-    let mut producer = Producer::new(&config.producer(None, 1_000_000), "produce").map_err(told)?;
+    let mut producer = Producer::new(&config.reporting_producer(), "produce").map_err(told)?;
+    producer.follow_positions();
     let index = producer.topic(topic).map_err(told)?;
     let begun = Instant::now();
     let mut count = 0u64;
@@ -67,7 +77,7 @@ pub fn produce(
     refused(&producer)?;
     flushed.map_err(told)?;
     progress(count);
-    Ok(count)
+    Ok(Produced { count, next: producer.positions() })
 }
 
 fn send(producer: &Producer, topic: usize, row: &Row) -> Result<(), KafkaError> {

@@ -7,7 +7,8 @@
 //! that has lost it may learn of that last, and must not take the other's entry with it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::record::Offset;
 use crate::store::StoreReader;
@@ -36,6 +37,8 @@ pub struct Board {
     telemetry: Arc<Telemetry>,
     /// By partition and worker.
     tasks: Mutex<BTreeMap<(i32, u32), TaskEntry>>,
+    /// Told of every change of `tasks`.
+    changed: Condvar,
     /// Why the deployment as a whole does not run, by worker; empty when it does.
     trouble: Mutex<BTreeMap<u32, String>>,
 }
@@ -46,6 +49,7 @@ impl Board {
             deployment: deployment.to_owned(),
             telemetry,
             tasks: Mutex::default(),
+            changed: Condvar::new(),
             trouble: Mutex::default(),
         }
     }
@@ -79,6 +83,25 @@ impl Board {
         of(&tasks, partition).max_by_key(|entry| rank(entry)).cloned()
     }
 
+    /// What [`Board::task`] answers once it satisfies `done`, or at `until`.
+    pub fn wait_for(
+        &self,
+        partition: i32,
+        until: Instant,
+        done: impl Fn(Option<&TaskEntry>) -> bool,
+    ) -> Option<TaskEntry> {
+        let mut tasks = self.lock();
+        loop {
+            let entry = of(&tasks, partition).max_by_key(|entry| rank(entry));
+            let left = until.saturating_duration_since(Instant::now());
+            if done(entry) || left.is_zero() {
+                return entry.cloned();
+            }
+            let waited = self.changed.wait_timeout(tasks, left);
+            (tasks, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     pub fn is_halted(&self) -> bool {
         self.tasks().values().any(|task| task.state == TaskState::Halted)
     }
@@ -109,6 +132,7 @@ impl Board {
         let mut tasks = self.lock();
         tasks.insert((partition, worker), entry);
         self.count(&tasks, worker);
+        self.changed.notify_all();
     }
 
     fn count(&self, tasks: &BTreeMap<(i32, u32), TaskEntry>, worker: u32) {
@@ -117,31 +141,38 @@ impl Board {
     }
 
     pub fn task_state(&self, partition: i32, worker: u32, state: TaskState, reason: &str) {
-        if let Some(entry) = self.lock().get_mut(&(partition, worker)) {
+        self.change(partition, worker, |entry| {
             entry.state = state;
             entry.metrics.set_state(state);
             entry.reason = reason.to_owned();
             if state == TaskState::Restoring {
                 entry.reader = None;
             }
-        }
+        });
     }
 
     pub fn task_running(&self, partition: i32, worker: u32, task: &Task) {
-        if let Some(entry) = self.lock().get_mut(&(partition, worker)) {
+        self.change(partition, worker, |entry| {
             entry.state = TaskState::Running;
             entry.metrics.set_state(TaskState::Running);
             entry.reason.clear();
             entry.positions = committed(task);
             entry.reader = task.reader().cloned();
-        }
+        });
     }
 
     pub fn task_committed(&self, partition: i32, worker: u32, task: &Task) {
-        if let Some(entry) = self.lock().get_mut(&(partition, worker)) {
+        self.change(partition, worker, |entry| {
             entry.positions = committed(task);
             entry.skipped = task.stats().failures.iter().sum();
             entry.metrics.overlay_bytes.set(task.pending().bytes as u64);
+        });
+    }
+
+    fn change(&self, partition: i32, worker: u32, change: impl FnOnce(&mut TaskEntry)) {
+        if let Some(entry) = self.lock().get_mut(&(partition, worker)) {
+            change(entry);
+            self.changed.notify_all();
         }
     }
 
@@ -152,6 +183,7 @@ impl Board {
         let left = of(&tasks, partition).max_by_key(|entry| rank(entry));
         entry.metrics.set_state(left.map_or(TaskState::Absent, |entry| entry.state));
         self.count(&tasks, worker);
+        self.changed.notify_all();
     }
 
     /// A worker cannot work at all: no consumer or no producer.

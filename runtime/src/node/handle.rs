@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
@@ -10,13 +11,12 @@ use tidemill_proto::v1::{DeleteEntry, DeployEntry};
 
 use super::board::TaskEntry;
 use super::control_log::ProposeError;
-use super::fleet::ALIVE;
 use super::modules;
+use super::owners::Owner;
 use super::registered::{Parsed, Registered};
 use super::registry::Outcome;
 use super::revision::{self, PrepareError};
 use super::runtime::NodeRuntime;
-use crate::config::manifest::StoreKind;
 use crate::telemetry::TaskState;
 
 /// Why a call is refused, by what its caller can do about it.
@@ -36,6 +36,12 @@ pub enum ControlError {
     /// May be tried again.
     #[error("{0}")]
     Unavailable(String),
+    /// What was to be waited for did not come in time.
+    #[error("{0}")]
+    Deadline(String),
+    /// More than a call may have, or the node may hold.
+    #[error("{0}")]
+    Exhausted(String),
     #[error("{0}")]
     Internal(String),
 }
@@ -54,13 +60,6 @@ impl From<PrepareError> for ControlError {
             PrepareError::Unavailable(reason) => ControlError::Unavailable(reason),
         }
     }
-}
-
-/// Who answers for a task.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Owner {
-    Here,
-    At { node: String, address: String },
 }
 
 /// How a node is, in numbers.
@@ -188,50 +187,39 @@ impl Handle {
         Ok(lags)
     }
 
-    /// Reads one key of one partition that this node runs.
-    pub fn state_get(
+    /// Reads keys of one partition that this node runs. Waits for the position that was asked for until
+    /// `until`.
+    pub fn state_get_many(
         &self,
-        request: &proto::GetStateRequest,
-    ) -> Result<proto::GetStateResponse, ControlError> {
-        super::query::get(&self.node, request)
+        request: &proto::GetManyStateRequest,
+        until: Instant,
+    ) -> Result<proto::GetManyStateResponse, ControlError> {
+        super::query::get_many(&self.node, request, until)
     }
 
-    /// Reads one page of one partition that this node runs.
+    /// Reads one page of one partition that this node runs. Waits for the position that was asked for
+    /// until `until`.
     pub fn state_scan(
         &self,
         request: &proto::ScanStateRequest,
+        until: Instant,
     ) -> Result<proto::ScanStateResponse, ControlError> {
-        super::query::scan(&self.node, request)
+        super::query::scan(&self.node, request, until)
     }
 
-    /// Who answers for each partition of a deployment. A partition that nobody runs is an error.
-    pub fn owners(&self, deployment: &str) -> Result<BTreeMap<i32, Owner>, ControlError> {
-        let registered = self.registered(deployment)?;
-        let partitions = self.node.partitions(&registered)?;
-        let here = self.node.board(deployment).map(|board| board.tasks()).unwrap_or_default();
-        let peers = self.node.fleet.peers();
-        let mut owners = BTreeMap::new();
-        for partition in 0..partitions {
-            if here.contains_key(&partition) {
-                owners.insert(partition, Owner::Here);
-                continue;
-            }
-            let owner = peers.iter().filter(|(id, peer)| **id != self.node.id && peer.age() < ALIVE).find(
-                |(_, peer)| {
-                    peer.heartbeat
-                        .tasks
-                        .iter()
-                        .any(|t| t.deployment == deployment && t.partition == partition)
-                },
-            );
-            let Some((id, peer)) = owner else {
-                return Err(ControlError::Unavailable(format!(
-                    "partition {partition} of {deployment} is on no node right now (a rebalance, or no node runs); try again"
-                )));
-            };
-            owners.insert(partition, Owner::At { node: id.clone(), address: peer.heartbeat.address.clone() });
-        }
-        Ok(owners)
+    /// Who answers for one partition of a deployment, or for each. A partition that nobody runs is an
+    /// error.
+    pub fn owners(
+        &self,
+        deployment: &str,
+        partition: Option<i32>,
+    ) -> Result<BTreeMap<i32, Owner>, ControlError> {
+        super::owners::of(&self.node, &self.registered(deployment)?, partition)
+    }
+
+    /// Partitions of a deployment's inputs.
+    pub fn partitions(&self, deployment: &str) -> Result<i32, ControlError> {
+        self.node.partitions(&self.registered(deployment)?)
     }
 
     /// Cheap: asks nobody.
@@ -370,13 +358,9 @@ pub(super) fn task_state(state: TaskState) -> proto::TaskState {
 }
 
 fn store_info(store: &crate::config::manifest::StoreManifest) -> proto::StoreInfo {
-    let kind = match store.kind {
-        StoreKind::Bytes => "bytes",
-        StoreKind::U64 => "u64",
-        StoreKind::I64 => "i64",
-        StoreKind::F64 => "f64",
-        StoreKind::Utf8 => "utf8",
-        StoreKind::Json => "json",
-    };
-    proto::StoreInfo { name: store.name.clone(), r#type: kind.to_owned(), ordered: store.ordered }
+    proto::StoreInfo {
+        name: store.name.clone(),
+        r#type: store.kind.as_str().to_owned(),
+        ordered: store.ordered,
+    }
 }

@@ -24,6 +24,7 @@ pub mod inputs;
 pub mod lag;
 pub mod lease;
 pub mod modules;
+pub mod owners;
 pub mod pace;
 pub mod query;
 pub mod registered;
@@ -39,5 +40,6 @@ pub mod start;
 pub mod supervisor;
 pub mod worker;
 
-pub use handle::{ControlError, Handle, Owner};
+pub use handle::{ControlError, Handle};
+pub use owners::Owner;
 pub use start::{Node, NodeError};

@@ -1,61 +1,120 @@
 //! Reads of committed state: one partition, one snapshot, one position.
 //!
 //! Runs on threads of the control plane; never sees an overlay, and never answers empty for state
-//! that it does not have.
+//! that it does not have. A read that asks for a position waits for it on the deployment's board, and
+//! then holds the snapshot itself to it: the board is told of a commit after the store has it.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
 
 use tidemill_proto::v1 as proto;
 
 use super::board::TaskEntry;
-use super::handle::ControlError;
+use super::handle::{ControlError, task_state};
+use super::owners::{self, Owner};
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
-use crate::config::manifest::Manifest;
+use crate::config::manifest::{Manifest, StoreKind};
 use crate::record::Offset;
-use crate::store::{Position, Snapshot, StoreError, StoreReader};
+use crate::store::{Page, Position, PositionInput, Snapshot, StoreError, StoreReader};
 use crate::telemetry::TaskState;
 
-pub fn get(
+/// Keys of one request.
+pub const KEYS_MAX: usize = 1000;
+/// Values of one answer to several keys.
+pub const VALUES_BYTES_MAX: usize = 8 << 20;
+
+pub fn get_many(
     node: &NodeRuntime,
-    request: &proto::GetStateRequest,
-) -> Result<proto::GetStateResponse, ControlError> {
+    request: &proto::GetManyStateRequest,
+    until: Instant,
+) -> Result<proto::GetManyStateResponse, ControlError> {
+    if request.keys.is_empty() || request.keys.len() > KEYS_MAX {
+        let asked = request.keys.len();
+        return Err(ControlError::Invalid(vec![format!(
+            "a request names 1 to {KEYS_MAX} keys, not {asked}"
+        )]));
+    }
     let target = Target::find(node, &request.deployment, &request.store, request.partition)?;
-    let (value, read_at) = target.read(node, |snapshot| snapshot.get(&request.store, &request.key))?;
-    let entries = value
-        .map(|value| proto::StateEntry { partition: target.partition, key: request.key.clone(), value })
-        .into_iter()
-        .collect();
-    Ok(proto::GetStateResponse { entries, read_at: vec![read_at] })
+    let task = target.wait(node, &request.at_least, until)?;
+    let (values, read_at) = target.read(node, &task, &request.at_least, |snapshot| {
+        let mut bytes = 0;
+        let mut values = Vec::with_capacity(request.keys.len());
+        for key in &request.keys {
+            let value = snapshot.get(&request.store, key)?;
+            bytes += value.as_ref().map_or(0, Vec::len);
+            if bytes > VALUES_BYTES_MAX {
+                return Ok(None);
+            }
+            values.push(value);
+        }
+        Ok(Some(values))
+    })?;
+    let values = values.ok_or_else(|| {
+        ControlError::Exhausted(format!(
+            "the values are more than {} MiB together: ask for fewer keys",
+            VALUES_BYTES_MAX >> 20
+        ))
+    })?;
+    let mut answer = proto::GetManyStateResponse {
+        read_at: vec![read_at],
+        r#type: target.kind.as_str().into(),
+        ..proto::GetManyStateResponse::default()
+    };
+    for (key, value) in request.keys.iter().zip(values) {
+        match value {
+            Some(value) => answer.entries.push(target.entry(key.clone(), value, request.text)),
+            None => answer.missing.push(key.clone()),
+        }
+    }
+    Ok(answer)
 }
 
 /// `page_token` is the last key of the page before; `next_page_token` of the answer likewise.
 pub fn scan(
     node: &NodeRuntime,
     request: &proto::ScanStateRequest,
+    until: Instant,
 ) -> Result<proto::ScanStateResponse, ControlError> {
     let target = Target::find(node, &request.deployment, &request.store, request.partition)?;
-    let start = match request.page_token.as_slice() {
-        [] => request.prefix.clone(),
-        // The least key above the last one.
-        last => [last, &[0]].concat(),
+    let task = target.wait(node, &request.at_least, until)?;
+    let (start, end) = bounds(request);
+    let mut answer = proto::ScanStateResponse {
+        r#type: target.kind.as_str().into(),
+        ..proto::ScanStateResponse::default()
     };
-    let end = prefix_end(&request.prefix);
-    let (page, read_at) =
-        target.read(node, |snapshot| snapshot.scan(&request.store, &start, end.as_deref(), request.limit))?;
-    let entries: Vec<_> = page
+    let is_empty = end.as_ref().is_some_and(|end| *end <= start);
+    let (page, read_at) = target.read(node, &task, &request.at_least, |snapshot| match is_empty {
+        true => Ok(Page::default()),
+        false => snapshot.scan(&request.store, &start, end.as_deref(), request.limit),
+    })?;
+    answer.read_at.push(read_at);
+    answer.entries = page
         .keys
         .iter()
         .zip(page.values.iter())
-        .map(|(key, value)| proto::StateEntry {
-            partition: target.partition,
-            key: key.unwrap_or_default().to_vec(),
-            value: value.unwrap_or_default().to_vec(),
+        .map(|(key, value)| {
+            let (key, value) = (key.unwrap_or_default().to_vec(), value.unwrap_or_default().to_vec());
+            target.entry(key, value, request.text)
         })
         .collect();
-    let next_page_token = match entries.last() {
-        Some(last) if page.more => last.key.clone(),
-        _ => Vec::new(),
-    };
-    Ok(proto::ScanStateResponse { entries, read_at: vec![read_at], next_page_token })
+    if let Some(last) = answer.entries.last()
+        && page.more
+    {
+        answer.next_page_token = last.key.clone();
+    }
+    Ok(answer)
+}
+
+/// The first key of a page, and the first one beyond all of them; none = there is no such.
+fn bounds(request: &proto::ScanStateRequest) -> (Vec<u8>, Option<Vec<u8>>) {
+    let mut start = request.prefix.clone().max(request.from.clone());
+    if !request.page_token.is_empty() {
+        // The least key above the last one.
+        start = start.max([request.page_token.as_slice(), &[0]].concat());
+    }
+    let ends = [prefix_end(&request.prefix), Some(request.to.clone()).filter(|to| !to.is_empty())];
+    (start, ends.into_iter().flatten().min())
 }
 
 /// Positions in the form in which every answer shows them.
@@ -74,9 +133,28 @@ pub fn positions(
         .collect()
 }
 
+/// `words/0@12 numbers/0@7`, as the command line takes it.
+fn shown(positions: &[proto::InputPosition]) -> String {
+    let one = |at: &proto::InputPosition| format!("{}/{}@{}", at.topic, at.partition, at.offset);
+    match positions {
+        [] => "no position yet".to_owned(),
+        positions => positions.iter().map(one).collect::<Vec<_>>().join(" "),
+    }
+}
+
+/// True if `positions` are at or beyond each of `wanted` that is of this partition.
+fn reached(positions: &[proto::InputPosition], wanted: &[proto::InputPosition], partition: i32) -> bool {
+    let at = |topic: &str| positions.iter().find(|at| at.topic == topic).map_or(0, |at| at.offset);
+    wanted
+        .iter()
+        .filter(|wanted| wanted.partition == partition)
+        .all(|wanted| at(&wanted.topic) >= wanted.offset)
+}
+
 struct Target {
+    deployment: String,
     partition: i32,
-    reader: StoreReader,
+    kind: StoreKind,
     inputs: Vec<String>,
 }
 
@@ -93,78 +171,171 @@ impl Target {
             .get(name)
             .ok_or_else(|| ControlError::NotFound(format!("{name} is not deployed")))?;
         let manifest = manifest(registered)?;
-        if !manifest.stores.iter().any(|known| known.name == store) {
+        let Some(store) = manifest.stores.iter().find(|known| known.name == store) else {
             let names: Vec<_> = manifest.stores.iter().map(|store| store.name.as_str()).collect();
             return Err(ControlError::NotFound(match names.as_slice() {
                 [] => format!("{name} has no stores"),
                 names => format!("{name} has no store {store}; it has {}", names.join(", ")),
             }));
-        }
+        };
         let Some(partition) = partition else {
             return Err(ControlError::Invalid(vec!["a local read names its partition".into()]));
         };
-        let task = node.board(name).and_then(|board| board.task(partition));
-        let reader = readable(name, partition, task)?;
-        Ok(Target { partition, reader, inputs: registered.topics() })
+        let inputs = registered.topics();
+        Ok(Target { deployment: name.to_owned(), partition, kind: store.kind, inputs })
     }
 
-    /// Value and position under one snapshot.
+    /// The task, once it can be read and is at the positions wanted.
+    fn wait(
+        &self,
+        node: &NodeRuntime,
+        wanted: &[proto::InputPosition],
+        until: Instant,
+    ) -> Result<TaskEntry, ControlError> {
+        let unknown: BTreeSet<_> =
+            wanted.iter().map(|at| &at.topic).filter(|topic| !self.inputs.contains(topic)).collect();
+        if !unknown.is_empty() {
+            let say = |topic| {
+                let (name, inputs) = (&self.deployment, self.inputs.join(", "));
+                format!("at_least: {topic} is no input of {name}; it reads {inputs}")
+            };
+            return Err(ControlError::Invalid(unknown.into_iter().map(say).collect()));
+        }
+        let Some(board) = node.board(&self.deployment) else { return Err(self.absent(node)) };
+        let waits = wanted.iter().any(|wanted| wanted.partition == self.partition);
+        let task = board.wait_for(self.partition, until, |task| match task {
+            None => true,
+            Some(task) => {
+                !waits
+                    || task.state == TaskState::Halted
+                    || (task.state == TaskState::Running && self.is_at(task, wanted))
+            }
+        });
+        let Some(task) = task else { return Err(self.absent(node)) };
+        match task.state {
+            _ if !waits => Ok(task),
+            TaskState::Running | TaskState::Halted if self.is_at(&task, wanted) => Ok(task),
+            TaskState::Halted => Err(ControlError::Precondition(format!(
+                "partition {} of {} is halted at {}, before the position asked for: {}",
+                self.partition,
+                self.deployment,
+                shown(&self.positions(&task)),
+                task.reason
+            ))),
+            TaskState::Running => Err(self.too_late(&self.positions(&task), wanted)),
+            TaskState::Restoring | TaskState::Absent => Err(self.restoring(&task)),
+        }
+    }
+
+    fn positions(&self, task: &TaskEntry) -> Vec<proto::InputPosition> {
+        positions(&task.positions, &self.inputs, self.partition)
+    }
+
+    fn is_at(&self, task: &TaskEntry, wanted: &[proto::InputPosition]) -> bool {
+        reached(&self.positions(task), wanted, self.partition)
+    }
+
+    /// Values and position under one snapshot.
     fn read<T>(
         &self,
         node: &NodeRuntime,
+        task: &TaskEntry,
+        wanted: &[proto::InputPosition],
         read: impl FnOnce(&Snapshot<'_>) -> Result<T, StoreError>,
     ) -> Result<(T, proto::StatePosition), ControlError> {
-        let answer = self.reader.snapshot(|snapshot| Ok((read(snapshot)?, snapshot.position()?)));
+        let answer = self.reader(task)?.snapshot(|snapshot| Ok((read(snapshot)?, snapshot.position()?)));
         let (value, position) = answer.map_err(|error| match error {
-            StoreError::Closed => {
-                ControlError::Unavailable(format!("partition {} is moving; try again", self.partition))
-            }
+            StoreError::Closed => ControlError::Unavailable(format!(
+                "partition {} of {} is moving; try again",
+                self.partition, self.deployment
+            )),
             error => ControlError::Internal(error.to_string()),
         })?;
-        Ok((value, self.true_at(node, position)))
+        let read_at = self.true_at(node, task, position);
+        if !reached(&read_at.positions, wanted, self.partition) {
+            return Err(self.too_late(&read_at.positions, wanted));
+        }
+        Ok((value, read_at))
     }
 
-    fn true_at(&self, node: &NodeRuntime, position: Option<Position>) -> proto::StatePosition {
-        let inputs = position.map(|position| position.inputs).unwrap_or_default();
+    fn reader<'a>(&self, task: &'a TaskEntry) -> Result<&'a StoreReader, ControlError> {
+        match (task.state, &task.reader) {
+            (TaskState::Running | TaskState::Halted, Some(reader)) => Ok(reader),
+            (TaskState::Halted, None) => Err(ControlError::Precondition(format!(
+                "partition {} of {} is halted and its state cannot be read: {}",
+                self.partition, self.deployment, task.reason
+            ))),
+            _ => Err(self.restoring(task)),
+        }
+    }
+
+    fn true_at(
+        &self,
+        node: &NodeRuntime,
+        task: &TaskEntry,
+        position: Option<Position>,
+    ) -> proto::StatePosition {
+        let bound = |input: &PositionInput| self.inputs.contains(&input.topic);
+        let shown = |input: PositionInput| proto::InputPosition {
+            topic: input.topic,
+            partition: self.partition,
+            offset: input.offset,
+        };
         proto::StatePosition {
             partition: self.partition,
-            positions: inputs
-                .into_iter()
-                .filter(|input| self.inputs.contains(&input.topic))
-                .map(|input| proto::InputPosition {
-                    topic: input.topic,
-                    partition: self.partition,
-                    offset: input.offset,
-                })
-                .collect(),
+            positions: match position {
+                Some(position) => position.inputs.into_iter().filter(bound).map(shown).collect(),
+                // Before the first commit nothing is in the store, which is true where the task began.
+                None => self.positions(task),
+            },
             node: node.id.clone(),
             cluster: node.cluster_id.clone(),
+            state: task_state(task.state).into(),
+            reason: task.reason.clone(),
         }
+    }
+
+    fn entry(&self, key: Vec<u8>, value: Vec<u8>, text: bool) -> proto::StateEntry {
+        let text = if text { self.kind.text(&value) } else { None };
+        proto::StateEntry { partition: self.partition, key, value, text }
+    }
+
+    fn absent(&self, node: &NodeRuntime) -> ControlError {
+        let (name, partition) = (&self.deployment, self.partition);
+        let elsewhere = match owners::elsewhere(node, name, partition) {
+            Some(Owner::At { node, address }) => format!("it is on {node} at {address}"),
+            Some(Owner::Here) | None => "it is on no other node either; try again".to_owned(),
+        };
+        ControlError::Unavailable(format!(
+            "partition {partition} of {name} is not on {}: {elsewhere}",
+            node.id
+        ))
+    }
+
+    fn restoring(&self, task: &TaskEntry) -> ControlError {
+        ControlError::Unavailable(format!(
+            "partition {} of {} is restoring, {} changelog records to go; try again",
+            self.partition,
+            self.deployment,
+            task.metrics.restore_remaining.get()
+        ))
+    }
+
+    fn too_late(&self, is: &[proto::InputPosition], wanted: &[proto::InputPosition]) -> ControlError {
+        let wanted: Vec<_> = wanted.iter().filter(|at| at.partition == self.partition).cloned().collect();
+        ControlError::Deadline(format!(
+            "partition {} of {} is at {}, not yet at {}; ask again or with a later deadline",
+            self.partition,
+            self.deployment,
+            shown(is),
+            shown(&wanted)
+        ))
     }
 }
 
 fn manifest(registered: &Registered) -> Result<&Manifest, ControlError> {
     let manifest = registered.parsed.manifest.as_ref();
     manifest.map_err(|error| ControlError::Internal(format!("manifest of {}: {error}", registered.name)))
-}
-
-fn readable(name: &str, partition: i32, task: Option<TaskEntry>) -> Result<StoreReader, ControlError> {
-    let Some(task) = task else {
-        return Err(ControlError::Unavailable(format!(
-            "partition {partition} of {name} is not on this node"
-        )));
-    };
-    match (task.state, task.reader) {
-        (TaskState::Running | TaskState::Halted, Some(reader)) => Ok(reader),
-        (TaskState::Halted, None) => Err(ControlError::Precondition(format!(
-            "partition {partition} of {name} is halted and its state cannot be read: {}",
-            task.reason
-        ))),
-        _ => Err(ControlError::Unavailable(format!(
-            "partition {partition} of {name} is restoring, {} changelog records to go; try again",
-            task.metrics.restore_remaining.get()
-        ))),
-    }
 }
 
 /// The least byte string above everything that starts with `prefix`; none when there is no such.
@@ -185,5 +356,37 @@ mod tests {
         assert_eq!(prefix_end(&[1, 0xff]), Some(vec![2]));
         assert_eq!(prefix_end(&[0xff]), None);
         assert_eq!(prefix_end(b""), None);
+    }
+
+    #[test]
+    fn a_page_begins_behind_the_last_one_and_stays_within_prefix_and_range() {
+        let of = |prefix: &str, from: &str, to: &str, last: &str| {
+            bounds(&proto::ScanStateRequest {
+                prefix: prefix.into(),
+                from: from.into(),
+                to: to.into(),
+                page_token: last.into(),
+                ..proto::ScanStateRequest::default()
+            })
+        };
+        assert_eq!(of("", "", "", ""), (b"".to_vec(), None));
+        assert_eq!(of("b", "", "", ""), (b"b".to_vec(), Some(b"c".to_vec())));
+        assert_eq!(of("b", "ba", "bc", ""), (b"ba".to_vec(), Some(b"bc".to_vec())));
+        assert_eq!(of("b", "a", "z", "bb"), (b"bb\0".to_vec(), Some(b"c".to_vec())));
+    }
+
+    #[test]
+    fn a_position_is_reached_when_every_input_of_the_partition_is_there() {
+        let at =
+            |topic: &str, partition, offset| proto::InputPosition { topic: topic.into(), partition, offset };
+        let is = [at("a", 1, 5), at("b", 1, 7)];
+        assert!(reached(&is, &[], 1));
+        assert!(reached(&is, &[at("a", 1, 5), at("b", 1, 6)], 1));
+        assert!(!reached(&is, &[at("a", 1, 5), at("b", 1, 8)], 1));
+        // Of a partition that this read is not about.
+        assert!(reached(&is, &[at("a", 0, 99)], 1));
+        // Nothing committed yet is the beginning, not the end.
+        assert!(!reached(&[], &[at("a", 1, 1)], 1));
+        assert!(reached(&[], &[at("a", 1, 0)], 1));
     }
 }

@@ -188,8 +188,11 @@ fn the_tools_show_what_was_produced_from_any_place() {
         value: Some(b"v".to_vec()),
         ..Row::default()
     });
-    let count = tools::produce(&cluster.config(), &topic, rows, None, &mut |n| heard = n).unwrap();
-    assert_eq!((count, heard), (2_500, 2_500));
+    let produced = tools::produce(&cluster.config(), &topic, rows, None, &mut |n| heard = n).unwrap();
+    assert_eq!((produced.count, heard), (2_500, 2_500));
+    let partitions = [(topic.clone(), 0), (topic.clone(), 1)];
+    let ends = cluster.admin().offsets(&partitions, At::End).unwrap();
+    assert_eq!(produced.next, (0..).zip(ends.iter().map(|end| end.0)).collect());
 
     let spec = |from, partitions: &[i32], max| ConsumeSpec {
         topic: topic.clone(),

@@ -41,7 +41,7 @@ impl Drop for Tmpfs<'_> {
 #[test]
 fn a_full_disk_halts_tasks_with_state_until_there_is_space_and_nobody_else() {
     let world = World::new(&[("words", 1), ("counts", 1), ("lines", 1), ("kept", 1)]);
-    let path = world.dir.path().join("node");
+    let path = world.dir.path().join("node-n");
     let Some(disk) = Tmpfs::mount(&path, 24) else {
         println!("not run: this user may not mount a tmpfs");
         return;

@@ -4,10 +4,12 @@ mod disk;
 mod inputs;
 mod lives;
 mod metrics;
+mod queries;
 mod workers;
 mod world;
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use tidemill::node::Node;
 use tidemill_proto::v1 as proto;
@@ -25,14 +27,14 @@ fn count(node: &Node, key: &str) -> Option<u64> {
 }
 
 fn count_in(node: &Node, deployment: &str, partition: i32, key: &str) -> Option<u64> {
-    let request = proto::GetStateRequest {
+    let request = proto::GetManyStateRequest {
         deployment: deployment.into(),
         store: "counts".into(),
-        key: key.into(),
+        keys: vec![key.into()],
         partition: Some(partition),
-        local: true,
+        ..proto::GetManyStateRequest::default()
     };
-    let answer = node.handle().state_get(&request).ok()?;
+    let answer = node.handle().state_get_many(&request, Instant::now()).ok()?;
     let value: [u8; 8] = answer.entries.first()?.value.clone().try_into().ok()?;
     Some(u64::from_le_bytes(value))
 }

@@ -82,7 +82,7 @@ fn every_metric_of_a_running_pipeline_has_a_sensible_value() {
     eventually("no lag", || lag(&node) == Some(0));
     node.stop();
     for lost in ["stores", "compiled"] {
-        std::fs::remove_dir_all(world.dir.path().join("node").join(lost)).expect("lost");
+        std::fs::remove_dir_all(world.dir.path().join("node-n").join(lost)).expect("lost");
     }
     let log = |topic: &str| TopicLog::open(&world.kafka(), topic).expect("log");
     log("_test.control").append(None, Some(b"\xff no entry")).expect("appended");

@@ -63,13 +63,23 @@ impl World {
         Node::start(self.config(more), "127.0.0.1:0".into(), PROGRAM.into(), Telemetry::new()).expect("node")
     }
 
+    /// A node of that id, which others reach there.
+    pub fn member(&self, id: &str, address: &str) -> Node {
+        let config = self.config_of(id, "");
+        Node::start(config, address.into(), PROGRAM.into(), Telemetry::new()).expect("node")
+    }
+
     /// Of node `n`.
     pub fn config(&self, more: &str) -> NodeConfig {
+        self.config_of("n", more)
+    }
+
+    fn config_of(&self, id: &str, more: &str) -> NodeConfig {
         let file = format!(
             "fleet: test\nstate_dir: {}\nkafka:\n  bootstrap_servers: {}\n  properties: {{ topic.metadata.refresh.interval.ms: 300, \
-             session.timeout.ms: {} }}\nreplication_factor: 1\nnode_id: n\n\
+             session.timeout.ms: {} }}\nreplication_factor: 1\nnode_id: {id}\n\
              listen: {{ grpc: 127.0.0.1:0, http: 127.0.0.1:0 }}\n{more}",
-            self.dir.path().join("node").display(),
+            self.dir.path().join(format!("node-{id}")).display(),
             self.broker.address(),
             self.session.as_millis(),
         );
@@ -88,14 +98,16 @@ impl World {
         Admin::new(&self.kafka()).expect("admin")
     }
 
-    pub fn produce_to(&self, topic: &str, partition: i32, keys: &[&str]) {
+    /// Answers the position behind the last one.
+    pub fn produce_to(&self, topic: &str, partition: i32, keys: &[&str]) -> u64 {
         let rows = keys.iter().map(|key| Row {
             key: Some(key.as_bytes().to_vec()),
             value: Some(Vec::new()),
             partition: Some(partition),
             ..Row::default()
         });
-        tools::produce(&self.kafka(), topic, rows, None, &mut |_| {}).expect("produced");
+        let produced = tools::produce(&self.kafka(), topic, rows, None, &mut |_| {}).expect("produced");
+        produced.next[&partition]
     }
 
     /// Last value by key of everything in a single-partition topic.

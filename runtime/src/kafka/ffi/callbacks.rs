@@ -4,7 +4,7 @@
 //! rebalance). They copy what they are shown into [`Shared`] and return; decisions are made by the
 //! thread that owns the client.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,6 +65,8 @@ pub(in crate::kafka) struct Shared {
     /// Outcomes awaited by ticket; an entry exists only while somebody waits for it.
     tickets: Mutex<HashMap<u64, Option<Delivered>>>,
     ticket_changed: Condvar,
+    /// Next offset by partition of what was delivered; kept only for whoever asked for it.
+    positions: Mutex<Option<BTreeMap<i32, u64>>>,
     /// A request of a transaction went out, or may have, and no answer came back.
     unanswered: AtomicBool,
     /// The last error that concerns the whole client, such as a connection refused.
@@ -88,6 +90,7 @@ impl Shared {
             failures: Mutex::default(),
             tickets: Mutex::default(),
             ticket_changed: Condvar::new(),
+            positions: Mutex::default(),
             unanswered: AtomicBool::new(false),
             last_error: Mutex::default(),
             panicked: AtomicBool::new(false),
@@ -146,6 +149,23 @@ impl Shared {
             }
             tickets =
                 self.ticket_changed.wait_timeout(tickets, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    pub fn follow_positions(&self) {
+        *lock(&self.positions) = Some(BTreeMap::new());
+    }
+
+    pub fn positions(&self) -> BTreeMap<i32, u64> {
+        lock(&self.positions).clone().unwrap_or_default()
+    }
+
+    fn note_position(&self, partition: i32, offset: i64) {
+        if let Some(positions) = lock(&self.positions).as_mut()
+            && let Ok(offset) = u64::try_from(offset)
+        {
+            let next = positions.entry(partition).or_default();
+            *next = (offset + 1).max(*next);
         }
     }
 
@@ -315,6 +335,7 @@ pub(super) unsafe extern "C" fn on_event(
                 let code = super::message::code(message);
                 let topic = text(rd::rd_kafka_topic_name((*message).rkt));
                 let result = if code == 0 {
+                    shared.note_position((*message).partition, (*message).offset);
                     Ok((*message).offset)
                 } else {
                     // The broker's own words for a refused record, where it gave some.

@@ -1,6 +1,6 @@
 //! A producer handle: records, transactions, and the failures that delivery reports bring.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -145,6 +145,16 @@ impl Producer {
     /// arrive.
     pub fn has_unanswered(&self) -> bool {
         self.client.shared.has_unanswered()
+    }
+
+    /// From now on keeps where records without a ticket went; their reports must be asked for.
+    pub fn follow_positions(&self) {
+        self.client.shared.follow_positions();
+    }
+
+    /// Next offset after the last acknowledged record of each partition; of one topic.
+    pub fn positions(&self) -> BTreeMap<i32, u64> {
+        self.client.shared.positions()
     }
 
     pub fn expect_ticket(&self, ticket: u64) {

@@ -1,0 +1,210 @@
+//! State queries over gRPC: what was produced is read, whatever happens to the node meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill::control::server;
+use tidemill::kafka::topic_log::TopicLog;
+use tidemill::node::Node;
+use tidemill::telemetry::Telemetry;
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::state_client::StateClient;
+use tidemill_test_support::build_guest;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::WORD_COUNT;
+use crate::world::{World, deploy, eventually};
+
+/// A node with its gRPC services.
+struct Served<'a> {
+    node: Option<Node>,
+    server: JoinHandle<()>,
+    stop: Arc<tokio::sync::Notify>,
+    runtime: &'a Runtime,
+    pub channel: Channel,
+}
+
+impl<'a> Served<'a> {
+    fn start(world: &World, runtime: &'a Runtime, id: &str) -> Served<'a> {
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let node = world.member(id, &address);
+        let (handle, stop) = (node.handle(), Arc::new(tokio::sync::Notify::new()));
+        let stopped = Arc::clone(&stop);
+        let server = runtime.spawn(async move {
+            let served =
+                server::serve(listener, handle, Telemetry::new(), async move { stopped.notified().await });
+            served.await.expect("serves");
+        });
+        let _guard = runtime.enter();
+        let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy();
+        Served { node: Some(node), server, stop, runtime, channel }
+    }
+
+    fn node(&self) -> &Node {
+        self.node.as_ref().expect("it runs")
+    }
+
+    fn client(&self) -> StateClient<Channel> {
+        StateClient::new(self.channel.clone())
+    }
+
+    fn stop(mut self) {
+        self.stop.notify_one();
+        drop(self.channel);
+        self.runtime.block_on(&mut self.server).expect("ends");
+        if let Some(node) = self.node.take() {
+            node.stop();
+        }
+    }
+}
+
+fn at_least(partition: i32, offset: u64) -> Vec<proto::InputPosition> {
+    vec![proto::InputPosition { topic: "words".into(), partition, offset }]
+}
+
+fn get(key: &str, at_least: Vec<proto::InputPosition>) -> tonic::Request<proto::GetStateRequest> {
+    let mut request = tonic::Request::new(proto::GetStateRequest {
+        deployment: "word-count".into(),
+        store: "counts".into(),
+        key: key.into(),
+        at_least,
+        text: true,
+        ..proto::GetStateRequest::default()
+    });
+    request.set_timeout(Duration::from_secs(20));
+    request
+}
+
+/// Rounds of the test below; ten thousand by `TIDEMILL_READS=10000`.
+fn rounds() -> u64 {
+    std::env::var("TIDEMILL_READS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(200)
+}
+
+#[test]
+fn a_produced_record_is_read_at_its_position_across_swaps_restarts_and_moves() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    let module = build_guest("plugins/count");
+    let runtime = Runtime::new().expect("a runtime");
+    let mut nodes = vec![Served::start(&world, &runtime, "a")];
+    deploy(nodes[0].node(), WORD_COUNT, &module);
+    let words = TopicLog::open(&world.kafka(), "words").expect("a log");
+    let rounds = rounds();
+    for round in 1..=rounds {
+        let next = words.append(Some(b"k"), Some(b"")).expect("appended").0 + 1;
+        // In the middle of things, with the record on its way.
+        match round {
+            _ if round == rounds / 4 => {
+                deploy(nodes[0].node(), &format!("{WORD_COUNT}workers: 2\n"), &module)
+            }
+            _ if round == rounds / 2 => nodes.push(Served::start(&world, &runtime, "b")),
+            // Its partition goes to the other, and the next one's back.
+            _ if round == rounds * 5 / 8 => nodes.remove(0).stop(),
+            _ if round == rounds * 3 / 4 => nodes.insert(0, Served::start(&world, &runtime, "a")),
+            _ if round == rounds * 7 / 8 => nodes.remove(1).stop(),
+            _ => {}
+        }
+        let mut client = nodes[round as usize % nodes.len()].client();
+        let answer = runtime.block_on(client.get(get("k", at_least(0, next)))).expect("answers").into_inner();
+        let found: Vec<_> = answer.entries.iter().map(|entry| entry.text.as_deref()).collect();
+        assert_eq!(found, [Some(next.to_string().as_str())], "round {round}: {:?}", answer.read_at);
+        assert_eq!(answer.read_at[0].positions, at_least(0, next), "round {round}");
+    }
+    nodes.into_iter().for_each(Served::stop);
+}
+
+#[test]
+fn pages_go_on_after_a_restart_and_what_cannot_be_answered_is_said() {
+    let world = World::new(&[("words", 2), ("counts", 1)]);
+    let runtime = Runtime::new().expect("a runtime");
+    let node = Served::start(&world, &runtime, "a");
+    deploy(node.node(), WORD_COUNT, &build_guest("plugins/count"));
+    let keys: Vec<String> = (0..10).map(|key| format!("k{key}")).collect();
+    let (even, odd): (Vec<&str>, Vec<&str>) = (
+        keys.iter().step_by(2).map(String::as_str).collect(),
+        keys.iter().skip(1).step_by(2).map(String::as_str).collect(),
+    );
+    let wanted =
+        [at_least(0, world.produce_to("words", 0, &even)), at_least(1, world.produce_to("words", 1, &odd))];
+    let mut scan = proto::ScanStateRequest {
+        deployment: "word-count".into(),
+        store: "counts".into(),
+        limit: 3,
+        from: b"k1".to_vec(),
+        to: b"k9".to_vec(),
+        at_least: wanted.concat(),
+        ..proto::ScanStateRequest::default()
+    };
+    let mut found = Vec::new();
+    let mut page = |client: &mut StateClient<Channel>, scan: &mut proto::ScanStateRequest| {
+        let page = runtime.block_on(client.scan(scan.clone())).expect("a page").into_inner();
+        assert!(page.read_at.iter().all(|at| !at.positions.is_empty() && at.node == "a"));
+        found.extend(page.entries.into_iter().map(|entry| String::from_utf8(entry.key).expect("text")));
+        scan.page_token = page.next_page_token;
+    };
+    page(&mut node.client(), &mut scan);
+    node.stop();
+    let node = Served::start(&world, &runtime, "a");
+    while !scan.page_token.is_empty() {
+        page(&mut node.client(), &mut scan);
+    }
+    assert_eq!(found, ["k2", "k4", "k6", "k8", "k1", "k3", "k5", "k7"]);
+
+    let mut client = node.client();
+    let many = proto::GetManyStateRequest {
+        deployment: "word-count".into(),
+        store: "counts".into(),
+        keys: vec![b"k0".to_vec(), b"nobody".to_vec(), b"k1".to_vec()],
+        ..proto::GetManyStateRequest::default()
+    };
+    let answer = runtime.block_on(client.get_many(many.clone())).expect("answers").into_inner();
+    let found: Vec<_> = answer.entries.iter().map(|entry| (entry.partition, entry.key.as_slice())).collect();
+    assert_eq!((found, answer.missing), (vec![(0, &b"k0"[..]), (1, b"k1")], vec![b"nobody".to_vec()]));
+    assert_eq!(answer.r#type, "u64");
+
+    // Positions that nobody will reach, topics that are not read, tokens of another scan, wrong numbers.
+    let mut late = get("k0", at_least(0, 1_000));
+    late.set_timeout(Duration::from_millis(300));
+    let status = runtime.block_on(client.get(late)).expect_err("too late");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    assert!(status.message().contains("is at words/0@5, not yet at words/0@1000"), "{status}");
+    let mut other = get("k0", at_least(0, 1));
+    other.get_mut().at_least[0].topic = "wrods".into();
+    let status = runtime.block_on(client.get(other)).expect_err("no such input");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    let mut nowhere = get("k0", Vec::new());
+    nowhere.get_mut().partition = Some(7);
+    assert_eq!(runtime.block_on(client.get(nowhere)).expect_err("no partition").code(), Code::NotFound);
+    scan.page_token = b"of another scan".to_vec();
+    assert_eq!(runtime.block_on(client.scan(scan)).expect_err("no token").code(), Code::InvalidArgument);
+    let none = proto::GetManyStateRequest { keys: Vec::new(), ..many };
+    assert_eq!(runtime.block_on(client.get_many(none)).expect_err("no keys").code(), Code::InvalidArgument);
+    node.stop();
+}
+
+#[test]
+fn a_partition_of_another_node_is_forwarded_or_refused_naming_its_owner() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    let runtime = Runtime::new().expect("a runtime");
+    let (a, b) = (Served::start(&world, &runtime, "a"), Served::start(&world, &runtime, "b"));
+    deploy(a.node(), WORD_COUNT, &build_guest("plugins/count"));
+    let next = world.produce_to("words", 0, &["k"]);
+    let answer = runtime.block_on(a.client().get(get("k", at_least(0, next)))).expect("answers").into_inner();
+    let owner = answer.read_at[0].node.clone();
+    let other = if owner == "a" { &b } else { &a };
+    eventually("the other node has heard of the owner", || {
+        let mut local = get("k", Vec::new());
+        (local.get_mut().partition, local.get_mut().local) = (Some(0), true);
+        let status = runtime.block_on(other.client().get(local)).expect_err("not here");
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        status.message().contains(&format!("it is on {owner} at "))
+    });
+    let answer = runtime.block_on(other.client().get(get("k", Vec::new()))).expect("forwarded").into_inner();
+    assert_eq!((answer.read_at[0].node.as_str(), answer.entries.len()), (owner.as_str(), 1));
+    a.stop();
+    b.stop();
+}
