@@ -19,8 +19,12 @@ CARGO ?= cargo
 BIN := $(CARGO_TARGET_DIR)/release
 DENY := $(CACHE)/tools/bin/cargo-deny
 
-# The suites that run on either broker; without the variable they run on the embedded one.
-ON_APACHE = TIDEMILL_KAFKA=apache $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
+# Integration tests wait, for sessions to end and groups to form, more than they compute, so more of
+# them run at once than there are cores. Those with deadlines of their own run one after the other.
+MOSTLY_WAITING = RUST_TEST_THREADS=8
+
+# The suites that run on either broker: with TIDEMILL_KAFKA=apache on that one, else on the embedded.
+BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test simulate mutants faults matrix chaos fault-node lint advisories bench recovery conformance clean
@@ -40,9 +44,9 @@ demo: build ## Run the flights pipeline on the embedded broker (CI=1: end by its
 test: build ## Run every test, those against Apache Kafka included
 	@# Unit tests are built with the planted bugs in them, all switched off: `make mutants` runs the same.
 	$(CARGO) test --release --workspace --lib --features tidemill/faults $(TEST_FLAGS)
-	$(CARGO) test --release --workspace --exclude tidemill-matrix --bins --test '*' $(TEST_FLAGS)
+	$(MOSTLY_WAITING) $(CARGO) test --release --workspace --exclude tidemill-matrix --bins --test '*' $(TEST_FLAGS)
 	$(CARGO) test --release --workspace --exclude tidemill-matrix --doc $(TEST_FLAGS)
-	$(ON_APACHE)
+	TIDEMILL_KAFKA=apache $(BROKER_SUITES)
 
 simulate: setup ## Run real workers and stores over a model of Kafka, one seed a case (SEEDS=; TIDEMILL_SEED= runs one)
 	TIDEMILL_SEEDS=$(or $(SEEDS),20000) $(CARGO) test --release --workspace --lib --features tidemill/faults node::simulation -- --nocapture
@@ -51,8 +55,8 @@ mutants: setup ## Plant each known bug and see the simulation find it (SEEDS= th
 	@CARGO="$(CARGO)" SEEDS=$(SEEDS) .ci/mutants
 
 conformance: build ## Run one suite against the embedded broker and against Apache Kafka
-	$(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
-	$(ON_APACHE)
+	$(BROKER_SUITES)
+	TIDEMILL_KAFKA=apache $(BROKER_SUITES)
 
 fault-node: build
 	@# The node with crash points in it; it lies beside the others and is for tests only.

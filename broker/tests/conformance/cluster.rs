@@ -106,6 +106,10 @@ pub fn topic(name: &str, partitions: i32, settings: &[(&str, &str)]) -> String {
         let led = |p: &rdkafka::metadata::MetadataPartition| p.leader() > 0;
         topic.partitions().len() == partitions as usize && topic.partitions().iter().all(led)
     });
+    // A broker tells of a leader a moment before that leader serves.
+    wait_until("its partitions are served", || {
+        (0..partitions).all(|partition| client.client().fetch_watermarks(&name, partition, PATIENCE).is_ok())
+    });
     name
 }
 

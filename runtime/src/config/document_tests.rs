@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use proptest::prelude::*;
+use tidemill_test_support::proptest::prelude::*;
 
 use super::deployment::*;
 use super::document::{SpecDefaults, split_documents};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proptest::prelude::*;
+use tidemill_test_support::proptest::prelude::*;
 
 use super::deployment::Start;
 use super::kafka_properties::Scope;

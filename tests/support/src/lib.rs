@@ -1,5 +1,7 @@
 //! What tests of several crates share: guests built from source.
 
+pub use proptest;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
