@@ -1,7 +1,12 @@
 //! Compiles the wire contracts; no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["tidemill/v1/control.proto", "tidemill/v1/log.proto", "tidemill/v1/state.proto"];
+    let files = [
+        "tidemill/v1/control.proto",
+        "tidemill/v1/log.proto",
+        "tidemill/v1/state.proto",
+        "google/rpc/error_details.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

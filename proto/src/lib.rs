@@ -10,5 +10,13 @@ pub mod v1 {
     pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("tidemill");
 }
 
+/// Details of errors, as clients of every language know them.
+pub mod rpc {
+    #![allow(clippy::all)]
+    tonic::include_proto!("google.rpc");
+
+    pub use prost_types::Any;
+}
+
 /// The handler ABI, as WIT text.
 pub const HANDLER_WIT: &str = include_str!("../wit/handler.wit");

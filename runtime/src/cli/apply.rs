@@ -1,10 +1,12 @@
 //! `tidemill apply`: deploys every document of a file.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::failure::{Failure, in_file};
 use super::output::View;
-use super::upload::{Options, Upload, load_module, relative_to, result_rows, send};
+use super::plan::show_plan;
+use super::upload::{Options, Upload, carry_out, load_module, relative_to, result_rows};
 use super::{Global, Outcome, client};
 use crate::config::document::split_documents;
 
@@ -17,7 +19,9 @@ Examples:
 /// Deploy every document of a file
 ///
 /// A module's path is relative to the file: a .wasm file, or the directory of a handler's crate,
-/// which is built first. All documents are checked and all modules found before the first is sent.
+/// which is built first. The node checks all documents, and the plan is shown, before anything is
+/// changed; what is deployed already stays untouched, and what somebody else has changed since the
+/// plan is refused. Names may occur once, in whichever file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Apply {
@@ -34,16 +38,22 @@ impl Apply {
         for file in &self.file {
             uploads.extend(read(file)?);
         }
+        if let Some(twice) = named_twice(&uploads) {
+            return Err(Failure::refused(format!("{twice} is deployed by two documents; keep one of them")));
+        }
         client::block_on(async {
             let channel = client::connect(global).await?;
-            let mut answers = Vec::new();
-            for upload in uploads {
-                answers.push(send(&channel, upload, &self.options).await?);
-            }
+            let answers = carry_out(&channel, uploads, &self.options, show_plan).await?;
             let (table, json) = result_rows(&answers, self.options.is_dry_run());
             View::table(table, json).print(global.output)
         })
     }
+}
+
+/// Within a file the documents' own check says so, with the line.
+fn named_twice(uploads: &[Upload]) -> Option<&str> {
+    let mut seen = BTreeSet::new();
+    uploads.iter().map(|upload| upload.name.as_str()).find(|name| !seen.insert(*name))
 }
 
 fn read(file: &Path) -> Result<Vec<Upload>, Failure> {

@@ -31,6 +31,12 @@ pub async fn connect(global: &Global) -> Result<Channel, Failure> {
     })
 }
 
+/// Who makes a change, for the history: as `TIDEMILL_AUTHOR` says, or the user of this machine.
+pub fn author() -> String {
+    let name = ["TIDEMILL_AUTHOR", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    name.unwrap_or_else(|| "unknown".to_owned())
+}
+
 /// The innermost cause: "Connection refused" says more than "transport error".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;

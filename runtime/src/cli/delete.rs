@@ -32,8 +32,12 @@ impl Delete {
         confirm(&format!("Delete {} {what}?", self.name), self.yes)?;
         client::block_on(async {
             let mut client = DeploymentsClient::new(client::connect(global).await?);
-            let request =
-                proto::DeleteDeploymentRequest { name: self.name.clone(), keep_state: self.keep_state };
+            let request = proto::DeleteDeploymentRequest {
+                name: self.name.clone(),
+                keep_state: self.keep_state,
+                expected_revision: None,
+                author: client::author(),
+            };
             client.delete(request).await?;
             View::line(format!("deleted {}", self.name), json!({ "deleted": self.name })).print(global.output)
         })

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::output::View;
-use super::upload::{Options, Upload, load_module, result_rows, send};
+use super::plan::show_plan;
+use super::upload::{Options, Upload, carry_out, load_module, result_rows};
 use super::{Global, Outcome, client};
 use crate::config::deployment::DeploymentSpec;
 
@@ -66,8 +67,8 @@ impl Deploy {
         let upload = Upload { name: self.name.clone(), document, module: load_module(&self.module)? };
         client::block_on(async {
             let channel = client::connect(global).await?;
-            let answer = send(&channel, upload, &self.options).await?;
-            let (table, json) = result_rows(&[answer], self.options.is_dry_run());
+            let answers = carry_out(&channel, vec![upload], &self.options, show_plan).await?;
+            let (table, json) = result_rows(&answers, self.options.is_dry_run());
             View::table(table, json).print(global.output)
         })
     }

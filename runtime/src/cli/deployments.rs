@@ -87,9 +87,11 @@ fn detail(deployment: &proto::Deployment) -> View {
     say("name", deployment.name.clone());
     say("state", state_name(deployment.state()).to_owned());
     say("reason", deployment.reason.clone());
+    say("version", deployment.version.to_string());
     say("revision", deployment.revision.to_string());
     say("module", deployment.module.clone());
     say("deployed", units::show_time_ms(deployment.deployed_at_ms));
+    say("author", deployment.author.clone());
     say("group", deployment.group.clone());
     say("inputs", deployment.inputs.join(", "));
     say("outputs", deployment.outputs.join(", "));
@@ -136,7 +138,7 @@ pub fn to_json(deployment: &proto::Deployment) -> Value {
         .collect();
     json!({
         "name": deployment.name, "state": state_name(deployment.state()), "reason": deployment.reason,
-        "revision": deployment.revision, "module": deployment.module, "document": deployment.document,
+        "revision": deployment.revision, "version": deployment.version, "author": deployment.author, "module": deployment.module, "document": deployment.document,
         "deployed_at": units::show_time_ms(deployment.deployed_at_ms), "group": deployment.group,
         "inputs": deployment.inputs, "outputs": deployment.outputs, "stores": stores, "tasks": tasks,
     })
@@ -149,6 +151,7 @@ pub fn state_name(state: proto::DeploymentState) -> &'static str {
         proto::DeploymentState::Running => "running",
         proto::DeploymentState::Halted => "halted",
         proto::DeploymentState::Idle => "idle",
+        proto::DeploymentState::Paused => "paused",
     }
 }
 
@@ -158,7 +161,9 @@ pub fn state_cell(state: proto::DeploymentState, deployment: &proto::Deployment)
         proto::DeploymentState::Running if restoring => Cell::toned("running", Tone::Warning),
         proto::DeploymentState::Running => Cell::toned("running", Tone::Good),
         proto::DeploymentState::Halted => Cell::toned("halted", Tone::Bad),
-        proto::DeploymentState::Starting => Cell::toned("starting", Tone::Warning),
+        proto::DeploymentState::Starting | proto::DeploymentState::Paused => {
+            Cell::toned(state_name(state), Tone::Warning)
+        }
         other => Cell::toned(state_name(other), Tone::Quiet),
     }
 }

@@ -53,7 +53,19 @@ impl Failure {
 
     /// Says what it was about: `pipeline.yaml: ...`.
     pub fn at(self, what: impl fmt::Display) -> Failure {
-        Failure { kind: self.kind, message: format!("{what}: {}", self.message) }
+        let lines: Vec<_> = self.message.lines().collect();
+        let message = match lines.as_slice() {
+            [] | [_] => format!("{what}: {}", self.message),
+            lines => format!("{what}: {} problems\n  {}", lines.len(), lines.join("\n  ")),
+        };
+        Failure { kind: self.kind, message }
+    }
+
+    /// Several as one, of the first one's kind; none for none.
+    pub fn all(failures: Vec<Failure>) -> Option<Failure> {
+        let kind = failures.first()?.kind;
+        let message = failures.into_iter().map(|failure| failure.message).collect::<Vec<_>>().join("\n");
+        Some(Failure { kind, message })
     }
 
     /// Prints the error and answers the process's exit code.

@@ -10,7 +10,7 @@
 //! | `settings` | a node's configuration from flags, variables and file |
 //! | `output`, `table`, `values` | what people and programs see |
 //! | `positions` | `words/0@12` |
-//! | `upload`, `rows` | modules and records on their way out |
+//! | `upload`, `plan`, `rows` | modules and records on their way out; what is about to change |
 //! | `signals` | Ctrl-C and SIGTERM |
 //! | `watch` | showing something again and again |
 //!
@@ -31,14 +31,18 @@ mod dev;
 mod doctor;
 pub mod failure;
 mod groups;
+mod history;
 mod kafka;
 mod lag;
 mod new;
 mod node;
 mod nodes;
 mod output;
+mod pause;
+mod plan;
 mod positions;
 mod produce;
+mod rollback;
 mod rows;
 mod settings;
 mod signals;
@@ -107,6 +111,11 @@ enum Command {
     Apply(apply::Apply),
     Deploy(deploy::Deploy),
     Deployments(deployments::Deployments),
+    History(history::History),
+    Diff(history::Diff),
+    Rollback(rollback::Rollback),
+    Pause(pause::Pause),
+    Resume(pause::Resume),
     Delete(delete::Delete),
     Lag(lag::Lag),
     State(state::State),
@@ -138,6 +147,11 @@ pub fn main() -> ExitCode {
         Command::Apply(command) => command.run(&global),
         Command::Deploy(command) => command.run(&global),
         Command::Deployments(command) => command.run(&global),
+        Command::History(command) => command.run(&global),
+        Command::Diff(command) => command.run(&global),
+        Command::Rollback(command) => command.run(&global),
+        Command::Pause(command) => command.run(&global),
+        Command::Resume(command) => command.run(&global),
         Command::Delete(command) => command.run(&global),
         Command::Lag(command) => command.run(&global),
         Command::State(command) => command.run(&global),

@@ -11,9 +11,10 @@ use tidemill_proto::v1::deploy_request::Part;
 use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use tonic::transport::Channel;
 
-use super::client::ANSWER_BYTES_MAX;
+use super::client::{self, ANSWER_BYTES_MAX};
 use super::deployments::{self, module_short, state_cell};
 use super::failure::Failure;
+use super::history::changes_json;
 use super::lag;
 use super::table::Table;
 use crate::config::units;
@@ -31,15 +32,16 @@ pub struct Options {
     /// Check everything, change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Deploy only if the registry still holds this revision
-    #[arg(long, value_name = "REVISION", default_value_t = 0, hide_default_value = true)]
-    if_revision: u64,
+    /// Deploy only if the registry still holds this revision; 0 = only if the name is not deployed
+    #[arg(long, value_name = "REVISION")]
+    if_revision: Option<u64>,
     /// Wait until the deployment runs on the node, at most this long
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
     wait: Option<Duration>,
 }
 
 /// One deployment as it goes out.
+#[derive(Clone)]
 pub struct Upload {
     pub name: String,
     pub document: String,
@@ -86,18 +88,68 @@ pub fn relative_to(document: &Path, module: &str) -> PathBuf {
     document.parent().unwrap_or(Path::new("")).join(module)
 }
 
-/// Sends one deployment and, if asked to, waits until it runs.
-pub async fn send(
+/// How one upload is meant.
+#[derive(Debug, Clone, Copy)]
+pub struct Meant {
+    /// Check everything, change nothing.
+    pub dry_run: bool,
+    /// As in `DeployHeader`.
+    pub expected_revision: Option<u64>,
+}
+
+/// Checks deployments, all of them before any is changed, and then carries them out: each only if it is
+/// still what it was when it was checked. `plan` is shown in between.
+pub async fn carry_out(
     channel: &Channel,
-    upload: Upload,
+    uploads: Vec<Upload>,
     options: &Options,
-) -> Result<proto::DeployResponse, Failure> {
+    plan: impl FnOnce(&[proto::DeployResponse]) -> Result<(), Failure>,
+) -> Result<Vec<proto::DeployResponse>, Failure> {
+    let mut planned = Vec::new();
+    let mut failures = Vec::new();
+    for upload in &uploads {
+        let meant = Meant { dry_run: true, expected_revision: options.if_revision };
+        match send(channel, upload.clone(), meant).await {
+            Ok(answer) => planned.push(answer),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    if let Some(failure) = Failure::all(failures) {
+        return Err(failure);
+    }
+    plan(&planned)?;
+    if options.dry_run {
+        return Ok(planned);
+    }
+    let mut answers = Vec::new();
+    for (upload, planned) in uploads.into_iter().zip(planned) {
+        if planned.unchanged {
+            answers.push(planned);
+            continue;
+        }
+        let seen = planned.deployment.map_or(0, |deployment| deployment.revision);
+        let meant = Meant { dry_run: false, expected_revision: Some(seen) };
+        answers.push(send(channel, upload, meant).await?);
+    }
+    if let Some(limit) = options.wait {
+        for answer in &mut answers {
+            let asked = answer.deployment.take().unwrap_or_default();
+            let running = wait_until_running(channel, &asked.name, asked.revision, limit).await?;
+            answer.deployment = Some(running);
+        }
+    }
+    Ok(answers)
+}
+
+/// Sends one deployment.
+pub async fn send(channel: &Channel, upload: Upload, meant: Meant) -> Result<proto::DeployResponse, Failure> {
     let mut client = DeploymentsClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
     let bar = progress(&upload.name, upload.module.len() as u64);
     let header = proto::DeployHeader {
         document: upload.document,
-        expected_revision: options.if_revision,
-        dry_run: options.dry_run,
+        expected_revision: meant.expected_revision,
+        dry_run: meant.dry_run,
+        author: client::author(),
     };
     let chunks: Vec<Vec<u8>> = upload.module.chunks(CHUNK_BYTES).map(<[u8]>::to_vec).collect();
     let counting = bar.clone();
@@ -108,20 +160,12 @@ pub async fn send(
     let requests = tokio_stream::iter(parts.map(|part| proto::DeployRequest { part: Some(part) }));
     let answer = client.deploy(requests).await;
     bar.finish_and_clear();
-    let answer = answer.map_err(|status| Failure::from(status).at(&upload.name))?.into_inner();
-    match options.wait {
-        Some(limit) if !options.dry_run => {
-            let revision = answer.deployment.as_ref().map_or(0, |deployment| deployment.revision);
-            let deployment = wait_until_running(channel, &upload.name, revision, limit).await?;
-            Ok(proto::DeployResponse { deployment: Some(deployment), ..answer })
-        }
-        _ => Ok(answer),
-    }
+    Ok(answer.map_err(|status| Failure::from(status).at(&upload.name))?.into_inner())
 }
 
 /// Waits until every partition has a running task of this revision or a later one, on whichever node
 /// of the fleet.
-async fn wait_until_running(
+pub async fn wait_until_running(
     channel: &Channel,
     name: &str,
     revision: u64,
@@ -164,24 +208,27 @@ fn progress(name: &str, bytes: u64) -> ProgressBar {
 
 /// What was deployed, for people and programs.
 pub fn result_rows(answers: &[proto::DeployResponse], dry_run: bool) -> (Table, Value) {
-    let mut table = Table::new(&["NAME", ">REV", "RESULT", "STATE", "MODULE"], "nothing was deployed");
+    let mut table =
+        Table::new(&["NAME", ">VERSION", ">REV", "RESULT", "STATE", "MODULE"], "nothing was deployed");
     let mut rows = Vec::new();
     for answer in answers {
         let deployment = answer.deployment.clone().unwrap_or_default();
         let result = match (dry_run, answer.unchanged) {
-            (true, _) => "valid",
-            (false, true) => "unchanged",
+            (_, true) => "unchanged",
+            (true, false) => "valid",
             (false, false) => "deployed",
         };
         table.row([
             deployment.name.clone().into(),
+            deployment.version.to_string().into(),
             deployment.revision.to_string().into(),
             result.into(),
             state_cell(deployment.state(), &deployment),
             module_short(&deployment.module).into(),
         ]);
         rows.push(json!({
-            "name": deployment.name, "revision": deployment.revision, "result": result, "module": deployment.module,
+            "name": deployment.name, "revision": deployment.revision, "version": deployment.version, "result": result,
+            "module": deployment.module, "changes": changes_json(&answer.changes),
         }));
     }
     (table, json!({ "deployments": rows }))

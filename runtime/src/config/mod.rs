@@ -6,12 +6,14 @@
 //! | file | what |
 //! |---|---|
 //! | [`deployment`], [`document`] | what a deployment document means; reading it |
+//! | [`changes`] | what two versions differ in |
 //! | [`node`], [`load`], `build` | what a node's configuration means; reading and combining it |
 //! | [`settings`], [`kafka_properties`] | the tables behind it |
 //! | [`manifest`] | what a module says about itself |
 //! | [`units`], [`problem`], `section`, `yaml` | the parts |
 
 mod build;
+pub mod changes;
 pub mod deployment;
 pub mod document;
 pub mod kafka_properties;

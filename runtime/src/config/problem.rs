@@ -18,6 +18,26 @@ pub struct Problem {
     pub message: String,
 }
 
+/// Of a request as a whole.
+impl From<String> for Problem {
+    fn from(message: String) -> Problem {
+        Problem { line: None, key: String::new(), message }
+    }
+}
+
+impl From<&str> for Problem {
+    fn from(message: &str) -> Problem {
+        Problem::from(message.to_owned())
+    }
+}
+
+impl Problem {
+    /// Of one key of a document.
+    pub fn at(key: impl Into<String>, message: impl Into<String>) -> Problem {
+        Problem { line: None, key: key.into(), message: message.into() }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(line) = self.line {
@@ -35,7 +55,8 @@ impl fmt::Display for Problem {
 #[error("{}", lines(.0))]
 pub struct Problems(pub Vec<Problem>);
 
-fn lines(problems: &[Problem]) -> String {
+/// One problem a line.
+pub fn lines(problems: &[Problem]) -> String {
     let lines: Vec<String> = problems.iter().map(Problem::to_string).collect();
     lines.join("\n")
 }

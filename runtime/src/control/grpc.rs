@@ -7,6 +7,7 @@ use tidemill_proto::v1 as proto;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::deadline::Deadline;
+use super::details::status;
 use super::forward::Forwarder;
 use super::upload;
 use crate::node::{ControlError, Handle};
@@ -55,20 +56,6 @@ pub async fn ask<T: Send + 'static>(
     }
 }
 
-/// The one place where a reaction becomes a gRPC status.
-fn status(error: ControlError) -> Status {
-    match error {
-        ControlError::Invalid(problems) => Status::invalid_argument(problems.join("\n")),
-        ControlError::Precondition(reason) => Status::failed_precondition(reason),
-        ControlError::NotFound(what) => Status::not_found(what),
-        ControlError::Conflict(reason) => Status::aborted(reason),
-        ControlError::Unavailable(reason) => Status::unavailable(reason),
-        ControlError::Deadline(reason) => Status::deadline_exceeded(reason),
-        ControlError::Exhausted(reason) => Status::resource_exhausted(reason),
-        ControlError::Internal(reason) => Status::internal(reason),
-    }
-}
-
 #[tonic::async_trait]
 impl proto::deployments_server::Deployments for Services {
     async fn deploy(
@@ -104,10 +91,50 @@ impl proto::deployments_server::Deployments for Services {
     ) -> Result<Response<proto::DeleteDeploymentResponse>, Status> {
         let request = request.into_inner();
         self.ask(move |node| {
-            node.delete(&request.name, request.keep_state)?;
+            node.delete(request)?;
             Ok(proto::DeleteDeploymentResponse {})
         })
         .await
+    }
+
+    async fn history(
+        &self,
+        request: Request<proto::HistoryRequest>,
+    ) -> Result<Response<proto::HistoryResponse>, Status> {
+        let name = request.into_inner().name;
+        self.ask(move |node| node.history(&name)).await
+    }
+
+    async fn diff(
+        &self,
+        request: Request<proto::DiffRequest>,
+    ) -> Result<Response<proto::DiffResponse>, Status> {
+        let request = request.into_inner();
+        self.ask(move |node| node.diff(&request)).await
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<proto::RollbackRequest>,
+    ) -> Result<Response<proto::RollbackResponse>, Status> {
+        let request = request.into_inner();
+        self.ask(move |node| node.rollback(request)).await
+    }
+
+    async fn pause(
+        &self,
+        request: Request<proto::PauseRequest>,
+    ) -> Result<Response<proto::PauseResponse>, Status> {
+        let request = request.into_inner();
+        self.ask(move |node| node.pause(request)).await
+    }
+
+    async fn resume(
+        &self,
+        request: Request<proto::ResumeRequest>,
+    ) -> Result<Response<proto::ResumeResponse>, Status> {
+        let request = request.into_inner();
+        self.ask(move |node| node.resume(request)).await
     }
 }
 

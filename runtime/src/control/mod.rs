@@ -3,6 +3,7 @@
 //! Runs on tokio; everything that may touch Kafka, RocksDB or Wasm is handed to a blocking thread.
 
 pub mod deadline;
+mod details;
 pub mod forward;
 pub mod grpc;
 pub mod http;

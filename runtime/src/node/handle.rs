@@ -6,33 +6,35 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tidemill_proto::v1 as proto;
-use tidemill_proto::v1::control_entry::Entry;
-use tidemill_proto::v1::{DeleteEntry, DeployEntry};
 
 use super::board::TaskEntry;
 use super::control_log::ProposeError;
-use super::modules;
 use super::owners::Owner;
-use super::registered::{Parsed, Registered};
-use super::registry::Outcome;
-use super::revision::{self, PrepareError};
+use super::registered::Registered;
+use super::revision::PrepareError;
 use super::runtime::NodeRuntime;
+use crate::config::problem::{Problem, lines};
 use crate::telemetry::TaskState;
 
 /// Why a call is refused, by what its caller can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// Every problem of the request, one by one.
-    #[error("{}", .0.join("\n"))]
-    Invalid(Vec<String>),
+    #[error("{}", lines(.0))]
+    Invalid(Vec<Problem>),
     /// The request is fine, the world is not; names the fix.
     #[error("{0}")]
     Precondition(String),
+    /// The same, with several things to mend.
+    #[error("{}", lines(.0))]
+    Unmet(Vec<Problem>),
     #[error("{0}")]
     NotFound(String),
-    /// Somebody else changed the same thing.
-    #[error("{0}")]
-    Conflict(String),
+    /// Somebody else changed the same thing; 0 = the name is not deployed.
+    #[error(
+        "{name} is at revision {current}, not {expected}: somebody else changed it; look at `tidemill history {name}` and try again"
+    )]
+    Conflict { name: String, expected: u64, current: u64 },
     /// May be tried again.
     #[error("{0}")]
     Unavailable(String),
@@ -56,7 +58,7 @@ impl From<PrepareError> for ControlError {
     fn from(error: PrepareError) -> ControlError {
         match error {
             PrepareError::Invalid(problems) => ControlError::Invalid(problems),
-            PrepareError::Precondition(problems) => ControlError::Precondition(problems.join("\n")),
+            PrepareError::Precondition(problems) => ControlError::Unmet(problems),
             PrepareError::Unavailable(reason) => ControlError::Unavailable(reason),
         }
     }
@@ -86,72 +88,6 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Checks everything, publishes the module, and proposes the deployment to the fleet.
-    pub fn deploy(
-        &self,
-        header: proto::DeployHeader,
-        module: Vec<u8>,
-    ) -> Result<proto::DeployResponse, ControlError> {
-        let spec = self.node.spec(&header.document).map_err(|problems| {
-            ControlError::Invalid(problems.0.iter().map(ToString::to_string).collect())
-        })?;
-        let compiled = revision::compile(&self.node, &module)?;
-        let name = spec.name.clone();
-        let view = self.node.control_log.view();
-        let current = view.deployments.get(&name);
-        let revision = view.revision(&name);
-        if header.expected_revision != 0 && header.expected_revision != revision {
-            return Err(ControlError::Conflict(format!(
-                "{name} is at revision {revision}, not {}: look again and repeat the deploy",
-                header.expected_revision
-            )));
-        }
-        let digest = modules::digest(&module);
-        if let Some(current) = current
-            && current.module == digest
-            && current.document == header.document
-        {
-            return Ok(proto::DeployResponse { deployment: Some(self.describe(current)), unchanged: true });
-        }
-        let checked = revision::check(&self.node, &spec, compiled.manifest(), view.life(&name))?;
-        let manifest = serde_json::to_string(compiled.manifest())
-            .map_err(|error| ControlError::Internal(error.to_string()))?;
-        if header.dry_run {
-            let proposed = Registered {
-                name,
-                revision,
-                module: digest,
-                parsed: Arc::new(Parsed::read(&header.document, &manifest, &self.node.config.defaults)),
-                document: header.document,
-                incarnation: String::new(),
-                deployed_at_ms: 0,
-                first_partitions: checked.partitions,
-            };
-            return Ok(proto::DeployResponse {
-                deployment: Some(self.describe(&proposed)),
-                unchanged: false,
-            });
-        }
-        self.node.publish_module(&digest, &module)?;
-        let incarnation =
-            if current.is_some() { String::new() } else { uuid::Uuid::new_v4().simple().to_string() };
-        let entry = DeployEntry {
-            name: name.clone(),
-            expected_revision: revision,
-            module: digest,
-            document: header.document,
-            incarnation,
-            manifest,
-            partitions: checked.partitions,
-        };
-        match self.node.control_log.propose(Entry::Deploy(entry))? {
-            Outcome::Accepted(_) => {
-                Ok(proto::DeployResponse { deployment: Some(self.deployment(&name)?), unchanged: false })
-            }
-            Outcome::Refused(reason) => Err(ControlError::Conflict(reason)),
-        }
-    }
-
     pub fn deployment(&self, name: &str) -> Result<proto::Deployment, ControlError> {
         Ok(self.describe(&self.registered(name)?))
     }
@@ -164,15 +100,6 @@ impl Handle {
             .values()
             .map(|registered| self.describe(registered))
             .collect()
-    }
-
-    pub fn delete(&self, name: &str, keep_state: bool) -> Result<(), ControlError> {
-        let registered = self.registered(name)?;
-        let entry = DeleteEntry { name: name.to_owned(), expected_revision: registered.revision, keep_state };
-        match self.node.control_log.propose(Entry::Delete(entry))? {
-            Outcome::Accepted(_) => self.node.retire(&registered, keep_state),
-            Outcome::Refused(reason) => Err(ControlError::Conflict(reason)),
-        }
     }
 
     pub fn lag(&self, name: Option<&str>) -> Result<Vec<proto::PartitionLag>, ControlError> {
@@ -214,7 +141,13 @@ impl Handle {
         deployment: &str,
         partition: Option<i32>,
     ) -> Result<BTreeMap<i32, Owner>, ControlError> {
-        super::owners::of(&self.node, &self.registered(deployment)?, partition)
+        let registered = self.registered(deployment)?;
+        if registered.paused {
+            return Err(ControlError::Precondition(format!(
+                "{deployment} is paused, so nobody reads its state; `tidemill resume {deployment}` starts it again"
+            )));
+        }
+        super::owners::of(&self.node, &registered, partition)
     }
 
     /// Partitions of a deployment's inputs.
@@ -230,6 +163,11 @@ impl Handle {
         let mut running = 0;
         let mut settled = true;
         for registered in view.deployments.values() {
+            if registered.paused {
+                // It does what it is told.
+                running += 1;
+                continue;
+            }
             let inputs = registered.topics();
             let trouble = self.node.trouble(registered).is_some();
             settled &= trouble || self.node.is_settled(&registered.name);
@@ -279,7 +217,7 @@ impl Handle {
         nodes
     }
 
-    fn registered(&self, name: &str) -> Result<Registered, ControlError> {
+    pub(super) fn registered(&self, name: &str) -> Result<Registered, ControlError> {
         let view = self.node.control_log.view();
         view.deployments.get(name).cloned().ok_or_else(|| {
             let names: Vec<_> = view.deployments.keys().map(String::as_str).collect();
@@ -290,7 +228,7 @@ impl Handle {
         })
     }
 
-    fn describe(&self, registered: &Registered) -> proto::Deployment {
+    pub(super) fn describe(&self, registered: &Registered) -> proto::Deployment {
         let board = self.node.board(&registered.name);
         let tasks = board.as_ref().map(|board| board.tasks()).unwrap_or_default();
         let trouble = self.node.trouble(registered);
@@ -299,6 +237,7 @@ impl Handle {
         let mut adopted = tasks.values().filter(|task| task.revision == registered.revision);
         let halted = adopted.clone().find(|task| task.state == TaskState::Halted);
         let (state, reason) = match (&trouble, halted) {
+            _ if registered.paused => (proto::DeploymentState::Paused, String::new()),
             (Some(trouble), _) => (proto::DeploymentState::Halted, trouble.clone()),
             (None, Some(task)) => (proto::DeploymentState::Halted, task.reason.clone()),
             (None, None) if adopted.any(|task| task.state == TaskState::Running) => {
@@ -330,6 +269,8 @@ impl Handle {
                 .flat_map(|manifest| manifest.stores.iter().map(store_info))
                 .collect(),
             inputs,
+            version: registered.version(),
+            author: registered.history.current().map(|version| version.author.clone()).unwrap_or_default(),
         }
     }
 

@@ -10,6 +10,7 @@
 //! ```
 
 pub mod board;
+mod change;
 pub mod clients;
 pub mod commit;
 pub mod control_log;
@@ -19,6 +20,7 @@ pub mod former;
 pub mod gauges;
 pub mod handle;
 pub mod heartbeat;
+pub mod history;
 pub mod identity;
 pub mod inputs;
 pub mod lag;

@@ -31,9 +31,9 @@ pub fn get_many(
 ) -> Result<proto::GetManyStateResponse, ControlError> {
     if request.keys.is_empty() || request.keys.len() > KEYS_MAX {
         let asked = request.keys.len();
-        return Err(ControlError::Invalid(vec![format!(
-            "a request names 1 to {KEYS_MAX} keys, not {asked}"
-        )]));
+        return Err(ControlError::Invalid(vec![
+            format!("a request names 1 to {KEYS_MAX} keys, not {asked}").into(),
+        ]));
     }
     let target = Target::find(node, &request.deployment, &request.store, request.partition)?;
     let task = target.wait(node, &request.at_least, until)?;
@@ -199,7 +199,7 @@ impl Target {
                 let (name, inputs) = (&self.deployment, self.inputs.join(", "));
                 format!("at_least: {topic} is no input of {name}; it reads {inputs}")
             };
-            return Err(ControlError::Invalid(unknown.into_iter().map(say).collect()));
+            return Err(ControlError::Invalid(unknown.into_iter().map(say).map(Into::into).collect()));
         }
         let Some(board) = node.board(&self.deployment) else { return Err(self.absent(node)) };
         let waits = wanted.iter().any(|wanted| wanted.partition == self.partition);

@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
+use super::history::History;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::document::SpecDefaults;
 use crate::config::manifest::Manifest;
+use crate::config::problem::Problem;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Registered {
@@ -23,6 +25,10 @@ pub struct Registered {
     pub deployed_at_ms: i64,
     /// Partitions of the inputs at the first deploy of this life; later ones were added.
     pub first_partitions: i32,
+    /// It is to run nowhere.
+    pub paused: bool,
+    /// The last one is what this is.
+    pub history: History,
 }
 
 /// A document and a manifest that a node of a newer version wrote may say what this one cannot read;
@@ -30,15 +36,14 @@ pub struct Registered {
 #[derive(Debug, PartialEq)]
 pub struct Parsed {
     /// Or every problem of the document.
-    pub spec: Result<DeploymentSpec, Vec<String>>,
+    pub spec: Result<DeploymentSpec, Vec<Problem>>,
     pub manifest: Result<Manifest, String>,
 }
 
 impl Parsed {
     pub fn read(document: &str, manifest: &str, defaults: &SpecDefaults) -> Parsed {
         Parsed {
-            spec: DeploymentSpec::parse_with(document, defaults)
-                .map_err(|problems| problems.0.iter().map(ToString::to_string).collect()),
+            spec: DeploymentSpec::parse_with(document, defaults).map_err(|problems| problems.0),
             manifest: serde_json::from_str(manifest).map_err(|error| error.to_string()),
         }
     }
@@ -51,6 +56,11 @@ impl Registered {
 
     pub fn manifest(&self) -> Option<&Manifest> {
         self.parsed.manifest.as_ref().ok()
+    }
+
+    /// Number of the version that this is.
+    pub fn version(&self) -> u64 {
+        self.history.current().map_or(0, |version| version.number)
     }
 
     /// Topics of the inputs, in the manifest's order.

@@ -8,8 +8,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use tidemill_proto::v1::{ControlEntry, DeleteEntry, DeployEntry, StartedEntry, control_entry::Entry};
+use tidemill_proto::v1::{
+    ControlEntry, DeleteEntry, DeployEntry, PauseEntry, RetiredEntry, StartedEntry, control_entry::Entry,
+};
 
+use super::history::{History, Version};
 use super::registered::{Parsed, Registered};
 use crate::config::document::SpecDefaults;
 use crate::faults::{Bug, planted};
@@ -20,6 +23,11 @@ use crate::record::Offset;
 pub enum Outcome {
     /// Holds the revision that the entry made, 0 where an entry makes none.
     Accepted(u64),
+    /// The name is not at the revision that the proposer saw: somebody else was first.
+    Stale {
+        expected: u64,
+        current: u64,
+    },
     Refused(String),
 }
 
@@ -28,6 +36,7 @@ pub enum Outcome {
 struct Kept {
     incarnation: String,
     first_partitions: i32,
+    history: History,
 }
 
 /// Input partition of one life of a deployment: incarnation, topic, partition.
@@ -46,6 +55,8 @@ pub struct Began {
 pub struct Registry {
     pub deployments: BTreeMap<String, Registered>,
     kept: BTreeMap<String, Kept>,
+    /// By name: deleted lives whose group and internal topics are not known to be gone.
+    retiring: BTreeMap<String, String>,
     started: HashMap<Beginning, Began>,
     first_commits: HashSet<Beginning>,
     /// Of this node, for what documents leave open.
@@ -65,6 +76,8 @@ impl Registry {
         match &entry.entry {
             Some(Entry::Deploy(deploy)) => self.deploy(deploy, timestamp_ms),
             Some(Entry::Delete(delete)) => self.delete(delete),
+            Some(Entry::Pause(pause)) => self.pause(pause),
+            Some(Entry::Retired(retired)) => self.retired(retired),
             Some(Entry::Started(started)) => self.start(started),
             Some(Entry::FirstCommit(first)) => {
                 let beginning = |topic: &String| (first.incarnation.clone(), topic.clone(), first.partition);
@@ -97,6 +110,11 @@ impl Registry {
         current.or_else(|| self.kept.get(name).map(|kept| kept.incarnation.as_str()))
     }
 
+    /// The deleted life of this name that has not left Kafka yet.
+    pub fn retiring(&self, name: &str) -> Option<&str> {
+        self.retiring.get(name).map(String::as_str)
+    }
+
     /// Where this input partition begins, if that was resolved. Asked by the topic's name, so that a
     /// topic made again under it is not taken for one that was never read.
     pub fn started(&self, incarnation: &str, topic: &str, partition: i32) -> Option<&Began> {
@@ -119,20 +137,36 @@ impl Registry {
         if let Err(refusal) = self.expect(&deploy.name, deploy.expected_revision) {
             return refusal;
         }
-        let (incarnation, first_partitions) =
+        if self.retiring.contains_key(&deploy.name) {
+            return Outcome::Refused(format!("{} is still being deleted", deploy.name));
+        }
+        let (incarnation, first_partitions, mut history) =
             match (self.deployments.get(&deploy.name), self.kept.get(&deploy.name)) {
-                (Some(current), _) => (current.incarnation.clone(), current.first_partitions),
-                (None, Some(kept)) => (kept.incarnation.clone(), kept.first_partitions),
+                (Some(current), _) => {
+                    (current.incarnation.clone(), current.first_partitions, current.history.clone())
+                }
+                (None, Some(kept)) => (kept.incarnation.clone(), kept.first_partitions, kept.history.clone()),
                 (None, None) if deploy.incarnation.is_empty() => {
                     return Outcome::Refused(format!(
                         "{}: a first deploy names its incarnation",
                         deploy.name
                     ));
                 }
-                (None, None) => (deploy.incarnation.clone(), deploy.partitions),
+                (None, None) => (deploy.incarnation.clone(), deploy.partitions, History::default()),
             };
         self.kept.remove(&deploy.name);
         let revision = self.next.0;
+        history.push(Version {
+            number: history.next_number(),
+            revision,
+            module: deploy.module.clone(),
+            document: deploy.document.clone(),
+            manifest: deploy.manifest.clone(),
+            author: deploy.author.clone(),
+            deployed_at_ms: timestamp_ms,
+            rollback_to: Some(deploy.rollback_to).filter(|&number| number != 0),
+            reason: deploy.reason.clone(),
+        });
         self.deployments.insert(
             deploy.name.clone(),
             Registered {
@@ -144,6 +178,8 @@ impl Registry {
                 incarnation,
                 deployed_at_ms: timestamp_ms,
                 first_partitions,
+                paused: self.deployments.get(&deploy.name).is_some_and(|current| current.paused),
+                history,
             },
         );
         Outcome::Accepted(revision)
@@ -157,12 +193,42 @@ impl Registry {
             return Outcome::Refused(format!("{} is not deployed", delete.name));
         };
         if delete.keep_state {
-            let kept = Kept { incarnation: gone.incarnation, first_partitions: gone.first_partitions };
+            let kept = Kept {
+                incarnation: gone.incarnation,
+                first_partitions: gone.first_partitions,
+                history: gone.history,
+            };
             self.kept.insert(delete.name.clone(), kept);
             return Outcome::Accepted(0);
         }
         self.started.retain(|(incarnation, _, _), _| *incarnation != gone.incarnation);
         self.first_commits.retain(|(incarnation, _, _)| *incarnation != gone.incarnation);
+        if delete.retires {
+            self.retiring.insert(delete.name.clone(), gone.incarnation);
+        }
+        Outcome::Accepted(0)
+    }
+
+    /// A deployment that is paused already, or not, takes no new revision.
+    fn pause(&mut self, pause: &PauseEntry) -> Outcome {
+        if let Err(refusal) = self.expect(&pause.name, pause.expected_revision) {
+            return refusal;
+        }
+        let revision = self.next.0;
+        let Some(registered) = self.deployments.get_mut(&pause.name) else {
+            return Outcome::Refused(format!("{} is not deployed", pause.name));
+        };
+        if registered.paused != pause.paused {
+            registered.paused = pause.paused;
+            registered.revision = revision;
+        }
+        Outcome::Accepted(registered.revision)
+    }
+
+    fn retired(&mut self, retired: &RetiredEntry) -> Outcome {
+        if self.retiring(&retired.name) == Some(retired.incarnation.as_str()) {
+            self.retiring.remove(&retired.name);
+        }
         Outcome::Accepted(0)
     }
 
@@ -184,9 +250,7 @@ impl Registry {
         if current == expected {
             return Ok(());
         }
-        Err(Outcome::Refused(format!(
-            "{name} is at revision {current}, not {expected}: somebody else changed it; look and try again"
-        )))
+        Err(Outcome::Stale { expected, current })
     }
 }
 
@@ -206,7 +270,8 @@ mod tests {
     }
 
     fn delete(name: &str, expected_revision: u64, keep_state: bool) -> ControlEntry {
-        let entry = DeleteEntry { name: name.into(), expected_revision, keep_state };
+        let entry =
+            DeleteEntry { name: name.into(), expected_revision, keep_state, ..DeleteEntry::default() };
         ControlEntry { entry: Some(Entry::Delete(entry)), ..ControlEntry::default() }
     }
 
@@ -225,9 +290,52 @@ mod tests {
     fn of_two_deploys_that_expect_the_same_revision_the_first_in_the_log_wins() {
         let mut registry = Registry::default();
         assert_eq!(registry.apply(Offset(0), 1, &deploy("a", 0, "i1")), Outcome::Accepted(1));
-        assert!(matches!(registry.apply(Offset(1), 2, &deploy("a", 0, "i2")), Outcome::Refused(_)));
+        let stale = Outcome::Stale { expected: 0, current: 1 };
+        assert_eq!(registry.apply(Offset(1), 2, &deploy("a", 0, "i2")), stale);
         assert_eq!(registry.apply(Offset(2), 3, &deploy("a", 1, "")), Outcome::Accepted(3));
         assert_eq!(registry.deployments["a"].incarnation, "i1");
+    }
+
+    #[test]
+    fn every_deploy_makes_a_version_and_a_pause_none() {
+        let mut registry = Registry::default();
+        let pause = |expected_revision, paused| {
+            let entry = PauseEntry { name: "a".into(), expected_revision, paused, ..PauseEntry::default() };
+            ControlEntry { entry: Some(Entry::Pause(entry)), ..ControlEntry::default() }
+        };
+        registry.apply(Offset(0), 10, &deploy("a", 0, "i1"));
+        assert_eq!(registry.apply(Offset(1), 11, &pause(1, true)), Outcome::Accepted(2));
+        assert_eq!(registry.apply(Offset(2), 12, &pause(2, true)), Outcome::Accepted(2), "it is paused");
+        // A version that is deployed meanwhile waits as well.
+        assert_eq!(registry.apply(Offset(3), 13, &deploy("a", 2, "")), Outcome::Accepted(4));
+        assert!(registry.deployments["a"].paused);
+        assert_eq!(registry.apply(Offset(4), 14, &pause(4, false)), Outcome::Accepted(5));
+        assert!(!registry.deployments["a"].paused);
+        let versions: Vec<_> = registry.deployments["a"].history.iter().cloned().collect();
+        let seen = |version: &Version| (version.number, version.revision, version.deployed_at_ms);
+        assert_eq!(versions.iter().map(|v| seen(v)).collect::<Vec<_>>(), [(1, 1, 10), (2, 4, 13)]);
+        registry.apply(Offset(5), 15, &delete("a", 5, true));
+        registry.apply(Offset(6), 16, &deploy("a", 0, "i2"));
+        assert_eq!(registry.deployments["a"].history.next_number(), 4, "the life goes on");
+    }
+
+    #[test]
+    fn a_name_is_not_free_before_its_former_life_has_left_kafka() {
+        let mut registry = Registry::default();
+        let retired = |incarnation: &str| {
+            let entry = RetiredEntry { name: "a".into(), incarnation: incarnation.into() };
+            ControlEntry { entry: Some(Entry::Retired(entry)), ..ControlEntry::default() }
+        };
+        registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
+        let entry =
+            DeleteEntry { name: "a".into(), expected_revision: 1, retires: true, ..DeleteEntry::default() };
+        let entry = ControlEntry { entry: Some(Entry::Delete(entry)), ..ControlEntry::default() };
+        registry.apply(Offset(1), 1, &entry);
+        assert!(matches!(registry.apply(Offset(2), 1, &deploy("a", 0, "i2")), Outcome::Refused(_)));
+        registry.apply(Offset(3), 1, &retired("i0"));
+        assert_eq!(registry.retiring("a"), Some("i1"));
+        registry.apply(Offset(4), 1, &retired("i1"));
+        assert_eq!(registry.apply(Offset(5), 1, &deploy("a", 0, "i2")), Outcome::Accepted(6));
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::modules::{self, ModuleError};
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use crate::config::deployment::{DeploymentSpec, Guarantee, Start};
 use crate::config::manifest::Manifest;
+use crate::config::problem::Problem;
 use crate::kafka::admin::{AdminError, NewTopic, Topic};
 use crate::ports::SourceError;
 use crate::store::Stores;
@@ -22,19 +22,23 @@ use crate::wasm::{Linked, Module};
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     /// The document or the module is wrong.
-    #[error("{}", .0.join("; "))]
-    Invalid(Vec<String>),
+    #[error("{}", in_a_line(.0))]
+    Invalid(Vec<Problem>),
     /// They are right, but the cluster does not have what they need.
-    #[error("{}", .0.join("; "))]
-    Precondition(Vec<String>),
+    #[error("{}", in_a_line(.0))]
+    Precondition(Vec<Problem>),
     #[error("{0}")]
     Unavailable(String),
+}
+
+fn in_a_line(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 impl From<SourceError> for PrepareError {
     fn from(error: SourceError) -> PrepareError {
         match error {
-            SourceError::Refused(reason) => PrepareError::Precondition(vec![reason]),
+            SourceError::Refused(reason) => PrepareError::Precondition(vec![reason.into()]),
             SourceError::Fatal(reason) | SourceError::Unavailable(reason) => {
                 PrepareError::Unavailable(reason)
             }
@@ -47,7 +51,7 @@ impl From<AdminError> for PrepareError {
         match error {
             AdminError::Unavailable { .. } => PrepareError::Unavailable(error.to_string()),
             AdminError::Missing { .. } | AdminError::Exists { .. } | AdminError::Refused { .. } => {
-                PrepareError::Precondition(vec![error.to_string()])
+                PrepareError::Precondition(vec![error.to_string().into()])
             }
         }
     }
@@ -137,9 +141,9 @@ pub fn call_bytes_max(spec: &DeploymentSpec) -> usize {
     (spec.limits.memory_bytes / 8).min(BATCH_BYTES_MAX) as usize
 }
 
-/// Compiles a module under the node's limits.
-pub fn compile(node: &NodeRuntime, bytes: &[u8]) -> Result<Module, PrepareError> {
-    Module::load_with(&node.compiler, bytes).map_err(|error| PrepareError::Invalid(vec![error.to_string()]))
+/// Compiles a module under the node's limits; or what is wrong with it.
+pub fn compile(node: &NodeRuntime, bytes: &[u8]) -> Result<Module, Vec<Problem>> {
+    Module::load_with(&node.compiler, bytes).map_err(|error| vec![Problem::at("module", error.to_string())])
 }
 
 /// What a document and a module need of the cluster, found there.
@@ -152,41 +156,36 @@ pub struct Checked {
 }
 
 /// Checks a document against a module and both against the cluster. Changes nothing. `incarnation` is
-/// the life of the deployment that this revision belongs to; none for the first.
+/// the life of the deployment that this revision belongs to; none for the first. A module that cannot
+/// be used has no manifest; `problems` then says why, and the rest is checked all the same.
 pub fn check(
     node: &NodeRuntime,
     spec: &DeploymentSpec,
-    manifest: &Manifest,
+    manifest: Option<&Manifest>,
     incarnation: Option<&str>,
-) -> Result<Checked, PrepareError> {
-    let problems = bind(spec, manifest);
-    if !problems.is_empty() {
-        return Err(PrepareError::Invalid(problems));
-    }
+    mut problems: Vec<Problem>,
+) -> Result<Option<Checked>, PrepareError> {
+    problems.extend(manifest.map(|manifest| bind(spec, manifest)).unwrap_or_default());
     let found = find_topics(node, spec)?;
     let view = node.control_log.view();
     let began_with = |topic: &str| incarnation.and_then(|life| view.began_with(life, topic));
-    let mut problems = missing(spec, &found, began_with);
-    problems.extend(made_again(spec, &found, began_with));
+    let mut unmet = missing(spec, &found, began_with);
+    unmet.extend(made_again(spec, &found, began_with));
+    unmet.extend(unequal(spec, &found));
     if !problems.is_empty() {
-        return Err(PrepareError::Precondition(problems));
+        // The world's problems are shown along with the document's.
+        problems.extend(unmet);
+        return Err(PrepareError::Invalid(problems));
     }
+    if !unmet.is_empty() {
+        return Err(PrepareError::Precondition(unmet));
+    }
+    let Some(manifest) = manifest else { return Ok(None) };
     let inputs: Vec<&Found> =
         manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
     let outputs: Vec<&Found> =
         manifest.outputs.iter().filter_map(|name| found.get(&spec.outputs.get(name)?.topic)).collect();
-    let partitions = inputs.first().map_or(0, |input| input.topic.partitions);
-    if inputs.iter().any(|input| input.topic.partitions != partitions) {
-        let shown: Vec<_> = inputs
-            .iter()
-            .map(|input| format!("{} has {}", input.topic.name, input.topic.partitions))
-            .collect();
-        return Err(PrepareError::Precondition(vec![format!(
-            "the inputs have different numbers of partitions ({}), so equal keys would not meet; give them the same number",
-            shown.join(", ")
-        )]));
-    }
-    Ok(Checked {
+    Ok(Some(Checked {
         inputs: manifest
             .inputs
             .iter()
@@ -200,9 +199,26 @@ pub fn check(
             })
             .collect(),
         outputs: outputs.into_iter().map(Found::as_output).collect(),
-        partitions,
+        partitions: inputs.first().map_or(0, |input| input.topic.partitions),
         input_bytes_max: inputs.iter().map(|input| input.message_bytes_max()).max().unwrap_or(0),
-    })
+    }))
+}
+
+/// Inputs are read together, partition by partition.
+fn unequal(spec: &DeploymentSpec, found: &BTreeMap<String, Found>) -> Option<Problem> {
+    let inputs: Vec<&Topic> =
+        spec.inputs.values().filter_map(|input| Some(&found.get(&input.topic)?.topic)).collect();
+    let first = inputs.first()?;
+    if inputs.iter().all(|input| input.partitions == first.partitions) {
+        return None;
+    }
+    let shown: Vec<_> =
+        inputs.iter().map(|input| format!("{} has {}", input.name, input.partitions)).collect();
+    let message = format!(
+        "they have different numbers of partitions ({}), so equal keys would not meet; give them the same number",
+        shown.join(", ")
+    );
+    Some(Problem::at("inputs", message))
 }
 
 /// A topic with its settings.
@@ -254,22 +270,20 @@ fn find_topics(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<Str
 /// internal topics.
 pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, PrepareError> {
     let spec = registered.parsed.spec.clone().map_err(PrepareError::Invalid)?;
-    let bytes = node
-        .modules
-        .load(&registered.module, || node.topic_log(&node.modules_topic()))
-        .map_err(module_error)?;
-    let module = compile(node, &bytes)?;
+    let bytes = node.module(&registered.module)?;
+    let module = compile(node, &bytes).map_err(PrepareError::Invalid)?;
     let manifest = module.manifest().clone();
-    let checked = check(node, &spec, &manifest, Some(&registered.incarnation))?;
+    let checked = check(node, &spec, Some(&manifest), Some(&registered.incarnation), Vec::new())?;
+    let checked = checked.ok_or_else(|| PrepareError::Unavailable("a module has its manifest".into()))?;
     let changelog = match manifest.stores.is_empty() {
         true => None,
         false => Some(changelog(node, &spec, &checked)?),
     };
-    let stores =
-        Stores::new(&manifest.stores).map_err(|error| PrepareError::Invalid(vec![error.to_string()]))?;
+    let stores = Stores::new(&manifest.stores)
+        .map_err(|error| PrepareError::Invalid(vec![Problem::at("module", error.to_string())]))?;
     let stores = Arc::new(stores);
     let linked = Linked::new(&module, &registered.name, &spec.config, &spec.limits)
-        .map_err(|error| PrepareError::Invalid(vec![error.to_string()]))?;
+        .map_err(|error| PrepareError::Invalid(vec![Problem::at("config", error.to_string())]))?;
     Ok(Revision {
         group: node.group(&registered.name),
         registered: registered.clone(),
@@ -303,7 +317,7 @@ fn changelog(
     if let Some(found) = found.into_iter().flatten().find(|found| found.partitions < checked.partitions) {
         let input = checked.inputs.first().map_or("", |input| &input.topic);
         let reason = outgrown(input, checked.partitions, &found.name, found.partitions);
-        return Err(PrepareError::Precondition(vec![reason]));
+        return Err(PrepareError::Precondition(vec![reason.into()]));
     }
     let topic = node.admin.ensure_topic(&wanted)?;
     Ok(ChangelogTopic {
@@ -315,21 +329,25 @@ fn changelog(
 }
 
 /// Every way in which a document does not fit a module.
-fn bind(spec: &DeploymentSpec, manifest: &Manifest) -> Vec<String> {
+fn bind(spec: &DeploymentSpec, manifest: &Manifest) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut compare = |what: &str, bound: Vec<&String>, declared: &[String]| {
         for name in declared.iter().filter(|name| !bound.contains(name)) {
-            problems.push(format!("{what}s: the module has {what} {name}, which is bound to no topic; add `{name}: {{ topic: ... }}`"));
+            let message = format!(
+                "the module has {what} {name}, which is bound to no topic; add `{name}: {{ topic: ... }}`"
+            );
+            problems.push(Problem::at(format!("{what}s"), message));
         }
         for name in bound.iter().filter(|name| !declared.contains(name)) {
             let known = if declared.is_empty() { "none".to_owned() } else { declared.join(", ") };
-            problems.push(format!("{what}s.{name}: the module has no such {what}; it has {known}"));
+            let message = format!("the module has no such {what}; it has {known}");
+            problems.push(Problem::at(format!("{what}s.{name}"), message));
         }
     };
     compare("input", spec.inputs.keys().collect(), &manifest.inputs);
     compare("output", spec.outputs.keys().collect(), &manifest.outputs);
     if spec.guarantee == Guarantee::AtLeastOnce && spec.commit.min_interval > spec.commit.interval {
-        problems.push("commit.min_interval is above commit.interval".into());
+        problems.push(Problem::at("commit.min_interval", "is above commit.interval"));
     }
     problems
 }
@@ -356,34 +374,33 @@ fn made_again<'a>(
     spec: &DeploymentSpec,
     found: &BTreeMap<String, Found>,
     began_with: impl Fn(&str) -> Option<&'a str>,
-) -> Vec<String> {
-    let other = |topic: &String| {
+) -> Vec<Problem> {
+    let other = |(name, topic): (&String, &String)| {
         let (began, id) = (began_with(topic)?, found.get(topic)?.topic.id.to_string());
-        (began != id).then(|| recovery::made_again(&spec.name, topic, began, &id))
+        let message = || recovery::made_again(&spec.name, topic, began, &id);
+        (began != id).then(|| Problem::at(format!("inputs.{name}"), message()))
     };
-    spec.inputs.values().filter_map(|input| other(&input.topic)).collect()
+    spec.inputs.iter().filter_map(|(name, input)| other((name, &input.topic))).collect()
 }
 
 fn missing<'a>(
     spec: &DeploymentSpec,
     found: &BTreeMap<String, Found>,
     began_with: impl Fn(&str) -> Option<&'a str>,
-) -> Vec<String> {
+) -> Vec<Problem> {
     let inputs = spec.inputs.iter().map(|(name, input)| ("input", name, &input.topic));
     let outputs = spec.outputs.iter().map(|(name, output)| ("output", name, &output.topic));
     inputs
         .chain(outputs)
         .filter(|(_, _, topic)| !found.contains_key(*topic))
-        .map(|(what, name, topic)| match began_with(topic).filter(|_| what == "input") {
-            Some(_) => format!("inputs.{name}: {}", deleted(topic, &spec.name)),
-            None => format!("{what}s.{name}: topic {topic} does not exist; create it first: tidemill topics create {topic} --partitions N"),
+        .map(|(what, name, topic)| {
+            let message = match began_with(topic).filter(|_| what == "input") {
+                Some(_) => deleted(topic, &spec.name),
+                None => format!(
+                    "topic {topic} does not exist; create it first: tidemill topics create {topic} --partitions N"
+                ),
+            };
+            Problem::at(format!("{what}s.{name}"), message)
         })
         .collect()
-}
-
-fn module_error(error: ModuleError) -> PrepareError {
-    match error {
-        modules::ModuleError::Missing { .. } => PrepareError::Precondition(vec![error.to_string()]),
-        _ => PrepareError::Unavailable(error.to_string()),
-    }
 }

@@ -12,15 +12,17 @@ use super::fleet::Fleet;
 use super::former::FormerWorkers;
 use super::handle::ControlError;
 use super::lease::Leases;
-use super::modules::{self, ModuleDir};
+use super::modules::{self, ModuleDir, ModuleError};
 use super::pace::NodeBudget;
 use super::registered::Registered;
 use super::registry::Registry;
+use super::revision::PrepareError;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::{NodeConfig, Problems};
 use crate::kafka::admin::{Admin, AdminError};
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::peek::Peek;
+use crate::ports::SourceError;
 use crate::store::{StateDir, StoreBudget};
 use crate::telemetry::Telemetry;
 use crate::wasm::Compiler;
@@ -209,11 +211,8 @@ impl NodeRuntime {
     /// Removes what a deleted deployment leaves in Kafka. The group goes first, once its last member
     /// has left it: its offsets would halt the next deployment of the name, and nobody writes to the
     /// changelog any more when it is gone.
-    pub fn retire(&self, registered: &Registered, keep_state: bool) -> Result<(), ControlError> {
-        if keep_state {
-            return Ok(());
-        }
-        let group = self.group(&registered.name);
+    pub fn retire(&self, name: &str, incarnation: &str) -> Result<(), ControlError> {
+        let group = self.group(name);
         let deadline = Instant::now() + EMPTY_GROUP_WAIT;
         loop {
             match self.admin.delete_group(&group) {
@@ -224,23 +223,34 @@ impl NodeRuntime {
                 }
                 Err(error) => {
                     return Err(ControlError::Precondition(format!(
-                        "{} is deleted, but its group is still there ({error}): stop whoever uses it, then run \
-                         tidemill groups delete {group} and tidemill topics delete {}",
-                        registered.name,
-                        self.changelog_topic(&registered.name),
+                        "{name} is deleted, but its group {group} is still there ({error}): stop whoever uses it, then run                          tidemill delete {name} again, which completes it",
                     )));
                 }
             }
         }
-        match self.admin.delete_topics(&[self.changelog_topic(&registered.name)]) {
-            Ok(()) | Err(AdminError::Missing { .. }) => {}
-            Err(error) => return Err(error.into()),
+        let unavailable = |error: SourceError| ControlError::Unavailable(error.to_string());
+        let view = self.control_log.catch_up().map_err(unavailable)?;
+        if view.retiring(name) != Some(incarnation) {
+            // Somebody else has completed it, and the topics may be the next life's.
+            return Ok(());
         }
-        Ok(())
+        match self.admin.delete_topics(&[self.changelog_topic(name)]) {
+            Ok(()) | Err(AdminError::Missing { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub fn close_stores(&self) {
         self.leases.close_idle(self.state_dir.path());
+    }
+
+    /// A module that was deployed once.
+    pub fn module(&self, digest: &str) -> Result<Vec<u8>, PrepareError> {
+        let module = self.modules.load(digest, || self.topic_log(&self.modules_topic()));
+        module.map_err(|error| match error {
+            ModuleError::Missing { .. } => PrepareError::Precondition(vec![error.to_string().into()]),
+            _ => PrepareError::Unavailable(error.to_string()),
+        })
     }
 
     /// Makes a module loadable by every node of the fleet.

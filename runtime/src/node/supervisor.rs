@@ -5,7 +5,7 @@
 //!   in the registry, not here ----> prepare --> Up (workers run)
 //!                                      |           |  another revision: stop, start; who comes back keeps his place
 //!                                      v           v
-//!                              Failed, try again   deleted: stop and leave the group
+//!                              Failed, try again   deleted, paused: stop and leave the group
 //!                                      ^           |
 //!                                      +-----------+  its inputs are not what they were: `super::inputs`
 //! ```
@@ -95,9 +95,11 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
         node.forget(&name);
         node.collect_state(view);
     }
+    rest(node, places, view);
     let due: Vec<&Registered> = view
         .deployments
         .values()
+        .filter(|registered| !registered.paused)
         .filter(|registered| places.get(&registered.name).is_none_or(|place| place.is_due(registered)))
         .collect();
     // Side by side: a start compiles a module and asks Kafka, and none should wait for another's.
@@ -119,6 +121,18 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
                 }
             }
         });
+    }
+}
+
+/// Stops what is paused. Its members leave, so that nobody waits for them and its group is empty.
+fn rest(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, view: &Registry) {
+    for registered in view.deployments.values().filter(|registered| registered.paused) {
+        let Some(place) = places.remove(&registered.name) else { continue };
+        if let Place::Up(deployment) = place {
+            tracing::info!(deployment = registered.name, "paused; stopping");
+            deployment.stop(Leave::All);
+        }
+        node.set_trouble(&registered.name, None);
     }
 }
 

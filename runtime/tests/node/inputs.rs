@@ -4,7 +4,7 @@ use tidemill::kafka::admin::NewTopic;
 use tidemill_proto::v1::DeploymentState;
 use tidemill_test_support::build_guest;
 
-use crate::world::{World, deploy, eventually, status};
+use crate::world::{World, delete, deploy, eventually, status};
 use crate::{WORD_COUNT, count, count_in};
 
 const FILTER: &str = "\
@@ -87,10 +87,10 @@ fn an_input_made_again_halts_its_deployment_until_that_is_made_again() {
 
     let node = world.node();
     eventually("so it does over a restart", || status(&node, "word-count").1.contains("made again"));
-    node.handle().delete("word-count", false).expect("deleted");
+    delete(&node, "word-count", false);
     deploy(&node, WORD_COUNT, &module);
     eventually("it begins anew", || count(&node, "a") == Some(1));
-    node.handle().delete("word-count", true).expect("deleted");
+    delete(&node, "word-count", true);
     deploy(&node, WORD_COUNT, &module);
     world.produce("words", &["a"]);
     eventually("it goes on with the state that was kept", || count(&node, "a") == Some(2));

@@ -2,7 +2,7 @@
 
 use tidemill_test_support::build_guest;
 
-use crate::world::{World, deploy, eventually};
+use crate::world::{World, delete, deploy, eventually};
 use crate::{WORD_COUNT, count, lag};
 
 const GROUP: &str = "local.default.word-count";
@@ -17,13 +17,13 @@ fn a_name_can_be_deployed_anew_and_its_state_kept_or_not() {
     eventually("a is counted twice", || count(&node, "a") == Some(2));
 
     // Kept: it goes on where it was.
-    node.handle().delete("word-count", true).expect("deleted");
+    delete(&node, "word-count", true);
     world.produce("words", &["a"]);
     deploy(&node, WORD_COUNT, &module);
     eventually("a is counted three times", || count(&node, "a") == Some(3));
 
     // Not kept: everything is counted again, from the start.
-    node.handle().delete("word-count", false).expect("deleted");
+    delete(&node, "word-count", false);
     assert!(!world.admin().groups().expect("groups").contains(&GROUP.into()));
     deploy(&node, WORD_COUNT, &module);
     world.produce("words", &["b"]);

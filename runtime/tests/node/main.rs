@@ -5,6 +5,7 @@ mod inputs;
 mod lives;
 mod metrics;
 mod queries;
+mod versions;
 mod workers;
 mod world;
 

@@ -134,3 +134,12 @@ pub fn status(node: &Node, name: &str) -> (proto::DeploymentState, String) {
     let deployment = node.handle().deployment(name).expect("it is deployed");
     (deployment.state(), deployment.reason)
 }
+
+pub fn delete(node: &Node, name: &str, keep_state: bool) {
+    let request = proto::DeleteDeploymentRequest {
+        name: name.into(),
+        keep_state,
+        ..proto::DeleteDeploymentRequest::default()
+    };
+    node.handle().delete(request).expect("deleted");
+}

@@ -1,0 +1,76 @@
+//! `tidemill rollback`: takes up an earlier version again, as a new one.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::deployments_client::DeploymentsClient;
+
+use super::client::ANSWER_BYTES_MAX;
+use super::history::{changes_json, changes_table};
+use super::output::{Block, View};
+use super::upload::wait_until_running;
+use super::{Global, Outcome, client};
+use crate::config::units;
+
+const EXAMPLES: &str = "\
+Examples:
+  tidemill rollback word-count
+  tidemill rollback word-count --to 3 --wait --reason 'wrong totals'
+  tidemill rollback word-count --to 3 --dry-run";
+
+/// Take up an earlier version again
+///
+/// Makes a new version with the module and document of that one, and checks it like a deploy: state
+/// stays what it is. One rollback after the other goes back step by step.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Rollback {
+    name: String,
+    /// Version to take up; the one before the current one if not given
+    #[arg(long, value_name = "VERSION", default_value_t = 0, hide_default_value = true)]
+    to: u64,
+    /// Roll back only if the registry still holds this revision
+    #[arg(long, value_name = "REVISION")]
+    if_revision: Option<u64>,
+    /// Why, for the history
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
+    /// Check everything, change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait until it runs, at most this long
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
+    wait: Option<Duration>,
+}
+
+impl Rollback {
+    pub fn run(self, global: &Global) -> Outcome {
+        client::block_on(async {
+            let channel = client::connect(global).await?;
+            let mut client =
+                DeploymentsClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+            let request = proto::RollbackRequest {
+                name: self.name.clone(),
+                to: self.to,
+                expected_revision: self.if_revision,
+                author: client::author(),
+                reason: self.reason.clone(),
+                dry_run: self.dry_run,
+            };
+            let answer = client.rollback(request).await?.into_inner();
+            let mut deployment = answer.deployment.unwrap_or_default();
+            if let Some(limit) = self.wait.filter(|_| !self.dry_run) {
+                deployment = wait_until_running(&channel, &self.name, deployment.revision, limit).await?;
+            }
+            let would = if self.dry_run { "would be" } else { "is" };
+            let line = format!("{} {would} at version {}", self.name, deployment.version);
+            let json = json!({
+                "name": self.name, "version": deployment.version, "revision": deployment.revision,
+                "dry_run": self.dry_run, "changes": changes_json(&answer.changes),
+            });
+            let blocks = vec![Block::Line(line), Block::Table(changes_table(&answer.changes))];
+            View { blocks, json }.print(global.output)
+        })
+    }
+}

@@ -1,0 +1,375 @@
+//! Changes of deployments: checked as a whole, proposed to the registry, accepted or refused by it.
+//!
+//! ```text
+//!   catch up with the registry -> unchanged? -> check everything -> publish the module -> propose
+//!                                                    |                                      |
+//!                                          every problem at once          accepted | somebody else was first
+//! ```
+//!
+//! Safe from any number of places at once: a proposal names the revision that was looked at, and of two
+//! proposals that name the same one the log accepts the first.
+
+use std::sync::Arc;
+
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::control_entry::Entry;
+use tidemill_proto::v1::{DeleteEntry, DeployEntry, PauseEntry, RetiredEntry};
+
+use super::handle::{ControlError, Handle};
+use super::history::Version;
+use super::modules;
+use super::registered::{Parsed, Registered};
+use super::registry::{Outcome, Registry};
+use super::revision;
+use crate::config::changes::{Change, Contents};
+use crate::config::problem::Problem;
+
+/// What a caller says about himself is bounded, because it is kept for ever.
+const AUTHOR_BYTES_MAX: usize = 200;
+const REASON_BYTES_MAX: usize = 1_000;
+
+/// A version that passed every check.
+struct Candidate {
+    name: String,
+    digest: String,
+    document: String,
+    manifest: String,
+    partitions: i32,
+}
+
+impl Candidate {
+    fn contents(&self) -> Contents<'_> {
+        Contents { module: &self.digest, document: &self.document, manifest: &self.manifest }
+    }
+}
+
+impl Handle {
+    /// Checks everything, publishes the module, and proposes the deployment to the fleet.
+    pub fn deploy(
+        &self,
+        header: proto::DeployHeader,
+        module: Vec<u8>,
+    ) -> Result<proto::DeployResponse, ControlError> {
+        bounded("author", &header.author, AUTHOR_BYTES_MAX)?;
+        let view = self.latest()?;
+        let digest = modules::digest(&module);
+        let spec = self.node.spec(&header.document);
+        let current = spec.as_ref().ok().and_then(|spec| view.deployments.get(&spec.name));
+        if let Some(current) = current.filter(|current| is_same(current, &digest, &header.document)) {
+            return Ok(unchanged(self.describe(current)));
+        }
+        if let Ok(spec) = &spec {
+            expect(&view, &spec.name, header.expected_revision)?;
+            is_free(&view, &spec.name)?;
+        }
+        let candidate = self.check(&header.document, &module, &view)?;
+        let changes = differences(current, &candidate);
+        if header.dry_run {
+            let deployment = Some(self.describe(&self.proposed(&view, &candidate, &header.author)));
+            return Ok(proto::DeployResponse { deployment, unchanged: false, changes });
+        }
+        self.node.publish_module(&candidate.digest, &module)?;
+        let (name, document) = (candidate.name.clone(), candidate.document.clone());
+        let entry = entry(&view, candidate, header.author);
+        match self.propose(&name, Entry::Deploy(entry)) {
+            Ok(()) => {
+                let deployment = Some(self.deployment(&name)?);
+                Ok(proto::DeployResponse { deployment, unchanged: false, changes })
+            }
+            // Who was first may have wanted the same.
+            Err(error @ ControlError::Conflict { .. }) => {
+                let view = self.node.control_log.view();
+                match view.deployments.get(&name).filter(|now| is_same(now, &digest, &document)) {
+                    Some(now) => Ok(unchanged(self.describe(now))),
+                    None => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a new version of an old one's module and document.
+    pub fn rollback(&self, request: proto::RollbackRequest) -> Result<proto::RollbackResponse, ControlError> {
+        bounded("author", &request.author, AUTHOR_BYTES_MAX)?;
+        bounded("reason", &request.reason, REASON_BYTES_MAX)?;
+        let view = self.latest()?;
+        let current = self.registered(&request.name)?;
+        expect(&view, &request.name, request.expected_revision)?;
+        let target = target(&current, request.to)?;
+        if is_same(&current, &target.module, &target.document) {
+            let deployment = Some(self.describe(&current));
+            return Ok(proto::RollbackResponse { deployment, changes: Vec::new() });
+        }
+        let module = self.node.module(&target.module)?;
+        let candidate = self.check(&target.document, &module, &view)?;
+        let changes = differences(Some(&current), &candidate);
+        if request.dry_run {
+            let deployment = Some(self.describe(&self.proposed(&view, &candidate, &request.author)));
+            return Ok(proto::RollbackResponse { deployment, changes });
+        }
+        let entry = DeployEntry {
+            rollback_to: target.number,
+            reason: request.reason,
+            ..entry(&view, candidate, request.author)
+        };
+        self.propose(&request.name, Entry::Deploy(entry))?;
+        Ok(proto::RollbackResponse { deployment: Some(self.deployment(&request.name)?), changes })
+    }
+
+    pub fn pause(&self, request: proto::PauseRequest) -> Result<proto::PauseResponse, ControlError> {
+        let proto::PauseRequest { name, expected_revision, author } = request;
+        let unchanged = self.set_paused(&name, expected_revision, author, true)?;
+        Ok(proto::PauseResponse { deployment: Some(self.deployment(&name)?), unchanged })
+    }
+
+    pub fn resume(&self, request: proto::ResumeRequest) -> Result<proto::ResumeResponse, ControlError> {
+        let proto::ResumeRequest { name, expected_revision, author } = request;
+        let unchanged = self.set_paused(&name, expected_revision, author, false)?;
+        Ok(proto::ResumeResponse { deployment: Some(self.deployment(&name)?), unchanged })
+    }
+
+    /// True if there was nothing to do.
+    fn set_paused(
+        &self,
+        name: &str,
+        expected: Option<u64>,
+        author: String,
+        paused: bool,
+    ) -> Result<bool, ControlError> {
+        bounded("author", &author, AUTHOR_BYTES_MAX)?;
+        let view = self.latest()?;
+        let current = self.registered(name)?;
+        if current.paused == paused {
+            return Ok(true);
+        }
+        expect(&view, name, expected)?;
+        let entry = PauseEntry { name: name.to_owned(), expected_revision: current.revision, paused, author };
+        self.propose(name, Entry::Pause(entry))?;
+        Ok(false)
+    }
+
+    /// Ends a deployment, or completes a delete that did not come to its end.
+    pub fn delete(&self, request: proto::DeleteDeploymentRequest) -> Result<(), ControlError> {
+        let proto::DeleteDeploymentRequest { name, keep_state, expected_revision, author } = request;
+        bounded("author", &author, AUTHOR_BYTES_MAX)?;
+        let view = self.latest()?;
+        if let Some(incarnation) = view.retiring(&name) {
+            return self.retire(&name, incarnation);
+        }
+        let current = self.registered(&name)?;
+        expect(&view, &name, expected_revision)?;
+        let entry = DeleteEntry {
+            name: name.clone(),
+            expected_revision: current.revision,
+            keep_state,
+            author,
+            retires: !keep_state,
+        };
+        self.propose(&name, Entry::Delete(entry))?;
+        if keep_state { Ok(()) } else { self.retire(&name, &current.incarnation) }
+    }
+
+    /// Removes what a deleted life has in Kafka, and frees its name.
+    fn retire(&self, name: &str, incarnation: &str) -> Result<(), ControlError> {
+        self.node.retire(name, incarnation)?;
+        let entry = RetiredEntry { name: name.to_owned(), incarnation: incarnation.to_owned() };
+        self.propose(name, Entry::Retired(entry))
+    }
+
+    /// The newest first.
+    pub fn history(&self, name: &str) -> Result<proto::HistoryResponse, ControlError> {
+        let registered = self.registered(name)?;
+        let current = registered.version();
+        let versions = registered.history.iter().rev();
+        Ok(proto::HistoryResponse {
+            versions: versions.map(|version| shown(version, current)).collect(),
+            forgotten: registered.history.forgotten(),
+        })
+    }
+
+    pub fn diff(&self, request: &proto::DiffRequest) -> Result<proto::DiffResponse, ControlError> {
+        let registered = self.registered(&request.name)?;
+        let to = if request.to == 0 { registered.version() } else { request.to };
+        let from = if request.from == 0 { to.saturating_sub(1) } else { request.from };
+        if from == 0 {
+            let name = &request.name;
+            return Err(ControlError::Precondition(format!("version {to} of {name} has none before it")));
+        }
+        let (before, after) = (version(&registered, from)?, version(&registered, to)?);
+        let changes = before.changes_to(after).into_iter().map(change).collect();
+        Ok(proto::DiffResponse { from, to, changes })
+    }
+
+    /// Every problem of a document and its module, at once.
+    fn check(&self, document: &str, module: &[u8], view: &Registry) -> Result<Candidate, ControlError> {
+        let mut problems = Vec::new();
+        let spec = self.node.spec(document).map_err(|found| problems.extend(found.0)).ok();
+        let compiled = revision::compile(&self.node, module);
+        let compiled = compiled.map_err(|found| problems.extend(found)).ok();
+        let manifest = compiled.as_ref().map(|module| module.manifest());
+        let Some(spec) = spec else { return Err(ControlError::Invalid(problems)) };
+        let checked = revision::check(&self.node, &spec, manifest, view.life(&spec.name), problems)?;
+        let (Some(checked), Some(manifest)) = (checked, manifest) else {
+            return Err(ControlError::Internal("a module without a problem has a manifest".into()));
+        };
+        Ok(Candidate {
+            name: spec.name,
+            digest: modules::digest(module),
+            document: document.to_owned(),
+            manifest: serde_json::to_string(manifest)
+                .map_err(|error| ControlError::Internal(error.to_string()))?,
+            partitions: checked.partitions,
+        })
+    }
+
+    /// What the registry would hold.
+    fn proposed(&self, view: &Registry, candidate: &Candidate, author: &str) -> Registered {
+        let current = view.deployments.get(&candidate.name);
+        let mut history = current.map(|current| current.history.clone()).unwrap_or_default();
+        let revision = view.revision(&candidate.name);
+        history.push(Version {
+            number: history.next_number(),
+            revision,
+            module: candidate.digest.clone(),
+            document: candidate.document.clone(),
+            manifest: candidate.manifest.clone(),
+            author: author.to_owned(),
+            deployed_at_ms: 0,
+            rollback_to: None,
+            reason: String::new(),
+        });
+        let defaults = &self.node.config.defaults;
+        Registered {
+            name: candidate.name.clone(),
+            revision,
+            module: candidate.digest.clone(),
+            document: candidate.document.clone(),
+            parsed: Arc::new(Parsed::read(&candidate.document, &candidate.manifest, defaults)),
+            incarnation: String::new(),
+            deployed_at_ms: 0,
+            first_partitions: candidate.partitions,
+            paused: current.is_some_and(|current| current.paused),
+            history,
+        }
+    }
+
+    /// The registry with everything that was written before this call.
+    fn latest(&self) -> Result<Arc<Registry>, ControlError> {
+        self.node.control_log.catch_up().map_err(|error| ControlError::Unavailable(error.to_string()))
+    }
+
+    fn propose(&self, name: &str, entry: Entry) -> Result<(), ControlError> {
+        match self.node.control_log.propose(entry)? {
+            Outcome::Accepted(_) => Ok(()),
+            Outcome::Stale { expected, current } => Err(conflict(name, expected, current)),
+            Outcome::Refused(reason) => Err(ControlError::Precondition(reason)),
+        }
+    }
+}
+
+fn entry(view: &Registry, candidate: Candidate, author: String) -> DeployEntry {
+    let is_new = !view.deployments.contains_key(&candidate.name);
+    DeployEntry {
+        expected_revision: view.revision(&candidate.name),
+        name: candidate.name,
+        module: candidate.digest,
+        document: candidate.document,
+        incarnation: if is_new { uuid::Uuid::new_v4().simple().to_string() } else { String::new() },
+        manifest: candidate.manifest,
+        partitions: candidate.partitions,
+        author,
+        ..DeployEntry::default()
+    }
+}
+
+fn is_same(current: &Registered, module: &str, document: &str) -> bool {
+    current.module == module && current.document == document
+}
+
+fn unchanged(deployment: proto::Deployment) -> proto::DeployResponse {
+    proto::DeployResponse { deployment: Some(deployment), unchanged: true, changes: Vec::new() }
+}
+
+fn differences(current: Option<&Registered>, candidate: &Candidate) -> Vec<proto::Change> {
+    let before = current.and_then(|current| current.history.current());
+    let changes = before.map(|before| before.changes(candidate.contents())).unwrap_or_default();
+    changes.into_iter().map(change).collect()
+}
+
+fn change(change: Change) -> proto::Change {
+    proto::Change { field: change.field, before: change.before, after: change.after }
+}
+
+fn shown(version: &Version, current: u64) -> proto::Version {
+    proto::Version {
+        version: version.number,
+        revision: version.revision,
+        module: version.module.clone(),
+        document: version.document.clone(),
+        author: version.author.clone(),
+        deployed_at_ms: version.deployed_at_ms,
+        rollback_to: version.rollback_to.unwrap_or(0),
+        reason: version.reason.clone(),
+        current: version.number == current,
+    }
+}
+
+/// The version that a rollback takes up. Without a number it is the one before what runs, so that one
+/// rollback after the other goes back step by step.
+fn target(current: &Registered, to: u64) -> Result<&Version, ControlError> {
+    if to != 0 {
+        return version(current, to);
+    }
+    let running = current.history.current();
+    let runs = running.map_or(0, |version| version.rollback_to.unwrap_or(version.number));
+    if runs <= 1 {
+        return Err(ControlError::Precondition(format!(
+            "{} runs its first version; there is none before it to go back to",
+            current.name
+        )));
+    }
+    version(current, runs - 1)
+}
+
+fn version(registered: &Registered, number: u64) -> Result<&Version, ControlError> {
+    registered.history.get(number).map(AsRef::as_ref).ok_or_else(|| {
+        ControlError::NotFound(format!(
+            "{} has no version {number}; it has {} to {}",
+            registered.name,
+            registered.history.forgotten() + 1,
+            registered.version()
+        ))
+    })
+}
+
+fn expect(view: &Registry, name: &str, expected: Option<u64>) -> Result<(), ControlError> {
+    let current = view.revision(name);
+    match expected {
+        Some(expected) if expected != current => Err(conflict(name, expected, current)),
+        _ => Ok(()),
+    }
+}
+
+fn conflict(name: &str, expected: u64, current: u64) -> ControlError {
+    ControlError::Conflict { name: name.to_owned(), expected, current }
+}
+
+/// A name whose former life has not left Kafka is not to be used: what is left would be taken for the
+/// new one's, or be deleted under it.
+fn is_free(view: &Registry, name: &str) -> Result<(), ControlError> {
+    match view.retiring(name) {
+        None => Ok(()),
+        Some(_) => Err(ControlError::Precondition(format!(
+            "{name} is still being deleted: members of its group have not left yet, or its topics are not gone; try again in a \
+             moment; `tidemill delete {name}` completes a delete that was interrupted"
+        ))),
+    }
+}
+
+fn bounded(field: &str, text: &str, bytes_max: usize) -> Result<(), ControlError> {
+    if text.len() <= bytes_max {
+        return Ok(());
+    }
+    let message = format!("has {} bytes; at most {bytes_max} are kept", text.len());
+    Err(ControlError::Invalid(vec![Problem::at(field, message)]))
+}
