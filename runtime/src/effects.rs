@@ -13,6 +13,8 @@ pub enum Status {
     Permanent = 2,
     /// An earlier record of its key failed; this one was not run.
     Blocked = 3,
+    /// Cannot be read: not what the handler expects.
+    Decode = 4,
 }
 
 impl Status {
@@ -22,6 +24,7 @@ impl Status {
             1 => Some(Status::Transient),
             2 => Some(Status::Permanent),
             3 => Some(Status::Blocked),
+            4 => Some(Status::Decode),
             _ => None,
         }
     }

@@ -41,6 +41,8 @@ pub enum Bug {
     StoreFirst,
     /// The overlay is kept after an abort.
     OverlayKept,
+    /// The view of the parked keys is kept after an abort.
+    ParkedKept,
     /// The handler's instance, with what it remembers, is kept after an abort.
     InstanceKept,
     /// The producer is used again after an unknown outcome (rule P1 is off).
@@ -68,13 +70,14 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [(Bug, &str); 18] = [
+    pub const ALL: [(Bug, &str); 19] = [
         (Bug::OffsetsOutside, "offsets-outside"),
         (Bug::OffsetsForgotten, "offsets-forgotten"),
         (Bug::MembershipLate, "membership-late"),
         (Bug::MembershipMissing, "membership-missing"),
         (Bug::StoreFirst, "store-first"),
         (Bug::OverlayKept, "overlay-kept"),
+        (Bug::ParkedKept, "parked-kept"),
         (Bug::InstanceKept, "instance-kept"),
         (Bug::ProducerReused, "producer-reused"),
         (Bug::RestoreUncommitted, "restore-uncommitted"),

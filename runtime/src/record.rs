@@ -3,6 +3,8 @@
 //! Pure values. A batch is one partition's consecutive records; its byte fields are laid end to end
 //! in [`Column`]s, so that a batch is a handful of allocations however many records it holds.
 
+pub mod headers;
+
 use std::fmt;
 
 /// A position in a partition: always the **next** record to read, never the last one read.

@@ -1,4 +1,4 @@
-//! Why a record failed, in the two kinds that a node reacts to differently.
+//! Why a record failed, in the kinds that a node reacts to differently.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,6 +15,7 @@ pub struct Failure {
 pub(crate) enum Kind {
     Transient,
     Permanent,
+    Decode,
 }
 
 /// Longest reason that crosses to the node, in bytes.
@@ -29,6 +30,16 @@ impl Failure {
     /// The same record fails every time: it is malformed, or breaks a rule.
     pub fn permanent(reason: impl Into<Cow<'static, str>>) -> Failure {
         Failure { kind: Kind::Permanent, reason: reason.into() }
+    }
+
+    /// The record cannot be read: it has no key or no value, or not the format that is expected. Fails
+    /// every time, until a version that can read it is deployed.
+    pub fn decode(reason: impl Into<Cow<'static, str>>) -> Failure {
+        Failure { kind: Kind::Decode, reason: reason.into() }
+    }
+
+    pub fn is_decode(&self) -> bool {
+        self.kind == Kind::Decode
     }
 
     pub fn is_transient(&self) -> bool {

@@ -104,6 +104,7 @@ pub(crate) mod status {
     pub const TRANSIENT: u8 = 1;
     pub const PERMANENT: u8 = 2;
     pub const BLOCKED: u8 = 3;
+    pub const DECODE: u8 = 4;
 }
 
 /// One instance of a handler.
@@ -168,6 +169,7 @@ impl<H: Definition> Guest<H> {
         let status = match kind {
             FailureKind::Transient => status::TRANSIENT,
             FailureKind::Permanent => status::PERMANENT,
+            FailureKind::Decode => status::DECODE,
         };
         Err((status, failure))
     }

@@ -18,10 +18,10 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// The key. A record without one fails as permanent, because a handler that asks has no use for it.
+    /// The key. A record without one fails as `decode`, because a handler that asks has no use for it.
     #[inline]
     pub fn key(&self) -> Result<&'a [u8], Failure> {
-        self.key.ok_or_else(|| Failure::permanent("the record has no key"))
+        self.key.ok_or_else(|| Failure::decode("the record has no key"))
     }
 
     /// The key, none when it is null.
@@ -30,10 +30,10 @@ impl<'a> Record<'a> {
         self.key
     }
 
-    /// The value. A tombstone fails as permanent.
+    /// The value. A tombstone fails as `decode`.
     #[inline]
     pub fn value(&self) -> Result<&'a [u8], Failure> {
-        self.value.ok_or_else(|| Failure::permanent("the record has no value"))
+        self.value.ok_or_else(|| Failure::decode("the record has no value"))
     }
 
     /// The value, none when it is null (a tombstone).
@@ -42,16 +42,16 @@ impl<'a> Record<'a> {
         self.value
     }
 
-    /// The value as text; a value that is not UTF-8 fails as permanent.
+    /// The value as text; a value that is not UTF-8 fails as `decode`.
     pub fn text(&self) -> Result<&'a str, Failure> {
         std::str::from_utf8(self.value()?)
-            .map_err(|error| Failure::permanent(format!("the value is not UTF-8: {error}")))
+            .map_err(|error| Failure::decode(format!("the value is not UTF-8: {error}")))
     }
 
     /// The value decoded from JSON; `T` may borrow from the record.
     pub fn json<T: Deserialize<'a>>(&self) -> Result<T, Failure> {
         serde_json::from_slice(self.value()?)
-            .map_err(|error| Failure::permanent(format!("the value is not the JSON expected: {error}")))
+            .map_err(|error| Failure::decode(format!("the value is not the JSON expected: {error}")))
     }
 
     /// The headers in their order. Empty unless the handler is exported with `wants_headers: true`.

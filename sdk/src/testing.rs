@@ -14,7 +14,7 @@
 //!
 //! let mut driver = Driver::<Upper>::new();
 //! let outcomes = driver.feed([record("in").key("k").value("a"), record("in").key("k")]);
-//! assert_eq!(outcomes, [Outcome::Ok, Outcome::Permanent("the record has no value".into())]);
+//! assert_eq!(outcomes, [Outcome::Ok, Outcome::Decode("the record has no value".into())]);
 //! assert_eq!(driver.emitted("out"), ["k=A"]);
 //! ```
 
@@ -41,6 +41,7 @@ pub enum Outcome {
     /// The reason that the handler gave.
     Transient(String),
     Permanent(String),
+    Decode(String),
     /// Not run, because an earlier record of its key failed.
     Blocked,
 }
@@ -266,6 +267,7 @@ impl<H: Definition> Driver<H> {
                 status::OK => Outcome::Ok,
                 status::TRANSIENT => Outcome::Transient(reason),
                 status::PERMANENT => Outcome::Permanent(reason),
+                status::DECODE => Outcome::Decode(reason),
                 _ => Outcome::Blocked,
             }
         };

@@ -1,6 +1,6 @@
 //! Count, sum, minimum, maximum and mean of a number, per key and per finer groups of it.
 //!
-//! Input `in`; a record without a key fails as permanent. Output `out`: with every record, the new
+//! Input `in`; a record without a key fails as `decode`. Output `out`: with every record, the new
 //! numbers of each of its groups, keyed by group, as JSON. Store `groups`: the same JSON by group.
 //!
 //! ```json

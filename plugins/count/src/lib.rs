@@ -1,6 +1,6 @@
 //! Counts records per key and emits the new count.
 //!
-//! Input `in`: any records with a key; one without fails as permanent. Output `out`: the key,
+//! Input `in`: any records with a key; one without fails as `decode`. Output `out`: the key,
 //! and its count so far as decimal text. Store `counts`: key to count (`u64`).
 //!
 //! ```yaml
@@ -50,7 +50,7 @@ mod tests {
     fn a_record_without_a_key_fails_and_counts_nothing() {
         let mut driver = Driver::<Count>::new();
         let outcomes = driver.feed([record("in").value("x"), record("in").key("a")]);
-        assert_eq!(outcomes, [Outcome::Permanent("the record has no key".into()), Outcome::Ok]);
+        assert_eq!(outcomes, [Outcome::Decode("the record has no key".into()), Outcome::Ok]);
         assert_eq!(driver.emitted("out"), ["a=1"]);
     }
 }

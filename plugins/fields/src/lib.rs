@@ -140,7 +140,7 @@ impl Picker {
         for (column, field) in csv::fields(line, self.separator).enumerate() {
             let slot = self.wanted.iter().position(|wanted| *wanted == Wanted::Column(column));
             let field = field.map_err(|csv::Unclosed| {
-                Failure::permanent(format!("column {} begins with a quote that never ends", column + 1))
+                Failure::decode(format!("column {} begins with a quote that never ends", column + 1))
             })?;
             if let Some(slot) = slot {
                 picked.0[slot] = Some(field.text());
@@ -155,7 +155,7 @@ impl Picker {
 
     fn pick_pointers(&self, value: &[u8], picked: &mut Picked<'_>) -> Result<(), Failure> {
         let value: Value = serde_json::from_slice(value)
-            .map_err(|error| Failure::permanent(format!("the value is not JSON: {error}")))?;
+            .map_err(|error| Failure::decode(format!("the value is not JSON: {error}")))?;
         for (slot, wanted) in picked.0.iter_mut().zip(&self.wanted) {
             let Wanted::Pointer(pointer) = wanted else { continue };
             *slot = match value.pointer(pointer) {

@@ -44,7 +44,7 @@ pub struct Deploy {
     /// Threads on each node
     #[arg(long)]
     workers: Option<u32>,
-    /// What a failed record does: halt or skip
+    /// What a failed record does: halt or skip; a file says more (docs/failures.md)
     #[arg(long)]
     failures: Option<String>,
     /// Configuration for the handler, as JSON

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use super::failures::Failures;
+
 /// One deployment, after every check of its document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeploymentSpec {
@@ -50,16 +52,6 @@ pub enum Guarantee {
     #[default]
     ExactlyOnce,
     AtLeastOnce,
-}
-
-/// What a failed record does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Failures {
-    /// The task stops before the record, with a clear state and reason.
-    #[default]
-    Halt,
-    /// The record's effects are dropped, it is counted, and the task goes on.
-    Skip,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::deployment::{
-    ChangelogSpec, CommitSpec, DeploymentSpec, Failures, Guarantee, InputSpec, Limits, OutputSpec, Start,
+    ChangelogSpec, CommitSpec, DeploymentSpec, Guarantee, InputSpec, Limits, OutputSpec, Start,
 };
+use super::failures;
 use super::problem::{Problem, Problems, Report};
 use super::section::{Field, Section};
 use super::units;
@@ -128,13 +129,14 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
     );
     let workers = section.integer("workers", defaults.workers.into(), 1..=64) as u32;
     let config = section.take("config").map_or(serde_json::json!({}), |field| field.node.value.json());
-    let failures = failures(&mut section);
+    let failures = failures::read(&mut section);
     let limits = limits(&mut section, defaults);
     let commit = commit(&mut section, defaults, report);
     let changelog = changelog(&mut section, guarantee);
     if let Some(field) = section.take("inbox") {
         field.refuse("is not supported by this version; exactly_once already refuses repeated input");
     }
+    refuse_own_topics(&failures, (&inputs, &outputs), section.line_of("failures"), report);
     if limits.emit_bytes > commit.overlay_bytes {
         let message = format!(
             "{} is above commit.overlay_bytes ({}): what one record writes must fit the overlay",
@@ -157,6 +159,23 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
         commit,
         changelog,
     })
+}
+
+/// Dead letters that the deployment reads again, or that readers of an output would meet.
+fn refuse_own_topics(
+    failures: &failures::Failures,
+    (inputs, outputs): (&BTreeMap<String, InputSpec>, &BTreeMap<String, OutputSpec>),
+    line: Option<u32>,
+    report: &Report,
+) {
+    let Some(topic) = &failures.dead_letters else { return };
+    let bound = inputs.values().map(|input| &input.topic).chain(outputs.values().map(|output| &output.topic));
+    if bound.into_iter().any(|bound| bound == topic) {
+        let message = format!(
+            "`{topic}` is an input or output of this deployment: dead letters need a topic of their own"
+        );
+        report.add(line, "failures.dead_letters.topic", message);
+    }
 }
 
 fn has(node: &Node, name: &str) -> bool {
@@ -286,20 +305,6 @@ fn start(field: Field<'_>) -> Option<Start> {
             }
         },
     }
-}
-
-fn failures(section: &mut Section<'_>) -> Failures {
-    let Some(field) = section.take("failures") else {
-        return Failures::default();
-    };
-    if let Yaml::Map(_) = field.node.value {
-        field.refuse(
-            "retries, parking and dead letters are not supported by this version: write `failures: halt` \
-             (stop before the failed record) or `failures: skip` (drop its effects and count it)",
-        );
-        return Failures::default();
-    }
-    section.choice("failures", Failures::default(), &[("halt", Failures::Halt), ("skip", Failures::Skip)])
 }
 
 fn limits(section: &mut Section<'_>, defaults: &SpecDefaults) -> Limits {

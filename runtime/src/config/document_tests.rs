@@ -16,7 +16,7 @@ fn a_minimal_document_has_the_documented_defaults() {
     assert_eq!(spec.name, "word-count");
     assert_eq!(spec.inputs["words"], InputSpec { topic: "words".into(), start: Start::Earliest });
     assert_eq!(spec.guarantee, Guarantee::ExactlyOnce);
-    assert_eq!((spec.workers, spec.failures), (1, Failures::Halt));
+    assert_eq!((spec.workers, spec.failures), (1, Failures::halt()));
     assert_eq!(spec.commit.interval, Duration::from_millis(100));
     assert_eq!(spec.commit.min_interval, Duration::from_millis(10));
     assert_eq!(spec.commit.overlay_bytes, 64 << 20);
@@ -48,7 +48,7 @@ changelog: { replication_factor: 3, min_compaction_lag: 1h }
     assert_eq!(spec.inputs["departures"].start, Start::Latest);
     assert_eq!(spec.inputs["corrections"].start, Start::Timestamp(1_359_633_600_000));
     assert_eq!(spec.outputs["delays"], OutputSpec { topic: "flights.delays".into() });
-    assert_eq!((spec.guarantee, spec.workers, spec.failures), (Guarantee::AtLeastOnce, 4, Failures::Skip));
+    assert_eq!((spec.guarantee, spec.workers, spec.failures), (Guarantee::AtLeastOnce, 4, Failures::skip()));
     let config = serde_json::json!({ "by": ["carrier", "day"], "skip": "no", "limit": 1.5, "empty": null });
     assert_eq!(spec.config, config);
     assert_eq!((spec.limits.memory_bytes, spec.limits.batch_records), (128 << 20, 100));
@@ -106,9 +106,31 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
              what one record writes must fit the overlay",
         ),
         (
-            format!("{base}failures: {{ transient: {{ attempts: 5 }} }}\n"),
-            "line 4: failures: retries, parking and dead letters are not supported by this version: write \
-             `failures: halt` (stop before the failed record) or `failures: skip` (drop its effects and count it)",
+            format!(
+                "{base}failures:\n  transient: {{ attempts: 5, backoff: 30s..1s }}\n  permanent: {{ backoff: 1s..2s }}\n  \
+                 decode: {{ attempts: 2000, than: park }}\n  then: bury\n  order: sideways\n  parked: {{ records: 0 }}\n  \
+                 dead_letters: {{ topic: words }}\n"
+            ),
+            "line 4: failures.dead_letters.topic: `words` is an input or output of this deployment: dead letters need a topic of \
+             their own\n\
+             line 5: failures.transient.backoff: `30s..1s` must rise, from above zero to at most 24h\n\
+             line 6: failures.permanent.backoff: is the pause between attempts, and there are none: give it `attempts` as well\n\
+             line 7: failures.decode.attempts: 2000 is outside 0 to 1000\n\
+             line 7: failures.decode.than: unknown key, did you mean `then`?\n\
+             line 8: failures.then: unknown value `bury`, known are halt, skip, dead_letter, park\n\
+             line 9: failures.order: unknown value `sideways`, known are park_key, none\n\
+             line 10: failures.parked.records: 0 is outside 1 to 1000000\n\
+             line 11: failures.dead_letters: has no use: no kind of failure says `then: dead_letter`",
+        ),
+        (
+            format!("{base}failures: {{ transient: {{ attempts: 0 }}, order: none }}\n"),
+            "line 4: failures.order: says what waits behind a parked record, but no kind of failure is tried again or parked: \
+             leave it out, or give a kind `attempts` or `then: park`",
+        ),
+        (
+            format!("{base}failures: retry\n"),
+            "line 4: failures: unknown value `retry`: write halt, skip, or a mapping like \
+             { transient: { attempts: 5, backoff: 100ms..30s }, then: dead_letter }",
         ),
         (
             "name: x\nmodule: 5\ninputs:\n  a: { topic: t }\n  b: { topic: t }\n".into(),

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`deployment`], [`document`] | what a deployment document means; reading it |
 //! | [`changes`] | what two versions differ in |
+//! | [`failures`] | what becomes of a record that fails |
 //! | [`node`], [`load`], `build` | what a node's configuration means; reading and combining it |
 //! | [`settings`], [`kafka_properties`] | the tables behind it |
 //! | [`manifest`] | what a module says about itself |
@@ -16,6 +17,7 @@ mod build;
 pub mod changes;
 pub mod deployment;
 pub mod document;
+pub mod failures;
 pub mod kafka_properties;
 mod librdkafka_names;
 pub mod load;

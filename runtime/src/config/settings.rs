@@ -153,15 +153,15 @@ pub const SETTINGS: &[Setting] = &[
     setting("kafka.consumer_sleep_interval", Some("consumer_sleep_interval"), Kind::Number(0.01, 10.0), "0.1",
         "Accepted and not needed: the node wakes when records arrive and never sleeps between polls. Seconds."),
     setting("kafka.max_retry_attempts", Some("max_retry_attempts"), Kind::Integer(0, 10), "3",
-        "Accepted and without effect in this version: a deployment's `failures` halts or skips."),
+        "Accepted and without effect: a deployment's `failures` says how often and when a record is tried again."),
     setting("kafka.retry_backoff_base", Some("retry_backoff_base"), Kind::Number(0.1, 60.0), "1.0",
-        "Accepted and without effect in this version: a deployment's `failures` halts or skips. Seconds."),
+        "Accepted and without effect: a deployment's `failures` says how often and when a record is tried again. Seconds."),
     setting("kafka.circuit_breaker_threshold", Some("circuit_breaker_threshold"), Kind::Integer(1, 100), "5",
         "Accepted and without effect in this version: the node emits to Kafka only."),
     setting("kafka.circuit_breaker_reset_timeout", Some("circuit_breaker_reset_timeout"), Kind::Number(1.0, 3600.0), "30.0",
         "Accepted and without effect in this version: the node emits to Kafka only. Seconds."),
     setting("kafka.dead_letter_topic", Some("dead_letter_topic"), Kind::Name, "",
-        "Accepted and without effect in this version: a deployment's `failures` halts or skips."),
+        "Accepted and without effect: a deployment's `failures.dead_letters.topic` says where its dead letters go."),
 ];
 
 /// Settings that are read but do nothing yet; a node that is given one says so at its start.

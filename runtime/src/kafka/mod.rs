@@ -21,7 +21,6 @@ pub mod config;
 pub mod consumer;
 mod ffi;
 mod from_node;
-pub mod headers;
 mod offsets;
 pub mod peek;
 pub mod probe;

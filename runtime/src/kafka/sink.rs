@@ -10,12 +10,13 @@ use super::config::KafkaConfig;
 use super::ffi::partitions::Partitions;
 use super::ffi::producer::{Outgoing, Producer};
 use super::ffi::{Code, Failure, KafkaError};
-use super::headers::{self, MalformedHeaders};
+
 use super::source_error;
 use crate::effects::Emissions;
 use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{ChangelogRows, CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
 use crate::record::Column;
+use crate::record::headers::{self, MalformedHeaders};
 
 /// The header that carries writer and commit number of a changelog record: two big-endian u64.
 /// In Kafka since 0.1.

@@ -8,8 +8,8 @@ use super::ffi::consumer::Consumer;
 use super::ffi::partitions::Partitions;
 use super::ffi::producer::{Outgoing, Producer};
 use super::ffi::{Code, KafkaError, Message};
-use super::headers;
 use super::reader::FOLLOW;
+use crate::record::headers;
 
 const FLUSH_WAIT: Duration = Duration::from_secs(60);
 

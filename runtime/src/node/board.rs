@@ -18,7 +18,7 @@ use crate::telemetry::{TaskMetrics, TaskState, Telemetry, WorkerMetrics};
 #[derive(Debug, Clone)]
 pub struct TaskEntry {
     pub state: TaskState,
-    /// Why it is halted; empty otherwise.
+    /// Why it is halted, or running and paused; empty otherwise.
     pub reason: String,
     pub worker: u32,
     /// Of the deployment, that the task runs or is about to run.

@@ -59,7 +59,7 @@ pub fn consumer_spec(node: &NodeRuntime, revision: &Revision, index: u32) -> Con
         GroupProtocol::Classic => Some(format!("{}-{index}", node.id)),
         GroupProtocol::Consumer => None,
     };
-    spec.wants_headers = revision.manifest.wants_headers;
+    spec.wants_headers = revision.manifest.wants_headers || revision.spec.failures.keeps_records();
     spec.batch_records = revision::call_records_max(&revision.spec);
     spec.batch_bytes = revision::call_bytes_max(&revision.spec);
     spec

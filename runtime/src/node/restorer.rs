@@ -158,7 +158,7 @@ impl Context {
     }
 
     fn is_stateless(&self) -> bool {
-        self.task_config.stores.is_empty()
+        self.task_config.is_stateless()
     }
 
     /// Runs a restore to its verdict; what cannot be had now is tried again by the worker.

@@ -66,7 +66,7 @@ pub struct InputTopic {
     pub start: Start,
 }
 
-/// The changelog of a deployment with stores.
+/// The changelog of a deployment that keeps something.
 #[derive(Debug, Clone)]
 pub struct ChangelogTopic {
     pub topic: String,
@@ -82,8 +82,11 @@ pub struct Revision {
     pub manifest: Manifest,
     pub group: String,
     pub inputs: Vec<InputTopic>,
+    /// The manifest's, then the dead-letter topic if there is one.
     pub outputs: Vec<OutputRule>,
-    /// None for a deployment without stores.
+    /// Which of the outputs takes dead letters.
+    pub dead_letters: Option<u16>,
+    /// None for a deployment that keeps nothing.
     pub changelog: Option<ChangelogTopic>,
     /// Of every input; the tasks.
     pub partitions: i32,
@@ -107,12 +110,14 @@ impl Revision {
             revision: self.registered.revision,
             incarnation: self.registered.incarnation.clone(),
             guarantee: self.spec.guarantee,
-            failures: self.spec.failures,
+            failures: self.spec.failures.clone(),
             inputs: inputs
                 .map(|input| TaskInput { topic: input.topic.clone(), topic_id: input.topic_id.clone() })
                 .collect(),
             outputs: self.outputs.clone(),
             stores: Arc::clone(&self.stores),
+            keeps_rows: changelog.is_some(),
+            dead_letters: self.dead_letters,
             changelog: ChangelogConfig {
                 topic: changelog.map(|changelog| changelog.topic.clone()).unwrap_or_default(),
                 topic_id: changelog.map(|changelog| changelog.topic_id.clone()).unwrap_or_default(),
@@ -275,10 +280,15 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
     let manifest = module.manifest().clone();
     let checked = check(node, &spec, Some(&manifest), Some(&registered.incarnation), Vec::new())?;
     let checked = checked.ok_or_else(|| PrepareError::Unavailable("a module has its manifest".into()))?;
-    let changelog = match manifest.stores.is_empty() {
-        true => None,
-        false => Some(changelog(node, &spec, &checked)?),
+    let changelog = match keeps_anything(node, &spec, &manifest)? {
+        false => None,
+        true => Some(changelog(node, &spec, &checked)?),
     };
+    let mut outputs = checked.outputs.clone();
+    let dead_letters = dead_letters(node, &spec, &checked)?.map(|topic| {
+        outputs.push(topic);
+        (outputs.len() - 1) as u16
+    });
     let stores = Stores::new(&manifest.stores)
         .map_err(|error| PrepareError::Invalid(vec![Problem::at("module", error.to_string())]))?;
     let stores = Arc::new(stores);
@@ -290,12 +300,59 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         spec,
         manifest,
         inputs: checked.inputs,
-        outputs: checked.outputs,
+        outputs,
+        dead_letters,
         changelog,
         partitions: checked.partitions,
         linked,
         stores,
     })
+}
+
+/// State, or records that are parked. A deployment that has had a changelog keeps it: an earlier
+/// revision may have parked records there.
+fn keeps_anything(
+    node: &NodeRuntime,
+    spec: &DeploymentSpec,
+    manifest: &Manifest,
+) -> Result<bool, PrepareError> {
+    if !manifest.stores.is_empty() || spec.failures.parks() {
+        return Ok(true);
+    }
+    let found = node.admin.describe_topics(&[node.changelog_topic(&spec.name)])?;
+    Ok(found.into_iter().flatten().next().is_some())
+}
+
+/// Finds the dead-letter topic, or makes it. Letters are kept until somebody discards them, and each
+/// lies in the partition with its task's number.
+fn dead_letters(
+    node: &NodeRuntime,
+    spec: &DeploymentSpec,
+    checked: &Checked,
+) -> Result<Option<OutputRule>, PrepareError> {
+    if !spec.failures.has_dead_letters() {
+        return Ok(None);
+    }
+    let name = spec.failures.dead_letters.clone().unwrap_or_else(|| node.dead_letter_topic(&spec.name));
+    let record_bytes_max = 2 * checked.input_bytes_max;
+    let mut wanted = NewTopic::new(name, checked.partitions)
+        .with("cleanup.policy", "delete")
+        .with("message.timestamp.type", "CreateTime")
+        .with("max.message.bytes", record_bytes_max)
+        .with("retention.ms", -1)
+        .with("retention.bytes", -1);
+    wanted.replication = Some(spec.changelog.replication_factor.unwrap_or(node.config.replication_factor));
+    let found = node.admin.describe_topics(std::slice::from_ref(&wanted.name))?;
+    let topic = match found.into_iter().flatten().next() {
+        // One that somebody made for the purpose may be kept as long as they like.
+        Some(_) => {
+            wanted.configs.retain(|(name, _)| name == "cleanup.policy" || name == "message.timestamp.type");
+            node.admin.ensure_topic(&wanted)?
+        }
+        None => node.admin.ensure_topic(&wanted)?,
+    };
+    let configs = node.admin.topic_configs(&topic.name)?;
+    Ok(Some(Found { topic, configs }.as_output()))
 }
 
 /// Finds the changelog, or makes it. One that does not fit its deployment any more is refused.

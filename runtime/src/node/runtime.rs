@@ -126,6 +126,10 @@ impl NodeRuntime {
         format!("{}.{deployment}.changelog", self.config.fleet)
     }
 
+    pub fn dead_letter_topic(&self, deployment: &str) -> String {
+        format!("{}.{deployment}.dead-letters", self.config.fleet)
+    }
+
     pub fn modules_topic(&self) -> String {
         format!("_{}.modules", self.config.fleet)
     }

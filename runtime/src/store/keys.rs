@@ -7,7 +7,8 @@
 //! |---|---|---|
 //! | `0x00` meta | name, ASCII | by name, see the constants below |
 //! | `0x01` state | length of the store's name (u8), name, key | the handler's bytes |
-//! | `0x02` to `0x05` | kept for inbox, outbox, parked keys, timers | |
+//! | `0x04` parked | the task's own ([`Table::Parked`]) | `tidemill.v1.ParkedRecord` |
+//! | `0x02`, `0x03`, `0x05` | kept for inbox, outbox, timers | |
 
 use crate::config::manifest::StoreManifest;
 use crate::store::StoreError;
@@ -21,6 +22,28 @@ pub const POSITION: &[u8] = b"\0position";
 pub(super) const PROGRESS: &[u8] = b"\0progress";
 /// Whose data this is: format, cluster, incarnation, changelog topic id, one per line.
 pub(super) const IDENTITY: &[u8] = b"\0identity";
+
+/// Rows that a task keeps for itself beside its handler's state, in the same store and changelog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// Records that failed, and those that wait behind them.
+    Parked,
+}
+
+impl Table {
+    pub(super) fn prefix(self) -> &'static [u8] {
+        match self {
+            Table::Parked => &[0x04],
+        }
+    }
+
+    /// What stands for a store's number where one is needed; there are never that many stores.
+    pub(super) fn number(self) -> u16 {
+        match self {
+            Table::Parked => u16::MAX,
+        }
+    }
+}
 
 /// True for keys that a changelog may carry into a store.
 pub fn is_changelog_key(key: &[u8]) -> bool {
@@ -60,6 +83,9 @@ pub struct StoreDef {
     pub(super) prefix: Box<[u8]>,
 }
 
+/// The highest numbers stand for [`Table`]s.
+const STORES_MAX: usize = u16::MAX as usize - 8;
+
 /// The state stores of a deployment, in the manifest's order: an index into it names a store in
 /// writes and reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,13 +94,12 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Checks what the layout needs: names of 1 to 255 bytes, none twice, at most `u16::MAX` stores.
+    /// Checks what the layout needs: names of 1 to 255 bytes, none twice, not too many.
     pub fn new(manifest: &[StoreManifest]) -> Result<Stores, StoreError> {
-        if manifest.len() > usize::from(u16::MAX) {
+        if manifest.len() > STORES_MAX {
             return Err(StoreError::Refused(format!(
-                "{} stores, at most {} are possible",
+                "{} stores, at most {STORES_MAX} are possible",
                 manifest.len(),
-                u16::MAX
             )));
         }
         let mut defs: Vec<StoreDef> = Vec::with_capacity(manifest.len());

@@ -36,12 +36,12 @@ pub use budget::{BudgetConfig, StoreBudget};
 pub use db::{Identity, Opening, Progress, Store, Unusable};
 pub use dir::StateDir;
 pub use flush::{FlushRule, flush_due};
-pub use keys::{POSITION, StoreDef, Stores, is_changelog_key};
+pub use keys::{POSITION, StoreDef, Stores, Table, is_changelog_key};
 pub use lock::FileLock;
 pub use reader::{Sizes, Snapshot, StoreReader};
 pub use scan::{PAGE_BYTES_MAX, Page};
 pub use sort::sort_keys;
-pub use tidemill_proto::v1::{Guarantee as PositionGuarantee, Position, PositionInput};
+pub use tidemill_proto::v1::{Guarantee as PositionGuarantee, ParkedRecord, Position, PositionInput};
 pub use view::{Changes, View, ViewLimits};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

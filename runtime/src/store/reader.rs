@@ -7,6 +7,7 @@ use rocksdb::{DB, SnapshotWithThreadMode, properties};
 use super::budget::{self, COLUMN_FAMILY};
 use super::db::{Shared, decode_position, read_lock};
 use super::flush::{Unflushed, Watch};
+use super::keys::Table;
 use super::scan::{self, Committed, Page};
 use super::{Position, StoreError, keys};
 
@@ -73,6 +74,13 @@ impl StoreReader {
 
     pub(super) fn watch(&self) -> MutexGuard<'_, Watch> {
         self.shared.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Committed rows of a table with keys from `start`, one page of them.
+    pub fn rows(&self, table: Table, start: &[u8], limit: u32) -> Result<Page, StoreError> {
+        let prefix = table.prefix();
+        let (start, end) = ([prefix, start].concat(), keys::prefix_end(prefix));
+        self.scan_raw(&start, &end, |rows| scan::page(Vec::new(), Some(rows), prefix.len(), limit))
     }
 
     /// One committed value, by its prefixed key.

@@ -21,7 +21,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::cache::Cache;
 use super::keymap::KeyRef;
-use super::keys::{self, Stores};
+use super::keys::{self, Stores, Table};
 use super::overlay::Overlay;
 use super::scan::{self, Page};
 use super::{StoreError, StoreReader};
@@ -111,7 +111,26 @@ impl View {
 
     pub fn get(&self, store: u16, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let prefix = prefix(self.stores.as_deref(), store)?;
-        let key = KeyRef { hash: hash(&self.hasher, store, key), store, prefix: &prefix, key };
+        self.look_up(KeyRef { hash: hash(&self.hasher, store, key), store, prefix: &prefix, key })
+    }
+
+    /// A row of the task's own.
+    pub fn row(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.look_up(self.row_key(table, key))
+    }
+
+    /// Sets a row of the task's own, or deletes it. Part of the next commit, like every change.
+    pub fn set_row(&mut self, table: Table, key: &[u8], value: Option<&[u8]>) {
+        let key = self.row_key(table, key);
+        self.active.put(key, value, false);
+    }
+
+    fn row_key<'a>(&self, table: Table, key: &'a [u8]) -> KeyRef<'a> {
+        let store = table.number();
+        KeyRef { hash: hash(&self.hasher, store, key), store, prefix: table.prefix(), key }
+    }
+
+    fn look_up(&self, key: KeyRef<'_>) -> Result<Option<Vec<u8>>, StoreError> {
         for layer in self.layers() {
             if let Some(known) = layer.map().get(key) {
                 return Ok(known.map(<[u8]>::to_vec));

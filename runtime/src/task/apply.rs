@@ -1,51 +1,74 @@
 //! From a batch to effects in the overlay: which records go into one call, what a call's outcome
-//! means for each of them, and the failure policy.
+//! means for each of them. What a failed record comes to is decided in `failing`.
 //!
 //! A batch normally is one call, and its emissions are moved, not copied. Everything else is rare:
 //! a split at a limit or at a suspect, a replay one record per call after a fault, a second call for
 //! the records behind one whose effects Kafka would refuse.
 
 use super::checks::{Checks, Refused, check_statuses};
-use super::{Applied, Failure, FailureKind, SUSPECTS_MAX, Suspect, TakenAt, Task, TaskError, TaskState};
-use crate::config::deployment::Failures;
-use crate::effects::{Effects, Emissions, Fault, Status, Writes};
+use super::{Applied, FailureKind, SUSPECTS_MAX, Suspect, TakenAt, Task, TaskError};
+use crate::effects::{Effects, Emissions, Fault, Order, Status, Writes};
 use crate::record::{Batch, Offset};
+
+/// Kind and reason of a record that failed.
+pub(super) type Failed = (FailureKind, String);
 
 impl Task {
     /// Runs a batch of one of the task's inputs. Records below the task's position are ignored, and
-    /// so is everything given to a halted task. After an error nothing of the batch's last call is in
-    /// the overlay, but earlier calls may be: drop the task or close it.
+    /// so is everything given to a task that is halted or blocked. After an error nothing of the
+    /// batch's last call is in the overlay, but earlier calls may be: drop the task or close it.
     pub fn apply(&mut self, batch: Batch, taken: TakenAt) -> Result<Applied, TaskError> {
         let next = self.next(batch.input).ok_or(TaskError::Misuse("the task has no such input"))?;
         let mut applied = Applied::default();
+        let at = batch.offsets.partition_point(|&offset| offset < 0 || (offset as u64) < next.0);
+        self.drive(&batch, at, usize::MAX, taken, &mut applied)?;
+        applied.ignored = batch.len() - applied.ok - applied.failed - applied.waiting;
+        self.note_parked();
+        Ok(applied)
+    }
+
+    /// Takes the records from row `at`, at most `company` a call, as far as the task takes any.
+    fn drive(
+        &mut self,
+        batch: &Batch,
+        mut at: usize,
+        company: usize,
+        taken: TakenAt,
+        applied: &mut Applied,
+    ) -> Result<(), TaskError> {
         let len = batch.len();
-        let mut at = len;
-        if self.is_running() {
-            at = batch.offsets.partition_point(|&offset| offset < 0 || (offset as u64) < next.0);
-        }
-        while at < len && self.is_running() {
+        // Of a deployment that parks nothing no key is ever looked at.
+        let keys: Vec<Option<&[u8]>> =
+            if self.config.failures.parks() { batch.keys.iter().collect() } else { Vec::new() };
+        let key = |row: usize| keys.get(row).copied().flatten();
+        while at < len && self.takes_records() {
             let allowance = usize::try_from(self.allowance()).unwrap_or(usize::MAX);
             if allowance == 0 {
                 self.gate();
                 break;
             }
-            let to = self.stretch(&batch, at).min(at.saturating_add(allowance));
+            if self.parked.holds(key(at)) {
+                self.wait_behind(batch, at, taken, applied);
+                at += 1;
+                continue;
+            }
+            let to = self.stretch(batch, at, key).min(at.saturating_add(allowance.min(company)));
             if (at, to) == (0, len) {
-                self.run(&batch, taken, &mut applied)?;
+                self.run(batch, taken, applied)?;
             } else {
-                self.run(&batch.slice(at..to), taken, &mut applied)?;
+                self.run(&batch.slice(at..to), taken, applied)?;
             }
             at = to;
         }
-        applied.ignored = len - applied.ok - applied.failed;
-        Ok(applied)
+        Ok(())
     }
 
-    /// The end of the records from `at` that may share a call: within the limits of a call, and a
-    /// suspect alone.
-    fn stretch(&self, batch: &Batch, at: usize) -> usize {
+    /// The end of the records from `at` that may share a call: within the limits of a call, a
+    /// suspect alone, and none that must wait behind a parked one.
+    fn stretch<'a>(&self, batch: &Batch, at: usize, key: impl Fn(usize) -> Option<&'a [u8]>) -> usize {
         let is_whole = at == 0 && batch.len() <= self.config.call_records_max;
-        if is_whole && batch.bytes() <= self.config.call_bytes_max && self.suspects.is_empty() {
+        let is_calm = self.suspects.is_empty() && self.parked.is_empty();
+        if is_whole && batch.bytes() <= self.config.call_bytes_max && is_calm {
             return batch.len();
         }
         let is_suspect = |row: usize| self.suspected(batch.input, batch.offsets[row]).is_some();
@@ -62,9 +85,9 @@ impl Task {
         };
         let mut sum = bytes(at);
         let mut to = at + 1;
-        while to < batch.len() && to - at < self.config.call_records_max && !is_suspect(to) {
+        while to < batch.len() && to - at < self.config.call_records_max {
             sum += bytes(to);
-            if sum > self.config.call_bytes_max {
+            if sum > self.config.call_bytes_max || is_suspect(to) || self.parked.holds(key(to)) {
                 break;
             }
             to += 1;
@@ -74,37 +97,20 @@ impl Task {
 
     /// Runs records that may share a call.
     fn run(&mut self, batch: &Batch, taken: TakenAt, applied: &mut Applied) -> Result<(), TaskError> {
-        if batch.len() == 1 && batch.bytes() > self.config.call_bytes_max {
-            let reason =
-                format!("a record of {} bytes, a call takes {}", batch.bytes(), self.config.call_bytes_max);
-            self.fail(batch, 0, (FailureKind::Limit, reason), taken, applied);
-            return Ok(());
-        }
-        if let Some(Suspect { refused: Some(reason), .. }) = self.suspected(batch.input, batch.offsets[0])
-            && batch.len() == 1
-        {
-            let reason = reason.clone();
-            self.fail(batch, 0, (FailureKind::Limit, reason), taken, applied);
-            return Ok(());
-        }
-        let effects = match self.call(batch)? {
-            Ok(effects) => effects,
-            Err(fault) if batch.len() == 1 => {
-                self.suspect(batch.input, batch.offsets[0]);
-                self.fail(batch, 0, sort(fault), taken, applied);
-                return Ok(());
-            }
-            Err(_) => {
-                // Which record is at fault shows only one by one.
-                self.stats.replays += 1;
-                for row in 0..batch.len() {
-                    self.run(&batch.slice(row..row + 1), taken, applied)?;
-                    if !self.is_running() {
-                        break;
-                    }
+        if batch.len() == 1 {
+            match self.attempt(batch, taken)? {
+                Ok(()) => {
+                    applied.ok += 1;
+                    self.pass(batch, 1, taken);
                 }
-                return Ok(());
+                Err(failed) => self.fail(batch, 0, failed, taken, applied),
             }
+            return Ok(());
+        }
+        let Ok(effects) = self.call(batch)? else {
+            // Which record is at fault shows only one by one.
+            self.stats.replays += 1;
+            return self.drive(batch, 0, 1, taken, applied);
         };
         let Some(refused) = self.settle(batch, effects, taken, applied)? else {
             return Ok(());
@@ -113,10 +119,37 @@ impl Task {
         self.handler.renew().map_err(TaskError::Handler)?;
         let behind = refused.row + 1;
         self.fail(batch, refused.row, (FailureKind::Limit, refused.reason), taken, applied);
-        if self.is_running() && behind < batch.len() {
-            self.run(&batch.slice(behind..batch.len()), taken, applied)?;
+        self.drive(batch, behind, usize::MAX, taken, applied)
+    }
+
+    /// Runs one record alone: its effects are in the overlay, or the answer says why it failed.
+    pub(super) fn attempt(&mut self, batch: &Batch, taken: TakenAt) -> Result<Result<(), Failed>, TaskError> {
+        if batch.bytes() > self.config.call_bytes_max {
+            let reason =
+                format!("a record of {} bytes, a call takes {}", batch.bytes(), self.config.call_bytes_max);
+            return Ok(Err((FailureKind::Limit, reason)));
         }
-        Ok(())
+        if let Some(Suspect { refused: Some(reason), .. }) = self.suspected(batch.input, batch.offsets[0]) {
+            return Ok(Err((FailureKind::Limit, reason.clone())));
+        }
+        let effects = match self.call(batch)? {
+            Ok(effects) => effects,
+            Err(fault) => {
+                self.suspect(batch.input, batch.offsets[0]);
+                return Ok(Err(sort(fault)));
+            }
+        };
+        let scratch = self.view.take_scratch();
+        if let Some(failed) = failed(&effects, 0, effects.reasons.row(0)) {
+            return Ok(Err(failed));
+        }
+        if let Some(refused) = self.checks(taken).first_refused(&effects, &scratch) {
+            self.handler.renew().map_err(TaskError::Handler)?;
+            return Ok(Err((FailureKind::Limit, refused.reason)));
+        }
+        self.absorb(&scratch, &effects.writes, |_| true)?;
+        self.emit(effects.emissions);
+        Ok(Ok(()))
     }
 
     /// One call. The outer error is trouble that is no record's fault.
@@ -160,69 +193,39 @@ impl Task {
             self.pass(batch, batch.len(), taken);
             return Ok(None);
         }
-        let rows = refused.as_ref().map_or(batch.len(), |refused| refused.row);
+        let taken_over = refused.as_ref().map_or(batch.len(), |refused| refused.row);
+        let stop = self.stop_row(batch, statuses, taken_over);
+        let rows = stop.unwrap_or(taken_over);
         let keep =
             |source: u32| (source as usize) < rows && statuses.get(source as usize) == Some(&Status::Ok);
         self.absorb(&scratch, &effects.writes, keep)?;
         self.emit(filter(&effects.emissions, keep));
-        let reasons: Vec<_> = effects.reasons.iter().collect();
-        for (row, &status) in statuses.iter().enumerate().take(rows) {
-            let kind = match status {
-                Status::Ok => {
-                    applied.ok += 1;
-                    continue;
+        // One row more: the one that stops the task, which is given to the policy like any other.
+        let judged = rows + usize::from(stop.is_some());
+        for (row, reason) in effects.reasons.iter().enumerate().take(judged) {
+            match failed(&effects, row, reason) {
+                None if statuses.get(row) == Some(&Status::Blocked) => {
+                    self.wait_behind(batch, row, taken, applied);
                 }
-                Status::Transient => FailureKind::Transient,
-                // With the orders that a task asks for, a blocked record follows one that halted it.
-                Status::Permanent | Status::Blocked => FailureKind::Permanent,
-            };
-            let reason = reasons.get(row).copied().flatten().unwrap_or(b"no reason given");
-            self.fail(batch, row, (kind, String::from_utf8_lossy(reason).into_owned()), taken, applied);
-            if !self.is_running() {
-                return Ok(None);
+                None => applied.ok += 1,
+                Some(failed) => self.fail(batch, row, failed, taken, applied),
             }
         }
         self.pass(batch, rows, taken);
+        if stop.is_some() {
+            if self.config.order() != Order::All {
+                // Records behind it were run, and what the instance remembers of them never happened.
+                self.handler.renew().map_err(TaskError::Handler)?;
+            }
+            // Should the policy have got past it after all, what is behind it is run again.
+            self.drive(batch, judged, usize::MAX, taken, applied)?;
+            return Ok(None);
+        }
         Ok(refused)
     }
 
-    /// The failure policy. There is no other place where it is decided.
-    fn fail(
-        &mut self,
-        batch: &Batch,
-        row: usize,
-        (kind, reason): (FailureKind, String),
-        taken: TakenAt,
-        applied: &mut Applied,
-    ) {
-        let topic = self.config.inputs.get(usize::from(batch.input)).map(|input| input.topic.clone());
-        let failure = Failure {
-            kind,
-            topic: topic.unwrap_or_default(),
-            partition: batch.partition,
-            offset: Offset(batch.offsets[row] as u64),
-            reason,
-        };
-        applied.failed += 1;
-        applied.failure.get_or_insert_with(|| failure.clone());
-        self.stats.failures[kind as usize] += 1;
-        kind.counter(&self.metrics).add(1);
-        match self.config.failures {
-            Failures::Halt => {
-                self.pass(batch, row, taken);
-                // The record itself may lie beyond a gap.
-                self.advance(batch.input, failure.offset);
-                self.state = TaskState::Halted(failure);
-            }
-            Failures::Skip => {
-                self.metrics.skipped.add(1);
-                self.pass(batch, row + 1, taken);
-            }
-        }
-    }
-
     /// Moves the position past the first `rows` records of `batch`, unless it is there already.
-    fn pass(&mut self, batch: &Batch, rows: usize, taken: TakenAt) {
+    pub(super) fn pass(&mut self, batch: &Batch, rows: usize, taken: TakenAt) {
         let Some(next) = self.next(batch.input) else {
             return;
         };
@@ -253,7 +256,7 @@ impl Task {
         Ok(())
     }
 
-    fn emit(&mut self, emissions: Emissions) {
+    pub(super) fn emit(&mut self, emissions: Emissions) {
         if emissions.is_empty() {
             return;
         }
@@ -288,6 +291,22 @@ impl Task {
             self.suspects.remove(0);
         }
         self.suspects.push(Suspect { input, offset, refused: None });
+    }
+}
+
+/// Why a record of a call failed; none for one that ended `ok`, or was not run.
+fn failed(effects: &Effects, row: usize, reason: Option<&[u8]>) -> Option<Failed> {
+    let kind = kind_of(*effects.statuses.get(row)?)?;
+    let reason = String::from_utf8_lossy(reason.unwrap_or(b"no reason given"));
+    Some((kind, reason.into_owned()))
+}
+
+pub(super) fn kind_of(status: Status) -> Option<FailureKind> {
+    match status {
+        Status::Ok | Status::Blocked => None,
+        Status::Transient => Some(FailureKind::Transient),
+        Status::Permanent => Some(FailureKind::Permanent),
+        Status::Decode => Some(FailureKind::Decode),
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::parked::Parked;
 use crate::config::deployment::{Failures, Guarantee};
+use crate::config::failures::{FailureKind, Then};
 use crate::effects::Order;
-use crate::store::{Stores, ViewLimits};
+use crate::store::{StoreError, StoreReader, Stores, ViewLimits};
 use crate::task::OutputRule;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,9 +37,12 @@ pub struct TaskConfig {
     pub inputs: Vec<TaskInput>,
     /// In the manifest's order.
     pub outputs: Vec<OutputRule>,
-    /// Empty = a stateless deployment: no store, no changelog.
     pub stores: Arc<Stores>,
-    /// Ignored when there are no stores.
+    /// The task has rows of its own to keep, such as parked records, whether or not it has stores.
+    pub keeps_rows: bool,
+    /// Which of the outputs takes dead letters; not one of the manifest's.
+    pub dead_letters: Option<u16>,
+    /// Ignored by a stateless task.
     pub changelog: ChangelogConfig,
     /// Records a call.
     pub call_records_max: usize,
@@ -52,13 +57,27 @@ pub struct TaskConfig {
 }
 
 impl TaskConfig {
-    /// What a handler must hold back after a failure: with `halt` everything, because the task stops
-    /// exactly there.
+    /// Nothing to keep: no store, no changelog.
+    pub fn is_stateless(&self) -> bool {
+        self.stores.is_empty() && !self.keeps_rows
+    }
+
+    /// What a handler must hold back after a failure: everything if every failure halts, because the
+    /// task stops exactly there; the rest of its key if it may be parked.
     pub(super) fn order(&self) -> Order {
-        match self.failures {
-            Failures::Halt => Order::All,
-            Failures::Skip => Order::None,
+        let halts =
+            |kind| self.failures.policy(kind).then == Then::Halt && self.failures.policy(kind).attempts == 0;
+        if FailureKind::ALL.into_iter().all(halts) {
+            Order::All
+        } else if self.parks_keys() {
+            Order::Key
+        } else {
+            Order::None
         }
+    }
+
+    pub(super) fn load_parked(&self, reader: Option<&StoreReader>) -> Result<Parked, StoreError> {
+        Parked::load(reader, self.failures.order, self.failures.parked, self.revision)
     }
 
     pub(super) fn view_limits(&self) -> ViewLimits {

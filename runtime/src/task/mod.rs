@@ -22,6 +22,9 @@
 mod apply;
 mod checks;
 mod config;
+mod failing;
+mod letter;
+mod parked;
 pub mod recovery;
 mod refusal;
 mod seal;
@@ -31,8 +34,11 @@ use std::time::Duration;
 
 pub use checks::{OutputRule, TimestampRule};
 pub use config::{ChangelogConfig, TaskConfig, TaskInput};
+use parked::Parked;
 use refusal::{Careful, Suspect};
 pub use seal::Sealed;
+
+pub use crate::config::failures::FailureKind;
 
 use crate::effects::{Emissions, Fault};
 use crate::faults::{Bug, planted};
@@ -47,7 +53,7 @@ const SUSPECTS_MAX: usize = 256;
 /// Where a task begins; the outcome of recovery.
 #[derive(Debug)]
 pub struct Start {
-    /// None exactly when the deployment has no stores.
+    /// None exactly when the task keeps nothing.
     pub store: Option<Store>,
     /// Next record to handle, by input.
     pub next: Vec<Offset>,
@@ -69,43 +75,14 @@ pub enum TaskState {
     Halted(Failure),
 }
 
-/// Why a record failed. The one place where failures are sorted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum FailureKind {
-    Transient,
-    Permanent,
-    Trap,
-    Timeout,
-    Limit,
-}
-
-impl FailureKind {
-    pub const ALL: [FailureKind; 5] = [
-        FailureKind::Transient,
-        FailureKind::Permanent,
-        FailureKind::Trap,
-        FailureKind::Timeout,
-        FailureKind::Limit,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FailureKind::Transient => "transient",
-            FailureKind::Permanent => "permanent",
-            FailureKind::Trap => "trap",
-            FailureKind::Timeout => "timeout",
-            FailureKind::Limit => "limit",
-        }
-    }
-
-    fn counter(self, metrics: &TaskMetrics) -> &telemetry::Counter {
-        match self {
-            FailureKind::Transient => &metrics.failed_transient,
-            FailureKind::Permanent => &metrics.failed_permanent,
-            FailureKind::Trap => &metrics.traps,
-            FailureKind::Timeout => &metrics.timeouts,
-            FailureKind::Limit => &metrics.limit_faults,
-        }
+fn counter(kind: FailureKind, metrics: &TaskMetrics) -> &telemetry::Counter {
+    match kind {
+        FailureKind::Transient => &metrics.failed_transient,
+        FailureKind::Permanent => &metrics.failed_permanent,
+        FailureKind::Decode => &metrics.failed_decode,
+        FailureKind::Trap => &metrics.traps,
+        FailureKind::Timeout => &metrics.timeouts,
+        FailureKind::Limit => &metrics.limit_faults,
     }
 }
 
@@ -152,7 +129,10 @@ pub struct Applied {
     pub ok: usize,
     /// Records that failed. With `halt` at most one, and the task is halted.
     pub failed: usize,
-    /// Records below the task's position, at or behind the one it halted at, or given to a halted task.
+    /// Records that wait behind a parked one of their key.
+    pub waiting: usize,
+    /// Records below the task's position, at or behind the one it halted or blocked at, or given to a task
+    /// that is halted or blocked.
     pub ignored: usize,
     /// The first failure.
     pub failure: Option<Failure>,
@@ -161,7 +141,7 @@ pub struct Applied {
 /// What the next commit would hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pending {
-    /// Records passed since the last seal.
+    /// Records passed, or tried again, since the last seal.
     pub records: u64,
     /// Memory of uncommitted changes and emissions since the last seal.
     pub bytes: usize,
@@ -187,7 +167,7 @@ pub struct TaskStats {
     /// Batches run again one record per call.
     pub replays: u64,
     /// By [`FailureKind::ALL`].
-    pub failures: [u64; 5],
+    pub failures: [u64; FailureKind::ALL.len()],
     pub commits: u64,
     pub drops: u64,
 }
@@ -216,6 +196,9 @@ pub struct Task {
     pending_records: u64,
     oldest: Option<Duration>,
     suspects: Vec<Suspect>,
+    parked: Parked,
+    /// There is no room to park the next record; its input is ignored until there is.
+    blocked: bool,
     /// While a record that the broker refused is looked for.
     careful: Option<Careful>,
     /// The first record since the last seal: input and offset.
@@ -237,11 +220,14 @@ impl Task {
         if start.next.len() != config.inputs.len() {
             return Err(TaskError::Misuse("a start needs one offset for each input"));
         }
-        if start.store.is_none() != config.stores.is_empty() {
-            return Err(TaskError::Misuse("a task has a store exactly when its deployment declares one"));
+        if start.store.is_none() != config.is_stateless() {
+            return Err(TaskError::Misuse("a task has a store exactly when it keeps anything"));
         }
         let reader = start.store.as_ref().map(Store::reader);
+        let parked = config.load_parked(reader.as_ref())?;
         Ok(Task {
+            parked,
+            blocked: false,
             view: View::new(Arc::clone(&config.stores), reader.clone(), config.view_limits()),
             config,
             partition,
@@ -328,10 +314,10 @@ impl Task {
 
     /// Moves an input's position past what is not a record (transaction markers, aborted records,
     /// compacted gaps). Only for a position that the source reports after everything it handed over
-    /// was applied; one below the task's own is ignored, and so is any of a task that is halted or has
-    /// ignored records.
+    /// was applied; one below the task's own is ignored, and so is any of a task that is halted or blocked, or
+    /// has ignored records.
     pub fn advance(&mut self, input: u16, position: Offset) {
-        if !self.is_running() || self.careful.as_ref().is_some_and(|careful| careful.gated) {
+        if !self.takes_records() || self.careful.as_ref().is_some_and(|careful| careful.gated) {
             return;
         }
         if let Some(next) = self.next.get_mut(usize::from(input)) {
@@ -360,6 +346,11 @@ impl Task {
             true => self.view.committed(),
             false => self.view.drop_uncommitted(),
         }
+        if !planted(Bug::ParkedKept) {
+            self.parked = self.config.load_parked(self.reader.as_ref())?;
+        }
+        self.blocked = false;
+        self.note_parked();
         self.clear_pending();
         if let Some(careful) = &mut self.careful {
             careful.gated = false; // The caller seeks.

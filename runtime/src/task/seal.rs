@@ -24,7 +24,7 @@ pub struct Sealed {
     pub changelog: Option<ChangelogRows>,
     /// Every input, moved or not: the offsets are what fences a zombie.
     pub offsets: Vec<TaskOffset>,
-    /// Input records that this commit passes.
+    /// Records that this commit passes, or tries again.
     pub records: u64,
     /// The first of them: input and offset.
     pub(super) first: Option<(u16, i64)>,
@@ -118,11 +118,13 @@ impl Task {
         self.view.committed();
         self.committed = offsets;
         self.stats.commits += 1;
-        let committed = &self.committed;
+        let (committed, parked) = (&self.committed, &self.parked);
         self.suspects.retain(|suspect| {
-            committed
+            let ahead = committed
                 .get(usize::from(suspect.input))
-                .is_none_or(|committed| suspect.offset as u64 >= committed.0)
+                .is_none_or(|committed| suspect.offset as u64 >= committed.0);
+            // One that the broker refused is not to be sent again when it is tried again.
+            ahead || suspect.refused.is_some() && parked.has(suspect.input, suspect.offset as u64)
         });
         Ok(())
     }

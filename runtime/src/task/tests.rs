@@ -10,6 +10,7 @@ use crate::store::{BudgetConfig, Identity, StoreBudget, Stores, View};
 mod decisions;
 mod fakes;
 mod model;
+mod parking;
 mod policy;
 mod restore;
 
@@ -18,7 +19,7 @@ use fakes::*;
 #[test]
 fn effects_are_visible_to_the_next_batch_and_durable_after_the_commit() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Halt);
+    let mut task = bench.task(Failures::halt());
 
     task.apply(records(0, ["a", "b", "a"]), TakenAt::default()).unwrap();
     task.apply(records(3, ["a"]), TakenAt::default()).unwrap();
@@ -41,7 +42,7 @@ fn effects_are_visible_to_the_next_batch_and_durable_after_the_commit() {
 #[test]
 fn the_next_overlay_fills_while_a_commit_is_under_way() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Halt);
+    let mut task = bench.task(Failures::halt());
     task.apply(records(0, ["a"]), TakenAt::default()).unwrap();
     let first = task.seal(0).unwrap().unwrap();
     task.apply(records(1, ["a"]), TakenAt::default()).unwrap();
@@ -58,7 +59,7 @@ fn the_next_overlay_fills_while_a_commit_is_under_way() {
 #[test]
 fn dropping_goes_back_to_the_last_commit() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Halt);
+    let mut task = bench.task(Failures::halt());
     task.apply(records(0, ["a"]), TakenAt::default()).unwrap();
     let sealed = task.seal(0).unwrap().unwrap();
     commit(&mut task, sealed);
@@ -78,7 +79,7 @@ fn dropping_goes_back_to_the_last_commit() {
 #[test]
 fn an_overlay_at_its_bound_says_so() {
     let mut bench = Bench::new();
-    let mut config = config(Failures::Halt);
+    let mut config = config(Failures::halt());
     config.overlay_bytes_max = 4096;
     let mut task = bench.task_with(config);
     let mut next = 0;

@@ -131,9 +131,18 @@ pub struct TaskMetrics {
     /// Records that the handler itself failed.
     pub failed_transient: Counter,
     pub failed_permanent: Counter,
+    pub failed_decode: Counter,
     pub traps: Counter,
     pub timeouts: Counter,
     pub limit_faults: Counter,
+    /// Records tried again after a failure, and records sent to the dead-letter topic.
+    pub retries: Counter,
+    pub dead_letters: Counter,
+    /// Parked records: those that failed and are kept, and those that wait behind them.
+    pub parked_records: Gauge,
+    pub parked_bytes: Gauge,
+    /// 1 while the input is paused because no more may be parked.
+    pub parked_full: Gauge,
     /// Calls into the guest, and the time spent there.
     pub handler_calls: Counter,
     pub handler_time: Elapsed,
@@ -164,7 +173,10 @@ impl TaskMetrics {
             // Another node has it now; a gauge left behind would count twice in a sum.
             self.lag_records.set(None);
             self.lag_seconds.set(None);
-            for gauge in [&self.restore_remaining, &self.store_bytes, &self.overlay_bytes] {
+            let kept = [&self.parked_records, &self.parked_bytes, &self.parked_full];
+            for gauge in
+                [&self.restore_remaining, &self.store_bytes, &self.overlay_bytes].into_iter().chain(kept)
+            {
                 gauge.set(0);
             }
         }

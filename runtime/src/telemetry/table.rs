@@ -57,12 +57,22 @@ pub const TASK: &[Row<TaskMetrics>] = &[
     counter("tidemill_records_skipped", "Failed records whose effects were dropped (failures: skip)",
         |c, emit| emit(None, Count(c.skipped.get()))),
     counter("tidemill_records_failed", "Failures by class", |c, emit| {
-        let classes = [("transient", &c.failed_transient), ("permanent", &c.failed_permanent), ("trap", &c.traps),
-            ("timeout", &c.timeouts), ("limit", &c.limit_faults)];
+        let classes = [("transient", &c.failed_transient), ("permanent", &c.failed_permanent),
+            ("decode", &c.failed_decode), ("trap", &c.traps), ("timeout", &c.timeouts), ("limit", &c.limit_faults)];
         for (class, counter) in classes {
             emit(Some(("class", class)), Count(counter.get()));
         }
     }),
+    counter("tidemill_retries", "Records tried again after a failure",
+        |c, emit| emit(None, Count(c.retries.get()))),
+    counter("tidemill_dead_letters", "Records sent to the dead-letter topic",
+        |c, emit| emit(None, Count(c.dead_letters.get()))),
+    gauge("tidemill_parked_records", "Records that failed and are kept, and those that wait behind them",
+        |c, emit| emit(None, Sample::Gauge(c.parked_records.get() as f64))),
+    gauge("tidemill_parked_bytes", "Bytes of parked records",
+        |c, emit| emit(None, Sample::Gauge(c.parked_bytes.get() as f64))),
+    gauge("tidemill_parked_full", "1 while a task's inputs are paused because no more may be parked",
+        |c, emit| emit(None, Sample::Gauge(c.parked_full.get() as f64))),
     counter("tidemill_handler_calls", "Calls of the handler, one a batch",
         |c, emit| emit(None, Count(c.handler_calls.get()))),
     counter("tidemill_handler_seconds", "Time spent in the handler",

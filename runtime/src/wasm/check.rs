@@ -209,10 +209,10 @@ fn held_back(statuses: &[Status], terms: &Terms<'_>) -> Result<(), Refusal> {
         };
         match (status, due) {
             (Status::Blocked, false) => return Err(Refusal::HeldBack(record)),
-            (Status::Ok | Status::Transient | Status::Permanent, true) => {
+            (Status::Ok | Status::Transient | Status::Permanent | Status::Decode, true) => {
                 return Err(Refusal::NotHeldBack(record));
             }
-            (Status::Transient | Status::Permanent, false) => {
+            (Status::Transient | Status::Permanent | Status::Decode, false) => {
                 failed = true;
                 failed_keys.push(key);
             }
@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(refusal(|raw| raw.write.store[0] = 1), Refusal::Store(1));
         assert_eq!(refusal(|raw| raw.emit.partition[0] = -2), Refusal::Partition(-2));
         assert_eq!(refusal(|raw| raw.emit.timestamp[0] = -2), Refusal::Timestamp(-2));
-        assert_eq!(refusal(|raw| raw.status[1] = 4), Refusal::Status { record: 1, status: 4 });
+        assert_eq!(refusal(|raw| raw.status[1] = 5), Refusal::Status { record: 1, status: 5 });
         assert_eq!(refusal(|raw| raw.write.key = raw_column(&[None])), Refusal::NullKey);
     }
 

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
-use tidemill::kafka::headers;
 use tidemill::kafka::tools::Row;
 use tidemill::ports::{Group, Source, SourceError, Taken};
 use tidemill::record::Offset;
+use tidemill::record::headers;
 
 use crate::harness::{Cluster, Member, at, now_ms, row, unique};
 use crate::sink;

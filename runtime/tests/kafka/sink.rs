@@ -141,7 +141,7 @@ fn emissions_keep_their_timestamps_and_headers() {
     let cluster = Cluster::get();
     let mut d = deployment(&cluster);
     let mut rows = emissions(&["a", "b"], -1);
-    let list = tidemill::kafka::headers::encode([("ce-id", Some(&b"7"[..])), ("none", None)].into_iter());
+    let list = tidemill::record::headers::encode([("ce-id", Some(&b"7"[..])), ("none", None)].into_iter());
     rows.headers = Default::default();
     rows.headers.push(Some(&list));
     rows.headers.push(None);

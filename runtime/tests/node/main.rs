@@ -1,6 +1,7 @@
 //! A whole node in this process, on the embedded broker: from deploy to query.
 
 mod disk;
+mod failures;
 mod inputs;
 mod lives;
 mod metrics;

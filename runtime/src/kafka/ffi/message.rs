@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use rdkafka_sys as rd;
 
 use super::{KafkaError, text};
-use crate::kafka::headers;
+use crate::record::headers;
 
 /// An owned message. Dropping it gives the fetch buffer back.
 pub(in crate::kafka) struct Message(NonNull<rd::rd_kafka_message_t>);

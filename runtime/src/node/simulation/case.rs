@@ -2,10 +2,12 @@
 //! there are. Few kinds of fault at a time find more than all of them at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::handler::{DELETE, Kind, PLAIN, POISON};
+use super::handler::{DELETE, DOOMED, FLAKY, Kind, PLAIN, POISON};
 use super::random::Random;
 use crate::config::deployment::{Failures, Guarantee, Start};
+use crate::config::failures::{Backoff, FailureKind, Policy, Then};
 use crate::config::manifest::{StoreKind, StoreManifest};
 use crate::store::Stores;
 use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput};
@@ -58,6 +60,9 @@ pub struct Case {
     /// Turns with faults; then the world heals.
     pub turns: u64,
     pub rates: Rates,
+    /// Some records fail for a while, some for ever; so many may be parked.
+    pub parks: bool,
+    pub park_room: u64,
 }
 
 impl Case {
@@ -98,6 +103,8 @@ impl Case {
             cache_bytes: if draw.one_in(2) { 0 } else { 1 << 16 },
             turns: draw.within(300..=900) as u64,
             rates,
+            parks: draw.one_in(2),
+            park_room: draw.within(1..=12) as u64,
         };
         (case, random)
     }
@@ -108,6 +115,7 @@ impl Case {
         case.rates = Rates::default();
         (case.kind, case.nodes, case.workers, case.partitions) = (kind, 2, 1, 1);
         (case.start, case.static_members, case.poison) = (Start::Earliest, true, false);
+        case.parks = false;
         (case.before, case.records, case.keys, case.interval_ms) = (0, 0, 2, 5);
         (case, random)
     }
@@ -118,10 +126,28 @@ impl Case {
         let command = match random.below(20) {
             0 if self.poison => POISON,
             1 | 2 => DELETE,
+            3..=5 if self.parks => FLAKY,
+            6 if self.parks => DOOMED,
             _ => PLAIN,
         };
         let value = [&[command], sequence.to_string().as_bytes()].concat();
         (key.into_bytes(), value)
+    }
+
+    /// What the broker refuses is skipped; with `parks` the rest is tried again, or buried.
+    fn failures(&self) -> Failures {
+        if !self.parks {
+            return Failures::skip();
+        }
+        let backoff = Backoff { min: Duration::from_millis(5), max: Duration::from_millis(40) };
+        let mut failures = Failures::by_kind(|kind| match kind {
+            // One in two attempts fails, so this many in a row do not.
+            FailureKind::Transient => Policy { attempts: 60, backoff, then: Then::Halt },
+            FailureKind::Limit => Policy { attempts: 0, backoff, then: Then::Skip },
+            _ => Policy { attempts: 0, backoff, then: Then::DeadLetter },
+        });
+        failures.parked.records = self.park_room;
+        failures
     }
 
     pub fn task_config(&self) -> TaskConfig {
@@ -141,19 +167,23 @@ impl Case {
             revision: 1,
             incarnation: super::world::INCARNATION.into(),
             guarantee: Guarantee::ExactlyOnce,
-            failures: Failures::Skip,
+            failures: self.failures(),
             inputs: vec![TaskInput { topic: "in".into(), topic_id: "in-id".into() }],
-            outputs: vec![OutputRule {
-                topic: "out".into(),
-                record_bytes_max: 1000,
-                compacted: false,
-                timestamps: None,
-            }],
+            outputs: ["out", "dead-letters"]
+                .map(|topic| OutputRule {
+                    topic: topic.into(),
+                    record_bytes_max: 10_000,
+                    compacted: false,
+                    timestamps: None,
+                })
+                .into(),
             stores: Arc::new(Stores::new(stores).expect("one store is a valid manifest")),
+            keeps_rows: self.parks,
+            dead_letters: Some(1),
             changelog: ChangelogConfig {
                 topic: "changelog".into(),
                 topic_id: "changelog-id".into(),
-                record_bytes_max: 1000,
+                record_bytes_max: 10_000,
             },
             call_records_max: 500,
             call_bytes_max: 1 << 20,

@@ -16,6 +16,9 @@ use crate::telemetry::TaskState;
 /// Turns that a healed world may take to come to rest.
 const TURNS_TO_REST: u64 = 30_000;
 
+/// The first byte of a parked record's key.
+const PARKED: u8 = 0x04;
+
 pub type Violation = String;
 
 /// Lets the healed world come to rest, and looks at all it has left behind.
@@ -72,6 +75,12 @@ fn unrest(world: &World) -> Option<String> {
         let end = state.input_end(partition);
         if committed.unwrap_or(began(&state, partition)) != end {
             return Some(format!("partition {partition} is committed to {committed:?} of {end}"));
+        }
+    }
+    for partition in 0..world.case.partitions {
+        let parked = fold(&state, partition).into_keys().filter(|key| key.first() == Some(&PARKED)).count();
+        if parked > 0 {
+            return Some(format!("partition {partition} has {parked} parked records"));
         }
     }
     if world.is_committing() {
@@ -148,15 +157,21 @@ fn check_log(world: &World, partition: i32) -> Result<(), Violation> {
     Err(format!("W4 hang: partition {partition}: stable {}, end {}", log.stable(), log.end()))
 }
 
-/// W5: the store of whoever runs the task, the changelog and the truth are one.
-fn check_state(world: &World, partition: i32, truth: &Truth) -> Result<(), Violation> {
+/// What a changelog says.
+fn fold(state: &State, partition: i32) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut folded = BTreeMap::new();
-    for row in world.lock().broker.changelogs[partition as usize].committed() {
+    for row in state.broker.changelogs[partition as usize].committed() {
         match &row.value {
             Some(value) => drop(folded.insert(row.key.clone(), value.clone())),
             None => drop(folded.remove(&row.key)),
         }
     }
+    folded
+}
+
+/// W5: the store of whoever runs the task, the changelog and the truth are one.
+fn check_state(world: &World, partition: i32, truth: &Truth) -> Result<(), Violation> {
+    let mut folded = fold(&world.lock(), partition);
     folded.remove(POSITION);
     // A changelog key is its store's name and the key.
     let folded: BTreeMap<_, _> =

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::broker::TOXIC;
+use super::random::Random;
 use crate::effects::{Effects, Fault, Order, Prefetched, Status};
 use crate::ports::Handler;
 use crate::record::Batch;
@@ -25,6 +26,13 @@ pub const PLAIN: u8 = b'+';
 pub const POISON: u8 = b'!';
 /// Deletes the key's state.
 pub const DELETE: u8 = b'-';
+
+/// Fails now and then, and succeeds in the end.
+pub const FLAKY: u8 = b'~';
+/// Fails for ever: a dead letter.
+pub const DOOMED: u8 = b'x';
+/// Before the key of a dead letter, where the output's rows are.
+pub const LETTER: &[u8] = b"dead ";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -72,11 +80,20 @@ pub struct ModelHandler {
     kind: Kind,
     revision: u64,
     memory: BTreeMap<Vec<u8>, Option<Link>>,
+    luck: Random,
 }
 
 impl ModelHandler {
-    pub fn new(kind: Kind, revision: u64) -> ModelHandler {
-        ModelHandler { kind, revision, memory: BTreeMap::new() }
+    pub fn new(kind: Kind, revision: u64, luck: Random) -> ModelHandler {
+        ModelHandler { kind, revision, memory: BTreeMap::new(), luck }
+    }
+
+    fn judge(&mut self, value: &[u8]) -> Status {
+        match value.first() {
+            Some(&FLAKY) if self.luck.one_in(2) => Status::Transient,
+            Some(&DOOMED) => Status::Permanent,
+            _ => Status::Ok,
+        }
     }
 }
 
@@ -84,7 +101,7 @@ impl Handler for ModelHandler {
     fn handle(
         &mut self,
         batch: &Batch,
-        _: Order,
+        order: Order,
         prefetched: Prefetched,
         state: &mut View,
     ) -> Result<Effects, Fault> {
@@ -93,8 +110,17 @@ impl Handler for ModelHandler {
             self.memory.entry(key.to_vec()).or_insert_with(|| value.and_then(decode));
         }
         let mut effects = Effects::default();
+        let mut failed = Vec::new();
         for (row, (key, value)) in batch.keys.iter().zip(batch.values.iter()).enumerate() {
             let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
+            let held_back = order == Order::Key && failed.contains(&key);
+            let status = if held_back { Status::Blocked } else { self.judge(value) };
+            effects.statuses.push(status);
+            effects.reasons.push(None);
+            if status != Status::Ok {
+                failed.push(key);
+                continue;
+            }
             let before = match (self.kind, self.memory.get(key)) {
                 (Kind::Copy, _) => None,
                 (Kind::Chain, Some(known)) => *known,
@@ -119,8 +145,6 @@ impl Handler for ModelHandler {
             effects.emissions.keys.push(Some(key));
             effects.emissions.values.push(Some(&emission));
             effects.emissions.headers.push(None);
-            effects.statuses.push(Status::Ok);
-            effects.reasons.push(None);
         }
         Ok(effects)
     }
@@ -144,6 +168,10 @@ impl Truth {
     /// Adds one record. What the broker refuses has no effect (`failures: skip`).
     pub fn add(&mut self, kind: Kind, key: &[u8], value: &[u8]) {
         if value.first() == Some(&POISON) {
+            return;
+        }
+        if value.first() == Some(&DOOMED) {
+            self.emitted.entry([LETTER, key].concat()).or_default().push(value.to_vec());
             return;
         }
         let before = self.state.get(key).and_then(|bytes| decode(bytes));

@@ -11,6 +11,7 @@ use tidemill_proto::v1::{FirstCommitEntry, StartedEntry};
 use super::broker::{Log, Met};
 use super::handler::ModelHandler;
 use super::process::Process;
+use super::random::Random;
 use super::world::{DEPLOYMENT, INCARNATION, World};
 use crate::config::deployment::Start as StartRule;
 use crate::faults::{Bug, planted};
@@ -110,7 +111,7 @@ impl Restore {
             return Outcome::Again { store: self.store.take() };
         }
         let dir = self.process.dir(self.partition);
-        let stateless = self.process.config.stores.is_empty();
+        let stateless = self.process.config.is_stateless();
         let mut open = self.store.take();
         if !stateless && open.is_none() {
             open = match self.process.leases.acquire(&dir, Duration::ZERO) {
@@ -162,7 +163,9 @@ impl Restore {
             };
             match recovery::recover(job, &mut kafka, &mut hooks) {
                 Ok(recovery::Outcome::Start(start, _)) => {
-                    let handler = Box::new(ModelHandler::new(world.case.kind, self.process.config.revision));
+                    let luck = Random::new(world.lock().random.below(1 << 30) as u64);
+                    let revision = self.process.config.revision;
+                    let handler = Box::new(ModelHandler::new(world.case.kind, revision, luck));
                     return match Task::new(Arc::clone(&self.process.config), self.partition, handler, start) {
                         Ok(task) => Outcome::Start(Box::new(task)),
                         Err(error) => Outcome::Halt { reason: error.to_string(), store: None },

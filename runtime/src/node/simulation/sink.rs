@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::broker::{Call, Place, Producer, Refusal, Request, Row};
+use super::handler::LETTER;
 use super::process::Process;
 use super::world::World;
+use crate::effects::Emissions;
 use crate::node::commit::SinkFactory;
 use crate::ports::{CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
 
@@ -52,18 +54,24 @@ fn partition_of(key: Option<&[u8]>) -> i32 {
     key.and_then(<[u8]>::last).map_or(0, |&byte| i32::from(byte) % OUTPUTS)
 }
 
+fn row(key: Option<&[u8]>, value: Option<&[u8]>) -> Row {
+    Row { key: key.unwrap_or_default().to_vec(), value: value.map(<[u8]>::to_vec), timestamp_ms: 0 }
+}
+
+/// What is emitted, dead letters under keys of their own and with the revision that they lack.
+fn emitted(emissions: &Emissions) -> impl Iterator<Item = Row> {
+    let columns = emissions.keys.iter().zip(emissions.values.iter());
+    columns.zip(&emissions.outputs).map(|((key, value), &output)| match output {
+        0 => row(key, value),
+        _ => {
+            let key = [LETTER, key.unwrap_or_default()].concat();
+            row(Some(&key), Some(&[value.unwrap_or_default(), &[0; 8]].concat()))
+        }
+    })
+}
+
 impl ModelSink {
-    fn rows<'a>(
-        &self,
-        place: Place,
-        columns: impl Iterator<Item = (Option<&'a [u8]>, Option<&'a [u8]>)>,
-    ) -> Result<(), CommitError> {
-        let row = |(key, value): (Option<&[u8]>, Option<&[u8]>)| Row {
-            key: key.unwrap_or_default().to_vec(),
-            value: value.map(<[u8]>::to_vec),
-            timestamp_ms: 0,
-        };
-        let rows: Vec<Row> = columns.map(row).collect();
+    fn rows(&self, place: Place, rows: Vec<Row>) -> Result<(), CommitError> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -119,12 +127,15 @@ impl Sink for ModelSink {
     fn produce(&mut self, rows: Produce<'_>) -> Result<(), CommitError> {
         match rows {
             Produce::Changelog(rows) => {
-                let place = Place::Changelog(rows.partition);
-                self.rows(place, rows.keys.iter().zip(rows.values.iter()))
-            }
-            Produce::Emissions(rows) => (0..OUTPUTS).try_for_each(|output| {
                 let columns = rows.keys.iter().zip(rows.values.iter());
-                self.rows(Place::Output(output), columns.filter(|(key, _)| partition_of(*key) == output))
+                self.rows(
+                    Place::Changelog(rows.partition),
+                    columns.map(|(key, value)| row(key, value)).collect(),
+                )
+            }
+            Produce::Emissions(emissions) => (0..OUTPUTS).try_for_each(|output| {
+                let rows = emitted(emissions).filter(|row| partition_of(Some(&row.key)) == output);
+                self.rows(Place::Output(output), rows.collect())
             }),
         }
     }

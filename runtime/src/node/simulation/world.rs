@@ -254,19 +254,26 @@ impl World {
                 .into_iter()
                 .partition::<Vec<_>, _>(|seat| Arc::ptr_eq(&seat.process, &process));
             cast.seats = seats;
-            let (restores, others) = std::mem::take(&mut cast.restores)
-                .into_iter()
-                .partition::<Vec<_>, _>(|restore| Arc::ptr_eq(&restore.process, &process));
-            cast.restores = others;
-            (gone, restores)
+            gone
         };
-        drop(gone);
+        drop((gone, self.take_restores(&process)));
         process.leases.forget();
+    }
+
+    /// The restores of a process that have not run.
+    fn take_restores(&self, process: &Arc<Process>) -> Vec<Restore> {
+        let mut cast = self.cast();
+        let (restores, others) = std::mem::take(&mut cast.restores)
+            .into_iter()
+            .partition(|restore| Arc::ptr_eq(&restore.process, process));
+        cast.restores = others;
+        restores
     }
 
     /// A node's orderly end: every worker commits and closes, then the stores are closed.
     pub fn stop(self: &Arc<World>, node: usize, leave: bool) {
         let Some(process) = self.process(node) else { return };
+        let mut late = Vec::new();
         loop {
             let next = {
                 let mut cast = self.cast();
@@ -274,7 +281,13 @@ impl World {
                 seats.find_map(|seat| seat.worker.take())
             };
             let Some(worker) = next else { break };
-            process.call(|| worker.stop(leave));
+            late.extend(process.call(|| worker.stop(leave)));
+        }
+        // What outlasts its worker is taken back on a thread, which ends with the last restore: waited
+        // for, or the same seed would not take the same steps.
+        drop(self.take_restores(&process));
+        for thread in late {
+            thread.join().expect("taking stores back does not panic");
         }
         if !process.is_dead() {
             process.leases.close_idle(&process.root);

@@ -3,7 +3,7 @@
 //! ```text
 //!            +--------------------------- take ---------------------------+
 //!            v                                                            |
-//!   serve commands -> outcomes of commits -> finished restores -> records, rebalances -> commit if due
+//!   serve commands -> outcomes of commits -> finished restores -> records, rebalances -> retries -> commit if due
 //! ```
 //!
 //! Life of a slot (one partition number that the group gave to this worker):
@@ -18,10 +18,12 @@
 //! Generic over its edges, so that the same loop runs against Kafka and against a simulated broker.
 
 mod outcome;
+mod parked;
 mod rebalance;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -198,9 +200,9 @@ impl<C: Consumer> Worker<C> {
     pub fn run(mut self) {
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Stop { leave }) => return self.stop(leave),
+                Ok(Command::Stop { leave }) => return drop(self.stop(leave)),
                 Ok(Command::Rejoin) => self.rejoin(),
-                Err(crossbeam_channel::TryRecvError::Disconnected) => return self.stop(false),
+                Err(crossbeam_channel::TryRecvError::Disconnected) => return drop(self.stop(false)),
                 Err(crossbeam_channel::TryRecvError::Empty) => {}
             }
             self.step();
@@ -218,6 +220,7 @@ impl<C: Consumer> Worker<C> {
         self.serve_verdicts();
         self.begin_restores();
         self.take();
+        self.retry_parked();
         self.commit_if_due();
     }
 
@@ -278,6 +281,7 @@ impl<C: Consumer> Worker<C> {
             return; // Of a task that is not running: it is read again from its position.
         };
         let bytes = batch.bytes() as u64;
+        let was_blocked = task.is_blocked();
         match task.apply(batch, taken) {
             Ok(Applied { ok, failed, .. }) => {
                 metrics.records_in.add((ok + failed) as u64);
@@ -290,6 +294,8 @@ impl<C: Consumer> Worker<C> {
                 if let Life::Halted(failure) = task.state() {
                     let reason = failure.to_string();
                     self.halt(partition, reason);
+                } else if task.is_blocked() && !was_blocked {
+                    self.blocked(partition);
                 }
             }
             Err(error) => self.task_failed(partition, &error),
@@ -315,8 +321,10 @@ impl<C: Consumer> Worker<C> {
             return;
         }
         self.stalled = false;
-        let positions: Vec<_> =
-            running(&mut self.slots).map(|(number, task)| (number, positions(task))).collect();
+        let positions: Vec<_> = running(&mut self.slots)
+            .filter(|(_, task)| !task.is_blocked())
+            .map(|(number, task)| (number, positions(task)))
+            .collect();
         for (partition, positions) in positions {
             self.start_inputs(partition, &positions);
         }
@@ -379,8 +387,9 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    /// Commits, closes the stores and ends.
-    pub fn stop(mut self, leave: bool) {
+    /// Commits, closes the stores and ends. Answers the thread that takes back the stores of restores
+    /// that are not done, if there are any.
+    pub fn stop(mut self, leave: bool) -> Option<JoinHandle<()>> {
         self.commit_now();
         if let Some(done) = self.committer.wait() {
             self.serve_outcome(done);
@@ -397,15 +406,13 @@ impl<C: Consumer> Worker<C> {
         // With no slot left, every verdict is one that comes too late.
         self.serve_verdicts();
         let Worker { restorer, verdicts, restoring, .. } = self;
-        if restoring > 0 {
-            take_late(restorer, verdicts);
-        }
+        if restoring > 0 { take_late(restorer, verdicts) } else { None }
     }
 }
 
 /// Takes back the stores of restores that outlast their worker. One that was dropped with the
 /// channel would count as held for ever, and its task would never start again on this node.
-fn take_late(mut restorer: Box<dyn Restorer>, verdicts: Receiver<Verdict>) {
+fn take_late(mut restorer: Box<dyn Restorer>, verdicts: Receiver<Verdict>) -> Option<JoinHandle<()>> {
     // Ends with the last restore, which is the last one that may send.
     let taking = std::thread::Builder::new().name("late-restores".into()).spawn(move || {
         for verdict in verdicts {
@@ -414,9 +421,11 @@ fn take_late(mut restorer: Box<dyn Restorer>, verdicts: Receiver<Verdict>) {
             }
         }
     });
-    if let Err(error) = taking {
-        tracing::error!(%error, "no thread to take stores back; their tasks wait for a restart of the node");
-    }
+    taking
+        .inspect_err(|error| {
+            tracing::error!(%error, "no thread to take stores back; their tasks wait for a restart of the node");
+        })
+        .ok()
 }
 
 fn running(slots: &mut BTreeMap<i32, Slot>) -> impl Iterator<Item = (i32, &mut Box<Task>)> {

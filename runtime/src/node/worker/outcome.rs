@@ -9,6 +9,7 @@ use crate::node::commit::{Done, Job};
 use crate::ports::{CommitError, Membership, SourceError, TaskOffset};
 use crate::store::StoreError;
 use crate::task::Sealed;
+use crate::telemetry::TaskState;
 
 impl<C: Consumer> Worker<C> {
     pub(super) fn serve_outcome(&mut self, done: Done) {
@@ -129,7 +130,11 @@ impl<C: Consumer> Worker<C> {
             };
             match task.refuse(sealed, reason, alone) {
                 Ok(_) if planted(Bug::NoRewind) => {}
-                Ok(positions) => self.start_inputs(partition, &positions),
+                Ok(positions) => {
+                    // Whether there is room to park is found out anew.
+                    self.board.task_state(partition, self.index, TaskState::Running, "");
+                    self.start_inputs(partition, &positions);
+                }
                 Err(error) => self.task_failed(partition, &error),
             }
         }

@@ -127,7 +127,7 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    fn stop_inputs(&mut self, partition: i32, inputs: &[u16]) {
+    pub(super) fn stop_inputs(&mut self, partition: i32, inputs: &[u16]) {
         let Some(consumer) = self.consumer.as_mut() else { return };
         for &input in inputs {
             if let Err(error) = consumer.stop(InputPartition { input, partition }) {

@@ -128,7 +128,7 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     if let Some(reason) = facts.started_elsewhere() {
         return Decision::Halt(reason);
     }
-    if facts.config.stores.is_empty() {
+    if facts.config.is_stateless() {
         return facts.stateless();
     }
     match facts.position {
@@ -156,8 +156,26 @@ impl Facts<'_> {
         None
     }
 
+    /// An earlier revision kept nothing, so its offsets were the whole truth: this one, which keeps
+    /// something, begins where they stand. A commit with a store leaves no metadata, so an offset that
+    /// has some was committed last by a task without one.
+    fn after_stateless(&self) -> bool {
+        let mut found = self.committed.iter().zip(&self.config.inputs).filter_map(|(committed, input)| {
+            let metadata = decode_metadata(&committed.as_ref()?.metadata);
+            Some(metadata.is_some_and(|metadata| {
+                metadata.topic_id == input.topic_id
+                    && metadata.incarnation == self.config.incarnation
+                    && metadata.revision < self.config.revision
+            }))
+        });
+        found.next().is_some_and(|first| first && found.all(|other| other))
+    }
+
     /// No position record: the task never committed, or its changelog is not what it was.
     fn without_position(&self) -> Decision {
+        if self.after_stateless() {
+            return self.stateless();
+        }
         let found = self
             .committed
             .iter()

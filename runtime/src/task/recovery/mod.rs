@@ -138,7 +138,7 @@ pub fn recover(
     let Job { config, partition, known, cluster_id, disk, rules } = job;
     let mut report = Report::default();
     let mut store = None;
-    if !config.stores.is_empty() {
+    if !config.is_stateless() {
         let identity = Identity {
             cluster_id: cluster_id.to_owned(),
             incarnation: config.incarnation.clone(),

@@ -43,7 +43,7 @@ struct Case {
 
 impl Case {
     fn stateful(position: Option<Position>, committed: Option<CommittedOffset>, known: Known) -> Case {
-        Case { config: config(Failures::Halt), position, committed: vec![committed], known }
+        Case { config: config(Failures::halt()), position, committed: vec![committed], known }
     }
 
     fn stateless(committed: Option<CommittedOffset>, known: Known) -> Case {

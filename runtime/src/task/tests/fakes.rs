@@ -20,12 +20,16 @@ pub const PARTITION: i32 = 3;
 /// | `huge`, `old` | emits a record above the output's limit, or with a time out of range |
 /// | `big` | writes a state entry above the changelog's limit |
 /// | `lie` | fails, and runs the records behind it nevertheless |
+/// | `flaky` | fails as transient until it is healed |
+/// | `garbled` | fails as decode |
 ///
 /// It returns the effects of failed records too: leaving them out is the task's work.
 #[derive(Debug, Default)]
 pub struct Counter {
     /// Calls since the last renewal, shared so that a test can look.
     pub calls: Arc<std::sync::Mutex<Vec<usize>>>,
+    /// What was `flaky` succeeds from now on.
+    pub healed: Arc<std::sync::atomic::AtomicBool>,
 }
 
 pub fn put(writes: &mut Writes, row: usize, store: u16, key: &[u8], value: Option<&[u8]>) {
@@ -50,6 +54,7 @@ fn judge(command: &[u8]) -> Result<(Status, Option<&'static [u8]>), Fault> {
     Ok(match command {
         b"fail" => (Status::Permanent, Some(b"told to fail")),
         b"retry" => (Status::Transient, Some(b"told to retry")),
+        b"garbled" => (Status::Decode, Some(b"told to be garbled")),
         b"lie" => (Status::Permanent, None),
         b"trap" => return Err(Fault::Trap("unreachable".into())),
         b"slow" => return Err(Fault::Timeout { limit_ms: 5 }),
@@ -89,12 +94,22 @@ impl Handler for Counter {
             prefetched.keys.iter().map(|key| key.unwrap().to_vec()).zip(values).collect();
         let mut effects = Effects::default();
         let mut blocked = false;
+        let mut failed_keys: Vec<&[u8]> = Vec::new();
+        let healed = self.healed.load(std::sync::atomic::Ordering::Relaxed);
         // Never handed over early: a scan must not see them. Still returned, for the task to leave out.
         let mut of_failed = Writes::default();
         for (row, (key, command)) in batch.keys.iter().zip(batch.values.iter()).enumerate() {
             let (key, command) = (key.unwrap_or_default(), command.unwrap_or_default());
-            let (status, reason) = if blocked { (Status::Blocked, None) } else { judge(command)? };
+            let held_back = blocked || failed_keys.contains(&key);
+            let (status, reason) = match command {
+                _ if held_back => (Status::Blocked, None),
+                b"flaky" if !healed => (Status::Transient, Some(&b"not healed"[..])),
+                _ => judge(command)?,
+            };
             blocked |= status != Status::Ok && order == Order::All && command != b"lie";
+            if status != Status::Ok && order == Order::Key {
+                failed_keys.push(key);
+            }
             effects.statuses.push(status);
             effects.reasons.push(reason);
             if status == Status::Blocked {
@@ -284,6 +299,18 @@ pub fn identity() -> Identity {
     }
 }
 
+/// As [`config`], with a dead-letter topic and room for parked records in the changelog.
+pub fn parking(failures: Failures) -> TaskConfig {
+    let mut config = config(failures);
+    let letters =
+        OutputRule { topic: "dead".into(), record_bytes_max: 10_000, compacted: false, timestamps: None };
+    config.outputs.push(letters);
+    config.dead_letters = Some(1);
+    config.keeps_rows = true;
+    config.changelog.record_bytes_max = 10_000;
+    config
+}
+
 pub fn config(failures: Failures) -> TaskConfig {
     TaskConfig {
         deployment: "count".into(),
@@ -300,6 +327,8 @@ pub fn config(failures: Failures) -> TaskConfig {
             timestamps: None,
         }],
         stores: Arc::new(Stores::new(&manifest()).unwrap()),
+        keeps_rows: false,
+        dead_letters: None,
         changelog: ChangelogConfig {
             topic: "fleet.count.changelog".into(),
             topic_id: "changelog-id".into(),

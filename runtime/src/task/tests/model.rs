@@ -110,7 +110,7 @@ struct Simulation<'a> {
 impl<'a> Simulation<'a> {
     fn new(seed: u64, bench: &'a Bench) -> Simulation<'a> {
         let mut random = Random(seed.wrapping_mul(2_654_435_761).wrapping_add(0x9E37_79B9));
-        let mut config = config(Failures::Skip);
+        let mut config = config(Failures::skip());
         config.guarantee =
             if seed.is_multiple_of(3) { Guarantee::AtLeastOnce } else { Guarantee::ExactlyOnce };
         config.changelog.record_bytes_max = 1500;

@@ -18,6 +18,7 @@ fn a_task_halts_exactly_before_the_failed_record_and_keeps_what_came_before() {
     let kinds = [
         ("b!fail", FailureKind::Permanent),
         ("b!retry", FailureKind::Transient),
+        ("b!garbled", FailureKind::Decode),
         ("b!trap", FailureKind::Trap),
         ("b!slow", FailureKind::Timeout),
         ("b!huge", FailureKind::Limit),
@@ -26,7 +27,7 @@ fn a_task_halts_exactly_before_the_failed_record_and_keeps_what_came_before() {
     ];
     for (command, kind) in kinds {
         let mut bench = Bench::new();
-        let mut task = bench.task(Failures::Halt);
+        let mut task = bench.task(Failures::halt());
         let applied = apply(&mut task, records(10, ["a", command, "a", "c"]));
         assert_eq!((applied.ok, applied.failed, applied.ignored), (1, 1, 2), "{command}");
         assert_eq!(halted(&task), (kind, 11), "{command}");
@@ -45,7 +46,7 @@ fn a_task_halts_exactly_before_the_failed_record_and_keeps_what_came_before() {
 #[test]
 fn a_halt_says_what_where_and_why() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Halt);
+    let mut task = bench.task(Failures::halt());
     let applied = apply(&mut task, records(7, ["a!fail"]));
     assert_eq!(
         applied.failure.unwrap().to_string(),
@@ -56,7 +57,7 @@ fn a_halt_says_what_where_and_why() {
 #[test]
 fn a_task_halts_before_a_record_that_lies_beyond_a_gap() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Halt);
+    let mut task = bench.task(Failures::halt());
     let mut batch = records(0, ["a", "b!fail"]);
     batch.offsets = vec![4, 9];
     apply(&mut task, batch);
@@ -69,7 +70,7 @@ fn a_task_halts_before_a_record_that_lies_beyond_a_gap() {
 fn a_skipped_record_leaves_no_effect_and_the_others_all_of_theirs() {
     for command in ["fail", "retry", "trap", "slow", "huge", "big", "old", "lie"] {
         let mut bench = Bench::new();
-        let mut task = bench.task(Failures::Skip);
+        let mut task = bench.task(Failures::skip());
         let bad = format!("a!{command}");
         // A scan hands over writes early; the failed record's must not come along.
         let applied = apply(&mut task, records(0, ["a", &bad, "b!mark", "c!scan", "a"]));
@@ -87,7 +88,7 @@ fn a_skipped_record_leaves_no_effect_and_the_others_all_of_theirs() {
 #[test]
 fn records_below_the_position_are_ignored() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Halt);
+    let mut task = bench.task(Failures::halt());
     apply(&mut task, records(0, ["a", "a"]));
     let applied = apply(&mut task, records(0, ["a", "a", "a"]));
     assert_eq!((applied.ok, applied.ignored), (1, 2));
@@ -102,7 +103,7 @@ fn statuses_that_break_the_order_are_not_believed() {
     let mut bench = Bench::new();
     let counter = Counter::default();
     let calls = Arc::clone(&counter.calls);
-    let mut task = bench.task_of(config(Failures::Halt), counter);
+    let mut task = bench.task_of(config(Failures::halt()), counter);
     let applied = apply(&mut task, records(0, ["a", "b!lie", "c"]));
     assert_eq!((applied.ok, applied.failed), (1, 1));
     assert_eq!(halted(&task), (FailureKind::Permanent, 1));
@@ -115,7 +116,7 @@ fn after_a_trap_the_batch_is_run_one_by_one_and_the_suspect_stays_alone() {
     let mut bench = Bench::new();
     let counter = Counter::default();
     let calls = Arc::clone(&counter.calls);
-    let mut task = bench.task_of(config(Failures::Skip), counter);
+    let mut task = bench.task_of(config(Failures::skip()), counter);
     apply(&mut task, records(0, ["a", "b!trap", "c", "d"]));
     assert_eq!(*calls.lock().unwrap(), [4, 1, 1, 1, 1]);
     // Nothing was committed; the same records come again.
@@ -129,7 +130,7 @@ fn after_a_trap_the_batch_is_run_one_by_one_and_the_suspect_stays_alone() {
 #[test]
 fn trouble_with_the_store_is_no_records_fault() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Skip);
+    let mut task = bench.task(Failures::skip());
     let error = task.apply(records(0, ["a", "b!store"]), TakenAt::default()).unwrap_err();
     assert_eq!(error, TaskError::State("disk on fire".into()));
     assert_eq!(task.next(0), Some(Offset(0)));
@@ -140,7 +141,7 @@ fn a_batch_above_the_limits_of_a_call_is_split_and_a_record_above_them_fails_unc
     let mut bench = Bench::new();
     let counter = Counter::default();
     let calls = Arc::clone(&counter.calls);
-    let mut config = config(Failures::Skip);
+    let mut config = config(Failures::skip());
     config.call_records_max = 2;
     config.call_bytes_max = 10;
     let mut task = bench.task_of(config, counter);
@@ -153,7 +154,7 @@ fn a_batch_above_the_limits_of_a_call_is_split_and_a_record_above_them_fails_unc
 #[test]
 fn effects_that_kafka_would_refuse_fail_their_record() {
     let mut bench = Bench::new();
-    let mut config = config(Failures::Halt);
+    let mut config = config(Failures::halt());
     config.outputs[0].timestamps = Some(TimestampRule { before_max_ms: 500, after_max_ms: 500 });
     let mut task = bench.task_with(config);
     // The records are dated 1,000 ms, the broker's clock stands at 2,000.
@@ -175,7 +176,7 @@ fn a_record_without_a_key_does_not_go_to_a_compacted_topic() {
         effects.emissions.values.push(None);
         effects.emissions.headers.push(None);
     }
-    let mut outputs = config(Failures::Halt).outputs;
+    let mut outputs = config(Failures::halt()).outputs;
     let refused = |outputs: &[OutputRule]| {
         let checks = super::super::checks::Checks {
             outputs,
@@ -215,7 +216,7 @@ fn statuses_are_held_against_the_order() {
 #[test]
 fn an_idle_position_is_committed_past_transaction_markers() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Halt);
+    let mut task = bench.task(Failures::halt());
     apply(&mut task, records(0, ["a"]));
     let sealed = task.seal(0).unwrap().unwrap();
     commit(&mut task, sealed);
@@ -232,7 +233,7 @@ fn an_idle_position_is_committed_past_transaction_markers() {
 #[test]
 fn a_stateless_task_keeps_its_identity_in_the_committed_offset() {
     let mut bench = Bench::new();
-    let mut config = config(Failures::Halt);
+    let mut config = config(Failures::halt());
     config.stores = Arc::new(Stores::new(&[]).unwrap());
     let mut task = bench.task_with(config);
     task.advance(0, Offset(5));
@@ -248,11 +249,11 @@ fn a_stateless_task_keeps_its_identity_in_the_committed_offset() {
 #[test]
 fn the_wrong_seal_does_not_come_home() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Halt);
+    let mut task = bench.task(Failures::halt());
     apply(&mut task, records(0, ["a"]));
     let sealed = task.seal(0).unwrap().unwrap();
     assert!(matches!(task.drop_uncommitted(None), Err(TaskError::Misuse(_))));
-    let mut other = Bench::new().task_with(config(Failures::Halt));
+    let mut other = Bench::new().task_with(config(Failures::halt()));
     assert!(matches!(other.drop_uncommitted(Some(sealed)), Err(TaskError::Misuse(_))));
 }
 
@@ -286,7 +287,7 @@ fn commit_against_a_broker_that_refuses_b(task: &mut Task, input: &[&str]) -> (V
 fn a_record_that_the_broker_refuses_is_found_and_fails_alone() {
     let input = ["a", "c", "a", "b", "c", "d", "a", "e", "b", "f"];
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Skip);
+    let mut task = bench.task(Failures::skip());
     let (kafka, refusals) = commit_against_a_broker_that_refuses_b(&mut task, &input);
     assert_eq!(kafka, ["a=1", "c=1", "a=2", "c=2", "d=1", "a=3", "e=1", "f=1"]);
     assert!((2..10).contains(&refusals), "{refusals} refusals");
@@ -294,7 +295,7 @@ fn a_record_that_the_broker_refuses_is_found_and_fails_alone() {
     assert_eq!(task.stats().failures[FailureKind::Limit as usize], 2);
 
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Halt);
+    let mut task = bench.task(Failures::halt());
     let (kafka, _) = commit_against_a_broker_that_refuses_b(&mut task, &input);
     assert_eq!(kafka, ["a=1", "c=1", "a=2"]);
     assert_eq!((halted(&task), task.committed_offset(0)), ((FailureKind::Limit, 3), Some(Offset(3))));
@@ -303,7 +304,7 @@ fn a_record_that_the_broker_refuses_is_found_and_fails_alone() {
 #[test]
 fn a_task_that_shared_a_refused_commit_condemns_nothing_of_its_own() {
     let mut bench = Bench::new();
-    let mut task = bench.task(Failures::Skip);
+    let mut task = bench.task(Failures::skip());
     apply(&mut task, records(0, ["a"]));
     let sealed = task.seal(0).unwrap().unwrap();
     task.refuse(sealed, "another task's record", false).unwrap();

@@ -25,7 +25,7 @@ impl<'a> Run<'a> {
         };
         let started = vec![Some(Started { topic_id: "words-id".into(), offset: Offset(0) })];
         let known = Known { started, first_commit: Vec::new() };
-        Run { bench, config: config(Failures::Halt), known, rules, open: None }
+        Run { bench, config: config(Failures::halt()), known, rules, open: None }
     }
 
     fn go(self, kafka: &mut FakeKafka) -> Outcome {
@@ -64,7 +64,7 @@ fn task(config: TaskConfig, start: Start) -> Task {
 /// A committed count of three words, in the log and in a store; the store is closed.
 fn three_words(bench: &Bench, kafka: &mut FakeKafka) {
     let (start, _) = Run::new(bench, kafka).start(kafka);
-    let mut task = task(config(Failures::Halt), start);
+    let mut task = task(config(Failures::halt()), start);
     for (offset, key) in ["a", "b", "a"].into_iter().enumerate() {
         task.apply(records(offset as i64, [key]), TakenAt::default()).unwrap();
         let sealed = task.seal(kafka.now_ms).unwrap().unwrap();
@@ -107,7 +107,7 @@ fn a_commit_that_kafka_has_and_the_store_has_not_is_restored() {
     let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
     three_words(&bench, &mut kafka);
     let (start, _) = Run::new(&bench, &kafka).start(&mut kafka);
-    let mut task = task(config(Failures::Halt), start);
+    let mut task = task(config(Failures::halt()), start);
     task.apply(records(3, ["b"]), TakenAt::default()).unwrap();
     let sealed = task.seal(0).unwrap().unwrap();
     kafka.commit(&sealed);
@@ -231,7 +231,7 @@ fn a_restore_can_be_stopped_and_goes_on_where_it_was() {
     kafka.append(&position.key, position.value.as_deref(), None);
 
     let dir = bench.dir.path().join("0");
-    let config = config(Failures::Halt);
+    let config = config(Failures::halt());
     let run = Run::new(&bench, &kafka);
     let job = Job {
         config: &config,

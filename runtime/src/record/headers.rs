@@ -33,11 +33,11 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Header<'_>>, MalformedHeaders> {
     if rest.is_empty() { Ok(headers) } else { Err(MalformedHeaders) }
 }
 
-pub(super) fn write_count(out: &mut Vec<u8>, count: usize) {
+pub fn write_count(out: &mut Vec<u8>, count: usize) {
     write_varint(out, count as i64);
 }
 
-pub(super) fn write_one(out: &mut Vec<u8>, name: &[u8], value: Option<&[u8]>) {
+pub fn write_one(out: &mut Vec<u8>, name: &[u8], value: Option<&[u8]>) {
     write_varint(out, name.len() as i64);
     out.extend_from_slice(name);
     match value {

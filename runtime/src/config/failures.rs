@@ -1,0 +1,372 @@
+//! What happens to a record that fails: the `failures:` block of a deployment.
+//!
+//! ```text
+//!   a record fails --+-- attempts left --> its key parks; tried again after a back-off
+//!                    +-- none left ------> then: halt | skip | dead_letter | park
+//! ```
+//!
+//! `docs/failures.md` is the reference; a test holds it to the tables here.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::document::check_topic;
+use super::section::{Field, Section};
+use super::units;
+use super::yaml::Yaml;
+
+/// Why a record failed. The one place where failures are sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FailureKind {
+    /// May succeed when tried again; the handler says so.
+    Transient,
+    /// Fails every time; the handler says so.
+    Permanent,
+    /// The record could not be read: no key, no value, not the format that the handler expects.
+    Decode,
+    /// The handler ended abnormally, or answered what breaks the ABI.
+    Trap,
+    /// It used more CPU time than a record may.
+    Timeout,
+    /// It asked for more than the deployment or Kafka allows.
+    Limit,
+}
+
+impl FailureKind {
+    pub const ALL: [FailureKind; 6] = [
+        FailureKind::Transient,
+        FailureKind::Permanent,
+        FailureKind::Decode,
+        FailureKind::Trap,
+        FailureKind::Timeout,
+        FailureKind::Limit,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FailureKind::Transient => "transient",
+            FailureKind::Permanent => "permanent",
+            FailureKind::Decode => "decode",
+            FailureKind::Trap => "trap",
+            FailureKind::Timeout => "timeout",
+            FailureKind::Limit => "limit",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<FailureKind> {
+        FailureKind::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    /// The `error_type` of dead letters and of answers: stable names, promised to alerts.
+    pub fn error_type(self) -> &'static str {
+        match self {
+            FailureKind::Transient => "InfraUnavailableError",
+            FailureKind::Permanent => "HandlerError",
+            FailureKind::Decode => "DecodeError",
+            FailureKind::Trap => "HandlerTrapError",
+            FailureKind::Timeout => "InfraTimeoutError",
+            FailureKind::Limit => "LimitError",
+        }
+    }
+}
+
+/// What a failed record comes to once it is not tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Then {
+    /// The task stops before the record, with a clear state and reason.
+    #[default]
+    Halt,
+    /// The record's effects are dropped, it is counted, and the task goes on.
+    Skip,
+    /// The record goes to the dead-letter topic; its key is free again.
+    DeadLetter,
+    /// The record stays, and its key's later records behind it, until another version is deployed.
+    Park,
+}
+
+impl Then {
+    pub const ALL: [(&'static str, Then); 4] =
+        [("halt", Then::Halt), ("skip", Then::Skip), ("dead_letter", Then::DeadLetter), ("park", Then::Park)];
+}
+
+/// What waits while a record is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ParkOrder {
+    /// Later records of its key, in their order.
+    #[default]
+    ParkKey,
+    /// Nothing: later records of its key overtake it.
+    None,
+}
+
+impl ParkOrder {
+    pub const ALL: [(&'static str, ParkOrder); 2] =
+        [("park_key", ParkOrder::ParkKey), ("none", ParkOrder::None)];
+}
+
+/// Pauses between attempts: the first is `min`, each next one twice as long, none above `max`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    pub min: Duration,
+    pub max: Duration,
+}
+
+impl Backoff {
+    /// Before the attempt after `retries` earlier ones, without jitter.
+    pub fn pause(self, retries: u32) -> Duration {
+        let factor = 1u32.checked_shl(retries).unwrap_or(u32::MAX);
+        self.min.saturating_mul(factor).min(self.max)
+    }
+}
+
+/// What happens to failures of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// How often the record is tried again after its first failure.
+    pub attempts: u32,
+    pub backoff: Backoff,
+    pub then: Then,
+}
+
+impl Policy {
+    /// Of a kind that the document does not mention.
+    pub fn default_for(kind: FailureKind, then: Then) -> Policy {
+        let attempts = if kind == FailureKind::Transient { 5 } else { 0 };
+        let backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
+        Policy { attempts, backoff, then }
+    }
+}
+
+/// Bounds of what is parked, for each task. At a bound its input pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParkedLimits {
+    pub records: u64,
+    pub bytes: u64,
+}
+
+impl Default for ParkedLimits {
+    fn default() -> ParkedLimits {
+        ParkedLimits { records: 10_000, bytes: 64 << 20 }
+    }
+}
+
+/// The whole failure policy of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failures {
+    /// By [`FailureKind::ALL`].
+    policies: [Policy; FailureKind::ALL.len()],
+    pub order: ParkOrder,
+    pub parked: ParkedLimits,
+    /// The dead-letter topic; none = the node's default name for the deployment.
+    pub dead_letters: Option<String>,
+}
+
+impl Default for Failures {
+    fn default() -> Failures {
+        Failures::at_once(Then::Halt)
+    }
+}
+
+impl Failures {
+    /// `failures: halt`: whatever fails stops the task before it.
+    pub fn halt() -> Failures {
+        Failures::at_once(Then::Halt)
+    }
+
+    /// `failures: skip`: whatever fails is dropped and counted.
+    pub fn skip() -> Failures {
+        Failures::at_once(Then::Skip)
+    }
+
+    /// The same for every kind, without another attempt.
+    pub fn at_once(then: Then) -> Failures {
+        let policy = |kind| Policy { attempts: 0, ..Policy::default_for(kind, then) };
+        Failures::by_kind(policy)
+    }
+
+    pub fn by_kind(policy: impl Fn(FailureKind) -> Policy) -> Failures {
+        Failures {
+            policies: FailureKind::ALL.map(policy),
+            order: ParkOrder::default(),
+            parked: ParkedLimits::default(),
+            dead_letters: None,
+        }
+    }
+
+    pub fn policy(&self, kind: FailureKind) -> &Policy {
+        &self.policies[kind as usize]
+    }
+
+    /// Some record may be parked.
+    pub fn parks(&self) -> bool {
+        self.policies.iter().any(|policy| policy.attempts > 0 || policy.then == Then::Park)
+    }
+
+    pub fn has_dead_letters(&self) -> bool {
+        self.policies.iter().any(|policy| policy.then == Then::DeadLetter)
+    }
+
+    /// Records must be kept whole, headers included.
+    pub fn keeps_records(&self) -> bool {
+        self.parks() || self.has_dead_letters()
+    }
+}
+
+const ATTEMPTS: RangeInclusive<u64> = 0..=1000;
+const BACKOFF_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Reads `failures:`, a word or a mapping.
+pub(super) fn read(section: &mut Section<'_>) -> Failures {
+    let Some(field) = section.take("failures") else {
+        return Failures::default();
+    };
+    if !matches!(field.node.value, Yaml::Map(_)) {
+        let Some(text) = field.text() else { return Failures::default() };
+        return match text.as_str() {
+            "halt" => Failures::halt(),
+            "skip" => Failures::skip(),
+            _ => {
+                field.refuse(format!(
+                    "unknown value `{text}`: write halt, skip, or a mapping like \
+                     {{ transient: {{ attempts: 5, backoff: 100ms..30s }}, then: dead_letter }}"
+                ));
+                Failures::default()
+            }
+        };
+    }
+    let Some(mut block) = field.section() else { return Failures::default() };
+    let then = block.choice("then", Then::default(), &Then::ALL);
+    let mut failures = Failures::by_kind(|kind| Policy::default_for(kind, then));
+    for kind in FailureKind::ALL {
+        if let Some(mut policy) = block.section(kind.as_str()) {
+            failures.policies[kind as usize] = read_policy(&mut policy, failures.policies[kind as usize]);
+            policy.finish();
+        }
+    }
+    let order = block.take("order");
+    failures.order = block.choice("order", ParkOrder::default(), &ParkOrder::ALL);
+    if let (Some(field), false) = (order, failures.parks()) {
+        field.refuse(
+            "says what waits behind a parked record, but no kind of failure is tried again or parked: \
+             leave it out, or give a kind `attempts` or `then: park`",
+        );
+    }
+    failures.parked = read_parked(&mut block);
+    failures.dead_letters = read_dead_letters(&mut block, failures.has_dead_letters());
+    block.finish();
+    failures
+}
+
+fn read_policy(section: &mut Section<'_>, standard: Policy) -> Policy {
+    let attempts = section.integer("attempts", standard.attempts.into(), ATTEMPTS) as u32;
+    let backoff = section.take("backoff");
+    if let (Some(field), 0) = (&backoff, attempts) {
+        field.refuse("is the pause between attempts, and there are none: give it `attempts` as well");
+    }
+    Policy {
+        attempts,
+        backoff: backoff.as_ref().and_then(read_backoff).unwrap_or(standard.backoff),
+        then: section.choice("then", standard.then, &Then::ALL),
+    }
+}
+
+/// `100ms..30s`
+fn read_backoff(field: &Field<'_>) -> Option<Backoff> {
+    let text = field.text()?;
+    let Some((min, max)) = text.split_once("..") else {
+        field.refuse(format!("`{text}` is no range: write the first and the longest pause, like 100ms..30s"));
+        return None;
+    };
+    let parsed = units::parse_duration(min).and_then(|min| Ok((min, units::parse_duration(max)?)));
+    match parsed {
+        Ok((min, max)) if min.is_zero() || min > max || max > BACKOFF_MAX => {
+            field.refuse(format!("`{text}` must rise, from above zero to at most 24h"));
+            None
+        }
+        Ok((min, max)) => Some(Backoff { min, max }),
+        Err(message) => {
+            field.refuse(message);
+            None
+        }
+    }
+}
+
+fn read_parked(block: &mut Section<'_>) -> ParkedLimits {
+    let standard = ParkedLimits::default();
+    let Some(mut parked) = block.section("parked") else { return standard };
+    let limits = ParkedLimits {
+        records: parked.integer("records", standard.records, 1..=1_000_000),
+        bytes: parked.bytes("bytes", standard.bytes, 1 << 20..=16 << 30),
+    };
+    parked.finish();
+    limits
+}
+
+fn read_dead_letters(block: &mut Section<'_>, wanted: bool) -> Option<String> {
+    let field = block.take("dead_letters")?;
+    if !wanted {
+        field.refuse("has no use: no kind of failure says `then: dead_letter`");
+    }
+    let mut section = field.section()?;
+    let topic = section.take("topic");
+    section.finish();
+    let topic = topic?;
+    let name = topic.text()?;
+    match check_topic(&name) {
+        Ok(()) => Some(name),
+        Err(message) => {
+            topic.refuse(message);
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_names_every_kind_every_choice_and_every_default() {
+        let text = include_str!("../../../docs/failures.md");
+        let row = |cells: &[&str]| {
+            let cells: Vec<String> = cells.iter().map(|cell| (*cell).to_owned()).collect();
+            let found = text.lines().any(|line| {
+                let line: Vec<&str> = line.split('|').map(str::trim).collect();
+                cells.iter().all(|cell| line.contains(&cell.as_str()))
+            });
+            assert!(found, "no row of docs/failures.md has {cells:?}");
+        };
+        for kind in FailureKind::ALL {
+            let policy = Policy::default_for(kind, Then::default());
+            let (name, error) = (format!("`{}`", kind.as_str()), format!("`{}`", kind.error_type()));
+            let attempts = policy.attempts.to_string();
+            let [min, max] = [policy.backoff.min, policy.backoff.max].map(units::show_duration);
+            let backoff = if policy.attempts > 0 { format!("{min}..{max}") } else { String::new() };
+            row(&[&name, &error, &attempts, &backoff]);
+            assert_eq!(FailureKind::parse(kind.as_str()), Some(kind));
+        }
+        for (name, _) in Then::ALL {
+            row(&[&format!("`{name}`")]);
+        }
+        for (name, _) in ParkOrder::ALL {
+            row(&[&format!("`{name}`")]);
+        }
+        let ParkedLimits { records, bytes } = ParkedLimits::default();
+        assert!(text.contains(&format!("default {records})")) && text.contains(&units::show_bytes(bytes)));
+        assert_eq!(Then::default(), Then::Halt);
+        assert_eq!(ParkOrder::default(), ParkOrder::ParkKey);
+    }
+
+    /// The presets of the operations handbook, before jitter.
+    #[test]
+    fn pauses_double_up_to_their_bound() {
+        let pauses = |base_ms: u64, attempts: u32| -> Vec<u64> {
+            let backoff = Backoff { min: Duration::from_millis(base_ms), max: Duration::from_secs(32) };
+            (0..attempts).map(|retries| backoff.pause(retries).as_millis() as u64).collect()
+        };
+        assert_eq!(pauses(500, 2), [500, 1_000]);
+        assert_eq!(pauses(1_000, 3), [1_000, 2_000, 4_000]);
+        assert_eq!(pauses(2_000, 5), [2_000, 4_000, 8_000, 16_000, 32_000]);
+        assert_eq!(pauses(2_000, 70)[69], 32_000);
+    }
+}

@@ -1,0 +1,418 @@
+//! The failure policy: what a failed record comes to, and the life of parked records.
+//!
+//! ```text
+//!   run --ok--> passed
+//!    |
+//!    fails --+-- attempts left, or `then: park` --> parked --due--> run again --ok--> released
+//!            |                                        ^                |
+//!            |                                        +-- fails again -+
+//!            +-- `then:` of its kind: halt | skip | dead_letter <------+ attempts used up
+//! ```
+//!
+//! A parked record has been passed: the position is beyond it, and its row is what keeps it. Row,
+//! position and effects change in one commit. While a key is parked its later records wait behind it
+//! (`order: park_key`); no room for one more blocks the task exactly before that record.
+
+use prost::Message;
+
+use super::apply::{Failed, kind_of};
+use super::letter::{self, Sender};
+use super::parked::{self, Due};
+use super::{Applied, Failure, FailureKind, TakenAt, Task, TaskError, TaskState};
+use crate::config::failures::{ParkOrder, Then};
+use crate::effects::{Emissions, Status};
+use crate::record::{Batch, Column, InputPartition, Offset};
+use crate::store::{ParkedRecord, StoreError, Table};
+
+/// Parked records tried in one go, so that input is not kept waiting.
+const RETRIES_MAX: usize = 100;
+/// Longest reason that is kept, in bytes.
+const REASON_BYTES_MAX: usize = 1024;
+/// What the envelope of a record in Kafka adds at most, as in the checks of effects.
+const RECORD_OVERHEAD_BYTES: usize = 512;
+/// What a letter adds to a record: its headers' names and values, the reason among them, and the envelope.
+const LETTER_BYTES_MAX: usize = REASON_BYTES_MAX + 1024 + RECORD_OVERHEAD_BYTES;
+/// A due time further ahead than any back-off comes from a clock that has been set back since.
+const AHEAD_SLACK_MS: i64 = 1_000;
+
+/// What one failure of a record leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reaction {
+    Halt,
+    Skip,
+    DeadLetter,
+    /// Parked, and tried again at this time; ms since the epoch.
+    Again {
+        at_ms: i64,
+    },
+    /// Parked until another revision runs.
+    Hold,
+}
+
+impl Task {
+    /// The only place that decides what a failure leads to. `attempts` counts this failure.
+    fn reaction(&self, kind: FailureKind, attempts: u32, offset: u64, now_ms: i64) -> Reaction {
+        let policy = self.config.failures.policy(kind);
+        if attempts <= policy.attempts {
+            let pause_ms = policy.backoff.pause(attempts - 1).as_millis() as u64;
+            let dice = jitter(offset ^ u64::from(attempts).rotate_left(48) ^ self.partition as u64);
+            // Between a half of it and all of it, so that what failed together is not tried together.
+            let pause_ms = pause_ms / 2 + ((pause_ms - pause_ms / 2) as f64 * dice) as u64;
+            return Reaction::Again { at_ms: now_ms.saturating_add(pause_ms as i64) };
+        }
+        match policy.then {
+            Then::Halt => Reaction::Halt,
+            Then::Skip => Reaction::Skip,
+            Then::DeadLetter => Reaction::DeadLetter,
+            Then::Park => Reaction::Hold,
+        }
+    }
+
+    /// A record of an input has failed for the first time.
+    pub(super) fn fail(
+        &mut self,
+        batch: &Batch,
+        row: usize,
+        failed: Failed,
+        taken: TakenAt,
+        applied: &mut Applied,
+    ) {
+        let offset = batch.offsets[row] as u64;
+        let failure = self.failure(batch.input, offset, failed);
+        let mut record = kept(batch, row);
+        note(&mut record, &failure, self.config.revision);
+        let reaction = self.reaction(failure.kind, 1, offset, taken.wall_ms);
+        let parks = matches!(reaction, Reaction::Again { .. } | Reaction::Hold);
+        if parks && self.fits_changelog(&record) && !self.parked.has_room(1, parked::size(&record)) {
+            self.block(batch, row, taken);
+            return;
+        }
+        applied.failed += 1;
+        applied.failure.get_or_insert_with(|| failure.clone());
+        self.count(&failure);
+        let reason = match reaction {
+            Reaction::Halt => Some(failure.reason.clone()),
+            Reaction::Skip => {
+                self.metrics.skipped.add(1);
+                None
+            }
+            Reaction::DeadLetter => self.dead_letter(&record, &failure, taken).err(),
+            Reaction::Again { .. } | Reaction::Hold if !self.fits_changelog(&record) => {
+                Some(format!("{}; it is too large for the changelog, so it cannot be parked", failure.reason))
+            }
+            Reaction::Again { .. } | Reaction::Hold => {
+                schedule(&mut record, reaction);
+                self.park(&record);
+                None
+            }
+        };
+        match reason {
+            None => self.pass(batch, row + 1, taken),
+            Some(reason) => {
+                self.pass(batch, row, taken);
+                // The record itself may lie beyond a gap.
+                self.advance(batch.input, failure.offset);
+                self.state = TaskState::Halted(Failure { reason, ..failure });
+            }
+        }
+    }
+
+    /// A record whose key is parked, or was when its call began: it waits for its turn.
+    pub(super) fn wait_behind(&mut self, batch: &Batch, row: usize, taken: TakenAt, applied: &mut Applied) {
+        let mut record = kept(batch, row);
+        record.revision = self.config.revision;
+        if !self.fits_changelog(&record) {
+            let reason =
+                "its key is parked, and it is too large for the changelog to wait behind it".to_owned();
+            let failure = self.failure(batch.input, record.offset, (FailureKind::Limit, reason));
+            self.pass(batch, row, taken);
+            self.advance(batch.input, failure.offset);
+            self.state = TaskState::Halted(failure);
+            return;
+        }
+        if !self.parked.has_room(1, parked::size(&record)) {
+            self.block(batch, row, taken);
+            return;
+        }
+        self.park(&record);
+        applied.waiting += 1;
+        self.pass(batch, row + 1, taken);
+    }
+
+    /// The first of these rows that the task may not get past: it halts, or there may be no room for
+    /// it. What is behind that row is not taken over before the policy has decided about it.
+    pub(super) fn stop_row(&self, batch: &Batch, statuses: &[Status], rows: usize) -> Option<usize> {
+        let (mut records, mut bytes) = (0, 0);
+        let failed = statuses.iter().enumerate().take(rows).filter(|(_, status)| **status != Status::Ok);
+        for (row, &status) in failed {
+            let record = kept(batch, row);
+            let offset = record.offset;
+            let stops = match kind_of(status).map(|kind| self.reaction(kind, 1, offset, 0)) {
+                Some(Reaction::Halt) => true,
+                Some(Reaction::Skip) => false,
+                Some(Reaction::DeadLetter) => !self.may_send(&record),
+                Some(Reaction::Again { .. } | Reaction::Hold) | None => {
+                    records += 1;
+                    bytes += parked::size(&record) + REASON_BYTES_MAX as u64;
+                    !self.fits_changelog(&record) || !self.parked.has_room(records, bytes)
+                }
+            };
+            if stops {
+                return Some(row);
+            }
+        }
+        None
+    }
+
+    /// Tries parked records whose time has come, the most urgent first. What it does is part of the
+    /// next commit, like everything else, and the offsets that this commit sends fence it.
+    pub fn retry(&mut self, taken: TakenAt) -> Result<Applied, TaskError> {
+        let mut applied = Applied::default();
+        let longest = FailureKind::ALL.map(|kind| self.config.failures.policy(kind).backoff.max);
+        let longest_ms = longest.iter().max().map_or(0, |longest| longest.as_millis() as i64);
+        for _ in 0..RETRIES_MAX {
+            if !self.is_running() || self.allowance() == 0 || self.is_full() {
+                break;
+            }
+            let Some(due) = self.parked.due(taken.wall_ms, longest_ms + AHEAD_SLACK_MS) else { break };
+            self.try_again(&due, taken, &mut applied)?;
+        }
+        self.note_parked();
+        Ok(applied)
+    }
+
+    fn try_again(&mut self, due: &Due, taken: TakenAt, applied: &mut Applied) -> Result<(), TaskError> {
+        let key = due.id.encode();
+        let missing = || StoreError::Corrupt("a parked record is gone from the store".into());
+        let bytes = self.view.row(Table::Parked, &key)?.ok_or_else(missing)?;
+        let mut record = ParkedRecord::decode(bytes.as_slice())
+            .map_err(|error| StoreError::Corrupt(format!("parked record: {error}")))?;
+        if record.revision != self.config.revision {
+            // Another version begins anew.
+            record.attempts = 0;
+        }
+        let batch = batch_of(&record, self.partition);
+        self.metrics.retries.add(1);
+        self.pending_records += 1;
+        self.oldest.get_or_insert(taken.monotonic);
+        self.first.get_or_insert((batch.input, record.offset as i64));
+        let Err(failed) = self.attempt(&batch, taken)? else {
+            applied.ok += 1;
+            self.unpark(due);
+            return Ok(());
+        };
+        record.attempts += 1;
+        let failure = self.failure(batch.input, record.offset, failed);
+        note(&mut record, &failure, self.config.revision);
+        applied.failed += 1;
+        applied.failure.get_or_insert_with(|| failure.clone());
+        self.count(&failure);
+        let reaction = self.reaction(failure.kind, record.attempts, record.offset, taken.wall_ms);
+        let reason = match reaction {
+            Reaction::Halt => Some(failure.reason.clone()),
+            Reaction::Skip => {
+                self.metrics.skipped.add(1);
+                self.unpark(due);
+                None
+            }
+            Reaction::DeadLetter => {
+                let sent = self.dead_letter(&record, &failure, taken);
+                if sent.is_ok() {
+                    self.unpark(due);
+                }
+                sent.err()
+            }
+            Reaction::Again { .. } | Reaction::Hold => {
+                schedule(&mut record, reaction);
+                self.view.set_row(Table::Parked, &key, Some(&record.encode_to_vec()));
+                self.parked.postpone(due, &record);
+                None
+            }
+        };
+        if let Some(reason) = reason {
+            self.state = TaskState::Halted(Failure { reason, ..failure });
+        }
+        Ok(())
+    }
+
+    /// The task stands before a record that it has no room to park. Its input is ignored meanwhile.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// To be asked after retries: where a task that was blocked continues, now that there is room.
+    pub fn unblock(&mut self) -> Option<Vec<(InputPartition, Offset)>> {
+        if !self.blocked || !self.parked.has_ample_room() {
+            return None;
+        }
+        self.blocked = false;
+        self.note_parked();
+        Some(self.positions().collect())
+    }
+
+    /// Records that are parked, and their bytes.
+    pub fn parked(&self) -> (u64, u64) {
+        (self.parked.records(), self.parked.bytes())
+    }
+
+    pub(super) fn takes_records(&self) -> bool {
+        self.is_running() && !self.blocked
+    }
+
+    pub(super) fn note_parked(&self) {
+        self.metrics.parked_records.set(self.parked.records());
+        self.metrics.parked_bytes.set(self.parked.bytes());
+        self.metrics.parked_full.set(u64::from(self.blocked));
+    }
+
+    /// Stops exactly before this record.
+    fn block(&mut self, batch: &Batch, row: usize, taken: TakenAt) {
+        self.pass(batch, row, taken);
+        self.blocked = true;
+    }
+
+    fn park(&mut self, record: &ParkedRecord) {
+        let id = self.parked.push(record);
+        self.view.set_row(Table::Parked, &id.encode(), Some(&record.encode_to_vec()));
+    }
+
+    fn unpark(&mut self, due: &Due) {
+        self.view.set_row(Table::Parked, &due.id.encode(), None);
+        self.parked.release(due);
+    }
+
+    /// Also once it carries a reason.
+    fn fits_changelog(&self, record: &ParkedRecord) -> bool {
+        let bytes = record.encoded_len() - record.reason.len() + REASON_BYTES_MAX;
+        bytes + RECORD_OVERHEAD_BYTES <= self.config.changelog.record_bytes_max
+    }
+
+    /// A letter of this record surely fits its topic.
+    fn may_send(&self, record: &ParkedRecord) -> bool {
+        let rule = self.config.dead_letters.and_then(|output| self.config.outputs.get(usize::from(output)));
+        rule.is_some_and(|rule| parked::size(record) as usize + LETTER_BYTES_MAX <= rule.record_bytes_max)
+    }
+
+    /// Adds the letter to what the next commit emits, or says why there can be none.
+    fn dead_letter(
+        &mut self,
+        record: &ParkedRecord,
+        failure: &Failure,
+        taken: TakenAt,
+    ) -> Result<(), String> {
+        let Some((output, rule)) = self
+            .config
+            .dead_letters
+            .and_then(|output| Some((output, self.config.outputs.get(usize::from(output))?)))
+        else {
+            return Err(format!("{}; and the deployment has no dead-letter topic", failure.reason));
+        };
+        let sender = Sender {
+            deployment: &self.config.deployment,
+            revision: self.config.revision,
+            now_ms: taken.wall_ms,
+        };
+        let headers = letter::encode_headers(record, failure, &sender);
+        let bytes = [record.key.as_ref(), record.value.as_ref(), Some(&headers)];
+        let bytes: usize = bytes.into_iter().flatten().map(Vec::len).sum();
+        if bytes + RECORD_OVERHEAD_BYTES > rule.record_bytes_max {
+            return Err(format!(
+                "{}; its dead letter of {bytes} bytes is above the max.message.bytes of {}, {}: raise it",
+                failure.reason, rule.topic, rule.record_bytes_max
+            ));
+        }
+        let one = |value: Option<&[u8]>| {
+            let mut column = Column::default();
+            column.push(value);
+            column
+        };
+        self.emit(Emissions {
+            sources: vec![0],
+            outputs: vec![output],
+            partitions: vec![self.partition],
+            timestamps: vec![taken.wall_ms],
+            keys: one(record.key.as_deref()),
+            values: one(record.value.as_deref()),
+            headers: one(Some(&headers)),
+        });
+        self.metrics.dead_letters.add(1);
+        Ok(())
+    }
+
+    fn failure(&self, input: u16, offset: u64, (kind, mut reason): Failed) -> Failure {
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        let topic = self.config.inputs.get(usize::from(input)).map(|input| input.topic.clone());
+        Failure {
+            kind,
+            topic: topic.unwrap_or_default(),
+            partition: self.partition,
+            offset: Offset(offset),
+            reason,
+        }
+    }
+
+    fn count(&mut self, failure: &Failure) {
+        self.stats.failures[failure.kind as usize] += 1;
+        super::counter(failure.kind, &self.metrics).add(1);
+    }
+}
+
+impl super::TaskConfig {
+    /// Records behind a parked one of their key wait.
+    pub(super) fn parks_keys(&self) -> bool {
+        self.failures.parks() && self.failures.order == ParkOrder::ParkKey
+    }
+}
+
+/// A record of a batch, whole.
+fn kept(batch: &Batch, row: usize) -> ParkedRecord {
+    let copy = |column: &Column| column.row(row).map(<[u8]>::to_vec);
+    ParkedRecord {
+        input: batch.input.into(),
+        offset: batch.offsets[row] as u64,
+        timestamp_ms: batch.timestamps[row],
+        key: copy(&batch.keys),
+        value: copy(&batch.values),
+        headers: copy(&batch.headers),
+        ..ParkedRecord::default()
+    }
+}
+
+/// The batch that a parked record was.
+fn batch_of(record: &ParkedRecord, partition: i32) -> Batch {
+    let mut batch = Batch {
+        input: u16::try_from(record.input).unwrap_or(u16::MAX),
+        partition,
+        offsets: vec![record.offset as i64],
+        timestamps: vec![record.timestamp_ms],
+        ..Batch::default()
+    };
+    batch.keys.push(record.key.as_deref());
+    batch.values.push(record.value.as_deref());
+    batch.headers.push(record.headers.as_deref());
+    batch
+}
+
+/// Writes down that and why it failed.
+fn note(record: &mut ParkedRecord, failure: &Failure, revision: u64) {
+    record.attempts = record.attempts.max(1);
+    record.kind = failure.kind.as_str().to_owned();
+    record.reason.clone_from(&failure.reason);
+    record.revision = revision;
+}
+
+fn schedule(record: &mut ParkedRecord, reaction: Reaction) {
+    record.held = reaction == Reaction::Hold;
+    record.next_attempt_ms = match reaction {
+        Reaction::Again { at_ms } => at_ms,
+        _ => 0,
+    };
+}
+
+/// From 0 to 1, the same for the same seed (SplitMix64): a simulated run repeats itself.
+fn jitter(seed: u64) -> f64 {
+    let mut bits = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}

@@ -1,0 +1,249 @@
+//! Which keys are parked, and whose turn is next: an index in memory of the parked rows that the
+//! task's overlay and store hold.
+//!
+//! ```text
+//!   key a:  [ 1.7 failed twice, due 12:00:03 ] <- [ 1.9 waits ] <- [ 1.12 waits ]
+//!   key b:  [ 1.8 held for a person ]
+//!   (no key) [ 1.10 failed once, due 12:00:01 ]     records without a key wait for nobody
+//! ```
+//!
+//! The first row of a queue is its head: the only one that is ever tried. Invariant: the index names
+//! exactly the rows that overlay and store show; so it is made again, from the store, whenever the
+//! overlay is dropped.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use prost::Message;
+
+use crate::config::failures::{ParkOrder, ParkedLimits};
+use crate::store::{ParkedRecord, StoreError, StoreReader, Table};
+
+/// Rows read from a store at once.
+const PAGE_ROWS: u32 = 1000;
+
+/// Ranks of rows of one key. On disk since 0.2: add, never renumber.
+const RANK_PARKED: u8 = 1;
+
+/// Names a parked row; their order is the order in which rows of a key are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowId {
+    rank: u8,
+    number: u64,
+    input: u16,
+}
+
+const ROW_ID_BYTES: usize = 11;
+
+impl RowId {
+    pub fn encode(self) -> [u8; ROW_ID_BYTES] {
+        let mut bytes = [0; ROW_ID_BYTES];
+        bytes[0] = self.rank;
+        bytes[1..9].copy_from_slice(&self.number.to_be_bytes());
+        bytes[9..].copy_from_slice(&self.input.to_be_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<RowId> {
+        let (rank, rest) = bytes.split_first()?;
+        let (number, input) = rest.split_at_checked(8)?;
+        Some(RowId {
+            rank: *rank,
+            number: u64::from_be_bytes(number.try_into().ok()?),
+            input: u16::from_be_bytes(input.try_into().ok()?),
+        })
+    }
+}
+
+/// What a queue is named by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Name {
+    Key(Box<[u8]>),
+    /// A record that waits for nobody and that nobody waits for.
+    Alone(RowId),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    bytes: u64,
+    /// When it may be tried, once it is the head; `i64::MAX` = held for a person.
+    due_ms: i64,
+    /// Of the record.
+    offset: u64,
+}
+
+type Queue = BTreeMap<RowId, Row>;
+
+/// The head of a queue, when its time has come.
+#[derive(Debug, Clone)]
+pub struct Due {
+    pub id: RowId,
+    name: Name,
+}
+
+#[derive(Debug, Default)]
+pub struct Parked {
+    order: ParkOrder,
+    limits: ParkedLimits,
+    keys: HashMap<Box<[u8]>, Queue>,
+    alone: BTreeMap<RowId, Row>,
+    /// Heads that are not held, the most urgent first.
+    heads: BTreeSet<(i64, RowId, Name)>,
+    records: u64,
+    bytes: u64,
+    next_number: u64,
+}
+
+impl Parked {
+    /// What the store holds. `revision` is the one that runs: it tries again what an earlier one gave up.
+    pub fn load(
+        reader: Option<&StoreReader>,
+        order: ParkOrder,
+        limits: ParkedLimits,
+        revision: u64,
+    ) -> Result<Parked, StoreError> {
+        let mut parked = Parked { order, limits, ..Parked::default() };
+        let Some(reader) = reader else { return Ok(parked) };
+        let mut start = Vec::new();
+        loop {
+            let page = reader.rows(Table::Parked, &start, PAGE_ROWS)?;
+            for (key, value) in page.keys.iter().zip(page.values.iter()) {
+                let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
+                let (id, record) = decode(key, value)?;
+                let held = record.held && record.revision == revision;
+                let due_ms = if held { i64::MAX } else { record.next_attempt_ms };
+                let row = Row { bytes: size(&record), due_ms, offset: record.offset };
+                parked.insert(id, record.key.as_deref(), row);
+                start = [key, b"\0"].concat();
+            }
+            if !page.more {
+                return Ok(parked);
+            }
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// A record of this key must wait.
+    pub fn holds(&self, key: Option<&[u8]>) -> bool {
+        !self.keys.is_empty() && key.is_some_and(|key| self.keys.contains_key(key))
+    }
+
+    /// A record of this offset is parked.
+    pub fn has(&self, input: u16, offset: u64) -> bool {
+        let mut rows = self.keys.values().flatten().chain(&self.alone);
+        rows.any(|(id, row)| (id.input, row.offset) == (input, offset))
+    }
+
+    /// That many more would be within the bounds. One record always fits an empty park.
+    pub fn has_room(&self, records: u64, bytes: u64) -> bool {
+        let fits = self.records + records <= self.limits.records && self.bytes + bytes <= self.limits.bytes;
+        fits || (self.is_empty() && records <= 1)
+    }
+
+    /// A tenth of the bounds is free again: less would pause and resume with every record.
+    pub fn has_ample_room(&self) -> bool {
+        let ample = |used: u64, most: u64| used <= most - most.div_ceil(10);
+        ample(self.records, self.limits.records) && ample(self.bytes, self.limits.bytes)
+    }
+
+    /// Takes a record in, behind those of its key. The caller writes the row of the name it gets.
+    pub fn push(&mut self, record: &ParkedRecord) -> RowId {
+        let input = u16::try_from(record.input).unwrap_or(u16::MAX);
+        let id = RowId { rank: RANK_PARKED, number: self.next_number, input };
+        let due_ms = if record.held { i64::MAX } else { record.next_attempt_ms };
+        let row = Row { bytes: size(record), due_ms, offset: record.offset };
+        self.insert(id, record.key.as_deref(), row);
+        id
+    }
+
+    fn insert(&mut self, id: RowId, key: Option<&[u8]>, row: Row) {
+        self.next_number = self.next_number.max(id.number + 1);
+        self.records += 1;
+        self.bytes += row.bytes;
+        let Some(key) = key.filter(|_| self.order == ParkOrder::ParkKey) else {
+            self.alone.insert(id, row);
+            self.heads.extend(head(id, row.due_ms, Name::Alone(id)));
+            return;
+        };
+        let queue = self.keys.entry(key.into()).or_default();
+        let before = queue.first_key_value().map(|(&id, row)| (id, row.due_ms));
+        queue.insert(id, row);
+        if before.is_none_or(|(first, _)| id < first) {
+            if let Some((first, due_ms)) = before {
+                self.heads.remove(&(due_ms, first, Name::Key(key.into())));
+            }
+            self.heads.extend(head(id, row.due_ms, Name::Key(key.into())));
+        }
+    }
+
+    /// The head to be tried now. A time so far ahead that no back-off explains it comes from a clock
+    /// that has been set back since, and counts as come.
+    pub fn due(&self, now_ms: i64, ahead_ms_max: i64) -> Option<Due> {
+        let of = |(_, id, name): &(i64, RowId, Name)| Due { id: *id, name: name.clone() };
+        if let Some(first) = self.heads.first().filter(|(due_ms, ..)| *due_ms <= now_ms) {
+            return Some(of(first));
+        }
+        self.heads.last().filter(|(due_ms, ..)| *due_ms > now_ms.saturating_add(ahead_ms_max)).map(of)
+    }
+
+    /// The head has failed again: it is due at that time, or held.
+    pub fn postpone(&mut self, due: &Due, record: &ParkedRecord) {
+        let due_ms = if record.held { i64::MAX } else { record.next_attempt_ms };
+        let row = match &due.name {
+            Name::Alone(id) => self.alone.get_mut(id),
+            Name::Key(key) => self.keys.get_mut(key).and_then(|queue| queue.get_mut(&due.id)),
+        };
+        let Some(row) = row else { return };
+        self.heads.remove(&(row.due_ms, due.id, due.name.clone()));
+        self.bytes = self.bytes - row.bytes + size(record);
+        (row.due_ms, row.bytes) = (due_ms, size(record));
+        self.heads.extend(head(due.id, due_ms, due.name.clone()));
+    }
+
+    /// The head is done with: the next of its key has its turn.
+    pub fn release(&mut self, due: &Due) {
+        let row = match &due.name {
+            Name::Alone(id) => self.alone.remove(id),
+            Name::Key(key) => self.keys.get_mut(key).and_then(|queue| queue.remove(&due.id)),
+        };
+        let Some(row) = row else { return };
+        self.heads.remove(&(row.due_ms, due.id, due.name.clone()));
+        self.records -= 1;
+        self.bytes -= row.bytes;
+        if let Name::Key(key) = &due.name {
+            match self.keys.get(key).and_then(BTreeMap::first_key_value) {
+                Some((&id, next)) => self.heads.extend(head(id, next.due_ms, due.name.clone())),
+                None => drop(self.keys.remove(key)),
+            }
+        }
+    }
+}
+
+fn head(id: RowId, due_ms: i64, name: Name) -> Option<(i64, RowId, Name)> {
+    (due_ms != i64::MAX).then_some((due_ms, id, name))
+}
+
+/// What a record counts for against the bound: what was kept of it, and some for the index.
+pub fn size(record: &ParkedRecord) -> u64 {
+    const INDEX_BYTES: usize = 128;
+    let bytes = [&record.key, &record.value, &record.headers];
+    let kept: usize = bytes.into_iter().map(|bytes| bytes.as_ref().map_or(0, Vec::len)).sum();
+    (kept + record.reason.len() + INDEX_BYTES) as u64
+}
+
+fn decode(key: &[u8], value: &[u8]) -> Result<(RowId, ParkedRecord), StoreError> {
+    let corrupt = |what: String| StoreError::Corrupt(format!("parked record: {what}"));
+    let id = RowId::decode(key).ok_or_else(|| corrupt(format!("a key of {} bytes", key.len())))?;
+    let record = ParkedRecord::decode(value).map_err(|error| corrupt(error.to_string()))?;
+    Ok((id, record))
+}

@@ -1,0 +1,123 @@
+//! Records that fail, on a whole node: retries, dead letters, and a park that is full.
+
+use std::collections::BTreeMap;
+
+use tidemill::kafka::tools::{self, ConsumeSpec, Consumed, From, Row};
+use tidemill::node::Node;
+use tidemill_test_support::build_guest;
+
+use crate::world::{World, deploy, eventually};
+
+const BURIES: &str = "\
+name: buries
+module: hostile.wasm
+inputs: { in: { topic: in } }
+outputs: { out: { topic: out } }
+failures: { transient: { attempts: 2, backoff: 20ms..40ms }, then: dead_letter }
+";
+
+const FULL: &str = "\
+name: full
+module: hostile.wasm
+inputs: { in: { topic: in } }
+outputs: { out: { topic: other } }
+failures: { transient: { attempts: 1, backoff: 20ms..40ms }, then: park, parked: { records: 2 } }
+";
+
+fn row(partition: i32, key: &str, value: &[u8]) -> Row {
+    Row {
+        key: Some(key.as_bytes().to_vec()),
+        value: Some(value.to_vec()),
+        partition: Some(partition),
+        headers: vec![("correlation-id".into(), Some(b"c-1".to_vec()))],
+        ..Row::default()
+    }
+}
+
+/// Everything committed in a topic.
+fn read(world: &World, topic: &str) -> Vec<Consumed> {
+    let spec = ConsumeSpec {
+        topic: topic.into(),
+        partitions: Vec::new(),
+        from: From::Beginning,
+        max: None,
+        committed: true,
+        follow: false,
+    };
+    let mut records = Vec::new();
+    let mut each = |record: Option<Consumed>| {
+        records.extend(record);
+        true
+    };
+    tools::consume(&world.kafka(), &spec, &mut each).expect("read");
+    records
+}
+
+fn lag(node: &Node, deployment: &str) -> BTreeMap<i32, (u64, String)> {
+    let lags = node.handle().lag(Some(deployment)).unwrap_or_default();
+    lags.into_iter().map(|lag| (lag.partition, (lag.records, lag.reason))).collect()
+}
+
+#[test]
+fn failed_records_are_tried_again_buried_or_parked_and_a_full_park_pauses_its_partition_only() {
+    let world = World::new(&[("in", 2), ("out", 1), ("other", 1)]);
+    let hostile = build_guest("tests/guests/hostile");
+    let node = world.node();
+    deploy(&node, BURIES, &hostile);
+    deploy(&node, FULL, &hostile);
+    let rows = [
+        row(0, "a", b"ok"),
+        row(0, "b", b"transient"),
+        row(0, "b", b"ok"),
+        row(0, "c", b"\xff"),
+        row(0, "d", b"panic"),
+        row(0, "e", b"ok"),
+        row(1, "f", b"ok"),
+    ];
+    tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+
+    // One deployment buries them all and goes on.
+    eventually("every record is passed", || {
+        lag(&node, "buries").values().map(|(records, _)| *records).collect::<Vec<_>>() == [0, 0]
+    });
+    eventually("b's record behind the buried one is handled", || read(&world, "out").len() == 4);
+    let letters = read(&world, "test.buries.dead-letters");
+    let text = |letter: &Consumed, name: &str| {
+        let value =
+            letter.headers.iter().find(|(found, _)| found == name).and_then(|(_, value)| value.clone());
+        String::from_utf8(value.expect(name)).expect("text")
+    };
+    let mut shown: Vec<_> = letters
+        .iter()
+        .map(|letter| {
+            (text(letter, "original_offset"), text(letter, "error_class"), text(letter, "attempts"))
+        })
+        .collect();
+    shown.sort();
+    let expected = [("1", "transient", "3"), ("3", "decode", "1"), ("4", "trap", "1")];
+    assert_eq!(shown, expected.map(|(offset, class, tries)| (offset.into(), class.into(), tries.into())));
+    let garbled = letters.iter().find(|letter| letter.key.as_deref() == Some(b"c")).expect("buried");
+    assert_eq!((garbled.value.as_deref(), garbled.partition), (Some(&b"\xff"[..]), 0));
+    assert_eq!(garbled.headers[0], ("correlation-id".to_owned(), Some(b"c-1".to_vec())));
+    assert_eq!(
+        (text(garbled, "correlation_id"), text(garbled, "original_topic")),
+        ("c-1".into(), "in".into())
+    );
+
+    // The other has room for two, and pauses the partition of the third.
+    eventually("the full park says so", || lag(&node, "full")[&0].1.starts_with("paused: 2 records"));
+    eventually("the other partition goes on", || lag(&node, "full")[&1].0 == 0);
+    assert!(lag(&node, "full")[&0].0 > 0, "{:?}", lag(&node, "full"));
+    node.stop();
+
+    // What is parked is there again after a restart; a new version with more room tries it anew.
+    let node = world.node();
+    eventually("still paused", || lag(&node, "full")[&0].1.starts_with("paused: 2 records"));
+    deploy(&node, &FULL.replace("then: park, parked: { records: 2 }", "then: dead_letter"), &hostile);
+    eventually("nothing is left", || lag(&node, "full").values().all(|(records, _)| *records == 0));
+    eventually("all is buried", || read(&world, "test.full.dead-letters").len() == 3);
+    node.stop();
+    let mut keys: Vec<_> = read(&world, "other").into_iter().filter_map(|record| record.key).collect();
+    keys.sort();
+    assert_eq!(keys, [b"a", b"b", b"e", b"f"]);
+}
