@@ -1,6 +1,7 @@
 //! The seam between a worker and the restore of its tasks.
 
-use crossbeam_channel::Sender;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::store::Store;
 use crate::task::Task;
@@ -41,11 +42,49 @@ impl Outcome {
     }
 }
 
+/// Where the verdicts of a worker's restores arrive. A channel would do but for its end: one that
+/// came between the last look and the end would be dropped with its store, whose directory would
+/// count as held for ever.
+#[derive(Clone)]
+pub struct Verdicts(Arc<Mutex<Option<VecDeque<Verdict>>>>);
+
+impl Default for Verdicts {
+    fn default() -> Verdicts {
+        Verdicts(Arc::new(Mutex::new(Some(VecDeque::new()))))
+    }
+}
+
+impl Verdicts {
+    /// Hands the verdict back if its worker has ended.
+    pub fn deliver(&self, verdict: Verdict) -> Result<(), Box<Verdict>> {
+        match &mut *self.lock() {
+            Some(arrived) => {
+                arrived.push_back(verdict);
+                Ok(())
+            }
+            None => Err(Box::new(verdict)),
+        }
+    }
+
+    pub fn take(&self) -> Option<Verdict> {
+        self.lock().as_mut().and_then(VecDeque::pop_front)
+    }
+
+    /// What has arrived; from now on every verdict is handed back.
+    pub fn close(&self) -> VecDeque<Verdict> {
+        self.lock().take().unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<Verdict>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Brings tasks to their committed position, on threads of its own, and keeps the stores that no
 /// task holds.
 pub trait Restorer: Send {
     /// Answers exactly one verdict, sooner or later.
-    fn begin(&mut self, request: RestoreRequest, verdicts: Sender<Verdict>);
+    fn begin(&mut self, request: RestoreRequest, verdicts: Verdicts);
 
     /// Takes a store whose partition has left this worker.
     fn release(&mut self, partition: i32, store: Store);

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{FirstCommitEntry, StartedEntry};
 
 use super::deployment::wall_ms;
 use super::lease::Lease;
-use super::restore::{Outcome, RestoreRequest, Restorer, Verdict};
+use super::restore::{Outcome, RestoreRequest, Restorer, Verdict, Verdicts};
 use super::revision::Revision;
 use super::runtime::NodeRuntime;
 use crate::config::deployment::Start as StartRule;
@@ -66,7 +65,7 @@ impl KafkaRestorer {
 }
 
 impl Restorer for KafkaRestorer {
-    fn begin(&mut self, request: RestoreRequest, verdicts: Sender<Verdict>) {
+    fn begin(&mut self, request: RestoreRequest, verdicts: Verdicts) {
         let context = Arc::clone(&self.context);
         let (partition, ticket) = (request.partition, request.ticket);
         let name = format!("restore-{}-{partition}", context.revision.registered.name);
@@ -74,17 +73,17 @@ impl Restorer for KafkaRestorer {
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
             let (outcome, pause) = context.restore(partition, request.store);
             std::thread::park_timeout(pause);
-            // A worker that has ended gives its stores back itself; this one goes the same way.
-            if let Err(unsent) = verdicts.send(Verdict { partition, ticket, outcome })
-                && let Some(store) = unsent.into_inner().outcome.into_store()
+            // A worker that has ended gave its stores back; this one goes the same way.
+            if let Err(late) = verdicts.deliver(Verdict { partition, ticket, outcome })
+                && let Some(store) = late.outcome.into_store()
             {
                 context.put_back(partition, store);
             }
         });
         if let Err(error) = spawned {
             let reason = format!("no thread to restore on: {error}; raise the limit on threads");
-            // The receiver is the worker that is calling.
-            let _ = for_failure.send(Verdict {
+            // The worker that is calling has not ended.
+            let _ = for_failure.deliver(Verdict {
                 partition,
                 ticket,
                 outcome: Outcome::Halt { reason, store: None },

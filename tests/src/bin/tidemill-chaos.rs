@@ -15,6 +15,9 @@ use tidemill_tests::rig::round::{Summary, play};
 
 #[derive(Parser)]
 struct Arguments {
+    /// Keep the directory of a good round too
+    #[arg(long, global = true)]
+    keep: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -45,7 +48,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().command.run() {
+    let arguments = Arguments::parse();
+    match arguments.command.run(arguments.keep) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -57,7 +61,7 @@ fn main() -> ExitCode {
 
 impl Command {
     /// True if everything held.
-    fn run(self) -> Result<bool> {
+    fn run(self, keep: bool) -> Result<bool> {
         let modules = tempfile::tempdir()?;
         build_modules(modules.path());
         match self {
@@ -68,7 +72,7 @@ impl Command {
                     false => Case::gate(seed, 1, 10, 50_000),
                 };
                 println!("seed {seed}");
-                let summary = round(&case, modules.path())?;
+                let summary = round(&case, modules.path(), keep)?;
                 println!("faults: {summary}");
                 Ok(summary.is_good())
             }
@@ -88,7 +92,7 @@ impl Command {
                         None if seed.is_multiple_of(2) => Broker::Embedded,
                         None => Broker::Apache,
                     };
-                    total.add(round(&Case::random(seed, broker), modules.path())?);
+                    total.add(round(&Case::random(seed, broker), modules.path(), keep)?);
                     played += 1;
                 }
                 println!("chaos: {played} rounds, {total}, longest stall {:.1?}", total.longest);
@@ -99,7 +103,7 @@ impl Command {
 }
 
 /// Plays a round, tells what was found, and keeps its directory if that is not good.
-fn round(case: &Case, modules: &Path) -> Result<Summary> {
+fn round(case: &Case, modules: &Path, keep: bool) -> Result<Summary> {
     let started = Instant::now();
     println!(
         "round {}: {:?}, {} partitions, {} nodes of {} workers, commit {} ms, overlay {} KiB, {} faults",
@@ -128,7 +132,7 @@ fn round(case: &Case, modules: &Path) -> Result<Summary> {
         println!("  {line}");
     }
     println!("  {summary}, longest stall {:.1?}, took {:.0?}", summary.longest, started.elapsed());
-    if !summary.is_good() {
+    if keep || !summary.is_good() {
         let kept: PathBuf = directory.keep();
         println!("  re-run with --seed {}; everything is in {}", case.seed, kept.display());
     }

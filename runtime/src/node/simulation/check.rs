@@ -53,6 +53,10 @@ fn come_to_rest(world: &Arc<World>) -> Result<(), Violation> {
 fn unrest(world: &World) -> Option<String> {
     let mut running = BTreeSet::new();
     for process in (0..world.case.nodes).filter_map(|node| world.process(node)) {
+        // Its board still shows what it ran.
+        if process.is_dead() {
+            return Some(format!("node {} is down", process.node));
+        }
         if process.config.revision != world.lock().registry.revision(DEPLOYMENT) {
             return Some(format!("node {} runs an older revision", process.node));
         }

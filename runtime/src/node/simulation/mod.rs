@@ -56,13 +56,18 @@ fn run(seed: u64, root: &std::path::Path) -> Result<(), String> {
         check::check(&world)
     }));
     world.end();
-    // RocksDB's crate makes the directories of databases in memory as well.
     let _ = std::fs::remove_dir_all(root.join(seed.to_string()));
     match outcome {
         Ok(Ok(())) => Ok(()),
         Ok(Err(violation)) => Err(format!("violation: {violation}")),
         Err(_) => Err("panic, see above".into()),
     }
+}
+
+/// For the directories that RocksDB's crate makes of databases in memory as well. They stay empty, and
+/// where there is a file system in memory they take no time.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -72,7 +77,7 @@ fn number(variable: &str) -> Option<u64> {
 
 #[test]
 fn simulation() {
-    let root = tempfile::tempdir().unwrap();
+    let root = directory();
     if let Some(seed) = number("TIDEMILL_SEED") {
         tracing_subscriber::fmt().with_env_filter("debug").with_writer(std::io::stderr).init();
         eprintln!("{:?}", Case::new(seed).0);

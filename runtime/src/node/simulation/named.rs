@@ -25,7 +25,7 @@ struct Scene {
 
 impl Scene {
     fn new(kind: Kind) -> Scene {
-        let root = tempfile::tempdir().unwrap();
+        let root = super::directory();
         let budget = StoreBudget::in_memory(BudgetConfig::default()).unwrap();
         let world = World::new(Case::quiet(kind), budget, root.path().to_owned());
         Scene { world, _root: root }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{FirstCommitEntry, StartedEntry};
 
@@ -16,7 +15,7 @@ use super::world::{DEPLOYMENT, INCARNATION, World};
 use crate::config::deployment::Start as StartRule;
 use crate::faults::{Bug, planted};
 use crate::node::lease::Lease;
-use crate::node::restore::{Outcome, RestoreRequest, Restorer, Ticket, Verdict};
+use crate::node::restore::{Outcome, RestoreRequest, Restorer, Ticket, Verdict, Verdicts};
 use crate::ports::{CommittedOffset, LogRecord, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
 use crate::store::Store;
@@ -29,7 +28,7 @@ pub struct Restore {
     pub partition: i32,
     ticket: Ticket,
     store: Option<Store>,
-    verdicts: Option<Sender<Verdict>>,
+    verdicts: Option<Verdicts>,
 }
 
 pub struct ModelRestorer {
@@ -38,7 +37,7 @@ pub struct ModelRestorer {
 }
 
 impl Restorer for ModelRestorer {
-    fn begin(&mut self, request: RestoreRequest, verdicts: Sender<Verdict>) {
+    fn begin(&mut self, request: RestoreRequest, verdicts: Verdicts) {
         self.world.add_restore(Restore {
             process: Arc::clone(&self.process),
             partition: request.partition,
@@ -97,8 +96,8 @@ impl Restore {
         }
         let (partition, ticket) = (self.partition, self.ticket);
         let Some(verdicts) = self.verdicts.take() else { return };
-        if let Err(unsent) = verdicts.send(Verdict { partition, ticket, outcome })
-            && let Some(store) = unsent.into_inner().outcome.into_store()
+        if let Err(late) = verdicts.deliver(Verdict { partition, ticket, outcome })
+            && let Some(store) = late.outcome.into_store()
         {
             put_back(&self.process, partition, store);
         }

@@ -254,26 +254,19 @@ impl World {
                 .into_iter()
                 .partition::<Vec<_>, _>(|seat| Arc::ptr_eq(&seat.process, &process));
             cast.seats = seats;
-            gone
+            let (restores, others) = std::mem::take(&mut cast.restores)
+                .into_iter()
+                .partition::<Vec<_>, _>(|restore| Arc::ptr_eq(&restore.process, &process));
+            cast.restores = others;
+            (gone, restores)
         };
-        drop((gone, self.take_restores(&process)));
+        drop(gone);
         process.leases.forget();
-    }
-
-    /// The restores of a process that have not run.
-    fn take_restores(&self, process: &Arc<Process>) -> Vec<Restore> {
-        let mut cast = self.cast();
-        let (restores, others) = std::mem::take(&mut cast.restores)
-            .into_iter()
-            .partition(|restore| Arc::ptr_eq(&restore.process, process));
-        cast.restores = others;
-        restores
     }
 
     /// A node's orderly end: every worker commits and closes, then the stores are closed.
     pub fn stop(self: &Arc<World>, node: usize, leave: bool) {
         let Some(process) = self.process(node) else { return };
-        let mut late = Vec::new();
         loop {
             let next = {
                 let mut cast = self.cast();
@@ -281,13 +274,7 @@ impl World {
                 seats.find_map(|seat| seat.worker.take())
             };
             let Some(worker) = next else { break };
-            late.extend(process.call(|| worker.stop(leave)));
-        }
-        // What outlasts its worker is taken back on a thread, which ends with the last restore: waited
-        // for, or the same seed would not take the same steps.
-        drop(self.take_restores(&process));
-        for thread in late {
-            thread.join().expect("taking stores back does not panic");
+            process.call(|| worker.stop(leave));
         }
         if !process.is_dead() {
             process.leases.close_idle(&process.root);

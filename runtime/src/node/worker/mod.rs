@@ -23,15 +23,14 @@ mod rebalance;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::Receiver;
 
 use super::board::Board;
 use super::commit::Committer;
 use super::pace::{NodeBudget, Pace, Waiting};
-use super::restore::{Restorer, Ticket, Verdict};
+use super::restore::{Restorer, Ticket, Verdicts};
 use crate::config::deployment::{CommitSpec, Guarantee};
 use crate::faults::{Bug, planted};
 use crate::ports::{Clock, Group, Membership, Source, SourceError, Taken};
@@ -139,10 +138,7 @@ pub struct Worker<C: Consumer> {
     refused: Option<(Vec<Sealed>, Membership)>,
     slots: BTreeMap<i32, Slot>,
     restorer: Box<dyn Restorer>,
-    verdicts: Receiver<Verdict>,
-    verdict_sender: Sender<Verdict>,
-    /// Restores that were begun and have not answered.
-    restoring: usize,
+    verdicts: Verdicts,
     next_ticket: u64,
     commands: Receiver<Command>,
     board: Arc<Board>,
@@ -162,7 +158,6 @@ impl<C: Consumer> Worker<C> {
     pub fn new(parts: Parts<C>) -> Worker<C> {
         let mut committer = parts.committer;
         committer.renew();
-        let (verdict_sender, verdicts) = unbounded();
         let now = parts.clock.monotonic();
         Worker {
             deployment: parts.deployment,
@@ -181,9 +176,7 @@ impl<C: Consumer> Worker<C> {
             refused: None,
             slots: BTreeMap::new(),
             restorer: parts.restorer,
-            verdicts,
-            verdict_sender,
-            restoring: 0,
+            verdicts: Verdicts::default(),
             next_ticket: 0,
             commands: parts.commands,
             metrics: parts.board.worker(parts.index),
@@ -200,9 +193,9 @@ impl<C: Consumer> Worker<C> {
     pub fn run(mut self) {
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Stop { leave }) => return drop(self.stop(leave)),
+                Ok(Command::Stop { leave }) => return self.stop(leave),
                 Ok(Command::Rejoin) => self.rejoin(),
-                Err(crossbeam_channel::TryRecvError::Disconnected) => return drop(self.stop(false)),
+                Err(crossbeam_channel::TryRecvError::Disconnected) => return self.stop(false),
                 Err(crossbeam_channel::TryRecvError::Empty) => {}
             }
             self.step();
@@ -387,45 +380,15 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    /// Commits, closes the stores and ends. Answers the thread that takes back the stores of restores
-    /// that are not done, if there are any.
-    pub fn stop(mut self, leave: bool) -> Option<JoinHandle<()>> {
-        self.commit_now();
-        if let Some(done) = self.committer.wait() {
-            self.serve_outcome(done);
-        }
-        if let Some(consumer) = self.consumer.take()
-            && leave
-        {
-            consumer.leave();
-        }
-        let partitions: Vec<i32> = self.slots.keys().copied().collect();
-        for partition in partitions {
-            self.release(partition);
-        }
-        // With no slot left, every verdict is one that comes too late.
-        self.serve_verdicts();
-        let Worker { restorer, verdicts, restoring, .. } = self;
-        if restoring > 0 { take_late(restorer, verdicts) } else { None }
-    }
-}
-
-/// Takes back the stores of restores that outlast their worker. One that was dropped with the
-/// channel would count as held for ever, and its task would never start again on this node.
-fn take_late(mut restorer: Box<dyn Restorer>, verdicts: Receiver<Verdict>) -> Option<JoinHandle<()>> {
-    // Ends with the last restore, which is the last one that may send.
-    let taking = std::thread::Builder::new().name("late-restores".into()).spawn(move || {
-        for verdict in verdicts {
+    /// Commits, gives the stores back and ends.
+    pub fn stop(mut self, leave: bool) {
+        self.give_up_everything(leave);
+        for verdict in self.verdicts.close() {
             if let Some(store) = verdict.outcome.into_store() {
-                restorer.release(verdict.partition, store);
+                self.restorer.release(verdict.partition, store);
             }
         }
-    });
-    taking
-        .inspect_err(|error| {
-            tracing::error!(%error, "no thread to take stores back; their tasks wait for a restart of the node");
-        })
-        .ok()
+    }
 }
 
 fn running(slots: &mut BTreeMap<i32, Slot>) -> impl Iterator<Item = (i32, &mut Box<Task>)> {

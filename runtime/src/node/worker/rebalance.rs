@@ -193,15 +193,13 @@ impl<C: Consumer> Worker<C> {
                 let request = RestoreRequest { partition, ticket, store: store.take() };
                 slot.state = SlotState::Restoring { ticket };
                 self.board.assigned(partition, self.index, self.revision);
-                self.restoring += 1;
-                self.restorer.begin(request, self.verdict_sender.clone());
+                self.restorer.begin(request, self.verdicts.clone());
             }
         }
     }
 
     pub(super) fn serve_verdicts(&mut self) {
-        while let Ok(verdict) = self.verdicts.try_recv() {
-            self.restoring -= 1;
+        while let Some(verdict) = self.verdicts.take() {
             let partition = verdict.partition;
             let awaited = matches!(
                 self.slots.get(&partition),
@@ -261,16 +259,27 @@ impl<C: Consumer> Worker<C> {
 
     /// Leaves the group as a stop does and joins it with a new consumer.
     pub(super) fn rejoin(&mut self) {
+        self.give_up_everything(true);
+        self.consumer_standing = Standing::Down { until: self.clock.monotonic() };
+    }
+
+    /// Commits, ends the consumer and closes what every slot holds. `leave`: the group is told.
+    pub(super) fn give_up_everything(&mut self, leave: bool) {
         self.commit_now();
-        let partitions: Vec<i32> = self.slots.keys().copied().collect();
-        self.drop_refused_of(&partitions.iter().copied().collect());
-        if let Some(consumer) = self.consumer.take() {
+        if let Some(done) = self.committer.wait() {
+            self.serve_outcome(done);
+        }
+        let partitions: BTreeSet<i32> = self.slots.keys().copied().collect();
+        // A refused commit holds stores; they are given back with the others.
+        self.drop_refused_of(&partitions);
+        if let Some(consumer) = self.consumer.take()
+            && leave
+        {
             consumer.leave();
         }
         for partition in partitions {
             self.release(partition);
         }
-        self.consumer_standing = Standing::Down { until: self.clock.monotonic() };
     }
 
     /// The consumer cannot be used any more: everything it held is as good as lost.
