@@ -15,7 +15,8 @@ use anyhow::{Context, Result};
 use flate2::read::GzDecoder;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
+use rdkafka::message::ToBytes;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer, ProducerContext};
 
 pub const TOPIC: &str = "flights";
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -58,7 +59,7 @@ pub fn feed(bootstrap: &str, flights: &[String], rate: u64, progress: &Arc<Progr
         if progress.stop.load(Ordering::Relaxed) {
             break;
         }
-        send(&producer, partition as i32, flight)?;
+        send(&producer, BaseRecord::<(), str>::to(TOPIC).partition(partition as i32).payload(flight))?;
         sent += 1;
         progress.fed.fetch_add(1, Ordering::Relaxed);
         pace(&producer, started, sent, rate);
@@ -79,8 +80,13 @@ fn end_offsets(producer: &BaseProducer<DefaultProducerContext>) -> Result<Vec<u6
     (0..partitions).map(end).collect()
 }
 
-fn send(producer: &BaseProducer<DefaultProducerContext>, partition: i32, flight: &str) -> Result<()> {
-    let mut record = BaseRecord::<(), str>::to(TOPIC).partition(partition).payload(flight);
+/// Queues a record, after a wait for room if the local queue is full.
+pub fn send<C, K, P>(producer: &BaseProducer<C>, mut record: BaseRecord<'_, K, P>) -> Result<()>
+where
+    C: ProducerContext<DeliveryOpaque = ()>,
+    K: ToBytes + ?Sized,
+    P: ToBytes + ?Sized,
+{
     while let Err((error, returned)) = producer.send(record) {
         if error != KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) {
             return Err(error.into());

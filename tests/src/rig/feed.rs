@@ -119,25 +119,13 @@ fn feed(bootstrap: &str, case: &Case, shared: &Shared) -> Result<Vec<Ack>> {
             continue;
         }
         let (topic, key, value) = source.next();
-        send(&producer, topic, &key, &value)?;
+        flights::feed::send(&producer, BaseRecord::to(topic).key(&key).payload(&value))?;
         shared.sent.store(sent + 1, Ordering::Relaxed);
         producer.poll(Duration::ZERO);
     }
     producer.flush(FLUSH_MAX).context("not every record has an outcome")?;
     let acks = &producer.context().acks;
     Ok(std::mem::take(&mut *acks.lock().unwrap_or_else(PoisonError::into_inner)))
-}
-
-fn send(producer: &BaseProducer<Outcomes>, topic: &str, key: &str, value: &str) -> Result<()> {
-    let mut record = BaseRecord::to(topic).key(key).payload(value);
-    while let Err((error, returned)) = producer.send(record) {
-        if error != KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) {
-            return Err(error.into());
-        }
-        producer.poll(Duration::from_millis(5));
-        record = returned;
-    }
-    Ok(())
 }
 
 /// The records, in order: `kN` with `kN,SEQUENCE,TOKEN`, and now and then `tN` with `FROM,TO,AMOUNT`.
