@@ -302,7 +302,7 @@ impl Consumer {
             .any(|&code| error.is(code));
         if !topic.is_empty() && !whole_topic {
             return match self.input_partition(&topic, message.partition()) {
-                Some(id) => Event::Partition(id, error.to_string()),
+                Some(id) => Event::Partition(id, self.refusal(id, &error)),
                 None => Event::Nothing,
             };
         }
@@ -319,6 +319,23 @@ impl Consumer {
             return Event::Nothing;
         }
         Event::Client(source_error(if topic.is_empty() { &self.spec.group } else { &topic }, &error))
+    }
+
+    /// Why a partition cannot be read on, and what to do where only a person can tell.
+    fn refusal(&self, id: InputPartition, error: &KafkaError) -> String {
+        let out_of_range =
+            [Code::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Code::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE];
+        let next = self.slot(id).map(|index| self.slots[index].next);
+        let Some(next) = next.filter(|_| out_of_range.iter().any(|&code| error.is(code))) else {
+            return error.to_string();
+        };
+        let (topic, partition, group) = (self.topic(id), id.partition, &self.spec.group);
+        format!(
+            "{topic}/{partition} does not hold offset {next}, which is next: records have been deleted before they were read, by \
+             retention or by kafka-delete-records, or the broker has lost the end of the log; delete the deployment and deploy it \
+             again to begin anew, or, if it keeps no state, go on without them: stop its nodes and run kafka-consumer-groups \
+             --group {group} --topic {topic}:{partition} --reset-offsets --to-earliest --execute"
+        )
     }
 
     /// Hears the answer to the last request and sends what has come since.

@@ -312,7 +312,9 @@ fn an_offset_out_of_range_stops_the_partition_until_it_is_started_anew() {
 
     let mut member = Member::join(&cluster, spec(&unique("group"), &[&topic]));
     member.step_until("a failure and the other partition", |member| {
-        member.events.iter().any(|event| event.starts_with("failed 0")) && member.count() == 10
+        let explained =
+            |event: &String| event.starts_with("failed 0") && event.contains("offset 0, which is next");
+        member.events.iter().any(explained) && member.count() == 10
     });
     assert_eq!(member.records(at(0, 0)), []);
     assert_eq!(member.consumer.position(at(0, 0)), None);

@@ -275,6 +275,39 @@ fn a_record_that_the_topic_refuses_is_named_and_the_sink_goes_on_after_the_abort
     assert_eq!(visible(&cluster, &compacted, true), ["after"]);
 }
 
+/// F14: librdkafka may refuse an abort that overtakes the first record of its transaction, for ever
+/// (librdkafka#4849). Whatever it does, the answer comes in time, and a sink can be used again or made
+/// anew.
+#[test]
+fn f14_an_abort_right_after_the_first_record_neither_hangs_nor_leaves_anything() {
+    let cluster = Cluster::get();
+    let d = deployment(&cluster);
+    let mut config = cluster.config();
+    config.limits.record_bytes = 1_000;
+    let (id, spec) = (unique("tx"), sink_spec(&[&d.output], None, &[&d.input]));
+    let sink = || TransactionalSink::new(&config, &id, spec.clone()).unwrap();
+    let too_large = "x".repeat(2_000);
+    let mut current = sink();
+    for _ in 0..5 {
+        let started = Instant::now();
+        current.begin().unwrap();
+        let answer = current.produce(Produce::Emissions(&emissions(&["ghost", &too_large], -1)));
+        assert!(matches!(answer, Err(CommitError::Record { .. })), "{answer:?}");
+        match current.end(End::Abort) {
+            Ok(()) => {}
+            // Rule P1.
+            Err(CommitError::Indefinite(_)) => current = sink(),
+            Err(other) => panic!("{other}"),
+        }
+        assert!(started.elapsed() < config.limits.transaction_timeout, "{:?}", started.elapsed());
+    }
+    current.begin().unwrap();
+    current.produce(Produce::Emissions(&emissions(&["kept"], -1))).unwrap();
+    current.send_offsets(&[task_offset(8)], &d.member.consumer.membership()).unwrap();
+    current.end(End::Commit).unwrap();
+    assert_eq!(visible(&cluster, &d.output, true), ["kept"]);
+}
+
 #[test]
 fn a_commit_without_offsets_is_refused_because_nothing_would_fence_it() {
     let cluster = Cluster::get();
