@@ -65,8 +65,8 @@ fault-node: build
 faults: fault-node ## Kill a node at every step of a commit and at random, on Apache Kafka (FULL=1: for a quarter of an hour)
 	@$(BIN)/tidemill-chaos faults $(if $(FULL),--full) $(if $(SEED),--seed $(SEED))
 
-matrix: fault-node ## Run the fault matrix: each fault a named test, on Apache Kafka (ONLY=f07: one row)
-	$(CARGO) test --release --workspace --test matrix -- --nocapture $(ONLY)
+matrix: fault-node ## Run the fault matrix: each fault a named test, on Apache Kafka (ONLY=f07: one row, BROKER=embedded)
+	TIDEMILL_KAFKA=$(or $(BROKER),apache) $(CARGO) test --release --workspace --test matrix -- --nocapture $(ONLY)
 
 chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTES= or ROUNDS=, SEED=, BROKER=)
 	@$(BIN)/tidemill-chaos chaos $(if $(MINUTES),--minutes $(MINUTES),--rounds $(or $(ROUNDS),1)) \

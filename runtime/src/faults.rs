@@ -6,10 +6,10 @@
 //!
 //! | variable | value |
 //! |---|---|
-//! | `TIDEMILL_CRASH` | `NAME`, `NAME:N` or `NAME:N@DEPLOYMENT`: die when a commit (of that deployment) reaches the point for the Nth time (from 1) |
+//! | `TIDEMILL_CRASH` | `NAME`, `NAME:N` or `NAME:N@DEPLOYMENT`: die when a commit (of that deployment), or a restore (of `restore-DEPLOYMENT`), reaches the point for the Nth time (from 1) |
 //! | `TIDEMILL_BUG` | a name of [`Bug`] |
 
-/// Where a commit can be cut in two, in the order of its steps.
+/// Where a commit can be cut in two, in the order of its steps, and a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashPoint {
     /// Everything is produced, nothing need have reached the broker.
@@ -24,6 +24,8 @@ pub enum CrashPoint {
     BetweenStores,
     /// Every store has it; the worker has not heard of it.
     AfterStores,
+    /// A restore has read a record of the changelog; it is not applied.
+    DuringRestore,
 }
 
 /// Known ways to get the promise wrong.
@@ -123,7 +125,8 @@ mod chosen {
     struct Crash {
         point: CrashPoint,
         nth: u64,
-        /// Commit threads are named `DEPLOYMENT-WORKER-commit`.
+        /// Commit threads are named `DEPLOYMENT-WORKER-commit`, restore threads
+        /// `restore-DEPLOYMENT-PARTITION`.
         thread: String,
         /// As the environment says it, for the last words.
         text: String,
@@ -170,6 +173,7 @@ mod chosen {
             "after-end" => CrashPoint::AfterEnd,
             "between-stores" => CrashPoint::BetweenStores,
             "after-stores" => CrashPoint::AfterStores,
+            "during-restore" => CrashPoint::DuringRestore,
             _ => return None,
         };
         Some(Crash { point, nth: nth.parse().ok()?, thread: deployment, text: value.to_owned() })

@@ -6,9 +6,8 @@ use rdkafka::message::Message;
 use tidemill_kafka_harness::run_tool;
 
 use crate::cluster::Cluster;
-use crate::node::{Node, plain};
+use crate::node::{Node, NodeFile, plain};
 use crate::pipeline::{self, FLIGHTS, Feeder, Reader};
-use crate::programs::{free_address, run, tidemill};
 use crate::wait::until;
 
 /// A mistake that the first connection shows.
@@ -72,13 +71,7 @@ pub fn a_configured_node_is_right(cluster: &Cluster, kafka: &str) {
 /// A node whose file has this `kafka:` block ends within seconds; answers what it says.
 pub fn a_configured_node_gives_up(kafka: &str) -> String {
     let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("node.yaml");
-    let (grpc, http) = (free_address(), free_address());
-    let state = directory.path().join("state");
-    let yaml =
-        format!("{kafka}state_dir: {}\nlisten: {{ grpc: '{grpc}', http: '{http}' }}\n", state.display());
-    std::fs::write(&file, yaml).expect("the node's file");
-    let ended = run(tidemill(["node", "--config"]).arg(&file));
+    let ended = NodeFile::write(directory.path(), kafka).run();
     assert!(!ended.status.success() && ended.took < GIVE_UP_MAX, "{ended:#?}");
     ended.stderr
 }

@@ -9,7 +9,8 @@
 //! | `tests/tutorial.rs` | the commands of the README, in order |
 //!
 //! The harness: [`programs`] finds and runs the binaries, [`cluster`] is a broker, [`node`] a node
-//! process, [`pipeline`] the flights example on them, [`wait`] the only way to wait.
+//! process, [`pipeline`] the flights example on them, [`reading`] plain consumers, [`wait`] the only way
+//! to wait.
 //!
 //! Fault runs (`make faults`, `make chaos`): [`rig`] kills nodes under load and leaves [`evidence`],
 //! which [`check`] judges in a program of its own, `tidemill-check`.
@@ -25,5 +26,6 @@ pub mod kfault;
 pub mod node;
 pub mod pipeline;
 pub mod programs;
+pub mod reading;
 pub mod rig;
 pub mod wait;

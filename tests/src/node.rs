@@ -25,6 +25,36 @@ pub struct Node {
     starts: u32,
 }
 
+/// A node's file, written, and where that node listens.
+pub struct NodeFile {
+    pub path: PathBuf,
+    pub grpc: String,
+    pub http: String,
+}
+
+impl NodeFile {
+    /// Writes `node.yaml` into `directory` (made if needed): the settings as given, the state beside
+    /// it, and free ports unless the settings say where to listen.
+    pub fn write(directory: &Path, settings: &str) -> NodeFile {
+        fs::create_dir_all(directory).expect("the node's directory");
+        let (grpc, http) = (free_address(), free_address());
+        let listen = match settings.contains("listen:") {
+            true => String::new(),
+            false => format!("listen: {{ grpc: '{grpc}', http: '{http}' }}\n"),
+        };
+        let path = directory.join("node.yaml");
+        let state = directory.join("state");
+        fs::write(&path, format!("{settings}\nstate_dir: {}\n{listen}", state.display()))
+            .expect("the node's file");
+        NodeFile { path, grpc, http }
+    }
+
+    /// Runs a node of this file that must end by itself.
+    pub fn run(&self) -> Finished {
+        run(tidemill(["node", "--config"]).arg(&self.path))
+    }
+}
+
 /// A `kafka:` block that names the brokers and nothing else.
 pub fn plain(cluster: &Cluster) -> String {
     format!("kafka:\n  bootstrap_servers: '{}'\n", cluster.bootstrap())
@@ -45,29 +75,23 @@ impl Node {
 
     /// As `start_with`, but leaves the start to the caller. More than the `kafka:` block may be given.
     pub fn prepare(cluster: &Cluster, directory: &Path, kafka: &str) -> Node {
-        fs::create_dir_all(directory).expect("the node's directory");
-        let (grpc, http) = (free_address(), free_address());
-        let yaml = format!(
-            "{kafka}state_dir: {}\nlisten: {{ grpc: '{grpc}', http: '{http}' }}\n",
-            directory.join("state").display()
-        );
-        fs::write(directory.join("node.yaml"), yaml).expect("the node's file");
+        let NodeFile { grpc, http, .. } = NodeFile::write(directory, kafka);
         let bootstrap = cluster.bootstrap().to_owned();
         Node { grpc, http, bootstrap, directory: directory.into(), process: None, starts: 0 }
     }
 
     /// Starts the process again on the same state directory and ports.
     pub fn restart(&mut self) {
-        self.restart_as("tidemill", None);
+        self.restart_as("tidemill", &[]);
     }
 
-    /// As `restart`, with another build of the node and perhaps a variable of its environment.
-    pub fn restart_as(&mut self, program: &str, variable: Option<(&str, &str)>) {
+    /// As `restart`, with another build of the node and variables of its environment.
+    pub fn restart_as(&mut self, program: &str, variables: &[(&str, &str)]) {
         assert!(self.process.is_none(), "the node runs already");
         self.starts += 1;
         let log = File::create(self.log_path()).expect("the node's log");
         let child = command(program, ["node", "--config"])
-            .envs(variable)
+            .envs(variables.iter().copied())
             .arg(self.directory.join("node.yaml"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the node's log"))
@@ -134,6 +158,11 @@ impl Node {
     /// What the node has logged since its last start.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).expect("the node's log")
+    }
+
+    /// Starts so far.
+    pub fn lives(&self) -> u32 {
+        self.starts
     }
 
     /// What the node has logged since its first start.

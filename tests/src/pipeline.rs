@@ -22,6 +22,7 @@ use tidemill_proto::v1::PartitionLag;
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::programs::{program, workspace};
+use crate::reading::{assign, reading};
 use crate::wait::{until, until_told};
 
 pub const FLIGHTS: u64 = 27_004;
@@ -151,19 +152,9 @@ impl Reader {
     }
 
     fn new(cluster: &Cluster, topic: &str, start: Offset) -> Reader {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", cluster.bootstrap())
-            .set("group.id", "whole-node-tests")
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_committed")
-            .set("enable.partition.eof", "false")
-            .create()
-            .expect("a consumer");
-        let mut list = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
-            list.add_partition_offset(topic, partition, start).expect("an offset");
-        }
-        consumer.assign(&list).expect("assigned");
+        let consumer: BaseConsumer =
+            reading(cluster.bootstrap(), "whole-node-tests", true).create().expect("a consumer");
+        assign(&consumer, topic, 0..PARTITIONS, start).expect("assigned");
         Reader { consumer }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidemill_tests::cluster::Cluster;
-use tidemill_tests::node::Node;
+use tidemill_tests::node::{Node, NodeFile};
 use tidemill_tests::programs::{Finished, alone, free_address, run, tidemill, workspace};
 
 /// Longest time to an error; the tests shorten the connection time-out to fit.
@@ -27,16 +27,7 @@ fn expect_error(finished: &Finished, names: &[&str]) {
 
 /// Starts a node that must not come up. `settings` are lines of its file.
 fn node(directory: &Path, settings: &str) -> Finished {
-    let file = directory.join("node.yaml");
-    let (grpc, http) = (free_address(), free_address());
-    let state = directory.join("state");
-    let listen = if settings.contains("listen:") {
-        String::new()
-    } else {
-        format!("listen: {{ grpc: '{grpc}', http: '{http}' }}\n")
-    };
-    std::fs::write(&file, format!("{settings}\nstate_dir: {}\n{listen}", state.display())).expect("a file");
-    run(tidemill(["node", "--config"]).arg(&file))
+    NodeFile::write(directory, settings).run()
 }
 
 #[test]

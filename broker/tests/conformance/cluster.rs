@@ -72,7 +72,7 @@ fn apache_options() -> Options {
         ("log.cleaner.dedupe.buffer.size", "4194304"),
     ];
     let properties = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-    Options { properties, sasl_ssl: None }
+    Options { properties, ..Options::default() }
 }
 
 impl Cluster {

@@ -17,14 +17,23 @@ use crate::{Error, jars, tls};
 /// Longest wait for a start. A cold JVM on a busy two-core machine takes about ten seconds.
 const START_MAX: Duration = Duration::from_secs(90);
 
-/// Runs the JVM and kills it when a line comes on standard input. When that is closed without a
-/// line, the test process is gone, perhaps suddenly: then the data goes too, and nothing is left.
+/// How long an orderly stop may take before it becomes a kill.
+const STOP_MAX: Duration = Duration::from_secs(60);
+
+/// Runs the JVM and ends it, gently or not, when a line comes on standard input. When that is closed
+/// without a line, the test process is gone, perhaps suddenly: then the data goes too, and nothing is
+/// left.
 const GUARDED: &str = r#"
 directory=$1; shift
 exec 3<&0
 "$@" </dev/null &
 jvm=$!
-( if read -r _ <&3; then kill -9 $jvm; else kill -9 $jvm; rm -rf "$directory"; fi ) 2>/dev/null &
+end() {
+    if ! read -r how <&3; then kill -9 $jvm; rm -rf "$directory"
+    elif [ "$how" = stop ]; then kill $jvm; end
+    else kill -9 $jvm; fi
+}
+end 2>/dev/null &
 guard=$!
 wait $jvm
 status=$?
@@ -40,6 +49,8 @@ pub struct Options {
     pub properties: Vec<(String, String)>,
     /// User and password of a second listener with TLS and SCRAM-SHA-512.
     pub sasl_ssl: Option<(String, String)>,
+    /// `host:port` that a further plaintext listener tells its clients to connect to: a proxy's.
+    pub detour: Option<String>,
 }
 
 /// How to reach the secured listener.
@@ -58,6 +69,8 @@ pub struct ApacheKafka {
     pub bootstrap: String,
     /// Present if `Options::sasl_ssl` was given.
     pub secured: Option<Secured>,
+    /// Where the proxy of `Options::detour` finds the broker.
+    pub detour: Option<String>,
     directory: tempfile::TempDir,
     child: Option<Child>,
 }
@@ -75,14 +88,18 @@ impl ApacheKafka {
             .tempdir()
             .map_err(Error::file(std::env::temp_dir()))?;
         let ports = free_ports()?;
-        let [plain, controller, secure] = ports;
+        let [plain, controller, secure, detour] = ports;
         let mut properties = defaults(plain, controller, directory.path().join("data"));
         let mut secured = None;
         if options.sasl_ssl.is_some() {
             let certificate = tls::generate(directory.path())?;
-            add_secured(&mut properties, secure, &certificate);
             let bootstrap = format!("localhost:{secure}");
+            add_listener(&mut properties, "SASL_SSL", secure, &bootstrap, "SASL_SSL");
+            add_security(&mut properties, &certificate);
             secured = Some(Secured { bootstrap, ca_pem: certificate.ca_pem });
+        }
+        if let Some(advertised) = &options.detour {
+            add_listener(&mut properties, "DETOUR", detour, advertised, "PLAINTEXT");
         }
         properties.extend(options.properties.iter().cloned());
         // A later line of a properties file replaces an earlier one, so the test's values win.
@@ -91,7 +108,8 @@ impl ApacheKafka {
         std::fs::write(&file, text).map_err(Error::file(&file))?;
 
         let bootstrap = format!("127.0.0.1:{plain}");
-        let mut kafka = ApacheKafka { bootstrap, secured, directory, child: None };
+        let detour = options.detour.as_ref().map(|_| format!("127.0.0.1:{detour}"));
+        let mut kafka = ApacheKafka { bootstrap, secured, detour, directory, child: None };
         kafka.format(options)?;
         kafka.restart()?;
         Ok(kafka)
@@ -107,6 +125,21 @@ impl ApacheKafka {
             }
             let _ = child.wait();
         }
+    }
+
+    /// SIGTERM, and waits for the end: the broker closes its logs. Does nothing if it is not running.
+    pub fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        if let Some(stdin) = &mut child.stdin {
+            // Fails if the JVM is gone already.
+            let _ = stdin.write_all(b"stop\n");
+        }
+        let deadline = Instant::now() + STOP_MAX;
+        while !matches!(child.try_wait(), Ok(Some(_))) && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        self.child = Some(child);
+        self.kill();
     }
 
     /// Starts the broker again on the same data and ports, killing it first if it runs.
@@ -206,21 +239,29 @@ fn defaults(plain: u16, controller: u16, data: PathBuf) -> Vec<(String, String)>
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// Adds the SASL_SSL listener. Properties files take the last value, so these replace the defaults.
-fn add_secured(properties: &mut Vec<(String, String)>, port: u16, certificate: &tls::Certificate) {
-    let value_of = |wanted: &str| {
-        let found = properties.iter().find(|(key, _)| key == wanted);
-        found.map(|(_, value)| value.clone()).unwrap_or_default()
-    };
-    let listeners = format!("{},SASL_SSL://127.0.0.1:{port}", value_of("listeners"));
-    let advertised = format!("{},SASL_SSL://localhost:{port}", value_of("advertised.listeners"));
-    let map = format!("{},SASL_SSL:SASL_SSL", value_of("listener.security.protocol.map"));
+/// Adds a listener to those that are there.
+fn add_listener(
+    properties: &mut [(String, String)],
+    name: &str,
+    port: u16,
+    advertised: &str,
+    protocol: &str,
+) {
+    for (key, value) in properties {
+        match key.as_str() {
+            "listeners" => value.push_str(&format!(",{name}://127.0.0.1:{port}")),
+            "advertised.listeners" => value.push_str(&format!(",{name}://{advertised}")),
+            "listener.security.protocol.map" => value.push_str(&format!(",{name}:{protocol}")),
+            _ => {}
+        }
+    }
+}
+
+/// Adds what the SASL_SSL listener needs.
+fn add_security(properties: &mut Vec<(String, String)>, certificate: &tls::Certificate) {
     let jaas = "org.apache.kafka.common.security.scram.ScramLoginModule required;".to_owned();
     let keystore = certificate.keystore.display().to_string();
     let pairs = [
-        ("listeners", listeners),
-        ("advertised.listeners", advertised),
-        ("listener.security.protocol.map", map),
         ("sasl.enabled.mechanisms", "SCRAM-SHA-512".to_owned()),
         ("listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config", jaas),
         ("ssl.keystore.type", "PKCS12".to_owned()),
@@ -231,12 +272,12 @@ fn add_secured(properties: &mut Vec<(String, String)>, port: u16, certificate: &
     properties.extend(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)));
 }
 
-/// Three ports that were free a moment ago, all reserved at once so that they differ.
-fn free_ports() -> Result<[u16; 3], Error> {
+/// Ports that were free a moment ago, all reserved at once so that they differ.
+fn free_ports() -> Result<[u16; 4], Error> {
     let reserve = || TcpListener::bind("127.0.0.1:0").map_err(Error::NoPort);
-    let held = [reserve()?, reserve()?, reserve()?];
+    let held = [reserve()?, reserve()?, reserve()?, reserve()?];
     let port = |listener: &TcpListener| listener.local_addr().map(|a| a.port()).map_err(Error::NoPort);
-    Ok([port(&held[0])?, port(&held[1])?, port(&held[2])?])
+    Ok([port(&held[0])?, port(&held[1])?, port(&held[2])?, port(&held[3])?])
 }
 
 /// A random cluster id in Kafka's form: 22 characters that decode to 16 bytes.
@@ -258,7 +299,7 @@ mod tests {
     #[test]
     fn starts_survives_a_kill_and_restarts_on_the_same_port() {
         let sasl_ssl = Some(("tidemill".to_owned(), "secret".to_owned()));
-        let options = Options { properties: Vec::new(), sasl_ssl };
+        let options = Options { sasl_ssl, ..Options::default() };
         let mut kafka = ApacheKafka::start_with(&options).expect("starts");
         let bootstrap = kafka.bootstrap.clone();
         std::net::TcpStream::connect(&bootstrap).expect("listens");
@@ -266,6 +307,8 @@ mod tests {
         std::net::TcpStream::connect(&bootstrap).expect_err("is dead");
         kafka.restart().expect("restarts");
         std::net::TcpStream::connect(&bootstrap).expect("listens again");
+        kafka.stop();
+        std::net::TcpStream::connect(&bootstrap).expect_err("has stopped");
         assert!(kafka.secured.as_ref().is_some_and(|secured| secured.ca_pem.exists()));
     }
 }

@@ -9,6 +9,7 @@
 //! | W5 | state | stores == the changelog's fold == the model, each time they were looked at |
 //! | W8 | live | everything was handled in time, and no partition stood still |
 //! | W9 | host | no program ended or panicked by itself |
+//! | W10 | control | the revision that a partition is handled by never goes back |
 //!
 //! A run that did too little, or that cannot prove its faults, is invalid, which is no pass.
 

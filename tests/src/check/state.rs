@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use prost::Message;
+use tidemill_proto::v1::Position;
 
 use super::Verdict;
 use crate::evidence::{Evidence, Row};
@@ -13,6 +15,8 @@ pub type Model = BTreeMap<(i32, Vec<u8>), Vec<u8>>;
 /// The type byte of a state key in a changelog; length and name of the store follow it
 /// (`docs/formats/store.md`).
 const STATE: u8 = 0x01;
+/// The key of a commit's last record.
+const POSITION: &[u8] = b"\0position";
 
 pub fn check(
     evidence: &Evidence,
@@ -22,6 +26,7 @@ pub fn check(
     verdict: &mut Verdict,
 ) -> Result<()> {
     let changelog = evidence.topic(&format!("{deployment}.changelog"), true)?;
+    verdict.violations("W10", backward(deployment, &changelog));
     let folded = fold(&changelog, store);
     compare(verdict, &format!("the changelog of {deployment}"), &folded, model);
     let dumps = evidence.states(&format!("{deployment}.{store}"))?;
@@ -54,6 +59,27 @@ fn fold(changelog: &[Row], store: &str) -> Model {
         };
     }
     state
+}
+
+/// Commits of a revision behind those of a newer one, in the same partition.
+fn backward(deployment: &str, changelog: &[Row]) -> Vec<String> {
+    let mut newest: BTreeMap<i32, u64> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for row in changelog.iter().filter(|row| row.key.as_deref() == Some(POSITION)) {
+        let Some(Ok(position)) = row.value.as_deref().map(Position::decode) else {
+            wrong.push(format!("the changelog of {deployment} has no position at offset {}", row.offset));
+            continue;
+        };
+        let newest = newest.entry(row.partition).or_default();
+        if position.revision < *newest {
+            let (partition, revision) = (row.partition, position.revision);
+            wrong.push(format!(
+                "{deployment} went back from revision {newest} to {revision} in partition {partition}"
+            ));
+        }
+        *newest = (*newest).max(position.revision);
+    }
+    wrong
 }
 
 fn compare(verdict: &mut Verdict, what: &str, found: &Model, model: &Model) {

@@ -1,5 +1,8 @@
 //! The checker finds each way to be wrong, and passes what is right.
 
+use prost::Message;
+use tidemill_proto::v1::Position;
+
 use super::*;
 use crate::evidence::{Ack, Committed, Ends, Fault, Outcome, Row, Run};
 
@@ -118,7 +121,7 @@ fn a_right_run_is_right() {
 #[test]
 fn every_way_to_be_wrong_is_found() {
     type Spoil = fn(&mut Case);
-    let ways: [(&str, &[&str], Spoil); 12] = [
+    let ways: [(&str, &[&str], Spoil); 13] = [
         ("a record is lost", &["W2"], |case| drop(case.topic("chain-out").remove(1))),
         ("a record is handled twice", &["W2"], |case| {
             let again = Row { offset: 3, ..case.topic("chain-out")[2].clone() };
@@ -139,6 +142,13 @@ fn every_way_to_be_wrong_is_found() {
         }),
         ("a credit is not booked", &["W1"], |case| drop(case.topic("ledger").pop())),
         ("nothing moves", &["W8"], |case| case.run.stall_ms = [(0, 2)].into()),
+        ("an older revision is served again", &["W10"], |case| {
+            let at = |offset, revision| Row {
+                value: Some(Position { revision, ..Position::default() }.encode_to_vec()),
+                ..row(offset, b"\0position", "")
+            };
+            case.topic("chain.changelog").extend([at(1, 7), at(2, 6)]);
+        }),
         ("a node panics", &["W9"], |case| case.run.unexpected.push("n1 panicked".into())),
     ];
     for (name, rules, spoil) in ways {

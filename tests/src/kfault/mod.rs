@@ -14,7 +14,7 @@ mod rule;
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 pub use rule::{Action, Direction, Rule};
@@ -23,9 +23,17 @@ use rule::{Active, Frame};
 /// Api keys of the requests that the tests have rules for.
 pub mod api {
     pub const PRODUCE: i16 = 0;
+    pub const FETCH: i16 = 1;
+    pub const OFFSET_FETCH: i16 = 9;
+    pub const FIND_COORDINATOR: i16 = 10;
+    pub const JOIN_GROUP: i16 = 11;
+    pub const HEARTBEAT: i16 = 12;
+    pub const SYNC_GROUP: i16 = 14;
     pub const INIT_PRODUCER_ID: i16 = 22;
+    pub const ADD_PARTITIONS_TO_TXN: i16 = 24;
     pub const ADD_OFFSETS_TO_TXN: i16 = 25;
     pub const END_TXN: i16 = 26;
+    pub const WRITE_TXN_MARKERS: i16 = 27;
     pub const TXN_OFFSET_COMMIT: i16 = 28;
 }
 
@@ -46,6 +54,9 @@ struct Shared {
     sockets: Mutex<Vec<TcpStream>>,
     /// Nothing passes and nobody is let in.
     cut: AtomicBool,
+    /// Nothing passes, and nobody is told.
+    stalled: Mutex<bool>,
+    moves: Condvar,
 }
 
 impl Kfault {
@@ -58,6 +69,8 @@ impl Kfault {
             rules: Mutex::default(),
             sockets: Mutex::default(),
             cut: AtomicBool::new(false),
+            stalled: Mutex::new(false),
+            moves: Condvar::new(),
         });
         let theirs = Arc::clone(&shared);
         // Ends with the process; a listener has no other way to be woken.
@@ -88,11 +101,19 @@ impl Kfault {
             self.shared.close_all();
         }
     }
+
+    /// Lets nothing through on connections that stay open, as a network that loses every packet;
+    /// `false` ends that, and what was sent meanwhile arrives.
+    pub fn stall(&self, stalled: bool) {
+        *lock(&self.shared.stalled) = stalled;
+        self.shared.moves.notify_all();
+    }
 }
 
 impl Drop for Kfault {
     fn drop(&mut self) {
         self.cut(true);
+        self.stall(false);
     }
 }
 
@@ -100,6 +121,11 @@ impl Handle {
     /// How often the rule was applied.
     pub fn hits(&self) -> u32 {
         self.0.hits()
+    }
+
+    /// Takes the rule out of force; what it holds stays held.
+    pub fn end(&self) {
+        self.0.end();
     }
 
     /// Sends what was held on to the broker, and waits for its answer: the bytes after the
@@ -131,8 +157,9 @@ impl Shared {
         }
     }
 
-    /// The first rule that wants this frame.
+    /// The first rule that wants this frame, once anything passes at all.
     fn rule_for(&self, frame: &Frame) -> Option<Arc<Active>> {
+        drop(self.moves.wait_while(lock(&self.stalled), |stalled| *stalled));
         lock(&self.rules).iter().find(|rule| rule.wants(frame)).cloned()
     }
 }

@@ -30,13 +30,13 @@ pub enum Action {
 }
 
 /// Applies an action to some frames of one kind.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Rule {
     pub api: i16,
     pub direction: Direction,
-    /// Only requests that hold this text near their beginning (a client's or a transaction's id), and
-    /// their responses. Empty is any.
-    pub about: &'static str,
+    /// Only requests that hold these bytes near their beginning (a client's, a transaction's or a
+    /// topic's id), and their responses. Empty is any.
+    pub about: Vec<u8>,
     /// So many frames of the kind pass first.
     pub after: u32,
     /// Then the action is applied so often.
@@ -62,8 +62,8 @@ pub struct Request {
 }
 
 impl Request {
-    fn is_about(&self, text: &str) -> bool {
-        text.is_empty() || self.head.windows(text.len()).any(|window| window == text.as_bytes())
+    fn is_about(&self, bytes: &[u8]) -> bool {
+        bytes.is_empty() || self.head.windows(bytes.len()).any(|window| window == bytes)
     }
 }
 
@@ -79,6 +79,7 @@ struct Progress {
     /// Frames of the rule's kind so far.
     seen: u32,
     hits: u32,
+    ended: bool,
     released: bool,
     /// The broker's answer to what was held.
     answer: Option<Vec<u8>>,
@@ -92,18 +93,22 @@ impl Active {
     /// Counts the frame if it is of the rule's kind; true if the action is to be applied to it.
     pub fn wants(&self, frame: &Frame) -> bool {
         let kind = (frame.request.api, frame.direction);
-        if (self.rule.api, self.rule.direction) != kind || !frame.request.is_about(self.rule.about) {
+        if (self.rule.api, self.rule.direction) != kind || !frame.request.is_about(&self.rule.about) {
             return false;
         }
         let mut progress = lock(&self.progress);
         progress.seen += 1;
-        let applies = progress.seen > self.rule.after && progress.hits < self.rule.times;
+        let applies = !progress.ended && progress.seen > self.rule.after && progress.hits < self.rule.times;
         progress.hits += u32::from(applies);
         applies
     }
 
     pub fn hits(&self) -> u32 {
         lock(&self.progress).hits
+    }
+
+    pub fn end(&self) {
+        lock(&self.progress).ended = true;
     }
 
     pub fn release(&self, wait: Duration) -> Option<Vec<u8>> {

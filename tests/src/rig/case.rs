@@ -35,6 +35,24 @@ pub struct Case {
     /// Records a second while there are faults; the rest comes as fast as it goes.
     pub rate: u64,
     pub plan: Vec<Step>,
+    pub special: Special,
+}
+
+/// What a scenario of a test's own asks for beside; a random case has none of it.
+#[derive(Debug, Clone, Default)]
+pub struct Special {
+    /// librdkafka's, as `NAME: VALUE` pairs separated by commas.
+    pub properties: &'static str,
+    /// Where the deployments begin to read; earliest unless said.
+    pub start: Option<&'static str>,
+    /// Planted in every node, by its name in `tidemill::faults`.
+    pub bug: Option<&'static str>,
+    /// The step of a commit at which the first node ends its first life, as `TIDEMILL_CRASH` says it.
+    pub dies_at: Option<&'static str>,
+    /// Nodes have crash points in them, for the scenario to use.
+    pub crashes: bool,
+    /// The first node reaches the brokers by this way alone.
+    pub detour: Option<String>,
 }
 
 /// One fault, and what follows it.
@@ -91,6 +109,7 @@ impl Case {
             records,
             rate: 800,
             plan: steps.collect(),
+            special: Special::default(),
         }
     }
 
@@ -130,6 +149,7 @@ impl Case {
             records: 10_000,
             rate: rng.u64(200..=1_500),
             plan,
+            special: Special::default(),
         }
     }
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::evidence::{Committed, Ends, Row};
+use crate::reading::{assign, reading};
 
 /// Longest time to read one topic, or to get one answer.
 const READ_MAX: Duration = Duration::from_secs(60);
@@ -30,11 +30,7 @@ impl Dump {
     pub fn topic(&self, topic: &str, committed: bool) -> Result<Vec<Row>> {
         let consumer = self.consumer("dump", committed)?;
         let partitions = partitions(&consumer, topic)?;
-        let mut list = TopicPartitionList::new();
-        for &partition in &partitions {
-            list.add_partition_offset(topic, partition, Offset::Beginning)?;
-        }
-        consumer.assign(&list)?;
+        assign(&consumer, topic, partitions.iter().copied(), Offset::Beginning)?;
         let (mut rows, mut open) = (Vec::new(), partitions);
         let deadline = Instant::now() + READ_MAX;
         while !open.is_empty() {
@@ -92,13 +88,7 @@ impl Dump {
     }
 
     fn consumer(&self, group: &str, committed: bool) -> Result<BaseConsumer> {
-        Ok(ClientConfig::new()
-            .set("bootstrap.servers", &self.bootstrap)
-            .set("group.id", group)
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", if committed { "read_committed" } else { "read_uncommitted" })
-            .set("enable.partition.eof", "true")
-            .create()?)
+        Ok(reading(&self.bootstrap, group, committed).set("enable.partition.eof", "true").create()?)
     }
 }
 

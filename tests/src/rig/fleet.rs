@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::case::{Case, Fault, KILL, Step};
+use super::case::{Case, Fault, KILL, Special, Step};
 use crate::cluster::Cluster;
 use crate::evidence::Row;
 use crate::node::Node;
@@ -59,33 +59,37 @@ pub fn build_modules(directory: &Path) {
 
 pub struct Fleet {
     program: &'static str,
+    bug: Option<&'static str>,
     nodes: Vec<Node>,
     /// The step each node is told to die at, if any.
     armed: Vec<Option<String>>,
     /// Ends that nobody asked for.
     unexpected: Vec<String>,
+    /// Words of halts that a scenario brings about.
+    asked_for: Vec<&'static str>,
+    /// The deployments' documents.
+    file: PathBuf,
 }
 
 impl Fleet {
     /// Starts the nodes and deploys the workloads from `modules`.
     pub fn start(cluster: &Cluster, case: &Case, directory: &Path, modules: &Path) -> Fleet {
         let crashes = case.plan.iter().any(|step| matches!(step.fault, Fault::Crash { .. }));
-        let program = PROGRAMS[usize::from(crashes)];
+        let special = &case.special;
+        let faulty = crashes || special.crashes || special.bug.is_some() || special.dies_at.is_some();
+        let program = PROGRAMS[usize::from(faulty)];
         let node = |number| {
-            let extra = format!(
-                "kafka:\n  bootstrap_servers: '{}'\nnode_id: n{number}\nmemory: {{ block_cache: {}MiB, write_buffers: {}MiB }}\n",
-                cluster.bootstrap(),
-                case.block_cache_mib,
-                case.write_buffers_mib
-            );
-            let mut node = Node::prepare(cluster, &directory.join(format!("n{number}")), &extra);
-            node.restart_as(program, None);
-            node
+            let settings = settings(cluster, case, number);
+            Node::prepare(cluster, &directory.join(format!("n{number}")), &settings)
         };
         let nodes: Vec<Node> = (0..case.nodes).map(node).collect();
-        let fleet = Fleet { program, armed: vec![None; nodes.len()], nodes, unexpected: Vec::new() };
+        let armed = vec![None; nodes.len()];
         let file = modules.join(format!("case-{}.yaml", case.seed));
-        fs::write(&file, documents(case)).expect("the deployments' file");
+        let (unexpected, asked_for) = (Vec::new(), Vec::new());
+        let mut fleet = Fleet { program, bug: special.bug, nodes, armed, unexpected, asked_for, file };
+        for node in 0..case.nodes {
+            fleet.launch(node, special.dies_at.filter(|_| node == 0).map(str::to_owned));
+        }
         let node = &fleet.nodes[0];
         until("the first node answers", FIRST_ANSWER_MAX, || {
             let answer = node.tidemill(&["deployments"]);
@@ -94,8 +98,34 @@ impl Fleet {
         let partitions = case.partitions.to_string();
         let create = ["--partitions", partitions.as_str()];
         node.tidemill(&[&["topics", "create"], &TOPICS[..], &create[..]].concat()).ok();
-        node.tidemill(&["apply", "--wait", "-f", &file.display().to_string()]).ok();
+        fleet.deploy(0, case, &["--wait"]);
         fleet
+    }
+
+    /// Applies the documents of a case through one node; other documents than before are new revisions.
+    pub fn deploy(&self, node: usize, case: &Case, options: &[&str]) {
+        fs::write(&self.file, documents(case)).expect("the deployments' file");
+        let file = self.file.display().to_string();
+        self.nodes[node].tidemill(&[&["apply", "-f", file.as_str()], options].concat()).ok();
+    }
+
+    /// Halts whose line has these words are what the scenario wants to see.
+    pub fn ask_for(&mut self, words: &'static str) {
+        self.asked_for.push(words);
+    }
+
+    /// Lines of panics and of halts that nobody asked for.
+    pub fn complaints(&self) -> Vec<String> {
+        let is_bad = |line: &str| {
+            let halted =
+                line.contains(" halted ") && !self.asked_for.iter().any(|words| line.contains(words));
+            halted || line.contains("panicked at")
+        };
+        let of = |(number, node): (usize, &Node)| -> Vec<String> {
+            let log = node.whole_log();
+            log.lines().filter(|line| is_bad(line)).map(|line| format!("n{number}: {line}")).collect()
+        };
+        self.nodes.iter().enumerate().flat_map(of).collect()
     }
 
     /// Starts a node that is down; armed with a crash if `next` is one of this node.
@@ -108,8 +138,27 @@ impl Fleet {
             }
             _ => None,
         };
-        self.nodes[node].restart_as(self.program, crash.as_deref().map(|crash| ("TIDEMILL_CRASH", crash)));
+        self.launch(node, crash);
+    }
+
+    /// Starts a node that is down, to die at the step that `crash` says (`TIDEMILL_CRASH`).
+    pub fn restart_to_die(&mut self, node: usize, crash: &str) {
+        self.launch(node, Some(crash.to_owned()));
+    }
+
+    fn launch(&mut self, node: usize, crash: Option<String>) {
+        let crash_there = crash.as_deref().map(|crash| ("TIDEMILL_CRASH", crash));
+        let bug = self.bug.map(|bug| ("TIDEMILL_BUG", bug));
+        let variables: Vec<_> = crash_there.into_iter().chain(bug).collect();
+        self.nodes[node].restart_as(self.program, &variables);
         self.armed[node] = crash;
+    }
+
+    /// Waits until a node has died at the step it was told to; true if it did.
+    pub fn died_as_told(&mut self, node: usize) -> bool {
+        let ended = within(CRASH_MAX, || self.nodes[node].ended());
+        let said = self.nodes[node].log().contains("crash point");
+        said && ended.and_then(|status| status.signal()) == Some(Signal::ABORT.as_raw())
     }
 
     /// Carries a step out as far as the death of the node; true if that is proven.
@@ -138,6 +187,29 @@ impl Fleet {
                 said && status.signal() == Some(Signal::ABORT.as_raw())
             }
         }
+    }
+
+    /// Nodes, dead ones included.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    pub fn is_running(&self, node: usize) -> bool {
+        self.nodes[node].is_running()
+    }
+
+    /// Starts of a node so far.
+    pub fn lives(&self, node: usize) -> u32 {
+        self.nodes[node].lives()
+    }
+
+    /// What a node has logged since its last start.
+    pub fn log(&self, node: usize) -> String {
+        self.nodes[node].log()
     }
 
     pub fn node(&mut self, node: usize) -> &mut Node {
@@ -191,12 +263,33 @@ impl Fleet {
         assert!(wiped >= stateful, "the stores of {wiped} deployments were found, and {stateful} have some");
     }
 
+    /// Moves every task to the last node: the others drain.
+    pub fn gather(&mut self) {
+        let last = self.nodes.len() - 1;
+        for node in 0..last {
+            let status = self.nodes[node].stop();
+            if !status.success() {
+                self.unexpected.push(format!("n{node} did not drain: {status}"));
+            }
+        }
+    }
+
+    /// Starts the nodes that do not run.
+    pub fn complete(&mut self) {
+        for node in 0..self.nodes.len() {
+            if !self.is_running(node) {
+                self.restart(node, None);
+            }
+        }
+    }
+
     /// Every entry of a deployment's store, once every partition answers.
     pub fn state(&self, deployment: &str, store: &str) -> Result<Vec<Row>> {
+        let asked = self.nodes.iter().find(|node| node.is_running()).context("no node is left to ask")?;
         let mut last = String::new();
         let answer = within(STATE_MAX, || {
             let scan = ["state", "scan", deployment, store, "--all", "--output", "json"];
-            let answer = self.nodes[0].tidemill(&scan);
+            let answer = asked.tidemill(&scan);
             last = answer.stderr;
             answer.status.success().then_some(answer.stdout)
         });
@@ -223,12 +316,21 @@ impl Fleet {
             if let Some(status) = self.nodes[number].ended() {
                 self.unexpected.push(format!("n{number} ended by itself: {status}"));
             }
-            let log = self.nodes[number].whole_log();
-            let bad = log.lines().filter(|line| line.contains("panicked at") || line.contains(" halted "));
-            self.unexpected.extend(bad.map(|line| format!("n{number}: {line}")));
         }
+        self.unexpected.extend(self.complaints());
         std::mem::take(&mut self.unexpected)
     }
+}
+
+/// A node's file, but for what [`Node::prepare`] adds.
+fn settings(cluster: &Cluster, case: &Case, number: usize) -> String {
+    let Special { properties, detour, .. } = &case.special;
+    let bootstrap = detour.as_deref().filter(|_| number == 0).unwrap_or(cluster.bootstrap());
+    let (cache, buffers) = (case.block_cache_mib, case.write_buffers_mib);
+    format!(
+        "kafka:\n  bootstrap_servers: '{bootstrap}'\n  properties: {{ {properties} }}\nnode_id: n{number}\n\
+         memory: {{ block_cache: {cache}MiB, write_buffers: {buffers}MiB }}\n"
+    )
 }
 
 /// One entry of a scan as the store's bytes: text as it is, a number as eight little-endian bytes.
@@ -246,13 +348,14 @@ fn entry(entry: &Value) -> Result<Row> {
 fn documents(case: &Case) -> String {
     let one = |deployment: &Deployment| {
         format!(
-            "name: {}\nmodule: {}.wasm\ninputs: {{ in: {{ topic: {}, start: earliest }} }}\n\
+            "name: {}\nmodule: {}.wasm\ninputs: {{ in: {{ topic: {}, start: {} }} }}\n\
              outputs: {{ out: {{ topic: {} }} }}\nworkers: {}\nconfig: {}\n\
              commit: {{ interval: {}ms, overlay_bytes: {}KiB }}\n\
              limits: {{ batch_records: {}, emit_bytes: 64KiB }}\n",
             deployment.name,
             deployment.module,
             deployment.input,
+            case.special.start.unwrap_or("earliest"),
             deployment.output,
             case.workers,
             deployment.config.replace("REMEMBER", &case.remember.to_string()),

@@ -16,12 +16,14 @@
 //! | [`fleet`] | the nodes of a round and what is deployed on them |
 //! | [`dump`] | topics, ends, offsets and stores, for the checker |
 //! | [`round`] | one round from beginning to verdict |
+//! | [`moves`] | what it costs when tasks move |
 //! | [`scenario`] | one fault by hand, for the named tests |
 
 pub mod case;
 pub mod dump;
 pub mod feed;
 pub mod fleet;
+pub mod moves;
 pub mod round;
 pub mod scenario;
 pub mod watch;

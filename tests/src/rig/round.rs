@@ -121,11 +121,24 @@ impl Stage {
         let acks = self.feeder.finish()?;
         let dump = Dump::of(self.cluster.bootstrap());
         let began = Instant::now();
-        let settled = within(SETTLE_MAX, || is_settled(&dump).ok().filter(|settled| *settled)).is_some();
-        let settling = began.elapsed();
+        let settled = within(SETTLE_MAX, || match is_settled(&dump) {
+            Ok(true) => Some(true),
+            _ => (!self.fleet.complaints().is_empty()).then_some(false),
+        });
+        if settled == Some(false) {
+            // Nobody need wait for what will not come; the checker has nothing to add.
+            let violations = self.fleet.unexpected().into_iter().map(|line| format!("W9: {line}"));
+            return Ok(Summary { violations: violations.collect(), ..Summary::default() });
+        }
+        let (settled, settling) = (settled.is_some(), began.elapsed());
 
         let mut doubts = Vec::new();
         look_at_stores(&self.fleet, &self.evidence, "live", &mut doubts)?;
+        if self.fleet.len() > 1 {
+            self.fleet.gather();
+            look_at_stores(&self.fleet, &self.evidence, "moved", &mut doubts)?;
+            self.fleet.complete();
+        }
         let began = Instant::now();
         self.fleet.restart_cold();
         look_at_stores(&self.fleet, &self.evidence, "cold", &mut doubts)?;

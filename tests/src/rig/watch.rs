@@ -7,10 +7,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::message::Message;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::Offset;
+
+use crate::reading::{assign, reading};
 
 const POLL: Duration = Duration::from_millis(100);
 
@@ -24,6 +25,10 @@ struct Seen {
     /// Longest standstill of any partition, whatever was wrong.
     longest: Duration,
     records: u64,
+    /// Since when gaps are measured.
+    marked: Instant,
+    /// Longest standstill of each partition since then.
+    gaps: Vec<Duration>,
 }
 
 impl Seen {
@@ -31,6 +36,8 @@ impl Seen {
     fn moves(&mut self, partition: usize, now: Instant) {
         self.longest = self.longest.max(now - self.last[partition]);
         self.stands(partition, now);
+        let gap = now.saturating_duration_since(self.last[partition].max(self.marked));
+        self.gaps[partition] = self.gaps[partition].max(gap);
         self.last[partition] = now;
     }
 
@@ -56,17 +63,8 @@ pub struct Watch {
 
 impl Watch {
     pub fn start(bootstrap: &str, topic: &str, partitions: i32) -> Result<Watch> {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", bootstrap)
-            .set("group.id", "watch")
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_committed")
-            .create()?;
-        let mut list = TopicPartitionList::new();
-        for partition in 0..partitions {
-            list.add_partition_offset(topic, partition, Offset::Beginning)?;
-        }
-        consumer.assign(&list)?;
+        let consumer: BaseConsumer = reading(bootstrap, "watch", true).create()?;
+        assign(&consumer, topic, 0..partitions, Offset::Beginning)?;
         let now = Instant::now();
         let count = partitions as usize;
         let seen = Arc::new(Mutex::new(Seen {
@@ -75,6 +73,8 @@ impl Watch {
             worst: vec![Duration::ZERO; count],
             longest: Duration::ZERO,
             records: 0,
+            marked: now,
+            gaps: vec![Duration::ZERO; count],
         }));
         let stop = Arc::new(AtomicBool::new(false));
         let (theirs, told) = (Arc::clone(&seen), Arc::clone(&stop));
@@ -103,6 +103,20 @@ impl Watch {
     /// Nothing is wrong from now on.
     pub fn healed(&self) {
         lock(&self.seen).healthy = Some(Instant::now());
+    }
+
+    /// Gaps are measured from now on.
+    pub fn mark(&self) {
+        let mut seen = lock(&self.seen);
+        seen.marked = Instant::now();
+        seen.gaps.fill(Duration::ZERO);
+    }
+
+    /// The longest standstill of each partition since the mark, one that lasts included.
+    pub fn gaps(&self) -> Vec<Duration> {
+        let (seen, now) = (lock(&self.seen), Instant::now());
+        let still = seen.last.iter().map(|last| now.saturating_duration_since((*last).max(seen.marked)));
+        seen.gaps.iter().zip(still).map(|(gap, still)| *gap.max(&still)).collect()
     }
 
     /// Records seen so far.

@@ -23,6 +23,7 @@ pub use replay::Replayed;
 use self::decide::cut_off;
 use self::replay::Replay;
 use super::{Start, TaskConfig};
+use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{CommittedOffset, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
 use crate::store::{Identity, Opening, Store, StoreBudget, StoreError};
@@ -321,6 +322,7 @@ impl Restore<'_> {
         let mut failed = None;
         let mut stopped = false;
         kafka.read_changelog(self.partition, from, log_end, &mut |record| {
+            crash_point(CrashPoint::DuringRestore);
             let next = Offset(record.offset.0 + 1);
             if let Err(error) = replay.push(record) {
                 failed = Some(error);

@@ -13,6 +13,39 @@ use tidemill_tests::wait::{until, within};
 
 use crate::SESSION;
 
+/// F07: the broker, which leads every partition and coordinates every group and transaction, is
+/// restarted in order, twice. Nobody's handler hears of it.
+#[test]
+fn f07_a_restarted_broker_is_waited_for() {
+    let _alone = alone();
+    let case = Case::plain(1, 10_000);
+    play("F07", &case, cluster_of(&case), |stage| {
+        for _ in 0..2 {
+            stage.watch.fault();
+            broker(stage).stop();
+            broker(stage).restart().expect("the broker comes back");
+            until_commits(stage);
+            stage.watch.healed();
+        }
+    });
+}
+
+/// F08: the broker is killed in full flight, twice, and comes back with what it had.
+#[test]
+fn f08_a_killed_broker_is_waited_for() {
+    let _alone = alone();
+    let case = Case::plain(2, 10_000);
+    play("F08", &case, cluster_of(&case), |stage| {
+        for _ in 0..2 {
+            stage.watch.fault();
+            broker(stage).kill();
+            broker(stage).restart().expect("the broker comes back");
+            until_commits(stage);
+            stage.watch.healed();
+        }
+    });
+}
+
 /// F09: all brokers die under a running node, which stays up, says that it is not ready, and goes on
 /// when they are back. A node that is started meanwhile ends and says why, for its supervisor to try
 /// again.

@@ -1,179 +1,211 @@
-//! Faults of a node's disk and of what is on it. A store that cannot be trusted is rebuilt, and one
-//! that cannot be rebuilt halts its task and says why.
+//! Faults of a node's disk: full, read-only, failing. A task whose store cannot be written halts with
+//! the reason and the fix, nothing of a commit is half-applied, and it goes on by itself once the disk
+//! takes writes. They need a user who may mount; another one is told that nothing was tried.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use tidemill_kafka_harness::run_tool;
-use tidemill_tests::programs::{alone, free_address, run, tidemill};
+use tidemill_tests::programs::{alone, run};
 use tidemill_tests::rig::case::Case;
-use tidemill_tests::rig::dump::Dump;
 use tidemill_tests::rig::round::Stage;
-use tidemill_tests::rig::scenario::{SOON, cluster_of, drain, open, play, until_commits, until_said};
+use tidemill_tests::rig::scenario::{SOON, cluster_of, drain, play, said, until_commits, until_said};
 use tidemill_tests::wait::until;
 
-/// F34: files of the stores are damaged in every way while the node is down, after a drain, so that
-/// everything is in them. Each such store is rebuilt.
+use crate::case;
+
+const FULL: &str = "No space left";
+const READ_ONLY: &str = "Read-only file system";
+
+/// F32: the disk is full at each phase in turn: when stores are opened, when commits are written, when
+/// the node drains, when stores are restored.
 #[test]
-fn f34_damaged_stores_are_rebuilt() {
+fn f32_a_full_disk_halts_tasks_until_there_is_space() {
     let _alone = alone();
-    let case = Case::plain(1, 10_000);
-    play("F34", &case, cluster_of(&case), |stage| {
+    let case = Case { write_buffers_mib: 4, ..case(1, 10_000) };
+    play("F32", &case, cluster_of(&case), |stage| {
+        stage.watch.fault();
+        stage.fleet.ask_for(FULL);
         drain(stage, 0);
-        type Damage = (&'static str, fn(&Path));
-        let damages: [Damage; 4] = [
-            ("sst", |file| flip(file, 0.1)),
-            ("MANIFEST", |file| flip(file, 0.5)),
-            ("CURRENT", |file| fs::remove_file(file).expect("deleted")),
-            ("sst", |file| fs::remove_file(file).expect("deleted")),
-        ];
-        for (partition, (kind, damage)) in damages.iter().enumerate() {
-            let files = files(&store(stage, "chain", partition), kind);
-            assert!(!files.is_empty(), "the store of partition {partition} has no {kind}");
-            files.iter().for_each(|file| damage(file));
-        }
+        let Some(disk) = Disk::tmpfs(&stage.fleet.node(0).stores(), 32) else { return skip(stage) };
+
+        let filler = disk.fill(0);
         stage.fleet.restart(0, None);
-        until("every damaged store is rebuilt", SOON, || {
-            let log = stage.fleet.node(0).log();
-            let rebuilt = log.lines().filter(|line| line.contains("rebuil")).count();
-            if rebuilt >= damages.len() { Ok(()) } else { Err(rebuilt) }
+        until_said(stage, 0, FULL);
+        assert_eq!(
+            said(stage, 0, "task starts deployment=\"chain\""),
+            0,
+            "a store was opened on a full disk"
+        );
+        fs::remove_file(&filler).expect("space again");
+        until_commits(stage);
+
+        disk.fill(0);
+        let before = said(stage, 0, FULL);
+        until("what is in memory cannot be written", SOON, || {
+            let now = said(stage, 0, FULL);
+            if now > before { Ok(()) } else { Err(now) }
         });
-        until_commits(stage);
-    });
-}
-
-/// F35: an old copy of the stores is put back, as a restored backup would be. It is brought up to
-/// date from the changelog.
-#[test]
-fn f35_a_stale_copy_of_the_stores_is_brought_up_to_date() {
-    let _alone = alone();
-    let case = Case::plain(1, 10_000);
-    play("F35", &case, cluster_of(&case), |stage| {
-        let stores = stage.fleet.node(0).stores();
-        let copy = stores.with_file_name("copy");
         drain(stage, 0);
-        copy_directory(&stores, &copy);
+
+        fs::remove_file(&filler).expect("space again");
+        assert!(stage.fleet.wipe(0) > 0, "there were no stores");
+        // Some stores have room, others not.
+        disk.fill(256 << 10);
+        stage.fleet.restart(0, None);
+        until_said(stage, 0, FULL);
+        fs::remove_file(&filler).expect("space again");
+        until_commits(stage);
+        leave(stage, disk);
+        stage.watch.healed();
+    });
+}
+
+/// F33: the disk is read-only when the node starts, until it is mounted again for writing.
+#[test]
+fn f33_a_read_only_disk_halts_tasks_until_it_takes_writes() {
+    let _alone = alone();
+    let case = case(1, 8_000);
+    play("F33", &case, cluster_of(&case), |stage| {
+        stage.watch.fault();
+        stage.fleet.ask_for(READ_ONLY);
+        drain(stage, 0);
+        let Some(disk) = Disk::ext4(&stage.fleet.node(0).stores()) else { return skip(stage) };
         stage.fleet.restart(0, None);
         until_commits(stage);
-        stage.catch_up();
+        drain(stage, 0);
+        disk.remount("ro");
+        stage.fleet.restart(0, None);
+        until_said(stage, 0, READ_ONLY);
+        disk.remount("rw");
+        until_commits(stage);
+        leave(stage, disk);
+        stage.watch.healed();
+    });
+}
+
+/// F33: the file system fails under a running node, and takes no writes any more. Its stores are put
+/// right by the node's next start on a disk that has been seen to.
+#[test]
+fn f33_a_disk_that_fails_in_mid_run_leaves_stores_to_start_from() {
+    let _alone = alone();
+    let case = case(1, 10_000);
+    play("F33 failing", &case, cluster_of(&case), |stage| {
+        stage.watch.fault();
+        stage.fleet.ask_for(READ_ONLY);
+        stage.fleet.ask_for("Input/output error");
+        drain(stage, 0);
+        let Some(disk) = Disk::ext4(&stage.fleet.node(0).stores()) else { return skip(stage) };
+        stage.fleet.restart(0, None);
+        until_commits(stage);
+        disk.fail();
+        until_said(stage, 0, READ_ONLY);
         assert!(stage.fleet.kill(0), "the node ended by itself");
-        fs::remove_dir_all(&stores).expect("the stores are deleted");
-        fs::rename(&copy, &stores).expect("the copy is put back");
+        disk.repair();
         stage.fleet.restart(0, None);
         until_commits(stage);
-        let log = stage.fleet.node(0).log();
-        assert!(!log.contains("rebuil"), "what the copy lacks is in the changelog: {log}");
+        leave(stage, disk);
+        stage.watch.healed();
     });
 }
 
-/// F38: a second node on the same directory is refused with a clear message; the first goes on.
-#[test]
-fn f38_a_directory_has_one_node() {
-    let _alone = alone();
-    let case = Case::plain(1, 5_000);
-    play("F38", &case, cluster_of(&case), |stage| {
-        let directory = stage.fleet.node(0).directory().to_owned();
-        let file = fs::read_to_string(directory.join("node.yaml")).expect("the node's file");
-        let (grpc, http) = (stage.fleet.node(0).grpc.clone(), stage.fleet.node(0).http.clone());
-        let second = file.replace(&grpc, &free_address()).replace(&http, &free_address());
-        let path = directory.join("second.yaml");
-        fs::write(&path, second).expect("a file");
-        let refused = run(tidemill(["node", "--config"]).arg(&path));
-        println!("{}", refused.stderr);
-        assert!(!refused.status.success() && refused.took < SOON, "{refused:#?}");
-        assert!(refused.stderr.contains("state"), "{refused:#?}");
-        until_commits(stage);
-    });
+fn skip(stage: &mut Stage) {
+    println!("  not run: this user may not mount");
+    stage.fleet.restart(0, None);
+    stage.watch.healed();
 }
 
-/// Deletes the first half of every partition of a compacted topic. Kafka refuses that unless the
-/// topic's policy allows it, so this takes somebody who means it.
-fn delete_beginning(stage: &Stage, topic: &str) {
-    set_policy(stage, topic, "[compact,delete]");
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", stage.cluster.bootstrap()).create().expect("a client");
-    let mut offsets = TopicPartitionList::new();
-    for end in Dump::of(stage.cluster.bootstrap()).ends(topic).expect("the topic has ends") {
-        let half = Offset::Offset(end.high / 2);
-        offsets.add_partition_offset(topic, end.partition, half).expect("an offset");
+/// Takes the disk away from a node, which finds older stores where it was mounted.
+fn leave(stage: &mut Stage, disk: Disk) {
+    drain(stage, 0);
+    disk.unmount();
+    stage.fleet.restart(0, None);
+    until_commits(stage);
+}
+
+/// A small disk of its own.
+struct Disk {
+    at: PathBuf,
+    /// Of an ext4; a tmpfs has none.
+    image: Option<PathBuf>,
+}
+
+impl Disk {
+    /// None where mounting is not allowed.
+    fn tmpfs(at: &Path, mib: u32) -> Option<Disk> {
+        let size = format!("size={mib}m");
+        let disk = Disk { at: at.into(), image: None };
+        succeeds(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at)).then_some(disk)
     }
-    let deleted = admin.delete_records(&offsets, &AdminOptions::new());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let deleted = runtime.block_on(deleted).expect("records are deleted");
-    assert!(deleted.elements().iter().all(|element| element.error().is_ok()), "{deleted:?}");
-    set_policy(stage, topic, "compact");
+
+    fn ext4(at: &Path) -> Option<Disk> {
+        let image = at.with_file_name("disk.img");
+        // Sparse. RocksDB allocates 4 MiB for the manifest of every store.
+        File::create(&image).and_then(|file| file.set_len(512 << 20)).expect("an image");
+        if !succeeds(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image)) {
+            return None;
+        }
+        let disk = Disk { at: at.into(), image: Some(image) };
+        disk.mount().then_some(disk)
+    }
+
+    fn mount(&self) -> bool {
+        let image = self.image.as_ref().expect("an ext4");
+        succeeds(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).arg(image).arg(&self.at))
+    }
+
+    fn remount(&self, how: &str) {
+        let how = format!("remount,{how}");
+        let done = run(Command::new("mount").args(["-o", &how]).arg(&self.at));
+        assert!(done.status.success(), "{done:#?}");
+    }
+
+    /// Leaves so many bytes; answers the file that holds the others.
+    fn fill(&self, left: usize) -> PathBuf {
+        let filler = self.at.join("filler");
+        let room = self.at.join("room");
+        fs::write(&room, vec![1; left]).expect("room");
+        let mut file = File::create(&filler).expect("a file");
+        let written = io::copy(&mut io::repeat(1), &mut file);
+        assert_eq!(written.expect_err("the disk is full").kind(), io::ErrorKind::StorageFull);
+        fs::remove_file(room).expect("room");
+        filler
+    }
+
+    /// Has the kernel find an error in the file system, as it would in a damaged one.
+    fn fail(&self) {
+        let found =
+            run(Command::new("findmnt").args(["--noheadings", "--output", "SOURCE"]).arg(&self.at)).ok();
+        let device = found.trim().rsplit('/').next().expect("a device").to_owned();
+        let switch = PathBuf::from(format!("/sys/fs/ext4/{device}/trigger_fs_error"));
+        let written = File::options().write(true).open(&switch).and_then(|mut file| file.write_all(b"1\n"));
+        written.unwrap_or_else(|error| panic!("{}: {error}", switch.display()));
+    }
+
+    /// What an administrator does with a disk that has failed.
+    fn repair(&self) {
+        let image = self.image.as_ref().expect("an ext4");
+        assert!(succeeds(Command::new("umount").arg(&self.at)), "somebody still uses the disk");
+        // Answers 1 for what it has mended.
+        let checked = run(Command::new("e2fsck").args(["-f", "-y"]).arg(image));
+        assert!(checked.status.code().is_some_and(|code| code <= 1), "{checked:#?}");
+        assert!(self.mount(), "the disk can be mounted again");
+    }
+
+    fn unmount(self) {
+        assert!(succeeds(Command::new("umount").arg(&self.at)), "somebody still uses the disk");
+        std::mem::forget(self);
+    }
 }
 
-fn set_policy(stage: &Stage, topic: &str, policy: &str) {
-    let policy = format!("cleanup.policy={policy}");
-    let bootstrap = ["--bootstrap-server", stage.cluster.bootstrap()];
-    let change = ["--alter", "--entity-type", "topics", "--entity-name", topic, "--add-config", &policy];
-    let done = run_tool("kafka.admin.ConfigCommand", &[&bootstrap[..], &change].concat());
-    let done = done.expect("the tool runs");
-    assert!(done.status.success(), "{done:?}");
+impl Drop for Disk {
+    /// After a failed assertion, when the node may still have files open.
+    fn drop(&mut self) {
+        succeeds(Command::new("umount").arg("-l").arg(&self.at));
+    }
 }
 
-/// The directory of a deployment's store of one partition.
-fn store(stage: &mut Stage, deployment: &str, partition: usize) -> PathBuf {
-    let incarnations = fs::read_dir(stage.fleet.node(0).stores().join(deployment)).expect("stores");
-    let incarnation = incarnations.flatten().next().expect("one incarnation");
-    incarnation.path().join(partition.to_string())
-}
-
-/// Files whose name begins or ends with this.
-fn files(directory: &Path, kind: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).expect("the store's directory").flatten();
-    let paths = entries.map(|entry| entry.path());
-    paths
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            name.starts_with(kind) || name.ends_with(kind)
-        })
-        .collect()
-}
-
-/// Inverts 64 bytes of a file, from this part of it on.
-fn flip(file: &Path, place: f64) {
-    let mut bytes = fs::read(file).expect("the file is readable");
-    let at = (bytes.len() as f64 * place) as usize;
-    bytes.iter_mut().skip(at).take(64).for_each(|byte| *byte = !*byte);
-    fs::write(file, bytes).expect("the file is written");
-}
-
-fn copy_directory(from: &Path, to: &Path) {
-    let copied = run(Command::new("cp").arg("-a").arg(from).arg(to));
-    assert!(copied.status.success(), "{copied:#?}");
-}
-
-/// F36: the changelog's beginning is deleted, so that a store that is lost cannot be rebuilt from it.
-/// The task halts and says what to do; with a copy of the store that is new enough it goes on. The
-/// checker cannot judge it, for it folds the changelog as well.
-#[test]
-fn f36_a_changelog_without_its_beginning_rebuilds_nothing() {
-    let _alone = alone();
-    let case = Case::plain(1, 10_000);
-    let (mut stage, directory) = open("F36", &case, cluster_of(&case));
-    drain(&mut stage, 0);
-    let stores = stage.fleet.node(0).stores();
-    let copy = stores.with_file_name("copy");
-    copy_directory(&stores, &copy);
-    delete_beginning(&stage, "tidemill.chain.changelog");
-    assert!(stage.fleet.wipe(0) > 0, "there were no stores");
-    stage.fleet.restart(0, None);
-    until_said(&mut stage, 0, "deploy it again to begin anew");
-    let answer = stage.fleet.node(0).tidemill(&["state", "scan", "chain", "heads"]);
-    assert!(!answer.status.success() && answer.stderr.contains("halted"), "{answer:#?}");
-
-    assert!(stage.fleet.kill(0), "the node ended by itself");
-    fs::remove_dir_all(&stores).expect("what was begun is deleted");
-    fs::rename(&copy, &stores).expect("the copy is put back");
-    stage.fleet.restart(0, None);
-    until_commits(&stage);
-    drop(stage);
-    fs::remove_dir_all(directory).expect("a directory can be deleted");
+fn succeeds(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
 }
