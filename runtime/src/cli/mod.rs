@@ -29,6 +29,7 @@ mod deploy;
 mod deployments;
 mod dev;
 mod doctor;
+mod edit;
 pub mod failure;
 mod groups;
 mod history;

@@ -1,4 +1,4 @@
-//! `tidemill state`: reads committed state, by key or by prefix.
+//! `tidemill state`: reads committed state by key, prefix or range.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 
 use super::client::ANSWER_BYTES_MAX;
 use super::deployments::task_state_name;
+use super::edit::Edit;
 use super::failure::Failure;
 use super::output::{Block, Format, View};
 use super::table::{Table, grouped};
@@ -36,7 +37,7 @@ Examples:
   tidemill state scan delays by-day --from HA/2013/1/10 --to HA/2013/1/20
   tidemill state scan delays by-day --all -o json";
 
-/// Read the committed state of a deployment
+/// Read the committed state of a deployment, or edit it by hand
 ///
 /// Any node answers; it asks the nodes that own the partitions. An answer says the position it is
 /// true at, and a partition that cannot be read is an error, never an empty answer.
@@ -50,6 +51,7 @@ pub struct State {
 enum Command {
     Get(Get),
     Scan(Scan),
+    Edit(Edit),
 }
 
 /// Read one key, or several
@@ -94,10 +96,10 @@ struct Scan {
 }
 
 #[derive(Debug, Clone, Args)]
-struct Options {
-    /// Ask this partition only
+pub struct Options {
+    /// This partition only
     #[arg(long)]
-    partition: Option<i32>,
+    pub partition: Option<i32>,
     /// How the key or prefix is written
     #[arg(long, default_value = "text", value_enum)]
     key_format: KeyFormat,
@@ -110,11 +112,11 @@ struct Options {
 }
 
 impl Options {
-    fn key(&self, text: &str) -> Result<Vec<u8>, Failure> {
+    pub fn key(&self, text: &str) -> Result<Vec<u8>, Failure> {
         self.key_format.read(text).map_err(Failure::usage)
     }
 
-    fn timed<T>(&self, message: T) -> tonic::Request<T> {
+    pub fn timed<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
         request.set_timeout(self.timeout);
         request
@@ -128,6 +130,7 @@ impl State {
             match self.command {
                 Command::Get(get) => get.run(channel, global).await,
                 Command::Scan(scan) => scan.run(channel, global).await,
+                Command::Edit(edit) => edit.run(channel, global).await,
             }
         })
     }

@@ -64,6 +64,25 @@ impl StoreKind {
         }
     }
 
+    /// The value that a text stands for; the reverse of [`StoreKind::text`]. For `bytes`, the text's own.
+    pub fn parse(self, text: &str) -> Result<Vec<u8>, String> {
+        let wrong = |what: &str| format!("`{text}` is not {what}, which the store holds");
+        match self {
+            StoreKind::Bytes | StoreKind::Utf8 => Ok(text.into()),
+            StoreKind::U64 => {
+                Ok(text.parse::<u64>().map_err(|_| wrong("a number of 0 or above"))?.to_le_bytes().into())
+            }
+            StoreKind::I64 => {
+                Ok(text.parse::<i64>().map_err(|_| wrong("a whole number"))?.to_le_bytes().into())
+            }
+            StoreKind::F64 => Ok(text.parse::<f64>().map_err(|_| wrong("a number"))?.to_le_bytes().into()),
+            StoreKind::Json => match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+                Ok(_) => Ok(text.into()),
+                Err(error) => Err(format!("{} ({error})", wrong("a JSON document"))),
+            },
+        }
+    }
+
     /// A value as text: a number in decimal, UTF-8, or a JSON document as it was written. None for
     /// `bytes`, and for bytes that are not of the type.
     pub fn text(self, value: &[u8]) -> Option<String> {
@@ -101,6 +120,9 @@ mod tests {
         ];
         for (kind, value, text) in cases {
             assert_eq!(kind.text(value).as_deref(), text, "{kind:?} {value:?}");
+            if let Some(text) = text {
+                assert_eq!(kind.parse(text).as_deref(), Ok(value), "{kind:?} {text}");
+            }
         }
     }
 }

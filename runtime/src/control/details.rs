@@ -41,6 +41,7 @@ pub fn status(error: ControlError) -> Status {
         ControlError::NotFound(what) => Status::not_found(what),
         ControlError::Unavailable(reason) => Status::unavailable(reason),
         ControlError::Deadline(reason) => Status::deadline_exceeded(reason),
+        ControlError::Unknown(reason) => Status::unknown(reason),
         ControlError::Exhausted(reason) => Status::resource_exhausted(reason),
         ControlError::Internal(reason) => Status::internal(reason),
     }

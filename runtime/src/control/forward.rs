@@ -48,6 +48,11 @@ trait Read: Clone + Send + 'static {
 
     fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError>;
 
+    /// The way to the other node failed: what its caller is told.
+    fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
+        Status::unavailable(format!("{what}, which does not answer ({reason}); try again"))
+    }
+
     /// Asked of another node, as a local read.
     fn there(
         self,
@@ -101,6 +106,37 @@ impl Read for proto::ScanStateRequest {
         timeout: Duration,
     ) -> Result<Self::Answer, Status> {
         Ok(client.scan(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+/// No read, but asked of the owner in the same way. It waits for a commit, so it takes a thread as long.
+impl Read for proto::EditStateRequest {
+    type Answer = proto::EditStateResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, Some(self.partition))
+    }
+
+    fn waits(&self) -> bool {
+        true
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.state_edit(self.clone(), until)
+    }
+
+    fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
+        Status::unknown(format!(
+            "{what}, which does not answer ({reason}): the edit may be committed or not; read the key"
+        ))
+    }
+
+    async fn there(
+        self,
+        mut client: StateClient<Channel>,
+        timeout: Duration,
+    ) -> Result<Self::Answer, Status> {
+        Ok(client.edit(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
 
@@ -202,6 +238,16 @@ impl Forwarder {
         Ok(answer)
     }
 
+    /// Tried again only while its answer says that nothing was changed.
+    pub async fn edit(
+        &self,
+        request: proto::EditStateRequest,
+        deadline: Deadline,
+    ) -> Result<proto::EditStateResponse, Status> {
+        let local = request.local;
+        self.read(request, local, deadline).await
+    }
+
     /// The partitions that a request is about.
     async fn partitions(&self, request: &impl Read, local: bool) -> Result<Vec<i32>, Status> {
         match request.target() {
@@ -224,12 +270,7 @@ impl Forwarder {
                 false => self.at_owner(request.clone(), until).await,
             };
             match outcome {
-                Err(status)
-                    if waits
-                        && !local
-                        && status.code() == Code::Unavailable
-                        && Instant::now() + LOOK_AGAIN < until =>
-                {
+                Err(status) if waits && !local && may_change(&status, until) => {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
                 outcome => return outcome,
@@ -238,20 +279,34 @@ impl Forwarder {
     }
 
     async fn at_owner<R: Read>(&self, request: R, until: Instant) -> Result<R::Answer, Status> {
+        let owner = self.owner(&request).await?;
+        self.at(owner, request, until).await
+    }
+
+    /// Who has the partition of a request, which names one.
+    async fn owner(&self, request: &impl Read) -> Result<Owner, Status> {
         let (deployment, partition) = request.target();
-        let (name, number) = (deployment.to_owned(), partition);
-        let owners = ask(&self.node, move |node| node.owners(&name, number)).await?;
-        let Some((partition, owner)) = owners.into_iter().next() else {
-            return Err(Status::internal("a partition without an owner is an error of its own"));
-        };
+        let deployment = deployment.to_owned();
+        let owners = ask(&self.node, move |node| node.owners(&deployment, partition)).await?;
+        let first = owners.into_values().next();
+        first.ok_or_else(|| Status::internal("a partition without an owner is an error of its own"))
+    }
+
+    async fn at<R: Read>(&self, owner: Owner, request: R, until: Instant) -> Result<R::Answer, Status> {
         match owner {
             Owner::Here => self.here(request, until).await,
             Owner::At { node, address } => {
+                let (deployment, partition) = request.target();
+                let partition = partition.unwrap_or_default();
                 let what = format!("partition {partition} of {deployment} is on {node} at {address}");
                 let client = StateClient::new(self.channel(&address).await?)
                     .max_decoding_message_size(ANSWER_BYTES_MAX);
                 let left = until.saturating_duration_since(Instant::now());
-                request.there(client, left).await.map_err(|status| unreachable(status, &what))
+                request.there(client, left).await.map_err(|status| match std::error::Error::source(&status) {
+                    // What another node says is passed on as it is.
+                    None => status,
+                    Some(reason) => R::lost(&what, reason),
+                })
             }
         }
     }
@@ -282,12 +337,9 @@ impl Forwarder {
     }
 }
 
-/// A status that another node gave is passed on as it is; one that the way to it gave says whose.
-fn unreachable(status: Status, what: &str) -> Status {
-    match std::error::Error::source(&status) {
-        Some(source) => Status::unavailable(format!("{what}, which does not answer ({source}); try again")),
-        None => status,
-    }
+/// What is out of reach now may be within it in a moment, and there is a moment left.
+fn may_change(status: &Status, until: Instant) -> bool {
+    status.code() == Code::Unavailable && Instant::now() + LOOK_AGAIN < until
 }
 
 /// Asks another node on behalf of a caller, who waits this long.

@@ -178,6 +178,14 @@ impl proto::state_server::State for Services {
         let deadline = Deadline::of(request.metadata());
         self.counted(self.forwarder.scan(request.into_inner(), deadline)).await
     }
+
+    async fn edit(
+        &self,
+        request: Request<proto::EditStateRequest>,
+    ) -> Result<Response<proto::EditStateResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.edit(request.into_inner(), deadline)).await
+    }
 }
 
 #[tonic::async_trait]

@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crossbeam_channel::Sender;
+
+use super::edits::EditRequest;
 use crate::record::Offset;
 use crate::store::StoreReader;
 use crate::task::Task;
@@ -39,6 +42,8 @@ pub struct Board {
     tasks: Mutex<BTreeMap<(i32, u32), TaskEntry>>,
     /// Told of every change of `tasks`.
     changed: Condvar,
+    /// Where each worker takes edits of state.
+    editors: Mutex<BTreeMap<u32, Sender<EditRequest>>>,
     /// Why the deployment as a whole does not run, by worker; empty when it does.
     trouble: Mutex<BTreeMap<u32, String>>,
 }
@@ -50,6 +55,7 @@ impl Board {
             telemetry,
             tasks: Mutex::default(),
             changed: Condvar::new(),
+            editors: Mutex::default(),
             trouble: Mutex::default(),
         }
     }
@@ -184,6 +190,18 @@ impl Board {
         entry.metrics.set_state(left.map_or(TaskState::Absent, |entry| entry.state));
         self.count(&tasks, worker);
         self.changed.notify_all();
+    }
+
+    /// A worker begins; the one before it under this number takes no more.
+    pub fn takes_edits(&self, worker: u32, editor: Sender<EditRequest>) {
+        lock(&self.editors).insert(worker, editor);
+    }
+
+    /// Hands an edit to the worker that runs its task; false when none does, or it has too many.
+    pub fn edit(&self, request: EditRequest) -> bool {
+        let Some(task) = self.task(request.partition) else { return false };
+        let editor = lock(&self.editors).get(&task.worker).cloned();
+        editor.is_some_and(|editor| editor.try_send(request).is_ok())
     }
 
     /// A worker cannot work at all: no consumer or no producer.

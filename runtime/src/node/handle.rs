@@ -41,6 +41,9 @@ pub enum ControlError {
     /// What was to be waited for did not come in time.
     #[error("{0}")]
     Deadline(String),
+    /// Whether it happened is not known.
+    #[error("{0}")]
+    Unknown(String),
     /// More than a call may have, or the node may hold.
     #[error("{0}")]
     Exhausted(String),
@@ -132,6 +135,15 @@ impl Handle {
         until: Instant,
     ) -> Result<proto::ScanStateResponse, ControlError> {
         super::query::scan(&self.node, request, until)
+    }
+
+    /// Edits one key of one partition that this node runs, and waits for its commit until `until`.
+    pub fn state_edit(
+        &self,
+        request: proto::EditStateRequest,
+        until: Instant,
+    ) -> Result<proto::EditStateResponse, ControlError> {
+        super::edit_state::edit(&self.node, request, until)
     }
 
     /// Who answers for one partition of a deployment, or for each. A partition that nobody runs is an

@@ -15,6 +15,8 @@ pub mod clients;
 pub mod commit;
 pub mod control_log;
 pub mod deployment;
+pub mod edit_state;
+pub mod edits;
 pub mod fleet;
 pub mod former;
 pub mod gauges;

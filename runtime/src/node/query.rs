@@ -151,15 +151,15 @@ fn reached(positions: &[proto::InputPosition], wanted: &[proto::InputPosition], 
         .all(|wanted| at(&wanted.topic) >= wanted.offset)
 }
 
-struct Target {
+pub(super) struct Target {
     deployment: String,
     partition: i32,
-    kind: StoreKind,
-    inputs: Vec<String>,
+    pub kind: StoreKind,
+    pub inputs: Vec<String>,
 }
 
 impl Target {
-    fn find(
+    pub fn find(
         node: &NodeRuntime,
         name: &str,
         store: &str,
@@ -281,13 +281,23 @@ impl Target {
             partition: self.partition,
             offset: input.offset,
         };
+        let positions = match position {
+            Some(position) => position.inputs.into_iter().filter(bound).map(shown).collect(),
+            // Before the first commit nothing is in the store, which is true where the task began.
+            None => self.positions(task),
+        };
+        self.read_at(node, task, positions)
+    }
+
+    pub fn read_at(
+        &self,
+        node: &NodeRuntime,
+        task: &TaskEntry,
+        positions: Vec<proto::InputPosition>,
+    ) -> proto::StatePosition {
         proto::StatePosition {
             partition: self.partition,
-            positions: match position {
-                Some(position) => position.inputs.into_iter().filter(bound).map(shown).collect(),
-                // Before the first commit nothing is in the store, which is true where the task began.
-                None => self.positions(task),
-            },
+            positions,
             node: node.id.clone(),
             cluster: node.cluster_id.clone(),
             state: task_state(task.state).into(),
@@ -300,7 +310,7 @@ impl Target {
         proto::StateEntry { partition: self.partition, key, value, text }
     }
 
-    fn absent(&self, node: &NodeRuntime) -> ControlError {
+    pub fn absent(&self, node: &NodeRuntime) -> ControlError {
         let (name, partition) = (&self.deployment, self.partition);
         let elsewhere = match owners::elsewhere(node, name, partition) {
             Some(Owner::At { node, address }) => format!("it is on {node} at {address}"),
@@ -312,7 +322,7 @@ impl Target {
         ))
     }
 
-    fn restoring(&self, task: &TaskEntry) -> ControlError {
+    pub fn restoring(&self, task: &TaskEntry) -> ControlError {
         ControlError::Unavailable(format!(
             "partition {} of {} is restoring, {} changelog records to go; try again",
             self.partition,

@@ -266,7 +266,7 @@ impl Task {
         self.emissions.push(emissions);
     }
 
-    fn checks(&self, taken: TakenAt) -> Checks<'_> {
+    pub(super) fn checks(&self, taken: TakenAt) -> Checks<'_> {
         let stores = &self.config.stores;
         Checks {
             outputs: &self.config.outputs,

@@ -22,6 +22,7 @@
 mod apply;
 mod checks;
 mod config;
+mod edit;
 mod failing;
 mod letter;
 mod parked;
@@ -34,6 +35,7 @@ use std::time::Duration;
 
 pub use checks::{OutputRule, TimestampRule};
 pub use config::{ChangelogConfig, TaskConfig, TaskInput};
+pub use edit::{Edit, EditError, EditedIn};
 use parked::Parked;
 use refusal::{Careful, Suspect};
 pub use seal::Sealed;
@@ -147,13 +149,15 @@ pub struct Pending {
     pub bytes: usize,
     /// When the oldest of those records was taken.
     pub oldest: Option<Duration>,
+    /// Changes of state since the last seal that no record caused.
+    pub edits: u64,
     /// An idle position moved, past transaction markers for example.
     pub moved: bool,
 }
 
 impl Pending {
     pub fn is_empty(&self) -> bool {
-        self.records == 0 && !self.moved
+        self.records == 0 && self.edits == 0 && !self.moved
     }
 }
 
@@ -194,6 +198,7 @@ pub struct Task {
     emissions: Vec<Emissions>,
     emission_bytes: usize,
     pending_records: u64,
+    edits: u64,
     oldest: Option<Duration>,
     suspects: Vec<Suspect>,
     parked: Parked,
@@ -243,6 +248,7 @@ impl Task {
             emissions: Vec::new(),
             emission_bytes: 0,
             pending_records: 0,
+            edits: 0,
             oldest: None,
             suspects: Vec::new(),
             careful: None,
@@ -303,6 +309,7 @@ impl Task {
             records: self.pending_records,
             bytes: self.view.active_bytes() + self.emission_bytes,
             oldest: self.oldest,
+            edits: self.edits,
             moved: self.in_flight.is_none() && self.next != self.committed,
         }
     }
@@ -387,6 +394,7 @@ impl Task {
         self.emissions.clear();
         self.emission_bytes = 0;
         self.pending_records = 0;
+        self.edits = 0;
         self.oldest = None;
         self.first = None;
     }

@@ -46,8 +46,14 @@ impl Task {
     ) -> Result<Vec<(InputPartition, Offset)>, TaskError> {
         let (records, first, stamp) = (sealed.records, sealed.first, sealed.stamp());
         let until: Vec<Offset> = sealed.offsets.iter().map(|offset| offset.offset).collect();
+        // With the overlay an operator's edits are gone, which may have been at fault.
+        let edited = sealed.edits > 0;
         let positions = self.drop_uncommitted(Some(sealed))?;
+        if edited && records == 0 {
+            return Ok(positions);
+        }
         match (records, first) {
+            _ if edited => {}
             (1, Some((input, offset))) if alone => {
                 self.suspects.retain(|suspect| (suspect.input, suspect.offset) != (input, offset));
                 self.suspects.push(Suspect { input, offset, refused: Some(reason.to_owned()) });

@@ -24,6 +24,8 @@ pub struct Sealed {
     pub changelog: Option<ChangelogRows>,
     /// Every input, moved or not: the offsets are what fences a zombie.
     pub offsets: Vec<TaskOffset>,
+    /// Changes of state in it that no record caused.
+    pub(super) edits: u64,
     /// Records that this commit passes, or tries again.
     pub records: u64,
     /// The first of them: input and offset.
@@ -78,6 +80,7 @@ impl Task {
             changelog: None,
             offsets: self.task_offsets(),
             records: self.pending_records,
+            edits: self.edits,
             first: self.first,
             writer: self.writer,
             commit: self.commit,

@@ -76,6 +76,77 @@ fn dropping_goes_back_to_the_last_commit() {
     assert_eq!(sealed.stamp().1, 3, "commit numbers are never used twice");
 }
 
+fn edit(key: &str, value: Option<&str>) -> Edit {
+    let value = value.map(|value| value.as_bytes().to_vec());
+    Edit { store: "counts".into(), key: key.into(), value }
+}
+
+#[test]
+fn an_edit_is_a_commit_of_its_own_with_the_tasks_offsets_and_the_handler_goes_on_from_it() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::halt());
+    task.apply(records(0, ["a"]), TakenAt::default()).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    commit(&mut task, sealed);
+
+    let edited = task.edit(&edit("a", Some("40"))).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert_eq!(sealed.stamp(), (edited.writer, edited.commit));
+    assert_eq!(sealed.offsets[0].offset, Offset(1), "offsets that did not move fence it all the same");
+    assert_eq!(sealed.records, 0);
+    commit(&mut task, sealed);
+    assert_eq!(read(&task, "a").as_deref(), Some("40"));
+    task.apply(records(1, ["a"]), TakenAt::default()).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert_eq!(emitted(&sealed), ["a=41"]);
+    commit(&mut task, sealed);
+
+    task.edit(&edit("a", None)).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    commit(&mut task, sealed);
+    assert_eq!(read(&task, "a"), None);
+}
+
+#[test]
+fn an_edit_that_the_broker_refuses_blames_no_record_and_halts_nothing() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::halt());
+    let edited = task.edit(&edit("a", Some("40"))).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    task.refuse(sealed, "too large", true).unwrap();
+    assert!(task.is_running() && !task.still_holds(edited));
+
+    task.apply(records(0, ["a"]), TakenAt::default()).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    commit(&mut task, sealed);
+    task.rewind();
+    task.edit(&edit("b", Some("1"))).unwrap();
+    task.apply(records(1, ["a"]), TakenAt::default()).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    task.refuse(sealed, "too large", true).unwrap();
+    assert!(
+        matches!(task.edit(&edit("b", Some("1"))), Err(EditError::Busy(_))),
+        "while it looks for the fault"
+    );
+    task.apply(records(1, ["a"]), TakenAt::default()).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert_eq!(emitted(&sealed), ["a=2"], "the record beside the edit is tried again");
+    commit(&mut task, sealed);
+}
+
+#[test]
+fn an_edit_that_cannot_be_is_refused_before_it_is_tried() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::halt());
+    let large = "x".repeat(5000);
+    assert!(matches!(task.edit(&edit("a", Some(&large))), Err(EditError::Refused(_))));
+    let elsewhere = Edit { store: "cuonts".into(), ..edit("a", None) };
+    assert!(matches!(task.edit(&elsewhere), Err(EditError::Refused(_))));
+    assert!(task.pending().is_empty());
+    task.apply(records(0, ["a!fail"]), TakenAt::default()).unwrap();
+    assert!(matches!(task.edit(&edit("a", None)), Err(EditError::Busy(_))), "a halted task");
+}
+
 #[test]
 fn an_overlay_at_its_bound_says_so() {
     let mut bench = Bench::new();

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use tidemill::control::server;
 use tidemill::kafka::topic_log::TopicLog;
 use tidemill::node::Node;
 use tidemill::telemetry::Telemetry;
 use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::control_entry::Entry;
+use tidemill_proto::v1::edit_state_request::Change;
 use tidemill_proto::v1::state_client::StateClient;
 use tidemill_test_support::build_guest;
 use tokio::net::TcpListener;
@@ -207,4 +210,71 @@ fn a_partition_of_another_node_is_forwarded_or_refused_naming_its_owner() {
     assert_eq!((answer.read_at[0].node.as_str(), answer.entries.len()), (owner.as_str(), 1));
     a.stop();
     b.stop();
+}
+
+#[test]
+fn an_edit_is_a_write_like_any_and_on_record() {
+    let world = World::new(&[("words", 2), ("counts", 1)]);
+    let runtime = Runtime::new().expect("a runtime");
+    let (a, b) = (Served::start(&world, &runtime, "a"), Served::start(&world, &runtime, "b"));
+    deploy(a.node(), WORD_COUNT, &build_guest("plugins/count"));
+    let next = world.produce_to("words", 0, &["k", "k"]);
+    runtime.block_on(a.client().get(get("k", at_least(0, next)))).expect("both are counted");
+
+    let edit = |change| proto::EditStateRequest {
+        deployment: "word-count".into(),
+        store: "counts".into(),
+        key: b"k".to_vec(),
+        partition: 0,
+        change: Some(change),
+        author: "a test".into(),
+        local: false,
+    };
+    let text = |text: &str| edit(Change::Text(text.into()));
+    // Through either node: one of them has the partition.
+    for (node, value) in [(&a, "40"), (&b, "41")] {
+        let edited = runtime.block_on(node.client().edit(text(value))).expect("edited").into_inner();
+        let at = edited.edited_at.expect("where");
+        assert_eq!(at.positions, at_least(0, next));
+        let answer = runtime.block_on(node.client().get(get("k", at.positions))).expect("read").into_inner();
+        assert_eq!(answer.entries[0].text.as_deref(), Some(value));
+    }
+    let next = world.produce_to("words", 0, &["k"]);
+    let answer = runtime.block_on(a.client().get(get("k", at_least(0, next)))).expect("read").into_inner();
+    assert_eq!(answer.entries[0].text.as_deref(), Some("42"), "the handler goes on from the edit");
+    runtime.block_on(a.client().edit(edit(Change::Delete(true)))).expect("deleted");
+
+    for (wrong, code) in [
+        (text("many"), Code::InvalidArgument),
+        (edit(Change::Value(b"short".to_vec())), Code::InvalidArgument),
+        (proto::EditStateRequest { change: None, ..text("") }, Code::InvalidArgument),
+        (proto::EditStateRequest { store: "cuonts".into(), ..text("1") }, Code::NotFound),
+        (proto::EditStateRequest { partition: 9, ..text("1") }, Code::NotFound),
+    ] {
+        let status = runtime.block_on(a.client().edit(wrong)).expect_err("refused");
+        assert_eq!(status.code(), code, "{status}");
+    }
+    a.stop();
+    b.stop();
+    // On a disk that knows nothing: what the changelog says.
+    for id in ["a", "b"] {
+        std::fs::remove_dir_all(world.dir.path().join(format!("node-{id}/stores"))).expect("lost");
+    }
+    let a = Served::start(&world, &runtime, "a");
+    let answer = runtime.block_on(a.client().get(get("k", at_least(0, next)))).expect("read").into_inner();
+    assert_eq!(answer.entries, [], "the delete came back from the changelog");
+    a.stop();
+    let mut recorded = Vec::new();
+    let control = TopicLog::open(&world.kafka(), "_test.control").expect("the control topic");
+    let mut tail = control.tail(tidemill::record::Offset(0)).expect("a tail");
+    tail.read_to_end(&mut |record| {
+        let entry =
+            proto::ControlEntry::decode(record.value.unwrap_or_default().as_slice()).expect("an entry");
+        if let Some(Entry::Edit(edit)) = entry.entry {
+            recorded.push((edit.author, edit.key, edit.value_digest.len()));
+        }
+    })
+    .expect("read");
+    let record = |digest| ("a test".to_owned(), b"k".to_vec(), digest);
+    assert_eq!(recorded, [record(32), record(32), record(0)]);
 }

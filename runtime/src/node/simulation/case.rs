@@ -39,6 +39,8 @@ pub struct Rates {
     pub wipe: usize,
     /// Another revision is registered.
     pub deploy: usize,
+    /// State is edited by hand.
+    pub edit: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -86,6 +88,7 @@ impl Case {
             missing: maybe(draw, 10..=60),
             wipe: maybe(draw, 1..=5),
             deploy: if draw.one_in(4) { draw.within(10..=40) } else { 0 },
+            edit: maybe(draw, 2..=20),
         };
         let case = Case {
             kind: if draw.one_in(4) { Kind::Copy } else { Kind::Chain },

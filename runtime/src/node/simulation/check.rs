@@ -72,7 +72,11 @@ fn unrest(world: &World) -> Option<String> {
     if let Some(partition) = (0..world.case.partitions).find(|partition| !running.contains(partition)) {
         return Some(format!("partition {partition} runs nowhere"));
     }
-    let state = world.lock();
+    let mut state = world.lock();
+    let open = state.edits.open();
+    if open > 0 {
+        return Some(format!("{open} edits have no answer"));
+    }
     for partition in 0..world.case.partitions {
         let id = InputPartition { input: 0, partition };
         let committed = state.broker.group.committed(id).map(|committed| committed.offset);
@@ -178,8 +182,9 @@ fn check_state(world: &World, partition: i32, truth: &Truth) -> Result<(), Viola
     let mut folded = fold(&world.lock(), partition);
     folded.remove(POSITION);
     // A changelog key is its store's name and the key.
-    let folded: BTreeMap<_, _> =
+    let mut folded: BTreeMap<_, _> =
         folded.into_iter().map(|(key, value)| (key[key.len() - 4..].to_vec(), value)).collect();
+    world.lock().edits.judge("changelog", partition, &mut folded)?;
     compare("changelog", partition, &folded, &truth.state)?;
     let processes = (0..world.case.nodes).filter_map(|node| world.process(node));
     let owners: Vec<StoreReader> =
@@ -187,7 +192,9 @@ fn check_state(world: &World, partition: i32, truth: &Truth) -> Result<(), Viola
     let [owner] = owners.as_slice() else {
         return Err(format!("W5 state: partition {partition} has {} owners", owners.len()));
     };
-    compare("store", partition, &dump(owner)?, &truth.state)
+    let mut stored = dump(owner)?;
+    world.lock().edits.judge("store", partition, &mut stored)?;
+    compare("store", partition, &stored, &truth.state)
 }
 
 fn compare(
@@ -228,7 +235,9 @@ fn check_cold(world: &Arc<World>, truths: &[Truth]) -> Result<(), Violation> {
             return Err(format!("cold restore of {partition} begins at {:?}, not {end}", task.next(0)));
         }
         if let Some(reader) = task.reader() {
-            compare("restored store", partition, &dump(reader)?, &truth.state)?;
+            let mut restored = dump(reader)?;
+            world.lock().edits.judge("restored store", partition, &mut restored)?;
+            compare("restored store", partition, &restored, &truth.state)?;
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::handler::Kind;
 use super::world::{DEPLOYMENT, World};
 
 impl World {
@@ -10,6 +11,7 @@ impl World {
         self.produce_some();
         self.restart_a_node();
         self.adopt_a_revision();
+        self.edit_something();
         let mut state = self.lock();
         if state.calm {
             // Sessions of members that nobody stands for end, and so does a round that waits for one.
@@ -101,6 +103,20 @@ impl World {
                 self.wipe(node);
             }
             self.start(node);
+        }
+    }
+
+    /// Whoever edits asks the owner, or a node that was it a moment ago.
+    fn edit_something(&self) {
+        let mut state = self.lock();
+        if self.case.kind != Kind::Chain || !state.unlucky(|rates| rates.edit) {
+            return;
+        }
+        let node = state.random.below(self.case.nodes);
+        let partition = state.random.below(self.case.partitions as usize) as i32;
+        if let Some(process) = self.process(node) {
+            state.note(|| format!("edit partition {partition} on node {node}"));
+            state.edits.send(&process, partition);
         }
     }
 

@@ -12,6 +12,7 @@
 //! | `faults`, `process` | what breaks, what a kill takes with it |
 //! | `broker` | logs, transactions, the group |
 //! | `client`, `sink`, `restore`, `driver` | the edges of a worker |
+//! | `edits` | an operator who edits state meanwhile |
 //! | `handler` | two handlers and the truth about them |
 //! | `check` | the invariants |
 //! | `named` | three interleavings, each scripted |
@@ -21,6 +22,7 @@ mod case;
 mod check;
 mod client;
 mod driver;
+mod edits;
 mod faults;
 mod handler;
 mod named;

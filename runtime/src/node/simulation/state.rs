@@ -8,6 +8,7 @@ use tidemill_proto::v1::{ControlEntry, DeployEntry};
 use super::broker::{Broker, Row};
 use super::case::{Case, Rates};
 use super::client::Client;
+use super::edits::Edits;
 use super::random::Random;
 use super::sink::{Fate, OUTPUTS};
 use super::world::{DEPLOYMENT, INCARNATION};
@@ -31,6 +32,7 @@ pub struct State {
     /// No new faults; what is under way arrives.
     pub calm: bool,
     pub turns: u64,
+    pub edits: Edits,
     rates: Rates,
     /// Records put into each partition.
     produced: Vec<usize>,
@@ -51,6 +53,7 @@ impl State {
             missing_left: 5,
             calm: false,
             turns: 0,
+            edits: Edits::default(),
             rates: case.rates.clone(),
             produced: vec![0; case.partitions as usize],
             next_client: 0,

@@ -3,7 +3,7 @@
 //! ```text
 //!            +--------------------------- take ---------------------------+
 //!            v                                                            |
-//!   serve commands -> outcomes of commits -> finished restores -> records, rebalances -> retries -> commit if due
+//!   serve commands -> outcomes of commits -> finished restores -> edits -> records, rebalances -> retries -> commit if due
 //! ```
 //!
 //! Life of a slot (one partition number that the group gave to this worker):
@@ -17,6 +17,7 @@
 //!
 //! Generic over its edges, so that the same loop runs against Kafka and against a simulated broker.
 
+mod edits;
 mod outcome;
 mod parked;
 mod rebalance;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
+use edits::Edits;
 
 use super::board::Board;
 use super::commit::Committer;
@@ -141,6 +143,7 @@ pub struct Worker<C: Consumer> {
     verdicts: Verdicts,
     next_ticket: u64,
     commands: Receiver<Command>,
+    edits: Edits,
     board: Arc<Board>,
     metrics: Arc<WorkerMetrics>,
     budget: Arc<NodeBudget>,
@@ -159,6 +162,8 @@ impl<C: Consumer> Worker<C> {
         let mut committer = parts.committer;
         committer.renew();
         let now = parts.clock.monotonic();
+        let (editor, edits) = Edits::new();
+        parts.board.takes_edits(parts.index, editor);
         Worker {
             deployment: parts.deployment,
             index: parts.index,
@@ -179,6 +184,7 @@ impl<C: Consumer> Worker<C> {
             verdicts: Verdicts::default(),
             next_ticket: 0,
             commands: parts.commands,
+            edits,
             metrics: parts.board.worker(parts.index),
             board: parts.board,
             budget: parts.budget,
@@ -212,6 +218,7 @@ impl<C: Consumer> Worker<C> {
         self.end_stall();
         self.serve_verdicts();
         self.begin_restores();
+        self.serve_edits();
         self.take();
         self.retry_parked();
         self.commit_if_due();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, Slot, SlotState, Standing, Worker, running};
+use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, Slot, SlotState, Standing, Worker, edits, running};
 use crate::config::deployment::Guarantee;
 use crate::faults::{Bug, planted};
 use crate::node::commit::{Done, Job};
@@ -67,6 +67,9 @@ impl<C: Consumer> Worker<C> {
         for emissions in &sealed.emissions {
             metrics.records_out.add(emissions.len() as u64);
             metrics.bytes_out.add(emissions.bytes() as u64);
+        }
+        if applied.is_ok() {
+            edits::answer_edits(&mut self.edits, &sealed);
         }
         let committed = match applied {
             Ok(()) => task.committed(sealed).map(|()| task.rewind()),
