@@ -1,12 +1,12 @@
 //! State queries over gRPC: what was produced is read, whatever happens to the node meanwhile.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use tidemill::control::server;
 use tidemill::kafka::topic_log::TopicLog;
-use tidemill::node::Node;
+use tidemill::node::{ControlError, Node};
 use tidemill::telemetry::Telemetry;
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
@@ -170,11 +170,11 @@ fn pages_go_on_after_a_restart_and_what_cannot_be_answered_is_said() {
     assert_eq!(answer.r#type, "u64");
 
     // Positions that nobody will reach, topics that are not read, tokens of another scan, wrong numbers.
-    let mut late = get("k0", at_least(0, 1_000));
-    late.set_timeout(Duration::from_millis(300));
-    let status = runtime.block_on(client.get(late)).expect_err("too late");
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
-    assert!(status.message().contains("is at words/0@5, not yet at words/0@1000"), "{status}");
+    let late =
+        proto::GetManyStateRequest { partition: Some(0), at_least: at_least(0, 1_000), ..many.clone() };
+    let late = node.node().handle().state_get_many(&late, Instant::now()).expect_err("too late");
+    assert!(matches!(late, ControlError::Deadline(_)), "{late:?}");
+    assert!(late.to_string().contains("is at words/0@5, not yet at words/0@1000"), "{late}");
     let mut other = get("k0", at_least(0, 1));
     other.get_mut().at_least[0].topic = "wrods".into();
     let status = runtime.block_on(client.get(other)).expect_err("no such input");
