@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test simulate mutants faults matrix chaos fault-node lint advisories bench recovery conformance clean
+.PHONY: help setup build demo test simulate mutants faults matrix chaos fault-node api lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,9 @@ matrix: fault-node ## Run the fault matrix: each fault a named test, on Apache K
 chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTES= or ROUNDS=, SEED=, BROKER=)
 	@$(BIN)/tidemill-chaos chaos $(if $(MINUTES),--minutes $(MINUTES),--rounds $(or $(ROUNDS),1)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))
+
+api: setup ## Write docs/api.md and proto/released.txt anew, after a change of the contracts
+	TIDEMILL_WRITE=1 $(CARGO) test --release --workspace --test contract
 
 lint: setup $(DENY) ## Check formatting, clippy without warnings, licences and sources of dependencies
 	$(CARGO) fmt --all --check
