@@ -62,15 +62,15 @@ fault-node: build
 	@# The node with crash points in it; it lies beside the others and is for tests only.
 	$(CARGO) build --release --workspace --bin tidemill-faults --features tidemill-tests/faults
 
-faults: fault-node ## Kill a node at every step of a commit and at random, on Apache Kafka (FULL=1: for a quarter of an hour)
+faults: fault-node ## Kill a node at every step of a commit and at random, on Apache Kafka (FULL=1: ten times as many)
 	@$(BIN)/tidemill-chaos faults $(if $(FULL),--full) $(if $(SEED),--seed $(SEED))
 
 matrix: fault-node ## Run the fault matrix: each fault a named test, on Apache Kafka (ONLY=f07: one row, BROKER=embedded)
 	TIDEMILL_KAFKA=$(or $(BROKER),apache) $(CARGO) test --release --workspace --test matrix -- --nocapture $(ONLY)
 
-chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTES= or ROUNDS=, SEED=, BROKER=)
+chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTES= or ROUNDS=, SEED=, BROKER= or BROKERS=3)
 	@$(BIN)/tidemill-chaos chaos $(if $(MINUTES),--minutes $(MINUTES),--rounds $(or $(ROUNDS),1)) \
-		$(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))
+		$(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER)) $(if $(BROKERS),--brokers $(BROKERS))
 
 api: setup ## Write docs/api.md and proto/released.txt anew, after a change of the contracts
 	TIDEMILL_WRITE=1 $(CARGO) test --release --workspace --test contract

@@ -1,4 +1,4 @@
-//! A broker for one test: the embedded one as a process of its own, or Apache Kafka.
+//! The brokers of one test: the embedded one as a process of its own, or Apache Kafka.
 
 use std::net::TcpStream;
 use std::process::{Child, Stdio};
@@ -10,8 +10,17 @@ use crate::programs::{free_address, tidemill};
 use crate::wait::until;
 
 pub enum Cluster {
-    Embedded { bootstrap: String, process: Child, _data: tempfile::TempDir },
+    Embedded {
+        bootstrap: String,
+        process: Child,
+        _data: tempfile::TempDir,
+    },
     Apache(ApacheKafka),
+    /// Several brokers, with every topic on all of them.
+    Brokers {
+        brokers: Vec<ApacheKafka>,
+        bootstrap: String,
+    },
 }
 
 impl Cluster {
@@ -39,10 +48,42 @@ impl Cluster {
         Cluster::Apache(ApacheKafka::start_with(options).expect("Apache Kafka starts (`make setup`)"))
     }
 
-    /// `host:port` of the plaintext listener.
+    /// Three brokers of Apache Kafka: each topic is written while two of them live.
+    pub fn three_brokers() -> Cluster {
+        let brokers = ApacheKafka::start_cluster(3).expect("Apache Kafka starts (`make setup`)");
+        let bootstrap: Vec<&str> = brokers.iter().map(|broker| broker.bootstrap.as_str()).collect();
+        Cluster::Brokers { bootstrap: bootstrap.join(","), brokers }
+    }
+
+    /// Of a topic that is to survive the loss of a broker, if it can.
+    pub fn replication_factor(&self) -> usize {
+        match self {
+            Cluster::Embedded { .. } | Cluster::Apache(_) => 1,
+            Cluster::Brokers { brokers, .. } => brokers.len(),
+        }
+    }
+
+    /// kill -9 of one broker of several.
+    pub fn kill_broker(&mut self, broker: usize) {
+        self.one_of_several(broker).kill();
+    }
+
+    /// Waits until it serves again.
+    pub fn restart_broker(&mut self, broker: usize) {
+        self.one_of_several(broker).restart().expect("a killed broker starts again");
+    }
+
+    fn one_of_several(&mut self, broker: usize) -> &mut ApacheKafka {
+        match self {
+            Cluster::Brokers { brokers, .. } => &mut brokers[broker],
+            Cluster::Embedded { .. } | Cluster::Apache(_) => panic!("there is only one broker"),
+        }
+    }
+
+    /// `host:port` of the plaintext listeners.
     pub fn bootstrap(&self) -> &str {
         match self {
-            Cluster::Embedded { bootstrap, .. } => bootstrap,
+            Cluster::Embedded { bootstrap, .. } | Cluster::Brokers { bootstrap, .. } => bootstrap,
             Cluster::Apache(kafka) => &kafka.bootstrap,
         }
     }

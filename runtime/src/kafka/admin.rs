@@ -173,20 +173,9 @@ impl Admin {
         self.made_topic(&topic.name).map(drop)
     }
 
-    /// Describes a topic that was made a moment ago: brokers learn of it one after the other, and
-    /// later than the answer to whoever made it, or tried to.
+    /// Describes a topic that was made a moment ago.
     fn made_topic(&self, name: &str) -> Result<Topic, AdminError> {
-        let deadline = Instant::now() + REQUEST_WAIT;
-        while Instant::now() < deadline {
-            if let Some(topic) = self.describe_topics(&[name.to_owned()])?.remove(0) {
-                return Ok(topic);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Err(AdminError::Unavailable {
-            what: topic_text(name),
-            reason: "created, but not to be seen".to_owned(),
-        })
+        once_known(name, || Ok(self.describe_topics(&[name.to_owned()])?.remove(0)))
     }
 
     /// Makes a topic unless it is there; then checks that it is as asked. Answers the topic.
@@ -207,7 +196,11 @@ impl Admin {
                 found.partitions, topic.partitions,
             )));
         }
-        let configs = self.topic_configs(&topic.name)?;
+        // Perhaps asked of another broker than the one that has just described it.
+        let configs = once_known(&topic.name, || match self.topic_configs(&topic.name) {
+            Err(AdminError::Missing { .. }) => Ok(None),
+            answer => answer.map(Some),
+        })?;
         for (name, wanted) in &topic.configs {
             match configs.get(name) {
                 Some(is) if is == wanted => {}
@@ -358,6 +351,22 @@ fn missing(what: &str) -> AdminError {
 
 fn refused(what: &str, error: &KafkaError) -> AdminError {
     AdminError::Refused { what: what.to_owned(), reason: error.to_string() }
+}
+
+/// Asks about a topic until the broker asked knows it: brokers learn of a new one one after the other,
+/// and later than the answer to whoever made it, or tried to.
+fn once_known<T>(
+    name: &str,
+    mut ask: impl FnMut() -> Result<Option<T>, AdminError>,
+) -> Result<T, AdminError> {
+    let deadline = Instant::now() + REQUEST_WAIT;
+    while Instant::now() < deadline {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(AdminError::Unavailable { what: topic_text(name), reason: "created, but not to be seen".to_owned() })
 }
 
 fn is_missing(error: &KafkaError) -> bool {

@@ -3,8 +3,8 @@
 //! The broker comes from Maven Central: `mvn dependency:copy-dependencies` on the POM beside this
 //! crate fills a cache directory once (about ten seconds), and every later start uses it. Each
 //! `ApacheKafka` is one JVM in KRaft combined mode with its data in a temporary directory; it is
-//! killed when the value is dropped. It is not a way to run Kafka for anything but tests:
-//! replication is 1, nothing is secured unless `Options::sasl_ssl` asks for it.
+//! killed when the value is dropped. It is not a way to run Kafka for anything but tests: nothing is
+//! secured unless `Options::sasl_ssl` asks for it.
 //!
 //! ```text
 //! jars::class_path()  ->  StorageTool format  ->  kafka.Kafka  ->  "Kafka Server started"

@@ -1,9 +1,12 @@
-//! One Apache Kafka process: configuration, start, kill, restart.
+//! Apache Kafka processes: configuration, start, kill, restart.
 //!
 //! ```text
 //!  start ---> running ---kill---> dead ---restart---> running (same data, same ports)
 //!                 \________________drop: killed, data removed
 //! ```
+//!
+//! Several started together are one cluster: each is broker and controller, every topic is on all of
+//! them, and a write needs a majority.
 
 use std::fs::File;
 use std::io::Write;
@@ -83,36 +86,57 @@ impl ApacheKafka {
 
     /// Starts a broker and waits until it serves.
     pub fn start_with(options: &Options) -> Result<ApacheKafka, Error> {
-        let directory = tempfile::Builder::new()
-            .prefix("tidemill-kafka-")
-            .tempdir()
-            .map_err(Error::file(std::env::temp_dir()))?;
-        let ports = free_ports()?;
-        let [plain, controller, secure, detour] = ports;
-        let mut properties = defaults(plain, controller, directory.path().join("data"));
-        let mut secured = None;
-        if options.sasl_ssl.is_some() {
-            let certificate = tls::generate(directory.path())?;
-            let bootstrap = format!("localhost:{secure}");
-            add_listener(&mut properties, "SASL_SSL", secure, &bootstrap, "SASL_SSL");
-            add_security(&mut properties, &certificate);
-            secured = Some(Secured { bootstrap, ca_pem: certificate.ca_pem });
-        }
-        if let Some(advertised) = &options.detour {
-            add_listener(&mut properties, "DETOUR", detour, advertised, "PLAINTEXT");
-        }
-        properties.extend(options.properties.iter().cloned());
-        // A later line of a properties file replaces an earlier one, so the test's values win.
-        let text: String = properties.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-        let file = directory.path().join("server.properties");
-        std::fs::write(&file, text).map_err(Error::file(&file))?;
-
-        let bootstrap = format!("127.0.0.1:{plain}");
-        let detour = options.detour.as_ref().map(|_| format!("127.0.0.1:{detour}"));
-        let mut kafka = ApacheKafka { bootstrap, secured, detour, directory, child: None };
-        kafka.format(options)?;
+        let mut kafka = ApacheKafka::prepare(&Seat::reserve(1)?, options)?.remove(0);
         kafka.restart()?;
         Ok(kafka)
+    }
+
+    /// Starts a cluster of `count` brokers and waits until all of them serve.
+    pub fn start_cluster(count: usize) -> Result<Vec<ApacheKafka>, Error> {
+        let mut brokers = ApacheKafka::prepare(&Seat::reserve(count)?, &Options::default())?;
+        // A controller alone is no quorum: none is up before most of them run.
+        for broker in &mut brokers {
+            broker.spawn()?;
+        }
+        for broker in &mut brokers {
+            broker.wait_until_started()?;
+        }
+        Ok(brokers)
+    }
+
+    /// Formats the data of every seat; nothing runs yet.
+    fn prepare(seats: &[Seat], options: &Options) -> Result<Vec<ApacheKafka>, Error> {
+        let cluster = random_id();
+        let broker = |seat: &Seat| {
+            let directory = tempfile::Builder::new()
+                .prefix("tidemill-kafka-")
+                .tempdir()
+                .map_err(Error::file(std::env::temp_dir()))?;
+            let [plain, _, secure, detour] = seat.ports;
+            let mut properties = defaults(seat, seats, directory.path().join("data"));
+            let mut secured = None;
+            if options.sasl_ssl.is_some() {
+                let certificate = tls::generate(directory.path())?;
+                let bootstrap = format!("localhost:{secure}");
+                add_listener(&mut properties, "SASL_SSL", secure, &bootstrap, "SASL_SSL");
+                add_security(&mut properties, &certificate);
+                secured = Some(Secured { bootstrap, ca_pem: certificate.ca_pem });
+            }
+            if let Some(advertised) = &options.detour {
+                add_listener(&mut properties, "DETOUR", detour, advertised, "PLAINTEXT");
+            }
+            properties.extend(options.properties.iter().cloned());
+            // A later line of a properties file replaces an earlier one, so the test's values win.
+            let text: String = properties.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+            let file = directory.path().join("server.properties");
+            std::fs::write(&file, text).map_err(Error::file(&file))?;
+            let bootstrap = format!("127.0.0.1:{plain}");
+            let detour = options.detour.as_ref().map(|_| format!("127.0.0.1:{detour}"));
+            let kafka = ApacheKafka { bootstrap, secured, detour, directory, child: None };
+            kafka.format(&cluster, seats, options)?;
+            Ok(kafka)
+        };
+        seats.iter().map(broker).collect()
     }
 
     /// SIGKILL, as a crash would. Does nothing if the broker is not running.
@@ -144,6 +168,11 @@ impl ApacheKafka {
 
     /// Starts the broker again on the same data and ports, killing it first if it runs.
     pub fn restart(&mut self) -> Result<(), Error> {
+        self.spawn()?;
+        self.wait_until_started()
+    }
+
+    fn spawn(&mut self) -> Result<(), Error> {
         self.kill();
         let log_path = self.log_path();
         let log = File::create(&log_path).map_err(Error::file(&log_path))?;
@@ -161,7 +190,7 @@ impl ApacheKafka {
             .spawn()
             .map_err(|source| Error::Missing { program: "java".into(), source })?;
         self.child = Some(child);
-        self.wait_until_started()
+        Ok(())
     }
 
     /// The broker's log, for a test that failed.
@@ -173,11 +202,15 @@ impl ApacheKafka {
         self.directory.path().join("kafka.log")
     }
 
-    fn format(&self, options: &Options) -> Result<(), Error> {
+    fn format(&self, cluster: &str, seats: &[Seat], options: &Options) -> Result<(), Error> {
         let mut format = jars::java("kafka.tools.StorageTool")?;
         format
-            .args(["format", "--standalone", "--cluster-id", &cluster_id(), "--config"])
+            .args(["format", "--cluster-id", cluster, "--config"])
             .arg(self.directory.path().join("server.properties"));
+        match seats {
+            [_] => format.arg("--standalone"),
+            _ => format.arg("--initial-controllers").arg(join(seats, Seat::voter)),
+        };
         if let Some((user, password)) = &options.sasl_ssl {
             format.arg("--add-scram");
             format.arg(format!("SCRAM-SHA-512=[name={user},password={password}]"));
@@ -212,13 +245,54 @@ impl Drop for ApacheKafka {
     }
 }
 
-/// Everything that makes one combined node start quickly and keep to loopback.
-fn defaults(plain: u16, controller: u16, data: PathBuf) -> Vec<(String, String)> {
+/// Ports of one broker.
+const PORTS: usize = 4;
+
+/// Who and where one broker of a cluster is.
+struct Seat {
+    id: usize,
+    /// Of the plaintext listener, the controller's, the secured one, and the detour.
+    ports: [u16; PORTS],
+    /// Of its data, which a quorum knows its members by.
+    directory_id: String,
+}
+
+impl Seat {
+    fn reserve(count: usize) -> Result<Vec<Seat>, Error> {
+        // All ports are reserved at once, so that they differ.
+        let reserve = |_| TcpListener::bind("127.0.0.1:0").map_err(Error::NoPort);
+        let held = (0..PORTS * count).map(reserve).collect::<Result<Vec<_>, _>>()?;
+        let port = |listener: &TcpListener| listener.local_addr().map(|a| a.port()).map_err(Error::NoPort);
+        let ports = held.iter().map(port).collect::<Result<Vec<_>, _>>()?;
+        let seat =
+            |(id, ports): (usize, &[u16; PORTS])| Seat { id, ports: *ports, directory_id: random_id() };
+        Ok((1..).zip(ports.as_chunks().0).map(seat).collect())
+    }
+
+    fn controller(&self) -> String {
+        format!("127.0.0.1:{}", self.ports[1])
+    }
+
+    fn voter(&self) -> String {
+        format!("{}@{}:{}", self.id, self.controller(), self.directory_id)
+    }
+}
+
+fn join(seats: &[Seat], part: impl Fn(&Seat) -> String) -> String {
+    seats.iter().map(part).collect::<Vec<_>>().join(",")
+}
+
+/// Everything that makes combined nodes start quickly and keep to loopback.
+fn defaults(seat: &Seat, seats: &[Seat], data: PathBuf) -> Vec<(String, String)> {
+    let [plain, controller, ..] = seat.ports;
     let listeners = format!("PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller}");
+    let (copies, majority) = (seats.len().to_string(), (seats.len() / 2 + 1).to_string());
     let pairs = [
         ("process.roles", "broker,controller".to_owned()),
-        ("node.id", "1".to_owned()),
-        ("controller.quorum.bootstrap.servers", format!("127.0.0.1:{controller}")),
+        ("node.id", seat.id.to_string()),
+        ("controller.quorum.bootstrap.servers", join(seats, Seat::controller)),
+        ("default.replication.factor", copies.clone()),
+        ("min.insync.replicas", majority.clone()),
         ("controller.listener.names", "CONTROLLER".to_owned()),
         ("listeners", listeners),
         ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{plain}")),
@@ -226,14 +300,14 @@ fn defaults(plain: u16, controller: u16, data: PathBuf) -> Vec<(String, String)>
         ("log.dirs", data.display().to_string()),
         ("auto.create.topics.enable", "false".to_owned()),
         ("num.partitions", "1".to_owned()),
-        ("offsets.topic.replication.factor", "1".to_owned()),
+        ("offsets.topic.replication.factor", copies.clone()),
         // Fewer internal partitions: the first use of a group or transaction creates them all.
         ("offsets.topic.num.partitions", "4".to_owned()),
         ("transaction.state.log.num.partitions", "4".to_owned()),
-        ("transaction.state.log.replication.factor", "1".to_owned()),
-        ("transaction.state.log.min.isr", "1".to_owned()),
-        ("share.coordinator.state.topic.replication.factor", "1".to_owned()),
-        ("share.coordinator.state.topic.min.isr", "1".to_owned()),
+        ("transaction.state.log.replication.factor", copies.clone()),
+        ("transaction.state.log.min.isr", majority.clone()),
+        ("share.coordinator.state.topic.replication.factor", copies),
+        ("share.coordinator.state.topic.min.isr", majority),
         ("group.initial.rebalance.delay.ms", "0".to_owned()),
     ];
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
@@ -272,16 +346,8 @@ fn add_security(properties: &mut Vec<(String, String)>, certificate: &tls::Certi
     properties.extend(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)));
 }
 
-/// Ports that were free a moment ago, all reserved at once so that they differ.
-fn free_ports() -> Result<[u16; 4], Error> {
-    let reserve = || TcpListener::bind("127.0.0.1:0").map_err(Error::NoPort);
-    let held = [reserve()?, reserve()?, reserve()?, reserve()?];
-    let port = |listener: &TcpListener| listener.local_addr().map(|a| a.port()).map_err(Error::NoPort);
-    Ok([port(&held[0])?, port(&held[1])?, port(&held[2])?, port(&held[3])?])
-}
-
-/// A random cluster id in Kafka's form: 22 characters that decode to 16 bytes.
-fn cluster_id() -> String {
+/// A random id in Kafka's form: 22 characters that decode to 16 bytes.
+fn random_id() -> String {
     use std::hash::{BuildHasher, Hasher, RandomState};
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     let random = || RandomState::new().build_hasher().finish();

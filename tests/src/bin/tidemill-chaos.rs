@@ -44,6 +44,9 @@ enum Command {
         /// Run on this broker only, not on both in turn
         #[arg(long, value_parser = ["embedded", "apache"])]
         broker: Option<String>,
+        /// Run on as many brokers of Apache Kafka, every topic on all of them, and kill those too
+        #[arg(long, value_parser = ["1", "3"], conflicts_with = "broker")]
+        brokers: Option<String>,
     },
 }
 
@@ -76,7 +79,7 @@ impl Command {
                 println!("faults: {summary}");
                 Ok(summary.is_good())
             }
-            Command::Chaos { minutes, rounds, seed, broker } => {
+            Command::Chaos { minutes, rounds, seed, broker, brokers } => {
                 let end = minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
                 let first = seed.unwrap_or_else(|| fastrand::u64(..));
                 let mut total = Summary::default();
@@ -85,8 +88,9 @@ impl Command {
                     && end.is_none_or(|end| Instant::now() < end)
                 {
                     let seed = first.wrapping_add(played);
-                    let broker = match broker.as_deref() {
+                    let broker = match broker.as_deref().or(brokers.as_deref()) {
                         Some("embedded") => Broker::Embedded,
+                        Some("3") => Broker::ThreeOfApache,
                         Some(_) => Broker::Apache,
                         // By the seed, so that it alone re-runs the round.
                         None if seed.is_multiple_of(2) => Broker::Embedded,

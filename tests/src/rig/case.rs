@@ -8,11 +8,16 @@ use fastrand::Rng;
 pub const CRASH_POINTS: [&str; 6] =
     ["before-flush", "after-flush", "after-send-offsets", "after-end", "between-stores", "after-stores"];
 pub const KILL: &str = "kill";
+pub const BROKER_KILL: &str = "broker kill";
+/// Brokers of [`Broker::ThreeOfApache`].
+const BROKERS: usize = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Broker {
     Embedded,
     Apache,
+    /// Three of them, of which one at a time may be dead.
+    ThreeOfApache,
 }
 
 /// One round.
@@ -58,9 +63,10 @@ pub struct Special {
 /// One fault, and what follows it.
 #[derive(Debug, Clone)]
 pub struct Step {
+    /// Or the broker, if it is one's.
     pub node: usize,
     pub fault: Fault,
-    /// The node stays down this long.
+    /// It stays down this long.
     pub down: Duration,
     /// Its stores are deleted meanwhile.
     pub wipe: bool,
@@ -73,6 +79,8 @@ pub enum Fault {
     Crash { point: &'static str, nth: u64, deployment: &'static str },
     /// SIGKILL, this long after the last fault was over.
     Kill { after: Duration },
+    /// The same, of a broker of several.
+    BrokerKill { after: Duration },
 }
 
 impl Fault {
@@ -80,6 +88,7 @@ impl Fault {
         match self {
             Fault::Crash { point, .. } => point,
             Fault::Kill { .. } => KILL,
+            Fault::BrokerKill { .. } => BROKER_KILL,
         }
     }
 }
@@ -133,7 +142,12 @@ impl Case {
             let point = (crowded && rng.bool()).then(|| CRASH_POINTS[rng.usize(..CRASH_POINTS.len())]);
             step(&mut rng, nodes, point, Duration::from_secs(5))
         });
-        let plan = plan.collect();
+        let mut plan: Vec<Step> = plan.collect();
+        if broker == Broker::ThreeOfApache {
+            for _ in 0..rng.usize(1..=2) {
+                plan.insert(rng.usize(..=plan.len()), broker_step(&mut rng));
+            }
+        }
         Case {
             seed,
             broker,
@@ -152,6 +166,13 @@ impl Case {
             special: Special::default(),
         }
     }
+}
+
+/// A broker dies and comes back.
+fn broker_step(rng: &mut Rng) -> Step {
+    let fault = Fault::BrokerKill { after: Duration::from_millis(rng.u64(0..=4_000)) };
+    let down = Duration::from_millis(rng.u64(0..=5_000));
+    Step { node: rng.usize(..BROKERS), fault, down, wipe: false }
 }
 
 /// A random step; `point` is the crash point, if it is to be one.

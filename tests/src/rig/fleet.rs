@@ -161,9 +161,10 @@ impl Fleet {
         said && ended.and_then(|status| status.signal()) == Some(Signal::ABORT.as_raw())
     }
 
-    /// Carries a step out as far as the death of the node; true if that is proven.
+    /// Carries a node's step out as far as its death; true if that is proven.
     pub fn inflict(&mut self, step: &Step) -> bool {
         match &step.fault {
+            Fault::BrokerKill { .. } => unreachable!("no fault of a node"),
             Fault::Kill { after } => {
                 // The schedule of the case, not a wait for anything.
                 std::thread::sleep(*after);
@@ -327,9 +328,10 @@ fn settings(cluster: &Cluster, case: &Case, number: usize) -> String {
     let Special { properties, detour, .. } = &case.special;
     let bootstrap = detour.as_deref().filter(|_| number == 0).unwrap_or(cluster.bootstrap());
     let (cache, buffers) = (case.block_cache_mib, case.write_buffers_mib);
+    let copies = cluster.replication_factor();
     format!(
         "kafka:\n  bootstrap_servers: '{bootstrap}'\n  properties: {{ {properties} }}\nnode_id: n{number}\n\
-         memory: {{ block_cache: {cache}MiB, write_buffers: {buffers}MiB }}\n"
+         replication_factor: {copies}\nmemory: {{ block_cache: {cache}MiB, write_buffers: {buffers}MiB }}\n"
     )
 }
 

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::case::Case;
+use super::case::{Case, Fault, Step};
 use super::dump::Dump;
 use super::feed::{Feeder, chained};
 use super::fleet::{DEPLOYMENTS, Fleet, TOPICS};
 use super::scenario::cluster_of;
 use super::watch::Watch;
 use crate::cluster::Cluster;
-use crate::evidence::{Evidence, Fault, Run};
+use crate::evidence::{self, Evidence, Run};
 use crate::programs::{program, run};
 use crate::wait::within;
 
@@ -88,23 +88,43 @@ impl Stage {
     }
 
     /// Every fault of the plan in turn; answers what was wanted and what is proven.
-    fn carry_out(&mut self) -> Vec<Fault> {
-        let mut faults: BTreeMap<&str, Fault> = BTreeMap::new();
+    fn carry_out(&mut self) -> Vec<evidence::Fault> {
+        let mut faults: BTreeMap<&str, evidence::Fault> = BTreeMap::new();
         let plan = self.case.plan.clone();
         for (at, step) in plan.iter().enumerate() {
             let started = Instant::now();
-            let proven = self.fleet.inflict(step);
+            let proven = self.inflict(step);
             self.watch.fault();
             let (name, said) = (step.fault.name(), if proven { "" } else { ": no proof" });
-            println!("  {name} of n{} after {:.1?}{said}", step.node, started.elapsed());
-            let fault =
-                faults.entry(name).or_insert_with(|| Fault { name: name.to_owned(), ..Fault::default() });
+            println!("  {name} of number {} after {:.1?}{said}", step.node, started.elapsed());
+            let fault = faults
+                .entry(name)
+                .or_insert_with(|| evidence::Fault { name: name.to_owned(), ..evidence::Fault::default() });
             fault.wanted += 1;
             fault.proven += u64::from(proven);
-            self.fleet.revive(step, plan.get(at + 1));
+            match step.fault {
+                // The schedule of the case, not a wait for anything.
+                Fault::BrokerKill { .. } => {
+                    std::thread::sleep(step.down);
+                    self.cluster.restart_broker(step.node);
+                }
+                _ => self.fleet.revive(step, plan.get(at + 1)),
+            }
             self.watch.healed();
         }
         faults.into_values().collect()
+    }
+
+    /// Carries a step out as far as a death; true if that is proven.
+    fn inflict(&mut self, step: &Step) -> bool {
+        match step.fault {
+            Fault::BrokerKill { after } => {
+                std::thread::sleep(after);
+                self.cluster.kill_broker(step.node);
+                true
+            }
+            _ => self.fleet.inflict(step),
+        }
     }
 
     /// Waits until what was sent by now has come out, in time or not.
@@ -114,7 +134,7 @@ impl Stage {
     }
 
     /// Ends the load, waits until all of it is handled, and has the round judged.
-    pub fn close(mut self, faults: Vec<Fault>) -> Result<Summary> {
+    pub fn close(mut self, faults: Vec<evidence::Fault>) -> Result<Summary> {
         // The standstills end with the flow: what was sent by now must come out first.
         self.catch_up();
         let standstill = self.watch.finish();

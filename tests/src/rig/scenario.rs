@@ -28,6 +28,7 @@ pub fn cluster_of(case: &Case) -> Cluster {
     match case.broker {
         Broker::Embedded => Cluster::embedded(),
         Broker::Apache => Cluster::apache(),
+        Broker::ThreeOfApache => Cluster::three_brokers(),
     }
 }
 

@@ -86,7 +86,7 @@ fn f09_a_node_outlives_its_brokers_and_does_not_start_without_them() {
 fn broker(stage: &mut Stage) -> &mut ApacheKafka {
     match &mut stage.cluster {
         Cluster::Apache(kafka) => kafka,
-        Cluster::Embedded { .. } => unreachable!("the case asks for Apache Kafka"),
+        _ => unreachable!("the case asks for one broker of Apache Kafka"),
     }
 }
 
