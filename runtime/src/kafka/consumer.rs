@@ -112,7 +112,11 @@ impl Consumer {
     /// Leaves the group, so that others get the partitions at once. Without it a static member's
     /// partitions wait for its return until the session expires. Commit or drop all work first.
     pub fn leave(mut self) {
-        self.await_membership();
+        // A static member whose join is not answered yet has no member id to leave with, and would be
+        // in the group, polled by nobody, once it is: the others would wait for it at every rebalance.
+        if self.spec.instance_id.is_some() {
+            let _ = self.await_membership(JOIN_WAIT);
+        }
         self.settle_offsets();
         self.settle_question();
         // A dynamic member leaves by closing; only a static one must be made to say so.
@@ -120,16 +124,17 @@ impl Consumer {
         self.left = true;
     }
 
-    /// A static member whose join is not answered yet has no member id to leave with, and would be in
-    /// the group, polled by nobody, once it is: the others would wait for it at every rebalance.
-    fn await_membership(&mut self) {
-        let deadline = Instant::now() + JOIN_WAIT;
-        while self.spec.instance_id.is_some() && !self.membership.is_valid() {
+    /// Waits until the group has let this member in; false if it has not in that time.
+    fn await_membership(&mut self, wait: Duration) -> Result<bool, SourceError> {
+        let deadline = Instant::now() + wait;
+        while !self.membership.is_valid() {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.take(left, &mut Vec::new()).is_err() {
-                return;
+            if left.is_zero() {
+                return Ok(false);
             }
+            self.take(left, &mut Vec::new())?;
         }
+        Ok(true)
     }
 
     /// Answers what the group still asks, because librdkafka cannot close while it waits for that.
@@ -412,14 +417,8 @@ const EVICT_WAIT: Duration = Duration::from_secs(60);
 /// partitions would otherwise wait for its session to end.
 pub fn evict(config: &KafkaConfig, spec: ConsumerSpec) -> Result<(), SourceError> {
     let mut consumer = Consumer::new(config, spec)?;
-    let deadline = Instant::now() + EVICT_WAIT;
-    let mut taken = Vec::new();
-    while !consumer.membership().is_valid() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(SourceError::Unavailable("a member that is no more could not be evicted".to_owned()));
-        }
-        consumer.take(left, &mut taken)?;
+    if !consumer.await_membership(EVICT_WAIT)? {
+        return Err(SourceError::Unavailable("a member that is no more could not be evicted".to_owned()));
     }
     consumer.leave();
     Ok(())

@@ -160,8 +160,8 @@ impl Context {
         self.task_config.is_stateless()
     }
 
-    /// Runs a restore to its verdict; what cannot be had now is tried again by the worker.
-    /// With how long to wait before the verdict is given.
+    /// Runs a restore to its outcome, and says how long to wait before the worker hears of it: it tries
+    /// again at once what cannot be had now.
     fn restore(&self, partition: i32, open: Option<Store>) -> (Outcome, Duration) {
         if !self.is_current() {
             // The supervisor stops this worker as soon as it knows.

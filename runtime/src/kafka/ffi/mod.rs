@@ -158,10 +158,11 @@ impl Client {
         let conf = Conf::new(settings)?;
         let shared = Arc::new(Shared::new(label));
         let transactional = settings.iter().any(|(name, _)| name == "transactional.id");
+        let opaque = Arc::as_ptr(&shared).cast_mut().cast::<c_void>();
         // SAFETY: `conf` is live. The opaque pointer stays valid for as long as callbacks can run:
         // `shared` is a field of the client and dropped after `rd_kafka_destroy` (see `Drop`).
         unsafe {
-            rd::rd_kafka_conf_set_opaque(conf.0, Arc::as_ptr(&shared).cast_mut().cast::<c_void>());
+            rd::rd_kafka_conf_set_opaque(conf.0, opaque);
             rd::rd_kafka_conf_set_log_cb(conf.0, Some(callbacks::on_log));
             match kind {
                 Kind::Consumer => {
@@ -177,7 +178,6 @@ impl Client {
                 }
             }
             if transactional {
-                let opaque = Arc::as_ptr(&shared).cast_mut().cast::<c_void>();
                 // Fails only for a name that is taken, and nobody else takes names.
                 rd::rd_kafka_conf_interceptor_add_on_new(
                     conf.0,
