@@ -69,10 +69,12 @@ pub enum Bug {
     StartAgain,
     /// An older revision is served after a move.
     RevisionOld,
+    /// Records are handled before a commit says where their revision begins.
+    AdoptionSkipped,
 }
 
 impl Bug {
-    pub const ALL: [(Bug, &str); 19] = [
+    pub const ALL: [(Bug, &str); 20] = [
         (Bug::OffsetsOutside, "offsets-outside"),
         (Bug::OffsetsForgotten, "offsets-forgotten"),
         (Bug::MembershipLate, "membership-late"),
@@ -92,6 +94,7 @@ impl Bug {
         (Bug::StoreAfterHandover, "store-after-handover"),
         (Bug::StartAgain, "start-again"),
         (Bug::RevisionOld, "revision-old"),
+        (Bug::AdoptionSkipped, "adoption-skipped"),
     ];
 }
 

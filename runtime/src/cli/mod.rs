@@ -12,6 +12,7 @@
 //! | `positions` | `words/0@12` |
 //! | `upload`, `plan`, `rows` | modules and records on their way out; what is about to change |
 //! | `signals` | Ctrl-C and SIGTERM |
+//! | `rollout` | waiting for a revision |
 //! | `watch` | showing something again and again |
 //!
 //! Everything a command prints for programs goes to standard output; progress, notes and errors go
@@ -44,6 +45,7 @@ mod plan;
 mod positions;
 mod produce;
 mod rollback;
+mod rollout;
 mod rows;
 mod settings;
 mod signals;

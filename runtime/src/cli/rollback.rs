@@ -9,8 +9,7 @@ use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use super::client::ANSWER_BYTES_MAX;
 use super::history::{changes_json, changes_table};
 use super::output::{Block, View};
-use super::upload::wait_until_running;
-use super::{Global, Outcome, client};
+use super::{Global, Outcome, client, positions, rollout};
 use crate::config::units;
 
 const EXAMPLES: &str = "\
@@ -60,14 +59,20 @@ impl Rollback {
             };
             let answer = client.rollback(request).await?.into_inner();
             let mut deployment = answer.deployment.unwrap_or_default();
+            let mut first = Vec::new();
             if let Some(limit) = self.wait.filter(|_| !self.dry_run) {
-                deployment = wait_until_running(&channel, &self.name, deployment.revision, limit).await?;
+                let adopted = rollout::wait(&channel, &deployment, limit).await?;
+                (deployment, first) = (adopted.deployment, adopted.first);
             }
             let would = if self.dry_run { "would be" } else { "is" };
-            let line = format!("{} {would} at version {}", self.name, deployment.version);
+            let mut line = format!("{} {would} at version {}", self.name, deployment.version);
+            if !first.is_empty() {
+                line.push_str(&format!(", from {}", positions::show_all(&first)));
+            }
             let json = json!({
                 "name": self.name, "version": deployment.version, "revision": deployment.revision,
                 "dry_run": self.dry_run, "changes": changes_json(&answer.changes),
+                "first": positions::to_json(&first),
             });
             let blocks = vec![Block::Line(line), Block::Table(changes_table(&answer.changes))];
             View { blocks, json }.print(global.output)

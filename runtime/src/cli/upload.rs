@@ -2,7 +2,7 @@
 //! Shared by `apply` and `deploy`.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -12,10 +12,11 @@ use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use tonic::transport::Channel;
 
 use super::client::{self, ANSWER_BYTES_MAX};
-use super::deployments::{self, module_short, state_cell};
+use super::deployments::{module_short, state_cell};
 use super::failure::Failure;
 use super::history::changes_json;
-use super::lag;
+use super::positions;
+use super::rollout;
 use super::table::Table;
 use crate::config::units;
 use crate::wasm::MODULE_BYTES_MAX;
@@ -23,8 +24,6 @@ use crate::wasm::build::{cargo_build, componentise};
 
 /// Of the module in one message.
 const CHUNK_BYTES: usize = 512 << 10;
-/// Between two looks at a deployment that is starting.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// How to deploy, shared by both commands.
 #[derive(Debug, Clone, clap::Args)]
@@ -35,7 +34,7 @@ pub struct Options {
     /// Deploy only if the registry still holds this revision; 0 = only if the name is not deployed
     #[arg(long, value_name = "REVISION")]
     if_revision: Option<u64>,
-    /// Wait until the deployment runs on the node, at most this long
+    /// Wait until every task runs it, at most this long, and say where each began
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
     wait: Option<Duration>,
 }
@@ -104,7 +103,7 @@ pub async fn carry_out(
     uploads: Vec<Upload>,
     options: &Options,
     plan: impl FnOnce(&[proto::DeployResponse]) -> Result<(), Failure>,
-) -> Result<Vec<proto::DeployResponse>, Failure> {
+) -> Result<Vec<Answer>, Failure> {
     let mut planned = Vec::new();
     let mut failures = Vec::new();
     for upload in &uploads {
@@ -119,7 +118,7 @@ pub async fn carry_out(
     }
     plan(&planned)?;
     if options.dry_run {
-        return Ok(planned);
+        return Ok(planned.into_iter().map(|answer| Answer { answer, first: Vec::new() }).collect());
     }
     let mut answers = Vec::new();
     for (upload, planned) in uploads.into_iter().zip(planned) {
@@ -131,14 +130,25 @@ pub async fn carry_out(
         let meant = Meant { dry_run: false, expected_revision: Some(seen) };
         answers.push(send(channel, upload, meant).await?);
     }
-    if let Some(limit) = options.wait {
-        for answer in &mut answers {
-            let asked = answer.deployment.take().unwrap_or_default();
-            let running = wait_until_running(channel, &asked.name, asked.revision, limit).await?;
-            answer.deployment = Some(running);
-        }
+    let mut done = Vec::new();
+    for mut answer in answers {
+        let asked = answer.deployment.take().unwrap_or_default();
+        let adopted = match options.wait {
+            Some(limit) => Some(rollout::wait(channel, &asked, limit).await?),
+            None => None,
+        };
+        let deployment = adopted.as_ref().map_or(asked, |adopted| adopted.deployment.clone());
+        answer.deployment = Some(deployment);
+        done.push(Answer { answer, first: adopted.map(|adopted| adopted.first).unwrap_or_default() });
     }
-    Ok(answers)
+    Ok(done)
+}
+
+/// What became of one upload.
+pub struct Answer {
+    pub answer: proto::DeployResponse,
+    /// Where its revision began, if that was waited for.
+    pub first: Vec<proto::InputPosition>,
 }
 
 /// Sends one deployment.
@@ -163,40 +173,6 @@ pub async fn send(channel: &Channel, upload: Upload, meant: Meant) -> Result<pro
     Ok(answer.map_err(|status| Failure::from(status).at(&upload.name))?.into_inner())
 }
 
-/// Waits until every partition has a running task of this revision or a later one, on whichever node
-/// of the fleet.
-pub async fn wait_until_running(
-    channel: &Channel,
-    name: &str,
-    revision: u64,
-    limit: Duration,
-) -> Result<proto::Deployment, Failure> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let deployment = deployments::get(channel.clone(), name).await?;
-        if deployment.state() == proto::DeploymentState::Halted {
-            return Err(Failure::failed(format!("{name} is halted: {}", deployment.reason)));
-        }
-        let tasks = lag::of(channel.clone(), name).await?;
-        let has_adopted = |task: &&proto::PartitionLag| task.revision >= revision;
-        let mut adopted = tasks.iter().filter(has_adopted);
-        if let Some(halted) = adopted.find(|task| task.state() == proto::TaskState::Halted) {
-            let message = format!("task {} of {name} is halted: {}", halted.partition, halted.reason);
-            return Err(Failure::failed(message));
-        }
-        let is_up = |task| has_adopted(&task) && task.state() == proto::TaskState::Running;
-        if !tasks.is_empty() && tasks.iter().all(is_up) {
-            return Ok(deployment);
-        }
-        if Instant::now() >= deadline {
-            let waited = units::show_duration(limit);
-            let hint = format!("it goes on by itself; see `tidemill deployments {name}`");
-            return Err(Failure::failed(format!("{name} does not run everywhere after {waited}; {hint}")));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
 /// Invisible unless standard error is a terminal.
 fn progress(name: &str, bytes: u64) -> ProgressBar {
     let bar = ProgressBar::new(bytes);
@@ -207,11 +183,13 @@ fn progress(name: &str, bytes: u64) -> ProgressBar {
 }
 
 /// What was deployed, for people and programs.
-pub fn result_rows(answers: &[proto::DeployResponse], dry_run: bool) -> (Table, Value) {
-    let mut table =
-        Table::new(&["NAME", ">VERSION", ">REV", "RESULT", "STATE", "MODULE"], "nothing was deployed");
+pub fn result_rows(answers: &[Answer], dry_run: bool) -> (Table, Value) {
+    let mut table = Table::new(
+        &["NAME", ">VERSION", ">REV", "RESULT", "STATE", "MODULE", "FIRST"],
+        "nothing was deployed",
+    );
     let mut rows = Vec::new();
-    for answer in answers {
+    for Answer { answer, first } in answers {
         let deployment = answer.deployment.clone().unwrap_or_default();
         let result = match (dry_run, answer.unchanged) {
             (_, true) => "unchanged",
@@ -225,10 +203,12 @@ pub fn result_rows(answers: &[proto::DeployResponse], dry_run: bool) -> (Table, 
             result.into(),
             state_cell(deployment.state(), &deployment),
             module_short(&deployment.module).into(),
+            positions::show_all(first).into(),
         ]);
         rows.push(json!({
             "name": deployment.name, "revision": deployment.revision, "version": deployment.version, "result": result,
             "module": deployment.module, "changes": changes_json(&answer.changes),
+            "first": positions::to_json(first),
         }));
     }
     (table, json!({ "deployments": rows }))

@@ -113,6 +113,14 @@ impl proto::deployments_server::Deployments for Services {
         self.ask(move |node| node.diff(&request)).await
     }
 
+    async fn rollout(
+        &self,
+        request: Request<proto::RolloutRequest>,
+    ) -> Result<Response<proto::RolloutResponse>, Status> {
+        let name = request.into_inner().name;
+        self.ask(move |node| node.rollout(&name)).await
+    }
+
     async fn rollback(
         &self,
         request: Request<proto::RollbackRequest>,

@@ -30,7 +30,7 @@ const MARKER_PAUSE: Duration = Duration::from_millis(2);
 const QUEUE_FULL_WAIT: Duration = Duration::from_secs(30);
 
 /// What a sink writes to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkSpec {
     /// Topics of the manifest's outputs, in its order.
     pub outputs: Vec<String>,

@@ -26,6 +26,8 @@ pub struct TaskEntry {
     pub worker: u32,
     /// Of the deployment, that the task runs or is about to run.
     pub revision: u64,
+    /// By input: where that revision began, once a commit says so.
+    pub first: Option<Vec<Offset>>,
     /// Committed positions, by input.
     pub positions: Vec<(u16, Offset)>,
     /// Committed state; none for a stateless task and while restoring.
@@ -130,6 +132,7 @@ impl Board {
             reason: String::new(),
             worker,
             revision,
+            first: None,
             positions: Vec::new(),
             reader: None,
             skipped: 0,
@@ -162,6 +165,8 @@ impl Board {
             entry.state = TaskState::Running;
             entry.metrics.set_state(TaskState::Running);
             entry.reason.clear();
+            entry.revision = task.config().revision;
+            entry.first = task.first_offsets().map(<[Offset]>::to_vec);
             entry.positions = committed(task);
             entry.reader = task.reader().cloned();
         });

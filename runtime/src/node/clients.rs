@@ -1,7 +1,5 @@
 //! The Kafka clients of a worker, and what configuration makes of them.
 
-use std::sync::Arc;
-
 use super::commit::SinkFactory;
 use super::revision::{self, Revision};
 use super::runtime::NodeRuntime;
@@ -71,8 +69,9 @@ pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> Consume
     Box::new(move || Consumer::new(&kafka, spec.clone()))
 }
 
-pub fn sinks(node: &NodeRuntime, revision: &Arc<Revision>, index: u32) -> SinkFactory {
-    let spec = SinkSpec {
+/// What the producers of a revision write to.
+pub fn sink_spec(revision: &Revision) -> SinkSpec {
+    SinkSpec {
         outputs: revision.outputs.iter().map(|output| output.topic.clone()).collect(),
         changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
         inputs: revision.inputs.iter().map(|input| input.topic.clone()).collect(),
@@ -84,7 +83,11 @@ pub fn sinks(node: &NodeRuntime, revision: &Arc<Revision>, index: u32) -> SinkFa
             .min()
             .and_then(|bytes| u32::try_from(bytes).ok())
             .unwrap_or(1 << 20),
-    };
+    }
+}
+
+pub fn sinks(node: &NodeRuntime, revision: &Revision, index: u32) -> SinkFactory {
+    let spec = sink_spec(revision);
     let kafka = worker_kafka(node);
     let id = transactional_id(node, &revision.registered.name, index);
     match revision.spec.guarantee {

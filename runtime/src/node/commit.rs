@@ -62,6 +62,8 @@ pub enum Request {
     Commit(Job),
     /// Make a new sink, which fences the old one.
     Renew,
+    /// From now on make sinks like this, beginning with one at once.
+    Replace(SinkFactory),
 }
 
 /// Who carries out a worker's requests: a thread of its own, or the loop of a simulation.
@@ -105,6 +107,12 @@ impl Committer {
     /// Makes a new sink, which fences the old one.
     pub fn renew(&mut self) {
         self.request(Request::Renew);
+    }
+
+    /// Makes a sink of another kind, now and from now on. It fences the old one, of which nothing is
+    /// under way.
+    pub fn replace(&mut self, factory: SinkFactory) {
+        self.request(Request::Replace(factory));
     }
 
     /// The outcome of the request in flight, if it is there already.
@@ -230,6 +238,10 @@ impl CommitHalf {
     pub fn begin(&mut self, request: Request) {
         self.work = match request {
             Request::Renew => Work::Renew,
+            Request::Replace(factory) => {
+                self.factory = factory;
+                Work::Renew
+            }
             Request::Commit(job) => {
                 let began = self.clock.monotonic();
                 Work::Commit(Commit { job, next: Step::Begin, began, applied: Vec::new() })

@@ -10,8 +10,9 @@ use super::commit::{CommitHalf, Committer};
 use super::restorer::KafkaRestorer;
 use super::revision::{PrepareError, Revision};
 use super::runtime::NodeRuntime;
-use super::worker::{Command, Parts, Worker};
-use crate::ports::Clock;
+use super::worker::{Command, Parts, Swap, Worker};
+use crate::kafka::consumer::Consumer;
+use crate::ports::{Clock, Handler};
 
 /// Whether the workers of a stopping deployment leave their group for good. If not, their partitions
 /// wait for their return, or for the end of their session.
@@ -27,7 +28,7 @@ pub struct RunningDeployment {
 }
 
 struct RunningWorker {
-    commands: Sender<Command>,
+    commands: Sender<Command<Consumer>>,
     thread: JoinHandle<()>,
 }
 
@@ -76,6 +77,17 @@ impl RunningDeployment {
         }
     }
 
+    /// Goes on in another revision, which this one can become: each worker changes at its next batch
+    /// boundary, without leaving the group.
+    pub fn swap(&mut self, node: &Arc<NodeRuntime>, next: Arc<Revision>) {
+        node.board_for(&next.registered.name).begin();
+        for (index, worker) in (0..).zip(&self.workers) {
+            // One that has ended is started anew with everything else when it shows.
+            let _ = worker.commands.send(Command::Swap(Box::new(swap(node, &self.revision, &next, index))));
+        }
+        self.revision = next;
+    }
+
     /// Commits, closes, and returns when every worker has ended.
     pub fn stop(self, leave: Leave) {
         for worker in &self.workers {
@@ -88,6 +100,25 @@ impl RunningDeployment {
                 tracing::error!(deployment = self.revision.registered.name, "a worker panicked");
             }
         }
+    }
+}
+
+/// What a worker of `former` needs to go on in `next`.
+fn swap(node: &Arc<NodeRuntime>, former: &Revision, next: &Arc<Revision>, index: u32) -> Swap<Consumer> {
+    let writes_elsewhere = clients::sink_spec(former) != clients::sink_spec(next);
+    let restorer = KafkaRestorer::new(Arc::clone(node), Arc::clone(next), index);
+    let instances = Arc::clone(next);
+    Swap {
+        revision: next.registered.revision,
+        commit: next.spec.commit.clone(),
+        config: restorer.task_config(),
+        handlers: Box::new(move |partition| match instances.linked.instantiate(partition) {
+            Ok(handler) => Ok(Box::new(handler) as Box<dyn Handler>),
+            Err(error) => Err(error.to_string()),
+        }),
+        consumers: clients::consumers(node, next, index),
+        restorer: Box::new(restorer),
+        sinks: writes_elsewhere.then(|| clients::sinks(node, next, index)),
     }
 }
 

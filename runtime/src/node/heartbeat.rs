@@ -80,6 +80,7 @@ fn beat(node: &NodeRuntime, address: &str) -> Heartbeat {
                 worker: task.worker,
                 state: task_state(task.state).into(),
                 revision: task.revision,
+                first: task.first.iter().flatten().map(|first| first.0).collect(),
             })
         })
         .collect();

@@ -36,6 +36,7 @@ pub mod registry;
 pub mod restore;
 pub mod restorer;
 pub mod revision;
+mod rollout;
 pub mod routine;
 pub mod runtime;
 #[cfg(test)]

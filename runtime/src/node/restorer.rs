@@ -64,6 +64,13 @@ impl KafkaRestorer {
     }
 }
 
+impl KafkaRestorer {
+    /// What the tasks that it restores are told.
+    pub fn task_config(&self) -> Arc<TaskConfig> {
+        Arc::clone(&self.context.task_config)
+    }
+}
+
 impl Restorer for KafkaRestorer {
     fn begin(&mut self, request: RestoreRequest, verdicts: Verdicts) {
         let context = Arc::clone(&self.context);

@@ -100,6 +100,24 @@ const CACHE_BYTES: usize = 16 << 20;
 const PREFETCH_BYTES_MAX: usize = 4 << 20;
 
 impl Revision {
+    /// True if workers of this revision can go on in `next` as they are: the same members, reading the same
+    /// partitions in the same way.
+    pub fn can_become(&self, next: &Revision) -> bool {
+        let topics = |revision: &Revision| -> Vec<(String, String)> {
+            revision.inputs.iter().map(|input| (input.topic.clone(), input.topic_id.clone())).collect()
+        };
+        let changelog = |revision: &Revision| {
+            revision.changelog.as_ref().map(|changelog| (changelog.topic.clone(), changelog.topic_id.clone()))
+        };
+        topics(self) == topics(next)
+            && changelog(self) == changelog(next)
+            && self.partitions == next.partitions
+            && self.spec.workers == next.spec.workers
+            && self.spec.guarantee == next.spec.guarantee
+            && self.manifest.wants_headers == next.manifest.wants_headers
+            && self.registered.incarnation == next.registered.incarnation
+    }
+
     /// What its tasks are told.
     pub fn task_config(&self) -> TaskConfig {
         let inputs = self.inputs.iter();

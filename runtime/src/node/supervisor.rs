@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   in the registry, not here ----> prepare --> Up (workers run)
-//!                                      |           |  another revision: stop, start; who comes back keeps his place
+//!                                      |           |  another revision, made ready meanwhile: swapped in place, or
+//!                                      |           |  stop, start; who comes back keeps his place
 //!                                      v           v
 //!                              Failed, try again   deleted, paused: stop and leave the group
 //!                                      ^           |
@@ -35,8 +36,23 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const STARTS_AT_ONCE: usize = 8;
 
 enum Place {
-    Up(RunningDeployment),
-    Failed { revision: u64, incarnation: String, again: Instant, backoff: Duration },
+    /// With a newer revision that could not be made ready, if there is one.
+    Up(RunningDeployment, Option<Retry>),
+    /// Of this incarnation nothing runs.
+    Failed(String, Retry),
+}
+
+/// A revision that could not start.
+struct Retry {
+    revision: u64,
+    again: Instant,
+    backoff: Duration,
+}
+
+impl Retry {
+    fn is_due(&self, registered: &Registered) -> bool {
+        self.revision != registered.revision || self.again <= Instant::now()
+    }
 }
 
 /// Ends the thread, and every deployment with it, when stopped.
@@ -88,7 +104,7 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
         .map(|(name, _)| name.clone())
         .collect();
     for name in gone {
-        if let Some(Place::Up(deployment)) = places.remove(&name) {
+        if let Some(Place::Up(deployment, _)) = places.remove(&name) {
             tracing::info!(deployment = name, "deleted; stopping");
             deployment.stop(Leave::All);
         }
@@ -128,7 +144,7 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
 fn rest(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, view: &Registry) {
     for registered in view.deployments.values().filter(|registered| registered.paused) {
         let Some(place) = places.remove(&registered.name) else { continue };
-        if let Place::Up(deployment) = place {
+        if let Place::Up(deployment, _) = place {
             tracing::info!(deployment = registered.name, "paused; stopping");
             deployment.stop(Leave::All);
         }
@@ -140,11 +156,12 @@ fn rest(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, view: &Registr
 fn react(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, finding: Finding) {
     let Finding { deployment: name, revision, reaction } = finding;
     let place = match (places.remove(&name), reaction) {
-        (Some(Place::Up(deployment)), reaction) if deployment.revision() == revision => match reaction {
+        (Some(Place::Up(deployment, retry)), reaction) if deployment.revision() == revision => match reaction
+        {
             Reaction::Rejoin => {
                 tracing::warn!(deployment = name, "partitions are nobody's; joining the group anew");
                 deployment.rejoin();
-                Some(Place::Up(deployment))
+                Some(Place::Up(deployment, retry))
             }
             Reaction::Restart => {
                 tracing::info!(deployment = name, "the inputs have changed; starting again");
@@ -161,34 +178,60 @@ fn react(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, finding: Find
     places.extend(place.map(|place| (name, place)));
 }
 
-/// The next place of a deployment that is due.
+/// The next place of a deployment that is due. What runs goes on while its successor is made ready, and
+/// stays if that fails.
 fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) -> Place {
-    let backoff = match place {
-        Some(Place::Up(deployment)) => {
-            tracing::info!(deployment = registered.name, revision = registered.revision, "changed; swapping");
-            let leave = leaving(&deployment.shared(), registered);
-            deployment.stop(leave);
-            RETRY_MIN
-        }
-        Some(Place::Failed { revision, backoff, .. }) if revision == registered.revision => {
-            (backoff * 2).min(RETRY_MAX)
-        }
-        Some(Place::Failed { .. }) | None => RETRY_MIN,
+    let backoff = place.as_ref().map_or(RETRY_MIN, |place| place.backoff(registered.revision));
+    let (revision, running) = match (revision::prepare(node, registered), place) {
+        (Ok(revision), Some(Place::Up(running, _))) => (revision, Some(running)),
+        (Ok(revision), _) => (revision, None),
+        (Err(error), place) => return failed(node, place, registered, &error, backoff),
     };
-    match start(node, registered) {
-        Ok(deployment) => {
-            node.set_trouble(&registered.name, None);
-            Place::Up(deployment)
+    let started = match running {
+        Some(mut running) if running.shared().can_become(&revision) => {
+            tracing::info!(deployment = registered.name, revision = registered.revision, "changed; swapping");
+            running.swap(node, Arc::new(revision));
+            Ok(running)
         }
-        Err(error) => {
-            tracing::error!(deployment = registered.name, %error, "cannot start");
+        Some(running) => {
+            tracing::info!(
+                deployment = registered.name,
+                revision = registered.revision,
+                "changed; starting again"
+            );
+            let leave = leaving(&running.shared(), registered);
+            running.stop(leave);
+            start(node, revision)
+        }
+        None => start(node, revision),
+    };
+    match started {
+        Ok(running) => {
+            node.set_trouble(&registered.name, None);
+            Place::Up(running, None)
+        }
+        Err(error) => failed(node, None, registered, &error, backoff),
+    }
+}
+
+fn failed(
+    node: &NodeRuntime,
+    place: Option<Place>,
+    registered: &Registered,
+    error: &PrepareError,
+    backoff: Duration,
+) -> Place {
+    tracing::error!(deployment = registered.name, revision = registered.revision, %error, "cannot start");
+    let retry = Retry { revision: registered.revision, again: Instant::now() + backoff, backoff };
+    match place {
+        Some(Place::Up(running, _)) => {
+            let reason = format!("{error}; revision {} goes on meanwhile", running.revision());
+            node.set_trouble(&registered.name, Some((registered.revision, reason)));
+            Place::Up(running, Some(retry))
+        }
+        Some(Place::Failed(..)) | None => {
             node.set_trouble(&registered.name, Some((registered.revision, error.to_string())));
-            Place::Failed {
-                revision: registered.revision,
-                incarnation: registered.incarnation.clone(),
-                again: Instant::now() + backoff,
-                backoff,
-            }
+            Place::Failed(registered.incarnation.clone(), retry)
         }
     }
 }
@@ -207,8 +250,7 @@ fn leaving(old: &Revision, new: &Registered) -> Leave {
     }
 }
 
-fn start(node: &Arc<NodeRuntime>, registered: &Registered) -> Result<RunningDeployment, PrepareError> {
-    let revision = revision::prepare(node, registered)?;
+fn start(node: &Arc<NodeRuntime>, revision: Revision) -> Result<RunningDeployment, PrepareError> {
     former::settle(node, &revision)?;
     RunningDeployment::start(node, Arc::new(revision))
 }
@@ -217,7 +259,7 @@ fn stop_all(node: &NodeRuntime, places: BTreeMap<String, Place>) {
     // All at once: a drain must not take longer for having many deployments.
     std::thread::scope(|scope| {
         for (_, place) in places {
-            if let Place::Up(deployment) = place {
+            if let Place::Up(deployment, _) = place {
                 scope.spawn(|| deployment.stop(Leave::All));
             }
         }
@@ -229,10 +271,19 @@ impl Place {
     /// True if the registry wants another revision than this, or the time to try again has come.
     fn is_due(&self, registered: &Registered) -> bool {
         match self {
-            Place::Up(deployment) => deployment.revision() != registered.revision,
-            Place::Failed { revision, again, .. } => {
-                *revision != registered.revision || *again <= Instant::now()
+            Place::Up(running, _) if running.revision() == registered.revision => false,
+            Place::Up(_, retry) => retry.as_ref().is_none_or(|retry| retry.is_due(registered)),
+            Place::Failed(_, retry) => retry.is_due(registered),
+        }
+    }
+
+    /// How long to wait should this revision fail, again or for the first time.
+    fn backoff(&self, revision: u64) -> Duration {
+        match self {
+            Place::Up(_, Some(retry)) | Place::Failed(_, retry) if retry.revision == revision => {
+                (retry.backoff * 2).min(RETRY_MAX)
             }
+            Place::Up(..) | Place::Failed(..) => RETRY_MIN,
         }
     }
 
@@ -241,20 +292,20 @@ impl Place {
         let revision = deployment.revision();
         let incarnation = deployment.incarnation().to_owned();
         deployment.stop(leave);
-        Place::Failed { revision, incarnation, again: Instant::now(), backoff: RETRY_MIN }
+        Place::Failed(incarnation, Retry { revision, again: Instant::now(), backoff: RETRY_MIN })
     }
 
     fn running(&self) -> Option<Arc<Revision>> {
         match self {
-            Place::Up(deployment) => Some(deployment.shared()),
-            Place::Failed { .. } => None,
+            Place::Up(deployment, _) => Some(deployment.shared()),
+            Place::Failed(..) => None,
         }
     }
 
     fn incarnation(&self) -> &str {
         match self {
-            Place::Up(deployment) => deployment.incarnation(),
-            Place::Failed { incarnation, .. } => incarnation,
+            Place::Up(deployment, _) => deployment.incarnation(),
+            Place::Failed(incarnation, _) => incarnation,
         }
     }
 }

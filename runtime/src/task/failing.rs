@@ -171,7 +171,7 @@ impl Task {
         let longest = FailureKind::ALL.map(|kind| self.config.failures.policy(kind).backoff.max);
         let longest_ms = longest.iter().max().map_or(0, |longest| longest.as_millis() as i64);
         for _ in 0..RETRIES_MAX {
-            if !self.is_running() || self.allowance() == 0 || self.is_full() {
+            if !self.is_running() || self.adopting || self.allowance() == 0 || self.is_full() {
                 break;
             }
             let Some(due) = self.parked.due(taken.wall_ms, longest_ms + AHEAD_SLACK_MS) else { break };
@@ -256,7 +256,7 @@ impl Task {
     }
 
     pub(super) fn takes_records(&self) -> bool {
-        self.is_running() && !self.blocked
+        self.is_running() && !self.blocked && !self.adopting
     }
 
     pub(super) fn note_parked(&self) {

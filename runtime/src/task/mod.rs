@@ -12,6 +12,7 @@
 //!      v                                                                         v
 //!   Halted: its position stays exactly before the failed record; what came before still commits
 //!
+//!   adopt(config, handler) -> the next seal commits the revision; until then nothing is handled
 //!   drop_uncommitted(Option<Sealed>) -> offsets to seek to     (after a definite refusal)
 //!   close(Option<Sealed>) -> Parts                              (revoked, lost, or rule P1: recover)
 //! ```
@@ -19,6 +20,7 @@
 //! Invariants, per input: `committed <= next`; a record below `next` is never handled; at most one
 //! `Sealed` is out, and with it the store.
 
+mod adopt;
 mod apply;
 mod checks;
 mod config;
@@ -63,6 +65,9 @@ pub struct Start {
     pub writer: u64,
     /// Inputs of an earlier revision; their offsets stay in the position record for a rollback.
     pub unbound: Vec<PositionInput>,
+    /// By input: where this revision began, if a commit of it is known. Without one the task adopts it
+    /// here.
+    pub first: Option<Vec<Offset>>,
 }
 
 /// What a task is made of when it ends.
@@ -151,7 +156,7 @@ pub struct Pending {
     pub oldest: Option<Duration>,
     /// Changes of state since the last seal that no record caused.
     pub edits: u64,
-    /// An idle position moved, past transaction markers for example.
+    /// An idle position moved, past transaction markers for example, or a revision is to be adopted.
     pub moved: bool,
 }
 
@@ -189,6 +194,10 @@ pub struct Task {
     /// Where the last commit that is known to have succeeded stands, by input.
     committed: Vec<Offset>,
     unbound: Vec<PositionInput>,
+    /// By input: where this revision began.
+    first_offsets: Vec<Offset>,
+    /// No commit says yet that this revision begins there, so nothing is handled.
+    adopting: bool,
     writer: u64,
     /// Number of the last seal; never used twice by a writer, dropped or not, because changelog rows
     /// of a commit that did not happen must not be taken for another's.
@@ -240,6 +249,8 @@ impl Task {
             store: start.store,
             reader,
             committed: start.next.clone(),
+            adopting: start.first.is_none() && !planted(Bug::AdoptionSkipped),
+            first_offsets: start.first.unwrap_or_else(|| start.next.clone()),
             next: start.next,
             unbound: start.unbound,
             writer: start.writer,
@@ -310,7 +321,7 @@ impl Task {
             bytes: self.view.active_bytes() + self.emission_bytes,
             oldest: self.oldest,
             edits: self.edits,
-            moved: self.in_flight.is_none() && self.next != self.committed,
+            moved: self.in_flight.is_none() && (self.next != self.committed || self.adopting),
         }
     }
 

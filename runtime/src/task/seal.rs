@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use tidemill_proto::v1::OffsetMetadata;
 
-use super::{Task, TaskError};
+use super::{Task, TaskConfig, TaskError};
 use crate::config::deployment::Guarantee;
 use crate::effects::Emissions;
 use crate::ports::{ChangelogRows, TaskOffset};
@@ -120,6 +120,7 @@ impl Task {
         self.take_back(sealed)?;
         self.view.committed();
         self.committed = offsets;
+        self.adopting = false;
         self.stats.commits += 1;
         let (committed, parked) = (&self.committed, &self.parked);
         self.suspects.retain(|suspect| {
@@ -150,18 +151,24 @@ impl Task {
                 offset,
                 metadata: match self.store {
                     Some(_) => String::new(),
-                    None => encode_metadata(self.config.revision, &self.config.incarnation, &input.topic_id),
+                    None => encode_metadata(&self.config, &input.topic_id, Some(self.first(partition.input))),
                 },
             });
         offsets.collect()
     }
 
+    fn first(&self, input: u16) -> Offset {
+        self.first_offsets.get(usize::from(input)).copied().unwrap_or_default()
+    }
+
     fn position(&self) -> Position {
-        let inputs = self.config.inputs.iter().zip(&self.next).map(|(input, next)| PositionInput {
+        let offsets = self.next.iter().zip(&self.first_offsets);
+        let inputs = self.config.inputs.iter().zip(offsets).map(|(input, (next, first))| PositionInput {
             topic: input.topic.clone(),
             topic_id: input.topic_id.clone(),
             offset: next.0,
             unbound: false,
+            first: Some(first.0),
         });
         let guarantee = match self.config.guarantee {
             Guarantee::ExactlyOnce => PositionGuarantee::ExactlyOnce,
@@ -189,9 +196,13 @@ impl Task {
 }
 
 /// Metadata of a stateless task's committed offset.
-pub(super) fn encode_metadata(revision: u64, incarnation: &str, topic_id: &str) -> String {
-    let metadata =
-        OffsetMetadata { revision, incarnation: incarnation.to_owned(), topic_id: topic_id.to_owned() };
+pub(super) fn encode_metadata(config: &TaskConfig, topic_id: &str, first: Option<Offset>) -> String {
+    let metadata = OffsetMetadata {
+        revision: config.revision,
+        incarnation: config.incarnation.clone(),
+        topic_id: topic_id.to_owned(),
+        first: first.map(|first| first.0),
+    };
     STANDARD.encode(metadata.encode_to_vec())
 }
 

@@ -163,3 +163,36 @@ fn an_overlay_at_its_bound_says_so() {
     assert!(!task.is_full());
     commit(&mut task, sealed);
 }
+
+/// A bench's task takes its revision as adopted; this one finds a position of another revision.
+#[test]
+fn a_revision_is_committed_before_its_first_record_is_handled() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::halt());
+    task.apply(records(0, ["a", "a"]), TakenAt::default()).unwrap();
+    let next = Arc::new(TaskConfig { revision: 2, ..config(Failures::halt()) });
+    assert!(!task.can_adopt(&next), "what an older revision has handled is committed first");
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert!(!task.can_adopt(&next));
+    commit(&mut task, sealed);
+
+    task.adopt(Arc::clone(&next), Box::new(Counter::default())).unwrap();
+    let applied = task.apply(records(2, ["a"]), TakenAt::default()).unwrap();
+    assert_eq!((applied.ok, applied.ignored), (0, 1));
+    assert_eq!(task.first_offsets(), None);
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert_eq!(sealed.changelog.as_ref().unwrap().keys.len(), 1, "the position record alone");
+    // Refused and dropped, it begins again; committed, records are handled.
+    task.drop_uncommitted(Some(sealed)).unwrap();
+    assert!(task.is_adopting());
+    let sealed = task.seal(0).unwrap().unwrap();
+    commit(&mut task, sealed);
+    assert_eq!(task.first_offsets(), Some(&[Offset(2)][..]));
+    let position = task.store.as_ref().unwrap().position().unwrap();
+    assert_eq!((position.revision, position.inputs[0].first), (2, Some(2)));
+    task.apply(records(2, ["a"]), TakenAt::default()).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    commit(&mut task, sealed);
+    assert_eq!(read(&task, "a").as_deref(), Some("3"));
+    assert_eq!(task.store.as_ref().unwrap().position().unwrap().inputs[0].first, Some(2));
+}

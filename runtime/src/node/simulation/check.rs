@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use prost::Message;
+
 use super::handler::{Kind, Truth};
 use super::restore::Restore;
 use super::state::State;
 use super::world::{DEPLOYMENT, World};
 use crate::node::restore::Outcome;
 use crate::record::{InputPartition, Offset};
-use crate::store::{POSITION, StoreReader};
+use crate::store::{POSITION, Position, StoreReader};
 use crate::telemetry::TaskState;
 
 /// Turns that a healed world may take to come to rest.
@@ -26,11 +28,13 @@ pub fn check(world: &Arc<World>) -> Result<(), Violation> {
     world.heal();
     come_to_rest(world)?;
     let truths: Vec<Truth> = (0..world.case.partitions).map(|partition| truth(world, partition)).collect();
-    check_output(world, &truths)?;
+    let revisions = check_output(world, &truths)?;
     for (partition, truth) in (0..).zip(&truths) {
         check_log(world, partition)?;
         if world.case.kind == Kind::Chain {
             check_state(world, partition, truth)?;
+            let began = check_revisions(world, partition)?;
+            check_versions(truth, world.case.parks, &revisions, &began)?;
         }
     }
     check_cold(world, &truths)
@@ -57,12 +61,15 @@ fn unrest(world: &World) -> Option<String> {
         if process.is_dead() {
             return Some(format!("node {} is down", process.node));
         }
-        if process.config.revision != world.lock().registry.revision(DEPLOYMENT) {
+        if process.config().revision != world.lock().registry.revision(DEPLOYMENT) {
             return Some(format!("node {} runs an older revision", process.node));
         }
         for (partition, task) in process.board.tasks() {
             match task.state {
                 TaskState::Halted => return Some(format!("partition {partition} halted: {}", task.reason)),
+                TaskState::Running if task.revision != world.lock().registry.revision(DEPLOYMENT) => {
+                    return Some(format!("partition {partition} runs revision {}", task.revision));
+                }
                 TaskState::Running if running.insert(partition) => {}
                 TaskState::Running => return Some(format!("partition {partition} runs twice")),
                 _ => return Some(format!("partition {partition} is {:?}", task.state)),
@@ -109,18 +116,22 @@ fn truth(world: &World, partition: i32) -> Truth {
     let mut at = began(&state, partition);
     while at < log.end() {
         if let super::broker::Met::Row(row) = log.meet(at) {
-            truth.add(world.case.kind, &row.key, row.value.as_deref().unwrap_or_default());
+            truth.add(world.case.kind, at.0, &row.key, row.value.as_deref().unwrap_or_default());
         }
         at.0 += 1;
     }
     truth
 }
 
+/// Revisions of a key's emissions, in order.
+type Revisions = BTreeMap<Vec<u8>, Vec<u64>>;
+
 /// W2, W3: per key everything once and in order, and nothing else.
-fn check_output(world: &World, truths: &[Truth]) -> Result<(), Violation> {
+fn check_output(world: &World, truths: &[Truth]) -> Result<Revisions, Violation> {
     let state = world.lock();
     let mut emitted: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
     let mut newest: BTreeMap<&[u8], u64> = BTreeMap::new();
+    let mut revisions = Revisions::new();
     for row in state.broker.outputs.iter().flat_map(|log| log.committed()) {
         let value = row.value.as_deref().unwrap_or_default();
         let (value, revision) = value.split_at(value.len() - size_of::<u64>());
@@ -132,11 +143,12 @@ fn check_output(world: &World, truths: &[Truth]) -> Result<(), Violation> {
             return Err(format!("W10 versions: key {key}: revision {revision} after revision {newest}"));
         }
         *newest = revision;
+        revisions.entry(row.key.clone()).or_default().push(revision);
     }
     let mut expected = BTreeMap::new();
     truths.iter().for_each(|truth| expected.extend(truth.emitted.clone()));
     if emitted == expected {
-        return Ok(());
+        return Ok(revisions);
     }
     let none = Vec::new();
     for key in emitted.keys().chain(expected.keys()) {
@@ -152,7 +164,7 @@ fn check_output(world: &World, truths: &[Truth]) -> Result<(), Violation> {
             ));
         }
     }
-    Ok(())
+    Ok(revisions)
 }
 
 /// W4: nothing holds readers back.
@@ -163,6 +175,59 @@ fn check_log(world: &World, partition: i32) -> Result<(), Violation> {
         return Ok(());
     }
     Err(format!("W4 hang: partition {partition}: stable {}, end {}", log.stable(), log.end()))
+}
+
+/// W10: a revision begins by a commit that holds no record, it begins where the one before ended, and what
+/// its commits say of its beginning never changes. Answers the revisions and where they began.
+fn check_revisions(world: &World, partition: i32) -> Result<Vec<(u64, u64)>, Violation> {
+    let state = world.lock();
+    let mut all = Vec::new();
+    let mut last: Option<(u64, u64, u64)> = None;
+    for row in state.broker.changelogs[partition as usize].all_committed() {
+        let Some(value) = row.value.as_deref().filter(|_| row.key == POSITION) else { continue };
+        let position = Position::decode(value).map_err(|error| format!("W10 versions: {error}"))?;
+        let input = position.inputs.first().ok_or("W10 versions: a position of no input")?;
+        let first = input.first.ok_or("W10 versions: a position does not say where its revision began")?;
+        let (revision, offset) = (position.revision, input.offset);
+        let is_right = match last {
+            Some((former, began, _)) if former == revision => began == first,
+            Some((former, _, ended)) => former < revision && first == offset && first == ended,
+            None => first == offset,
+        };
+        if !is_right {
+            return Err(format!(
+                "W10 versions: partition {partition}: revision {revision} at {offset}, from {first}, after {last:?}"
+            ));
+        }
+        if last.is_none_or(|(former, _, _)| former != revision) {
+            all.push((revision, first));
+        }
+        last = Some((revision, first, offset));
+    }
+    Ok(all)
+}
+
+/// W10: each record was handled by the revision that its offset belongs to; one that was parked perhaps by
+/// a later one.
+fn check_versions(
+    truth: &Truth,
+    parks: bool,
+    revisions: &Revisions,
+    began: &[(u64, u64)],
+) -> Result<(), Violation> {
+    for (key, offsets) in &truth.sources {
+        let handled = revisions.get(key).map(Vec::as_slice).unwrap_or_default();
+        for (&offset, &by) in offsets.iter().zip(handled) {
+            let due = began.iter().rev().find(|(_, first)| *first <= offset).map(|(revision, _)| *revision);
+            if due != Some(by) && !(parks && due < Some(by)) {
+                let key = String::from_utf8_lossy(key);
+                return Err(format!(
+                    "W10 versions: key {key}: offset {offset} by revision {by}, not {due:?}"
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What a changelog says.

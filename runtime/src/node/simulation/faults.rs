@@ -120,15 +120,22 @@ impl World {
         }
     }
 
-    /// A node that runs an older revision stops and starts again, as it hears of the new one.
+    /// A node that runs an older revision goes on in the new one, or stops and starts again, as it does when
+    /// the workers are others.
     fn adopt_a_revision(self: &Arc<World>) {
         let (node, revision, now) = {
             let mut state = self.lock();
             let node = state.random.below(self.case.nodes);
             (node, state.registry.revision(DEPLOYMENT), state.calm || state.random.one_in(4))
         };
-        let is_old = self.process(node).is_some_and(|process| process.config.revision != revision);
-        if now && is_old && self.is_idle(node) {
+        let is_old = self.process(node).is_some_and(|process| process.config().revision != revision);
+        if !now || !is_old {
+            return;
+        }
+        if self.lock().random.below(4) > 0 {
+            self.lock().note(|| format!("swap node {node} to {revision}"));
+            self.swap(node);
+        } else if self.is_idle(node) {
             self.stop(node, false);
             self.start(node);
         }

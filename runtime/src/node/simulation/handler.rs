@@ -160,13 +160,15 @@ impl Handler for ModelHandler {
 pub struct Truth {
     /// Emissions by key, in order.
     pub emitted: BTreeMap<Vec<u8>, Vec<Vec<u8>>>,
+    /// Offset of the record that each emission is for.
+    pub sources: BTreeMap<Vec<u8>, Vec<u64>>,
     /// State by key.
     pub state: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Truth {
     /// Adds one record. What the broker refuses has no effect (`failures: skip`).
-    pub fn add(&mut self, kind: Kind, key: &[u8], value: &[u8]) {
+    pub fn add(&mut self, kind: Kind, offset: u64, key: &[u8], value: &[u8]) {
         if value.first() == Some(&POISON) {
             return;
         }
@@ -177,6 +179,7 @@ impl Truth {
         let before = self.state.get(key).and_then(|bytes| decode(bytes));
         let (after, emission) = effect(kind, before, key, value);
         self.emitted.entry(key.to_vec()).or_default().push(emission);
+        self.sources.entry(key.to_vec()).or_default().push(offset);
         match after.filter(|_| kind == Kind::Chain) {
             Some(after) => drop(self.state.insert(key.to_vec(), encode(after))),
             None => drop(self.state.remove(key)),

@@ -1,8 +1,8 @@
 //! A node's process: what of it lives in memory, and whether it still lives.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::node::board::Board;
 use crate::node::lease::Leases;
@@ -14,8 +14,8 @@ pub struct Process {
     pub node: usize,
     /// Its state directory; a restarted process has the same.
     pub root: PathBuf,
-    /// Of the revision that it runs.
-    pub config: Arc<TaskConfig>,
+    /// Of the revision that it runs, or is to run next.
+    config: Mutex<Arc<TaskConfig>>,
     pub leases: Leases,
     pub commits: Arc<NodeBudget>,
     pub board: Arc<Board>,
@@ -39,7 +39,7 @@ impl Process {
         Arc::new(Process {
             node,
             root: root.to_owned(),
-            config: Arc::new(config),
+            config: Mutex::new(Arc::new(config)),
             leases: Leases::default(),
             commits: Arc::default(),
             board: Arc::new(Board::new("sim", Telemetry::new())),
@@ -48,6 +48,15 @@ impl Process {
             frozen: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
         })
+    }
+
+    pub fn config(&self) -> Arc<TaskConfig> {
+        Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Its workers are told of another revision.
+    pub fn swap(&self, config: TaskConfig) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
     /// A dead process does nothing any more: its calls that are still on the way back reach nobody.

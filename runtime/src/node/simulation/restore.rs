@@ -25,21 +25,26 @@ use crate::task::{Task, TaskConfig};
 /// A restore that waits for its turn, or is under way.
 pub struct Restore {
     pub process: Arc<Process>,
+    /// Of the revision that asked for it.
+    config: Arc<TaskConfig>,
     pub partition: i32,
     ticket: Ticket,
     store: Option<Store>,
     verdicts: Option<Verdicts>,
 }
 
+/// Of one revision.
 pub struct ModelRestorer {
     pub world: Arc<World>,
     pub process: Arc<Process>,
+    pub config: Arc<TaskConfig>,
 }
 
 impl Restorer for ModelRestorer {
     fn begin(&mut self, request: RestoreRequest, verdicts: Verdicts) {
         self.world.add_restore(Restore {
             process: Arc::clone(&self.process),
+            config: Arc::clone(&self.config),
             partition: request.partition,
             ticket: request.ticket,
             store: request.store,
@@ -62,7 +67,7 @@ impl Restorer for ModelRestorer {
 
     fn committed(&mut self, partition: i32) {
         let mut state = self.world.lock();
-        let topic = &self.process.config.inputs[0].topic;
+        let topic = &self.config.inputs[0].topic;
         if !self.process.is_dead() && !state.registry.has_committed(INCARNATION, topic, partition) {
             state.propose(Entry::FirstCommit(FirstCommitEntry {
                 deployment: DEPLOYMENT.into(),
@@ -85,7 +90,8 @@ impl Restore {
     /// One that nobody waits for: to look at what can be restored.
     pub fn cold(process: &Arc<Process>, partition: i32) -> Restore {
         let process = Arc::clone(process);
-        Restore { process, partition, ticket: Ticket(0), store: None, verdicts: None }
+        let config = process.config();
+        Restore { process, config, partition, ticket: Ticket(0), store: None, verdicts: None }
     }
 
     /// Runs to the verdict and delivers it.
@@ -106,11 +112,11 @@ impl Restore {
     pub fn outcome(&mut self, world: &Arc<World>) -> Outcome {
         // The registry is read to its end first, so that versions never go back.
         let revision = world.lock().registry.revision(DEPLOYMENT);
-        if revision != self.process.config.revision && !planted(Bug::RevisionOld) {
+        if revision != self.config.revision && !planted(Bug::RevisionOld) {
             return Outcome::Again { store: self.store.take() };
         }
         let dir = self.process.dir(self.partition);
-        let stateless = self.process.config.is_stateless();
+        let stateless = self.config.is_stateless();
         let mut open = self.store.take();
         if !stateless && open.is_none() {
             open = match self.process.leases.acquire(&dir, Duration::ZERO) {
@@ -135,12 +141,12 @@ impl Restore {
         let mut kafka = Reader { world: Arc::clone(world), process: Arc::clone(&self.process) };
         let mut resolved = false;
         loop {
-            let mut known = known(world, &self.process.config, self.partition);
+            let mut known = known(world, &self.config, self.partition);
             if planted(Bug::StartAgain) && !resolved {
                 known.started.fill(None);
             }
             let job = Job {
-                config: &self.process.config,
+                config: &self.config,
                 partition: self.partition,
                 known,
                 cluster_id: "cluster",
@@ -163,9 +169,8 @@ impl Restore {
             match recovery::recover(job, &mut kafka, &mut hooks) {
                 Ok(recovery::Outcome::Start(start, _)) => {
                     let luck = Random::new(world.lock().random.below(1 << 30) as u64);
-                    let revision = self.process.config.revision;
-                    let handler = Box::new(ModelHandler::new(world.case.kind, revision, luck));
-                    return match Task::new(Arc::clone(&self.process.config), self.partition, handler, start) {
+                    let handler = Box::new(ModelHandler::new(world.case.kind, self.config.revision, luck));
+                    return match Task::new(Arc::clone(&self.config), self.partition, handler, start) {
                         Ok(task) => Outcome::Start(Box::new(task)),
                         Err(error) => Outcome::Halt { reason: error.to_string(), store: None },
                     };
@@ -173,7 +178,7 @@ impl Restore {
                 Ok(recovery::Outcome::Unresolved(_, store)) => {
                     open = store;
                     resolved = true;
-                    resolve(world, &self.process.config, self.partition);
+                    resolve(world, &self.config, self.partition);
                 }
                 Ok(recovery::Outcome::Halt(reason)) => return Outcome::Halt { reason, store: None },
                 Ok(recovery::Outcome::Stopped) | Err(_) => return Outcome::Again { store: None },
@@ -242,7 +247,8 @@ impl Recovery for Reader {
             // A coordinator that resigns may answer that there is none. Before the registry knows of
             // a first commit nothing tells that from a task that has not committed yet, so it is
             // believed; whoever is unlucky twice, within that moment, counts again.
-            let topic = &self.process.config.inputs[0].topic;
+            let config = self.process.config();
+            let topic = &config.inputs[0].topic;
             let knows = |id: &InputPartition| state.registry.has_committed(INCARNATION, topic, id.partition);
             if state.missing > 0 && partitions.iter().all(knows) {
                 state.missing -= 1;

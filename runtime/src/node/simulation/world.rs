@@ -19,6 +19,7 @@ use crossbeam_channel::Sender;
 use super::case::Case;
 use super::client::ModelConsumer;
 use super::driver::{Half, LoopDriver};
+use super::handler::ModelHandler;
 use super::process::Process;
 use super::random::Random;
 use super::restore::{ModelRestorer, Restore};
@@ -26,7 +27,7 @@ use super::sink;
 use super::state::State;
 use crate::config::deployment::{CommitSpec, Guarantee};
 use crate::node::commit::{CommitHalf, Committer};
-use crate::node::worker::{Command, Parts, Worker};
+use crate::node::worker::{Command, ConsumerFactory, Parts, Swap, Worker};
 use crate::ports::Clock;
 use crate::store::{Store, StoreBudget};
 use crate::task::TaskConfig;
@@ -41,8 +42,11 @@ struct Seat {
     process: Arc<Process>,
     worker: Option<Worker<ModelConsumer>>,
     half: Arc<Half>,
+    index: u32,
+    /// A revision that its worker has not been told of, because it was on the stack.
+    swap: Option<Box<Swap<ModelConsumer>>>,
     /// Keeps the worker's channel of commands open.
-    _commands: Sender<Command>,
+    _commands: Sender<Command<ModelConsumer>>,
 }
 
 #[derive(Default)]
@@ -162,7 +166,10 @@ impl World {
         let (mut worker, half) = {
             let mut cast = self.cast();
             let seat = &mut cast.seats[index];
-            let Some(worker) = seat.worker.take() else { return };
+            let Some(mut worker) = seat.worker.take() else { return };
+            if let Some(swap) = seat.swap.take() {
+                worker.swap_to(swap);
+            }
             (worker, Arc::clone(&seat.half))
         };
         half.process.call(|| worker.step());
@@ -194,12 +201,7 @@ impl World {
     /// Starts a node that is down.
     pub fn start(self: &Arc<World>, node: usize) {
         let process = self.new_process(node, &format!("node{node}"));
-        let spec = CommitSpec {
-            interval: Duration::from_millis(self.case.interval_ms),
-            min_interval: Duration::from_millis(2),
-            ..CommitSpec::default()
-        };
-        let seats = (0..self.case.workers).map(|index| self.seat(&process, index, spec.clone()));
+        let seats = (0..self.case.workers).map(|index| self.seat(&process, index));
         let seats: Vec<Seat> = seats.collect();
         let mut cast = self.cast();
         cast.seats.extend(seats);
@@ -208,36 +210,99 @@ impl World {
 
     /// One that runs what the registry says now.
     pub fn new_process(&self, node: usize, dir: &str) -> Arc<Process> {
-        let revision = self.lock().registry.revision(DEPLOYMENT);
-        Process::new(node, &self.root(dir), TaskConfig { revision, ..self.case.task_config() })
+        Process::new(node, &self.root(dir), self.config_now())
     }
 
-    fn seat(self: &Arc<World>, process: &Arc<Process>, index: u32, commit: CommitSpec) -> Seat {
-        let name = format!("n{}-{index}", process.node);
+    /// What the registry says now.
+    fn config_now(&self) -> TaskConfig {
+        let revision = self.lock().registry.revision(DEPLOYMENT);
+        TaskConfig { revision, ..self.case.task_config() }
+    }
+
+    /// A node's workers are told of the newest revision, and go on in it where they are. Every other time it
+    /// writes elsewhere, as far as its producers know.
+    pub fn swap(self: &Arc<World>, node: usize) {
+        let Some(process) = self.process(node) else { return };
+        process.swap(self.config_now());
+        let other_sinks = self.lock().random.one_in(2);
+        let swap = |index| -> Box<Swap<ModelConsumer>> {
+            let config = process.config();
+            let (kind, revision) = (self.case.kind, config.revision);
+            let name = member(&process, index);
+            let world = Arc::clone(self);
+            Box::new(Swap {
+                revision,
+                commit: self.commit_spec(),
+                config: Arc::clone(&config),
+                handlers: Box::new(move |_| {
+                    let luck = Random::new(world.lock().random.below(1 << 30) as u64);
+                    Ok(Box::new(ModelHandler::new(kind, revision, luck)))
+                }),
+                consumers: self.consumers(&process, index),
+                restorer: Box::new(ModelRestorer {
+                    world: Arc::clone(self),
+                    process: Arc::clone(&process),
+                    config,
+                }),
+                sinks: other_sinks.then(|| sink::factory(self, &process, name)),
+            })
+        };
+        let mut cast = self.cast();
+        for seat in cast.seats.iter_mut().filter(|seat| Arc::ptr_eq(&seat.process, &process)) {
+            seat.swap = Some(swap(seat.index));
+        }
+    }
+
+    fn commit_spec(&self) -> CommitSpec {
+        CommitSpec {
+            interval: Duration::from_millis(self.case.interval_ms),
+            min_interval: Duration::from_millis(2),
+            ..CommitSpec::default()
+        }
+    }
+
+    fn consumers(self: &Arc<World>, process: &Arc<Process>, index: u32) -> ConsumerFactory<ModelConsumer> {
+        let instance = self.case.static_members.then_some(member(process, index));
+        let (world, owner) = (Arc::clone(self), Arc::clone(process));
+        Box::new(move || Ok(ModelConsumer::new(&world, &owner, instance.clone())))
+    }
+
+    fn seat(self: &Arc<World>, process: &Arc<Process>, index: u32) -> Seat {
+        let name = member(process, index);
         let half = CommitHalf::new(sink::factory(self, process, name.clone()), self.clock());
         let half = Half::new(process, half);
         let (commands, inbox) = crossbeam_channel::unbounded();
-        let instance = self.case.static_members.then_some(name);
-        let (world, owner) = (Arc::clone(self), Arc::clone(process));
+        let config = process.config();
         let worker = Worker::new(Parts {
             deployment: DEPLOYMENT.into(),
             index,
-            revision: process.config.revision,
+            revision: config.revision,
             inputs: 1,
             guarantee: Guarantee::ExactlyOnce,
-            commit,
-            consumers: Box::new(move || Ok(ModelConsumer::new(&world, &owner, instance.clone()))),
+            commit: self.commit_spec(),
+            consumers: self.consumers(process, index),
             committer: Committer::new(Box::new(LoopDriver {
                 world: Arc::clone(self),
                 half: Arc::clone(&half),
             })),
-            restorer: Box::new(ModelRestorer { world: Arc::clone(self), process: Arc::clone(process) }),
+            restorer: Box::new(ModelRestorer {
+                world: Arc::clone(self),
+                process: Arc::clone(process),
+                config,
+            }),
             commands: inbox,
             board: Arc::clone(&process.board),
             budget: Arc::clone(&process.commits),
             clock: self.clock(),
         });
-        Seat { process: Arc::clone(process), worker: Some(worker), half, _commands: commands }
+        Seat {
+            process: Arc::clone(process),
+            worker: Some(worker),
+            half,
+            index,
+            swap: None,
+            _commands: commands,
+        }
     }
 
     fn clock(self: &Arc<World>) -> Box<dyn Clock> {
@@ -306,6 +371,11 @@ impl World {
             self.kill(node);
         }
     }
+}
+
+/// A worker, as the group and its producer know it over restarts.
+fn member(process: &Process, index: u32) -> String {
+    format!("n{}-{index}", process.node)
 }
 
 struct ModelClock {

@@ -15,12 +15,16 @@
 //!                   +--------- revoked, lost -------------+--> gone
 //! ```
 //!
+//! A running task takes no records before a commit says where its revision begins: its inputs flow from then
+//! on. A new revision with the same inputs is adopted in place ([`Swap`]).
+//!
 //! Generic over its edges, so that the same loop runs against Kafka and against a simulated broker.
 
 mod edits;
 mod outcome;
 mod parked;
 mod rebalance;
+mod swap;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -58,8 +62,9 @@ pub trait Consumer: Source + Group {
 
 pub type ConsumerFactory<C> = Box<dyn FnMut() -> Result<C, SourceError> + Send>;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
+pub use swap::Swap;
+
+pub enum Command<C> {
     /// Commit, close the stores and end.
     Stop {
         /// Give the partitions up at once instead of keeping them for this member's return.
@@ -67,6 +72,8 @@ pub enum Command {
     },
     /// Commit, leave the group and join it again, so that it looks at its topics anew.
     Rejoin,
+    /// Go on in another revision, at the next batch boundary where everything can be committed.
+    Swap(Box<Swap<C>>),
 }
 
 /// What a worker is made of.
@@ -83,7 +90,7 @@ pub struct Parts<C> {
     /// Carries out the commits.
     pub committer: Committer,
     pub restorer: Box<dyn Restorer>,
-    pub commands: Receiver<Command>,
+    pub commands: Receiver<Command<C>>,
     pub board: Arc<Board>,
     pub budget: Arc<NodeBudget>,
     pub clock: Box<dyn Clock>,
@@ -92,6 +99,8 @@ pub struct Parts<C> {
 struct Slot {
     /// Inputs whose partition of this number is assigned.
     held: BTreeSet<u16>,
+    /// They were started, and not stopped since.
+    flowing: bool,
     state: SlotState,
     metrics: Arc<TaskMetrics>,
 }
@@ -142,7 +151,9 @@ pub struct Worker<C: Consumer> {
     restorer: Box<dyn Restorer>,
     verdicts: Verdicts,
     next_ticket: u64,
-    commands: Receiver<Command>,
+    commands: Receiver<Command<C>>,
+    /// To be adopted as soon as everything is committed.
+    swap: Option<Box<Swap<C>>>,
     edits: Edits,
     board: Arc<Board>,
     metrics: Arc<WorkerMetrics>,
@@ -185,6 +196,7 @@ impl<C: Consumer> Worker<C> {
             next_ticket: 0,
             commands: parts.commands,
             edits,
+            swap: None,
             metrics: parts.board.worker(parts.index),
             board: parts.board,
             budget: parts.budget,
@@ -201,11 +213,17 @@ impl<C: Consumer> Worker<C> {
             match self.commands.try_recv() {
                 Ok(Command::Stop { leave }) => return self.stop(leave),
                 Ok(Command::Rejoin) => self.rejoin(),
+                Ok(Command::Swap(swap)) => self.swap_to(swap),
                 Err(crossbeam_channel::TryRecvError::Disconnected) => return self.stop(false),
                 Err(crossbeam_channel::TryRecvError::Empty) => {}
             }
             self.step();
         }
+    }
+
+    /// The last one counts: it is the newest revision.
+    pub fn swap_to(&mut self, swap: Box<Swap<C>>) {
+        self.swap = Some(swap);
     }
 
     /// One turn of the loop in the file's drawing.
@@ -215,6 +233,7 @@ impl<C: Consumer> Worker<C> {
             self.serve_outcome(done);
         }
         self.resend_refused();
+        self.swap_if_clean();
         self.end_stall();
         self.serve_verdicts();
         self.begin_restores();
@@ -335,7 +354,10 @@ impl<C: Consumer> Worker<C> {
             return;
         }
         let now = self.clock.monotonic();
-        if self.pace.is_due(now, waiting(&self.slots), self.dry) && self.budget.take(now) {
+        // Records wait for it.
+        let adopting = running(&mut self.slots).any(|(_, task)| task.is_adopting());
+        let due = adopting || self.pace.is_due(now, waiting(&self.slots), self.dry);
+        if due && (self.budget.take(now) || adopting) {
             self.start_commit();
         }
     }

@@ -71,6 +71,7 @@ impl<C: Consumer> Worker<C> {
         if applied.is_ok() {
             edits::answer_edits(&mut self.edits, &sealed);
         }
+        let adopts = task.is_adopting();
         let committed = match applied {
             Ok(()) => task.committed(sealed).map(|()| task.rewind()),
             Err(error) => {
@@ -79,9 +80,13 @@ impl<C: Consumer> Worker<C> {
                 return;
             }
         };
+        if adopts {
+            self.board.task_running(partition, self.index, task);
+        }
         self.board.task_committed(partition, self.index, task);
         self.restorer.committed(partition);
         match committed {
+            Ok(None) if adopts => self.begin_to_flow(partition),
             Ok(None) => {}
             // Records were held back from this commit: they are read again.
             Ok(Some(positions)) => self.start_inputs(partition, &positions),

@@ -19,6 +19,7 @@ impl<C: Consumer> Worker<C> {
         for partition in partitions {
             let slot = self.slots.entry(partition.partition).or_insert_with(|| Slot {
                 held: BTreeSet::new(),
+                flowing: false,
                 state: SlotState::Waiting { store: None },
                 metrics: self.board.metrics(partition.partition),
             });
@@ -128,6 +129,9 @@ impl<C: Consumer> Worker<C> {
     }
 
     pub(super) fn stop_inputs(&mut self, partition: i32, inputs: &[u16]) {
+        if let Some(slot) = self.slots.get_mut(&partition) {
+            slot.flowing = false;
+        }
         let Some(consumer) = self.consumer.as_mut() else { return };
         for &input in inputs {
             if let Err(error) = consumer.stop(InputPartition { input, partition }) {
@@ -226,7 +230,10 @@ impl<C: Consumer> Worker<C> {
 
     fn start_task(&mut self, partition: i32, task: Box<crate::task::Task>) {
         let positions = super::positions(&task);
-        self.board.task_running(partition, self.index, &task);
+        // One that has yet to adopt its revision runs from that commit on.
+        if !task.is_adopting() {
+            self.board.task_running(partition, self.index, &task);
+        }
         self.set_state(partition, SlotState::Running(task));
         self.start_inputs(partition, &positions);
     }
@@ -237,8 +244,17 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    /// Seeks the inputs of a task and lets them flow.
+    /// Seeks the inputs of a task and lets them flow; those of one that is adopting its revision wait.
     pub(super) fn start_inputs(&mut self, partition: i32, positions: &[(InputPartition, Offset)]) {
+        match self.slots.get_mut(&partition) {
+            Some(Slot { state: SlotState::Running(task), flowing, .. }) => {
+                *flowing = !task.is_adopting();
+                if task.is_adopting() {
+                    return;
+                }
+            }
+            _ => return,
+        }
         let Some(consumer) = self.consumer.as_mut() else { return };
         for &(input, offset) in positions {
             match consumer.start(input, offset) {

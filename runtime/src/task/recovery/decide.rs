@@ -55,6 +55,8 @@ pub enum Decision {
         next: Vec<Offset>,
         writer: u64,
         unbound: Vec<PositionInput>,
+        /// By input: where this revision began, if a commit of it was found.
+        first: Option<Vec<Offset>>,
     },
     /// An offset that must exist is missing: fetch again after a fresh coordinator look-up for
     /// several seconds, then halt for this reason.
@@ -200,7 +202,7 @@ impl Facts<'_> {
                 self.inputs(),
             ));
         }
-        self.start(vec![None; self.config.inputs.len()], Vec::new(), 0)
+        self.start(vec![None; self.config.inputs.len()], Vec::new(), 0, None)
     }
 
     fn at_position(&self, position: &Position) -> Decision {
@@ -246,7 +248,17 @@ impl Facts<'_> {
             |recorded: &PositionInput| self.config.inputs.iter().any(|input| input.topic == recorded.topic);
         let unbound = position.inputs.iter().filter(|recorded| !is_bound(recorded));
         let unbound = unbound.map(|recorded| PositionInput { unbound: true, ..recorded.clone() }).collect();
-        self.start(next, unbound, position.writer)
+        let first = (position.revision == self.config.revision).then(|| self.first(position)).flatten();
+        self.start(next, unbound, position.writer, first)
+    }
+
+    /// Where the revision of a position record began, in the order of this one's inputs.
+    fn first(&self, position: &Position) -> Option<Vec<Offset>> {
+        let first = |topic: &str| {
+            let recorded = position.inputs.iter().find(|recorded| recorded.topic == topic)?;
+            recorded.first.map(Offset)
+        };
+        self.config.inputs.iter().map(|input| first(&input.topic)).collect()
     }
 
     /// The position record against the group's offset, for one input.
@@ -307,6 +319,7 @@ impl Facts<'_> {
     fn stateless(&self) -> Decision {
         let mut next = Vec::with_capacity(self.config.inputs.len());
         let mut covered_by_this_revision = false;
+        let mut first = Vec::with_capacity(self.config.inputs.len());
         for (input, committed) in self.config.inputs.iter().zip(self.committed) {
             let Some(committed) = committed else {
                 next.push(None);
@@ -333,6 +346,8 @@ impl Facts<'_> {
                 }
                 // A commit covers all inputs of its revision.
                 covered_by_this_revision |= metadata.revision == self.config.revision;
+                let of_this_revision = metadata.first.filter(|_| metadata.revision == self.config.revision);
+                first.extend(of_this_revision.map(Offset));
             }
             next.push(Some(committed.offset));
         }
@@ -352,11 +367,18 @@ impl Facts<'_> {
                 self.partition,
             ));
         }
-        self.start(next, Vec::new(), 0)
+        let first = (first.len() == self.config.inputs.len()).then_some(first);
+        self.start(next, Vec::new(), 0, first)
     }
 
     /// Fills in the resolved starts of the inputs that have no offset of their own.
-    fn start(&self, next: Vec<Option<Offset>>, unbound: Vec<PositionInput>, writer: u64) -> Decision {
+    fn start(
+        &self,
+        next: Vec<Option<Offset>>,
+        unbound: Vec<PositionInput>,
+        writer: u64,
+        first: Option<Vec<Offset>>,
+    ) -> Decision {
         let mut unresolved = Vec::new();
         let mut resolved = Vec::with_capacity(next.len());
         for (index, next) in next.into_iter().enumerate() {
@@ -370,7 +392,7 @@ impl Facts<'_> {
         if !unresolved.is_empty() {
             return Decision::Unresolved(unresolved);
         }
-        Decision::Start { next: resolved, writer: writer.max(self.writer_seen) + 1, unbound }
+        Decision::Start { next: resolved, writer: writer.max(self.writer_seen) + 1, unbound, first }
     }
 
     fn made_again(&self, topic: &str, expected: &str, found: &str) -> String {

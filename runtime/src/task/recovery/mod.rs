@@ -155,8 +155,8 @@ pub fn recover(
     let facts = Deciding { config, partition, known: &known, writer_seen: report.replayed.writer_seen };
     let decision = facts.decide(store.as_ref(), committed, kafka, hooks)?;
     match decision {
-        Some(Decision::Start { next, writer, unbound }) => {
-            Ok(Outcome::Start(Start { store, next, writer, unbound }, report))
+        Some(Decision::Start { next, writer, unbound, first }) => {
+            Ok(Outcome::Start(Start { store, next, writer, unbound, first }, report))
         }
         Some(Decision::Unresolved(inputs)) => Ok(Outcome::Unresolved(inputs, store)),
         Some(Decision::Halt(reason) | Decision::Missing(reason)) => {

@@ -6,6 +6,11 @@ use super::*;
 use crate::ports::CommittedOffset;
 use crate::store::{Position, PositionGuarantee, PositionInput, Progress};
 
+fn metadata(revision: u64, incarnation: &str, topic_id: &str) -> String {
+    let config = TaskConfig { revision, incarnation: incarnation.into(), ..config(Failures::halt()) };
+    encode_metadata(&config, topic_id, None)
+}
+
 fn position(offset: u64) -> Position {
     Position {
         inputs: vec![PositionInput {
@@ -13,6 +18,7 @@ fn position(offset: u64) -> Position {
             topic_id: "words-id".into(),
             offset,
             unbound: false,
+            first: Some(0),
         }],
         revision: 1,
         incarnation: "life".into(),
@@ -165,7 +171,7 @@ fn a_topic_made_again_halts() {
         "made again",
     ]);
 
-    let metadata = encode_metadata(1, "life", "another-id");
+    let metadata = metadata(1, "life", "another-id");
     let offset = Some(CommittedOffset { offset: Offset(5), metadata });
     Case::stateless(offset, started(0)).halts(&["topic words", "made again"]);
 
@@ -180,7 +186,7 @@ fn what_a_former_deployment_of_the_name_left_behind_halts() {
     other.incarnation = "former".into();
     Case::stateful(Some(other), committed(40), started(0)).halts(&["former", "fleet.count.changelog/3"]);
 
-    let metadata = encode_metadata(1, "former", "words-id");
+    let metadata = metadata(1, "former", "words-id");
     let offset = Some(CommittedOffset { offset: Offset(5), metadata });
     Case::stateless(offset, started(0)).halts(&["former", "words/3"]);
 }
@@ -204,6 +210,7 @@ fn a_new_input_begins_at_its_start_and_a_removed_one_stays_in_the_position() {
         topic_id: "gone-id".into(),
         offset: 99,
         unbound: false,
+        first: None,
     });
     match Case::stateful(Some(both), committed(40), started(0)).decide() {
         Decision::Start { next, unbound, .. } => {
@@ -226,7 +233,7 @@ fn an_input_that_comes_back_resumes_although_kafka_has_forgotten_its_offset() {
 #[test]
 fn a_stateless_task_with_a_new_input_tells_it_from_a_lost_offset_by_the_revision() {
     let offset = |revision| {
-        Some(CommittedOffset { offset: Offset(5), metadata: encode_metadata(revision, "life", "words-id") })
+        Some(CommittedOffset { offset: Offset(5), metadata: metadata(revision, "life", "words-id") })
     };
     let case = |revision| {
         let mut case = Case::stateless(offset(revision), started(0));

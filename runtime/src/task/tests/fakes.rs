@@ -369,9 +369,15 @@ impl Bench {
     pub fn task_of(&mut self, config: TaskConfig, handler: Counter) -> Task {
         let store = (!config.stores.is_empty()).then(|| self.store());
         let next = vec![Offset(0); config.inputs.len()];
-        let start = Start { store, next, writer: 1, unbound: Vec::new() };
+        let first = Some(next.clone());
+        let start = Start { store, next, writer: 1, unbound: Vec::new(), first };
         Task::new(Arc::new(config), PARTITION, Box::new(handler), start).unwrap()
     }
+}
+
+/// A start of a task that has adopted its revision before, wherever that was.
+pub fn adopted(start: Start) -> Start {
+    Start { first: start.first.or(Some(start.next.clone())), ..start }
 }
 
 /// Records `from..` with these keys; a key `k!command` carries a command as its value.

@@ -164,8 +164,8 @@ impl<'a> Simulation<'a> {
             panic!("no start")
         };
         assert_eq!(start.next[0], self.committed);
-        let task =
-            Task::new(Arc::new(self.config.clone()), PARTITION, Box::new(Counter::default()), start).unwrap();
+        let config = Arc::new(self.config.clone());
+        let task = Task::new(config, PARTITION, Box::new(Counter::default()), adopted(start)).unwrap();
         self.task = Some(task);
         self.check();
     }

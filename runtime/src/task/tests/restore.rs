@@ -58,7 +58,7 @@ impl<'a> Run<'a> {
 }
 
 fn task(config: TaskConfig, start: Start) -> Task {
-    Task::new(Arc::new(config), PARTITION, Box::new(Counter::default()), start).unwrap()
+    Task::new(Arc::new(config), PARTITION, Box::new(Counter::default()), adopted(start)).unwrap()
 }
 
 /// A committed count of three words, in the log and in a store; the store is closed.
@@ -273,6 +273,7 @@ fn stamped(kafka: &mut FakeKafka, lines: &[&str]) {
                     topic_id: "words-id".into(),
                     offset: offset.parse().unwrap(),
                     unbound: false,
+                    first: Some(0),
                 }],
                 revision: 1,
                 incarnation: "life".into(),

@@ -22,7 +22,9 @@ enum Entry {
     Committed(Row),
     /// Of this producer's transaction, which is not decided here yet.
     Open(i64, Row),
-    /// A transaction marker, an aborted record, or one that compaction took.
+    /// A record that compaction took: no reader meets it, only whoever looks at what happened.
+    Compacted(Row),
+    /// A transaction marker, or an aborted record.
     Nothing,
 }
 
@@ -89,7 +91,7 @@ impl Log {
         }
         match &self.entries[at.0 as usize] {
             Entry::Committed(row) => Met::Row(row),
-            Entry::Open(..) | Entry::Nothing => Met::Nothing,
+            Entry::Open(..) | Entry::Compacted(_) | Entry::Nothing => Met::Nothing,
         }
     }
 
@@ -98,7 +100,7 @@ impl Log {
         match self.entries.get(at.0 as usize) {
             None => Met::Wait,
             Some(Entry::Committed(row) | Entry::Open(_, row)) => Met::Row(row),
-            Some(Entry::Nothing) => Met::Nothing,
+            Some(Entry::Compacted(_) | Entry::Nothing) => Met::Nothing,
         }
     }
 
@@ -106,6 +108,14 @@ impl Log {
     pub fn committed(&self) -> impl Iterator<Item = &Row> {
         self.entries.iter().filter_map(|entry| match entry {
             Entry::Committed(row) => Some(row),
+            _ => None,
+        })
+    }
+
+    /// Every record that was ever committed, in order.
+    pub fn all_committed(&self) -> impl Iterator<Item = &Row> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Committed(row) | Entry::Compacted(row) => Some(row),
             _ => None,
         })
     }
@@ -120,8 +130,10 @@ impl Log {
             }
         }
         for (at, entry) in self.entries[..to].iter_mut().enumerate() {
-            if matches!(entry, Entry::Committed(row) if last[&row.key] != at) {
-                *entry = Entry::Nothing;
+            if let Entry::Committed(row) = entry
+                && last[&row.key] != at
+            {
+                *entry = Entry::Compacted(row.clone());
             }
         }
     }

@@ -1,0 +1,67 @@
+//! New versions of a running deployment: in place, at an offset that is known, each record by one version.
+
+use tidemill::node::Handle;
+use tidemill_proto::v1 as proto;
+use tidemill_test_support::build_guest;
+
+use crate::world::{World, deploy, eventually};
+use crate::{WORD_COUNT, count_in};
+
+/// Where each partition's revision began, once all have adopted the current one.
+fn began(handle: &Handle) -> Option<Vec<u64>> {
+    let rollout = handle.rollout("word-count").ok()?;
+    let first = |task: &proto::TaskRollout| {
+        let runs = task.revision == rollout.revision && task.state() == proto::TaskState::Running;
+        task.first.first().filter(|_| runs).map(|at| at.offset)
+    };
+    rollout.tasks.iter().map(first).collect()
+}
+
+#[test]
+fn a_version_is_swapped_in_place_and_says_where_it_began() {
+    let mut world = World::new(&[("words", 2), ("counts", 2), ("others", 2)]);
+    // Outlasts the test: whoever leaves the group and comes back would be seen as such.
+    world.session = std::time::Duration::from_secs(120);
+    let module = build_guest("plugins/count");
+    let node = world.node();
+    let handle = node.handle();
+    deploy(&node, WORD_COUNT, &module);
+    eventually("the first version is adopted", || began(&handle) == Some(vec![0, 0]));
+    let generation = || world.admin().describe_group("local.default.word-count").expect("the group").members;
+    let members = generation();
+    world.produce_to("words", 0, &["a", "a"]);
+    world.produce_to("words", 1, &["b"]);
+    let counted = |a, b| {
+        count_in(&node, "word-count", 0, "a") == Some(a) && count_in(&node, "word-count", 1, "b") == Some(b)
+    };
+    eventually("the first version counts", || counted(2, 1));
+
+    // Other limits: the same producer. Other outputs: another one. Another deploy right behind: the last counts.
+    deploy(&node, &format!("{WORD_COUNT}limits: {{ memory: 32MiB }}\n"), &module);
+    eventually("the second is adopted", || began(&handle) == Some(vec![2, 1]));
+    let elsewhere = WORD_COUNT.replace("counts", "others");
+    deploy(&node, &elsewhere, &module);
+    world.produce_to("words", 0, &["a"]);
+    deploy(&node, &format!("{elsewhere}failures: skip\n"), &module);
+    eventually("it counts on", || counted(3, 1));
+    eventually("the fourth is adopted", || {
+        began(&handle).is_some_and(|first| (first[0] == 2 || first[0] == 3) && first[1] == 1)
+    });
+    world.produce_to("words", 1, &["b"]);
+    eventually("and goes on", || counted(3, 2));
+    assert_eq!(generation(), members, "nobody left the group");
+    node.stop();
+    let ends = |topic: &str| -> u64 {
+        let at = tidemill::kafka::admin::At::StableEnd;
+        let offsets = world.admin().offsets(&[(topic.to_owned(), 0), (topic.to_owned(), 1)], at);
+        offsets.expect("ends").iter().map(|end| end.0).sum()
+    };
+    assert!(ends("others") > 0, "the new output is written");
+
+    // Killed and back, it still says where it began.
+    let node = world.node();
+    eventually("the fourth runs again", || {
+        began(&node.handle()).is_some_and(|first| (first[0] == 2 || first[0] == 3) && first[1] == 1)
+    });
+    node.stop();
+}
