@@ -44,6 +44,7 @@ mod pause;
 mod plan;
 mod positions;
 mod produce;
+mod reset;
 mod rollback;
 mod rollout;
 mod rows;
@@ -120,6 +121,7 @@ enum Command {
     Pause(pause::Pause),
     Resume(pause::Resume),
     Delete(delete::Delete),
+    Reset(reset::Reset),
     Lag(lag::Lag),
     State(state::State),
     Nodes(nodes::Nodes),
@@ -156,6 +158,7 @@ pub fn main() -> ExitCode {
         Command::Pause(command) => command.run(&global),
         Command::Resume(command) => command.run(&global),
         Command::Delete(command) => command.run(&global),
+        Command::Reset(command) => command.run(&global),
         Command::Lag(command) => command.run(&global),
         Command::State(command) => command.run(&global),
         Command::Nodes(command) => command.run(&global),

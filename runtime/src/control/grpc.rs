@@ -137,6 +137,14 @@ impl proto::deployments_server::Deployments for Services {
         self.ask(move |node| node.pause(request)).await
     }
 
+    async fn reset(
+        &self,
+        request: Request<proto::ResetRequest>,
+    ) -> Result<Response<proto::ResetResponse>, Status> {
+        let request = request.into_inner();
+        self.ask(move |node| node.reset(request)).await
+    }
+
     async fn resume(
         &self,
         request: Request<proto::ResumeRequest>,

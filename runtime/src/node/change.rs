@@ -25,7 +25,7 @@ use crate::config::changes::{Change, Contents};
 use crate::config::problem::Problem;
 
 /// What a caller says about himself is bounded, because it is kept for ever.
-const AUTHOR_BYTES_MAX: usize = 200;
+pub(super) const AUTHOR_BYTES_MAX: usize = 200;
 const REASON_BYTES_MAX: usize = 1_000;
 
 /// A version that passed every check.
@@ -154,7 +154,11 @@ impl Handle {
         bounded("author", &author, AUTHOR_BYTES_MAX)?;
         let view = self.latest()?;
         if let Some(incarnation) = view.retiring(&name) {
-            return self.retire(&name, incarnation);
+            self.retire(&name, incarnation)?;
+            // Of a name that is there, it was a reset that had not come to its end.
+            if !view.deployments.contains_key(&name) {
+                return Ok(());
+            }
         }
         let current = self.registered(&name)?;
         expect(&view, &name, expected_revision)?;
@@ -170,7 +174,7 @@ impl Handle {
     }
 
     /// Removes what a deleted life has in Kafka, and frees its name.
-    fn retire(&self, name: &str, incarnation: &str) -> Result<(), ControlError> {
+    pub(super) fn retire(&self, name: &str, incarnation: &str) -> Result<(), ControlError> {
         self.node.retire(name, incarnation)?;
         let entry = RetiredEntry { name: name.to_owned(), incarnation: incarnation.to_owned() };
         self.propose(name, Entry::Retired(entry))
@@ -254,11 +258,11 @@ impl Handle {
     }
 
     /// The registry with everything that was written before this call.
-    fn latest(&self) -> Result<Arc<Registry>, ControlError> {
+    pub(super) fn latest(&self) -> Result<Arc<Registry>, ControlError> {
         self.node.control_log.catch_up().map_err(|error| ControlError::Unavailable(error.to_string()))
     }
 
-    fn propose(&self, name: &str, entry: Entry) -> Result<(), ControlError> {
+    pub(super) fn propose(&self, name: &str, entry: Entry) -> Result<(), ControlError> {
         match self.node.control_log.propose(entry)? {
             Outcome::Accepted(_) => Ok(()),
             Outcome::Stale { expected, current } => Err(conflict(name, expected, current)),
@@ -342,7 +346,7 @@ fn version(registered: &Registered, number: u64) -> Result<&Version, ControlErro
     })
 }
 
-fn expect(view: &Registry, name: &str, expected: Option<u64>) -> Result<(), ControlError> {
+pub(super) fn expect(view: &Registry, name: &str, expected: Option<u64>) -> Result<(), ControlError> {
     let current = view.revision(name);
     match expected {
         Some(expected) if expected != current => Err(conflict(name, expected, current)),
@@ -366,7 +370,7 @@ fn is_free(view: &Registry, name: &str) -> Result<(), ControlError> {
     }
 }
 
-fn bounded(field: &str, text: &str, bytes_max: usize) -> Result<(), ControlError> {
+pub(super) fn bounded(field: &str, text: &str, bytes_max: usize) -> Result<(), ControlError> {
     if text.len() <= bytes_max {
         return Ok(());
     }

@@ -33,6 +33,7 @@ pub mod pace;
 pub mod query;
 pub mod registered;
 pub mod registry;
+pub mod reset;
 pub mod restore;
 pub mod restorer;
 pub mod revision;

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use tidemill_proto::v1::{
-    ControlEntry, DeleteEntry, DeployEntry, PauseEntry, RetiredEntry, StartedEntry, control_entry::Entry,
+    ControlEntry, DeleteEntry, DeployEntry, PauseEntry, ResetEntry, RetiredEntry, StartedEntry,
+    control_entry::Entry,
 };
 
 use super::history::{History, Version};
@@ -84,6 +85,7 @@ impl Registry {
                 self.first_commits.extend(first.topics.iter().map(beginning));
                 Outcome::Accepted(0)
             }
+            Some(Entry::Reset(reset)) => self.reset(reset),
             // Kept for who reads the log: what became of it is in the changelog.
             Some(Entry::Edit(_)) => Outcome::Accepted(0),
             // Written by a newer node: what it means is not ours to guess.
@@ -216,6 +218,12 @@ impl Registry {
         if let Err(refusal) = self.expect(&pause.name, pause.expected_revision) {
             return refusal;
         }
+        if !pause.paused && self.retiring.contains_key(&pause.name) {
+            return Outcome::Refused(format!(
+                "{} has not been reset to the end: `tidemill reset` it again, which completes it",
+                pause.name
+            ));
+        }
         let revision = self.next.0;
         let Some(registered) = self.deployments.get_mut(&pause.name) else {
             return Outcome::Refused(format!("{} is not deployed", pause.name));
@@ -225,6 +233,33 @@ impl Registry {
             registered.revision = revision;
         }
         Outcome::Accepted(registered.revision)
+    }
+
+    /// The deployment goes on under its name and with its versions, in a new life.
+    fn reset(&mut self, reset: &ResetEntry) -> Outcome {
+        if let Err(refusal) = self.expect(&reset.name, reset.expected_revision) {
+            return refusal;
+        }
+        if self.retiring.contains_key(&reset.name) {
+            return Outcome::Refused(format!("{} is still being reset or deleted", reset.name));
+        }
+        let revision = self.next.0;
+        let registered = self.deployments.get_mut(&reset.name).filter(|registered| registered.paused);
+        let Some(registered) = registered.filter(|_| !reset.incarnation.is_empty()) else {
+            return Outcome::Refused(format!("{} is not paused", reset.name));
+        };
+        registered.revision = revision;
+        registered.first_partitions = reset.partitions;
+        let old = std::mem::replace(&mut registered.incarnation, reset.incarnation.clone());
+        self.started.retain(|(incarnation, _, _), _| *incarnation != old);
+        self.first_commits.retain(|(incarnation, _, _)| *incarnation != old);
+        for at in &reset.beginnings {
+            let beginning = (reset.incarnation.clone(), at.topic.clone(), at.partition);
+            let began = Began { topic_id: at.topic_id.clone(), offset: Offset(at.offset) };
+            self.started.insert(beginning, began);
+        }
+        self.retiring.insert(reset.name.clone(), old);
+        Outcome::Accepted(revision)
     }
 
     fn retired(&mut self, retired: &RetiredEntry) -> Outcome {
@@ -258,6 +293,8 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_proto::v1::Beginning;
+
     use super::*;
 
     fn deploy(name: &str, expected_revision: u64, incarnation: &str) -> ControlEntry {
@@ -296,6 +333,42 @@ mod tests {
         assert_eq!(registry.apply(Offset(1), 2, &deploy("a", 0, "i2")), stale);
         assert_eq!(registry.apply(Offset(2), 3, &deploy("a", 1, "")), Outcome::Accepted(3));
         assert_eq!(registry.deployments["a"].incarnation, "i1");
+    }
+
+    #[test]
+    fn a_reset_begins_a_new_life_of_a_paused_name_that_waits_for_the_old_one_to_be_gone() {
+        let mut registry = Registry::default();
+        let pause = |expected_revision, paused| {
+            let entry = PauseEntry { name: "a".into(), expected_revision, paused, ..PauseEntry::default() };
+            ControlEntry { entry: Some(Entry::Pause(entry)), ..ControlEntry::default() }
+        };
+        let reset = |expected_revision| {
+            let beginning = Beginning { topic: "t".into(), topic_id: "id".into(), partition: 0, offset: 7 };
+            let entry = ResetEntry {
+                name: "a".into(),
+                expected_revision,
+                incarnation: "i2".into(),
+                beginnings: vec![beginning],
+                partitions: 1,
+                ..ResetEntry::default()
+            };
+            ControlEntry { entry: Some(Entry::Reset(entry)), ..ControlEntry::default() }
+        };
+        registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
+        registry.apply(Offset(1), 1, &started("i1", "id", 0));
+        assert!(matches!(registry.apply(Offset(2), 1, &reset(1)), Outcome::Refused(_)), "it runs");
+        registry.apply(Offset(3), 1, &pause(1, true));
+        assert_eq!(registry.apply(Offset(4), 1, &reset(4)), Outcome::Accepted(5));
+        assert!(registry.is_alive("a", "i2") && !registry.is_alive("a", "i1"));
+        assert_eq!(registry.started("i1", "t", 0), None);
+        assert_eq!(registry.started("i2", "t", 0).map(|began| began.offset), Some(Offset(7)));
+        assert_eq!(registry.deployments["a"].history.next_number(), 2, "its versions stay");
+        assert!(matches!(registry.apply(Offset(5), 1, &pause(5, false)), Outcome::Refused(_)), "not yet");
+        assert!(matches!(registry.apply(Offset(6), 1, &reset(5)), Outcome::Refused(_)), "complete the first");
+        let gone = RetiredEntry { name: "a".into(), incarnation: "i1".into() };
+        let gone = ControlEntry { entry: Some(Entry::Retired(gone)), ..ControlEntry::default() };
+        registry.apply(Offset(7), 1, &gone);
+        assert_eq!(registry.apply(Offset(8), 1, &pause(5, false)), Outcome::Accepted(9));
     }
 
     #[test]

@@ -227,7 +227,7 @@ impl NodeRuntime {
                 }
                 Err(error) => {
                     return Err(ControlError::Precondition(format!(
-                        "{name} is deleted, but its group {group} is still there ({error}): stop whoever uses it, then run                          tidemill delete {name} again, which completes it",
+                        "{name} is deleted or reset, but its group {group} is still there ({error}): stop whoever uses it, then repeat the                          command, which completes it",
                     )));
                 }
             }

@@ -6,6 +6,7 @@ mod inputs;
 mod lives;
 mod metrics;
 mod queries;
+mod reset;
 mod swaps;
 mod versions;
 mod workers;
