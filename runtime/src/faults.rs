@@ -43,6 +43,8 @@ pub enum Bug {
     StoreFirst,
     /// The overlay is kept after an abort.
     OverlayKept,
+    /// An id is remembered apart from the commit of its effects.
+    InboxOutside,
     /// The view of the parked keys is kept after an abort.
     ParkedKept,
     /// The handler's instance, with what it remembers, is kept after an abort.
@@ -74,13 +76,14 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [(Bug, &str); 20] = [
+    pub const ALL: [(Bug, &str); 21] = [
         (Bug::OffsetsOutside, "offsets-outside"),
         (Bug::OffsetsForgotten, "offsets-forgotten"),
         (Bug::MembershipLate, "membership-late"),
         (Bug::MembershipMissing, "membership-missing"),
         (Bug::StoreFirst, "store-first"),
         (Bug::OverlayKept, "overlay-kept"),
+        (Bug::InboxOutside, "inbox-outside"),
         (Bug::ParkedKept, "parked-kept"),
         (Bug::InstanceKept, "instance-kept"),
         (Bug::ProducerReused, "producer-reused"),

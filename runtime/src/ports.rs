@@ -26,6 +26,7 @@ pub trait Handler: Send {
 
 /// What a worker's consumer hands over.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one is moved a batch; a box would be an allocation a batch")]
 pub enum Taken {
     Batch(Batch),
     /// The group gave these partitions to this worker; answer with [`Group::assign`].
@@ -131,6 +132,17 @@ pub struct ChangelogRows {
 pub enum Produce<'a> {
     Emissions(&'a Emissions),
     Changelog(&'a ChangelogRows),
+    /// Ids of the inbox, for its own topic.
+    Inbox(&'a ChangelogRows),
+}
+
+/// One of the two topics that a task's store is rebuilt from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    /// Compacted: state, parked records, positions.
+    Changelog,
+    /// Trimmed from its beginning: ids.
+    Inbox,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,17 +214,17 @@ pub trait Recovery: Send {
         Ok(())
     }
 
-    /// Log start and high watermark of the task's changelog partition. The high watermark is read
+    /// Log start and high watermark of the task's partition of a log. The high watermark is read
     /// through a read_uncommitted handle: the last stable offset may lie below later commits.
-    fn changelog_bounds(&mut self, partition: i32) -> Result<(Offset, Offset), SourceError>;
+    fn log_bounds(&mut self, log: Log, partition: i32) -> Result<(Offset, Offset), SourceError>;
 
-    /// Reads the changelog partition read_committed from `from` until the position reaches `to`,
-    /// waiting out undecided transactions. `apply` answers false to stop early.
-    fn read_changelog(
+    /// Reads that partition read_committed from the first to the second offset, until the position
+    /// reaches it, waiting out undecided transactions. `apply` answers false to stop early.
+    fn read_log(
         &mut self,
+        log: Log,
         partition: i32,
-        from: Offset,
-        to: Offset,
+        range: (Offset, Offset),
         apply: &mut dyn FnMut(LogRecord) -> bool,
     ) -> Result<(), SourceError>;
 }

@@ -167,6 +167,8 @@ pub struct Batch {
     pub values: Column,
     /// Kafka's own encoding of the headers of a record.
     pub headers: Column,
+    /// What tells repetitions apart; filled in by a task with an inbox, otherwise it has no rows.
+    pub ids: Column,
 }
 
 impl Batch {
@@ -193,6 +195,30 @@ impl Batch {
         InputPartition { input: self.input, partition: self.partition }
     }
 
+    /// A batch of these rows, which rise; copies.
+    pub fn pick(&self, rows: &[usize]) -> Batch {
+        let take = |column: &Column| {
+            let mut out = Column::default();
+            let mut wanted = rows.iter().copied().peekable();
+            for (row, value) in column.iter().enumerate() {
+                if wanted.next_if_eq(&row).is_some() {
+                    out.push(value);
+                }
+            }
+            out
+        };
+        Batch {
+            input: self.input,
+            partition: self.partition,
+            offsets: rows.iter().map(|&row| self.offsets[row]).collect(),
+            timestamps: rows.iter().map(|&row| self.timestamps[row]).collect(),
+            keys: take(&self.keys),
+            values: take(&self.values),
+            headers: take(&self.headers),
+            ids: take(&self.ids),
+        }
+    }
+
     /// A batch of the records in `rows`; copies, so it is for rare paths (replay after a trap).
     pub fn slice(&self, rows: std::ops::Range<usize>) -> Batch {
         let take = |column: &Column| {
@@ -208,6 +234,7 @@ impl Batch {
             keys: take(&self.keys),
             values: take(&self.values),
             headers: take(&self.headers),
+            ids: take(&self.ids),
         }
     }
 }

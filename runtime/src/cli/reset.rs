@@ -56,7 +56,7 @@ impl Reset {
             let mut client = DeploymentsClient::new(client::connect(global).await?);
             let request = proto::ResetRequest {
                 name: self.name.clone(),
-                to: Some(self.to.clone()),
+                to: Some(self.to),
                 dry_run: true,
                 expected_revision: None,
                 author: client::author(),

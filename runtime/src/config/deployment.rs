@@ -21,6 +21,7 @@ pub struct DeploymentSpec {
     /// Handed to the handler's `init` as JSON.
     pub config: serde_json::Value,
     pub failures: Failures,
+    pub inbox: Option<InboxSpec>,
     pub limits: Limits,
     pub commit: CommitSpec,
     pub changelog: ChangelogSpec,
@@ -35,6 +36,36 @@ pub struct InputSpec {
 #[derive(Debug, Clone, PartialEq)]
 pub struct OutputSpec {
     pub topic: String,
+}
+
+/// What makes a record a repetition of an earlier one of its partition, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboxSpec {
+    pub id: IdSource,
+    /// How long an id is remembered, in the time of the records.
+    pub ttl: Duration,
+}
+
+/// Where a record's id is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdSource {
+    Header(String),
+    Key,
+    /// A JSON pointer into the value.
+    Json(String),
+    /// The record's own place: no two records have the same.
+    Offset,
+}
+
+impl std::fmt::Display for IdSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            IdSource::Header(name) => write!(f, "header:{name}"),
+            IdSource::Key => f.write_str("key"),
+            IdSource::Json(pointer) => write!(f, "json:{pointer}"),
+            IdSource::Offset => f.write_str("offset"),
+        }
+    }
 }
 
 /// Where a partition that has never been read begins.

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::deployment::{
-    ChangelogSpec, CommitSpec, DeploymentSpec, Guarantee, InputSpec, Limits, OutputSpec, Start,
+    ChangelogSpec, CommitSpec, DeploymentSpec, Guarantee, IdSource, InboxSpec, InputSpec, Limits, OutputSpec,
+    Start,
 };
 use super::failures;
 use super::problem::{Problem, Problems, Report};
@@ -133,9 +134,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
     let limits = limits(&mut section, defaults);
     let commit = commit(&mut section, defaults, report);
     let changelog = changelog(&mut section, guarantee);
-    if let Some(field) = section.take("inbox") {
-        field.refuse("is not supported by this version; exactly_once already refuses repeated input");
-    }
+    let inbox = inbox(&mut section, guarantee);
     refuse_own_topics(&failures, (&inputs, &outputs), section.line_of("failures"), report);
     if limits.emit_bytes > commit.overlay_bytes {
         let message = format!(
@@ -155,6 +154,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
         workers,
         config,
         failures,
+        inbox,
         limits,
         commit,
         changelog,
@@ -304,6 +304,44 @@ fn start(field: Field<'_>) -> Option<Start> {
                 None
             }
         },
+    }
+}
+
+fn inbox(section: &mut Section<'_>, guarantee: Guarantee) -> Option<InboxSpec> {
+    let field = section.take("inbox")?;
+    if guarantee == Guarantee::AtLeastOnce {
+        field.refuse(
+            "needs `guarantee: exactly_once`: an id and the effects of its record change in one commit",
+        );
+    }
+    let mut inbox = field.section()?;
+    let id = inbox.take("id");
+    if id.is_none() {
+        inbox.missing("id", "write id: \"header:NAME\", key, \"json:/POINTER\" or offset");
+    }
+    let has_ttl = inbox.take("ttl").is_some();
+    if !has_ttl {
+        inbox.missing("ttl", "write how long an id is remembered, like ttl: 24h");
+    }
+    let ttl = inbox.duration("ttl", DAY, Duration::from_secs(1)..=DAY * 3650);
+    inbox.finish();
+    let id = id.and_then(id_source)?;
+    has_ttl.then_some(InboxSpec { id, ttl })
+}
+
+fn id_source(field: Field<'_>) -> Option<IdSource> {
+    let text = field.text()?;
+    match (text.as_str(), text.split_once(':')) {
+        ("key", _) => Some(IdSource::Key),
+        ("offset", _) => Some(IdSource::Offset),
+        (_, Some(("header", name))) if !name.is_empty() => Some(IdSource::Header(name.to_owned())),
+        (_, Some(("json", pointer))) if pointer.starts_with('/') => Some(IdSource::Json(pointer.to_owned())),
+        _ => {
+            field.refuse(format!(
+                "unknown value `{text}`: write header:NAME, key, json:/POINTER (from the value's root) or offset"
+            ));
+            None
+        }
     }
 }
 

@@ -128,6 +128,17 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
              leave it out, or give a kind `attempts` or `then: park`",
         ),
         (
+            format!("{base}guarantee: at_least_once\ninbox: {{ id: \"heder:x\", ttl: 0s, tll: 1h }}\n"),
+            "line 5: inbox: needs `guarantee: exactly_once`: an id and the effects of its record change in one commit\n\
+             line 5: inbox.ttl: 0s is outside 1s to 87600h\n\
+             line 5: inbox.tll: unknown key, did you mean `ttl`?\n\
+             line 5: inbox.id: unknown value `heder:x`: write header:NAME, key, json:/POINTER (from the value's root) or offset",
+        ),
+        (
+            format!("{base}inbox: {{ id: key }}\n"),
+            "line 4: inbox.ttl: is missing: write how long an id is remembered, like ttl: 24h",
+        ),
+        (
             format!("{base}failures: retry\n"),
             "line 4: failures: unknown value `retry`: write halt, skip, or a mapping like \
              { transient: { attempts: 5, backoff: 100ms..30s }, then: dead_letter }",

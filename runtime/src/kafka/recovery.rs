@@ -10,7 +10,7 @@ use super::reader::{PartitionReader, TO_THE_END};
 use super::sink::read_stamp;
 use super::source_error;
 use crate::faults::{Bug, planted};
-use crate::ports::{CommittedOffset, LogRecord, Recovery, SourceError};
+use crate::ports::{CommittedOffset, Log, LogRecord, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
 
 /// One request's wait; requests are repeated until `PATIENCE` runs out.
@@ -30,29 +30,45 @@ pub struct LogReader {
     /// would answer, may lie below later commits while an older transaction is open.
     uncommitted: Consumer,
     inputs: Vec<String>,
-    changelog: Option<String>,
+    logs: Logs,
+}
+
+/// The topics that a deployment's stores are rebuilt from, as far as it has them.
+#[derive(Debug, Clone, Default)]
+pub struct Logs {
+    pub changelog: Option<String>,
+    pub inbox: Option<String>,
+}
+
+impl Logs {
+    /// Of a deployment without an inbox.
+    pub fn changelog(changelog: Option<String>) -> Logs {
+        Logs { changelog, inbox: None }
+    }
 }
 
 impl LogReader {
-    /// `inputs` in the manifest's order; `changelog` is `None` for a deployment without state.
+    /// `inputs` in the manifest's order.
     pub fn new(
         config: &KafkaConfig,
         group: &str,
         inputs: Vec<String>,
-        changelog: Option<String>,
+        logs: Logs,
     ) -> Result<LogReader, SourceError> {
         let uncommitted = Consumer::new(&config.reader(group, false, TO_THE_END), group)
             .map_err(|error| SourceError::Refused(error.to_string()))?;
         let committed_only = !planted(Bug::RestoreUncommitted);
         let committed = PartitionReader::new(config, group, committed_only, TO_THE_END)?;
         let (config, group) = (config.clone(), group.to_owned());
-        Ok(LogReader { config, group, committed_only, committed, uncommitted, inputs, changelog })
+        Ok(LogReader { config, group, committed_only, committed, uncommitted, inputs, logs })
     }
 
-    fn changelog(&self) -> Result<String, SourceError> {
-        self.changelog
-            .clone()
-            .ok_or_else(|| SourceError::Refused("the deployment has no changelog".to_owned()))
+    fn topic(&self, log: Log) -> Result<String, SourceError> {
+        let (topic, what) = match log {
+            Log::Changelog => (&self.logs.changelog, "changelog"),
+            Log::Inbox => (&self.logs.inbox, "inbox"),
+        };
+        topic.clone().ok_or_else(|| SourceError::Refused(format!("the deployment has no {what}")))
     }
 
     /// Asks for committed offsets until every one of them is stable.
@@ -119,8 +135,8 @@ impl Recovery for LogReader {
         Ok(())
     }
 
-    fn changelog_bounds(&mut self, partition: i32) -> Result<(Offset, Offset), SourceError> {
-        let topic = self.changelog()?;
+    fn log_bounds(&mut self, log: Log, partition: i32) -> Result<(Offset, Offset), SourceError> {
+        let topic = self.topic(log)?;
         let deadline = Instant::now() + PATIENCE;
         let to_stable = planted(Bug::RestoreToStable);
         let reader = if to_stable { self.committed.raw() } else { &self.uncommitted };
@@ -136,17 +152,17 @@ impl Recovery for LogReader {
         }
     }
 
-    fn read_changelog(
+    fn read_log(
         &mut self,
+        log: Log,
         partition: i32,
-        from: Offset,
-        to: Offset,
+        (from, to): (Offset, Offset),
         apply: &mut dyn FnMut(LogRecord) -> bool,
     ) -> Result<(), SourceError> {
         if from >= to {
             return Ok(());
         }
-        let topic = self.changelog()?;
+        let topic = self.topic(log)?;
         self.committed.open(&topic, partition, from)?;
         let result = read_until(&mut self.committed, to, &mut |message| apply(log_record(message)));
         self.committed.close();

@@ -36,6 +36,8 @@ pub struct SinkSpec {
     pub outputs: Vec<String>,
     /// `None` for a deployment without state.
     pub changelog: Option<String>,
+    /// `None` for a deployment without an inbox.
+    pub inbox: Option<String>,
     /// Topics of the inputs in the manifest's order; offsets are committed for them.
     pub inputs: Vec<String>,
     /// Largest batch, in bytes: at most the smallest `max.message.bytes` of the topics above, or a
@@ -48,6 +50,7 @@ struct Topics {
     producer: Producer,
     outputs: Vec<usize>,
     changelog: Option<usize>,
+    inbox: Option<usize>,
     spec: SinkSpec,
 }
 
@@ -61,7 +64,8 @@ impl Topics {
         let mut producer = Producer::new(&config.producer(transactional_id, spec.batch_bytes), label)?;
         let outputs = spec.outputs.iter().map(|name| producer.topic(name)).collect::<Result<_, _>>()?;
         let changelog = spec.changelog.as_ref().map(|name| producer.topic(name)).transpose()?;
-        Ok(Topics { producer, outputs, changelog, spec })
+        let inbox = spec.inbox.as_ref().map(|name| producer.topic(name)).transpose()?;
+        Ok(Topics { producer, outputs, changelog, inbox, spec })
     }
 
     /// Queues every row in order; the default partition and timestamp are the producer's.
@@ -116,6 +120,16 @@ impl Topics {
             }
         }
         .map_err(|error| refusal(name, &error))
+    }
+
+    /// Queues ids of the inbox; the broker sets their time as well.
+    fn inbox(&self, rows: &ChangelogRows) -> Result<(), CommitError> {
+        let Some(topic) = self.inbox else {
+            return Err(CommitError::Indefinite("this sink has no inbox topic".to_owned()));
+        };
+        let columns = rows.keys.iter().zip(rows.values.iter());
+        let name = self.spec.inbox.as_deref().unwrap_or_default();
+        self.batch(topic, rows.partition, columns).map_err(|error| refusal(name, &error))
     }
 
     fn batch<'a>(
@@ -242,7 +256,13 @@ const INIT_WAIT: Duration = Duration::from_secs(30);
 /// Runs `init_transactions` once for the id of a worker that no longer exists, so that what it left
 /// open is aborted.
 pub fn fence(config: &KafkaConfig, transactional_id: &str) -> Result<(), SourceError> {
-    let spec = SinkSpec { outputs: Vec::new(), changelog: None, inputs: Vec::new(), batch_bytes: 1 << 20 };
+    let spec = SinkSpec {
+        outputs: Vec::new(),
+        changelog: None,
+        inbox: None,
+        inputs: Vec::new(),
+        batch_bytes: 1 << 20,
+    };
     TransactionalSink::new(config, transactional_id, spec).map(drop)
 }
 
@@ -262,6 +282,7 @@ impl Sink for TransactionalSink {
         match rows {
             Produce::Emissions(rows) => self.topics.emissions(rows),
             Produce::Changelog(rows) => self.topics.changelog(rows, 0..rows.keys.len()),
+            Produce::Inbox(rows) => self.topics.inbox(rows),
         }
     }
 
@@ -396,6 +417,7 @@ impl Sink for PlainSink {
     fn produce(&mut self, rows: Produce<'_>) -> Result<(), CommitError> {
         match rows {
             Produce::Emissions(rows) => self.topics.emissions(rows),
+            Produce::Inbox(rows) => self.topics.inbox(rows),
             Produce::Changelog(rows) => {
                 let Some(last) = rows.keys.len().checked_sub(1) else { return Ok(()) };
                 self.topics.changelog(rows, 0..last)?;

@@ -57,6 +57,7 @@ impl Slot {
             keys: Column::with_capacity(rows, bytes / 4),
             values: Column::with_capacity(rows, bytes),
             headers: Column::default(),
+            ids: Column::default(),
         };
     }
 

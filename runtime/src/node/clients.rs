@@ -57,7 +57,7 @@ pub fn consumer_spec(node: &NodeRuntime, revision: &Revision, index: u32) -> Con
         GroupProtocol::Classic => Some(format!("{}-{index}", node.id)),
         GroupProtocol::Consumer => None,
     };
-    spec.wants_headers = revision.manifest.wants_headers || revision.spec.failures.keeps_records();
+    spec.wants_headers = revision.reads_headers();
     spec.batch_records = revision::call_records_max(&revision.spec);
     spec.batch_bytes = revision::call_bytes_max(&revision.spec);
     spec
@@ -74,6 +74,7 @@ pub fn sink_spec(revision: &Revision) -> SinkSpec {
     SinkSpec {
         outputs: revision.outputs.iter().map(|output| output.topic.clone()).collect(),
         changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
+        inbox: revision.inbox.clone(),
         inputs: revision.inputs.iter().map(|input| input.topic.clone()).collect(),
         batch_bytes: revision
             .outputs

@@ -372,6 +372,9 @@ fn produce(sink: &mut dyn Sink, task: &Sealed) -> Result<(), CommitError> {
     for emissions in &task.emissions {
         sink.produce(Produce::Emissions(emissions))?;
     }
+    if let Some(inbox) = &task.inbox {
+        sink.produce(Produce::Inbox(inbox))?;
+    }
     match &task.changelog {
         // One row per distinct key, then the position record.
         Some(changelog) => sink.produce(Produce::Changelog(changelog)),

@@ -10,7 +10,7 @@
 //!
 //! State is that of a position, and a compacted changelog cannot give back an earlier one. So a
 //! deployment with state only goes back to the beginning, without state. Whatever else belongs to a
-//! position (an inbox, once there is one) is wiped with it, in [`NodeRuntime::retire`].
+//! position (parked records, the inbox) is wiped with it, in [`NodeRuntime::retire`].
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
@@ -34,14 +34,14 @@ impl Handle {
         }
         let current = self.registered(&request.name)?;
         super::change::expect(&view, &request.name, request.expected_revision)?;
-        let to = request.to.clone().ok_or_else(|| {
+        let to = request.to.ok_or_else(|| {
             ControlError::Invalid(vec![Problem::at("to", "say earliest, latest, an offset or a time")])
         })?;
         self.may_reset(&current, &to)?;
         let topics = self.inputs(&current)?;
         let beginnings = self.resolve(&topics, &to)?;
         let from = self.committed(&current, &topics)?;
-        let wipes_state = has_state(&current);
+        let wipes_state = current.keeps_state();
         let answer = proto::ResetResponse { from, to: positions(&beginnings), wipes_state };
         if request.dry_run {
             return Ok(answer);
@@ -70,10 +70,10 @@ impl Handle {
 
     fn may_reset(&self, current: &Registered, to: &To) -> Result<(), ControlError> {
         let name = &current.name;
-        if has_state(current) && !matches!(to, To::Earliest(_)) {
+        if current.keeps_state() && !matches!(to, To::Earliest(_)) {
             return Err(ControlError::Precondition(format!(
                 "{name} keeps state, and a compacted changelog cannot give back the state of another position: reset it \
-                 to earliest, which wipes its state, or deploy it under a fresh name with the `start:` you want"
+                 to earliest, which wipes its state and its inbox, or deploy it under a fresh name with the `start:` you want"
             )));
         }
         Ok(())
@@ -188,10 +188,6 @@ impl Handle {
         };
         Ok(committed.into_iter().filter_map(shown).collect())
     }
-}
-
-fn has_state(current: &Registered) -> bool {
-    current.manifest().is_some_and(|manifest| !manifest.stores.is_empty())
 }
 
 fn positions(beginnings: &[(&Topic, i32, Offset)]) -> Vec<proto::InputPosition> {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::record::Offset;
 use crate::store::Store;
 use crate::task::Task;
 
@@ -94,4 +95,8 @@ pub trait Restorer: Send {
 
     /// A commit of this task is known.
     fn committed(&mut self, partition: i32);
+
+    /// Deletes a task's ids below an offset of the inbox's topic: they have expired. In the background;
+    /// what fails is part of the next time.
+    fn trim_inbox(&mut self, partition: i32, before: Offset);
 }

@@ -16,7 +16,7 @@ use super::runtime::NodeRuntime;
 use crate::config::deployment::Start as StartRule;
 use crate::faults::{Bug, planted};
 use crate::kafka::admin::At;
-use crate::kafka::recovery::LogReader;
+use crate::kafka::recovery::{LogReader, Logs};
 use crate::ports::SourceError;
 use crate::record::Offset;
 use crate::store::{Store, StoreError};
@@ -109,6 +109,20 @@ impl Restorer for KafkaRestorer {
             tracing::error!(%error, "cannot delete a store that is to be rebuilt");
         }
         self.context.node.leases.free(&dir);
+    }
+
+    fn trim_inbox(&mut self, partition: i32, before: Offset) {
+        let context = Arc::clone(&self.context);
+        // Not on the worker's thread: it waits for Kafka.
+        let spawned = std::thread::Builder::new().name("trim-inbox".into()).spawn(move || {
+            let Some(topic) = &context.revision.inbox else { return };
+            if let Err(error) = context.node.admin.delete_records(topic, partition, before) {
+                tracing::warn!(topic, partition, %error, "expired ids stay for now");
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(partition, %error, "no thread to trim the inbox's topic; expired ids stay for now");
+        }
     }
 
     fn committed(&mut self, partition: i32) {
@@ -256,7 +270,10 @@ impl Context {
             &self.node.kafka,
             &revision.group,
             revision.inputs.iter().map(|input| input.topic.clone()).collect(),
-            revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
+            Logs {
+                changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
+                inbox: revision.inbox.clone(),
+            },
         )?;
         let dir = self.dir(partition);
         // Twice at most: a `start:` that had to be resolved is in the registry the second time.

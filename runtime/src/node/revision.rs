@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
-use crate::config::deployment::{DeploymentSpec, Guarantee, Start};
+use crate::config::deployment::{DeploymentSpec, Guarantee, IdSource, Start};
 use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
 use crate::kafka::admin::{AdminError, NewTopic, Topic};
@@ -88,6 +88,8 @@ pub struct Revision {
     pub dead_letters: Option<u16>,
     /// None for a deployment that keeps nothing.
     pub changelog: Option<ChangelogTopic>,
+    /// The topic of a deployment with an inbox.
+    pub inbox: Option<String>,
     /// Of every input; the tasks.
     pub partitions: i32,
     pub linked: Linked,
@@ -114,8 +116,15 @@ impl Revision {
             && self.partitions == next.partitions
             && self.spec.workers == next.spec.workers
             && self.spec.guarantee == next.spec.guarantee
-            && self.manifest.wants_headers == next.manifest.wants_headers
+            && self.reads_headers() == next.reads_headers()
+            && self.spec.inbox == next.spec.inbox
             && self.registered.incarnation == next.registered.incarnation
+    }
+
+    /// Headers of records are read for the handler, or because the node itself has a use for them.
+    pub fn reads_headers(&self) -> bool {
+        let by_header = self.spec.inbox.as_ref().is_some_and(|inbox| matches!(inbox.id, IdSource::Header(_)));
+        self.manifest.wants_headers || by_header || self.spec.failures.keeps_records()
     }
 
     /// What its tasks are told.
@@ -135,6 +144,7 @@ impl Revision {
             outputs: self.outputs.clone(),
             stores: Arc::clone(&self.stores),
             keeps_rows: changelog.is_some(),
+            inbox: self.spec.inbox.clone(),
             dead_letters: self.dead_letters,
             changelog: ChangelogConfig {
                 topic: changelog.map(|changelog| changelog.topic.clone()).unwrap_or_default(),
@@ -302,6 +312,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         false => None,
         true => Some(changelog(node, &spec, &checked)?),
     };
+    let inbox = spec.inbox.as_ref().map(|_| inbox(node, &spec, &checked)).transpose()?;
     let mut outputs = checked.outputs.clone();
     let dead_letters = dead_letters(node, &spec, &checked)?.map(|topic| {
         outputs.push(topic);
@@ -321,6 +332,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         outputs,
         dead_letters,
         changelog,
+        inbox,
         partitions: checked.partitions,
         linked,
         stores,
@@ -334,11 +346,22 @@ fn keeps_anything(
     spec: &DeploymentSpec,
     manifest: &Manifest,
 ) -> Result<bool, PrepareError> {
-    if !manifest.stores.is_empty() || spec.failures.parks() {
+    if !manifest.stores.is_empty() || spec.failures.parks() || spec.inbox.is_some() {
         return Ok(true);
     }
     let found = node.admin.describe_topics(&[node.changelog_topic(&spec.name)])?;
     Ok(found.into_iter().flatten().next().is_some())
+}
+
+/// Finds the inbox's topic, or makes it. It is trimmed by the node alone, when ids have expired.
+fn inbox(node: &NodeRuntime, spec: &DeploymentSpec, checked: &Checked) -> Result<String, PrepareError> {
+    let mut wanted = NewTopic::new(node.inbox_topic(&spec.name), checked.partitions)
+        .with("cleanup.policy", "delete")
+        .with("retention.ms", -1)
+        .with("retention.bytes", -1)
+        .with("message.timestamp.type", "LogAppendTime");
+    wanted.replication = Some(spec.changelog.replication_factor.unwrap_or(node.config.replication_factor));
+    Ok(node.admin.ensure_topic(&wanted)?.name)
 }
 
 /// Finds the dead-letter topic, or makes it. Letters are kept until somebody discards them, and each

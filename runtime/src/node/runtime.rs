@@ -130,6 +130,10 @@ impl NodeRuntime {
         format!("{}.{deployment}.dead-letters", self.config.fleet)
     }
 
+    pub fn inbox_topic(&self, deployment: &str) -> String {
+        format!("{}.{deployment}.inbox", self.config.fleet)
+    }
+
     pub fn modules_topic(&self) -> String {
         format!("_{}.modules", self.config.fleet)
     }
@@ -238,10 +242,13 @@ impl NodeRuntime {
             // Somebody else has completed it, and the topics may be the next life's.
             return Ok(());
         }
-        match self.admin.delete_topics(&[self.changelog_topic(name)]) {
-            Ok(()) | Err(AdminError::Missing { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
+        for topic in [self.inbox_topic(name), self.changelog_topic(name)] {
+            match self.admin.delete_topics(&[topic]) {
+                Ok(()) | Err(AdminError::Missing { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
+        Ok(())
     }
 
     pub fn close_stores(&self) {

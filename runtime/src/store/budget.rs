@@ -2,13 +2,16 @@
 //! the options that every database is opened with.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Env, FlushOptions, LogLevel, Options,
-    WriteBufferManager, WriteOptions,
+    BlockBasedOptions, Cache, CompactionDecision, DB, DBCompressionType, Env, FlushOptions, LogLevel,
+    Options, WriteBufferManager, WriteOptions,
 };
 
 use super::StoreError;
+use super::keys::is_inbox_key;
 
 /// Bounds on what the stores of one process use together (ST-10).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,11 +97,39 @@ impl StoreBudget {
     }
 
     /// Opens the database in `dir`, which must exist unless `create`.
-    pub(super) fn open(&self, dir: &Path, create: bool) -> Result<DB, rocksdb::Error> {
+    pub(super) fn open(&self, dir: &Path, create: bool, expiry: &Expiry) -> Result<DB, rocksdb::Error> {
         let mut options = self.options.clone();
         options.create_if_missing(create);
+        let expiry = expiry.clone();
+        options.set_compaction_filter("inbox", move |_, key, value| match expiry.is_over(key, value) {
+            true => CompactionDecision::Remove,
+            false => CompactionDecision::Keep,
+        });
         // The default column family is named so that batched reads can be given a handle of it.
         DB::open_cf_with_opts(&options.clone(), dir, [(COLUMN_FAMILY, options)])
+    }
+}
+
+/// When ids of an inbox are forgotten, as its task knows it.
+#[derive(Debug, Clone)]
+pub(super) struct Expiry(Arc<AtomicI64>);
+
+impl Default for Expiry {
+    /// Nothing has expired.
+    fn default() -> Expiry {
+        Expiry(Arc::new(AtomicI64::new(i64::MIN)))
+    }
+}
+
+impl Expiry {
+    pub fn set(&self, before_ms: i64) {
+        self.0.store(before_ms, Ordering::Relaxed);
+    }
+
+    /// The row of an id begins with its date.
+    fn is_over(&self, key: &[u8], value: &[u8]) -> bool {
+        let date = value.get(..8).and_then(|date| date.try_into().ok()).map(i64::from_le_bytes);
+        is_inbox_key(key) && date.is_some_and(|date| date < self.0.load(Ordering::Relaxed))
     }
 }
 

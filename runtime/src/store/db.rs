@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use prost::Message;
 use rocksdb::{DB, ErrorKind, WriteBatch};
 
-use super::budget::{self, StoreBudget};
+use super::budget::{self, Expiry, StoreBudget};
 use super::flush::Watch;
 use super::lock::FileLock;
 use super::{Position, StoreError, StoreReader, dir, keys};
@@ -95,13 +95,18 @@ pub struct Progress {
     pub changelog_next: Offset,
     /// Broker's timestamp of the last record applied, or a time not after it; ms since the epoch.
     pub changelog_ms: i64,
+    /// The same for the inbox's topic.
+    pub inbox_next: Offset,
 }
 
 impl Progress {
-    fn encode(self) -> [u8; 16] {
-        let mut bytes = [0; 16];
+    const NONE: Progress = Progress { changelog_next: Offset(0), changelog_ms: 0, inbox_next: Offset(0) };
+
+    fn encode(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
         bytes[..8].copy_from_slice(&self.changelog_next.0.to_le_bytes());
-        bytes[8..].copy_from_slice(&self.changelog_ms.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.changelog_ms.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.inbox_next.0.to_le_bytes());
         bytes
     }
 
@@ -111,6 +116,11 @@ impl Progress {
         Some(Progress {
             changelog_next: Offset(u64::from_le_bytes(next)),
             changelog_ms: i64::from_le_bytes(ms),
+            // Stores of 0.1 have no inbox.
+            inbox_next: match bytes.get(16..24) {
+                Some(next) => Offset(u64::from_le_bytes(next.try_into().ok()?)),
+                None => Offset(0),
+            },
         })
     }
 }
@@ -120,6 +130,8 @@ impl Progress {
 pub(super) struct Shared {
     db: RwLock<Option<Open>>,
     pub(super) watch: Mutex<Watch>,
+    /// Ids dated before it are dropped when RocksDB rewrites them; ms since the epoch.
+    inbox_expired_before_ms: Expiry,
 }
 
 pub(super) struct Open {
@@ -171,13 +183,14 @@ impl Store {
             });
         }
         let lock = lock(budget, dir)?;
-        let db = match budget.open(dir, false) {
+        let expiry = Expiry::default();
+        let db = match budget.open(dir, false, &expiry) {
             Ok(db) => db,
             Err(error) => return refused_open(budget, error),
         };
         match Store::recognise(&db, identity) {
             Ok(Recognised::Ours(progress, position)) => {
-                Ok(Opening::Ready(Store::with(db, lock, dir, progress, position)))
+                Ok(Opening::Ready(Store::with(db, lock, dir, (progress, position), expiry)))
             }
             Ok(Recognised::Blank) => Ok(Opening::Missing),
             Ok(Recognised::Not(why)) => Ok(Opening::Unusable(why)),
@@ -194,7 +207,7 @@ impl Store {
             return Ok(Recognised::Not(difference));
         }
         let progress = match db.get(keys::PROGRESS)? {
-            None => Progress { changelog_next: Offset(0), changelog_ms: 0 },
+            None => Progress::NONE,
             Some(bytes) => match Progress::decode(&bytes) {
                 Some(progress) => progress,
                 None => {
@@ -217,29 +230,35 @@ impl Store {
                 .map_err(|error| StoreError::Io(format!("cannot make {}: {error}", dir.display())))?;
         }
         let lock = lock(budget, dir)?;
-        let db = budget.open(dir, true)?;
-        let progress = Progress { changelog_next: Offset(0), changelog_ms: 0 };
+        let expiry = Expiry::default();
+        let db = budget.open(dir, true, &expiry)?;
+        let progress = Progress::NONE;
         let mut batch = WriteBatch::default();
         batch.put(keys::IDENTITY, identity.encode());
         batch.put(keys::PROGRESS, progress.encode());
         db.write_opt(batch, &budget::write_options())?;
-        Ok(Store::with(db, lock, dir, progress, None))
+        Ok(Store::with(db, lock, dir, (progress, None), expiry))
     }
 
     fn with(
         db: DB,
         lock: Option<FileLock>,
         dir: &Path,
-        progress: Progress,
-        position: Option<Position>,
+        (progress, position): (Progress, Option<Position>),
+        inbox_expired_before_ms: Expiry,
     ) -> Store {
         let open = Open { db, _lock: lock };
-        let shared = Shared { db: RwLock::new(Some(open)), watch: Mutex::default() };
+        let shared = Shared { db: RwLock::new(Some(open)), watch: Mutex::default(), inbox_expired_before_ms };
         Store { shared: Arc::new(shared), dir: dir.to_path_buf(), progress, position }
     }
 
     pub fn reader(&self) -> StoreReader {
         StoreReader { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Ids of the inbox dated before this may be dropped: whoever reads one judges its age anyway.
+    pub fn expire_inbox(&self, before_ms: i64) {
+        self.shared.inbox_expired_before_ms.set(before_ms);
     }
 
     pub fn dir(&self) -> &Path {

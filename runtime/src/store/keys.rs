@@ -8,7 +8,8 @@
 //! | `0x00` meta | name, ASCII | by name, see the constants below |
 //! | `0x01` state | length of the store's name (u8), name, key | the handler's bytes |
 //! | `0x04` parked | the task's own ([`Table::Parked`]) | `tidemill.v1.ParkedRecord` |
-//! | `0x02`, `0x03`, `0x05` | kept for inbox, outbox, timers | |
+//! | `0x02` inbox | the id | when and where it was seen ([`Table::Inbox`]) |
+//! | `0x03`, `0x05` | kept for outbox, timers | |
 
 use crate::config::manifest::StoreManifest;
 use crate::store::StoreError;
@@ -23,9 +24,18 @@ pub(super) const PROGRESS: &[u8] = b"\0progress";
 /// Whose data this is: format, cluster, incarnation, changelog topic id, one per line.
 pub(super) const IDENTITY: &[u8] = b"\0identity";
 
+const INBOX: &[u8] = &[0x02];
+
+/// True for rows that are kept in the inbox's topic, not in the changelog.
+pub fn is_inbox_key(key: &[u8]) -> bool {
+    key.starts_with(INBOX)
+}
+
 /// Rows that a task keeps for itself beside its handler's state, in the same store and changelog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
+    /// Ids whose records have had their effects.
+    Inbox,
     /// Records that failed, and those that wait behind them.
     Parked,
 }
@@ -33,6 +43,7 @@ pub enum Table {
 impl Table {
     pub(super) fn prefix(self) -> &'static [u8] {
         match self {
+            Table::Inbox => INBOX,
             Table::Parked => &[0x04],
         }
     }
@@ -40,6 +51,7 @@ impl Table {
     /// What stands for a store's number where one is needed; there are never that many stores.
     pub(super) fn number(self) -> u16 {
         match self {
+            Table::Inbox => u16::MAX - 1,
             Table::Parked => u16::MAX,
         }
     }
@@ -47,7 +59,7 @@ impl Table {
 
 /// True for keys that a changelog may carry into a store.
 pub fn is_changelog_key(key: &[u8]) -> bool {
-    key == POSITION || key.first().is_some_and(|&kind| kind != META)
+    key == POSITION || key.first().is_some_and(|&kind| kind != META) && !is_inbox_key(key)
 }
 
 /// The bytes in front of every key of a state store. Names are at most 255 bytes ([`Stores::new`]).

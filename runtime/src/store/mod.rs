@@ -36,7 +36,7 @@ pub use budget::{BudgetConfig, StoreBudget};
 pub use db::{Identity, Opening, Progress, Store, Unusable};
 pub use dir::StateDir;
 pub use flush::{FlushRule, flush_due};
-pub use keys::{POSITION, StoreDef, Stores, Table, is_changelog_key};
+pub use keys::{POSITION, StoreDef, Stores, Table, is_changelog_key, is_inbox_key};
 pub use lock::FileLock;
 pub use reader::{Sizes, Snapshot, StoreReader};
 pub use scan::{PAGE_BYTES_MAX, Page};

@@ -119,6 +119,18 @@ impl View {
         self.look_up(self.row_key(table, key))
     }
 
+    /// A row of the task's own that is asked for once: it does not displace what is asked for often.
+    pub fn row_once(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let key = self.row_key(table, key);
+        if let Some(known) = self.layers().find_map(|layer| layer.map().get(key)) {
+            return Ok(known.map(<[u8]>::to_vec));
+        }
+        match &self.reader {
+            Some(reader) => reader.get_raw(&[key.prefix, key.key].concat()),
+            None => Ok(None),
+        }
+    }
+
     /// Sets a row of the task's own, or deletes it. Part of the next commit, like every change.
     pub fn set_row(&mut self, table: Table, key: &[u8], value: Option<&[u8]>) {
         let key = self.row_key(table, key);
@@ -293,7 +305,7 @@ impl View {
             return;
         };
         let cache = self.cache.get_mut();
-        for (key, value) in frozen.map().iter() {
+        for (key, value) in frozen.map().iter().filter(|(key, _)| key.store != Table::Inbox.number()) {
             cache.put(key, value);
         }
         frozen.clear(self.limits.overlay_keep_bytes);

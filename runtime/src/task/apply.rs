@@ -6,9 +6,11 @@
 //! the records behind one whose effects Kafka would refuse.
 
 use super::checks::{Checks, Refused, check_statuses};
-use super::{Applied, FailureKind, SUSPECTS_MAX, Suspect, TakenAt, Task, TaskError};
+use super::{Applied, FailureKind, SUSPECTS_MAX, Seen, Suspect, TakenAt, Task, TaskError, inbox};
 use crate::effects::{Effects, Emissions, Fault, Order, Status, Writes};
+use crate::faults::{Bug, planted};
 use crate::record::{Batch, Offset};
+use crate::store::{StoreError, Table};
 
 /// Kind and reason of a record that failed.
 pub(super) type Failed = (FailureKind, String);
@@ -17,12 +19,16 @@ impl Task {
     /// Runs a batch of one of the task's inputs. Records below the task's position are ignored, and
     /// so is everything given to a task that is halted or blocked. After an error nothing of the
     /// batch's last call is in the overlay, but earlier calls may be: drop the task or close it.
-    pub fn apply(&mut self, batch: Batch, taken: TakenAt) -> Result<Applied, TaskError> {
+    pub fn apply(&mut self, mut batch: Batch, taken: TakenAt) -> Result<Applied, TaskError> {
         let next = self.next(batch.input).ok_or(TaskError::Misuse("the task has no such input"))?;
         let mut applied = Applied::default();
         let at = batch.offsets.partition_point(|&offset| offset < 0 || (offset as u64) < next.0);
+        if let Some(inbox) = &self.inbox {
+            batch.ids = inbox.ids(&batch);
+        }
         self.drive(&batch, at, usize::MAX, taken, &mut applied)?;
-        applied.ignored = batch.len() - applied.ok - applied.failed - applied.waiting;
+        let known = applied.ok + applied.failed + applied.waiting + applied.duplicates;
+        applied.ignored = batch.len().saturating_sub(known);
         self.note_parked();
         Ok(applied)
     }
@@ -41,6 +47,7 @@ impl Task {
         let keys: Vec<Option<&[u8]>> =
             if self.config.failures.parks() { batch.keys.iter().collect() } else { Vec::new() };
         let key = |row: usize| keys.get(row).copied().flatten();
+        let ids: Vec<Option<&[u8]>> = batch.ids.iter().collect();
         while at < len && self.takes_records() {
             let allowance = usize::try_from(self.allowance()).unwrap_or(usize::MAX);
             if allowance == 0 {
@@ -53,25 +60,88 @@ impl Task {
                 continue;
             }
             let to = self.stretch(batch, at, key).min(at.saturating_add(allowance.min(company)));
-            if (at, to) == (0, len) {
-                self.run(batch, taken, applied)?;
-            } else {
-                self.run(&batch.slice(at..to), taken, applied)?;
-            }
-            at = to;
+            at = self.run_fresh(batch, &ids, at..to, taken, applied)?;
         }
         Ok(())
+    }
+
+    /// Runs those of the rows that are no repetitions, up to the second one of an id. Answers the row
+    /// behind the last one that has been dealt with.
+    fn run_fresh(
+        &mut self,
+        batch: &Batch,
+        ids: &[Option<&[u8]>],
+        rows: std::ops::Range<usize>,
+        taken: TakenAt,
+        applied: &mut Applied,
+    ) -> Result<usize, TaskError> {
+        let (fresh, to) = match self.inbox {
+            None => (rows.clone().collect(), rows.end),
+            Some(_) => {
+                inbox::fresh(ids, rows.clone(), |row, id| self.is_seen(id, batch.timestamps[row], taken))?
+            }
+        };
+        if fresh.len() == batch.len() {
+            self.run(batch, taken, applied)?;
+        } else if fresh.len() == rows.len() {
+            self.run(&batch.slice(rows.clone()), taken, applied)?;
+        } else if !fresh.is_empty() {
+            self.run(&batch.pick(&fresh), taken, applied)?;
+        }
+        let last = fresh.last().map(|&row| batch.offsets[row] as u64);
+        let is_done = last.is_none_or(|last| self.next(batch.input).is_some_and(|next| next.0 > last));
+        if self.takes_records() && is_done {
+            let duplicates = (to - rows.start) - fresh.len();
+            applied.duplicates += duplicates;
+            self.metrics.duplicates.add(duplicates as u64);
+            self.pass(batch, to, taken);
+        }
+        Ok(to)
+    }
+
+    fn is_seen(&self, id: &[u8], timestamp_ms: i64, taken: TakenAt) -> Result<bool, StoreError> {
+        let Some(inbox) = &self.inbox else { return Ok(false) };
+        if planted(Bug::InboxOutside) {
+            return Ok(inbox.outside.contains(id));
+        }
+        let row = self.view.row_once(Table::Inbox, id)?;
+        Ok(row
+            .and_then(|row| Seen::decode(&row))
+            .is_some_and(|seen| inbox.is_remembered(seen, timestamp_ms, taken)))
+    }
+
+    /// The records whose effects have been taken over count as seen.
+    fn remember(&mut self, batch: &Batch, taken: TakenAt, keep: impl Fn(u32) -> bool) {
+        let Some(inbox) = &mut self.inbox else { return };
+        for (row, id) in batch.ids.iter().enumerate().filter(|(row, _)| keep(*row as u32)) {
+            let Some(id) = id else { continue };
+            let seen = Seen {
+                horizon_ms: inbox.pass(batch.timestamps[row], taken),
+                input: batch.input,
+                offset: batch.offsets[row] as u64,
+                revision: self.config.revision,
+            };
+            if planted(Bug::InboxOutside) {
+                inbox.outside.insert(id.to_vec());
+                continue;
+            }
+            self.view.set_row(Table::Inbox, id, Some(&seen.encode()));
+        }
     }
 
     /// The end of the records from `at` that may share a call: within the limits of a call, a
     /// suspect alone, and none that must wait behind a parked one.
     fn stretch<'a>(&self, batch: &Batch, at: usize, key: impl Fn(usize) -> Option<&'a [u8]>) -> usize {
         let is_whole = at == 0 && batch.len() <= self.config.call_records_max;
-        let is_calm = self.suspects.is_empty() && self.parked.is_empty();
+        let has_ids = batch.ids.lengths().iter().all(|&length| length >= 0);
+        let is_calm = self.suspects.is_empty() && self.parked.is_empty() && has_ids;
         if is_whole && batch.bytes() <= self.config.call_bytes_max && is_calm {
             return batch.len();
         }
-        let is_suspect = |row: usize| self.suspected(batch.input, batch.offsets[row]).is_some();
+        // A record without an id fails alone, uncalled.
+        let has_no_id = |row: usize| batch.ids.lengths().get(row).is_some_and(|&length| length < 0);
+        let is_suspect =
+            |row: usize| has_no_id(row) || self.suspected(batch.input, batch.offsets[row]).is_some();
         if is_suspect(at) {
             return at + 1;
         }
@@ -124,6 +194,14 @@ impl Task {
 
     /// Runs one record alone: its effects are in the overlay, or the answer says why it failed.
     pub(super) fn attempt(&mut self, batch: &Batch, taken: TakenAt) -> Result<Result<(), Failed>, TaskError> {
+        if let Some(inbox) = &self.inbox {
+            let Some(id) = batch.ids.row(0) else { return Ok(Err((FailureKind::Decode, inbox.missing()))) };
+            // Only a record that was parked can have been overtaken by another of its id.
+            if self.is_seen(id, batch.timestamps[0], taken)? {
+                self.metrics.duplicates.add(1);
+                return Ok(Ok(()));
+            }
+        }
         if batch.bytes() > self.config.call_bytes_max {
             let reason =
                 format!("a record of {} bytes, a call takes {}", batch.bytes(), self.config.call_bytes_max);
@@ -149,6 +227,7 @@ impl Task {
         }
         self.absorb(&scratch, &effects.writes, |_| true)?;
         self.emit(effects.emissions);
+        self.remember(batch, taken, |_| true);
         Ok(Ok(()))
     }
 
@@ -189,6 +268,7 @@ impl Task {
         if refused.is_none() && statuses.iter().all(|&status| status == Status::Ok) {
             self.absorb(&scratch, &effects.writes, |_| true)?;
             self.emit(effects.emissions);
+            self.remember(batch, taken, |_| true);
             applied.ok += batch.len();
             self.pass(batch, batch.len(), taken);
             return Ok(None);
@@ -200,6 +280,7 @@ impl Task {
             |source: u32| (source as usize) < rows && statuses.get(source as usize) == Some(&Status::Ok);
         self.absorb(&scratch, &effects.writes, keep)?;
         self.emit(filter(&effects.emissions, keep));
+        self.remember(batch, taken, keep);
         // One row more: the one that stops the task, which is given to the policy like any other.
         let judged = rows + usize::from(stop.is_some());
         for (row, reason) in effects.reasons.iter().enumerate().take(judged) {

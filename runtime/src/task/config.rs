@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::parked::Parked;
-use crate::config::deployment::{Failures, Guarantee};
+use crate::config::deployment::{Failures, Guarantee, InboxSpec};
 use crate::config::failures::{FailureKind, Then};
 use crate::effects::Order;
 use crate::store::{StoreError, StoreReader, Stores, ViewLimits};
@@ -40,6 +40,8 @@ pub struct TaskConfig {
     pub stores: Arc<Stores>,
     /// The task has rows of its own to keep, such as parked records, whether or not it has stores.
     pub keeps_rows: bool,
+    /// None = every record counts as new.
+    pub inbox: Option<InboxSpec>,
     /// Which of the outputs takes dead letters; not one of the manifest's.
     pub dead_letters: Option<u16>,
     /// Ignored by a stateless task.

@@ -191,7 +191,10 @@ impl Task {
             // Another version begins anew.
             record.attempts = 0;
         }
-        let batch = batch_of(&record, self.partition);
+        let mut batch = batch_of(&record, self.partition);
+        if let Some(inbox) = &self.inbox {
+            batch.ids = inbox.ids(&batch);
+        }
         self.metrics.retries.add(1);
         self.pending_records += 1;
         self.oldest.get_or_insert(taken.monotonic);

@@ -26,6 +26,7 @@ mod checks;
 mod config;
 mod edit;
 mod failing;
+mod inbox;
 mod letter;
 mod parked;
 pub mod recovery;
@@ -38,6 +39,8 @@ use std::time::Duration;
 pub use checks::{OutputRule, TimestampRule};
 pub use config::{ChangelogConfig, TaskConfig, TaskInput};
 pub use edit::{Edit, EditError, EditedIn};
+use inbox::Inbox;
+pub use inbox::Seen;
 use parked::Parked;
 use refusal::{Careful, Suspect};
 pub use seal::Sealed;
@@ -138,6 +141,8 @@ pub struct Applied {
     pub failed: usize,
     /// Records that wait behind a parked one of their key.
     pub waiting: usize,
+    /// Records whose id has been seen; they have no effect.
+    pub duplicates: usize,
     /// Records below the task's position, at or behind the one it halted or blocked at, or given to a task
     /// that is halted or blocked.
     pub ignored: usize,
@@ -211,6 +216,9 @@ pub struct Task {
     oldest: Option<Duration>,
     suspects: Vec<Suspect>,
     parked: Parked,
+    inbox: Option<Inbox>,
+    /// Up to where the inbox's topic may be trimmed and nobody has asked yet.
+    trim: Option<Offset>,
     /// There is no room to park the next record; its input is ignored until there is.
     blocked: bool,
     /// While a record that the broker refused is looked for.
@@ -239,8 +247,11 @@ impl Task {
         }
         let reader = start.store.as_ref().map(Store::reader);
         let parked = config.load_parked(reader.as_ref())?;
+        let inbox = config.inbox.clone().map(|spec| Inbox::new(spec, start.store.as_ref()));
         Ok(Task {
             parked,
+            inbox,
+            trim: None,
             blocked: false,
             view: View::new(Arc::clone(&config.stores), reader.clone(), config.view_limits()),
             config,
@@ -366,6 +377,9 @@ impl Task {
         }
         if !planted(Bug::ParkedKept) {
             self.parked = self.config.load_parked(self.reader.as_ref())?;
+        }
+        if let Some(inbox) = &mut self.inbox {
+            inbox.drop_uncommitted();
         }
         self.blocked = false;
         self.note_parked();

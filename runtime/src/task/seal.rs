@@ -11,7 +11,9 @@ use crate::config::deployment::Guarantee;
 use crate::effects::Emissions;
 use crate::ports::{ChangelogRows, TaskOffset};
 use crate::record::Offset;
-use crate::store::{POSITION, Position, PositionGuarantee, PositionInput, Progress, Store, StoreError};
+use crate::store::{
+    Changes, POSITION, Position, PositionGuarantee, PositionInput, Progress, Store, StoreError, is_inbox_key,
+};
 
 /// Everything one task commits. The sink is given `emissions`, then `changelog`, then `offsets`; a
 /// commit that the group refused may be sent again from the same value. After success
@@ -22,6 +24,8 @@ pub struct Sealed {
     pub emissions: Vec<Emissions>,
     /// One row per distinct changed key, sorted, then the position record. None for a stateless task.
     pub changelog: Option<ChangelogRows>,
+    /// Ids that were seen for the first time; none if there are none.
+    pub inbox: Option<ChangelogRows>,
     /// Every input, moved or not: the offsets are what fences a zombie.
     pub offsets: Vec<TaskOffset>,
     /// Changes of state in it that no record caused.
@@ -33,6 +37,9 @@ pub struct Sealed {
     writer: u64,
     commit: u64,
     progress: Option<Progress>,
+    /// Of the position record.
+    inbox_horizon_ms: i64,
+    inbox_start: Offset,
     applied: bool,
     store: Option<Store>,
 }
@@ -48,9 +55,9 @@ impl Sealed {
     /// the task and recover.
     pub fn apply_to_store(&mut self) -> Result<(), StoreError> {
         if let (Some(store), Some(rows), Some(progress)) = (&mut self.store, &self.changelog, self.progress) {
-            let values = rows.values.iter();
-            let rows = rows.keys.iter().zip(values).map(|(key, value)| (key.unwrap_or_default(), value));
-            store.write(rows, progress)?;
+            let ids = self.inbox.iter().flat_map(|rows| rows.keys.iter().zip(rows.values.iter()));
+            let rows = rows.keys.iter().zip(rows.values.iter()).chain(ids);
+            store.write(rows.map(|(key, value)| (key.unwrap_or_default(), value)), progress)?;
         }
         self.applied = true;
         Ok(())
@@ -78,6 +85,9 @@ impl Task {
             partition: self.partition,
             emissions: std::mem::take(&mut self.emissions),
             changelog: None,
+            inbox: None,
+            inbox_horizon_ms: 0,
+            inbox_start: Offset(0),
             offsets: self.task_offsets(),
             records: self.pending_records,
             edits: self.edits,
@@ -90,6 +100,20 @@ impl Task {
         };
         if let Some(store) = self.store.take() {
             let changes = self.view.freeze().ok_or(TaskError::Misuse("the view is frozen already"))?;
+            let (changes, ids) = match &mut self.inbox {
+                None => (changes, None),
+                Some(inbox) => {
+                    (sealed.inbox_horizon_ms, sealed.inbox_start) = inbox.seal();
+                    let (changes, ids) = apart(&changes);
+                    (changes, (!ids.keys.is_empty()).then_some(ids))
+                }
+            };
+            sealed.inbox = ids.map(|ids| ChangelogRows {
+                partition: self.partition,
+                keys: ids.keys,
+                values: ids.values,
+                stamp: None,
+            });
             let mut rows = ChangelogRows {
                 partition: self.partition,
                 keys: changes.keys,
@@ -100,8 +124,14 @@ impl Task {
                 },
             };
             rows.keys.push(Some(POSITION));
-            rows.values.push(Some(&self.position().encode_to_vec()));
-            sealed.progress = Some(self.progress_after(store.progress(), rows.keys.len(), wall_ms));
+            let position = Position {
+                inbox_horizon_ms: sealed.inbox_horizon_ms,
+                inbox_start: sealed.inbox_start.0,
+                ..self.position()
+            };
+            rows.values.push(Some(&position.encode_to_vec()));
+            let ids = sealed.inbox.as_ref().map_or(0, |ids| ids.keys.len());
+            sealed.progress = Some(self.progress_after(store.progress(), (rows.keys.len(), ids), wall_ms));
             sealed.changelog = Some(rows);
             sealed.store = Some(store);
         }
@@ -117,8 +147,14 @@ impl Task {
             return Err(TaskError::Misuse("a commit is applied to the store before it is reported"));
         }
         let offsets: Vec<Offset> = sealed.offsets.iter().map(|offset| offset.offset).collect();
+        let (horizon_ms, start) = (sealed.inbox_horizon_ms, sealed.inbox_start);
         self.take_back(sealed)?;
         self.view.committed();
+        if let (Some(inbox), Some(store)) = (&mut self.inbox, &self.store) {
+            inbox.committed(horizon_ms, store.progress().inbox_next);
+            store.expire_inbox(inbox.expired_before_ms());
+            self.trim = inbox.trim(start).or(self.trim);
+        }
         self.committed = offsets;
         self.adopting = false;
         self.stats.commits += 1;
@@ -131,6 +167,12 @@ impl Task {
             ahead || suspect.refused.is_some() && parked.has(suspect.input, suspect.offset as u64)
         });
         Ok(())
+    }
+
+    /// To be asked after every commit: up to where the inbox's topic may be trimmed, if that is news. What
+    /// is below had expired by a commit that is known.
+    pub fn trim(&mut self) -> Option<Offset> {
+        self.trim.take()
     }
 
     pub(super) fn take_back(&mut self, mut sealed: Sealed) -> Result<(), TaskError> {
@@ -181,18 +223,36 @@ impl Task {
             guarantee: guarantee.into(),
             writer: self.writer,
             commit: self.commit,
+            // The seal's to say.
+            inbox_horizon_ms: 0,
+            inbox_start: 0,
         }
     }
 
-    /// Where the changelog stands at least, once this commit has succeeded: each row took an offset,
+    /// Where changelog and inbox stand at least, once this commit has succeeded: each row took an offset,
     /// and so did the transaction's marker. A lower bound, because aborted rows took some too.
-    fn progress_after(&self, before: Progress, rows: usize, wall_ms: i64) -> Progress {
+    fn progress_after(&self, before: Progress, (rows, ids): (usize, usize), wall_ms: i64) -> Progress {
         let marker = u64::from(self.config.guarantee == Guarantee::ExactlyOnce);
         Progress {
             changelog_next: Offset(before.changelog_next.0 + rows as u64 + marker),
             changelog_ms: before.changelog_ms.max(wall_ms),
+            inbox_next: match ids {
+                0 => before.inbox_next,
+                ids => Offset(before.inbox_next.0 + ids as u64 + marker),
+            },
         }
     }
+}
+
+/// Changes of the changelog, and those of the inbox.
+fn apart(changes: &Changes) -> (Changes, Changes) {
+    let (mut others, mut ids) = (Changes::default(), Changes::default());
+    for (key, value) in changes.keys.iter().zip(changes.values.iter()) {
+        let into = if is_inbox_key(key.unwrap_or_default()) { &mut ids } else { &mut others };
+        into.keys.push(key);
+        into.values.push(value);
+    }
+    (others, ids)
 }
 
 /// Metadata of a stateless task's committed offset.

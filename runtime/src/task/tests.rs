@@ -9,6 +9,7 @@ use crate::store::{BudgetConfig, Identity, StoreBudget, Stores, View};
 
 mod decisions;
 mod fakes;
+mod ids;
 mod model;
 mod parking;
 mod policy;

@@ -135,6 +135,8 @@ pub struct TaskMetrics {
     pub traps: Counter,
     pub timeouts: Counter,
     pub limit_faults: Counter,
+    /// Records whose id the inbox had seen: they had no effect.
+    pub duplicates: Counter,
     /// Records tried again after a failure, and records sent to the dead-letter topic.
     pub retries: Counter,
     pub dead_letters: Counter,

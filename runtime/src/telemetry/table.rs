@@ -63,6 +63,8 @@ pub const TASK: &[Row<TaskMetrics>] = &[
             emit(Some(("class", class)), Count(counter.get()));
         }
     }),
+    counter("tidemill_duplicates", "Records that the inbox had seen, and that had no effect",
+        |c, emit| emit(None, Count(c.duplicates.get()))),
     counter("tidemill_retries", "Records tried again after a failure",
         |c, emit| emit(None, Count(c.retries.get()))),
     counter("tidemill_dead_letters", "Records sent to the dead-letter topic",

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tidemill::kafka::consumer::ConsumerSpec;
-use tidemill::kafka::recovery::LogReader;
+use tidemill::kafka::recovery::{LogReader, Logs};
 use tidemill::kafka::sink::TransactionalSink;
 use tidemill::kafka::tools::Row;
 use tidemill::kafka::topic_log::TopicLog;
-use tidemill::ports::{End, Group, Produce, Recovery, Sink, SourceError, TaskOffset};
+use tidemill::ports::{End, Group, Log, Produce, Recovery, Sink, SourceError, TaskOffset};
 use tidemill::record::Offset;
 
 use crate::harness::{Cluster, Member, at, eventually, unique};
@@ -34,22 +34,24 @@ fn a_changelog_is_read_to_its_high_watermark_even_below_an_open_transaction() {
     older.begin().unwrap();
     older.produce(Produce::Changelog(&changelog(0, &[("open", Some("1"))]))).unwrap();
     let mut reader =
-        LogReader::new(&cluster.config(), &group, vec![input.clone()], Some(log.clone())).unwrap();
-    eventually("the open record", || (reader.changelog_bounds(0).unwrap().1.0 == 1).then_some(()));
+        LogReader::new(&cluster.config(), &group, vec![input.clone()], Logs::changelog(Some(log.clone())))
+            .unwrap();
+    eventually("the open record", || (reader.log_bounds(Log::Changelog, 0).unwrap().1.0 == 1).then_some(()));
     let mut newer = sink();
     newer.begin().unwrap();
     newer.produce(Produce::Changelog(&changelog(0, &[("kept", Some("2")), ("kept", None)]))).unwrap();
     newer.send_offsets(&offset(5), &membership).unwrap();
     newer.end(End::Commit).unwrap();
-    let (from, to) =
-        eventually("the marker", || Some(reader.changelog_bounds(0).unwrap()).filter(|(_, to)| to.0 == 4));
+    let (from, to) = eventually("the marker", || {
+        Some(reader.log_bounds(Log::Changelog, 0).unwrap()).filter(|(_, to)| to.0 == 4)
+    });
 
     let (ended, read) = (AtomicBool::new(false), AtomicBool::new(false));
     let mut seen = Vec::new();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             reader
-                .read_changelog(0, from, to, &mut |record| {
+                .read_log(Log::Changelog, 0, (from, to), &mut |record| {
                     assert!(ended.load(Ordering::SeqCst), "read past an open transaction");
                     seen.push((record.offset.0, record.key, record.value));
                     true
@@ -71,11 +73,13 @@ fn a_changelog_is_read_to_its_high_watermark_even_below_an_open_transaction() {
 fn a_group_that_never_committed_has_no_offsets_and_an_unknown_topic_is_an_error() {
     let cluster = Cluster::get();
     let input = cluster.topic("in", 2);
-    let mut reader = LogReader::new(&cluster.config(), &unique("group"), vec![input], None).unwrap();
+    let mut reader =
+        LogReader::new(&cluster.config(), &unique("group"), vec![input], Logs::changelog(None)).unwrap();
     assert_eq!(reader.committed(&[at(0, 0), at(0, 1)]).unwrap(), [None, None]);
     let missing = Some(unique("missing"));
-    let mut reader = LogReader::new(&cluster.config(), &unique("group"), vec![], missing).unwrap();
-    assert!(matches!(reader.changelog_bounds(0), Err(SourceError::Refused(_))));
+    let mut reader =
+        LogReader::new(&cluster.config(), &unique("group"), vec![], Logs::changelog(missing)).unwrap();
+    assert!(matches!(reader.log_bounds(Log::Changelog, 0), Err(SourceError::Refused(_))));
 }
 
 #[test]
@@ -87,7 +91,7 @@ fn offsets_of_at_least_once_are_committed_by_the_member() {
     member.step_until("the partition", |member| member.running.len() == 1);
     let offset = TaskOffset { partition: at(0, 0), offset: Offset(3), metadata: "{\"a\":1}".to_owned() };
     member.consumer.commit(&[offset]);
-    let mut reader = LogReader::new(&cluster.config(), &group, vec![input], None).unwrap();
+    let mut reader = LogReader::new(&cluster.config(), &group, vec![input], Logs::changelog(None)).unwrap();
     let found = eventually("the offset", || reader.committed(&[at(0, 0)]).unwrap().remove(0));
     assert_eq!((found.offset, found.metadata.as_str()), (Offset(3), "{\"a\":1}"));
 }
@@ -106,12 +110,13 @@ fn a_long_changelog_is_read_quickly_and_reading_stops_when_told() {
             ..Row::default()
         }),
     );
-    let mut reader = LogReader::new(&cluster.config(), &unique("group"), vec![], Some(log)).unwrap();
-    let (from, to) = reader.changelog_bounds(0).unwrap();
+    let mut reader =
+        LogReader::new(&cluster.config(), &unique("group"), vec![], Logs::changelog(Some(log))).unwrap();
+    let (from, to) = reader.log_bounds(Log::Changelog, 0).unwrap();
     assert_eq!((from, to), (Offset(0), Offset(COUNT)));
     let (begun, mut next) = (Instant::now(), 0);
     reader
-        .read_changelog(0, from, to, &mut |record| {
+        .read_log(Log::Changelog, 0, (from, to), &mut |record| {
             assert_eq!(record.offset.0, next);
             next += 1;
             true
@@ -123,7 +128,7 @@ fn a_long_changelog_is_read_quickly_and_reading_stops_when_told() {
 
     let mut count = 0;
     reader
-        .read_changelog(0, Offset(1_000), to, &mut |_| {
+        .read_log(Log::Changelog, 0, (Offset(1_000), to), &mut |_| {
             count += 1;
             count < 10
         })

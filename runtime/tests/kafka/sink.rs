@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use tidemill::effects::Emissions;
 use tidemill::kafka::admin::NewTopic;
 use tidemill::kafka::consumer::ConsumerSpec;
-use tidemill::kafka::recovery::LogReader;
+use tidemill::kafka::recovery::{LogReader, Logs};
 use tidemill::kafka::sink::{PlainSink, SinkSpec, TransactionalSink};
 use tidemill::kafka::tools::{self, ConsumeSpec, From};
 use tidemill::ports::{
-    ChangelogRows, CommitError, End, Group, Membership, Produce, Recovery, Sink, TaskOffset,
+    ChangelogRows, CommitError, End, Group, Log, Membership, Produce, Recovery, Sink, TaskOffset,
 };
 use tidemill::record::Offset;
 
@@ -20,6 +20,7 @@ pub fn sink_spec(outputs: &[&str], changelog: Option<&str>, inputs: &[&str]) -> 
     SinkSpec {
         outputs: owned(outputs),
         changelog: changelog.map(str::to_owned),
+        inbox: None,
         inputs: owned(inputs),
         batch_bytes: 1_000_000,
     }
@@ -112,7 +113,8 @@ fn deployment(cluster: &Cluster) -> Deployment {
 }
 
 fn committed(cluster: &Cluster, d: &Deployment) -> Option<(u64, String)> {
-    let mut reader = LogReader::new(&cluster.config(), &d.group, vec![d.input.clone()], None).unwrap();
+    let mut reader =
+        LogReader::new(&cluster.config(), &d.group, vec![d.input.clone()], Logs::changelog(None)).unwrap();
     let found = reader.committed(&[at(0, 0)]).unwrap().remove(0);
     found.map(|committed| (committed.offset.0, committed.metadata))
 }
@@ -334,11 +336,12 @@ fn a_plain_sink_writes_the_position_record_last_and_stamps_every_row() {
         sink.end(End::Commit).unwrap();
     }
     assert_eq!(visible(&cluster, &output, true), ["e", "e"]);
-    let mut reader = LogReader::new(&cluster.config(), &unique("group"), vec![], Some(log)).unwrap();
-    let (from, to) = reader.changelog_bounds(0).unwrap();
+    let mut reader =
+        LogReader::new(&cluster.config(), &unique("group"), vec![], Logs::changelog(Some(log))).unwrap();
+    let (from, to) = reader.log_bounds(Log::Changelog, 0).unwrap();
     let mut seen = Vec::new();
     reader
-        .read_changelog(0, from, to, &mut |record| {
+        .read_log(Log::Changelog, 0, (from, to), &mut |record| {
             seen.push((String::from_utf8(record.key).unwrap(), record.stamp.unwrap()));
             true
         })

@@ -121,3 +121,55 @@ fn failed_records_are_tried_again_buried_or_parked_and_a_full_park_pauses_its_pa
     keys.sort();
     assert_eq!(keys, [b"a", b"b", b"e", b"f"]);
 }
+
+const INBOX: &str = "\
+name: once
+module: hostile.wasm
+inputs: { in: { topic: in } }
+outputs: { out: { topic: out } }
+failures: { then: dead_letter }
+inbox: { id: \"header:id\", ttl: 24h }
+";
+
+/// A record with an id.
+fn sent(partition: i32, key: &str, value: &[u8], id: &str) -> Row {
+    Row { headers: vec![("id".into(), Some(id.as_bytes().to_vec()))], ..row(partition, key, value) }
+}
+
+#[test]
+fn a_repetition_has_no_effect_also_after_a_restart_and_with_an_empty_disk() {
+    let world = World::new(&[("in", 1), ("out", 1)]);
+    let node = world.node();
+    deploy(&node, INBOX, &build_guest("tests/guests/hostile"));
+    let produce =
+        |rows: Vec<Row>| tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+    let none_behind =
+        |node: &Node| eventually("no lag", || lag(node, "once").values().all(|(records, _)| *records == 0));
+    let nameless = Row { headers: Vec::new(), ..row(0, "n", b"ok") };
+    produce(vec![
+        sent(0, "a", b"ok", "1"),
+        sent(0, "a", b"ok", "1"),
+        sent(0, "b", b"permanent", "2"),
+        nameless,
+    ]);
+    eventually("the first is handled, two are buried", || {
+        read(&world, "out").len() == 1 && read(&world, "test.once.dead-letters").len() == 2
+    });
+    none_behind(&node);
+    node.stop();
+
+    produce(vec![sent(0, "a", b"ok", "1"), sent(0, "b", b"ok", "2")]);
+    let node = world.node();
+    eventually("the one that had failed is handled now", || read(&world, "out").len() == 2);
+    none_behind(&node);
+    node.stop();
+
+    std::fs::remove_dir_all(world.dir.path().join("node-n").join("stores")).expect("the disk is lost");
+    produce(vec![sent(0, "a", b"ok", "1"), sent(0, "b", b"ok", "2"), sent(0, "c", b"ok", "3")]);
+    let node = world.node();
+    none_behind(&node);
+    eventually("the new one is handled", || read(&world, "out").len() == 3);
+    node.stop();
+    let ids: Vec<_> = read(&world, "test.once.inbox").into_iter().filter_map(|row| row.key).collect();
+    assert_eq!(ids, [b"\x021", b"\x022", b"\x023"]);
+}

@@ -35,7 +35,7 @@ fn resume(node: &Node, name: &str) {
 fn reset_when_stopped(node: &Node, name: &str, to: To) -> proto::ResetResponse {
     let mut answer = None;
     eventually("its group is empty", || {
-        answer = match reset(node, name, to.clone()) {
+        answer = match reset(node, name, to) {
             Ok(answer) => Some(answer),
             Err(ControlError::Precondition(reason)) if reason.contains("still has members") => None,
             Err(error) => panic!("{error}"),

@@ -85,6 +85,7 @@ fn leave_as_if_killed(world: &World) {
     let spec = SinkSpec {
         outputs: vec!["counts".into()],
         changelog: None,
+        inbox: None,
         inputs: vec!["words".into()],
         batch_bytes: 1 << 20,
     };

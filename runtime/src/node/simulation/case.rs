@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::handler::{DELETE, DOOMED, FLAKY, Kind, PLAIN, POISON};
 use super::random::Random;
-use crate::config::deployment::{Failures, Guarantee, Start};
+use crate::config::deployment::{Failures, Guarantee, IdSource, InboxSpec, Start};
 use crate::config::failures::{Backoff, FailureKind, Policy, Then};
 use crate::config::manifest::{StoreKind, StoreManifest};
 use crate::store::Stores;
@@ -65,6 +65,8 @@ pub struct Case {
     /// Some records fail for a while, some for ever; so many may be parked.
     pub parks: bool,
     pub park_room: u64,
+    /// Some records are sent again, and must have no effect.
+    pub inbox: bool,
 }
 
 impl Case {
@@ -108,6 +110,7 @@ impl Case {
             rates,
             parks: draw.one_in(2),
             park_room: draw.within(1..=12) as u64,
+            inbox: draw.one_in(2),
         };
         (case, random)
     }
@@ -118,7 +121,7 @@ impl Case {
         case.rates = Rates::default();
         (case.kind, case.nodes, case.workers, case.partitions) = (kind, 2, 1, 1);
         (case.start, case.static_members, case.poison) = (Start::Earliest, true, false);
-        case.parks = false;
+        (case.parks, case.inbox) = (false, false);
         (case.before, case.records, case.keys, case.interval_ms) = (0, 0, 2, 5);
         (case, random)
     }
@@ -181,7 +184,10 @@ impl Case {
                 })
                 .into(),
             stores: Arc::new(Stores::new(stores).expect("one store is a valid manifest")),
-            keeps_rows: self.parks,
+            keeps_rows: self.parks || self.inbox,
+            inbox: self
+                .inbox
+                .then(|| InboxSpec { id: IdSource::Header("id".into()), ttl: Duration::from_secs(3_600) }),
             dead_letters: Some(1),
             changelog: ChangelogConfig {
                 topic: "changelog".into(),

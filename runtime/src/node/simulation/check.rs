@@ -31,6 +31,7 @@ pub fn check(world: &Arc<World>) -> Result<(), Violation> {
     let revisions = check_output(world, &truths)?;
     for (partition, truth) in (0..).zip(&truths) {
         check_log(world, partition)?;
+        check_inbox(world, partition, truth)?;
         if world.case.kind == Kind::Chain {
             check_state(world, partition, truth)?;
             let began = check_revisions(world, partition)?;
@@ -116,7 +117,12 @@ fn truth(world: &World, partition: i32) -> Truth {
     let mut at = began(&state, partition);
     while at < log.end() {
         if let super::broker::Met::Row(row) = log.meet(at) {
-            truth.add(world.case.kind, at.0, &row.key, row.value.as_deref().unwrap_or_default());
+            truth.add(
+                (world.case.kind, world.case.inbox),
+                at.0,
+                &row.key,
+                row.value.as_deref().unwrap_or_default(),
+            );
         }
         at.0 += 1;
     }
@@ -240,6 +246,19 @@ fn fold(state: &State, partition: i32) -> BTreeMap<Vec<u8>, Vec<u8>> {
         }
     }
     folded
+}
+
+/// W6: the inbox's topic holds exactly the ids of the records that have had their effects.
+fn check_inbox(world: &World, partition: i32, truth: &Truth) -> Result<(), Violation> {
+    let state = world.lock();
+    let rows = state.broker.inboxes[partition as usize].committed();
+    let found: BTreeSet<Vec<u8>> = rows.map(|row| row.key[1..].to_vec()).collect();
+    if found == truth.seen {
+        return Ok(());
+    }
+    let differ =
+        found.symmetric_difference(&truth.seen).next().map(|id| String::from_utf8_lossy(id).into_owned());
+    Err(format!("W6 inbox: partition {partition} is wrong about id {}", differ.unwrap_or_default()))
 }
 
 /// W5: the store of whoever runs the task, the changelog and the truth are one.

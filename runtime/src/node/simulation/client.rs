@@ -16,7 +16,7 @@ use super::world::World;
 use crate::faults::{Bug, planted};
 use crate::node::worker;
 use crate::ports::{Group, Membership, Source, SourceError, Taken, TaskOffset};
-use crate::record::{Batch, InputPartition, Offset};
+use crate::record::{Batch, InputPartition, Offset, headers};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
@@ -199,6 +199,9 @@ impl ModelConsumer {
                         batch.timestamps.push(row.timestamp_ms);
                         batch.keys.push(Some(&row.key));
                         batch.values.push(row.value.as_deref());
+                        // A value is sent again as it is, so it is its own id.
+                        let id = headers::encode([("id", row.value.as_deref())].into_iter());
+                        batch.headers.push(Some(&id));
                     }
                 }
                 place.next.0 += 1;

@@ -11,7 +11,7 @@
 //! also remembers what it wrote, as a handler that caches in its own memory does, so an instance that
 //! outlives a drop shows as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::broker::TOXIC;
 use super::random::Random;
@@ -164,17 +164,22 @@ pub struct Truth {
     pub sources: BTreeMap<Vec<u8>, Vec<u64>>,
     /// State by key.
     pub state: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Ids that the inbox must hold; none of a deployment without one.
+    pub seen: BTreeSet<Vec<u8>>,
 }
 
 impl Truth {
     /// Adds one record. What the broker refuses has no effect (`failures: skip`).
-    pub fn add(&mut self, kind: Kind, offset: u64, key: &[u8], value: &[u8]) {
-        if value.first() == Some(&POISON) {
+    pub fn add(&mut self, (kind, inbox): (Kind, bool), offset: u64, key: &[u8], value: &[u8]) {
+        if value.first() == Some(&POISON) || self.seen.contains(value) {
             return;
         }
         if value.first() == Some(&DOOMED) {
             self.emitted.entry([LETTER, key].concat()).or_default().push(value.to_vec());
             return;
+        }
+        if inbox {
+            self.seen.insert(value.to_vec());
         }
         let before = self.state.get(key).and_then(|bytes| decode(bytes));
         let (after, emission) = effect(kind, before, key, value);

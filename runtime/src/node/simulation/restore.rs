@@ -11,12 +11,13 @@ use super::broker::{Log, Met};
 use super::handler::ModelHandler;
 use super::process::Process;
 use super::random::Random;
+use super::state::State;
 use super::world::{DEPLOYMENT, INCARNATION, World};
 use crate::config::deployment::Start as StartRule;
 use crate::faults::{Bug, planted};
 use crate::node::lease::Lease;
 use crate::node::restore::{Outcome, RestoreRequest, Restorer, Ticket, Verdict, Verdicts};
-use crate::ports::{CommittedOffset, LogRecord, Recovery, SourceError};
+use crate::ports::{self, CommittedOffset, LogRecord, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
 use crate::store::Store;
 use crate::task::recovery::{self, Disk, Hooks, Job, Known, OldTail, Rules, Started};
@@ -64,6 +65,9 @@ impl Restorer for ModelRestorer {
             self.process.leases.free(&dir);
         }
     }
+
+    /// Nothing expires in a case's time.
+    fn trim_inbox(&mut self, _: i32, _: Offset) {}
 
     fn committed(&mut self, partition: i32) {
         let mut state = self.world.lock();
@@ -213,6 +217,13 @@ fn resolve(world: &World, config: &TaskConfig, partition: i32) {
     }));
 }
 
+fn log_of(state: &State, log: ports::Log, partition: i32) -> &Log {
+    match log {
+        ports::Log::Changelog => &state.broker.changelogs[partition as usize],
+        ports::Log::Inbox => &state.broker.inboxes[partition as usize],
+    }
+}
+
 /// What recovery reads of the model broker. While it waits, the world turns.
 struct Reader {
     world: Arc<World>,
@@ -263,26 +274,26 @@ impl Recovery for Reader {
         }
     }
 
-    fn changelog_bounds(&mut self, partition: i32) -> Result<(Offset, Offset), SourceError> {
+    fn log_bounds(&mut self, log: ports::Log, partition: i32) -> Result<(Offset, Offset), SourceError> {
         self.wait()?;
         let state = self.world.lock();
-        let log = &state.broker.changelogs[partition as usize];
+        let log = log_of(&state, log, partition);
         let end = if planted(Bug::RestoreToStable) { log.stable() } else { log.end() };
         Ok((Offset(0), end))
     }
 
-    fn read_changelog(
+    fn read_log(
         &mut self,
+        log: ports::Log,
         partition: i32,
-        from: Offset,
-        to: Offset,
+        (from, to): (Offset, Offset),
         apply: &mut dyn FnMut(LogRecord) -> bool,
     ) -> Result<(), SourceError> {
         let meet = if planted(Bug::RestoreUncommitted) { Log::meet_uncommitted } else { Log::meet };
         let mut at = from;
         while at < to {
             let state = self.world.lock();
-            let record = match meet(&state.broker.changelogs[partition as usize], at) {
+            let record = match meet(log_of(&state, log, partition), at) {
                 Met::Wait => {
                     drop(state);
                     self.wait()?;

@@ -133,6 +133,10 @@ impl Sink for ModelSink {
                     columns.map(|(key, value)| row(key, value)).collect(),
                 )
             }
+            Produce::Inbox(rows) => {
+                let columns = rows.keys.iter().zip(rows.values.iter());
+                self.rows(Place::Inbox(rows.partition), columns.map(|(key, value)| row(key, value)).collect())
+            }
             Produce::Emissions(emissions) => (0..OUTPUTS).try_for_each(|output| {
                 let rows = emitted(emissions).filter(|row| partition_of(Some(&row.key)) == output);
                 self.rows(Place::Output(output), rows.collect())

@@ -17,6 +17,9 @@ use crate::record::Offset;
 
 const TRANSACTION_TIMEOUT_MS: u64 = 2_000;
 
+/// Key and value of a record.
+type Sent = (Vec<u8>, Vec<u8>);
+
 /// Everything that is not on somebody's stack.
 pub struct State {
     pub random: Random,
@@ -36,6 +39,8 @@ pub struct State {
     rates: Rates,
     /// Records put into each partition.
     produced: Vec<usize>,
+    /// What they were, to be sent again.
+    sent: BTreeMap<i32, Vec<Sent>>,
     next_client: u64,
     trace: bool,
 }
@@ -56,6 +61,7 @@ impl State {
             edits: Edits::default(),
             rates: case.rates.clone(),
             produced: vec![0; case.partitions as usize],
+            sent: BTreeMap::new(),
             next_client: 0,
             trace: std::env::var_os("TIDEMILL_SEED").is_some(),
         }
@@ -144,7 +150,13 @@ impl State {
     pub fn produce(&mut self, case: &Case, partition: i32) {
         let sequence = self.produced[partition as usize];
         self.produced[partition as usize] += 1;
-        let (key, value) = case.record(&mut self.random, partition, sequence);
+        let sent = self.sent.entry(partition).or_default();
+        let again = case.inbox && !sent.is_empty() && self.random.one_in(3);
+        let (key, value) = match again {
+            true => sent[self.random.below(sent.len())].clone(),
+            false => case.record(&mut self.random, partition, sequence),
+        };
+        sent.push((key.clone(), value.clone()));
         let timestamp_ms = self.broker.now_ms as i64;
         let log = &mut self.broker.inputs[partition as usize];
         log.append(Row { key, value: Some(value), timestamp_ms });

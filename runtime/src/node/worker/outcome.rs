@@ -73,7 +73,7 @@ impl<C: Consumer> Worker<C> {
         }
         let adopts = task.is_adopting();
         let committed = match applied {
-            Ok(()) => task.committed(sealed).map(|()| task.rewind()),
+            Ok(()) => task.committed(sealed).map(|()| (task.rewind(), task.trim())),
             Err(error) => {
                 tracing::error!(deployment = %self.deployment, partition, %error, "a commit is in Kafka but not in the store");
                 self.park(partition, Some(sealed));
@@ -86,10 +86,17 @@ impl<C: Consumer> Worker<C> {
         self.board.task_committed(partition, self.index, task);
         self.restorer.committed(partition);
         match committed {
-            Ok(None) if adopts => self.begin_to_flow(partition),
-            Ok(None) => {}
-            // Records were held back from this commit: they are read again.
-            Ok(Some(positions)) => self.start_inputs(partition, &positions),
+            Ok((rewind, trim)) => {
+                if let Some(before) = trim {
+                    self.restorer.trim_inbox(partition, before);
+                }
+                match rewind {
+                    None if adopts => self.begin_to_flow(partition),
+                    None => {}
+                    // Records were held back from this commit: they are read again.
+                    Some(positions) => self.start_inputs(partition, &positions),
+                }
+            }
             Err(error) => self.task_failed(partition, &error),
         }
     }

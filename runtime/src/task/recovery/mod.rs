@@ -9,9 +9,13 @@
 //!   4  compare position record, offsets, topic ids, incarnation: start, or halt
 //! ```
 //!
+//! A deployment with an inbox has a second log: [`ids`] brings it in after the changelog, because the
+//! position record says what of it must be there.
+//!
 //! Blocking; runs on a restore thread. The decisions are in [`decide`], as pure functions.
 
 mod decide;
+mod ids;
 mod replay;
 
 use std::path::Path;
@@ -24,7 +28,7 @@ use self::decide::cut_off;
 use self::replay::Replay;
 use super::{Start, TaskConfig};
 use crate::faults::{CrashPoint, crash_point};
-use crate::ports::{CommittedOffset, Recovery, SourceError};
+use crate::ports::{CommittedOffset, Log, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
 use crate::store::{Identity, Opening, Store, StoreBudget, StoreError};
 
@@ -146,7 +150,12 @@ pub fn recover(
             changelog_topic_id: config.changelog.topic_id.clone(),
         };
         let restore = Restore { config, partition, budget: disk.budget, dir: disk.dir, identity, rules };
-        match restore.run(disk.open, kafka, hooks, &mut report)? {
+        let restored = restore.run(disk.open, kafka, hooks, &mut report)?;
+        let restored = match (restored, &config.inbox) {
+            (Restored::Done(done), Some(_)) => restore.inbox(done, kafka, hooks)?,
+            (restored, _) => restored,
+        };
+        match restored {
             Restored::Done(done) => store = Some(done),
             Restored::Halt(reason) => return Ok(Outcome::Halt(reason)),
             Restored::Stopped => return Ok(Outcome::Stopped),
@@ -243,7 +252,7 @@ impl Restore<'_> {
         hooks: &mut Hooks<'_>,
         report: &mut Report,
     ) -> Result<Restored, RecoveryError> {
-        let mut bounds = kafka.changelog_bounds(self.partition)?;
+        let mut bounds = kafka.log_bounds(Log::Changelog, self.partition)?;
         let mut store = match open {
             Some(store) => store,
             None => self.open(report)?,
@@ -256,7 +265,7 @@ impl Restore<'_> {
                 store.close()?;
                 return Ok(Restored::Stopped);
             }
-            bounds = kafka.changelog_bounds(self.partition)?;
+            bounds = kafka.log_bounds(Log::Changelog, self.partition)?;
         }
         let retention_ms = millis(self.rules.delete_retention);
         match judge_store(store.progress(), bounds, retention_ms, self.rules.wall_ms) {
@@ -321,7 +330,7 @@ impl Restore<'_> {
         let mut replay = Replay::new(&mut store);
         let mut failed = None;
         let mut stopped = false;
-        kafka.read_changelog(self.partition, from, log_end, &mut |record| {
+        kafka.read_log(Log::Changelog, self.partition, (from, log_end), &mut |record| {
             crash_point(CrashPoint::DuringRestore);
             let next = Offset(record.offset.0 + 1);
             if let Err(error) = replay.push(record) {

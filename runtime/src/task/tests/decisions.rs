@@ -25,6 +25,7 @@ fn position(offset: u64) -> Position {
         guarantee: PositionGuarantee::ExactlyOnce.into(),
         writer: 4,
         commit: 9,
+        ..Position::default()
     }
 }
 
@@ -258,7 +259,8 @@ fn a_stateless_task_with_a_new_input_tells_it_from_a_lost_offset_by_the_revision
 #[test]
 fn a_store_is_judged_by_its_changelog() {
     let judge = |next, bounds: (u64, u64), age_ms: i64| {
-        let progress = Progress { changelog_next: Offset(next), changelog_ms: 1_000_000 };
+        let progress =
+            Progress { changelog_next: Offset(next), changelog_ms: 1_000_000, inbox_next: Offset(0) };
         judge_store(progress, (Offset(bounds.0), Offset(bounds.1)), 60_000, 1_000_000 + age_ms)
     };
     assert_eq!(judge(5, (0, 9), 30_000), StoreVerdict::Use);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::effects::Writes;
-use crate::ports::{CommittedOffset, LogRecord, Recovery, SourceError};
+use crate::ports::{CommittedOffset, Log, LogRecord, Recovery, SourceError};
 use crate::record::InputPartition;
 
 pub const PARTITION: i32 = 3;
@@ -174,6 +174,9 @@ pub struct FakeKafka {
     pub emitted: Vec<String>,
     /// Looks at the changelog's end that do not see its last entry yet, a marker.
     pub late_marker: usize,
+    /// The inbox's topic, and where it begins.
+    pub ids: Vec<Option<LogRecord>>,
+    pub ids_start: u64,
 }
 
 impl FakeKafka {
@@ -201,6 +204,14 @@ impl FakeKafka {
         self.rows(sealed, usize::MAX);
         if sealed.changelog.as_ref().is_some_and(|changelog| changelog.stamp.is_none()) {
             self.gap();
+        }
+        for (key, value) in sealed.inbox.iter().flat_map(|rows| rows.keys.iter().zip(rows.values.iter())) {
+            let offset = Offset(self.ids.len() as u64);
+            let (key, value) = (key.unwrap().to_vec(), value.map(<[u8]>::to_vec));
+            self.ids.push(Some(LogRecord { offset, timestamp_ms: self.now_ms, key, value, stamp: None }));
+        }
+        if sealed.inbox.is_some() {
+            self.ids.push(None);
         }
         self.offsets(sealed);
     }
@@ -243,21 +254,28 @@ impl Recovery for FakeKafka {
         Ok(())
     }
 
-    fn changelog_bounds(&mut self, _: i32) -> Result<(Offset, Offset), SourceError> {
+    fn log_bounds(&mut self, log: Log, _: i32) -> Result<(Offset, Offset), SourceError> {
+        if log == Log::Inbox {
+            return Ok((Offset(self.ids_start), Offset(self.ids.len() as u64)));
+        }
         let late = usize::from(self.late_marker > 0);
         self.late_marker = self.late_marker.saturating_sub(1);
         Ok((Offset(self.log_start), Offset((self.log.len() - late) as u64)))
     }
 
-    fn read_changelog(
+    fn read_log(
         &mut self,
+        log: Log,
         _: i32,
-        from: Offset,
-        to: Offset,
+        (from, to): (Offset, Offset),
         apply: &mut dyn FnMut(LogRecord) -> bool,
     ) -> Result<(), SourceError> {
-        assert!(from.0 >= self.log_start, "the broker would answer out of range");
-        for record in self.log[from.0 as usize..to.0 as usize].iter().flatten() {
+        let (log, log_start) = match log {
+            Log::Changelog => (&self.log, self.log_start),
+            Log::Inbox => (&self.ids, self.ids_start),
+        };
+        assert!(from.0 >= log_start, "the broker would answer out of range");
+        for record in log[from.0 as usize..to.0 as usize].iter().flatten() {
             if !apply(record.clone()) {
                 break;
             }
@@ -328,6 +346,7 @@ pub fn config(failures: Failures) -> TaskConfig {
         }],
         stores: Arc::new(Stores::new(&manifest()).unwrap()),
         keeps_rows: false,
+        inbox: None,
         dead_letters: None,
         changelog: ChangelogConfig {
             topic: "fleet.count.changelog".into(),

@@ -280,6 +280,7 @@ fn stamped(kafka: &mut FakeKafka, lines: &[&str]) {
                 guarantee: crate::store::PositionGuarantee::AtLeastOnce.into(),
                 writer,
                 commit: number,
+                ..crate::store::Position::default()
             };
             kafka.append(crate::store::POSITION, Some(&position.encode_to_vec()), Some((writer, number)));
             let committed = CommittedOffset { offset: Offset(0), metadata: String::new() };

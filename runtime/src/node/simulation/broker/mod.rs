@@ -27,6 +27,7 @@ pub const TOXIC: &[u8] = b"toxic";
 pub enum Place {
     Output(i32),
     Changelog(i32),
+    Inbox(i32),
     /// The group's offsets.
     Offsets,
 }
@@ -102,6 +103,7 @@ pub struct Broker {
     pub inputs: Vec<Log>,
     pub outputs: Vec<Log>,
     pub changelogs: Vec<Log>,
+    pub inboxes: Vec<Log>,
     pub group: Group,
     transactions: BTreeMap<String, Transaction>,
     markers: Vec<Marker>,
@@ -118,6 +120,7 @@ impl Broker {
         broker.inputs = logs(partitions);
         broker.outputs = logs(outputs);
         broker.changelogs = logs(partitions);
+        broker.inboxes = logs(partitions);
         broker.group.partitions = partitions;
         broker
     }
@@ -186,6 +189,7 @@ impl Broker {
                 let log = match *place {
                     Place::Output(partition) => &mut self.outputs[partition as usize],
                     Place::Changelog(partition) => &mut self.changelogs[partition as usize],
+                    Place::Inbox(partition) => &mut self.inboxes[partition as usize],
                     Place::Offsets => return Err(Refusal::State),
                 };
                 for row in rows {
@@ -274,6 +278,7 @@ impl Broker {
         match marker.place {
             Place::Output(partition) => self.outputs[partition as usize].mark(producer, commit),
             Place::Changelog(partition) => self.changelogs[partition as usize].mark(producer, commit),
+            Place::Inbox(partition) => self.inboxes[partition as usize].mark(producer, commit),
             Place::Offsets => self.group.mark(producer, commit),
         }
     }

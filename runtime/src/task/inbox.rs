@@ -1,0 +1,252 @@
+//! Which records have had their effects already: ids, their rows, and when they are forgotten.
+//!
+//! An id is a row of the task's own, written with the effects of the record that ended `ok`, in the
+//! same commit. Ages are measured in **stream time**: the horizon is the latest time of any record
+//! that ended `ok`, and never goes back. An id is dated with the horizon at its record, and is
+//! forgotten once the horizon is `ttl` beyond that.
+//!
+//! ```text
+//!   record time    12:00   12:01   11:30   12:02      a late record does not move the horizon,
+//!   horizon        12:00   12:01   12:01   12:02      and its id is kept as long as the others
+//! ```
+//!
+//! A record's own time counts up to what the clock says, so that one wrong time stamp cannot empty the
+//! inbox; the clock counts as going on while the process runs, so that one that stands still cannot
+//! freeze it.
+//!
+//! Because dates rise with the commits, the rows of the inbox's topic expire in their order. What has
+//! expired by the last commit that is known is trimmed: `inbox_start` of the position record says up to
+//! where, before anything is deleted.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use super::TakenAt;
+use crate::config::deployment::{IdSource, InboxSpec};
+use crate::record::{Batch, Column, Offset, headers};
+use crate::store::Store;
+
+/// Longest id, in bytes.
+pub const ID_BYTES_MAX: usize = 1024;
+/// Clocks of producers may be ahead of this one by so much.
+const CLOCK_SLACK_MS: i64 = 60_000;
+/// Parts of a TTL in which the topic is trimmed.
+const CHECKPOINTS: i64 = 64;
+
+/// The row of an id. On disk and in Kafka since 0.2: little endian, add at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The horizon when its record ended `ok`; ms since the epoch.
+    pub horizon_ms: i64,
+    /// Of that record.
+    pub input: u16,
+    pub offset: u64,
+    /// Of the deployment that handled it.
+    pub revision: u64,
+}
+
+impl Seen {
+    pub fn encode(self) -> [u8; 26] {
+        let mut bytes = [0; 26];
+        bytes[..8].copy_from_slice(&self.horizon_ms.to_le_bytes());
+        bytes[8..10].copy_from_slice(&self.input.to_le_bytes());
+        bytes[10..18].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[18..].copy_from_slice(&self.revision.to_le_bytes());
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Seen> {
+        Some(Seen {
+            horizon_ms: i64::from_le_bytes(bytes.get(..8)?.try_into().ok()?),
+            input: u16::from_le_bytes(bytes.get(8..10)?.try_into().ok()?),
+            offset: u64::from_le_bytes(bytes.get(10..18)?.try_into().ok()?),
+            revision: u64::from_le_bytes(bytes.get(18..26)?.try_into().ok()?),
+        })
+    }
+}
+
+/// What a task knows of its inbox beside the rows.
+#[derive(Debug)]
+pub struct Inbox {
+    spec: InboxSpec,
+    /// A value of the overlay: dropped with it.
+    horizon_ms: i64,
+    /// Of the last commit that is known.
+    committed_ms: i64,
+    /// Below it the topic holds expired rows only, by the last commit that was known at the last seal.
+    start: Offset,
+    /// Everything below the offset is dated at most so, the oldest first.
+    checkpoints: VecDeque<(Offset, i64)>,
+    /// Up to where the topic has been, or is being, trimmed.
+    trimmed: Offset,
+    /// The first time that was seen: from then on the clock at least keeps up with the monotonic one.
+    began: Option<TakenAt>,
+    /// Of the planted bug: ids that were seen, whatever became of their commit.
+    pub outside: HashSet<Vec<u8>>,
+}
+
+impl Inbox {
+    pub fn new(spec: InboxSpec, store: Option<&Store>) -> Inbox {
+        let position = store.and_then(Store::position);
+        let horizon_ms = position.map_or(i64::MIN, |position| position.inbox_horizon_ms);
+        let horizon_ms = if horizon_ms == 0 { i64::MIN } else { horizon_ms };
+        let start = Offset(position.map_or(0, |position| position.inbox_start));
+        let next = store.map_or(Offset(0), |store| store.progress().inbox_next);
+        Inbox {
+            spec,
+            horizon_ms,
+            committed_ms: horizon_ms,
+            start,
+            checkpoints: VecDeque::from([(next, horizon_ms)]),
+            trimmed: start,
+            began: None,
+            outside: HashSet::new(),
+        }
+    }
+
+    /// The ids of a batch's records; null = it has none.
+    pub fn ids(&self, batch: &Batch) -> Column {
+        let mut ids = Column::with_capacity(batch.len(), batch.len() * 16);
+        let mut values = batch.values.iter();
+        let (mut keys, mut all_headers) = (batch.keys.iter(), batch.headers.iter());
+        for &offset in &batch.offsets {
+            let (key, value) = (keys.next().flatten(), values.next().flatten());
+            let own = all_headers.next().flatten();
+            let fits = |id: &&[u8]| !id.is_empty() && id.len() <= ID_BYTES_MAX;
+            match &self.spec.id {
+                IdSource::Key => ids.push(key.filter(fits)),
+                IdSource::Header(name) => ids.push(own.and_then(|own| header(own, name)).filter(fits)),
+                IdSource::Json(pointer) => {
+                    let id = value.and_then(|value| member(value, pointer));
+                    ids.push(id.as_deref().map(str::as_bytes).filter(fits));
+                }
+                IdSource::Offset => {
+                    let id = [&batch.input.to_be_bytes()[..], &offset.to_be_bytes()].concat();
+                    ids.push(Some(&id));
+                }
+            }
+        }
+        ids
+    }
+
+    /// Why a record without an id fails.
+    pub fn missing(&self) -> String {
+        format!("the record has no id of 1 to {ID_BYTES_MAX} bytes at {} (inbox.id)", self.spec.id)
+    }
+
+    /// Whether a record of this time repeats what was seen: judged by the horizon, or by its own time if
+    /// that is later, so that it does not matter which records share its batch.
+    pub fn is_remembered(&self, seen: Seen, timestamp_ms: i64, taken: TakenAt) -> bool {
+        let now_ms = self.horizon_ms.max(self.time_ms(timestamp_ms, taken));
+        seen.horizon_ms.saturating_add(self.ttl_ms()) > now_ms
+    }
+
+    /// A record of this time has ended `ok`: what its id is dated with.
+    pub fn pass(&mut self, timestamp_ms: i64, taken: TakenAt) -> i64 {
+        self.began.get_or_insert(taken);
+        self.horizon_ms = self.horizon_ms.max(self.time_ms(timestamp_ms, taken));
+        self.horizon_ms
+    }
+
+    /// What a record's time counts for.
+    fn time_ms(&self, timestamp_ms: i64, taken: TakenAt) -> i64 {
+        let began = self.began.unwrap_or(taken);
+        let ran = taken.monotonic.saturating_sub(began.monotonic);
+        let now_ms = taken.wall_ms.max(began.wall_ms.saturating_add(millis(ran)));
+        match timestamp_ms {
+            ..0 => now_ms,
+            _ => timestamp_ms.min(now_ms.saturating_add(CLOCK_SLACK_MS)),
+        }
+    }
+
+    /// Horizon and start of the commit that is being sealed.
+    pub fn seal(&mut self) -> (i64, Offset) {
+        let ttl_ms = self.ttl_ms();
+        while let Some(&(offset, horizon_ms)) = self.checkpoints.front()
+            && horizon_ms.saturating_add(ttl_ms) <= self.committed_ms
+        {
+            self.start = self.start.max(offset);
+            self.checkpoints.pop_front();
+        }
+        (self.horizon_ms, self.start)
+    }
+
+    /// A commit with that horizon is known; `next` is where the topic stands at least.
+    pub fn committed(&mut self, horizon_ms: i64, next: Offset) {
+        self.committed_ms = horizon_ms;
+        let part_ms = self.ttl_ms() / CHECKPOINTS;
+        // A part begins where the one before the last ended; the last one is extended until it is full.
+        let began = self.checkpoints.iter().rev().nth(1).map(|&(_, end_ms)| end_ms);
+        let extends = began.is_some_and(|began| horizon_ms.saturating_sub(began) < part_ms);
+        if extends {
+            self.checkpoints.pop_back();
+        }
+        self.checkpoints.push_back((next, horizon_ms));
+    }
+
+    pub fn drop_uncommitted(&mut self) {
+        self.horizon_ms = self.committed_ms;
+    }
+
+    /// Ids dated before it are forgotten, by the last commit that is known; ms since the epoch.
+    pub fn expired_before_ms(&self) -> i64 {
+        self.committed_ms.saturating_sub(self.ttl_ms()).saturating_add(1)
+    }
+
+    /// Up to where the topic may be trimmed now that a commit with this start is known; none when that
+    /// is nothing new.
+    pub fn trim(&mut self, start: Offset) -> Option<Offset> {
+        (start > self.trimmed).then(|| {
+            self.trimmed = start;
+            start
+        })
+    }
+
+    fn ttl_ms(&self) -> i64 {
+        millis(self.spec.ttl)
+    }
+}
+
+/// The rows of `from..to` whose ids are not in `seen` and differ from each other, and where that ends: before
+/// the second record with an id, which is looked at again once the first has its outcome.
+pub fn fresh<E>(
+    ids: &[Option<&[u8]>],
+    range: std::ops::Range<usize>,
+    mut seen: impl FnMut(usize, &[u8]) -> Result<bool, E>,
+) -> Result<(Vec<usize>, usize), E> {
+    let mut rows = Vec::with_capacity(range.len());
+    let mut taken = HashSet::with_capacity(range.len());
+    for row in range.clone() {
+        // A record without an id fails, alone; it is no repetition.
+        if let Some(id) = ids.get(row).copied().flatten() {
+            if taken.contains(id) {
+                return Ok((rows, row));
+            }
+            if seen(row, id)? {
+                continue;
+            }
+            taken.insert(id);
+        }
+        rows.push(row);
+    }
+    Ok((rows, range.end))
+}
+
+fn header<'a>(encoded: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let list = headers::decode(encoded).ok()?;
+    list.into_iter().find(|(found, _)| *found == name)?.1
+}
+
+/// A text, number or boolean within a JSON value.
+fn member(value: &[u8], pointer: &str) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(value).ok()?;
+    match value.pointer(pointer)? {
+        serde_json::Value::String(text) => Some(text.clone()),
+        serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => None,
+        scalar => Some(scalar.to_string()),
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,252 @@
+//! The inbox: repetitions, what is no repetition, how ids are forgotten, and how they are restored.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use prost::Message;
+
+use super::super::recovery::*;
+use super::*;
+use crate::config::deployment::{IdSource, InboxSpec};
+use crate::config::failures::{Backoff, Policy, Then};
+use crate::record::headers;
+use crate::store::{POSITION, Position};
+
+const TTL_MS: i64 = 3_600_000;
+
+fn inbox(failures: Failures) -> TaskConfig {
+    let ttl = Duration::from_millis(TTL_MS as u64);
+    TaskConfig { inbox: Some(InboxSpec { id: IdSource::Header("id".into()), ttl }), ..parking(failures) }
+}
+
+/// Records whose ids stand behind a colon: `key!command:id`. Without one there is no id.
+fn with_ids(from: i64, records_with_ids: &[&str]) -> Batch {
+    let split =
+        |text: &&str| text.rsplit_once(':').map(|(record, id)| (record.to_owned(), Some(id.to_owned())));
+    let parts: Vec<(String, Option<String>)> =
+        records_with_ids.iter().map(|text| split(text).unwrap_or(((*text).to_owned(), None))).collect();
+    let mut batch = records(from, parts.iter().map(|(record, _)| record.as_str()));
+    for (_, id) in &parts {
+        let own = id.as_ref().map(|id| headers::encode([("id", Some(id.as_bytes()))].into_iter()));
+        batch.headers.push(own.as_deref());
+    }
+    batch
+}
+
+fn at(ms: i64) -> TakenAt {
+    TakenAt { monotonic: Duration::from_millis(ms as u64), wall_ms: ms }
+}
+
+/// Sets the time of every record.
+fn timed(mut batch: Batch, ms: i64) -> Batch {
+    batch.timestamps.fill(ms);
+    batch
+}
+
+fn seal_and_commit(task: &mut Task) -> (Vec<String>, Position) {
+    let sealed = task.seal(0).unwrap().expect("something to commit");
+    let seen = emitted(&sealed);
+    let rows = sealed.changelog.as_ref().unwrap();
+    let position = rows.keys.iter().position(|key| key == Some(POSITION)).unwrap();
+    let position = Position::decode(rows.values.row(position).unwrap()).unwrap();
+    commit(task, sealed);
+    (seen, position)
+}
+
+#[test]
+fn a_repetition_has_no_effect_in_its_batch_in_its_overlay_and_after_the_commit() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(inbox(Failures::halt()));
+    let applied = task.apply(with_ids(0, &["a:1", "b:2", "a:1", "a:3", "b:3"]), at(1)).unwrap();
+    assert_eq!((applied.ok, applied.duplicates, applied.ignored), (3, 2, 0));
+    let applied = task.apply(with_ids(5, &["c:2", "c:4"]), at(1)).unwrap();
+    assert_eq!((applied.ok, applied.duplicates), (1, 1));
+    let sealed = task.seal(0).unwrap().unwrap();
+    let ids: Vec<_> =
+        sealed.inbox.as_ref().unwrap().keys.iter().map(|key| key.unwrap()[1..].to_vec()).collect();
+    assert_eq!(ids, [b"1", b"2", b"3", b"4"]);
+    let others = sealed.changelog.as_ref().unwrap();
+    assert_eq!(others.keys.len(), 4, "three keys and the position: ids are in a topic of their own");
+    assert_eq!(emitted(&sealed), ["a=1", "b=1", "a=2", "c=1"]);
+    commit(&mut task, sealed);
+
+    let applied = task.apply(with_ids(7, &["a:1", "a:4"]), at(1)).unwrap();
+    assert_eq!((applied.ok, applied.duplicates), (0, 2));
+    assert_eq!(task.next(0), Some(Offset(9)));
+    let (seen, _) = seal_and_commit(&mut task);
+    assert_eq!(seen, [""; 0]);
+}
+
+#[test]
+fn a_record_that_failed_does_not_count_as_seen() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(inbox(Failures::skip()));
+    let applied = task.apply(with_ids(0, &["a!fail:1", "a:1", "a!trap:2", "a:2", "a:2"]), at(1)).unwrap();
+    assert_eq!((applied.ok, applied.failed, applied.duplicates), (2, 2, 1));
+    assert_eq!(seal_and_commit(&mut task).0, ["a=1", "a=2"]);
+}
+
+#[test]
+fn an_id_is_dropped_with_the_effects_of_its_record() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(inbox(Failures::halt()));
+    task.apply(timed(with_ids(0, &["a:1"]), 50), at(100)).unwrap();
+    let refused = task.seal(0).unwrap().unwrap();
+    task.apply(timed(with_ids(1, &["a:2"]), 90), at(100)).unwrap();
+    task.drop_uncommitted(Some(refused)).unwrap();
+    let applied = task.apply(timed(with_ids(0, &["a:1", "a:2"]), 20), at(100)).unwrap();
+    assert_eq!((applied.ok, applied.duplicates), (2, 0));
+    let (seen, position) = seal_and_commit(&mut task);
+    assert_eq!(
+        (seen, position.inbox_horizon_ms),
+        (vec!["a=1".into(), "a=2".into()], 20),
+        "the horizon as well"
+    );
+}
+
+#[test]
+fn a_record_without_an_id_follows_the_failure_policy() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(inbox(Failures::at_once(Then::DeadLetter)));
+    let applied = task.apply(with_ids(0, &["a:1", "a", "a:2", "a:"]), at(1)).unwrap();
+    assert_eq!((applied.ok, applied.failed), (2, 2));
+    let failure = applied.failure.unwrap();
+    assert_eq!((failure.kind, failure.offset), (FailureKind::Decode, Offset(1)));
+    assert!(failure.reason.contains("header:id"), "{failure}");
+}
+
+#[test]
+fn a_repetition_of_a_parked_record_waits_behind_it_and_then_has_no_effect() {
+    let backoff = Backoff { min: Duration::from_millis(10), max: Duration::from_millis(10) };
+    let failures = Failures::by_kind(|_| Policy { attempts: 9, backoff, then: Then::Halt });
+    let healed = Arc::new(AtomicBool::new(false));
+    let mut bench = Bench::new();
+    let counter = Counter { healed: Arc::clone(&healed), ..Counter::default() };
+    let mut task = bench.task_of(inbox(failures), counter);
+    let applied = task.apply(with_ids(0, &["a!flaky:1", "a!flaky:1", "a:2"]), at(1)).unwrap();
+    assert_eq!((applied.failed, applied.waiting, applied.duplicates), (1, 2, 0));
+    healed.store(true, Ordering::Relaxed);
+    task.retry(at(100)).unwrap();
+    assert_eq!(task.parked(), (0, 0));
+    assert_eq!(seal_and_commit(&mut task).0, ["a=1", "a=2"]);
+}
+
+#[test]
+fn ids_are_forgotten_in_the_time_of_the_records_and_no_clock_empties_the_inbox() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(inbox(Failures::halt()));
+    let now = 10 * TTL_MS;
+    task.apply(timed(with_ids(0, &["a:1"]), now), at(now)).unwrap();
+    // A time stamp from the far future counts as little more than now.
+    task.apply(timed(with_ids(1, &["a:2"]), 1_000 * TTL_MS), at(now)).unwrap();
+    let applied = task.apply(timed(with_ids(2, &["a:1"]), now), at(now)).unwrap();
+    assert_eq!(applied.duplicates, 1, "the first id is still there");
+    // A clock ten years ahead changes nothing, for the records' own times count.
+    let applied = task.apply(timed(with_ids(3, &["a:1"]), now + 1), at(now + 90_000 * TTL_MS)).unwrap();
+    assert_eq!(applied.duplicates, 1);
+    // A late record does not move the horizon back.
+    task.apply(timed(with_ids(4, &["a:3"]), 5), at(now)).unwrap();
+    let (_, position) = seal_and_commit(&mut task);
+    assert!(position.inbox_horizon_ms > now && position.inbox_horizon_ms < now + TTL_MS / 2);
+
+    let later = now + 2 * TTL_MS;
+    let applied = task.apply(timed(with_ids(5, &["b:9", "a:1"]), later), at(later)).unwrap();
+    assert_eq!((applied.ok, applied.duplicates), (2, 0), "a TTL has passed");
+}
+
+#[test]
+fn a_clock_that_stands_still_does_not_freeze_the_inbox() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(inbox(Failures::halt()));
+    let frozen = |ms: i64| TakenAt { monotonic: Duration::from_millis(ms as u64), wall_ms: 1_000 };
+    task.apply(timed(with_ids(0, &["a:1"]), 1_000), frozen(0)).unwrap();
+    task.apply(timed(with_ids(1, &["a:2"]), 1_000 + 2 * TTL_MS), frozen(2 * TTL_MS)).unwrap();
+    let applied = task.apply(timed(with_ids(2, &["a:1"]), 1_000 + 2 * TTL_MS), frozen(2 * TTL_MS)).unwrap();
+    assert_eq!(applied.ok, 1, "forgotten after a TTL, as it should be");
+}
+
+fn recovered(bench: &Bench, kafka: &mut FakeKafka) -> Outcome {
+    let config = inbox(Failures::halt());
+    let started = vec![Some(Started { topic_id: "words-id".into(), offset: Offset(0) })];
+    let dir = bench.dir.path().join("0");
+    let job = Job {
+        config: &config,
+        partition: PARTITION,
+        known: Known { started, first_commit: Vec::new() },
+        cluster_id: "cluster",
+        disk: Disk { budget: &bench.budget, dir: &dir, open: None },
+        rules: Rules {
+            delete_retention: Duration::from_secs(86_400),
+            min_compaction_lag: Duration::ZERO,
+            old_tail: OldTail::Halt,
+            wall_ms: kafka.now_ms,
+        },
+    };
+    let mut hooks = Hooks { progress: &mut |_| true, pause: &mut |_| true };
+    recover(job, kafka, &mut hooks).unwrap()
+}
+
+fn started(bench: &Bench, kafka: &mut FakeKafka) -> Task {
+    match recovered(bench, kafka) {
+        Outcome::Start(start, _) => {
+            let config = Arc::new(inbox(Failures::halt()));
+            Task::new(config, PARTITION, Box::new(Counter::default()), start).unwrap()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn ids_are_restored_from_their_topic_which_is_trimmed_only_of_what_has_expired() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut task = started(&bench, &mut kafka);
+    let mut trimmed = None;
+    let hours = 12;
+    for hour in 0..hours {
+        let now = (100 + hour) * TTL_MS / 2;
+        let id = format!("a:{hour}");
+        task.apply(timed(with_ids(hour, &[&id]), now), at(now)).unwrap();
+        let sealed = task.seal(0).unwrap().unwrap();
+        kafka.commit(&sealed);
+        commit(&mut task, sealed);
+        trimmed = task.trim().or(trimmed);
+    }
+    let trimmed = trimmed.expect("most of the ids have expired");
+    // A row and a marker for each commit; the last two halves of a TTL and the commit before are kept.
+    assert!(trimmed.0 >= 2 * (hours as u64 - 5) && trimmed.0 <= 2 * (hours as u64 - 2), "{trimmed}");
+    drop(task.close(None).store);
+    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+    kafka.ids_start = trimmed.0;
+
+    let mut task = started(&bench, &mut kafka);
+    let now = (100 + hours) * TTL_MS / 2 - 1;
+    let (last, before, first) = (format!("a:{}", hours - 1), format!("a:{}", hours - 2), "a:0".to_owned());
+    let applied = task.apply(timed(with_ids(hours, &[&last, &before, &first]), now), at(now)).unwrap();
+    assert_eq!((applied.ok, applied.duplicates), (1, 2), "what was remembered still is");
+    drop(task.close(None).store);
+
+    // Somebody else deletes what had not expired.
+    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+    kafka.ids_start = trimmed.0 + 4;
+    match recovered(&bench, &mut kafka) {
+        Outcome::Halt(reason) => assert!(reason.contains("had not expired"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn ids_are_found_where_the_deployment_says() {
+    let mut batch = records(7, ["key"]);
+    batch.values = crate::record::Column::default();
+    batch.values.push(Some(br#"{"order":{"id":17},"name":"n"}"#));
+    let id = |source: IdSource| {
+        let spec = InboxSpec { id: source, ttl: Duration::from_secs(1) };
+        let ids = super::super::inbox::Inbox::new(spec, None).ids(&batch);
+        ids.row(0).map(|id| String::from_utf8_lossy(id).into_owned())
+    };
+    assert_eq!(id(IdSource::Key).as_deref(), Some("key"));
+    assert_eq!(id(IdSource::Json("/order/id".into())).as_deref(), Some("17"));
+    assert_eq!(id(IdSource::Json("/name".into())).as_deref(), Some("n"));
+    assert_eq!(id(IdSource::Json("/order".into())), None);
+    assert_eq!(id(IdSource::Header("id".into())), None);
+    assert_eq!(id(IdSource::Offset).as_deref(), Some("\0\0\0\0\0\0\0\0\0\u{7}"));
+}
