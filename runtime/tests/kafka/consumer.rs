@@ -52,6 +52,21 @@ fn batches_keep_order_timestamps_headers_and_nulls() {
     );
 }
 
+/// librdkafka answers nothing once a group has ended, so whoever asks then waits for ever.
+#[test]
+fn a_static_member_that_leaves_while_it_is_being_let_in_has_left_soon() {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("hasty", 1);
+    let group = unique("hasty");
+    for _ in 0..10 {
+        let hasty = ConsumerSpec { instance_id: Some("hasty".into()), ..spec(&group, &[&topic]) };
+        let consumer = Consumer::new(&cluster.config(), hasty).unwrap();
+        let began = Instant::now();
+        consumer.leave();
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    }
+}
+
 #[test]
 fn a_batch_respects_its_limits_and_loses_nothing() {
     let cluster = Cluster::get();

@@ -247,6 +247,9 @@ impl Consumer {
                 self.serve_until(deadline, |consumer| consumer.membership().member_id.is_empty());
             }
         }
+        // What is still queued must be answered before the group ends: librdkafka 2.12 replies to
+        // nothing after that, and whoever asks waits for ever.
+        self.drain();
         // SAFETY: live handle; the queue is the consumer's own, which is what we poll.
         let asked = unsafe { consume(rd::rd_kafka_consumer_close_queue(self.client.raw(), self.queue.0)) };
         // SAFETY: live handle.
@@ -255,6 +258,17 @@ impl Consumer {
         if asked.is_err() || !self.serve_until(deadline, is_closed) {
             // Destroying it may then take for ever, so somebody else does.
             self.client.abandon();
+        }
+    }
+
+    /// Serves and drops everything that is queued.
+    fn drain(&mut self) {
+        loop {
+            self.pending.clear();
+            self.fill(64);
+            if self.pending.is_empty() {
+                return;
+            }
         }
     }
 
