@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The workspace's root.
@@ -77,9 +77,20 @@ pub fn free_address() -> String {
     listener.local_addr().expect("a bound listener has an address").to_string()
 }
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+static ON_EMBEDDED: Mutex<()> = Mutex::new(());
+static ON_APACHE: Mutex<()> = Mutex::new(());
 
-/// Held by every test that starts brokers or nodes: deadlines are for a machine of two cores.
-pub fn alone() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+/// Held by a test whose nodes run on the embedded broker: one at a time.
+pub fn turn_on_embedded() -> MutexGuard<'static, ()> {
+    ON_EMBEDDED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same on Apache Kafka.
+pub fn turn_on_apache() -> MutexGuard<'static, ()> {
+    ON_APACHE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by a test with deadlines of its own, which are for a machine of two cores: it has both.
+pub fn alone() -> (MutexGuard<'static, ()>, MutexGuard<'static, ()>) {
+    (turn_on_embedded(), turn_on_apache())
 }

@@ -3,17 +3,17 @@
 use tidemill_tests::cases;
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::inputs;
-use tidemill_tests::programs::alone;
+use tidemill_tests::programs::{alone, turn_on_embedded};
 
 #[test]
 fn the_flights_pipeline_is_right() {
-    let _alone = alone();
+    let _turn = turn_on_embedded();
     cases::the_flights_pipeline_is_right(&Cluster::embedded());
 }
 
 #[test]
 fn a_deleted_deployment_begins_anew() {
-    let _alone = alone();
+    let _turn = turn_on_embedded();
     cases::a_deleted_deployment_begins_anew(&Cluster::embedded());
 }
 
@@ -25,24 +25,24 @@ fn a_killed_node_goes_on_where_it_was() {
 
 #[test]
 fn two_nodes_share_the_work_and_one_takes_over() {
-    let _alone = alone();
+    let _turn = turn_on_embedded();
     cases::two_nodes_share_the_work_and_one_takes_over(&Cluster::embedded());
 }
 
 #[test]
 fn partitions_that_are_added_after_a_crash_are_read() {
-    let _alone = alone();
+    let _turn = turn_on_embedded();
     inputs::partitions_that_are_added_after_a_crash_are_read(&Cluster::embedded());
 }
 
 #[test]
 fn an_exchanged_input_begins_and_resumes_where_it_should() {
-    let _alone = alone();
+    let _turn = turn_on_embedded();
     inputs::an_exchanged_input_begins_and_resumes_where_it_should(&Cluster::embedded());
 }
 
 #[test]
 fn kafkas_own_tools_see_the_same() {
-    let _alone = alone();
+    let _turn = turn_on_embedded();
     cases::kafkas_own_tools_see_the_same(&Cluster::embedded());
 }

@@ -5,17 +5,17 @@ use tidemill_tests::cases;
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::inputs;
 use tidemill_tests::node::plain;
-use tidemill_tests::programs::alone;
+use tidemill_tests::programs::{alone, turn_on_apache};
 
 #[test]
 fn the_flights_pipeline_is_right() {
-    let _alone = alone();
+    let _turn = turn_on_apache();
     cases::the_flights_pipeline_is_right(&Cluster::apache());
 }
 
 #[test]
 fn a_deleted_deployment_begins_anew() {
-    let _alone = alone();
+    let _turn = turn_on_apache();
     cases::a_deleted_deployment_begins_anew(&Cluster::apache());
 }
 
@@ -27,14 +27,14 @@ fn a_killed_node_goes_on_where_it_was() {
 
 #[test]
 fn two_nodes_share_the_work_and_one_takes_over() {
-    let _alone = alone();
+    let _turn = turn_on_apache();
     cases::two_nodes_share_the_work_and_one_takes_over(&Cluster::apache());
 }
 
 /// KIP-848: the broker assigns, and moves the member's epoch without telling by an event.
 #[test]
 fn two_nodes_of_the_consumer_protocol_share_the_work_and_one_takes_over() {
-    let _alone = alone();
+    let _turn = turn_on_apache();
     let cluster = Cluster::apache();
     let kafka = plain(&cluster) + "  group_protocol: consumer\n";
     cases::configured_nodes_share_the_work(&cluster, &kafka);
@@ -42,19 +42,19 @@ fn two_nodes_of_the_consumer_protocol_share_the_work_and_one_takes_over() {
 
 #[test]
 fn partitions_that_are_added_after_a_crash_are_read() {
-    let _alone = alone();
+    let _turn = turn_on_apache();
     inputs::partitions_that_are_added_after_a_crash_are_read(&Cluster::apache());
 }
 
 #[test]
 fn an_exchanged_input_begins_and_resumes_where_it_should() {
-    let _alone = alone();
+    let _turn = turn_on_apache();
     inputs::an_exchanged_input_begins_and_resumes_where_it_should(&Cluster::apache());
 }
 
 #[test]
 fn kafkas_own_tools_see_the_same() {
-    let _alone = alone();
+    let _turn = turn_on_apache();
     cases::kafkas_own_tools_see_the_same(&Cluster::apache());
 }
 
@@ -62,7 +62,7 @@ fn kafkas_own_tools_see_the_same() {
 /// what people get wrong.
 #[test]
 fn a_node_signs_in_over_tls_with_scram() {
-    let _alone = alone();
+    let _turn = turn_on_apache();
     let user = ("tidemill".to_owned(), "correct-horse".to_owned());
     let options = Options { sasl_ssl: Some(user), ..Options::default() };
     let cluster = Cluster::apache_with(&options);
