@@ -308,6 +308,16 @@ mod tests {
         ControlEntry { entry: Some(Entry::Deploy(entry)), ..ControlEntry::default() }
     }
 
+    fn pause(expected_revision: u64, paused: bool) -> ControlEntry {
+        let entry = PauseEntry { name: "a".into(), expected_revision, paused, ..PauseEntry::default() };
+        ControlEntry { entry: Some(Entry::Pause(entry)), ..ControlEntry::default() }
+    }
+
+    fn retired(incarnation: &str) -> ControlEntry {
+        let entry = RetiredEntry { name: "a".into(), incarnation: incarnation.into() };
+        ControlEntry { entry: Some(Entry::Retired(entry)), ..ControlEntry::default() }
+    }
+
     fn delete(name: &str, expected_revision: u64, keep_state: bool) -> ControlEntry {
         let entry =
             DeleteEntry { name: name.into(), expected_revision, keep_state, ..DeleteEntry::default() };
@@ -338,10 +348,6 @@ mod tests {
     #[test]
     fn a_reset_begins_a_new_life_of_a_paused_name_that_waits_for_the_old_one_to_be_gone() {
         let mut registry = Registry::default();
-        let pause = |expected_revision, paused| {
-            let entry = PauseEntry { name: "a".into(), expected_revision, paused, ..PauseEntry::default() };
-            ControlEntry { entry: Some(Entry::Pause(entry)), ..ControlEntry::default() }
-        };
         let reset = |expected_revision| {
             let beginning = Beginning { topic: "t".into(), topic_id: "id".into(), partition: 0, offset: 7 };
             let entry = ResetEntry {
@@ -365,19 +371,13 @@ mod tests {
         assert_eq!(registry.deployments["a"].history.next_number(), 2, "its versions stay");
         assert!(matches!(registry.apply(Offset(5), 1, &pause(5, false)), Outcome::Refused(_)), "not yet");
         assert!(matches!(registry.apply(Offset(6), 1, &reset(5)), Outcome::Refused(_)), "complete the first");
-        let gone = RetiredEntry { name: "a".into(), incarnation: "i1".into() };
-        let gone = ControlEntry { entry: Some(Entry::Retired(gone)), ..ControlEntry::default() };
-        registry.apply(Offset(7), 1, &gone);
+        registry.apply(Offset(7), 1, &retired("i1"));
         assert_eq!(registry.apply(Offset(8), 1, &pause(5, false)), Outcome::Accepted(9));
     }
 
     #[test]
     fn every_deploy_makes_a_version_and_a_pause_none() {
         let mut registry = Registry::default();
-        let pause = |expected_revision, paused| {
-            let entry = PauseEntry { name: "a".into(), expected_revision, paused, ..PauseEntry::default() };
-            ControlEntry { entry: Some(Entry::Pause(entry)), ..ControlEntry::default() }
-        };
         registry.apply(Offset(0), 10, &deploy("a", 0, "i1"));
         assert_eq!(registry.apply(Offset(1), 11, &pause(1, true)), Outcome::Accepted(2));
         assert_eq!(registry.apply(Offset(2), 12, &pause(2, true)), Outcome::Accepted(2), "it is paused");
@@ -397,10 +397,6 @@ mod tests {
     #[test]
     fn a_name_is_not_free_before_its_former_life_has_left_kafka() {
         let mut registry = Registry::default();
-        let retired = |incarnation: &str| {
-            let entry = RetiredEntry { name: "a".into(), incarnation: incarnation.into() };
-            ControlEntry { entry: Some(Entry::Retired(entry)), ..ControlEntry::default() }
-        };
         registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
         let entry =
             DeleteEntry { name: "a".into(), expected_revision: 1, retires: true, ..DeleteEntry::default() };
