@@ -2,31 +2,66 @@
 
 use std::time::{Duration, Instant};
 
+use axum::http::HeaderMap;
 use tonic::metadata::MetadataMap;
 
+const TIMEOUT: &str = "grpc-timeout";
+
 /// Of a call that does not say.
-const DEFAULT: Duration = Duration::from_secs(10);
-/// No call waits longer, whatever it says: the server's own limit is a little above.
-const LONGEST: Duration = Duration::from_secs(55);
+const DEFAULT: Duration = Duration::from_secs(30);
+/// No call waits longer, whatever it says.
+const LONGEST: Duration = Duration::from_secs(60);
+/// Calls that may compile a module, or wait until the members of a group have left: they have the longest
+/// time unless their caller says less.
+const SLOW: [&str; 4] = ["Deploy", "Rollback", "Delete", "Reset"];
 /// Part of the time that is left for the answer's way back, so that it says more than "too late".
 const WAY_BACK: u32 = 10;
 const WAY_BACK_MAX: Duration = Duration::from_millis(100);
 
 /// When a call must have its answer.
+///
+/// Invariant: `until < answer_by < ` the end of the caller's own wait. Work that keeps its deadline says
+/// best itself what it waited for.
 #[derive(Debug, Clone, Copy)]
-pub struct Deadline(Instant);
+pub struct Deadline {
+    began: Instant,
+    allowed: Duration,
+}
 
 impl Deadline {
     /// Of a call that came with this metadata.
     pub fn of(metadata: &MetadataMap) -> Deadline {
-        let timeout = metadata.get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?));
-        let timeout = timeout.unwrap_or(DEFAULT).min(LONGEST);
-        Deadline(Instant::now() + timeout.saturating_sub((timeout / WAY_BACK).min(WAY_BACK_MAX)))
+        Deadline::after(metadata.get(TIMEOUT).and_then(|value| parse(value.to_str().ok()?)), DEFAULT)
+    }
+
+    /// Of a call of any method, by its path.
+    pub fn of_call(path: &str, headers: &HeaderMap) -> Deadline {
+        let is_slow = path.rsplit('/').next().is_some_and(|method| SLOW.contains(&method));
+        let asked = headers.get(TIMEOUT).and_then(|value| parse(value.to_str().ok()?));
+        Deadline::after(asked, if is_slow { LONGEST } else { DEFAULT })
+    }
+
+    fn after(asked: Option<Duration>, otherwise: Duration) -> Deadline {
+        Deadline { began: Instant::now(), allowed: asked.unwrap_or(otherwise).min(LONGEST) }
+    }
+
+    /// What its caller, or the node, gives the call.
+    pub fn allowed(self) -> Duration {
+        self.allowed
     }
 
     /// When the node must have ended its work.
     pub fn until(self) -> Instant {
-        self.0
+        self.began + (self.allowed - self.way_back())
+    }
+
+    /// When the caller must have an answer, whatever the work says.
+    pub fn answer_by(self) -> Instant {
+        self.began + (self.allowed - self.way_back() / 2)
+    }
+
+    fn way_back(self) -> Duration {
+        (self.allowed / WAY_BACK).min(WAY_BACK_MAX)
     }
 }
 
@@ -75,12 +110,21 @@ mod tests {
 
     #[test]
     fn a_call_ends_a_little_before_its_caller_gives_up() {
+        let left = |deadline: Deadline| deadline.until().saturating_duration_since(Instant::now());
         let mut metadata = MetadataMap::new();
         metadata.insert("grpc-timeout", "1S".parse().expect("a value"));
-        let left = Deadline::of(&metadata).until().saturating_duration_since(Instant::now());
-        assert!(left <= Duration::from_millis(900), "{left:?}");
+        let deadline = Deadline::of(&metadata);
+        assert!(left(deadline) <= Duration::from_millis(900), "{deadline:?}");
+        assert!(deadline.until() < deadline.answer_by());
+        assert!(deadline.answer_by() < deadline.began + Duration::from_secs(1));
         metadata.insert("grpc-timeout", "99999999S".parse().expect("a value"));
-        let left = Deadline::of(&metadata).until().saturating_duration_since(Instant::now());
-        assert!(left <= LONGEST, "{left:?}");
+        assert!(left(Deadline::of(&metadata)) <= LONGEST);
+    }
+
+    #[test]
+    fn who_does_not_say_waits_as_long_as_the_method_may_take() {
+        let deadline = |path: &str| Deadline::of_call(path, &HeaderMap::new()).allowed();
+        assert_eq!(deadline("/tidemill.v1.Deployments/List"), DEFAULT);
+        assert_eq!(deadline("/tidemill.v1.Deployments/Deploy"), LONGEST);
     }
 }

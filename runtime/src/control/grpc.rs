@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tidemill_proto::v1 as proto;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::deadline::Deadline;
@@ -18,13 +19,15 @@ use crate::telemetry::Telemetry;
 pub struct Services {
     node: Handle,
     forwarder: Arc<Forwarder>,
+    uploads: Arc<Semaphore>,
     telemetry: Arc<Telemetry>,
 }
 
 impl Services {
     pub fn new(node: Handle, telemetry: Arc<Telemetry>) -> Services {
         let forwarder = Arc::new(Forwarder::new(node.clone()));
-        Services { node, forwarder, telemetry }
+        let uploads = Arc::new(Semaphore::new(upload::UPLOADS_MAX));
+        Services { node, forwarder, uploads, telemetry }
     }
 
     async fn ask<T: Send + 'static>(
@@ -63,8 +66,11 @@ impl proto::deployments_server::Deployments for Services {
         request: Request<Streaming<proto::DeployRequest>>,
     ) -> Result<Response<proto::DeployResponse>, Status> {
         self.counted(async {
-            let upload = upload::receive(request.into_inner()).await?;
-            ask(&self.node, move |node| node.deploy(upload.header, upload.module)).await
+            let upload = upload::receive(&self.uploads, request.into_inner()).await?;
+            let (header, module) = (upload.header, upload.module);
+            let answer = ask(&self.node, move |node| node.deploy(header, module)).await;
+            drop(upload.place);
+            answer
         })
         .await
     }

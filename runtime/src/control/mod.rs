@@ -2,6 +2,8 @@
 //!
 //! Runs on tokio; everything that may touch Kafka, RocksDB or Wasm is handed to a blocking thread.
 
+pub mod admission;
+mod connections;
 pub mod deadline;
 mod details;
 pub mod forward;

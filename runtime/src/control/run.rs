@@ -15,8 +15,8 @@ use crate::config::NodeConfig;
 use crate::node::{Handle, Node, NodeError};
 use crate::telemetry::Telemetry;
 
-/// How long calls in progress may go on once the node is told to stop.
-const LAST_CALLS_MAX: Duration = Duration::from_secs(2);
+/// How long calls in progress may go on once the node is told to stop. Records are handled meanwhile.
+const LAST_CALLS_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -65,7 +65,7 @@ pub async fn run(
     })
     .await??;
     health.started(node.handle());
-    let grpc = tokio::spawn(server::serve(grpc, node.handle(), telemetry, until(stopped)));
+    let grpc = tokio::spawn(server::serve(grpc, node.handle(), telemetry, stopped));
     ready(addresses);
     shutdown.await;
     let _ = stop.send(true); // The servers are the only ones that listen.

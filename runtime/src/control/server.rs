@@ -1,15 +1,27 @@
 //! The gRPC listener: services, health, reflection, limits.
+//!
+//! | bound | where |
+//! |---|---|
+//! | connections, and the time of their first words | `connections` |
+//! | streams, headers and unread bytes of a connection, keepalive, the size of a message | here |
+//! | calls of the node, the time of one, and the end of all | `admission` |
+//! | modules on their way in | `upload` |
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware::from_fn_with_state;
 use tidemill_proto::v1 as proto;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::sync::watch;
+use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
+use super::admission::{Admission, admit};
+use super::connections::Incoming;
 use super::grpc::Services;
 use crate::node::Handle;
 use crate::telemetry::Telemetry;
@@ -19,8 +31,12 @@ const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Streams of one connection; hyper's own default would otherwise be removed by tonic.
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Sent by a client and not yet read by a call: of one stream, and of all of a connection.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
+/// A silent connection is asked this often whether somebody is there, and closed without an answer.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -37,19 +53,16 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|reason| ServeError::Listen { address, reason })
 }
 
-/// Serves until `shutdown` resolves, then lets calls in flight end.
+/// Serves until told to stop: calls in progress then come to their end, and new ones are refused.
 pub async fn serve(
     listener: TcpListener,
     node: Handle,
     telemetry: Arc<Telemetry>,
-    shutdown: impl Future<Output = ()>,
+    mut stopping: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let services = Services::new(node, telemetry);
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<proto::deployments_server::DeploymentsServer<Services>>().await;
-    health.set_serving::<proto::state_server::StateServer<Services>>().await;
-    health.set_serving::<proto::lag_server::LagServer<Services>>().await;
-    health.set_serving::<proto::fleet_server::FleetServer<Services>>().await;
+    set_health(&health, ServingStatus::Serving).await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -62,18 +75,42 @@ pub async fn serve(
                 .max_encoding_message_size(16 * MESSAGE_BYTES_MAX)
         };
     }
-    Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .timeout(CALL_TIMEOUT)
-        .add_service(health_service)
+    let routes = Routes::new(health_service)
         .add_service(reflection)
         .add_service(bounded!(proto::deployments_server::DeploymentsServer<Services>))
         .add_service(bounded!(proto::lag_server::LagServer<Services>))
         .add_service(bounded!(proto::state_server::StateServer<Services>))
-        .add_service(bounded!(proto::fleet_server::FleetServer<Services>))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
+        .add_service(bounded!(proto::fleet_server::FleetServer<Services>));
+    let admission = Admission::new(stopping.clone());
+    let routes = routes.into_axum_router().layer(from_fn_with_state(admission, admit));
+    let shutdown = async move {
+        // An error says that the sender is gone, which means stop as well.
+        let _ = stopping.wait_for(|&stop| stop).await;
+        set_health(&health, ServingStatus::NotServing).await;
+    };
+    Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+        .add_routes(Routes::from(routes))
+        .serve_with_incoming_shutdown(Incoming::new(listener), shutdown)
         .await?;
     Ok(())
+}
+
+/// Of every service, and of the node as a whole.
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    let names = [
+        "",
+        proto::deployments_server::SERVICE_NAME,
+        proto::lag_server::SERVICE_NAME,
+        proto::state_server::SERVICE_NAME,
+        proto::fleet_server::SERVICE_NAME,
+    ];
+    for name in names {
+        health.set_service_status(name, status).await;
+    }
 }

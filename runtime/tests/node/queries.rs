@@ -1,6 +1,5 @@
 //! State queries over gRPC: what was produced is read, whatever happens to the node meanwhile.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -15,6 +14,7 @@ use tidemill_proto::v1::state_client::StateClient;
 use tidemill_test_support::build_guest;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -26,7 +26,7 @@ use crate::world::{World, deploy, eventually};
 struct Served<'a> {
     node: Option<Node>,
     server: JoinHandle<()>,
-    stop: Arc<tokio::sync::Notify>,
+    stop: watch::Sender<bool>,
     runtime: &'a Runtime,
     pub channel: Channel,
 }
@@ -36,12 +36,10 @@ impl<'a> Served<'a> {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();
         let node = world.member(id, &address);
-        let (handle, stop) = (node.handle(), Arc::new(tokio::sync::Notify::new()));
-        let stopped = Arc::clone(&stop);
+        let handle = node.handle();
+        let (stop, stopped) = watch::channel(false);
         let server = runtime.spawn(async move {
-            let served =
-                server::serve(listener, handle, Telemetry::new(), async move { stopped.notified().await });
-            served.await.expect("serves");
+            server::serve(listener, handle, Telemetry::new(), stopped).await.expect("serves");
         });
         let _guard = runtime.enter();
         let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy();
@@ -57,7 +55,7 @@ impl<'a> Served<'a> {
     }
 
     fn stop(mut self) {
-        self.stop.notify_one();
+        self.stop.send(true).expect("it listens");
         drop(self.channel);
         self.runtime.block_on(&mut self.server).expect("ends");
         if let Some(node) = self.node.take() {
