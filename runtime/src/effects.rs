@@ -125,4 +125,7 @@ pub enum Fault {
     /// The state behind the call could not be read; the guest is not to blame.
     #[error("store: {0}")]
     Store(String),
+    /// The deployment stops; no record is at fault.
+    #[error("interrupted: the deployment stops")]
+    Interrupted,
 }

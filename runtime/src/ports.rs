@@ -22,6 +22,9 @@ pub trait Handler: Send {
     /// Forgets instance memory. Called whenever an overlay is dropped, because what the guest
     /// remembers may rest on effects that never happened.
     fn renew(&mut self) -> Result<(), Fault>;
+
+    /// CPU time that the last call took, with that of a fresh instance if there had to be one.
+    fn used(&self) -> Duration;
 }
 
 /// What a worker's consumer hands over.

@@ -89,7 +89,8 @@ pub enum Guarantee {
 pub struct Limits {
     /// Linear memory of one instance.
     pub memory_bytes: u64,
-    /// CPU time for one record; a batch gets the sum.
+    /// CPU time for one record. A call with several gets the sum, but no more than a second, or this if
+    /// it is more.
     pub batch_time: Duration,
     /// Bytes that one record may emit and write.
     pub emit_bytes: u64,

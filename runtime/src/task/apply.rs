@@ -16,9 +16,10 @@ use crate::store::{StoreError, Table};
 pub(super) type Failed = (FailureKind, String);
 
 impl Task {
-    /// Runs a batch of one of the task's inputs. Records below the task's position are ignored, and
-    /// so is everything given to a task that is halted or blocked. After an error nothing of the
-    /// batch's last call is in the overlay, but earlier calls may be: drop the task or close it.
+    /// Runs a batch of one of the task's inputs, as far as one turn goes. Records below the task's
+    /// position are ignored, and so is everything given to a task that is halted or blocked. After an
+    /// error nothing of the batch's last call is in the overlay, but earlier calls may be: drop the
+    /// task or close it.
     pub fn apply(&mut self, mut batch: Batch, taken: TakenAt) -> Result<Applied, TaskError> {
         let next = self.next(batch.input).ok_or(TaskError::Misuse("the task has no such input"))?;
         let mut applied = Applied::default();
@@ -26,8 +27,15 @@ impl Task {
         if let Some(inbox) = &self.inbox {
             batch.ids = inbox.ids(&batch);
         }
+        self.turn.begin();
         self.drive(&batch, at, usize::MAX, taken, &mut applied)?;
-        let known = applied.ok + applied.failed + applied.waiting + applied.duplicates;
+        if self.turn.is_over() && self.takes_records() {
+            let next = self.next(batch.input).unwrap_or_default();
+            let at = batch.offsets.partition_point(|&offset| offset < 0 || (offset as u64) < next.0);
+            applied.left = (at < batch.len()).then(|| batch.slice(at..batch.len()));
+        }
+        let left = applied.left.as_ref().map_or(0, Batch::len);
+        let known = applied.ok + applied.failed + applied.waiting + applied.duplicates + left;
         applied.ignored = batch.len().saturating_sub(known);
         self.note_parked();
         Ok(applied)
@@ -48,7 +56,7 @@ impl Task {
             if self.config.failures.parks() { batch.keys.iter().collect() } else { Vec::new() };
         let key = |row: usize| keys.get(row).copied().flatten();
         let ids: Vec<Option<&[u8]>> = batch.ids.iter().collect();
-        while at < len && self.takes_records() {
+        while at < len && self.takes_records() && !self.turn.is_over() {
             let allowance = usize::try_from(self.allowance()).unwrap_or(usize::MAX);
             if allowance == 0 {
                 self.gate();
@@ -59,7 +67,9 @@ impl Task {
                 at += 1;
                 continue;
             }
-            let to = self.stretch(batch, at, key).min(at.saturating_add(allowance.min(company)));
+            let to = self
+                .stretch(batch, at, key)
+                .min(at.saturating_add(allowance.min(company).min(self.turn.company())));
             at = self.run_fresh(batch, &ids, at..to, taken, applied)?;
         }
         Ok(())
@@ -134,14 +144,17 @@ impl Task {
     fn stretch<'a>(&self, batch: &Batch, at: usize, key: impl Fn(usize) -> Option<&'a [u8]>) -> usize {
         let is_whole = at == 0 && batch.len() <= self.config.call_records_max;
         let has_ids = batch.ids.lengths().iter().all(|&length| length >= 0);
-        let is_calm = self.suspects.is_empty() && self.parked.is_empty() && has_ids;
+        let alone_until = self.alone_until.get(usize::from(batch.input)).copied().unwrap_or(-1);
+        let is_alone = |row: usize| batch.offsets[row] <= alone_until;
+        let is_calm = self.suspects.is_empty() && self.parked.is_empty() && has_ids && !is_alone(at);
         if is_whole && batch.bytes() <= self.config.call_bytes_max && is_calm {
             return batch.len();
         }
         // A record without an id fails alone, uncalled.
         let has_no_id = |row: usize| batch.ids.lengths().get(row).is_some_and(|&length| length < 0);
-        let is_suspect =
-            |row: usize| has_no_id(row) || self.suspected(batch.input, batch.offsets[row]).is_some();
+        let is_suspect = |row: usize| {
+            has_no_id(row) || is_alone(row) || self.suspected(batch.input, batch.offsets[row]).is_some()
+        };
         if is_suspect(at) {
             return at + 1;
         }
@@ -180,6 +193,11 @@ impl Task {
         let Ok(effects) = self.call(batch)? else {
             // Which record is at fault shows only one by one.
             self.stats.replays += 1;
+            if let (Some(until), Some(&last)) =
+                (self.alone_until.get_mut(usize::from(batch.input)), batch.offsets.last())
+            {
+                *until = last;
+            }
             return self.drive(batch, 0, 1, taken, applied);
         };
         let Some(refused) = self.settle(batch, effects, taken, applied)? else {
@@ -236,7 +254,9 @@ impl Task {
         let order = self.config.order();
         let prefetched = self.view.prefetch(&batch.keys)?;
         self.stats.calls += 1;
-        let fault = match self.handler.handle(batch, order, prefetched, &mut self.view) {
+        let answer = self.handler.handle(batch, order, prefetched, &mut self.view);
+        self.turn.used(self.handler.used(), batch.len());
+        let fault = match answer {
             Ok(effects) => match check_statuses(&effects.statuses, order, batch.len()) {
                 Ok(()) => return Ok(Ok(effects)),
                 Err(lie) => {
@@ -249,6 +269,7 @@ impl Task {
         self.view.take_scratch();
         match fault {
             Fault::Store(reason) => Err(TaskError::State(reason)),
+            Fault::Interrupted => Err(TaskError::Interrupted),
             fault => Ok(Err(fault)),
         }
     }
@@ -397,7 +418,7 @@ fn sort(fault: Fault) -> (FailureKind, String) {
     match fault {
         Fault::Timeout { .. } => (FailureKind::Timeout, reason),
         Fault::Limit(_) => (FailureKind::Limit, reason),
-        Fault::Trap(_) | Fault::Store(_) => (FailureKind::Trap, reason),
+        Fault::Trap(_) | Fault::Store(_) | Fault::Interrupted => (FailureKind::Trap, reason),
     }
 }
 

@@ -170,8 +170,14 @@ impl Task {
         let mut applied = Applied::default();
         let longest = FailureKind::ALL.map(|kind| self.config.failures.policy(kind).backoff.max);
         let longest_ms = longest.iter().max().map_or(0, |longest| longest.as_millis() as i64);
+        self.turn.begin();
         for _ in 0..RETRIES_MAX {
-            if !self.is_running() || self.adopting || self.allowance() == 0 || self.is_full() {
+            if self.turn.is_over()
+                || !self.is_running()
+                || self.adopting
+                || self.allowance() == 0
+                || self.is_full()
+            {
                 break;
             }
             let Some(due) = self.parked.due(taken.wall_ms, longest_ms + AHEAD_SLACK_MS) else { break };

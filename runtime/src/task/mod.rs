@@ -32,6 +32,7 @@ mod parked;
 pub mod recovery;
 mod refusal;
 mod seal;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,13 +45,14 @@ pub use inbox::Seen;
 use parked::Parked;
 use refusal::{Careful, Suspect};
 pub use seal::Sealed;
+use turn::Turn;
 
 pub use crate::config::failures::FailureKind;
 
 use crate::effects::{Emissions, Fault};
 use crate::faults::{Bug, planted};
 use crate::ports::Handler;
-use crate::record::{InputPartition, Offset};
+use crate::record::{Batch, InputPartition, Offset};
 use crate::store::{PositionInput, Store, StoreError, StoreReader, View};
 use crate::telemetry::{self, TaskMetrics};
 
@@ -116,6 +118,9 @@ pub enum TaskError {
     /// State could not be read during a call.
     #[error("state could not be read: {0}")]
     State(String),
+    /// The deployment stops. The task stands before the records of the call, which are to be read again.
+    #[error("interrupted")]
+    Interrupted,
     /// The handler could not be made anew.
     #[error("the handler did not start: {0}")]
     Handler(Fault),
@@ -133,7 +138,7 @@ pub struct TakenAt {
 }
 
 /// What became of a batch.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Applied {
     /// Records that ended `ok`.
     pub ok: usize,
@@ -148,6 +153,8 @@ pub struct Applied {
     pub ignored: usize,
     /// The first failure.
     pub failure: Option<Failure>,
+    /// Records that were not reached in this turn: they come next of their input, before anything else.
+    pub left: Option<Batch>,
 }
 
 /// What the next commit would hold.
@@ -215,6 +222,9 @@ pub struct Task {
     edits: u64,
     oldest: Option<Duration>,
     suspects: Vec<Suspect>,
+    /// By input: up to this offset records run alone, because a call with them failed.
+    alone_until: Vec<i64>,
+    turn: Turn,
     parked: Parked,
     inbox: Option<Inbox>,
     /// Up to where the inbox's topic may be trimmed and nobody has asked yet.
@@ -262,6 +272,8 @@ impl Task {
             committed: start.next.clone(),
             adopting: start.first.is_none() && !planted(Bug::AdoptionSkipped),
             first_offsets: start.first.unwrap_or_else(|| start.next.clone()),
+            alone_until: vec![-1; start.next.len()],
+            turn: Turn::default(),
             next: start.next,
             unbound: start.unbound,
             writer: start.writer,
@@ -388,6 +400,8 @@ impl Task {
             careful.gated = false; // The caller seeks.
         }
         self.next.clone_from(&self.committed);
+        // Those at fault are known as suspects.
+        self.alone_until.fill(-1);
         self.state = TaskState::Running;
         self.stats.drops += 1;
         if !planted(Bug::InstanceKept) {

@@ -14,6 +14,7 @@ mod model;
 mod parking;
 mod policy;
 mod restore;
+mod turns;
 
 use fakes::*;
 

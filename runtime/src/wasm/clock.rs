@@ -1,5 +1,8 @@
-//! CPU time of the calling thread: what a handler has used, however starved the machine is.
+//! CPU time of the calling thread: what a handler has used, however starved the machine is. And the
+//! other reason to end a call early.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// CPU time that the calling thread has used since it started.
@@ -28,5 +31,19 @@ impl Allowance {
     /// Must be asked on the thread that started it.
     pub fn is_used_up(&self) -> bool {
         thread_cpu_time().saturating_sub(self.started) > self.allowed
+    }
+}
+
+/// Ends the calls of all instances that share it, once raised, within a tick, and every later one.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }

@@ -7,7 +7,7 @@ use wasmtime::component::{Linker, WasmList, WasmStr};
 
 use super::abi::{Level, PACKAGE, RawPage, RawWrites, VERSION};
 use super::check;
-use super::clock::Allowance;
+use super::clock::{Allowance, Interrupt};
 use super::guest_log::GuestLog;
 use super::limits::Limiter;
 use crate::config::deployment::Limits;
@@ -26,6 +26,7 @@ pub struct HostState {
     pub limiter: Limiter,
     pub limits: Limits,
     pub allowance: Allowance,
+    pub interrupt: Interrupt,
     pub log: GuestLog,
     /// Stores of the manifest.
     pub stores: u16,
@@ -38,6 +39,8 @@ pub struct HostState {
 pub enum HostError {
     #[error("out of CPU time")]
     Time,
+    #[error("interrupted")]
+    Interrupted,
     #[error("{0}")]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -52,6 +55,7 @@ impl HostState {
             limiter: Limiter::new(limits),
             limits: limits.clone(),
             allowance: Allowance::default(),
+            interrupt: Interrupt::default(),
             log: GuestLog::new(deployment, partition),
             stores,
             handed_bytes: Vec::new(),

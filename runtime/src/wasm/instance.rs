@@ -8,7 +8,7 @@ use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
 
 use super::abi::{Order as RawOrder, PrefetchedRef, RawEffects, RecordsRef};
 use super::check::{self, Terms};
-use super::clock::Allowance;
+use super::clock::{Allowance, Interrupt, thread_cpu_time};
 use super::engine::Engine;
 use super::imports::{HostError, HostState};
 use super::limits;
@@ -19,6 +19,10 @@ use crate::effects::{Effects, Fault, Order, Prefetched};
 use crate::ports::Handler;
 use crate::record::{Batch, Column};
 use crate::store::{StoreError, View};
+
+/// CPU time of a call with several records, unless one of them alone may take longer. What is slow in
+/// company is tried again record by record, each with its own limit.
+const COMPANY_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// CPU time for `init`, which may parse a large configuration.
 const INIT_TIME_MAX: Duration = Duration::from_secs(2);
@@ -34,6 +38,7 @@ pub struct Linked {
     /// JSON.
     config: Arc<[u8]>,
     limits: Limits,
+    interrupt: Interrupt,
 }
 
 impl Linked {
@@ -49,6 +54,7 @@ impl Linked {
             deployment: deployment.into(),
             config: config.to_string().into_bytes().into(),
             limits: limits.clone(),
+            interrupt: Interrupt::default(),
         };
         linked.start(0)?;
         Ok(linked)
@@ -58,16 +64,24 @@ impl Linked {
         self.module.manifest()
     }
 
+    /// Ends the calls in progress of all its instances, and every later one: their deployment stops,
+    /// and need not wait until a handler is done.
+    pub fn interrupt(&self) {
+        self.interrupt.raise();
+    }
+
     /// An instance for the task of that partition.
     pub fn instantiate(&self, partition: i32) -> Result<WasmHandler, ModuleError> {
         let instance = Some(self.start(partition)?);
-        Ok(WasmHandler { linked: self.clone(), partition, instance, inputs: Vec::new() })
+        let used = Duration::ZERO;
+        Ok(WasmHandler { linked: self.clone(), partition, instance, inputs: Vec::new(), used })
     }
 
     fn start(&self, partition: i32) -> Result<Instance, ModuleError> {
         let manifest = self.module.manifest();
         let stores = manifest.stores.len() as u16;
-        let host = HostState::new(&self.limits, stores, self.deployment.clone(), partition);
+        let mut host = HostState::new(&self.limits, stores, self.deployment.clone(), partition);
+        host.interrupt = self.interrupt.clone();
         let mut instance = Instance::start(self.module.engine(), self.module.pre(), host)?;
         match instance.init(&self.config) {
             Ok(Ok(())) => Ok(instance),
@@ -85,10 +99,37 @@ pub struct WasmHandler {
     instance: Option<Instance>,
     /// The batch's input, once per record, as the ABI wants it.
     inputs: Vec<u16>,
+    /// CPU time of the last call.
+    used: Duration,
 }
 
 impl Handler for WasmHandler {
     fn handle(
+        &mut self,
+        batch: &Batch,
+        order: Order,
+        prefetched: Prefetched,
+        state: &mut View,
+    ) -> Result<Effects, Fault> {
+        let began = thread_cpu_time();
+        let result = self.run(batch, order, prefetched, state);
+        self.used = thread_cpu_time().saturating_sub(began);
+        result
+    }
+
+    fn renew(&mut self) -> Result<(), Fault> {
+        self.instance = None;
+        self.instance = Some(self.fresh()?);
+        Ok(())
+    }
+
+    fn used(&self) -> Duration {
+        self.used
+    }
+}
+
+impl WasmHandler {
+    fn run(
         &mut self,
         batch: &Batch,
         order: Order,
@@ -153,14 +194,6 @@ impl Handler for WasmHandler {
         result
     }
 
-    fn renew(&mut self) -> Result<(), Fault> {
-        self.instance = None;
-        self.instance = Some(self.fresh()?);
-        Ok(())
-    }
-}
-
-impl WasmHandler {
     fn fresh(&self) -> Result<Instance, Fault> {
         self.linked.start(self.partition).map_err(|error| Fault::Trap(error.to_string()))
     }
@@ -184,6 +217,9 @@ impl Instance {
         let mut store = Store::new(&engine.wasmtime, host);
         store.limiter(|host| &mut host.limiter);
         store.epoch_deadline_callback(|ctx| {
+            if ctx.data().interrupt.is_raised() {
+                return Err(HostError::Interrupted.into());
+            }
             if ctx.data().allowance.is_used_up() {
                 return Err(HostError::Time.into());
             }
@@ -238,7 +274,8 @@ impl Instance {
         handed.clear();
         handed.resize(count, 0);
         let one = terms.limits.batch_time;
-        let all = one.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX).max(1));
+        let sum = one.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX).max(1));
+        let all = sum.min(one.max(COMPANY_TIME_MAX));
         let raw = self.call(all, count, one, |store| {
             type Parameters<'a> = (RecordsRef<'a>, PrefetchedRef<'a>);
             let typed = handle.typed::<Parameters<'_>, (RawEffects,)>(&store)?;
@@ -273,6 +310,7 @@ impl Instance {
 /// Sorts what ended a guest's call.
 fn fault(store: &mut Store<HostState>, error: &wasmtime::Error, record_time: Duration) -> Fault {
     match error.downcast_ref::<HostError>() {
+        Some(HostError::Interrupted) => return Fault::Interrupted,
         Some(HostError::Time) => return Fault::Timeout { limit_ms: record_time.as_millis() as u64 },
         // The guest asked for what cannot be; the state is as sound as before.
         Some(HostError::Store(StoreError::Refused(reason))) => return Fault::Limit(reason.clone()),

@@ -12,6 +12,7 @@
 //! outlives a drop shows as well.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::broker::TOXIC;
 use super::random::Random;
@@ -81,11 +82,12 @@ pub struct ModelHandler {
     revision: u64,
     memory: BTreeMap<Vec<u8>, Option<Link>>,
     luck: Random,
+    used: Duration,
 }
 
 impl ModelHandler {
     pub fn new(kind: Kind, revision: u64, luck: Random) -> ModelHandler {
-        ModelHandler { kind, revision, memory: BTreeMap::new(), luck }
+        ModelHandler { kind, revision, memory: BTreeMap::new(), luck, used: Duration::ZERO }
     }
 
     fn judge(&mut self, value: &[u8]) -> Status {
@@ -109,6 +111,9 @@ impl Handler for ModelHandler {
             let key = key.unwrap_or_default();
             self.memory.entry(key.to_vec()).or_insert_with(|| value.and_then(decode));
         }
+        // Now and then so slow that the rest of the batch waits for another turn.
+        let slow = self.luck.one_in(4);
+        self.used = if slow { Duration::from_millis(60) * batch.len() as u32 } else { Duration::ZERO };
         let mut effects = Effects::default();
         let mut failed = Vec::new();
         for (row, (key, value)) in batch.keys.iter().zip(batch.values.iter()).enumerate() {
@@ -152,6 +157,10 @@ impl Handler for ModelHandler {
     fn renew(&mut self) -> Result<(), Fault> {
         self.memory.clear();
         Ok(())
+    }
+
+    fn used(&self) -> Duration {
+        self.used
     }
 }
 

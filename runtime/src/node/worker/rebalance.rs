@@ -95,6 +95,7 @@ impl<C: Consumer> Worker<C> {
 
     /// Closes what a slot holds and removes it.
     pub(super) fn release(&mut self, partition: i32) {
+        self.forget_rest(partition);
         if let Some(slot) = self.slots.remove(&partition) {
             if let Some(store) = into_store(slot.state, None) {
                 self.restorer.release(partition, store);
@@ -129,6 +130,7 @@ impl<C: Consumer> Worker<C> {
     }
 
     pub(super) fn stop_inputs(&mut self, partition: i32, inputs: &[u16]) {
+        self.forget_rest(partition);
         if let Some(slot) = self.slots.get_mut(&partition) {
             slot.flowing = false;
         }
@@ -157,6 +159,7 @@ impl<C: Consumer> Worker<C> {
     /// Sorts what went wrong in a task, and was no record's fault, by what to do about it.
     pub(super) fn task_failed(&mut self, partition: i32, error: &TaskError) {
         match error {
+            TaskError::Interrupted => self.read_again(),
             TaskError::Store(StoreError::Corrupt(_)) | TaskError::State(_) => {
                 self.rebuild(partition, &error.to_string())
             }
@@ -246,6 +249,7 @@ impl<C: Consumer> Worker<C> {
 
     /// Seeks the inputs of a task and lets them flow; those of one that is adopting its revision wait.
     pub(super) fn start_inputs(&mut self, partition: i32, positions: &[(InputPartition, Offset)]) {
+        self.forget_rest(partition);
         match self.slots.get_mut(&partition) {
             Some(Slot { state: SlotState::Running(task), flowing, .. }) => {
                 *flowing = !task.is_adopting();

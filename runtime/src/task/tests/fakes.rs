@@ -30,7 +30,12 @@ pub struct Counter {
     pub calls: Arc<std::sync::Mutex<Vec<usize>>>,
     /// What was `flaky` succeeds from now on.
     pub healed: Arc<std::sync::atomic::AtomicBool>,
+    /// As if the last call had taken it.
+    pub used: Duration,
 }
+
+/// A record `tired` takes so long.
+const TIRED: Duration = Duration::from_millis(40);
 
 pub fn put(writes: &mut Writes, row: usize, store: u16, key: &[u8], value: Option<&[u8]>) {
     writes.sources.push(row as u32);
@@ -89,6 +94,7 @@ impl Handler for Counter {
         state: &mut View,
     ) -> Result<Effects, Fault> {
         self.calls.lock().unwrap().push(batch.len());
+        self.used = TIRED * batch.values.iter().filter(|value| *value == Some(b"tired")).count() as u32;
         let values = prefetched.values.iter().map(|value| value.map(<[u8]>::to_vec));
         let mut seen: HashMap<Vec<u8>, Option<Vec<u8>>> =
             prefetched.keys.iter().map(|key| key.unwrap().to_vec()).zip(values).collect();
@@ -153,6 +159,10 @@ impl Handler for Counter {
     fn renew(&mut self) -> Result<(), Fault> {
         self.calls.lock().unwrap().clear();
         Ok(())
+    }
+
+    fn used(&self) -> Duration {
+        self.used
     }
 }
 
