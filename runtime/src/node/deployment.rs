@@ -1,12 +1,14 @@
 //! One revision of a deployment, running on this node: its workers.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam_channel::{Sender, unbounded};
 
 use super::clients;
 use super::commit::{CommitHalf, Committer};
+use super::former::Evictions;
 use super::restorer::KafkaRestorer;
 use super::revision::{PrepareError, Revision};
 use super::runtime::NodeRuntime;
@@ -25,6 +27,8 @@ pub enum Leave {
 pub struct RunningDeployment {
     revision: Arc<Revision>,
     workers: Vec<RunningWorker>,
+    /// Of former workers, for as long as these ones want their partitions.
+    _evictions: Evictions,
 }
 
 struct RunningWorker {
@@ -36,9 +40,10 @@ impl RunningDeployment {
     pub fn start(
         node: &Arc<NodeRuntime>,
         revision: Arc<Revision>,
+        evictions: Evictions,
     ) -> Result<RunningDeployment, PrepareError> {
         node.board_for(&revision.registered.name).begin();
-        let mut running = RunningDeployment { revision, workers: Vec::new() };
+        let mut running = RunningDeployment { revision, workers: Vec::new(), _evictions: evictions };
         for index in 0..running.revision.spec.workers {
             match start_worker(node, &running.revision, index) {
                 Ok(worker) => running.workers.push(worker),
@@ -95,6 +100,8 @@ impl RunningDeployment {
             // A worker that has ended already needs no command.
             let _ = worker.commands.send(Command::Stop { leave });
         }
+        // Only now, so that a worker whose call has ended finds the command.
+        self.revision.linked.interrupt();
         for worker in self.workers {
             if worker.thread.join().is_err() {
                 tracing::error!(deployment = self.revision.registered.name, "a worker panicked");
@@ -129,7 +136,7 @@ fn start_worker(
 ) -> std::io::Result<RunningWorker> {
     let (commands, inbox) = unbounded();
     let name = &revision.registered.name;
-    let half = CommitHalf::new(clients::sinks(node, revision, index), Box::new(SystemClock::default()));
+    let half = CommitHalf::new(clients::sinks(node, revision, index), Box::new(SystemClock));
     let committer = Committer::on_thread(&format!("{name}-{index}"), half)?;
     let parts = Parts {
         deployment: name.as_str().into(),
@@ -144,23 +151,15 @@ fn start_worker(
         commands: inbox,
         board: node.board_for(name),
         budget: Arc::clone(&node.commits),
-        clock: Box::new(SystemClock::default()),
+        clock: Box::new(SystemClock),
     };
     let worker = Worker::new(parts);
     let thread = std::thread::Builder::new().name(format!("{name}-{index}")).spawn(move || worker.run())?;
     Ok(RunningWorker { commands, thread })
 }
 
-/// The machine's clocks.
-pub struct SystemClock {
-    start: std::time::Instant,
-}
-
-impl Default for SystemClock {
-    fn default() -> SystemClock {
-        SystemClock { start: std::time::Instant::now() }
-    }
-}
+/// The machine's clocks. All of a process agree, so that workers can share what they have in a second.
+pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn wall_ms(&self) -> i64 {
@@ -168,7 +167,8 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> std::time::Duration {
-        self.start.elapsed()
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
     }
 
     fn pause(&self, wait: std::time::Duration) {

@@ -11,6 +11,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::clients;
 use super::revision::{PrepareError, Revision};
@@ -60,8 +62,20 @@ impl FormerWorkers {
     }
 }
 
+/// Members that are being evicted, on a thread of its own. Ends soon after it is dropped.
+#[derive(Default)]
+pub struct Evictions {
+    given_up: Arc<AtomicBool>,
+}
+
+impl Drop for Evictions {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Ends what surplus workers left, and records those that are about to start.
-pub fn settle(node: &NodeRuntime, revision: &Revision) -> Result<(), PrepareError> {
+pub fn settle(node: &NodeRuntime, revision: &Revision) -> Result<Evictions, PrepareError> {
     let name = &revision.registered.name;
     let workers = revision.spec.workers;
     let wanted = Used {
@@ -71,7 +85,7 @@ pub fn settle(node: &NodeRuntime, revision: &Revision) -> Result<(), PrepareErro
     };
     let used = node.former_workers.read(name);
     if used == wanted {
-        return Ok(());
+        return Ok(Evictions::default());
     }
     // Both at first: should the rest fail, the next start knows of the old ones and the new ones.
     let both = Used {
@@ -79,14 +93,16 @@ pub fn settle(node: &NodeRuntime, revision: &Revision) -> Result<(), PrepareErro
         transactional: used.transactional.max(wanted.transactional),
     };
     record(node, name, both)?;
-    if used.members > wanted.members {
-        evict_members(node, revision)?;
-    }
+    let evictions = match used.members > wanted.members {
+        true => evict_members(node, revision)?,
+        false => Evictions::default(),
+    };
     for index in wanted.transactional..used.transactional {
         tracing::info!(deployment = name, worker = index, "fencing a worker that is no more");
         fence(&node.kafka, &clients::transactional_id(node, name, index))?;
     }
-    record(node, name, wanted)
+    record(node, name, wanted)?;
+    Ok(evictions)
 }
 
 fn record(node: &NodeRuntime, deployment: &str, used: Used) -> Result<(), PrepareError> {
@@ -102,10 +118,11 @@ fn record(node: &NodeRuntime, deployment: &str, used: Used) -> Result<(), Prepar
 ///
 /// On a thread of its own, while the workers start: whoever joins is let in only when every member has
 /// joined again, and those that stay are these workers.
-fn evict_members(node: &NodeRuntime, revision: &Revision) -> Result<(), PrepareError> {
+fn evict_members(node: &NodeRuntime, revision: &Revision) -> Result<Evictions, PrepareError> {
+    let evictions = Evictions::default();
     let members = match node.admin.describe_group(&revision.group) {
         Ok(group) => group.members,
-        Err(AdminError::Missing { .. }) => return Ok(()),
+        Err(AdminError::Missing { .. }) => return Ok(evictions),
         Err(error) => return Err(error.into()),
     };
     let mut former = Vec::new();
@@ -117,15 +134,16 @@ fn evict_members(node: &NodeRuntime, revision: &Revision) -> Result<(), PrepareE
         }
     }
     let (kafka, deployment) = (node.kafka.clone(), revision.registered.name.clone());
+    let given_up = Arc::clone(&evictions.given_up);
     let evicting = std::thread::Builder::new().name("evict".into()).spawn(move || {
         for (worker, spec) in former {
             tracing::info!(deployment, worker, "evicting a worker that is no more");
-            if let Err(error) = evict(&kafka, spec) {
+            if let Err(error) = evict(&kafka, spec, &given_up) {
                 tracing::warn!(deployment, worker, %error, "its partitions wait for its session to end");
             }
         }
     });
-    evicting.map(|_| ()).map_err(|error| PrepareError::Unavailable(format!("no thread: {error}")))
+    evicting.map(|_| evictions).map_err(|error| PrepareError::Unavailable(format!("no thread: {error}")))
 }
 
 #[cfg(test)]

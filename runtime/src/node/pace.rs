@@ -4,7 +4,9 @@
 //! interval, a number of bytes or a number of records is reached. Never so often that commits take
 //! more than a fifth of the time, nor beyond the node's bound on commits per second.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::deployment::CommitSpec;
@@ -16,23 +18,63 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(500);
 /// Commits take at most one part in this many of a worker's time while records flow.
 const COST_SHARE: u32 = 5;
 
-/// Commits of the running second, shared by a node's workers.
+/// Commits of a node's workers, second by second, and how far apart they must be so that all of them
+/// together stay below the bound: whoever wants little gets it at once, and the others share the rest
+/// evenly, however many deployments or workers some of them have.
 #[derive(Debug, Default)]
 pub struct NodeBudget {
-    /// Second (upper 32 bits) and commits started in it (lower 32 bits).
-    window: AtomicU64,
+    seats: AtomicU64,
+    window: Mutex<Window>,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    second: u64,
+    /// Commits in it, by seat.
+    spent: HashMap<u64, u64>,
+    /// What each worker may spend in it; none = whatever it wants.
+    share: Option<u64>,
 }
 
 impl NodeBudget {
-    /// Takes one commit out of this second's budget; false when it is spent.
-    pub fn take(&self, now: Duration) -> bool {
-        let second = now.as_secs() << 32;
-        let step = |window: u64| {
-            let spent = if window & !0xffff_ffff == second { window & 0xffff_ffff } else { 0 };
-            (spent < NODE_COMMITS_PER_SECOND_MAX).then_some(second | (spent + 1))
-        };
-        self.window.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
+    /// A place for one worker.
+    pub fn seat(&self) -> u64 {
+        self.seats.fetch_add(1, Ordering::Relaxed)
     }
+
+    /// Counts a commit that starts now. Answers how much later this worker's next one may start. The
+    /// first second of a rush is not held back; the ones after it are.
+    pub fn spend(&self, seat: u64, now: Duration) -> Duration {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.second != now.as_secs() {
+            let follows = now.as_secs() == window.second + 1;
+            let spent = std::mem::take(&mut window.spent);
+            window.share = if follows { fair_share(spent.into_values(), window.share) } else { None };
+            window.second = now.as_secs();
+        }
+        *window.spent.entry(seat).or_default() += 1;
+        let share = window.share.unwrap_or(NODE_COMMITS_PER_SECOND_MAX);
+        Duration::from_secs(1) / u32::try_from(share).unwrap_or(u32::MAX).max(1)
+    }
+}
+
+/// Commits a second that each worker may make so that all stay within the bound: none if all did, else
+/// the largest share with which those who want less leave enough to those who want more. Who has used
+/// more than half of his share of the second before may have wanted any number.
+fn fair_share(spent: impl Iterator<Item = u64>, before: Option<u64>) -> Option<u64> {
+    let is_held_back = |spent: u64| before.is_some_and(|share| 2 * spent >= share);
+    let wanted = spent.map(|spent| if is_held_back(spent) { u64::MAX } else { spent });
+    let mut wanted: Vec<u64> = wanted.collect();
+    wanted.sort_unstable();
+    let mut left = NODE_COMMITS_PER_SECOND_MAX;
+    for (index, &wants) in wanted.iter().enumerate() {
+        let share = left / (wanted.len() - index) as u64;
+        if wants > share {
+            return Some(share.max(1));
+        }
+        left -= wants;
+    }
+    None
 }
 
 /// What waits to be committed.
@@ -54,13 +96,15 @@ impl Waiting {
 #[derive(Debug)]
 pub struct Pace {
     spec: CommitSpec,
+    /// What the node allows: the next commit comes so much later than the last.
+    spacing: Duration,
     last_start: Duration,
     last_cost: Duration,
 }
 
 impl Pace {
     pub fn new(spec: CommitSpec, now: Duration) -> Pace {
-        Pace { spec, last_start: now, last_cost: Duration::ZERO }
+        Pace { spec, spacing: Duration::ZERO, last_start: now, last_cost: Duration::ZERO }
     }
 
     /// True when a commit should start now. `dry` = the last take found no records.
@@ -73,9 +117,9 @@ impl Pace {
         }
         let since = now.saturating_sub(self.last_start);
         if waiting.records == 0 && waiting.bytes == 0 {
-            return since >= IDLE_INTERVAL.max(self.spec.interval);
+            return since >= IDLE_INTERVAL.max(self.spec.interval).max(self.spacing);
         }
-        if since < self.spec.min_interval {
+        if since < self.spec.min_interval.max(self.spacing) {
             return false;
         }
         let affordable = since >= self.last_cost * COST_SHARE;
@@ -93,12 +137,15 @@ impl Pace {
             return most;
         }
         let soonest = self.spec.min_interval.max(self.last_cost * COST_SHARE).min(self.spec.interval);
-        let due = self.last_start + if waiting.records > 0 { soonest } else { IDLE_INTERVAL };
+        let soonest = if waiting.records > 0 { soonest } else { IDLE_INTERVAL };
+        let due = self.last_start + soonest.max(self.spacing);
         due.saturating_sub(now).min(most)
     }
 
-    pub fn started(&mut self, now: Duration) {
+    /// A commit has started, and the node wants the next one so much later.
+    pub fn started(&mut self, now: Duration, spacing: Duration) {
         self.last_start = now;
+        self.spacing = spacing;
     }
 
     pub fn finished(&mut self, took: Duration) {
@@ -158,11 +205,48 @@ mod tests {
         assert!(pace().is_due(ms(500), waiting, true));
     }
 
+    /// Commits that workers make in a second, each of which would make so many.
+    fn a_second(budget: &NodeBudget, second: u64, wants: &[u64]) -> Vec<u64> {
+        let mut made = vec![0; wants.len()];
+        let mut next = vec![Duration::ZERO; wants.len()];
+        for tick in 0..1000 {
+            let now = ms(tick);
+            for (seat, &wants) in wants.iter().enumerate() {
+                if tick % (1000 / wants) == 0 && next[seat] <= now {
+                    next[seat] = now + budget.spend(seat as u64, Duration::from_secs(second) + now);
+                    made[seat] += 1;
+                }
+            }
+        }
+        made
+    }
+
     #[test]
-    fn the_node_bounds_its_commits_per_second() {
+    fn those_who_commit_most_share_what_the_others_leave() {
         let budget = NodeBudget::default();
-        let taken = (0..500).filter(|_| budget.take(ms(1500))).count() as u64;
-        assert_eq!(taken, NODE_COMMITS_PER_SECOND_MAX);
-        assert!(budget.take(ms(2000)));
+        let seats: Vec<u64> = (0..4).map(|_| budget.seat()).collect();
+        assert_eq!(seats, [0, 1, 2, 3]);
+        for second in 1..5 {
+            let made = a_second(&budget, second, &[10, 100, 100, 100]);
+            let all: u64 = made.iter().sum();
+            assert_eq!(made[0], 10, "in second {second}: {made:?}");
+            if second > 1 {
+                assert!(all <= NODE_COMMITS_PER_SECOND_MAX, "in second {second}: {made:?}");
+                assert!(made[1..].iter().all(|&made| made >= 50), "in second {second}: {made:?}");
+            }
+        }
+        // Who is alone again has what he wants.
+        a_second(&budget, 5, &[10, 100]);
+        assert_eq!(a_second(&budget, 6, &[10, 100]), [10, 100]);
+    }
+
+    #[test]
+    fn a_worker_waits_as_long_as_the_node_wants() {
+        let mut pace = pace();
+        pace.started(ms(0), ms(40));
+        let waiting = Waiting { records: 3, ..Waiting::default() };
+        assert!(!pace.is_due(ms(39), waiting, true));
+        assert_eq!(pace.patience(ms(10), waiting, ms(50)), ms(30));
+        assert!(pace.is_due(ms(40), waiting, true));
     }
 }

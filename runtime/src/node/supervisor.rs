@@ -251,8 +251,8 @@ fn leaving(old: &Revision, new: &Registered) -> Leave {
 }
 
 fn start(node: &Arc<NodeRuntime>, revision: Revision) -> Result<RunningDeployment, PrepareError> {
-    former::settle(node, &revision)?;
-    RunningDeployment::start(node, Arc::new(revision))
+    let evictions = former::settle(node, &revision)?;
+    RunningDeployment::start(node, Arc::new(revision), evictions)
 }
 
 fn stop_all(node: &NodeRuntime, places: BTreeMap<String, Place>) {

@@ -3,7 +3,8 @@
 //! ```text
 //!            +--------------------------- take ---------------------------+
 //!            v                                                            |
-//!   serve commands -> outcomes of commits -> finished restores -> edits -> records, rebalances -> retries -> commit if due
+//!   serve commands -> outcomes of commits -> finished restores -> edits -> the rest of slow batches
+//!                -> records, rebalances -> retries -> commit if due
 //! ```
 //!
 //! Life of a slot (one partition number that the group gave to this worker):
@@ -24,9 +25,10 @@ mod edits;
 mod outcome;
 mod parked;
 mod rebalance;
+mod rest;
 mod swap;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,9 +160,15 @@ pub struct Worker<C: Consumer> {
     board: Arc<Board>,
     metrics: Arc<WorkerMetrics>,
     budget: Arc<NodeBudget>,
+    /// In the budget.
+    seat: u64,
     pace: Pace,
     clock: Box<dyn Clock>,
     taken: Vec<Taken>,
+    /// When the group was last listened to.
+    last_take: Duration,
+    /// What slow handlers have not come to: see [`rest`].
+    rest: VecDeque<Batch>,
     /// The last take brought no records.
     dry: bool,
     /// The overlay is full and cannot be committed yet: records that arrive are dropped, and read
@@ -199,9 +207,12 @@ impl<C: Consumer> Worker<C> {
             swap: None,
             metrics: parts.board.worker(parts.index),
             board: parts.board,
+            seat: parts.budget.seat(),
             budget: parts.budget,
             clock: parts.clock,
             taken: Vec::new(),
+            last_take: now,
+            rest: VecDeque::new(),
             dry: true,
             stalled: false,
         }
@@ -238,7 +249,10 @@ impl<C: Consumer> Worker<C> {
         self.serve_verdicts();
         self.begin_restores();
         self.serve_edits();
-        self.take();
+        self.run_rest();
+        if !self.is_behind() {
+            self.take();
+        }
         self.retry_parked();
         self.commit_if_due();
     }
@@ -250,6 +264,7 @@ impl<C: Consumer> Worker<C> {
             return;
         };
         let now = self.clock.monotonic();
+        self.last_take = now;
         let most = if self.committer.is_busy() { TAKE_WAIT_COMMITTING } else { TAKE_WAIT_MAX };
         let waiting = waiting(&self.slots);
         let wait = self.pace.patience(now, waiting, most);
@@ -302,7 +317,8 @@ impl<C: Consumer> Worker<C> {
         let bytes = batch.bytes() as u64;
         let was_blocked = task.is_blocked();
         match task.apply(batch, taken) {
-            Ok(Applied { ok, failed, .. }) => {
+            Ok(Applied { ok, failed, left, .. }) => {
+                self.rest.extend(left);
                 metrics.records_in.add((ok + failed) as u64);
                 metrics.bytes_in.add(bytes);
                 metrics.handler_calls.add(1);
@@ -356,8 +372,7 @@ impl<C: Consumer> Worker<C> {
         let now = self.clock.monotonic();
         // Records wait for it.
         let adopting = running(&mut self.slots).any(|(_, task)| task.is_adopting());
-        let due = adopting || self.pace.is_due(now, waiting(&self.slots), self.dry);
-        if due && (self.budget.take(now) || adopting) {
+        if adopting || self.pace.is_due(now, waiting(&self.slots), self.dry) {
             self.start_commit();
         }
     }
@@ -386,7 +401,8 @@ impl<C: Consumer> Worker<C> {
             }
         }
         if !sealed.is_empty() {
-            self.pace.started(self.clock.monotonic());
+            let now = self.clock.monotonic();
+            self.pace.started(now, self.budget.spend(self.seat, now));
             self.committer.commit(super::commit::Job { sealed, membership });
         }
         for (partition, error) in failed {
