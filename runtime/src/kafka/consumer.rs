@@ -16,6 +16,7 @@
 //!   past the event: only a new start (a seek) makes it flow again.
 //! - Offsets are ours. librdkafka stores and commits none.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::config::{GroupSettings, KafkaConfig};
@@ -412,13 +413,18 @@ impl Consumer {
 
 /// How long a member that is to be evicted may take to be let in.
 const EVICT_WAIT: Duration = Duration::from_secs(60);
+/// It is asked this often whether anybody still wants that.
+const EVICT_LOOK: Duration = Duration::from_millis(200);
 
 /// Takes a static member out of its group whose process is gone: joins in its name, and leaves. Its
-/// partitions would otherwise wait for its session to end.
-pub fn evict(config: &KafkaConfig, spec: ConsumerSpec) -> Result<(), SourceError> {
+/// partitions would otherwise wait for its session to end. Ends early once `given_up` is true.
+pub fn evict(config: &KafkaConfig, spec: ConsumerSpec, given_up: &AtomicBool) -> Result<(), SourceError> {
     let mut consumer = Consumer::new(config, spec)?;
-    if !consumer.await_membership(EVICT_WAIT)? {
-        return Err(SourceError::Unavailable("a member that is no more could not be evicted".to_owned()));
+    let deadline = Instant::now() + EVICT_WAIT;
+    while !consumer.await_membership(EVICT_LOOK)? {
+        if given_up.load(Ordering::Relaxed) || Instant::now() >= deadline {
+            return Err(SourceError::Unavailable("a member that is no more could not be evicted".to_owned()));
+        }
     }
     consumer.leave();
     Ok(())

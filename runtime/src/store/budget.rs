@@ -42,6 +42,8 @@ impl Default for BudgetConfig {
 const ARENA_BLOCK_BYTES: usize = 64 << 10;
 /// Filter bits per key: one false positive in a hundred absent keys.
 const BLOOM_BITS: f64 = 10.0;
+/// Disk that a database's manifest sets aside at a time.
+const MANIFEST_BYTES: usize = 64 << 10;
 /// Files one database keeps open.
 const OPEN_FILES_MAX: i32 = 256;
 /// RocksDB's own log, of which one file is kept.
@@ -134,9 +136,11 @@ impl Expiry {
 }
 
 fn options(config: &BudgetConfig, block_cache: &Cache) -> Result<Options, StoreError> {
-    // Not offered as a setter by the crate. A store that is dropped without `close` then loses
-    // what it had not flushed, as in a crash; that is always safe, and it is quick.
-    let mut options = Options::default().get_options_from_string("avoid_flush_during_shutdown=true")?;
+    // Not offered as setters by the crate. A store that is dropped without `close` loses what it had
+    // not flushed, as in a crash; that is always safe, and it is quick. And a manifest is a few KiB: the
+    // 4 MiB that RocksDB sets aside for each would be 4 GiB of disk for a thousand small stores.
+    let unset = format!("avoid_flush_during_shutdown=true;manifest_preallocation_size={MANIFEST_BYTES}");
+    let mut options = Options::default().get_options_from_string(unset)?;
     options.set_write_buffer_size(config.memtable_bytes);
     options.set_max_write_buffer_number(3);
     options.set_arena_block_size(ARENA_BLOCK_BYTES);
