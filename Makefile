@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test simulate mutants faults matrix chaos fault-node api lint advisories bench recovery conformance clean
+.PHONY: help setup build demo test simulate mutants faults matrix chaos fault-node hostile soak api lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,13 @@ matrix: fault-node ## Run the fault matrix: each fault a named test, on Apache K
 chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTES= or ROUNDS=, SEED=, BROKER= or BROKERS=3)
 	@$(BIN)/tidemill-chaos chaos $(if $(MINUTES),--minutes $(MINUTES),--rounds $(or $(ROUNDS),1)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER)) $(if $(BROKERS),--brokers $(BROKERS))
+
+hostile: build ## Run every hostile guest, module and client beside an innocent deployment (SHORT=1, ONLY=F26, MUTANTS=, BROKER=apache)
+	@$(BIN)/tidemill-hostile cases $(if $(SHORT),--short --mutants $(or $(MUTANTS),100),$(if $(MUTANTS),--mutants $(MUTANTS))) \
+		$(if $(ONLY),--only '$(ONLY)') $(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))
+
+soak: build ## Deploy and delete in a row, then run small deployments at once (COUNT=1000, SMALL=200, BROKER=apache)
+	@$(BIN)/tidemill-hostile churn --count $(or $(COUNT),1000) --small $(or $(SMALL),200) $(if $(BROKER),--broker $(BROKER))
 
 api: setup ## Write docs/api.md and proto/released.txt anew, after a change of the contracts
 	TIDEMILL_WRITE=1 $(CARGO) test --release --workspace --test contract

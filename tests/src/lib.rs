@@ -12,6 +12,8 @@
 //! process, [`pipeline`] the flights example on them, [`reading`] plain consumers, [`wait`] the only way
 //! to wait.
 //!
+//! Hostile guests and clients (`make hostile`, `make soak`): [`hostile`].
+//!
 //! Fault runs (`make faults`, `make chaos`): [`rig`] kills nodes under load and leaves [`evidence`],
 //! which [`check`] judges in a program of its own, `tidemill-check`.
 
@@ -21,6 +23,7 @@ pub mod cases;
 pub mod check;
 pub mod cluster;
 pub mod evidence;
+pub mod hostile;
 pub mod inputs;
 pub mod kfault;
 pub mod node;

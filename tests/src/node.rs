@@ -121,6 +121,11 @@ impl Node {
         Some(status)
     }
 
+    /// Of the process, which runs.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the node runs").id()
+    }
+
     pub fn is_running(&self) -> bool {
         self.process.is_some()
     }

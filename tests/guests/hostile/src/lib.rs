@@ -5,15 +5,27 @@
 
 use std::hint::black_box;
 
+use serde::Deserialize;
 use tidemill_sdk::{Bytes, Context, Failure, Handler, Record, Store};
 
+/// With `config: { always: COMMAND }` every record is that command.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    always: Option<String>,
+}
+
 pub struct Hostile {
+    config: Config,
     state: Store<Bytes>,
 }
 
 impl Handler for Hostile {
     fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
-        let text = record.text()?;
+        let text = match &self.config.always {
+            Some(command) => command,
+            None => record.text()?,
+        };
         let (command, argument) = text.split_once(' ').unwrap_or((text, ""));
         let number = argument.parse::<usize>().unwrap_or(1);
         match command {
@@ -35,6 +47,23 @@ impl Handler for Hostile {
                 black_box(vec![1u8; number << 20]);
                 Ok(())
             }
+            "bomb" => {
+                // Until there is no more, all of it touched.
+                let mut hoard = Vec::new();
+                loop {
+                    hoard.push(black_box(vec![1u8; 1 << 20]));
+                }
+            }
+            "fill" => {
+                // So many MiB written by single instructions, twice.
+                let mut bytes = vec![1u8; number << 20];
+                black_box(&mut bytes).fill(2);
+                Err(Failure::permanent(format!("filled {} bytes", black_box(bytes).len())))
+            }
+            "dig" => {
+                let depth = self.dig(ctx, 0)?;
+                Err(Failure::permanent(depth.to_string()))
+            }
             "recurse" => Err(Failure::permanent(recurse(1).to_string())),
             "panic" => panic!("as told"),
             "divide" => Err(Failure::permanent((1 / black_box(0)).to_string())),
@@ -50,6 +79,12 @@ impl Handler for Hostile {
                     ctx.log(tidemill_sdk::Level::Info, line);
                 }
                 Ok(())
+            }
+            "flood" => {
+                for line in 0..number {
+                    ctx.log(tidemill_sdk::Level::Info, line);
+                }
+                Err(Failure::permanent("logged"))
             }
             "put" => {
                 self.state.put(ctx, argument, b"v");
@@ -92,6 +127,16 @@ impl Handler for Hostile {
     }
 }
 
+impl Hostile {
+    /// Asks the host at every depth, so that the host's own frames lie on the deepest stack.
+    #[allow(unconditional_recursion)]
+    fn dig(&self, ctx: &mut Context, depth: u32) -> Result<u32, Failure> {
+        self.state.get(ctx, depth.to_le_bytes())?;
+        let below = self.dig(ctx, black_box(depth + 1))?;
+        Ok(black_box(below) + 1)
+    }
+}
+
 std::thread_local! {
     /// Instance memory, which no handler should rely on.
     static REMEMBERED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
@@ -103,6 +148,7 @@ fn recurse(depth: u64) -> u64 {
 }
 
 tidemill_sdk::export!(Hostile {
+    config: Config,
     inputs: ["in"],
     outputs: ["out"],
     stores: ["state" { ordered }],

@@ -1,0 +1,133 @@
+//! Hostile guests and clients, and what many deployments leave behind: `make hostile`, `make soak`.
+//!
+//! The exit code is not zero if anything was not contained, or anything has grown.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tidemill_tests::cluster::Cluster;
+use tidemill_tests::hostile::case::{self, Case};
+use tidemill_tests::hostile::churn;
+use tidemill_tests::hostile::stage::{Outcome, Spans, Stage};
+
+#[derive(Parser)]
+struct Arguments {
+    /// Where the node's Kafka is
+    #[arg(long, global = true, value_parser = ["embedded", "apache"], default_value = "embedded")]
+    broker: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Every hostile guest, module and client, beside an innocent deployment
+    Cases {
+        /// A third of them, measured for a shorter time
+        #[arg(long)]
+        short: bool,
+        /// Those whose number or name has these words
+        #[arg(long)]
+        only: Option<String>,
+        /// Modules with something changed in them
+        #[arg(long, default_value_t = 10_000)]
+        mutants: usize,
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Deploys and deletes in a row, then small deployments at once
+    Churn {
+        #[arg(long, default_value_t = 1_000)]
+        count: usize,
+        #[arg(long, default_value_t = 200)]
+        small: usize,
+    },
+}
+
+fn main() -> ExitCode {
+    let Arguments { broker, command } = Arguments::parse();
+    let cluster = || if broker == "apache" { Cluster::apache() } else { Cluster::embedded() };
+    let outcome = match command {
+        Command::Cases { short, only, mutants, seed } => {
+            let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+            let cases = case::all(mutants).into_iter().filter(|case| {
+                let named = |words: &String| {
+                    case.fault.eq_ignore_ascii_case(words) || case.name.contains(words.as_str())
+                };
+                (!short || case.short) && only.as_ref().is_none_or(named)
+            });
+            let span = Duration::from_secs(if short { 3 } else { 5 });
+            run_cases(cluster(), cases.collect(), Spans { undisturbed: span, disturbed: span }, seed)
+        }
+        Command::Churn { count, small } => run_churn(cluster, count, small),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// True if every case is contained.
+fn run_cases(cluster: Cluster, cases: Vec<Case>, spans: Spans, seed: u64) -> Result<bool> {
+    println!("seed {seed}");
+    let directory = tempfile::tempdir()?;
+    let mut stage = Stage::start(cluster, directory.path(), spans, seed)?;
+    println!(
+        "{:<4} {:<32} {:>8} {:>8} {:>12} {:>19}  REASON",
+        "", "CASE", "TOLD", "MEMORY", "NEIGHBOUR", "ITS P99"
+    );
+    let mut contained = 0;
+    for case in &cases {
+        let outcome = stage.run(case)?;
+        show(case, &outcome);
+        contained += usize::from(outcome.faults.is_empty());
+    }
+    let (went_in, came_out) = stage.finish()?;
+    let whole = went_in == came_out;
+    if !whole {
+        println!("the neighbour was given {went_in} records, and {came_out} came out");
+    }
+    println!("hostile: {contained} of {} contained", cases.len());
+    Ok(whole && contained == cases.len())
+}
+
+fn show(case: &Case, outcome: &Outcome) {
+    let reason: String = outcome.reason.lines().next().unwrap_or_default().chars().take(100).collect();
+    println!(
+        "{:<4} {:<32} {:>6.1} s {:>+4} MiB {:>10.0}/s {:>6.0} -> {:>6.0} ms  {reason}",
+        case.fault,
+        case.name,
+        outcome.took.as_secs_f64(),
+        outcome.grown_mib,
+        outcome.during.rate,
+        outcome.before.p99_ms,
+        outcome.during.p99_ms,
+    );
+    for fault in &outcome.faults {
+        println!("     NOT CONTAINED: {fault}");
+    }
+}
+
+/// True if nothing has grown and all of many deployments worked.
+fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: usize) -> Result<bool> {
+    let directory = tempfile::tempdir()?;
+    let (first, last) = churn::in_a_row(cluster(), &directory.path().join("row"), count)?;
+    println!("{count} deploys and deletes: at first {first:.1?}, at last {last:.1?}");
+    let grown = churn::grown(&first, &last);
+    for line in &grown {
+        println!("  grown: {line}");
+    }
+    let each = churn::at_once(cluster(), &directory.path().join("many"), small)?;
+    println!(
+        "{small} small deployments at once: each {:.0} KiB, {:.1} threads, {:.1} descriptors, {:.1} mappings",
+        each.rss_kib, each.threads, each.descriptors, each.mappings
+    );
+    println!("soak: {count} deploys and deletes, {} things grown, {small} deployments at once", grown.len());
+    Ok(grown.is_empty())
+}

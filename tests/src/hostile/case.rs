@@ -1,0 +1,133 @@
+//! The list of hostile guests, modules and clients, by the numbers of the fault matrix, with what an
+//! operator must be told of each.
+
+use super::modules;
+
+/// One of them.
+pub struct Case {
+    /// In the fault matrix.
+    pub fault: &'static str,
+    pub name: &'static str,
+    pub act: Act,
+    /// Words of the reason, all of which must be in it.
+    pub says: &'static [&'static str],
+    /// Part of the short form.
+    pub short: bool,
+}
+
+/// What is done to the node.
+pub enum Act {
+    /// Records that make a guest misbehave, over and over.
+    Records(Records),
+    /// A module that must be refused when it is deployed.
+    Module(fn() -> Vec<u8>),
+    /// So many modules with something changed in them; those that are still sound may be accepted.
+    Mutants(usize),
+    /// A version that traps at every record replaces a good one.
+    BadVersion,
+    /// Clients of the control plane.
+    Clients,
+}
+
+pub struct Records {
+    /// The crate of the guest.
+    pub guest: &'static str,
+    /// One record: key and value.
+    pub record: (Option<&'static [u8]>, Value),
+    /// A second, if it does not run short of them.
+    pub rate: u64,
+    /// A good record: it has effects, and the guest is to go on with the next.
+    pub is_good: bool,
+    /// Threads, each with a partition of its own.
+    pub workers: u32,
+}
+
+#[derive(Clone, Copy)]
+pub enum Value {
+    Null,
+    Bytes(&'static [u8]),
+    /// So many bytes of the same letter.
+    Long(usize),
+}
+
+const HOSTILE: &str = "tests/guests/hostile";
+const LIAR: &str = "tests/guests/liar";
+const COUNT: &str = "plugins/count";
+
+fn told(guest: &'static str, value: &'static str, rate: u64) -> Act {
+    let record = (Some(&b"k"[..]), Value::Bytes(value.as_bytes()));
+    Act::Records(Records { guest, record, rate, is_good: false, workers: 1 })
+}
+
+fn on_many_threads(value: &'static str, rate: u64) -> Act {
+    let record = (Some(&b"k"[..]), Value::Bytes(value.as_bytes()));
+    Act::Records(Records { guest: HOSTILE, record, rate, is_good: false, workers: 8 })
+}
+
+fn slow() -> Act {
+    // A loop of so many million steps stays below the limit of 100 ms, by not very much.
+    let record = (Some(&b"k"[..]), Value::Bytes(b"spin 100"));
+    Act::Records(Records { guest: HOSTILE, record, rate: 100, is_good: true, workers: 1 })
+}
+
+fn poison(guest: &'static str, key: Option<&'static [u8]>, value: Value) -> Act {
+    let rate = if matches!(value, Value::Long(_)) { 5 } else { 500 };
+    Act::Records(Records { guest, record: (key, value), rate, is_good: false, workers: 1 })
+}
+
+fn case(
+    fault: &'static str,
+    name: &'static str,
+    act: Act,
+    says: &'static [&'static str],
+    short: bool,
+) -> Case {
+    Case { fault, name, act, says, short }
+}
+
+/// All of them. `mutants` is how many modules are changed.
+#[rustfmt::skip]
+pub fn all(mutants: usize) -> Vec<Case> {
+    let key = Some(&b"k"[..]);
+    vec![
+        case("F20", "endless loop", told(HOSTILE, "loop", 200), &["100 ms of CPU time"], true),
+        case("F20", "endless loops on 8 threads", on_many_threads("loop", 500), &["100 ms of CPU time"], false),
+        case("F21", "slow, just below the limit", slow(), &[], true),
+        case("F22", "memory bomb", told(HOSTILE, "bomb", 50), &["memory:", "allowed"], true),
+        case("F23", "fills 40 MiB of 64", told(HOSTILE, "fill 40", 100), &["filled"], false),
+        case("F24", "deep recursion", told(HOSTILE, "recurse", 500), &["stack"], false),
+        case("F24", "deep recursion with host calls", told(HOSTILE, "dig", 100), &["stack"], false),
+        case("F25", "panic", told(HOSTILE, "panic", 500), &["as told", "lib.rs"], false),
+        case("F25", "division by zero", told(HOSTILE, "divide", 500), &["divide by zero"], false),
+        case("F25", "pointer out of bounds", told(LIAR, "outside", 500), &["out of bounds"], true),
+        case("F25", "lying lengths", told(LIAR, "lengths", 500), &["lengths sum to"], false),
+        case("F25", "result that multiplies itself", told(LIAR, "multiply", 50), &["emit together"], false),
+        case("F25", "store that it does not have", told(LIAR, "get", 500), &["not in the manifest"], false),
+        case("F25", "a million emissions", told(HOSTILE, "emit 1000000", 50), &["more than"], true),
+        case("F25", "100 MB of output", told(HOSTILE, "big 100000000", 50), &["memory:"], false),
+        case("F25", "10 MB of output", told(HOSTILE, "big 10000000", 50), &["emit together"], false),
+        case("F25", "a flood of log lines", told(HOSTILE, "flood 10000", 50), &["logged"], false),
+        case("F26", "5,000 functions", Act::Module(modules::many_functions), &["`describe`"], false),
+        case("F26", "one huge function", Act::Module(modules::huge_function), &["function"], false),
+        case("F26", "compile bomb", Act::Module(modules::bomb), &["10 s of CPU time"], true),
+        case("F27", "empty", Act::Module(Vec::new), &["not WebAssembly"], false),
+        case("F27", "a shell script", Act::Module(|| b"#!/bin/sh\nrm -rf /\n".to_vec()), &["not WebAssembly"], false),
+        case("F27", "exports nothing", Act::Module(modules::nothing), &["`describe`"], false),
+        case("F27", "WASI component", Act::Module(modules::wasi), &["wasi:cli/environment"], false),
+        case("F27", "WASI module", Act::Module(modules::core_wasi), &["wasi_snapshot_preview1"], false),
+        case("F27", "another ABI version", Act::Module(modules::newer_abi), &["@0.2.0"], false),
+        case("F27", "64-bit memory", Act::Module(modules::memory64), &["memory64"], false),
+        case("F27", "shared memory", Act::Module(modules::shared_memory), &["threads"], false),
+        case("F27", "endless start function", Act::Module(modules::start_loop), &["cannot be started", "CPU time"], true),
+        case("F27", "mutated modules", Act::Mutants(mutants), &["refused"], true),
+        case("F28", "a version that always traps", Act::BadVersion, &["as told"], false),
+        case("F29", "bad UTF-8", poison(HOSTILE, key, Value::Bytes(b"\xff\xfe\xc3")), &["UTF-8"], true),
+        case("F29", "cut off", poison(HOSTILE, key, Value::Bytes(b"emi")), &["unknown command"], false),
+        case("F29", "0 bytes", poison(HOSTILE, key, Value::Bytes(b"")), &["unknown command"], false),
+        case("F29", "no value (tombstone)", poison(HOSTILE, key, Value::Null), &["no value"], false),
+        case("F29", "no key", poison(COUNT, None, Value::Bytes(b"v")), &["no key"], false),
+        case("F29", "nothing at all", poison(COUNT, None, Value::Null), &["no key"], false),
+        case("F30", "1 MiB record", poison(HOSTILE, key, Value::Long((1 << 20) - 200)), &["max.message.bytes"], false),
+        case("F41", "hostile clients", Act::Clients, &["refused"], true),
+    ]
+}

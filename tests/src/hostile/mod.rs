@@ -1,0 +1,25 @@
+//! Hostile guests and clients beside an innocent deployment: `make hostile`, and `make soak`.
+//!
+//! ```text
+//!   neighbour: 5,000 records/s, open loop ----> node ----> what it did to rate and p99
+//!                                                ^
+//!   case: one guest, module or client -----------+-------> what an operator is told, how soon, memory
+//! ```
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`stage`] | one node, its broker, its neighbour; runs one case and judges it |
+//! | [`case`] | the list of them, by the numbers of the fault matrix |
+//! | [`modules`] | modules that no compiler would make |
+//! | [`clients`] | clients that no library would make |
+//! | [`neighbour`] | the innocent deployment, fed and measured |
+//! | [`process`] | memory, threads, descriptors and mappings of a node, from outside |
+//! | [`churn`] | a thousand deploys and deletes, and two hundred small deployments |
+
+pub mod case;
+pub mod churn;
+pub mod clients;
+pub mod modules;
+pub mod neighbour;
+pub mod process;
+pub mod stage;
