@@ -163,6 +163,32 @@ fn a_batch_has_the_time_of_all_its_records() {
 }
 
 #[test]
+fn a_loop_in_company_costs_a_second_and_not_the_time_of_all() {
+    let mut task = Task::hostile();
+    let mut records = vec![("k", "ok"); 100];
+    records[50] = ("k", "loop");
+    let fault = task.handle(Order::Key, &records).expect_err("it does not end");
+    assert_eq!(fault, Fault::Timeout { limit_ms: 200 });
+    let used = task.handler.used();
+    assert!(used > Duration::from_millis(900) && used < Duration::from_secs(3), "{used:?}");
+}
+
+#[test]
+fn a_stop_ends_the_call_in_progress_and_every_later_one() {
+    let module = Module::load(&build_guest("tests/guests/hostile")).expect("the guest loads");
+    let limits = Limits { batch_time: CALL_TIME_MAX, ..limits() };
+    let linked = Linked::new(&module, "test", &serde_json::Value::Null, &limits).expect("it links");
+    let handler = linked.instantiate(0).expect("it starts");
+    let mut task = Task { handler, view: View::default(), next_offset: 0 };
+    std::thread::scope(|scope| {
+        let looping = scope.spawn(|| task.tell("loop").expect_err("it does not end by itself"));
+        linked.interrupt();
+        assert_eq!(looping.join().expect("no panic"), Fault::Interrupted);
+    });
+    assert!(task.tell("ok").is_err());
+}
+
+#[test]
 fn memory_ends_at_the_limit_and_the_fault_says_so() {
     let mut task = Task::hostile();
     task.tell("alloc 4").expect("within the limit");

@@ -23,7 +23,7 @@ pub struct Hostile {
 impl Handler for Hostile {
     fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
         let text = match &self.config.always {
-            Some(command) => command,
+            Some(command) => command.as_str(),
             None => record.text()?,
         };
         let (command, argument) = text.split_once(' ').unwrap_or((text, ""));
@@ -148,7 +148,7 @@ fn recurse(depth: u64) -> u64 {
 }
 
 tidemill_sdk::export!(Hostile {
-    config: Config,
+    config: config,
     inputs: ["in"],
     outputs: ["out"],
     stores: ["state" { ordered }],
