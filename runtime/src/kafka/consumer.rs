@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::config::{GroupSettings, KafkaConfig};
+use super::epochs::Epochs;
 use super::ffi::consumer::Consumer as Raw;
 use super::ffi::partitions::Partitions;
 use super::ffi::{Change, Code, KafkaError, Message};
@@ -53,6 +54,7 @@ pub struct ConsumerSpec {
     pub batch_records: usize,
     /// Bytes copied by one `take`; a larger single record comes alone.
     pub batch_bytes: usize,
+    pub epochs: Epochs,
 }
 
 impl ConsumerSpec {
@@ -65,6 +67,7 @@ impl ConsumerSpec {
             wants_headers: false,
             batch_records: 500,
             batch_bytes: 1 << 20,
+            epochs: Epochs::default(),
         }
     }
 }
@@ -177,6 +180,7 @@ impl Consumer {
         let mut list = Partitions::with_capacity(self.slots.len());
         for (id, offset) in partitions {
             list.add(self.topic(id), id.partition, offset, "");
+            list.set_leader_epoch(self.spec.epochs.before(self.topic(id), id.partition, offset));
         }
         list
     }
@@ -276,6 +280,12 @@ impl Consumer {
                         touched.push(index);
                     }
                     bytes += size + slot.push(message, self.spec.wants_headers);
+                    let epoch = message.leader_epoch();
+                    if epoch != slot.epoch {
+                        slot.epoch = epoch;
+                        let (topic, id) = (&self.spec.inputs[usize::from(slot.id.input)], slot.id);
+                        self.spec.epochs.saw(topic, id.partition, message.offset(), epoch);
+                    }
                 }
             }
             self.raw.pop();
@@ -338,9 +348,10 @@ impl Consumer {
         let (topic, partition, group) = (self.topic(id), id.partition, &self.spec.group);
         format!(
             "{topic}/{partition} does not hold offset {next}, which is next: records have been deleted before they were read, by \
-             retention or by kafka-delete-records, or the broker has lost the end of the log; delete the deployment and deploy it \
-             again to begin anew, or, if it keeps no state, go on without them: stop its nodes and run kafka-consumer-groups \
-             --group {group} --topic {topic}:{partition} --reset-offsets --to-earliest --execute"
+             retention or by kafka-delete-records, or the brokers have lost the end of the log (an unclean election), whatever was \
+             written in its place; delete the deployment and deploy it again to begin anew, or, if it keeps no state, go on without \
+             them: stop its nodes and run kafka-consumer-groups --group {group} --topic {topic}:{partition} --reset-offsets \
+             --to-earliest --execute. Kafka's client says: {error}"
         )
     }
 
@@ -355,7 +366,9 @@ impl Consumer {
         let Some(due) = self.offsets.take_due(Instant::now()) else { return };
         let mut list = Partitions::with_capacity(due.len());
         for row in due {
-            list.add(self.topic(row.partition), row.partition.partition, row.offset.0 as i64, &row.metadata);
+            let (topic, offset) = (self.topic(row.partition), row.offset.0 as i64);
+            list.add(topic, row.partition.partition, offset, &row.metadata);
+            list.set_leader_epoch(self.spec.epochs.before(topic, row.partition.partition, offset));
         }
         if let Err(error) = self.raw.commit(&list) {
             self.heard(Err(error));
@@ -504,8 +517,14 @@ impl Source for Consumer {
         if !slot.is_running() || self.raw.has_pending_of(topic, partition.partition) {
             return None;
         }
-        let position = self.raw.position(topic, partition.partition)?;
-        (position >= slot.next).then_some(Offset(position as u64))
+        let (position, epoch) = self.raw.position(topic, partition.partition)?;
+        if position < slot.next {
+            return None;
+        }
+        if epoch != slot.epoch {
+            self.spec.epochs.saw(topic, partition.partition, position - 1, epoch);
+        }
+        Some(Offset(position as u64))
     }
 }
 

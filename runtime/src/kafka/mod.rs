@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`config`] | how to reach the cluster, and the settings that are ours to fix |
+//! | [`epochs`] | which leader wrote what of an input, to notice a log that was cut off |
 //! | [`consumer`] | one worker's place in its group, and its batches |
 //! | [`sink`] | where commits go: transactional, or plain for `at_least_once` |
 //! | [`recovery`] | committed offsets and changelogs, read back |
@@ -19,6 +20,7 @@
 pub mod admin;
 pub mod config;
 pub mod consumer;
+pub mod epochs;
 mod ffi;
 mod from_node;
 mod offsets;

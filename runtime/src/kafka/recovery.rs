@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::config::KafkaConfig;
+use super::epochs::Epochs;
 use super::ffi::consumer::Consumer;
 use super::ffi::partitions::{Partitions, Row};
 use super::ffi::{Code, KafkaError, Message};
@@ -31,6 +32,7 @@ pub struct LogReader {
     uncommitted: Consumer,
     inputs: Vec<String>,
     logs: Logs,
+    epochs: Epochs,
 }
 
 /// The topics that a deployment's stores are rebuilt from, as far as it has them.
@@ -60,7 +62,13 @@ impl LogReader {
         let committed_only = !planted(Bug::RestoreUncommitted);
         let committed = PartitionReader::new(config, group, committed_only, TO_THE_END)?;
         let (config, group) = (config.clone(), group.to_owned());
-        Ok(LogReader { config, group, committed_only, committed, uncommitted, inputs, logs })
+        let epochs = Epochs::default();
+        Ok(LogReader { config, group, committed_only, committed, uncommitted, inputs, logs, epochs })
+    }
+
+    /// Leader epochs of committed offsets go there.
+    pub fn telling(self, epochs: Epochs) -> LogReader {
+        LogReader { epochs, ..self }
     }
 
     fn topic(&self, log: Log) -> Result<String, SourceError> {
@@ -121,6 +129,7 @@ impl Recovery for LogReader {
         let found = |id: &InputPartition| {
             let topic = &self.inputs[usize::from(id.input)];
             let row = rows.iter().find(|row| row.partition == id.partition && row.topic == *topic)?;
+            self.epochs.committed(topic, id.partition, row.offset, row.leader_epoch);
             (row.offset >= 0).then(|| CommittedOffset {
                 offset: Offset(row.offset as u64),
                 metadata: row.metadata.clone(),

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::config::KafkaConfig;
+use super::epochs::Epochs;
 use super::ffi::partitions::Partitions;
 use super::ffi::producer::{Outgoing, Producer};
 use super::ffi::{Code, Failure, KafkaError};
@@ -184,6 +185,7 @@ pub struct TransactionalSink {
     /// that the broker never saw, and the next transaction would fail with
     /// OUT_OF_ORDER_SEQUENCE_NUMBER; so the producer is replaced once the abort has succeeded.
     refused: bool,
+    epochs: Epochs,
 }
 
 impl TransactionalSink {
@@ -201,7 +203,13 @@ impl TransactionalSink {
             patience: config.limits.transaction_timeout,
             ended: None,
             refused: false,
+            epochs: Epochs::default(),
         })
+    }
+
+    /// Offsets are committed with the leader epochs that the consumer of the same worker learns.
+    pub fn knowing(self, epochs: Epochs) -> TransactionalSink {
+        TransactionalSink { epochs, ..self }
     }
 
     fn settle(&mut self) -> Result<(), CommitError> {
@@ -301,7 +309,9 @@ impl Sink for TransactionalSink {
         let mut list = Partitions::with_capacity(offsets.len());
         for row in offsets {
             let topic = &self.topics.spec.inputs[usize::from(row.partition.input)];
-            list.add(topic, row.partition.partition, row.offset.0 as i64, &row.metadata);
+            let (partition, offset) = (row.partition.partition, row.offset.0 as i64);
+            list.add(topic, partition, offset, &row.metadata);
+            list.set_leader_epoch(self.epochs.before(topic, partition, offset));
         }
         self.topics.producer.send_offsets(&list, membership, self.patience).map_err(|error| {
             // By code, never by librdkafka's "abortable" flag, which it also sets where the outcome

@@ -14,6 +14,8 @@ pub(super) struct Slot {
     state: State,
     /// Next record to hand out: at first the start, then after the last one.
     pub next: i64,
+    /// Leader epoch of the last record that was handed out; -1 = not known.
+    pub epoch: i32,
     /// The batch of the `take` in progress.
     pub batch: Batch,
     /// Rows and bytes of the last batch, as the size of the next.
@@ -29,11 +31,12 @@ enum State {
 impl Slot {
     /// An assigned partition, stopped.
     pub fn new(id: InputPartition, next: i64) -> Slot {
-        Slot { id, state: State::Stopped, next, batch: Batch::default(), hint: (0, 0) }
+        Slot { id, state: State::Stopped, next, epoch: -1, batch: Batch::default(), hint: (0, 0) }
     }
 
     pub fn run(&mut self, from: i64) {
         self.next = from;
+        self.epoch = -1;
         self.state = State::Running;
     }
 

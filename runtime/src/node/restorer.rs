@@ -274,7 +274,8 @@ impl Context {
                 changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
                 inbox: revision.inbox.clone(),
             },
-        )?;
+        )?
+        .telling(self.node.epochs.clone());
         let dir = self.dir(partition);
         // Twice at most: a `start:` that had to be resolved is in the registry the second time.
         let mut resolved = false;

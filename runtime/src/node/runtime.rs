@@ -21,6 +21,7 @@ use crate::config::deployment::DeploymentSpec;
 use crate::config::{NodeConfig, Problems};
 use crate::kafka::admin::{Admin, AdminError};
 use crate::kafka::config::KafkaConfig;
+use crate::kafka::epochs::Epochs;
 use crate::kafka::peek::Peek;
 use crate::ports::SourceError;
 use crate::store::{StateDir, StoreBudget};
@@ -50,6 +51,8 @@ pub struct NodeRuntime {
     pub id: String,
     pub config: NodeConfig,
     pub kafka: KafkaConfig,
+    /// Learned by the consumers of all workers, used by whoever commits and restores.
+    pub epochs: Epochs,
     pub cluster_id: String,
     pub admin: Admin,
     pub control_log: ControlLog,
@@ -93,6 +96,7 @@ impl NodeRuntime {
             id: from.id,
             config: from.config,
             kafka: from.kafka,
+            epochs: Epochs::default(),
             cluster_id: from.cluster_id,
             admin: from.admin,
             control_log: from.control_log,

@@ -188,13 +188,16 @@ impl Consumer {
         first_error(list)
     }
 
-    /// The offset after the last message or transaction marker handed to the application;
-    /// `None` when nothing was since the last seek or assignment.
-    pub fn position(&self, topic: &str, partition: i32) -> Option<i64> {
+    /// The offset after the last message or transaction marker handed to the application, and that one's
+    /// leader epoch; `None` when nothing was since the last seek or assignment.
+    pub fn position(&self, topic: &str, partition: i32) -> Option<(i64, i32)> {
         let list = Partitions::one(topic, partition, i64::from(rd::RD_KAFKA_OFFSET_INVALID));
         // SAFETY: live handle and list.
         check(unsafe { rd::rd_kafka_position(self.client.raw(), list.raw()) } as i32).ok()?;
-        list.rows().first().filter(|row| row.error.is_none() && row.offset >= 0).map(|row| row.offset)
+        list.rows()
+            .first()
+            .filter(|row| row.error.is_none() && row.offset >= 0)
+            .map(|row| (row.offset, row.leader_epoch))
     }
 
     /// Sends offsets for the group; [`Consumer::answer`] tells what became of them.

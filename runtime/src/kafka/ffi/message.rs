@@ -74,6 +74,13 @@ impl Message {
         unsafe { std::ptr::addr_of!((*self.0.as_ptr()).offset).read() }
     }
 
+    /// Of the leader that wrote it; -1 = not known.
+    #[inline]
+    pub fn leader_epoch(&self) -> i32 {
+        // SAFETY: live message.
+        unsafe { rd::rd_kafka_message_leader_epoch(self.0.as_ptr()) }
+    }
+
     #[inline]
     pub fn key(&self) -> Option<&[u8]> {
         // SAFETY: live message; see `bytes`.

@@ -17,6 +17,8 @@ pub(in crate::kafka) struct Row {
     pub partition: i32,
     /// Negative = librdkafka's "none" (-1001).
     pub offset: i64,
+    /// Of the record before the offset; -1 = not known.
+    pub leader_epoch: i32,
     pub metadata: String,
     /// What is wrong with this partition alone.
     pub error: Option<KafkaError>,
@@ -50,6 +52,16 @@ impl Partitions {
                     (*row).metadata = buffer;
                     (*row).metadata_size = metadata.len();
                 }
+            }
+        }
+    }
+
+    /// Says of which leader epoch the record before the last row's offset is; below 0 = not known.
+    pub fn set_leader_epoch(&mut self, epoch: i32) {
+        // SAFETY: the list is live and its `cnt` rows are initialised; the row stays where it is.
+        unsafe {
+            if let Some(last) = usize::try_from((*self.0).cnt).ok().and_then(|count| count.checked_sub(1)) {
+                rd::rd_kafka_topic_partition_set_leader_epoch((*self.0).elems.add(last), epoch);
             }
         }
     }
@@ -109,6 +121,7 @@ pub(super) unsafe fn row(row: *const rd::rd_kafka_topic_partition_t) -> Row {
             topic: text((*row).topic),
             partition: (*row).partition,
             offset: (*row).offset,
+            leader_epoch: rd::rd_kafka_topic_partition_get_leader_epoch(row),
             metadata,
             error: (code != 0).then(|| KafkaError::from_code(code)),
         }

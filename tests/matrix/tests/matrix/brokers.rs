@@ -1,12 +1,19 @@
 //! Faults of the brokers: they restart, die, and are gone.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
 use tidemill_kafka_harness::ApacheKafka;
 use tidemill_tests::cluster::Cluster;
+use tidemill_tests::node::Node;
 use tidemill_tests::programs::alone;
 use tidemill_tests::rig::case::Case;
+use tidemill_tests::rig::fleet::build_modules;
 use tidemill_tests::rig::round::Stage;
 use tidemill_tests::rig::scenario::{SOON, cluster_of, play, until_commits};
 use tidemill_tests::wait::{until, within};
@@ -81,6 +88,89 @@ fn f09_a_node_outlives_its_brokers_and_does_not_start_without_them() {
         until_commits(stage);
         stage.watch.healed();
     });
+}
+
+/// F08: the leader of a partition dies alone in its in-sync set, and a replica that lacks its last records is
+/// elected all the same. Others take their place, at the same offsets. Readers halt and say so: one that ran
+/// through it, and one that comes back when the log has grown past its position again.
+#[test]
+fn f08_records_that_an_unclean_election_replaced_halt_their_readers() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().expect("a directory");
+    build_modules(directory.path());
+    let mut cluster = Cluster::three_brokers();
+    on_the_first_two_brokers(&cluster, "words");
+    let reader = |fleet: &str, place: &Path| {
+        let kafka = format!("kafka:\n  bootstrap_servers: '{}'\nfleet: {fleet}\n", cluster.bootstrap());
+        let node = Node::start_with(&cluster, &place.join(fleet), &kafka);
+        until("the node answers", SOON, || ok(&node, &["deployments"]));
+        node.tidemill(&["topics", "create", &format!("{fleet}-out"), "--partitions", "1"]).ok();
+        let file = place.join(format!("{fleet}.yaml"));
+        let document = format!(
+            "name: {fleet}\nmodule: rekey.wasm\ninputs: {{ in: {{ topic: words }} }}\n\
+             outputs: {{ out: {{ topic: {fleet}-out }} }}\nconfig: {{ key: 1 }}\n"
+        );
+        fs::write(&file, document).expect("a document");
+        node.tidemill(&["apply", "-f", &file.display().to_string(), "--wait"]).ok();
+        node
+    };
+    let running = reader("running", directory.path());
+    let mut absent = reader("absent", directory.path());
+
+    let words = |node: &Node, word: &str, count: usize| {
+        let file = directory.path().join("words.txt");
+        fs::write(&file, format!("{word},x\n").repeat(count)).expect("words");
+        until("the words are taken", SOON, || {
+            ok(node, &["produce", "words", "--file", &file.display().to_string()])
+        });
+    };
+    words(&running, "both", 100);
+    cluster.kill_broker(1);
+    words(&running, "lost", 50);
+    for node in [&running, &absent] {
+        until("every word is handled", SOON, || match lag(node) {
+            Some(0) => Ok(()),
+            other => Err(other),
+        });
+    }
+    assert!(absent.stop().success());
+    cluster.kill_broker(0);
+    cluster.restart_broker(1);
+    words(&running, "other", 200);
+
+    absent.restart();
+    for node in [&running, &absent] {
+        until("the reader halts and says why", SOON, || {
+            let log = node.log();
+            let told =
+                log.lines().any(|line| line.contains("halted") && line.contains("an unclean election"));
+            if told { Ok(()) } else { Err(log.lines().last().unwrap_or_default().to_owned()) }
+        });
+    }
+}
+
+/// A topic of one partition, led by the first broker, that prefers an unclean leader to none.
+fn on_the_first_two_brokers(cluster: &Cluster, topic: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", cluster.bootstrap()).create().expect("an admin client");
+    let topic = NewTopic::new(topic, 1, TopicReplication::Variable(&[&[1, 2]]))
+        .set("unclean.leader.election.enable", "true")
+        .set("min.insync.replicas", "1");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let made = runtime.block_on(admin.create_topics([&topic], &AdminOptions::new())).expect("an answer");
+    assert!(made.iter().all(Result::is_ok), "{made:?}");
+}
+
+fn ok(node: &Node, arguments: &[&str]) -> Result<(), String> {
+    let done = node.tidemill(arguments);
+    if done.status.success() { Ok(()) } else { Err(done.stderr) }
+}
+
+/// Records that the node's deployments have not committed; none without an answer.
+fn lag(node: &Node) -> Option<u64> {
+    let lag = node.tidemill(&["lag", "--output", "json"]);
+    let lag: serde_json::Value = serde_json::from_str(&lag.stdout).ok()?;
+    lag["total"].as_u64()
 }
 
 fn broker(stage: &mut Stage) -> &mut ApacheKafka {
