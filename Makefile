@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test simulate mutants faults matrix chaos fault-node hostile soak api lint advisories bench recovery conformance clean
+.PHONY: help setup build demo test simulate mutants faults matrix chaos outbox fault-node hostile soak api lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,9 @@ hostile: build ## Run every hostile guest, module and client beside an innocent 
 
 soak: build ## Deploy and delete in a row, then run small deployments at once (COUNT=1000, SMALL=200, BROKER=apache)
 	@$(BIN)/tidemill-hostile churn --count $(or $(COUNT),1000) --small $(or $(SMALL),200) $(if $(BROKER),--broker $(BROKER))
+
+outbox: fault-node ## W7: misbehaving receivers, kills between commit and delivery, moves (SHORT=1: webhooks only, ONLY=, SEED=)
+	@$(BIN)/tidemill-outbox $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
 api: setup ## Write docs/api.md and proto/released.txt anew, after a change of the contracts
 	TIDEMILL_WRITE=1 $(CARGO) test --release --workspace --test contract

@@ -6,7 +6,7 @@
 //!
 //! | variable | value |
 //! |---|---|
-//! | `TIDEMILL_CRASH` | `NAME`, `NAME:N` or `NAME:N@DEPLOYMENT`: die when a commit (of that deployment), or a restore (of `restore-DEPLOYMENT`), reaches the point for the Nth time (from 1) |
+//! | `TIDEMILL_CRASH` | `NAME`, `NAME:N` or `NAME:N@DEPLOYMENT`: die when a commit (of that deployment), a restore (of `restore-DEPLOYMENT`) or a delivery (of `relay`) reaches the point for the Nth time (from 1) |
 //! | `TIDEMILL_BUG` | a name of [`Bug`] |
 
 /// Where a commit can be cut in two, in the order of its steps, and a restore.
@@ -26,6 +26,12 @@ pub enum CrashPoint {
     AfterStores,
     /// A restore has read a record of the changelog; it is not applied.
     DuringRestore,
+    /// An outbox row is committed and about to be delivered.
+    BeforeDelivery,
+    /// Its destination has answered; the task has not heard of it.
+    AfterDelivery,
+    /// The task has, and its row is deleted in the overlay; no commit knows.
+    AfterAcknowledgement,
 }
 
 /// Known ways to get the promise wrong.
@@ -73,10 +79,12 @@ pub enum Bug {
     RevisionOld,
     /// Records are handled before a commit says where their revision begins.
     AdoptionSkipped,
+    /// Outbox rows are delivered before their commit is known.
+    OutboxEarly,
 }
 
 impl Bug {
-    pub const ALL: [(Bug, &str); 21] = [
+    pub const ALL: [(Bug, &str); 22] = [
         (Bug::OffsetsOutside, "offsets-outside"),
         (Bug::OffsetsForgotten, "offsets-forgotten"),
         (Bug::MembershipLate, "membership-late"),
@@ -98,6 +106,7 @@ impl Bug {
         (Bug::StartAgain, "start-again"),
         (Bug::RevisionOld, "revision-old"),
         (Bug::AdoptionSkipped, "adoption-skipped"),
+        (Bug::OutboxEarly, "outbox-early"),
     ];
 }
 
@@ -180,6 +189,9 @@ mod chosen {
             "between-stores" => CrashPoint::BetweenStores,
             "after-stores" => CrashPoint::AfterStores,
             "during-restore" => CrashPoint::DuringRestore,
+            "before-delivery" => CrashPoint::BeforeDelivery,
+            "after-delivery" => CrashPoint::AfterDelivery,
+            "after-acknowledgement" => CrashPoint::AfterAcknowledgement,
             _ => return None,
         };
         Some(Crash { point, nth: nth.parse().ok()?, thread: deployment, text: value.to_owned() })

@@ -10,6 +10,7 @@
 //! | [`task`] | one partition from source to commit |
 //! | [`wasm`] | the handler host |
 //! | [`kafka`] | consumer, producer, admin, log reader |
+//! | [`relay`] | deliveries to destinations outside the Kafka transaction |
 //! | [`node`] | workers, deployments, registry, fleet |
 //! | [`control`] | gRPC and HTTP |
 //! | [`telemetry`], [`config`] | every metric; the configuration tree |
@@ -25,6 +26,7 @@ pub mod kafka;
 pub mod node;
 pub mod ports;
 pub mod record;
+pub mod relay;
 pub mod store;
 pub mod task;
 pub mod telemetry;

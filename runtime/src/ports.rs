@@ -1,6 +1,7 @@
 //! The traits at the edges of a task and a worker: where records come from, where effects go, who
 //! runs the handler, what time it is. Each has one real implementation and one fake.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::effects::{Effects, Emissions, Fault, Order, Prefetched};
@@ -230,6 +231,59 @@ pub trait Recovery: Send {
         range: (Offset, Offset),
         apply: &mut dyn FnMut(LogRecord) -> bool,
     ) -> Result<(), SourceError>;
+}
+
+/// One row of an outbox on its way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// Of the task; with `sequence` the row's name.
+    pub partition: i32,
+    /// Rises from row to row of a task, and so from row to row of a key.
+    pub sequence: u64,
+    /// Name of the output.
+    pub destination: Arc<str>,
+    /// The same each time the row is delivered.
+    pub id: String,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    /// Kafka's own encoding; empty = none.
+    pub headers: Vec<u8>,
+    /// Milliseconds since the epoch; -1 = none.
+    pub timestamp_ms: i64,
+}
+
+/// How a delivery ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Landed {
+    /// The destination has it.
+    Delivered,
+    /// It may have it or not: to be sent again, not before `after` if that is given.
+    Transient { reason: String, after: Option<Duration> },
+    /// It will never take it.
+    Permanent { reason: String },
+}
+
+/// The end of a delivery that was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Landing {
+    pub partition: i32,
+    pub sequence: u64,
+    pub landed: Landed,
+}
+
+/// What carries a worker's deliveries out.
+pub trait Relay: Send {
+    /// A delivery there has a chance now: the destination is known and not paused, and its breaker is not open.
+    fn admits(&self, destination: &str) -> bool;
+
+    /// Starts a delivery, which lands exactly once. One that is not admitted after all comes back.
+    fn send(&mut self, delivery: Delivery) -> Result<(), Box<Delivery>>;
+
+    /// The next landing, waited for up to `wait`.
+    fn land(&mut self, wait: Duration) -> Option<Landing>;
+
+    /// A person asks for another attempt: an open breaker lets one through at once.
+    fn knock(&self, destination: &str);
 }
 
 /// Time, so that tests can own it.

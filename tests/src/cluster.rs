@@ -1,6 +1,7 @@
 //! The brokers of one test: the embedded one as a process of its own, or Apache Kafka.
 
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ pub enum Cluster {
     Embedded {
         bootstrap: String,
         process: Child,
-        _data: tempfile::TempDir,
+        data: tempfile::TempDir,
     },
     Apache(ApacheKafka),
     /// Several brokers, with every topic on all of them.
@@ -28,15 +29,23 @@ impl Cluster {
     pub fn embedded() -> Cluster {
         let data = tempfile::tempdir().expect("a temporary directory");
         let bootstrap = free_address();
-        let process = tidemill(["broker", "--listen", &bootstrap, "--data-dir"])
-            .arg(data.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the broker can be started");
-        until("the embedded broker listens", Duration::from_secs(20), || TcpStream::connect(&bootstrap));
-        Cluster::Embedded { bootstrap, process, _data: data }
+        let process = run_embedded(&bootstrap, data.path());
+        Cluster::Embedded { bootstrap, process, data }
+    }
+
+    /// kill -9 of the embedded broker.
+    pub fn kill_embedded(&mut self) {
+        let Cluster::Embedded { process, .. } = self else { panic!("the broker is not the embedded one") };
+        process.kill().expect("an own child can be killed");
+        process.wait().expect("an own child can be waited for");
+    }
+
+    /// Starts a killed one again, on what it had written.
+    pub fn restart_embedded(&mut self) {
+        let Cluster::Embedded { bootstrap, process, data } = self else {
+            panic!("the broker is not the embedded one")
+        };
+        *process = run_embedded(bootstrap, data.path());
     }
 
     /// Apache Kafka from its own jars.
@@ -87,6 +96,19 @@ impl Cluster {
             Cluster::Apache(kafka) => &kafka.bootstrap,
         }
     }
+}
+
+/// Starts the broker and waits until it listens.
+fn run_embedded(bootstrap: &str, data: &Path) -> Child {
+    let process = tidemill(["broker", "--listen", bootstrap, "--data-dir"])
+        .arg(data)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the broker can be started");
+    until("the embedded broker listens", Duration::from_secs(20), || TcpStream::connect(bootstrap));
+    process
 }
 
 impl Drop for Cluster {

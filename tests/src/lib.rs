@@ -15,7 +15,8 @@
 //! Hostile guests and clients (`make hostile`, `make soak`): [`hostile`].
 //!
 //! Fault runs (`make faults`, `make chaos`): [`rig`] kills nodes under load and leaves [`evidence`],
-//! which [`check`] judges in a program of its own, `tidemill-check`.
+//! which [`check`] judges in a program of its own, `tidemill-check`. [`outbox`] does both for what leaves Kafka
+//! (`make outbox`).
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ pub mod hostile;
 pub mod inputs;
 pub mod kfault;
 pub mod node;
+pub mod outbox;
 pub mod pipeline;
 pub mod programs;
 pub mod reading;

@@ -144,7 +144,7 @@ mod tests {
         let spec = DeploymentSpec::parse(&document).expect("a document that can be read");
         assert_eq!((spec.name.as_str(), spec.module.as_str()), ("count", "a \"b\".wasm"));
         assert_eq!(spec.inputs["words"].start, crate::config::deployment::Start::Latest);
-        assert_eq!(spec.outputs["counts"].topic, "c");
+        assert_eq!(spec.outputs["counts"].topic(), Some("c"));
         assert_eq!(spec.config, json!({ "above": 1 }));
     }
 }

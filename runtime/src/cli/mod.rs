@@ -39,6 +39,7 @@ mod lag;
 mod new;
 mod node;
 mod nodes;
+mod outbox;
 mod output;
 mod pause;
 mod plan;
@@ -124,6 +125,7 @@ enum Command {
     Reset(reset::Reset),
     Lag(lag::Lag),
     State(state::State),
+    Outbox(outbox::Outbox),
     Nodes(nodes::Nodes),
     Produce(produce::Produce),
     Consume(consume::Consume),
@@ -161,6 +163,7 @@ pub fn main() -> ExitCode {
         Command::Reset(command) => command.run(&global),
         Command::Lag(command) => command.run(&global),
         Command::State(command) => command.run(&global),
+        Command::Outbox(command) => command.run(&global),
         Command::Nodes(command) => command.run(&global),
         Command::Produce(command) => command.run(&global),
         Command::Consume(command) => command.run(&global),

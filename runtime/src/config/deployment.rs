@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use super::failures::Failures;
+use super::outbox::Destination;
 
 /// One deployment, after every check of its document.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,9 +34,42 @@ pub struct InputSpec {
     pub start: Start,
 }
 
+/// Where an output goes.
 #[derive(Debug, Clone, PartialEq)]
-pub struct OutputSpec {
+pub enum OutputSpec {
+    Topic(TopicSpec),
+    /// Outside the transaction: through the outbox.
+    Destination(Box<Destination>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSpec {
     pub topic: String,
+    /// Every record carries its `tidemill-id`.
+    pub ids: bool,
+}
+
+impl OutputSpec {
+    pub fn topic(&self) -> Option<&str> {
+        match self {
+            OutputSpec::Topic(topic) => Some(&topic.topic),
+            OutputSpec::Destination(_) => None,
+        }
+    }
+}
+
+impl DeploymentSpec {
+    /// Outputs that go through the outbox.
+    pub fn destinations(&self) -> impl Iterator<Item = (&String, &Destination)> {
+        self.outputs.iter().filter_map(|(name, output)| match output {
+            OutputSpec::Topic(_) => None,
+            OutputSpec::Destination(destination) => Some((name, &**destination)),
+        })
+    }
+
+    pub fn has_outbox(&self) -> bool {
+        self.destinations().next().is_some()
+    }
 }
 
 /// What makes a record a repetition of an earlier one of its partition, and for how long.

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::deployment::{
     ChangelogSpec, CommitSpec, DeploymentSpec, Guarantee, IdSource, InboxSpec, InputSpec, Limits, OutputSpec,
-    Start,
+    Start, TopicSpec,
 };
 use super::failures;
+use super::outbox;
 use super::problem::{Problem, Problems, Report};
 use super::section::{Field, Section};
 use super::units;
@@ -130,7 +131,8 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
     );
     let workers = section.integer("workers", defaults.workers.into(), 1..=64) as u32;
     let config = section.take("config").map_or(serde_json::json!({}), |field| field.node.value.json());
-    let failures = failures::read(&mut section);
+    let has_outbox = outputs.values().any(|output| output.topic().is_none());
+    let failures = failures::read(&mut section, has_outbox);
     let limits = limits(&mut section, defaults);
     let commit = commit(&mut section, defaults, report);
     let changelog = changelog(&mut section, guarantee);
@@ -169,7 +171,8 @@ fn refuse_own_topics(
     report: &Report,
 ) {
     let Some(topic) = &failures.dead_letters else { return };
-    let bound = inputs.values().map(|input| &input.topic).chain(outputs.values().map(|output| &output.topic));
+    let inputs = inputs.values().map(|input| input.topic.as_str());
+    let bound = inputs.chain(outputs.values().filter_map(OutputSpec::topic));
     if bound.into_iter().any(|bound| bound == topic) {
         let message = format!(
             "`{topic}` is an input or output of this deployment: dead letters need a topic of their own"
@@ -245,13 +248,29 @@ fn outputs(section: &mut Section<'_>) -> BTreeMap<String, OutputSpec> {
         let Some(mut output) = field.section() else {
             continue;
         };
-        let topic = topic(&mut output);
+        let spec = output_spec(&mut output, &field);
         output.finish();
-        if let Some(topic) = topic {
-            outputs.insert(logical.to_owned(), OutputSpec { topic });
+        if let Some(spec) = spec {
+            outputs.insert(logical.to_owned(), spec);
         }
     }
     outputs
+}
+
+/// A topic, or a destination outside the transaction.
+fn output_spec(output: &mut Section<'_>, field: &Field<'_>) -> Option<OutputSpec> {
+    if !outbox::is_destination(output) {
+        let ids = output.flag("ids");
+        return topic(output).map(|topic| OutputSpec::Topic(TopicSpec { topic, ids }));
+    }
+    if output.take("topic").is_some() {
+        let ways = ["http", "amqp", "kafka"].into_iter().filter(|way| output.take(way).is_some());
+        field.refuse(format!(
+            "has topic and {}: an output has one destination",
+            ways.collect::<Vec<_>>().join(" and ")
+        ));
+    }
+    outbox::read(output, field).map(|destination| OutputSpec::Destination(Box::new(destination)))
 }
 
 fn topic(section: &mut Section<'_>) -> Option<String> {

@@ -47,7 +47,10 @@ changelog: { replication_factor: 3, min_compaction_lag: 1h }
     let spec = DeploymentSpec::parse(text).expect("valid");
     assert_eq!(spec.inputs["departures"].start, Start::Latest);
     assert_eq!(spec.inputs["corrections"].start, Start::Timestamp(1_359_633_600_000));
-    assert_eq!(spec.outputs["delays"], OutputSpec { topic: "flights.delays".into() });
+    assert_eq!(
+        spec.outputs["delays"],
+        OutputSpec::Topic(TopicSpec { topic: "flights.delays".into(), ids: false })
+    );
     assert_eq!((spec.guarantee, spec.workers, spec.failures), (Guarantee::AtLeastOnce, 4, Failures::skip()));
     let config = serde_json::json!({ "by": ["carrier", "day"], "skip": "no", "limit": 1.5, "empty": null });
     assert_eq!(spec.config, config);

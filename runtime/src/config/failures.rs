@@ -216,7 +216,8 @@ const ATTEMPTS: RangeInclusive<u64> = 0..=1000;
 const BACKOFF_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Reads `failures:`, a word or a mapping.
-pub(super) fn read(section: &mut Section<'_>) -> Failures {
+/// `has_outbox`: what can never be delivered becomes a dead letter too.
+pub(super) fn read(section: &mut Section<'_>, has_outbox: bool) -> Failures {
     let Some(field) = section.take("failures") else {
         return Failures::default();
     };
@@ -252,7 +253,7 @@ pub(super) fn read(section: &mut Section<'_>) -> Failures {
         );
     }
     failures.parked = read_parked(&mut block);
-    failures.dead_letters = read_dead_letters(&mut block, failures.has_dead_letters());
+    failures.dead_letters = read_dead_letters(&mut block, failures.has_dead_letters() || has_outbox);
     block.finish();
     failures
 }
@@ -271,7 +272,7 @@ fn read_policy(section: &mut Section<'_>, standard: Policy) -> Policy {
 }
 
 /// `100ms..30s`
-fn read_backoff(field: &Field<'_>) -> Option<Backoff> {
+pub(super) fn read_backoff(field: &Field<'_>) -> Option<Backoff> {
     let text = field.text()?;
     let Some((min, max)) = text.split_once("..") else {
         field.refuse(format!("`{text}` is no range: write the first and the longest pause, like 100ms..30s"));

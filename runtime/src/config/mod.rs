@@ -8,6 +8,7 @@
 //! | [`deployment`], [`document`] | what a deployment document means; reading it |
 //! | [`changes`] | what two versions differ in |
 //! | [`failures`] | what becomes of a record that fails |
+//! | [`outbox`] | outputs that are no topic |
 //! | [`node`], [`load`], `build` | what a node's configuration means; reading and combining it |
 //! | [`settings`], [`kafka_properties`] | the tables behind it |
 //! | [`manifest`] | what a module says about itself |
@@ -23,6 +24,7 @@ mod librdkafka_names;
 pub mod load;
 pub mod manifest;
 pub mod node;
+pub mod outbox;
 pub mod problem;
 mod section;
 pub mod settings;

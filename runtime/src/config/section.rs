@@ -89,6 +89,15 @@ impl<'a> Section<'a> {
         self.take(name)?.text()
     }
 
+    pub fn flag(&mut self, name: &'static str) -> bool {
+        let Some(field) = self.take(name) else { return false };
+        match field.node.value {
+            Yaml::Bool(value) => return value,
+            ref other => field.refuse(format!("expected true or false, found {}", other.kind())),
+        }
+        false
+    }
+
     pub fn integer(&mut self, name: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
         let Some(field) = self.take(name) else {
             return default;

@@ -29,17 +29,17 @@ const SCAN_LIMIT_DEFAULT: u32 = 100;
 /// A page over several partitions ends before the partition that would begin beyond this.
 const PAGE_BYTES_MAX: usize = 1 << 20;
 /// An answer of another node: a page of scans, or values of several keys, and what is around them.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+pub(super) const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 pub struct Forwarder {
-    node: Handle,
+    pub(super) node: Handle,
     /// By address. Bounded by the fleet's size.
     channels: Mutex<HashMap<String, Channel>>,
     waits: Semaphore,
 }
 
 /// A read of one partition, as this node and as another one answers it.
-trait Read: Clone + Send + 'static {
+pub(super) trait Read: Clone + Send + 'static {
     type Answer: Send + 'static;
 
     fn target(&self) -> (&str, Option<i32>);
@@ -56,7 +56,7 @@ trait Read: Clone + Send + 'static {
     /// Asked of another node, as a local read.
     fn there(
         self,
-        client: StateClient<Channel>,
+        channel: Channel,
         timeout: Duration,
     ) -> impl Future<Output = Result<Self::Answer, Status>> + Send;
 }
@@ -76,12 +76,8 @@ impl Read for proto::GetManyStateRequest {
         node.state_get_many(self, until)
     }
 
-    async fn there(
-        self,
-        mut client: StateClient<Channel>,
-        timeout: Duration,
-    ) -> Result<Self::Answer, Status> {
-        Ok(client.get_many(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(state(channel).get_many(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
 
@@ -100,12 +96,8 @@ impl Read for proto::ScanStateRequest {
         node.state_scan(self, until)
     }
 
-    async fn there(
-        self,
-        mut client: StateClient<Channel>,
-        timeout: Duration,
-    ) -> Result<Self::Answer, Status> {
-        Ok(client.scan(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(state(channel).scan(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
 
@@ -131,12 +123,8 @@ impl Read for proto::EditStateRequest {
         ))
     }
 
-    async fn there(
-        self,
-        mut client: StateClient<Channel>,
-        timeout: Duration,
-    ) -> Result<Self::Answer, Status> {
-        Ok(client.edit(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(state(channel).edit(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
 
@@ -249,7 +237,7 @@ impl Forwarder {
     }
 
     /// The partitions that a request is about.
-    async fn partitions(&self, request: &impl Read, local: bool) -> Result<Vec<i32>, Status> {
+    pub(super) async fn partitions(&self, request: &impl Read, local: bool) -> Result<Vec<i32>, Status> {
         match request.target() {
             (_, Some(partition)) => Ok(vec![partition]),
             (_, None) if local => Err(Status::invalid_argument("a local read names its partition")),
@@ -262,7 +250,12 @@ impl Forwarder {
     }
 
     /// One partition, wherever it is. With `local` it must be here.
-    async fn read<R: Read>(&self, request: R, local: bool, deadline: Deadline) -> Result<R::Answer, Status> {
+    pub(super) async fn read<R: Read>(
+        &self,
+        request: R,
+        local: bool,
+        deadline: Deadline,
+    ) -> Result<R::Answer, Status> {
         let (until, waits) = (deadline.until(), request.waits());
         loop {
             let outcome = match local {
@@ -299,13 +292,14 @@ impl Forwarder {
                 let (deployment, partition) = request.target();
                 let partition = partition.unwrap_or_default();
                 let what = format!("partition {partition} of {deployment} is on {node} at {address}");
-                let client = StateClient::new(self.channel(&address).await?)
-                    .max_decoding_message_size(ANSWER_BYTES_MAX);
+                let channel = self.channel(&address).await?;
                 let left = until.saturating_duration_since(Instant::now());
-                request.there(client, left).await.map_err(|status| match std::error::Error::source(&status) {
-                    // What another node says is passed on as it is.
-                    None => status,
-                    Some(reason) => R::lost(&what, reason),
+                request.there(channel, left).await.map_err(|status| {
+                    match std::error::Error::source(&status) {
+                        // What another node says is passed on as it is.
+                        None => status,
+                        Some(reason) => R::lost(&what, reason),
+                    }
                 })
             }
         }
@@ -337,13 +331,17 @@ impl Forwarder {
     }
 }
 
+fn state(channel: Channel) -> StateClient<Channel> {
+    StateClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
 /// What is out of reach now may be within it in a moment, and there is a moment left.
 fn may_change(status: &Status, until: Instant) -> bool {
     status.code() == Code::Unavailable && Instant::now() + LOOK_AGAIN < until
 }
 
 /// Asks another node on behalf of a caller, who waits this long.
-fn timed<T>(message: T, timeout: Duration) -> tonic::Request<T> {
+pub(super) fn timed<T>(message: T, timeout: Duration) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(timeout);
     request

@@ -17,8 +17,8 @@ use crate::telemetry::Telemetry;
 /// Implements every service of `tidemill.v1`.
 #[derive(Clone)]
 pub struct Services {
-    node: Handle,
-    forwarder: Arc<Forwarder>,
+    pub(super) node: Handle,
+    pub(super) forwarder: Arc<Forwarder>,
     uploads: Arc<Semaphore>,
     telemetry: Arc<Telemetry>,
 }
@@ -38,7 +38,10 @@ impl Services {
     }
 
     /// A call, counted with its outcome.
-    async fn counted<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<Response<T>, Status> {
+    pub(super) async fn counted<T>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
         let metrics = &self.telemetry.node;
         metrics.control_calls.add(1);
         let answer = call.await;

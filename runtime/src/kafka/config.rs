@@ -278,6 +278,13 @@ impl KafkaConfig {
         ours
     }
 
+    /// As [`KafkaConfig::appender`], for records that are given up after `timeout`.
+    pub(super) fn mirror(&self, timeout: Duration) -> Settings {
+        let mut ours = self.appender();
+        ours.extend(settings(&[("message.timeout.ms", &millis(timeout))]));
+        ours
+    }
+
     /// A client for admin requests.
     pub(super) fn admin(&self) -> Settings {
         self.compose(&[PRODUCER_ONLY, CONSUMER_ONLY].concat(), settings(&[("socket.timeout.ms", "30000")]))

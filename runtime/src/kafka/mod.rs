@@ -8,6 +8,7 @@
 //! | [`sink`] | where commits go: transactional, or plain for `at_least_once` |
 //! | [`recovery`] | committed offsets and changelogs, read back |
 //! | [`topic_log`] | a single-partition topic as an append-only log |
+//! | [`mirror`] | one topic of any cluster, acknowledged record by record |
 //! | [`admin`] | topics, groups, offsets |
 //! | [`probe`] | can the cluster be reached, and if not, why |
 //! | [`tools`] | blocking helpers for the command line |
@@ -23,6 +24,7 @@ pub mod consumer;
 pub mod epochs;
 mod ffi;
 mod from_node;
+pub mod mirror;
 mod offsets;
 pub mod peek;
 pub mod probe;

@@ -33,8 +33,8 @@ const QUEUE_FULL_WAIT: Duration = Duration::from_secs(30);
 /// What a sink writes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkSpec {
-    /// Topics of the manifest's outputs, in its order.
-    pub outputs: Vec<String>,
+    /// Topics of the manifest's outputs, in its order; `None` for one that is no topic.
+    pub outputs: Vec<Option<String>>,
     /// `None` for a deployment without state.
     pub changelog: Option<String>,
     /// `None` for a deployment without an inbox.
@@ -49,7 +49,7 @@ pub struct SinkSpec {
 /// Topics of one producer by their index in the manifest.
 struct Topics {
     producer: Producer,
-    outputs: Vec<usize>,
+    outputs: Vec<Option<usize>>,
     changelog: Option<usize>,
     inbox: Option<usize>,
     spec: SinkSpec,
@@ -63,7 +63,9 @@ impl Topics {
     ) -> Result<Topics, KafkaError> {
         let label = transactional_id.unwrap_or("producer");
         let mut producer = Producer::new(&config.producer(transactional_id, spec.batch_bytes), label)?;
-        let outputs = spec.outputs.iter().map(|name| producer.topic(name)).collect::<Result<_, _>>()?;
+        let outputs = spec.outputs.iter();
+        let outputs = outputs.map(|name| name.as_ref().map(|name| producer.topic(name)).transpose());
+        let outputs = outputs.collect::<Result<_, _>>()?;
         let changelog = spec.changelog.as_ref().map(|name| producer.topic(name)).transpose()?;
         let inbox = spec.inbox.as_ref().map(|name| producer.topic(name)).transpose()?;
         Ok(Topics { producer, outputs, changelog, inbox, spec })
@@ -75,16 +77,18 @@ impl Topics {
         let mut headers = rows.headers.iter();
         for (index, (key, value)) in columns.enumerate() {
             let output = usize::from(rows.outputs[index]);
-            let Some(&topic) = self.outputs.get(output) else {
+            let (Some(&Some(topic)), Some(Some(name))) =
+                (self.outputs.get(output), self.spec.outputs.get(output))
+            else {
                 return Err(CommitError::Record {
                     topic: format!("output {output}"),
-                    reason: "the deployment has no such output".to_owned(),
+                    reason: "the deployment has no such topic".to_owned(),
                 });
             };
             let list = match headers.next().flatten() {
                 None => Vec::new(),
                 Some(bytes) => headers::decode(bytes).map_err(|MalformedHeaders| CommitError::Record {
-                    topic: self.spec.outputs[output].clone(),
+                    topic: name.clone(),
                     reason: MalformedHeaders.to_string(),
                 })?,
             };
@@ -96,7 +100,7 @@ impl Topics {
                 ticket: 0,
             };
             self.patiently(|| self.producer.produce(topic, record, &list))
-                .map_err(|error| refusal(&self.spec.outputs[output], &error))?;
+                .map_err(|error| refusal(name, &error))?;
         }
         Ok(())
     }

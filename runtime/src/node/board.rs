@@ -13,10 +13,11 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use super::edits::EditRequest;
+use super::outbox::OutboxRequest;
 use crate::record::Offset;
 use crate::store::StoreReader;
 use crate::task::Task;
-use crate::telemetry::{TaskMetrics, TaskState, Telemetry, WorkerMetrics};
+use crate::telemetry::{OutboxMetrics, TaskMetrics, TaskState, Telemetry, WorkerMetrics};
 
 #[derive(Debug, Clone)]
 pub struct TaskEntry {
@@ -46,6 +47,8 @@ pub struct Board {
     changed: Condvar,
     /// Where each worker takes edits of state.
     editors: Mutex<BTreeMap<u32, Sender<EditRequest>>>,
+    /// Where each worker takes requests about outboxes.
+    askers: Mutex<BTreeMap<u32, Sender<OutboxRequest>>>,
     /// Why the deployment as a whole does not run, by worker; empty when it does.
     trouble: Mutex<BTreeMap<u32, String>>,
 }
@@ -58,6 +61,7 @@ impl Board {
             tasks: Mutex::default(),
             changed: Condvar::new(),
             editors: Mutex::default(),
+            askers: Mutex::default(),
             trouble: Mutex::default(),
         }
     }
@@ -70,6 +74,11 @@ impl Board {
     /// The metrics of a task, to be written without a lock.
     pub fn metrics(&self, partition: i32) -> Arc<TaskMetrics> {
         self.telemetry.task(&self.deployment, partition)
+    }
+
+    /// The metrics of one output's rows in a task.
+    pub fn outbox(&self, partition: i32, destination: &str) -> Arc<OutboxMetrics> {
+        self.telemetry.outbox(&self.deployment, destination, partition)
     }
 
     /// Every task here; of two workers that name the same one, what [`Board::task`] answers.
@@ -192,6 +201,9 @@ impl Board {
         let Some(entry) = tasks.remove(&(partition, worker)) else { return };
         // The metrics of a task are one, whoever of this node runs it.
         let left = of(&tasks, partition).max_by_key(|entry| rank(entry));
+        if left.is_none() {
+            self.telemetry.outboxes(&self.deployment, partition).iter().for_each(|(_, cells)| cells.leave());
+        }
         entry.metrics.set_state(left.map_or(TaskState::Absent, |entry| entry.state));
         self.count(&tasks, worker);
         self.changed.notify_all();
@@ -207,6 +219,18 @@ impl Board {
         let Some(task) = self.task(request.partition) else { return false };
         let editor = lock(&self.editors).get(&task.worker).cloned();
         editor.is_some_and(|editor| editor.try_send(request).is_ok())
+    }
+
+    /// As [`Board::takes_edits`], for requests about outboxes.
+    pub fn takes_asks(&self, worker: u32, asker: Sender<OutboxRequest>) {
+        lock(&self.askers).insert(worker, asker);
+    }
+
+    /// Hands a request to the worker that runs its task; false when none does, or it has too many.
+    pub fn ask_outbox(&self, request: OutboxRequest) -> bool {
+        let Some(task) = self.task(request.partition) else { return false };
+        let asker = lock(&self.askers).get(&task.worker).cloned();
+        asker.is_some_and(|asker| asker.try_send(request).is_ok())
     }
 
     /// A worker cannot work at all: no consumer or no producer.

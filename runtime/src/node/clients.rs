@@ -73,13 +73,18 @@ pub fn consumers(node: &NodeRuntime, revision: &Revision, index: u32) -> Consume
 /// What the producers of a revision write to.
 pub fn sink_spec(revision: &Revision) -> SinkSpec {
     SinkSpec {
-        outputs: revision.outputs.iter().map(|output| output.topic.clone()).collect(),
+        outputs: revision
+            .outputs
+            .iter()
+            .map(|output| output.outbox.is_none().then(|| output.topic.clone()))
+            .collect(),
         changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
         inbox: revision.inbox.clone(),
         inputs: revision.inputs.iter().map(|input| input.topic.clone()).collect(),
         batch_bytes: revision
             .outputs
             .iter()
+            .filter(|output| output.outbox.is_none())
             .map(|output| output.record_bytes_max)
             .chain(revision.changelog.as_ref().map(|changelog| changelog.record_bytes_max))
             .min()

@@ -125,6 +125,7 @@ fn swap(node: &Arc<NodeRuntime>, former: &Revision, next: &Arc<Revision>, index:
         }),
         consumers: clients::consumers(node, next, index),
         restorer: Box::new(restorer),
+        relay: Box::new(node.relays.courier(&next.stations)),
         sinks: writes_elsewhere.then(|| clients::sinks(node, next, index)),
     }
 }
@@ -148,6 +149,7 @@ fn start_worker(
         consumers: clients::consumers(node, revision, index),
         committer,
         restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision), index)),
+        relay: Box::new(node.relays.courier(&revision.stations)),
         commands: inbox,
         board: node.board_for(name),
         budget: Arc::clone(&node.commits),

@@ -13,6 +13,7 @@ use super::owners::Owner;
 use super::registered::Registered;
 use super::revision::PrepareError;
 use super::runtime::NodeRuntime;
+use crate::config::deployment::OutputSpec;
 use crate::config::problem::{Problem, lines};
 use crate::telemetry::TaskState;
 
@@ -273,7 +274,7 @@ impl Handle {
             outputs: registered
                 .spec()
                 .iter()
-                .flat_map(|spec| spec.outputs.values().map(|output| output.topic.clone()))
+                .flat_map(|spec| spec.outputs.iter().map(|(name, output)| shown_output(name, output)))
                 .collect(),
             stores: registered
                 .manifest()
@@ -298,6 +299,14 @@ impl Handle {
             skipped: task.skipped,
             revision: task.revision,
         }
+    }
+}
+
+/// A topic, or the way out of Kafka and the output's name.
+fn shown_output(name: &str, output: &OutputSpec) -> String {
+    match output {
+        OutputSpec::Topic(topic) => topic.topic.clone(),
+        OutputSpec::Destination(destination) => format!("{}:{name}", destination.way.as_str()),
     }
 }
 

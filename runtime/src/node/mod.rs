@@ -28,6 +28,7 @@ pub mod inputs;
 pub mod lag;
 pub mod lease;
 pub mod modules;
+pub mod outbox;
 pub mod owners;
 pub mod pace;
 pub mod query;

@@ -58,10 +58,12 @@ impl Registered {
         self.parsed.manifest.as_ref().ok()
     }
 
-    /// It has more than an offset: stores, parked records, ids. So has one that cannot be read.
+    /// It has more than an offset: stores, parked records, ids, an outbox. So has one that cannot be read.
     pub fn keeps_state(&self) -> bool {
         let in_stores = self.manifest().is_none_or(|manifest| !manifest.stores.is_empty());
-        in_stores || self.spec().is_none_or(|spec| spec.failures.parks() || spec.inbox.is_some())
+        let in_rows =
+            |spec: &DeploymentSpec| spec.failures.parks() || spec.inbox.is_some() || spec.has_outbox();
+        in_stores || self.spec().is_none_or(in_rows)
     }
 
     /// Number of the version that this is.

@@ -5,7 +5,7 @@
 //! holds the same view. This file is the pure fold of that log; reading and writing it is
 //! [`super::control_log`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tidemill_proto::v1::{
@@ -60,6 +60,8 @@ pub struct Registry {
     retiring: BTreeMap<String, String>,
     started: HashMap<Beginning, Began>,
     first_commits: HashSet<Beginning>,
+    /// Destinations of outboxes that are left alone: incarnation and name.
+    outbox_pauses: BTreeSet<(String, String)>,
     /// Of this node, for what documents leave open.
     defaults: SpecDefaults,
     /// Next entry to apply.
@@ -86,6 +88,14 @@ impl Registry {
                 Outcome::Accepted(0)
             }
             Some(Entry::Reset(reset)) => self.reset(reset),
+            Some(Entry::OutboxPause(pause)) => {
+                let place = (pause.incarnation.clone(), pause.destination.clone());
+                match pause.paused {
+                    true => drop(self.outbox_pauses.insert(place)),
+                    false => drop(self.outbox_pauses.remove(&place)),
+                }
+                Outcome::Accepted(0)
+            }
             // Kept for who reads the log: what became of it is in the changelog.
             Some(Entry::Edit(_)) => Outcome::Accepted(0),
             // Written by a newer node: what it means is not ours to guess.
@@ -123,6 +133,13 @@ impl Registry {
     /// topic made again under it is not taken for one that was never read.
     pub fn started(&self, incarnation: &str, topic: &str, partition: i32) -> Option<&Began> {
         self.started.get(&(incarnation.into(), topic.into(), partition))
+    }
+
+    /// Destinations of a deployment's outboxes that are left alone.
+    pub fn outbox_paused(&self, name: &str) -> BTreeSet<String> {
+        let life = self.life(name);
+        let of_life = self.outbox_pauses.iter().filter(|(incarnation, _)| Some(incarnation.as_str()) == life);
+        of_life.map(|(_, destination)| destination.clone()).collect()
     }
 
     /// The id of the topic that this life of a deployment began to read under that name.

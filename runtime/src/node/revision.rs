@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
-use crate::config::deployment::{DeploymentSpec, Guarantee, IdSource, Start};
+use crate::config::deployment::{DeploymentSpec, Guarantee, IdSource, OutputSpec, Start};
 use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
 use crate::kafka::admin::{AdminError, NewTopic, Topic};
 use crate::ports::SourceError;
+use crate::relay::Stations;
 use crate::store::Stores;
-use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput, TimestampRule, recovery};
+use crate::task::{ChangelogConfig, OutboxRule, OutputRule, TaskConfig, TaskInput, TimestampRule, recovery};
 use crate::wasm::{Linked, Module};
 
 /// Why a revision cannot run, by what can be done about it.
@@ -94,6 +95,8 @@ pub struct Revision {
     pub partitions: i32,
     pub linked: Linked,
     pub stores: Arc<Stores>,
+    /// Where its outboxes deliver to.
+    pub stations: Arc<Stations>,
 }
 
 /// Committed values that a task keeps in memory in front of its store.
@@ -199,6 +202,7 @@ pub fn check(
     mut problems: Vec<Problem>,
 ) -> Result<Option<Checked>, PrepareError> {
     problems.extend(manifest.map(|manifest| bind(spec, manifest)).unwrap_or_default());
+    problems.extend(node.relays.check(&node.origin(&spec.name), spec.destinations()));
     let found = find_topics(node, spec)?;
     let view = node.control_log.view();
     let began_with = |topic: &str| incarnation.and_then(|life| view.began_with(life, topic));
@@ -216,8 +220,8 @@ pub fn check(
     let Some(manifest) = manifest else { return Ok(None) };
     let inputs: Vec<&Found> =
         manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
-    let outputs: Vec<&Found> =
-        manifest.outputs.iter().filter_map(|name| found.get(&spec.outputs.get(name)?.topic)).collect();
+    let input_bytes_max = inputs.iter().map(|input| input.message_bytes_max()).max().unwrap_or(0);
+    let outputs = manifest.outputs.iter().filter_map(|name| Some((name, spec.outputs.get(name)?)));
     Ok(Some(Checked {
         inputs: manifest
             .inputs
@@ -231,10 +235,46 @@ pub fn check(
                 })
             })
             .collect(),
-        outputs: outputs.into_iter().map(Found::as_output).collect(),
+        outputs: outputs
+            .filter_map(|(name, output)| rule(name, output, &found, 2 * input_bytes_max))
+            .collect(),
         partitions: inputs.first().map_or(0, |input| input.topic.partitions),
-        input_bytes_max: inputs.iter().map(|input| input.message_bytes_max()).max().unwrap_or(0),
+        input_bytes_max,
     }))
+}
+
+/// What a row of an outbox has beside the emission's own bytes: its id, names, numbers.
+const OUTBOX_ROW_BYTES: usize = 512;
+
+/// What tasks are told of an output.
+fn rule(
+    name: &str,
+    output: &OutputSpec,
+    found: &BTreeMap<String, Found>,
+    changelog_bytes_max: usize,
+) -> Option<OutputRule> {
+    let destination = match output {
+        OutputSpec::Topic(topic) => {
+            let rule = found.get(&topic.topic)?.as_output();
+            return Some(OutputRule { ids: topic.ids, ..rule });
+        }
+        OutputSpec::Destination(destination) => destination,
+    };
+    let outbox = OutboxRule {
+        name: name.into(),
+        rows: destination.rows,
+        bytes: destination.bytes,
+        in_flight: destination.in_flight as usize,
+        retry: destination.retry,
+        attempts: destination.attempts,
+    };
+    Some(OutputRule {
+        topic: format!("the outbox of {name}"),
+        // Rows are kept in the changelog.
+        record_bytes_max: changelog_bytes_max.saturating_sub(OUTBOX_ROW_BYTES),
+        outbox: Some(Arc::new(outbox)),
+        ..OutputRule::default()
+    })
 }
 
 /// Inputs are read together, partition by partition.
@@ -281,6 +321,7 @@ impl Found {
                 before_max_ms: self.number("message.timestamp.before.max.ms").unwrap_or(i64::MAX),
                 after_max_ms: self.number("message.timestamp.after.max.ms").unwrap_or(i64::MAX),
             }),
+            ..OutputRule::default()
         }
     }
 }
@@ -289,7 +330,7 @@ impl Found {
 fn find_topics(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<String, Found>, PrepareError> {
     let inputs = spec.inputs.values().map(|input| input.topic.clone());
     let names: BTreeSet<String> =
-        inputs.chain(spec.outputs.values().map(|output| output.topic.clone())).collect();
+        inputs.chain(spec.outputs.values().filter_map(|output| output.topic().map(str::to_owned))).collect();
     let names: Vec<String> = names.into_iter().collect();
     let mut found = BTreeMap::new();
     for topic in node.admin.describe_topics(&names)?.into_iter().flatten() {
@@ -323,6 +364,8 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
     let stores = Arc::new(stores);
     let linked = Linked::new(&module, &registered.name, &spec.config, &spec.limits)
         .map_err(|error| PrepareError::Invalid(vec![Problem::at("config", error.to_string())]))?;
+    let stations = node.relays.open(&node.origin(&registered.name), spec.destinations());
+    let stations = stations.map_err(PrepareError::Precondition)?;
     Ok(Revision {
         group: node.group(&registered.name),
         registered: registered.clone(),
@@ -336,17 +379,18 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         partitions: checked.partitions,
         linked,
         stores,
+        stations,
     })
 }
 
-/// State, or records that are parked. A deployment that has had a changelog keeps it: an earlier
+/// State, records that are parked, rows of an outbox. A deployment that has had a changelog keeps it: an earlier
 /// revision may have parked records there.
 fn keeps_anything(
     node: &NodeRuntime,
     spec: &DeploymentSpec,
     manifest: &Manifest,
 ) -> Result<bool, PrepareError> {
-    if !manifest.stores.is_empty() || spec.failures.parks() || spec.inbox.is_some() {
+    if !manifest.stores.is_empty() || spec.failures.parks() || spec.inbox.is_some() || spec.has_outbox() {
         return Ok(true);
     }
     let found = node.admin.describe_topics(&[node.changelog_topic(&spec.name)])?;
@@ -371,7 +415,7 @@ fn dead_letters(
     spec: &DeploymentSpec,
     checked: &Checked,
 ) -> Result<Option<OutputRule>, PrepareError> {
-    if !spec.failures.has_dead_letters() {
+    if !spec.failures.has_dead_letters() && !spec.has_outbox() {
         return Ok(None);
     }
     let name = spec.failures.dead_letters.clone().unwrap_or_else(|| node.dead_letter_topic(&spec.name));
@@ -486,8 +530,8 @@ fn missing<'a>(
     found: &BTreeMap<String, Found>,
     began_with: impl Fn(&str) -> Option<&'a str>,
 ) -> Vec<Problem> {
-    let inputs = spec.inputs.iter().map(|(name, input)| ("input", name, &input.topic));
-    let outputs = spec.outputs.iter().map(|(name, output)| ("output", name, &output.topic));
+    let inputs = spec.inputs.iter().map(|(name, input)| ("input", name, input.topic.as_str()));
+    let outputs = spec.outputs.iter().filter_map(|(name, output)| Some(("output", name, output.topic()?)));
     inputs
         .chain(outputs)
         .filter(|(_, _, topic)| !found.contains_key(*topic))

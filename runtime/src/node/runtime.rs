@@ -24,6 +24,7 @@ use crate::kafka::config::KafkaConfig;
 use crate::kafka::epochs::Epochs;
 use crate::kafka::peek::Peek;
 use crate::ports::SourceError;
+use crate::relay::{Hub, Origin};
 use crate::store::{StateDir, StoreBudget};
 use crate::telemetry::Telemetry;
 use crate::wasm::Compiler;
@@ -66,6 +67,8 @@ pub struct NodeRuntime {
     /// Looks at single records, for the age of the oldest that waits.
     pub peek: Peek,
     pub leases: Leases,
+    /// Delivers what outboxes hold.
+    pub relays: Hub,
     pub commits: Arc<NodeBudget>,
     pub restores: Permits,
     /// The last heartbeat was written.
@@ -106,6 +109,7 @@ impl NodeRuntime {
             former_workers: from.former_workers,
             state_dir: from.state_dir,
             store_budget: from.store_budget,
+            relays: Hub::new(Arc::clone(&from.telemetry)),
             telemetry: from.telemetry,
             peek: from.peek,
             leases: Leases::default(),
@@ -136,6 +140,11 @@ impl NodeRuntime {
 
     pub fn inbox_topic(&self, deployment: &str) -> String {
         format!("{}.{deployment}.inbox", self.config.fleet)
+    }
+
+    /// Who delivers what a deployment's outbox holds.
+    pub fn origin(&self, deployment: &str) -> Origin {
+        Origin { fleet: self.config.fleet.clone(), deployment: deployment.to_owned() }
     }
 
     pub fn modules_topic(&self) -> String {
@@ -189,6 +198,7 @@ impl NodeRuntime {
     pub fn forget(&self, deployment: &str) {
         self.former_workers.forget(deployment);
         self.running.write().unwrap_or_else(PoisonError::into_inner).remove(deployment);
+        self.relays.forget(deployment);
         self.telemetry.forget(deployment);
     }
 

@@ -75,6 +75,7 @@ impl Supervisor {
                 for finding in watch.findings() {
                     react(&node, &mut places, finding);
                 }
+                node.relays.set_paused(outbox_pauses(&view));
                 reconcile(&node, &mut places, &view);
                 watch.set(places.values().filter_map(Place::running).collect());
             }
@@ -138,6 +139,14 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
             }
         });
     }
+}
+
+/// By deployment and destination.
+fn outbox_pauses(view: &Registry) -> BTreeSet<(String, String)> {
+    let of = |name: &String| -> Vec<(String, String)> {
+        view.outbox_paused(name).into_iter().map(|destination| (name.clone(), destination)).collect()
+    };
+    view.deployments.keys().flat_map(of).collect()
 }
 
 /// Stops what is paused. Its members leave, so that nobody waits for them and its group is empty.

@@ -9,7 +9,8 @@
 //! | `0x01` state | length of the store's name (u8), name, key | the handler's bytes |
 //! | `0x04` parked | the task's own ([`Table::Parked`]) | `tidemill.v1.ParkedRecord` |
 //! | `0x02` inbox | the id | when and where it was seen ([`Table::Inbox`]) |
-//! | `0x03`, `0x05` | kept for outbox, timers | |
+//! | `0x03` outbox | its sequence number ([`Table::Outbox`]) | `tidemill.v1.OutboxRow` |
+//! | `0x05` | kept for timers | |
 
 use crate::config::manifest::StoreManifest;
 use crate::store::StoreError;
@@ -38,6 +39,8 @@ pub enum Table {
     Inbox,
     /// Records that failed, and those that wait behind them.
     Parked,
+    /// Effects for destinations outside the transaction, committed and not known to be delivered.
+    Outbox,
 }
 
 impl Table {
@@ -45,6 +48,7 @@ impl Table {
         match self {
             Table::Inbox => INBOX,
             Table::Parked => &[0x04],
+            Table::Outbox => &[0x03],
         }
     }
 
@@ -53,6 +57,7 @@ impl Table {
         match self {
             Table::Inbox => u16::MAX - 1,
             Table::Parked => u16::MAX,
+            Table::Outbox => u16::MAX - 2,
         }
     }
 }

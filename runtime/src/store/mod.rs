@@ -41,7 +41,9 @@ pub use lock::FileLock;
 pub use reader::{Sizes, Snapshot, StoreReader};
 pub use scan::{PAGE_BYTES_MAX, Page};
 pub use sort::sort_keys;
-pub use tidemill_proto::v1::{Guarantee as PositionGuarantee, ParkedRecord, Position, PositionInput};
+pub use tidemill_proto::v1::{
+    Guarantee as PositionGuarantee, OutboxRow, ParkedRecord, Position, PositionInput,
+};
 pub use view::{Changes, View, ViewLimits};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

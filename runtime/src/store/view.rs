@@ -305,7 +305,8 @@ impl View {
             return;
         };
         let cache = self.cache.get_mut();
-        for (key, value) in frozen.map().iter().filter(|(key, _)| key.store != Table::Inbox.number()) {
+        let seldom_asked_for = [Table::Inbox.number(), Table::Outbox.number()];
+        for (key, value) in frozen.map().iter().filter(|(key, _)| !seldom_asked_for.contains(&key.store)) {
             cache.put(key, value);
         }
         frozen.clear(self.limits.overlay_keep_bytes);

@@ -34,6 +34,7 @@ impl Task {
     pub fn is_clean(&self) -> bool {
         self.in_flight.is_none()
             && self.pending_records == 0
+            && self.outbox.unsealed() == 0
             && (self.adopting || self.next == self.committed)
     }
 
@@ -57,7 +58,8 @@ impl Task {
         }
         // What the former revision gave up is tried again, within the new one's bounds.
         self.parked = config.load_parked(self.reader.as_ref())?;
-        self.blocked = false;
+        self.outbox.bind(config.outbox_rules());
+        self.blocked = None;
         if config.view_limits() != self.config.view_limits() {
             self.view = View::new(Arc::clone(&config.stores), self.reader.clone(), config.view_limits());
         }

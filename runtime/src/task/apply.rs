@@ -5,7 +5,10 @@
 //! a split at a limit or at a suspect, a replay one record per call after a fault, a second call for
 //! the records behind one whose effects Kafka would refuse.
 
+use std::sync::Arc;
+
 use super::checks::{Checks, Refused, check_statuses};
+use super::relay::Blocked;
 use super::{Applied, FailureKind, SUSPECTS_MAX, Seen, Suspect, TakenAt, Task, TaskError, inbox};
 use crate::effects::{Effects, Emissions, Fault, Order, Status, Writes};
 use crate::faults::{Bug, planted};
@@ -60,6 +63,10 @@ impl Task {
             let allowance = usize::try_from(self.allowance()).unwrap_or(usize::MAX);
             if allowance == 0 {
                 self.gate();
+                break;
+            }
+            if let Some(rule) = self.outbox.full() {
+                self.blocked = Some(Blocked::Outbox(Arc::clone(rule)));
                 break;
             }
             if self.parked.holds(key(at)) {
@@ -244,7 +251,7 @@ impl Task {
             return Ok(Err((FailureKind::Limit, refused.reason)));
         }
         self.absorb(&scratch, &effects.writes, |_| true)?;
-        self.emit(effects.emissions);
+        self.release(effects.emissions, batch, taken);
         self.remember(batch, taken, |_| true);
         Ok(Ok(()))
     }
@@ -288,7 +295,7 @@ impl Task {
         let statuses = &effects.statuses;
         if refused.is_none() && statuses.iter().all(|&status| status == Status::Ok) {
             self.absorb(&scratch, &effects.writes, |_| true)?;
-            self.emit(effects.emissions);
+            self.release(effects.emissions, batch, taken);
             self.remember(batch, taken, |_| true);
             applied.ok += batch.len();
             self.pass(batch, batch.len(), taken);
@@ -300,7 +307,7 @@ impl Task {
         let keep =
             |source: u32| (source as usize) < rows && statuses.get(source as usize) == Some(&Status::Ok);
         self.absorb(&scratch, &effects.writes, keep)?;
-        self.emit(filter(&effects.emissions, keep));
+        self.release(filter(&effects.emissions, keep), batch, taken);
         self.remember(batch, taken, keep);
         // One row more: the one that stops the task, which is given to the policy like any other.
         let judged = rows + usize::from(stop.is_some());

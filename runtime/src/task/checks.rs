@@ -1,6 +1,9 @@
 //! What a task checks before effects enter the overlay: that the statuses keep the order that was
 //! asked for, and that Kafka would take the records.
 
+use std::sync::Arc;
+
+use super::outbox::OutboxRule;
 use crate::effects::{Effects, Emissions, Order, Status, Writes};
 
 /// Times that a topic with `message.timestamp.type=CreateTime` accepts, as distances from the
@@ -13,9 +16,10 @@ pub struct TimestampRule {
     pub after_max_ms: i64,
 }
 
-/// What an output's topic refuses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What an output's topic refuses, and what is done with its records.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OutputRule {
+    /// Of an output with an outbox it only stands in messages.
     pub topic: String,
     /// `max.message.bytes`; of a batch, but a record alone in its batch is bound by it too.
     pub record_bytes_max: usize,
@@ -23,11 +27,15 @@ pub struct OutputRule {
     pub compacted: bool,
     /// None = the broker sets the time itself.
     pub timestamps: Option<TimestampRule>,
+    /// Its records carry their id.
+    pub ids: bool,
+    /// Its records become rows of the outbox.
+    pub outbox: Option<Arc<OutboxRule>>,
 }
 
 /// The most that Kafka's format adds to a record alone in its batch: 61 bytes of batch header, the
 /// record's own varints, and what a stamp of writer and commit adds to a changelog record.
-const RECORD_OVERHEAD_BYTES: usize = 160;
+pub(super) const RECORD_OVERHEAD_BYTES: usize = 160;
 
 /// The first record whose effects Kafka would refuse, and why.
 #[derive(Debug, PartialEq, Eq)]

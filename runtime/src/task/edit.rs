@@ -72,7 +72,12 @@ impl Task {
         self.view.absorb(&effects.writes, |_| true).map_err(TaskError::Store)?;
         self.edits += 1;
         self.stats.writes += 1;
-        Ok(EditedIn { writer: self.writer, commit: self.commit + 1, drops: self.stats.drops })
+        Ok(self.next_commit())
+    }
+
+    /// The commit that will hold what is in the overlay now.
+    pub fn next_commit(&self) -> EditedIn {
+        EditedIn { writer: self.writer, commit: self.commit + 1, drops: self.stats.drops }
     }
 
     /// False once an edit that is not known to be committed never will be by this task.

@@ -18,6 +18,7 @@ use prost::Message;
 use super::apply::{Failed, kind_of};
 use super::letter::{self, Sender};
 use super::parked::{self, Due};
+use super::relay::{Blocked, one};
 use super::{Applied, Failure, FailureKind, TakenAt, Task, TaskError, TaskState};
 use crate::config::failures::{ParkOrder, Then};
 use crate::effects::{Emissions, Status};
@@ -172,12 +173,9 @@ impl Task {
         let longest_ms = longest.iter().max().map_or(0, |longest| longest.as_millis() as i64);
         self.turn.begin();
         for _ in 0..RETRIES_MAX {
-            if self.turn.is_over()
-                || !self.is_running()
-                || self.adopting
-                || self.allowance() == 0
-                || self.is_full()
-            {
+            let is_free = !self.is_full() && self.outbox.full().is_none();
+            let may_go_on = self.is_running() && !self.adopting && !self.turn.is_over();
+            if !may_go_on || self.allowance() == 0 || !is_free {
                 break;
             }
             let Some(due) = self.parked.due(taken.wall_ms, longest_ms + AHEAD_SLACK_MS) else { break };
@@ -244,17 +242,22 @@ impl Task {
         Ok(())
     }
 
-    /// The task stands before a record that it has no room to park. Its input is ignored meanwhile.
+    /// The task stands before a record that it has no room to park, or whose effects its outbox has no room
+    /// for. Its input is ignored meanwhile.
     pub fn is_blocked(&self) -> bool {
-        self.blocked
+        self.blocked.is_some()
     }
 
-    /// To be asked after retries: where a task that was blocked continues, now that there is room.
+    /// To be asked now and then: where a task that was blocked continues, now that there is room.
     pub fn unblock(&mut self) -> Option<Vec<(InputPartition, Offset)>> {
-        if !self.blocked || !self.parked.has_ample_room() {
+        let has_room = match self.blocked.as_ref()? {
+            Blocked::Park => self.parked.has_ample_room(),
+            Blocked::Outbox(_) => self.outbox.has_ample_room(),
+        };
+        if !has_room {
             return None;
         }
-        self.blocked = false;
+        self.blocked = None;
         self.note_parked();
         Some(self.positions().collect())
     }
@@ -265,19 +268,19 @@ impl Task {
     }
 
     pub(super) fn takes_records(&self) -> bool {
-        self.is_running() && !self.blocked && !self.adopting
+        self.is_running() && self.blocked.is_none() && !self.adopting
     }
 
     pub(super) fn note_parked(&self) {
         self.metrics.parked_records.set(self.parked.records());
         self.metrics.parked_bytes.set(self.parked.bytes());
-        self.metrics.parked_full.set(u64::from(self.blocked));
+        self.metrics.parked_full.set(u64::from(self.blocked == Some(Blocked::Park)));
     }
 
     /// Stops exactly before this record.
     fn block(&mut self, batch: &Batch, row: usize, taken: TakenAt) {
         self.pass(batch, row, taken);
-        self.blocked = true;
+        self.blocked = Some(Blocked::Park);
     }
 
     fn park(&mut self, record: &ParkedRecord) {
@@ -309,11 +312,7 @@ impl Task {
         failure: &Failure,
         taken: TakenAt,
     ) -> Result<(), String> {
-        let Some((output, rule)) = self
-            .config
-            .dead_letters
-            .and_then(|output| Some((output, self.config.outputs.get(usize::from(output))?)))
-        else {
+        let Some(output) = self.config.dead_letters else {
             return Err(format!("{}; and the deployment has no dead-letter topic", failure.reason));
         };
         let sender = Sender {
@@ -322,27 +321,34 @@ impl Task {
             now_ms: taken.wall_ms,
         };
         let headers = letter::encode_headers(record, failure, &sender);
-        let bytes = [record.key.as_ref(), record.value.as_ref(), Some(&headers)];
-        let bytes: usize = bytes.into_iter().flatten().map(Vec::len).sum();
+        let parts = (record.key.as_deref(), record.value.as_deref(), &headers[..]);
+        self.send_letter(output, parts, taken).map_err(|why| format!("{}; {why}", failure.reason))
+    }
+
+    /// Adds a letter of this key, value and headers to what the next commit emits.
+    pub(super) fn send_letter(
+        &mut self,
+        output: u16,
+        (key, value, headers): (Option<&[u8]>, Option<&[u8]>, &[u8]),
+        taken: TakenAt,
+    ) -> Result<(), String> {
+        let rule =
+            self.config.outputs.get(usize::from(output)).ok_or("the deployment has no dead-letter topic")?;
+        let bytes: usize = [key, value, Some(headers)].into_iter().flatten().map(<[u8]>::len).sum();
         if bytes + RECORD_OVERHEAD_BYTES > rule.record_bytes_max {
             return Err(format!(
-                "{}; its dead letter of {bytes} bytes is above the max.message.bytes of {}, {}: raise it",
-                failure.reason, rule.topic, rule.record_bytes_max
+                "its dead letter of {bytes} bytes is above the max.message.bytes of {}, {}: raise it",
+                rule.topic, rule.record_bytes_max
             ));
         }
-        let one = |value: Option<&[u8]>| {
-            let mut column = Column::default();
-            column.push(value);
-            column
-        };
         self.emit(Emissions {
             sources: vec![0],
             outputs: vec![output],
             partitions: vec![self.partition],
             timestamps: vec![taken.wall_ms],
-            keys: one(record.key.as_deref()),
-            values: one(record.value.as_deref()),
-            headers: one(Some(&headers)),
+            keys: one(key),
+            values: one(value),
+            headers: one(Some(headers)),
         });
         self.metrics.dead_letters.add(1);
         Ok(())
@@ -419,7 +425,7 @@ fn schedule(record: &mut ParkedRecord, reaction: Reaction) {
 }
 
 /// From 0 to 1, the same for the same seed (SplitMix64): a simulated run repeats itself.
-fn jitter(seed: u64) -> f64 {
+pub(super) fn jitter(seed: u64) -> f64 {
     let mut bits = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -28,11 +28,14 @@ mod edit;
 mod failing;
 mod inbox;
 mod letter;
+mod outbox;
 mod parked;
 pub mod recovery;
 mod refusal;
+mod relay;
 mod seal;
 mod turn;
+mod undelivered;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,10 +43,15 @@ use std::time::Duration;
 pub use checks::{OutputRule, TimestampRule};
 pub use config::{ChangelogConfig, TaskConfig, TaskInput};
 pub use edit::{Edit, EditError, EditedIn};
+use failing::jitter;
 use inbox::Inbox;
 pub use inbox::Seen;
+use outbox::Outbox;
+pub use outbox::{OutboxRule, OutboxStatus, RowStatus};
 use parked::Parked;
 use refusal::{Careful, Suspect};
+use relay::Blocked;
+pub use relay::{ID_HEADER, Settled, ShownRow};
 pub use seal::Sealed;
 use turn::Turn;
 
@@ -168,13 +176,15 @@ pub struct Pending {
     pub oldest: Option<Duration>,
     /// Changes of state since the last seal that no record caused.
     pub edits: u64,
+    /// Outbox rows that are done with, and that the next commit deletes.
+    pub acknowledged: u64,
     /// An idle position moved, past transaction markers for example, or a revision is to be adopted.
     pub moved: bool,
 }
 
 impl Pending {
     pub fn is_empty(&self) -> bool {
-        self.records == 0 && self.edits == 0 && !self.moved
+        self.records == 0 && self.edits == 0 && self.acknowledged == 0 && !self.moved
     }
 }
 
@@ -227,10 +237,11 @@ pub struct Task {
     turn: Turn,
     parked: Parked,
     inbox: Option<Inbox>,
+    outbox: Outbox,
     /// Up to where the inbox's topic may be trimmed and nobody has asked yet.
     trim: Option<Offset>,
-    /// There is no room to park the next record; its input is ignored until there is.
-    blocked: bool,
+    /// There is no room to go on; the input is ignored until there is.
+    blocked: Option<Blocked>,
     /// While a record that the broker refused is looked for.
     careful: Option<Careful>,
     /// The first record since the last seal: input and offset.
@@ -258,11 +269,15 @@ impl Task {
         let reader = start.store.as_ref().map(Store::reader);
         let parked = config.load_parked(reader.as_ref())?;
         let inbox = config.inbox.clone().map(|spec| Inbox::new(spec, start.store.as_ref()));
+        let position = start.store.as_ref().and_then(Store::position);
+        let outbox_next = position.map_or(0, |position| position.outbox_next);
+        let outbox = Outbox::load(reader.as_ref(), config.outbox_rules(), outbox_next)?;
         Ok(Task {
             parked,
             inbox,
+            outbox,
             trim: None,
-            blocked: false,
+            blocked: None,
             view: View::new(Arc::clone(&config.stores), reader.clone(), config.view_limits()),
             config,
             partition,
@@ -344,6 +359,7 @@ impl Task {
             bytes: self.view.active_bytes() + self.emission_bytes,
             oldest: self.oldest,
             edits: self.edits,
+            acknowledged: self.outbox.unsealed(),
             moved: self.in_flight.is_none() && (self.next != self.committed || self.adopting),
         }
     }
@@ -393,9 +409,11 @@ impl Task {
         if let Some(inbox) = &mut self.inbox {
             inbox.drop_uncommitted();
         }
-        self.blocked = false;
+        self.blocked = None;
         self.note_parked();
         self.clear_pending();
+        let again = self.outbox.drop_uncommitted();
+        self.finish_again(again)?;
         if let Some(careful) = &mut self.careful {
             careful.gated = false; // The caller seeks.
         }

@@ -135,6 +135,7 @@ impl Task {
             sealed.changelog = Some(rows);
             sealed.store = Some(store);
         }
+        self.outbox.seal();
         self.clear_pending();
         self.in_flight = Some(self.commit);
         Ok(Some(sealed))
@@ -150,6 +151,7 @@ impl Task {
         let (horizon_ms, start) = (sealed.inbox_horizon_ms, sealed.inbox_start);
         self.take_back(sealed)?;
         self.view.committed();
+        self.outbox.committed();
         if let (Some(inbox), Some(store)) = (&mut self.inbox, &self.store) {
             inbox.committed(horizon_ms, store.progress().inbox_next);
             store.expire_inbox(inbox.expired_before_ms());
@@ -226,6 +228,7 @@ impl Task {
             // The seal's to say.
             inbox_horizon_ms: 0,
             inbox_start: 0,
+            outbox_next: self.outbox.next(),
         }
     }
 

@@ -11,6 +11,7 @@ mod decisions;
 mod fakes;
 mod ids;
 mod model;
+mod outbox;
 mod parking;
 mod policy;
 mod restore;

@@ -11,13 +11,14 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::cells::{NodeMetrics, TaskMetrics, WorkerMetrics};
-use super::table::{INFO, NODE, Row, Sample, TASK, WORKER};
+use super::cells::{DestinationMetrics, NodeMetrics, OutboxMetrics, TaskMetrics, WorkerMetrics};
+use super::table::{DESTINATION, INFO, NODE, OUTBOX, Row, Sample, TASK, WORKER};
 
 /// Tasks beyond this share one set of cells with the partition `other`, so that a cluster with very
 /// many partitions cannot make a scrape arbitrarily large.
 pub const TASK_SERIES_MAX: usize = 4_096;
 pub const WORKER_SERIES_MAX: usize = 1_024;
+const DESTINATION_SERIES_MAX: usize = 1_024;
 
 /// All metrics of a process.
 #[derive(Debug, Default)]
@@ -25,6 +26,10 @@ pub struct Telemetry {
     pub node: NodeMetrics,
     tasks: Mutex<BTreeMap<(String, Place), Arc<TaskMetrics>>>,
     workers: Mutex<BTreeMap<(String, Place), Arc<WorkerMetrics>>>,
+    /// By deployment, destination and partition.
+    outboxes: Mutex<BTreeMap<(String, String, Place), Arc<OutboxMetrics>>>,
+    /// By deployment and destination.
+    destinations: Mutex<BTreeMap<(String, String), Arc<DestinationMetrics>>>,
 }
 
 /// A partition or worker number, or what is beyond the bound.
@@ -57,10 +62,39 @@ impl Telemetry {
         cells(&self.workers, deployment, worker.into(), WORKER_SERIES_MAX)
     }
 
+    /// The cells of one output's rows in a task.
+    pub fn outbox(&self, deployment: &str, destination: &str, partition: i32) -> Arc<OutboxMetrics> {
+        let mut all = lock(&self.outboxes);
+        let of = |place| (deployment.to_owned(), destination.to_owned(), place);
+        let key = of(Place::Number(partition.into()));
+        let full = all.len() >= TASK_SERIES_MAX && !all.contains_key(&key);
+        let key = if full { of(Place::Other) } else { key };
+        Arc::clone(all.entry(key).or_default())
+    }
+
+    /// Those of every destination of a task that this node has had.
+    pub fn outboxes(&self, deployment: &str, partition: i32) -> Vec<(String, Arc<OutboxMetrics>)> {
+        let all = lock(&self.outboxes);
+        let here = all
+            .iter()
+            .filter(|((name, _, place), _)| name == deployment && *place == Place::Number(partition.into()));
+        here.map(|((_, destination, _), cells)| (destination.clone(), Arc::clone(cells))).collect()
+    }
+
+    pub fn destination(&self, deployment: &str, destination: &str) -> Arc<DestinationMetrics> {
+        let mut all = lock(&self.destinations);
+        let key = (deployment.to_owned(), destination.to_owned());
+        let full = all.len() >= DESTINATION_SERIES_MAX && !all.contains_key(&key);
+        let key = if full { (deployment.to_owned(), "other".to_owned()) } else { key };
+        Arc::clone(all.entry(key).or_default())
+    }
+
     /// Drops the series of a deleted deployment.
     pub fn forget(&self, deployment: &str) {
         lock(&self.tasks).retain(|(name, _), _| name != deployment);
         lock(&self.workers).retain(|(name, _), _| name != deployment);
+        lock(&self.outboxes).retain(|(name, ..), _| name != deployment);
+        lock(&self.destinations).retain(|(name, _), _| name != deployment);
     }
 
     /// Everything, in the OpenMetrics text format ([`CONTENT_TYPE`]).
@@ -101,8 +135,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Collector for Telemetry {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        encode_family(&mut encoder, TASK, &lock(&self.tasks), "partition")?;
-        encode_family(&mut encoder, WORKER, &lock(&self.workers), "worker")?;
+        encode_family(&mut encoder, TASK, &lock(&self.tasks), |(deployment, place)| {
+            vec![("deployment", deployment.clone()), ("partition", place.to_string())]
+        })?;
+        encode_family(&mut encoder, WORKER, &lock(&self.workers), |(deployment, place)| {
+            vec![("deployment", deployment.clone()), ("worker", place.to_string())]
+        })?;
+        encode_family(&mut encoder, OUTBOX, &lock(&self.outboxes), |(deployment, destination, place)| {
+            let destination = ("destination", destination.clone());
+            vec![("deployment", deployment.clone()), destination, ("partition", place.to_string())]
+        })?;
+        encode_family(&mut encoder, DESTINATION, &lock(&self.destinations), |(deployment, destination)| {
+            vec![("deployment", deployment.clone()), ("destination", destination.clone())]
+        })?;
         for row in NODE {
             let mut metric = encoder.encode_descriptor(row.name, row.help, None, row.kind)?;
             let mut result = Ok(());
@@ -121,19 +166,20 @@ impl Collector for Telemetry {
     }
 }
 
-fn encode_family<C>(
+fn encode_family<K, C>(
     encoder: &mut DescriptorEncoder<'_>,
     rows: &[Row<C>],
-    all: &BTreeMap<(String, Place), Arc<C>>,
-    place_label: &str,
+    all: &BTreeMap<K, Arc<C>>,
+    name: impl Fn(&K) -> Vec<(&'static str, String)>,
 ) -> Result<(), fmt::Error> {
     for row in rows {
         let mut metric = encoder.encode_descriptor(row.name, row.help, None, row.kind)?;
         let mut result = Ok(());
-        for ((deployment, place), cells) in all {
-            let place = place.to_string();
+        for (key, cells) in all {
+            let names = name(key);
             (row.read)(cells, &mut |extra, sample| {
-                let mut labels = vec![("deployment", deployment.as_str()), (place_label, place.as_str())];
+                let mut labels: Vec<_> =
+                    names.iter().map(|(label, value)| (*label, value.as_str())).collect();
                 labels.extend(extra);
                 let outcome =
                     metric.encode_family(&labels).and_then(|mut metric| encode_sample(&mut metric, &sample));

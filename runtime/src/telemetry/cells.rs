@@ -194,6 +194,87 @@ impl TaskMetrics {
     }
 }
 
+/// The rows of one output of one task. Written by its worker.
+#[derive(Debug, Default)]
+pub struct OutboxMetrics {
+    pub rows: Gauge,
+    pub bytes: Gauge,
+    pub in_flight: Gauge,
+    /// When the oldest row was written, milliseconds since the epoch; 0 = there is none.
+    pub oldest_ms: Gauge,
+    /// 1 while the task's input is paused because no more rows may be kept.
+    pub full: Gauge,
+    /// Rows that were given up.
+    pub buried: Counter,
+}
+
+impl OutboxMetrics {
+    /// Age of the oldest row, in seconds.
+    pub fn age_s(&self) -> f64 {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now_ms = now.map_or(0, |now| now.as_millis() as u64);
+        match self.oldest_ms.get() {
+            0 => 0.0,
+            oldest_ms => now_ms.saturating_sub(oldest_ms) as f64 / 1e3,
+        }
+    }
+
+    /// Another node has the task now.
+    pub fn leave(&self) {
+        for gauge in [&self.rows, &self.bytes, &self.in_flight, &self.oldest_ms, &self.full] {
+            gauge.set(0);
+        }
+    }
+}
+
+/// Whether a destination is sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum BreakerState {
+    #[default]
+    Closed = 0,
+    /// One delivery is let through, and decides.
+    HalfOpen = 1,
+    /// Nothing is sent for a while.
+    Open = 2,
+}
+
+impl BreakerState {
+    pub const ALL: [(BreakerState, &'static str); 3] = [
+        (BreakerState::Closed, "closed"),
+        (BreakerState::HalfOpen, "half_open"),
+        (BreakerState::Open, "open"),
+    ];
+}
+
+/// One destination of a deployment, as this node sees it. Written by its relays.
+#[derive(Debug, Default)]
+pub struct DestinationMetrics {
+    /// Attempts, by how they ended.
+    pub deliveries: Counter,
+    pub failed: Counter,
+    pub refused: Counter,
+    /// Of attempts that delivered.
+    pub duration: Histogram,
+    /// How often the breaker opened.
+    pub opened: Counter,
+    breaker: AtomicU8,
+}
+
+impl DestinationMetrics {
+    pub fn set_breaker(&self, state: BreakerState) {
+        self.breaker.store(state as u8, Ordering::Relaxed);
+    }
+
+    pub fn breaker(&self) -> BreakerState {
+        match self.breaker.load(Ordering::Relaxed) {
+            0 => BreakerState::Closed,
+            1 => BreakerState::HalfOpen,
+            _ => BreakerState::Open,
+        }
+    }
+}
+
 /// One worker of one deployment.
 #[derive(Debug, Default)]
 pub struct WorkerMetrics {

@@ -10,4 +10,7 @@ pub mod logging;
 pub mod table;
 
 pub use board::{CONTENT_TYPE, Telemetry};
-pub use cells::{Counter, Gauge, Histogram, NodeMetrics, TaskMetrics, TaskState, WorkerMetrics};
+pub use cells::{
+    BreakerState, Counter, DestinationMetrics, Gauge, Histogram, NodeMetrics, OutboxMetrics, TaskMetrics,
+    TaskState, WorkerMetrics,
+};

@@ -5,7 +5,10 @@
 
 use prometheus_client::metrics::MetricType;
 
-use super::cells::{Histogram, NodeMetrics, TaskMetrics, TaskState, WorkerMetrics};
+use super::cells::{
+    BreakerState, DestinationMetrics, Histogram, NodeMetrics, OutboxMetrics, TaskMetrics, TaskState,
+    WorkerMetrics,
+};
 
 /// What a row reads.
 pub enum Sample<'a> {
@@ -131,6 +134,42 @@ pub const WORKER: &[Row<WorkerMetrics>] = &[
         |c, emit| emit(None, Sample::Gauge(c.partitions.get() as f64))),
 ];
 
+/// Labels `deployment`, `destination`, `partition`.
+#[rustfmt::skip]
+pub const OUTBOX: &[Row<OutboxMetrics>] = &[
+    gauge("tidemill_outbox_rows", "Rows that are committed, or about to be, and not known to be delivered",
+        |c, emit| emit(None, Sample::Gauge(c.rows.get() as f64))),
+    gauge("tidemill_outbox_bytes", "Bytes of those rows",
+        |c, emit| emit(None, Sample::Gauge(c.bytes.get() as f64))),
+    gauge("tidemill_outbox_in_flight", "Deliveries under way",
+        |c, emit| emit(None, Sample::Gauge(c.in_flight.get() as f64))),
+    gauge("tidemill_outbox_oldest_seconds", "Age of the oldest row",
+        |c, emit| emit(None, Sample::Gauge(c.age_s()))),
+    gauge("tidemill_outbox_full", "1 while a task's inputs are paused because its outbox may hold no more",
+        |c, emit| emit(None, Sample::Gauge(c.full.get() as f64))),
+    counter("tidemill_outbox_dead_letters", "Rows that can never be delivered and went to the dead letters",
+        |c, emit| emit(None, Count(c.buried.get()))),
+];
+
+/// Labels `deployment`, `destination`.
+#[rustfmt::skip]
+pub const DESTINATION: &[Row<DestinationMetrics>] = &[
+    counter("tidemill_deliveries", "Attempts to deliver an outbox row, by outcome", |c, emit| {
+        emit(Some(("outcome", "delivered")), Count(c.deliveries.get()));
+        emit(Some(("outcome", "transient")), Count(c.failed.get()));
+        emit(Some(("outcome", "permanent")), Count(c.refused.get()));
+    }),
+    histogram("tidemill_delivery_duration_seconds", "Time of an attempt that delivered",
+        |c, emit| emit(None, Latency(&c.duration))),
+    counter("tidemill_breaker_opened", "How often a destination was found out of order and left alone",
+        |c, emit| emit(None, Count(c.opened.get()))),
+    gauge("tidemill_breaker_state", "1 for the state a destination's circuit breaker is in", |c, emit| {
+        for (state, name) in BreakerState::ALL {
+            emit(Some(("state", name)), Sample::Gauge(f64::from(u8::from(c.breaker() == state))));
+        }
+    }),
+];
+
 /// No labels of their own.
 #[rustfmt::skip]
 pub const NODE: &[Row<NodeMetrics>] = &[
@@ -164,7 +203,8 @@ pub const NODE: &[Row<NodeMetrics>] = &[
 pub fn names() -> impl Iterator<Item = &'static str> {
     let task = TASK.iter().map(|row| row.name);
     let worker = WORKER.iter().map(|row| row.name);
-    task.chain(worker).chain(NODE.iter().map(|row| row.name)).chain([INFO])
+    let outbox = OUTBOX.iter().map(|row| row.name).chain(DESTINATION.iter().map(|row| row.name));
+    task.chain(worker).chain(outbox).chain(NODE.iter().map(|row| row.name)).chain([INFO])
 }
 
 /// Version of the program, as a label.

@@ -16,9 +16,9 @@ use tidemill::record::Offset;
 use crate::harness::{Cluster, Member, at, now_ms, unique};
 
 pub fn sink_spec(outputs: &[&str], changelog: Option<&str>, inputs: &[&str]) -> SinkSpec {
-    let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
     SinkSpec {
-        outputs: owned(outputs),
+        outputs: owned(outputs).into_iter().map(Some).collect(),
         changelog: changelog.map(str::to_owned),
         inbox: None,
         inputs: owned(inputs),

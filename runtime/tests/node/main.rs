@@ -5,6 +5,7 @@ mod failures;
 mod inputs;
 mod lives;
 mod metrics;
+mod outbox;
 mod queries;
 mod reset;
 mod swaps;

@@ -83,7 +83,7 @@ fn leave_as_if_killed(world: &World) {
     drop(consumer); // Only closes: the place is kept.
 
     let spec = SinkSpec {
-        outputs: vec!["counts".into()],
+        outputs: vec![Some("counts".into())],
         changelog: None,
         inbox: None,
         inputs: vec!["words".into()],

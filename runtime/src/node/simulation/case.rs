@@ -10,7 +10,7 @@ use crate::config::deployment::{Failures, Guarantee, IdSource, InboxSpec, Start}
 use crate::config::failures::{Backoff, FailureKind, Policy, Then};
 use crate::config::manifest::{StoreKind, StoreManifest};
 use crate::store::Stores;
-use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput};
+use crate::task::{ChangelogConfig, OutboxRule, OutputRule, TaskConfig, TaskInput};
 
 /// Each happens once in so many chances; 0 = never.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +67,9 @@ pub struct Case {
     pub park_room: u64,
     /// Some records are sent again, and must have no effect.
     pub inbox: bool,
+    /// What is emitted also goes out of Kafka; so many rows may wait.
+    pub outbox: bool,
+    pub outbox_room: u64,
 }
 
 impl Case {
@@ -111,6 +114,8 @@ impl Case {
             parks: draw.one_in(2),
             park_room: draw.within(1..=12) as u64,
             inbox: draw.one_in(2),
+            outbox: draw.one_in(2),
+            outbox_room: draw.within(1..=12) as u64,
         };
         (case, random)
     }
@@ -121,7 +126,7 @@ impl Case {
         case.rates = Rates::default();
         (case.kind, case.nodes, case.workers, case.partitions) = (kind, 2, 1, 1);
         (case.start, case.static_members, case.poison) = (Start::Earliest, true, false);
-        (case.parks, case.inbox) = (false, false);
+        (case.parks, case.inbox, case.outbox) = (false, false, false);
         (case.before, case.records, case.keys, case.interval_ms) = (0, 0, 2, 5);
         (case, random)
     }
@@ -156,6 +161,17 @@ impl Case {
         failures
     }
 
+    fn outbox_rule(&self) -> Arc<OutboxRule> {
+        Arc::new(OutboxRule {
+            name: "hook".into(),
+            rows: self.outbox_room,
+            bytes: 1 << 20,
+            in_flight: 3,
+            retry: Backoff { min: Duration::from_millis(5), max: Duration::from_millis(40) },
+            attempts: None,
+        })
+    }
+
     pub fn task_config(&self) -> TaskConfig {
         let stores: &[StoreManifest] = match self.kind {
             Kind::Copy => &[],
@@ -175,16 +191,16 @@ impl Case {
             guarantee: Guarantee::ExactlyOnce,
             failures: self.failures(),
             inputs: vec![TaskInput { topic: "in".into(), topic_id: "in-id".into() }],
-            outputs: ["out", "dead-letters"]
+            outputs: ["out", "dead-letters", "hook"]
                 .map(|topic| OutputRule {
                     topic: topic.into(),
                     record_bytes_max: 10_000,
-                    compacted: false,
-                    timestamps: None,
+                    outbox: (topic == "hook").then(|| self.outbox_rule()),
+                    ..OutputRule::default()
                 })
                 .into(),
             stores: Arc::new(Stores::new(stores).expect("one store is a valid manifest")),
-            keeps_rows: self.parks || self.inbox,
+            keeps_rows: self.parks || self.inbox || self.outbox,
             inbox: self
                 .inbox
                 .then(|| InboxSpec { id: IdSource::Header("id".into()), ttl: Duration::from_secs(3_600) }),

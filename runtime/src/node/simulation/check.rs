@@ -18,8 +18,9 @@ use crate::telemetry::TaskState;
 /// Turns that a healed world may take to come to rest.
 const TURNS_TO_REST: u64 = 30_000;
 
-/// The first byte of a parked record's key.
+/// The first byte of a parked record's key, and of an outbox row's.
 const PARKED: u8 = 0x04;
+const OUTBOX: u8 = 0x03;
 
 pub type Violation = String;
 
@@ -29,6 +30,7 @@ pub fn check(world: &Arc<World>) -> Result<(), Violation> {
     come_to_rest(world)?;
     let truths: Vec<Truth> = (0..world.case.partitions).map(|partition| truth(world, partition)).collect();
     let revisions = check_output(world, &truths)?;
+    check_outbox(world, &truths)?;
     for (partition, truth) in (0..).zip(&truths) {
         check_log(world, partition)?;
         check_inbox(world, partition, truth)?;
@@ -94,9 +96,13 @@ fn unrest(world: &World) -> Option<String> {
         }
     }
     for partition in 0..world.case.partitions {
-        let parked = fold(&state, partition).into_keys().filter(|key| key.first() == Some(&PARKED)).count();
-        if parked > 0 {
-            return Some(format!("partition {partition} has {parked} parked records"));
+        let kept = fold(&state, partition);
+        let of = |table: u8| kept.keys().filter(|key| key.first() == Some(&table)).count();
+        let (parked, undelivered) = (of(PARKED), of(OUTBOX));
+        if parked + undelivered > 0 {
+            return Some(format!(
+                "partition {partition} has {parked} parked records, {undelivered} outbox rows"
+            ));
         }
     }
     if world.is_committing() {
@@ -171,6 +177,15 @@ fn check_output(world: &World, truths: &[Truth]) -> Result<Revisions, Violation>
         }
     }
     Ok(revisions)
+}
+
+/// W7: what was committed for the outbox has been delivered, once per id and in order per key.
+fn check_outbox(world: &World, truths: &[Truth]) -> Result<(), Violation> {
+    let mut expected = BTreeMap::new();
+    if world.case.outbox {
+        truths.iter().for_each(|truth| expected.extend(truth.hooked.clone()));
+    }
+    world.lock().receiver.check(&expected)
 }
 
 /// W4: nothing holds readers back.

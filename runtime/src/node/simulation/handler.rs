@@ -35,6 +35,9 @@ pub const DOOMED: u8 = b'x';
 /// Before the key of a dead letter, where the output's rows are.
 pub const LETTER: &[u8] = b"dead ";
 
+/// The output that has an outbox.
+const HOOK: u16 = 2;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Chain,
@@ -80,14 +83,16 @@ fn effect(kind: Kind, before: Option<Link>, key: &[u8], value: &[u8]) -> (Option
 pub struct ModelHandler {
     kind: Kind,
     revision: u64,
+    /// What it emits it also emits to the output with an outbox.
+    outbox: bool,
     memory: BTreeMap<Vec<u8>, Option<Link>>,
     luck: Random,
     used: Duration,
 }
 
 impl ModelHandler {
-    pub fn new(kind: Kind, revision: u64, luck: Random) -> ModelHandler {
-        ModelHandler { kind, revision, memory: BTreeMap::new(), luck, used: Duration::ZERO }
+    pub fn new((kind, outbox): (Kind, bool), revision: u64, luck: Random) -> ModelHandler {
+        ModelHandler { kind, revision, outbox, memory: BTreeMap::new(), luck, used: Duration::ZERO }
     }
 
     fn judge(&mut self, value: &[u8]) -> Status {
@@ -143,13 +148,16 @@ impl Handler for ModelHandler {
                 effects.writes.keys.push(Some(key));
                 effects.writes.values.push(after.map(encode).as_deref());
             }
-            effects.emissions.sources.push(row as u32);
-            effects.emissions.outputs.push(0);
-            effects.emissions.partitions.push(-1);
-            effects.emissions.timestamps.push(batch.timestamps[row]);
-            effects.emissions.keys.push(Some(key));
-            effects.emissions.values.push(Some(&emission));
-            effects.emissions.headers.push(None);
+            let outputs: &[u16] = if self.outbox { &[0, HOOK] } else { &[0] };
+            for &output in outputs {
+                effects.emissions.sources.push(row as u32);
+                effects.emissions.outputs.push(output);
+                effects.emissions.partitions.push(-1);
+                effects.emissions.timestamps.push(batch.timestamps[row]);
+                effects.emissions.keys.push(Some(key));
+                effects.emissions.values.push(Some(&emission));
+                effects.emissions.headers.push(None);
+            }
         }
         Ok(effects)
     }
@@ -169,6 +177,8 @@ impl Handler for ModelHandler {
 pub struct Truth {
     /// Emissions by key, in order.
     pub emitted: BTreeMap<Vec<u8>, Vec<Vec<u8>>>,
+    /// The same without the dead letters: what is delivered if there is an outbox.
+    pub hooked: BTreeMap<Vec<u8>, Vec<Vec<u8>>>,
     /// Offset of the record that each emission is for.
     pub sources: BTreeMap<Vec<u8>, Vec<u64>>,
     /// State by key.
@@ -192,6 +202,7 @@ impl Truth {
         }
         let before = self.state.get(key).and_then(|bytes| decode(bytes));
         let (after, emission) = effect(kind, before, key, value);
+        self.hooked.entry(key.to_vec()).or_default().push(emission.clone());
         self.emitted.entry(key.to_vec()).or_default().push(emission);
         self.sources.entry(key.to_vec()).or_default().push(offset);
         match after.filter(|_| kind == Kind::Chain) {

@@ -12,6 +12,7 @@
 //! | `faults`, `process` | what breaks, what a kill takes with it |
 //! | `broker` | logs, transactions, the group |
 //! | `client`, `sink`, `restore`, `driver` | the edges of a worker |
+//! | `relay` | a receiver of outboxes, and the network before it |
 //! | `edits` | an operator who edits state meanwhile |
 //! | `handler` | two handlers and the truth about them |
 //! | `check` | the invariants |
@@ -28,6 +29,7 @@ mod handler;
 mod named;
 mod process;
 mod random;
+mod relay;
 mod restore;
 mod sink;
 mod state;

@@ -173,7 +173,8 @@ impl Restore {
             match recovery::recover(job, &mut kafka, &mut hooks) {
                 Ok(recovery::Outcome::Start(start, _)) => {
                     let luck = Random::new(world.lock().random.below(1 << 30) as u64);
-                    let handler = Box::new(ModelHandler::new(world.case.kind, self.config.revision, luck));
+                    let what = (world.case.kind, world.case.outbox);
+                    let handler = Box::new(ModelHandler::new(what, self.config.revision, luck));
                     return match Task::new(Arc::clone(&self.config), self.partition, handler, start) {
                         Ok(task) => Outcome::Start(Box::new(task)),
                         Err(error) => Outcome::Halt { reason: error.to_string(), store: None },

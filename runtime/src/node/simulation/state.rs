@@ -10,6 +10,7 @@ use super::case::{Case, Rates};
 use super::client::Client;
 use super::edits::Edits;
 use super::random::Random;
+use super::relay::Receiver;
 use super::sink::{Fate, OUTPUTS};
 use super::world::{DEPLOYMENT, INCARNATION};
 use crate::node::registry::Registry;
@@ -36,6 +37,7 @@ pub struct State {
     pub calm: bool,
     pub turns: u64,
     pub edits: Edits,
+    pub receiver: Receiver,
     rates: Rates,
     /// Records put into each partition.
     produced: Vec<usize>,
@@ -59,6 +61,7 @@ impl State {
             calm: false,
             turns: 0,
             edits: Edits::default(),
+            receiver: Receiver::default(),
             rates: case.rates.clone(),
             produced: vec![0; case.partitions as usize],
             sent: BTreeMap::new(),
@@ -127,6 +130,10 @@ impl State {
 
     pub fn step_broker(&mut self) {
         self.broker.step(&mut self.random, self.calm);
+        if self.random.one_in(if self.calm { 4 } else { 40 }) {
+            let pick = self.random.below(1 << 16);
+            self.receiver.step(&self.broker, pick);
+        }
     }
 
     pub fn propose(&mut self, entry: Entry) {

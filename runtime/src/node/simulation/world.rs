@@ -22,6 +22,7 @@ use super::driver::{Half, LoopDriver};
 use super::handler::ModelHandler;
 use super::process::Process;
 use super::random::Random;
+use super::relay::ModelRelay;
 use super::restore::{ModelRestorer, Restore};
 use super::sink;
 use super::state::State;
@@ -227,7 +228,7 @@ impl World {
         let other_sinks = self.lock().random.one_in(2);
         let swap = |index| -> Box<Swap<ModelConsumer>> {
             let config = process.config();
-            let (kind, revision) = (self.case.kind, config.revision);
+            let (what, revision) = ((self.case.kind, self.case.outbox), config.revision);
             let name = member(&process, index);
             let world = Arc::clone(self);
             Box::new(Swap {
@@ -236,7 +237,7 @@ impl World {
                 config: Arc::clone(&config),
                 handlers: Box::new(move |_| {
                     let luck = Random::new(world.lock().random.below(1 << 30) as u64);
-                    Ok(Box::new(ModelHandler::new(kind, revision, luck)))
+                    Ok(Box::new(ModelHandler::new(what, revision, luck)))
                 }),
                 consumers: self.consumers(&process, index),
                 restorer: Box::new(ModelRestorer {
@@ -244,6 +245,7 @@ impl World {
                     process: Arc::clone(&process),
                     config,
                 }),
+                relay: self.relay(&process),
                 sinks: other_sinks.then(|| sink::factory(self, &process, name)),
             })
         };
@@ -290,6 +292,7 @@ impl World {
                 process: Arc::clone(process),
                 config,
             }),
+            relay: self.relay(process),
             commands: inbox,
             board: Arc::clone(&process.board),
             budget: Arc::clone(&process.commits),
@@ -303,6 +306,11 @@ impl World {
             swap: None,
             _commands: commands,
         }
+    }
+
+    fn relay(self: &Arc<World>, process: &Arc<Process>) -> Box<ModelRelay> {
+        let (world, process) = (Arc::clone(self), Arc::clone(process));
+        Box::new(ModelRelay { world, process, under_way: Vec::new() })
     }
 
     fn clock(self: &Arc<World>) -> Box<dyn Clock> {

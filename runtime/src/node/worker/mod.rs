@@ -3,7 +3,7 @@
 //! ```text
 //!            +--------------------------- take ---------------------------+
 //!            v                                                            |
-//!   serve commands -> outcomes of commits -> finished restores -> edits -> the rest of slow batches
+//!   serve commands -> outcomes of commits -> finished restores -> edits -> deliveries -> the rest of slow batches
 //!                -> records, rebalances -> retries -> commit if due
 //! ```
 //!
@@ -21,10 +21,12 @@
 //!
 //! Generic over its edges, so that the same loop runs against Kafka and against a simulated broker.
 
+mod asks;
 mod edits;
 mod outcome;
 mod parked;
 mod rebalance;
+mod relay;
 mod rest;
 mod swap;
 
@@ -32,8 +34,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use asks::Asks;
 use crossbeam_channel::Receiver;
 use edits::Edits;
+use relay::Desk;
 
 use super::board::Board;
 use super::commit::Committer;
@@ -41,7 +45,7 @@ use super::pace::{NodeBudget, Pace, Waiting};
 use super::restore::{Restorer, Ticket, Verdicts};
 use crate::config::deployment::{CommitSpec, Guarantee};
 use crate::faults::{Bug, planted};
-use crate::ports::{Clock, Group, Membership, Source, SourceError, Taken};
+use crate::ports::{Clock, Group, Membership, Relay, Source, SourceError, Taken};
 use crate::record::{Batch, InputPartition, Offset};
 use crate::store::Store;
 use crate::task::{Applied, Sealed, TakenAt, Task, TaskState as Life};
@@ -92,6 +96,8 @@ pub struct Parts<C> {
     /// Carries out the commits.
     pub committer: Committer,
     pub restorer: Box<dyn Restorer>,
+    /// Carries out the deliveries.
+    pub relay: Box<dyn Relay>,
     pub commands: Receiver<Command<C>>,
     pub board: Arc<Board>,
     pub budget: Arc<NodeBudget>,
@@ -157,6 +163,8 @@ pub struct Worker<C: Consumer> {
     /// To be adopted as soon as everything is committed.
     swap: Option<Box<Swap<C>>>,
     edits: Edits,
+    asks: Asks,
+    desk: Desk,
     board: Arc<Board>,
     metrics: Arc<WorkerMetrics>,
     budget: Arc<NodeBudget>,
@@ -183,6 +191,8 @@ impl<C: Consumer> Worker<C> {
         let now = parts.clock.monotonic();
         let (editor, edits) = Edits::new();
         parts.board.takes_edits(parts.index, editor);
+        let (asker, asks) = Asks::new();
+        parts.board.takes_asks(parts.index, asker);
         Worker {
             deployment: parts.deployment,
             index: parts.index,
@@ -204,6 +214,8 @@ impl<C: Consumer> Worker<C> {
             next_ticket: 0,
             commands: parts.commands,
             edits,
+            asks,
+            desk: Desk::new(parts.relay),
             swap: None,
             metrics: parts.board.worker(parts.index),
             board: parts.board,
@@ -249,6 +261,8 @@ impl<C: Consumer> Worker<C> {
         self.serve_verdicts();
         self.begin_restores();
         self.serve_edits();
+        self.serve_asks();
+        self.relay();
         self.run_rest();
         if !self.is_behind() {
             self.take();
@@ -267,7 +281,7 @@ impl<C: Consumer> Worker<C> {
         self.last_take = now;
         let most = if self.committer.is_busy() { TAKE_WAIT_COMMITTING } else { TAKE_WAIT_MAX };
         let waiting = waiting(&self.slots);
-        let wait = self.pace.patience(now, waiting, most);
+        let wait = self.desk.patience(now, self.pace.patience(now, waiting, most));
         let mut taken = std::mem::take(&mut self.taken);
         let result = consumer.take(wait, &mut taken);
         self.dry = true;
@@ -454,7 +468,8 @@ fn waiting(slots: &BTreeMap<i32, Slot>) -> Waiting {
     for slot in slots.values() {
         if let SlotState::Running(task) = &slot.state {
             let pending = task.pending();
-            sum.records += pending.records;
+            // What is acknowledged is to be deleted as soon as what is handled is to be committed.
+            sum.records += pending.records + pending.acknowledged;
             sum.bytes += pending.bytes as u64;
             sum.moved |= pending.moved;
         }

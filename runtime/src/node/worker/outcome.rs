@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, Slot, SlotState, Standing, Worker, edits, running};
+use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, Slot, SlotState, Standing, Worker, asks, edits, running};
 use crate::config::deployment::Guarantee;
 use crate::faults::{Bug, planted};
 use crate::node::commit::{Done, Job};
@@ -70,6 +70,7 @@ impl<C: Consumer> Worker<C> {
         }
         if applied.is_ok() {
             edits::answer_edits(&mut self.edits, &sealed);
+            asks::answer_asks(&mut self.asks, &sealed);
         }
         let adopts = task.is_adopting();
         let committed = match applied {
@@ -85,6 +86,7 @@ impl<C: Consumer> Worker<C> {
         }
         self.board.task_committed(partition, self.index, task);
         self.restorer.committed(partition);
+        let has_rows = task.has_outbox_rows();
         match committed {
             Ok((rewind, trim)) => {
                 if let Some(before) = trim {
@@ -98,6 +100,9 @@ impl<C: Consumer> Worker<C> {
                 }
             }
             Err(error) => self.task_failed(partition, &error),
+        }
+        if has_rows {
+            self.note_outbox(partition);
         }
     }
 

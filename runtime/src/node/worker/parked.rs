@@ -1,5 +1,5 @@
 //! What a worker does for parked records: it tries them again when their time has come, and holds
-//! back the input of a task that has no room to park more.
+//! back the input of a task that has no room, to park more or for what its outbox would have to keep.
 //!
 //! A retry is work without input. It is committed like any other, with the offsets of every task it
 //! writes for, so a worker that has lost its partitions cannot commit it.
@@ -30,25 +30,19 @@ impl<C: Consumer> Worker<C> {
                 continue;
             }
             if let Some(positions) = task.unblock() {
-                tracing::info!(deployment = %self.deployment, partition, "there is room to park again; the input goes on");
+                tracing::info!(deployment = %self.deployment, partition, "there is room again; the input goes on");
                 self.board.task_state(partition, self.index, TaskState::Running, "");
                 self.start_inputs(partition, &positions);
             }
         }
     }
 
-    /// A task has no room to park its next record: its input waits, and only its own.
+    /// A task has no room to go on, for parked records or for the rows of an outbox: its input waits, and only its own.
     pub(super) fn blocked(&mut self, partition: i32) {
         let Some((_, task)) = running(&mut self.slots).find(|(number, _)| *number == partition) else {
             return;
         };
-        let (records, bytes) = task.parked();
-        let limits = &task.config().failures.parked;
-        let reason = format!(
-            "paused: {records} records ({bytes} bytes) are parked, failures.parked allows {} ({} bytes); it goes on when some of \
-             them succeed or are given up, or with a higher bound",
-            limits.records, limits.bytes
-        );
+        let reason = task.blocked_reason().unwrap_or_default();
         let inputs: Vec<u16> = positions(task).iter().map(|(input, _)| input.input).collect();
         tracing::warn!(deployment = %self.deployment, partition, reason, "the input is paused");
         self.board.task_state(partition, self.index, TaskState::Running, &reason);

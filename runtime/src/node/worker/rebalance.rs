@@ -43,6 +43,7 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn revoked(&mut self, partitions: &[InputPartition]) {
         self.metrics.rebalances_revoked.add(1);
         tracing::info!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "revoked");
+        self.settle_deliveries(partitions);
         self.commit_now();
         self.forget(partitions);
         if let Some(consumer) = self.consumer.as_mut()
@@ -238,6 +239,8 @@ impl<C: Consumer> Worker<C> {
             self.board.task_running(partition, self.index, &task);
         }
         self.set_state(partition, SlotState::Running(task));
+        self.remember_deliveries(partition);
+        self.note_outbox(partition);
         self.start_inputs(partition, &positions);
     }
 
@@ -285,6 +288,9 @@ impl<C: Consumer> Worker<C> {
 
     /// Commits, ends the consumer and closes what every slot holds. `leave`: the group is told.
     pub(super) fn give_up_everything(&mut self, leave: bool) {
+        let all: Vec<_> =
+            self.slots.keys().map(|&partition| InputPartition { input: 0, partition }).collect();
+        self.settle_deliveries(&all);
         self.commit_now();
         if let Some(done) = self.committer.wait() {
             self.serve_outcome(done);

@@ -17,7 +17,7 @@ use super::{Consumer, ConsumerFactory, Pace, SlotState, Standing, Worker, runnin
 use crate::config::deployment::CommitSpec;
 use crate::node::commit::SinkFactory;
 use crate::node::restore::Restorer;
-use crate::ports::Handler;
+use crate::ports::{Handler, Relay};
 use crate::task::TaskConfig;
 
 /// Makes a fresh instance for a partition, or says why there can be none.
@@ -32,6 +32,7 @@ pub struct Swap<C> {
     /// For when the consumer must be made anew.
     pub consumers: ConsumerFactory<C>,
     pub restorer: Box<dyn Restorer>,
+    pub relay: Box<dyn Relay>,
     /// If it writes to other topics.
     pub sinks: Option<SinkFactory>,
 }
@@ -48,12 +49,13 @@ impl<C: Consumer> Worker<C> {
             return;
         }
         let Some(swap) = self.swap.take() else { return };
-        let Swap { revision, commit, config, handlers, consumers, restorer, sinks } = *swap;
+        let Swap { revision, commit, config, handlers, consumers, restorer, relay, sinks } = *swap;
         tracing::info!(deployment = %self.deployment, worker = self.index, revision, "adopting a revision");
         self.revision = revision;
         self.pace = Pace::new(commit, self.clock.monotonic());
         self.consumers = consumers;
         self.restorer = restorer;
+        self.desk.replace(relay);
         self.write_elsewhere(sinks);
         self.adopt(&config, handlers);
         self.commit_adoption();

@@ -330,8 +330,7 @@ pub fn identity() -> Identity {
 /// As [`config`], with a dead-letter topic and room for parked records in the changelog.
 pub fn parking(failures: Failures) -> TaskConfig {
     let mut config = config(failures);
-    let letters =
-        OutputRule { topic: "dead".into(), record_bytes_max: 10_000, compacted: false, timestamps: None };
+    let letters = OutputRule { topic: "dead".into(), record_bytes_max: 10_000, ..OutputRule::default() };
     config.outputs.push(letters);
     config.dead_letters = Some(1);
     config.keeps_rows = true;
@@ -348,12 +347,7 @@ pub fn config(failures: Failures) -> TaskConfig {
         guarantee: Guarantee::ExactlyOnce,
         failures,
         inputs: vec![TaskInput { topic: "words".into(), topic_id: "words-id".into() }],
-        outputs: vec![OutputRule {
-            topic: "counts".into(),
-            record_bytes_max: 1000,
-            compacted: false,
-            timestamps: None,
-        }],
+        outputs: vec![OutputRule { topic: "counts".into(), record_bytes_max: 1000, ..OutputRule::default() }],
         stores: Arc::new(Stores::new(&manifest()).unwrap()),
         keeps_rows: false,
         inbox: None,

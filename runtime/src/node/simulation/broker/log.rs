@@ -120,6 +120,15 @@ impl Log {
         })
     }
 
+    /// Every record that was ever committed, or will be: those of transactions that `is_decided` knows of.
+    pub fn decided(&self, is_decided: impl Fn(i64) -> bool) -> impl Iterator<Item = &Row> {
+        self.entries.iter().filter_map(move |entry| match entry {
+            Entry::Committed(row) | Entry::Compacted(row) => Some(row),
+            Entry::Open(producer, row) => is_decided(*producer).then_some(row),
+            Entry::Nothing => None,
+        })
+    }
+
     /// Keeps the last record of each key below `to`, and never touches what is not stable.
     pub fn compact(&mut self, to: Offset) {
         let to = to.min(self.stable()).0 as usize;

@@ -228,6 +228,16 @@ impl Broker {
         );
     }
 
+    /// Values of a changelog's key whose transaction is decided to commit, whether or not its marker is there.
+    pub fn decided_values(&self, partition: i32, key: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let is_decided = |producer: i64| {
+            let of = self.transactions.values().find(|open| open.producer == producer);
+            of.is_some_and(|open| matches!(open.state, State::Preparing { commit: true }))
+        };
+        let rows = self.changelogs[partition as usize].decided(is_decided);
+        rows.filter(move |row| row.key == key).filter_map(|row| row.value.as_deref())
+    }
+
     /// A request that the network holds for now.
     pub fn hold(&mut self, request: Request) {
         self.late.push(request);

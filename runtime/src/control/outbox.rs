@@ -1,0 +1,211 @@
+//! Outboxes over gRPC: each partition is asked of the node that runs its task.
+
+use std::time::{Duration, Instant};
+
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::outbox_client::OutboxClient;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::deadline::Deadline;
+use super::forward::{ANSWER_BYTES_MAX, Forwarder, Read, timed};
+use super::grpc::{Services, ask};
+use crate::node::{ControlError, Handle};
+
+fn client(channel: Channel) -> OutboxClient<Channel> {
+    OutboxClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+impl Read for proto::ListOutboxRequest {
+    type Answer = proto::ListOutboxResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    fn here(&self, node: &Handle, _: Instant) -> Result<Self::Answer, ControlError> {
+        node.outbox_list(self)
+    }
+
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).list(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+impl Read for proto::ShowOutboxRequest {
+    type Answer = proto::ShowOutboxResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, Some(self.partition))
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.outbox_show(self, until)
+    }
+
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).show(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+impl Read for proto::RetryOutboxRequest {
+    type Answer = proto::RetryOutboxResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.outbox_retry(self, until)
+    }
+
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).retry(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+/// It waits for a commit, so it takes a thread as long.
+impl Read for proto::DiscardOutboxRequest {
+    type Answer = proto::DiscardOutboxResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        true
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.outbox_discard(self, until)
+    }
+
+    fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
+        Status::unknown(format!(
+            "{what}, which does not answer ({reason}): the rows may be discarded or not; look at them again"
+        ))
+    }
+
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).discard(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+impl Forwarder {
+    async fn list_outbox(
+        &self,
+        request: proto::ListOutboxRequest,
+        deadline: Deadline,
+    ) -> Result<proto::ListOutboxResponse, Status> {
+        let mut outboxes = Vec::new();
+        for partition in self.partitions(&request, request.local).await? {
+            let part = proto::ListOutboxRequest { partition: Some(partition), ..request.clone() };
+            outboxes.extend(self.read(part, request.local, deadline).await?.outboxes);
+        }
+        outboxes.sort_by(|a, b| (&a.destination, a.partition).cmp(&(&b.destination, b.partition)));
+        Ok(proto::ListOutboxResponse { outboxes })
+    }
+
+    async fn retry_outbox(
+        &self,
+        request: proto::RetryOutboxRequest,
+        deadline: Deadline,
+    ) -> Result<proto::RetryOutboxResponse, Status> {
+        named(&request.rows, request.partition)?;
+        let mut rows = 0;
+        for partition in self.partitions(&request, request.local).await? {
+            let part = proto::RetryOutboxRequest { partition: Some(partition), ..request.clone() };
+            rows += self.read(part, request.local, deadline).await?.rows;
+        }
+        Ok(proto::RetryOutboxResponse { rows })
+    }
+
+    async fn discard_outbox(
+        &self,
+        request: proto::DiscardOutboxRequest,
+        deadline: Deadline,
+    ) -> Result<proto::DiscardOutboxResponse, Status> {
+        named(&request.rows, request.partition)?;
+        let mut rows = 0;
+        for partition in self.partitions(&request, request.local).await? {
+            let part = proto::DiscardOutboxRequest { partition: Some(partition), ..request.clone() };
+            rows += self.read(part, request.local, deadline).await?.rows;
+        }
+        Ok(proto::DiscardOutboxResponse { rows })
+    }
+}
+
+/// Rows are named by their partition and number, so the one is nothing without the other.
+fn named(rows: &Option<proto::OutboxRows>, partition: Option<i32>) -> Result<(), Status> {
+    match rows {
+        Some(rows) if !rows.sequences.is_empty() && partition.is_none() => {
+            Err(Status::invalid_argument("partition: sequence numbers are a partition's own: name it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[tonic::async_trait]
+impl proto::outbox_server::Outbox for Services {
+    async fn list(
+        &self,
+        request: Request<proto::ListOutboxRequest>,
+    ) -> Result<Response<proto::ListOutboxResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.list_outbox(request.into_inner(), deadline)).await
+    }
+
+    async fn show(
+        &self,
+        request: Request<proto::ShowOutboxRequest>,
+    ) -> Result<Response<proto::ShowOutboxResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let request = request.into_inner();
+        let local = request.local;
+        self.counted(self.forwarder.read(request, local, deadline)).await
+    }
+
+    async fn retry(
+        &self,
+        request: Request<proto::RetryOutboxRequest>,
+    ) -> Result<Response<proto::RetryOutboxResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.retry_outbox(request.into_inner(), deadline)).await
+    }
+
+    async fn discard(
+        &self,
+        request: Request<proto::DiscardOutboxRequest>,
+    ) -> Result<Response<proto::DiscardOutboxResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.discard_outbox(request.into_inner(), deadline)).await
+    }
+
+    async fn pause(
+        &self,
+        request: Request<proto::PauseOutboxRequest>,
+    ) -> Result<Response<proto::PauseOutboxResponse>, Status> {
+        let request = request.into_inner();
+        self.counted(ask(&self.node, move |node| node.outbox_pause(request))).await
+    }
+
+    async fn resume(
+        &self,
+        request: Request<proto::ResumeOutboxRequest>,
+    ) -> Result<Response<proto::ResumeOutboxResponse>, Status> {
+        let request = request.into_inner();
+        self.counted(ask(&self.node, move |node| node.outbox_resume(request))).await
+    }
+}

@@ -1,0 +1,348 @@
+//! What operators see of outboxes, and their hand in them.
+//!
+//! Rows are a task's own, so whoever asks about them is answered by its worker, between two batches; what
+//! destinations are like is known to the relays. A pause is the fleet's, so it is in the registry.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::control_entry::Entry;
+
+use super::board::TaskEntry;
+use super::change::AUTHOR_BYTES_MAX;
+use super::handle::{ControlError, Handle};
+use super::registered::Registered;
+use super::runtime::NodeRuntime;
+use crate::config::problem::Problem;
+use crate::record::headers;
+use crate::task::ShownRow;
+use crate::telemetry::{BreakerState, TaskState};
+
+/// Requests that wait for one worker.
+pub const REQUESTS_MAX: usize = 64;
+/// Rows of one answer.
+const ROWS_MAX: u32 = 1_000;
+const ROWS_DEFAULT: u32 = 100;
+/// Of a value that is shown.
+const VALUE_BYTES_MAX: usize = 64 << 10;
+/// Sequence numbers of one request.
+const SEQUENCES_MAX: usize = 10_000;
+
+/// What is asked of a task's outbox.
+#[derive(Debug)]
+pub enum Ask {
+    Show { destination: Option<String>, after: u64, limit: usize },
+    Retry { destination: Option<String>, sequences: Vec<u64> },
+    Discard { destination: Option<String>, sequences: Vec<u64> },
+}
+
+/// A request for one task. Dropping `reply` without an answer says that the worker is no more.
+#[derive(Debug)]
+pub struct OutboxRequest {
+    pub partition: i32,
+    pub ask: Ask,
+    pub reply: Sender<Answer>,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Answer {
+    /// With the time on the worker's clock, which the rows' due times are on.
+    Rows(Vec<ShownRow>, Duration),
+    /// So many rows are tried, or have been deleted by a commit that is known.
+    Done(u64),
+    NotRunning(&'static str),
+    /// The rows may be deleted or not: the task was recovered, or went elsewhere, with the commit under way.
+    Unknown,
+    Failed(String),
+}
+
+impl Handle {
+    /// The outboxes of one partition that this node runs.
+    pub fn outbox_list(
+        &self,
+        request: &proto::ListOutboxRequest,
+    ) -> Result<proto::ListOutboxResponse, ControlError> {
+        let partition = request.partition.unwrap_or_default();
+        let name = &request.deployment;
+        running(&self.node, name, partition)?;
+        let states = self.node.relays.states(name);
+        let mut outboxes = Vec::new();
+        for (destination, cells) in self.node.telemetry.outboxes(name, partition) {
+            let station = states.iter().find(|state| state.name == destination);
+            if station.is_none() && cells.rows.get() == 0 {
+                continue;
+            }
+            let mut state = proto::OutboxState {
+                destination,
+                partition,
+                node: self.node.id.clone(),
+                rows: cells.rows.get(),
+                bytes: cells.bytes.get(),
+                in_flight: cells.in_flight.get(),
+                oldest_seconds: (cells.oldest_ms.get() > 0).then(|| cells.age_s()),
+                full: cells.full.get() > 0,
+                ..proto::OutboxState::default()
+            };
+            if let Some(station) = station {
+                state.way = station.way.to_owned();
+                state.paused = station.paused;
+                state.set_breaker(shown_breaker(station.breaker));
+                state.breaker_opens_ms = station.opens_again.as_millis() as u64;
+                let metrics = &station.metrics;
+                (state.delivered, state.failed, state.refused) =
+                    (metrics.deliveries.get(), metrics.failed.get(), metrics.refused.get());
+            }
+            outboxes.push(state);
+        }
+        Ok(proto::ListOutboxResponse { outboxes })
+    }
+
+    /// Rows of one partition that this node runs.
+    pub fn outbox_show(
+        &self,
+        request: &proto::ShowOutboxRequest,
+        until: Instant,
+    ) -> Result<proto::ShowOutboxResponse, ControlError> {
+        let limit = if request.limit == 0 { ROWS_DEFAULT } else { request.limit };
+        if limit > ROWS_MAX {
+            let message = format!("is {limit}; a page holds 1 to {ROWS_MAX} rows");
+            return Err(ControlError::Invalid(vec![Problem::at("limit", message)]));
+        }
+        let destination = named(&request.destination);
+        let ask = Ask::Show { destination, after: request.after, limit: limit as usize };
+        match self.ask(&request.deployment, request.partition, ask, until)? {
+            Answer::Rows(rows, now) => {
+                Ok(proto::ShowOutboxResponse { rows: rows.into_iter().map(|row| shown(row, now)).collect() })
+            }
+            other => Err(unanswered(&request.deployment, request.partition, &other)),
+        }
+    }
+
+    /// Tries rows of one partition that this node runs.
+    pub fn outbox_retry(
+        &self,
+        request: &proto::RetryOutboxRequest,
+        until: Instant,
+    ) -> Result<proto::RetryOutboxResponse, ControlError> {
+        let (destination, sequences) = chosen(&request.rows, request.partition)?;
+        let partition = request.partition.unwrap_or_default();
+        let ask = Ask::Retry { destination, sequences };
+        match self.ask(&request.deployment, partition, ask, until)? {
+            Answer::Done(rows) => Ok(proto::RetryOutboxResponse { rows }),
+            other => Err(unanswered(&request.deployment, partition, &other)),
+        }
+    }
+
+    /// Deletes rows of one partition that this node runs; answers when that is committed.
+    pub fn outbox_discard(
+        &self,
+        request: &proto::DiscardOutboxRequest,
+        until: Instant,
+    ) -> Result<proto::DiscardOutboxResponse, ControlError> {
+        check_author(&request.author)?;
+        let (destination, sequences) = chosen(&request.rows, request.partition)?;
+        let partition = request.partition.unwrap_or_default();
+        tracing::warn!(
+            deployment = request.deployment,
+            partition,
+            destination,
+            author = request.author,
+            "outbox rows are discarded by hand"
+        );
+        let ask = Ask::Discard { destination, sequences };
+        match self.ask(&request.deployment, partition, ask, until)? {
+            Answer::Done(rows) => Ok(proto::DiscardOutboxResponse { rows }),
+            other => Err(unanswered(&request.deployment, partition, &other)),
+        }
+    }
+
+    pub fn outbox_pause(
+        &self,
+        request: proto::PauseOutboxRequest,
+    ) -> Result<proto::PauseOutboxResponse, ControlError> {
+        let proto::PauseOutboxRequest { deployment, destination, author } = request;
+        let paused = self.set_outbox_paused(&deployment, &destination, &author, true)?;
+        Ok(proto::PauseOutboxResponse { paused })
+    }
+
+    pub fn outbox_resume(
+        &self,
+        request: proto::ResumeOutboxRequest,
+    ) -> Result<proto::ResumeOutboxResponse, ControlError> {
+        let proto::ResumeOutboxRequest { deployment, destination, author } = request;
+        let paused = self.set_outbox_paused(&deployment, &destination, &author, false)?;
+        Ok(proto::ResumeOutboxResponse { paused })
+    }
+
+    /// Answers what is paused then.
+    fn set_outbox_paused(
+        &self,
+        deployment: &str,
+        destination: &str,
+        author: &str,
+        paused: bool,
+    ) -> Result<Vec<String>, ControlError> {
+        check_author(author)?;
+        let view = self.latest()?;
+        let registered = self.registered(deployment)?;
+        let known = destinations(&registered);
+        let already = view.outbox_paused(deployment);
+        let all: BTreeSet<String> = if paused { known.clone() } else { already.clone() };
+        let wanted = match destination {
+            "" => all,
+            name if known.contains(name) || already.contains(name) => BTreeSet::from([name.to_owned()]),
+            name => return Err(unknown_destination(deployment, name, &known)),
+        };
+        for destination in wanted.into_iter().filter(|name| already.contains(name) != paused) {
+            let entry = proto::OutboxPauseEntry {
+                deployment: deployment.to_owned(),
+                incarnation: registered.incarnation.clone(),
+                destination,
+                paused,
+                author: author.to_owned(),
+            };
+            self.propose(deployment, Entry::OutboxPause(entry))?;
+        }
+        Ok(self.latest()?.outbox_paused(deployment).into_iter().collect())
+    }
+
+    fn ask(&self, name: &str, partition: i32, ask: Ask, until: Instant) -> Result<Answer, ControlError> {
+        running(&self.node, name, partition)?;
+        if let Ask::Show { destination: Some(destination), .. }
+        | Ask::Retry { destination: Some(destination), .. }
+        | Ask::Discard { destination: Some(destination), .. } = &ask
+        {
+            let known = destinations(&self.registered(name)?);
+            let has_rows =
+                self.node.telemetry.outboxes(name, partition).iter().any(|(known, _)| known == destination);
+            if !known.contains(destination) && !has_rows {
+                return Err(unknown_destination(name, destination, &known));
+            }
+        }
+        let (reply, answer) = bounded(1);
+        let board = self.node.board(name);
+        if !board.is_some_and(|board| board.ask_outbox(OutboxRequest { partition, ask, reply })) {
+            let message = format!("partition {partition} of {name} takes no request now; try again");
+            return Err(ControlError::Unavailable(message));
+        }
+        match answer.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(answer) => Ok(answer),
+            Err(RecvTimeoutError::Timeout) => Err(ControlError::Deadline(format!(
+                "partition {partition} of {name} has not answered in time; what was asked may still come to pass"
+            ))),
+            Err(RecvTimeoutError::Disconnected) => Ok(Answer::Unknown),
+        }
+    }
+}
+
+/// The task of a partition that this node runs.
+fn running(node: &NodeRuntime, name: &str, partition: i32) -> Result<TaskEntry, ControlError> {
+    let task = node.board(name).and_then(|board| board.task(partition));
+    let Some(task) = task else {
+        let message = format!("partition {partition} of {name} is not on this node; try again");
+        return Err(ControlError::Unavailable(message));
+    };
+    match task.state {
+        TaskState::Running => Ok(task),
+        TaskState::Halted => Err(ControlError::Precondition(format!(
+            "partition {partition} of {name} is halted, and nothing of it is delivered: mend what halted it first ({})",
+            task.reason
+        ))),
+        TaskState::Restoring | TaskState::Absent => {
+            Err(ControlError::Unavailable(format!("partition {partition} of {name} is restoring; try again")))
+        }
+    }
+}
+
+fn unanswered(name: &str, partition: i32, answer: &Answer) -> ControlError {
+    match answer {
+        Answer::NotRunning(why) => ControlError::Unavailable(format!(
+            "partition {partition} of {name} takes no request now ({why}); nothing was changed; try again"
+        )),
+        Answer::Failed(why) => ControlError::Internal(format!("partition {partition} of {name}: {why}")),
+        Answer::Unknown | Answer::Rows(..) | Answer::Done(_) => ControlError::Unknown(format!(
+            "partition {partition} of {name} was recovered meanwhile: look at `tidemill outbox show {name}`"
+        )),
+    }
+}
+
+fn destinations(registered: &Registered) -> BTreeSet<String> {
+    let spec = registered.spec();
+    spec.iter().flat_map(|spec| spec.destinations()).map(|(name, _)| name.clone()).collect()
+}
+
+fn unknown_destination(deployment: &str, name: &str, known: &BTreeSet<String>) -> ControlError {
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    ControlError::NotFound(format!("{deployment} has no destination {name}; it has {known}"))
+}
+
+fn check_author(author: &str) -> Result<(), ControlError> {
+    if author.len() <= AUTHOR_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("it has {} bytes; at most {AUTHOR_BYTES_MAX} are taken", author.len());
+    Err(ControlError::Invalid(vec![Problem::at("author", message)]))
+}
+
+fn named(destination: &str) -> Option<String> {
+    (!destination.is_empty()).then(|| destination.to_owned())
+}
+
+/// Destination and sequence numbers of a request.
+fn chosen(
+    rows: &Option<proto::OutboxRows>,
+    partition: Option<i32>,
+) -> Result<(Option<String>, Vec<u64>), ControlError> {
+    let proto::OutboxRows { destination, sequences } = rows.clone().unwrap_or_default();
+    let mut problems = Vec::new();
+    if !sequences.is_empty() && partition.is_none() {
+        problems.push(Problem::at("partition", "sequence numbers are a partition's own: name it"));
+    }
+    if sequences.len() > SEQUENCES_MAX {
+        let message = format!("{} are named; at most {SEQUENCES_MAX} are taken", sequences.len());
+        problems.push(Problem::at("sequences", message));
+    }
+    if problems.is_empty() {
+        Ok((named(&destination), sequences))
+    } else {
+        Err(ControlError::Invalid(problems))
+    }
+}
+
+fn shown(ShownRow { status, row }: ShownRow, now: Duration) -> proto::ShownOutboxRow {
+    let list =
+        if row.headers.is_empty() { Vec::new() } else { headers::decode(&row.headers).unwrap_or_default() };
+    let text = |value: Option<&[u8]>| std::str::from_utf8(value.unwrap_or_default()).ok().map(str::to_owned);
+    let header = |name: &str, value| Some(proto::OutboxHeader { name: name.to_owned(), value });
+    let mut value = row.value;
+    if let Some(value) = &mut value {
+        value.truncate(VALUE_BYTES_MAX);
+    }
+    proto::ShownOutboxRow {
+        sequence: status.sequence,
+        headers: list.iter().filter_map(|(name, value)| header(name, text(*value)?)).collect(),
+        destination: row.output,
+        id: row.id,
+        key: row.key,
+        value,
+        timestamp_ms: row.timestamp_ms,
+        created_ms: row.created_ms,
+        attempts: status.attempts,
+        reason: status.reason,
+        in_flight: status.in_flight,
+        held: status.held,
+        due_ms: status.due.map_or(0, |due| due.saturating_sub(now).as_millis() as u64),
+    }
+}
+
+fn shown_breaker(state: BreakerState) -> proto::BreakerState {
+    match state {
+        BreakerState::Closed => proto::BreakerState::Closed,
+        BreakerState::HalfOpen => proto::BreakerState::HalfOpen,
+        BreakerState::Open => proto::BreakerState::Open,
+    }
+}

@@ -1,0 +1,237 @@
+//! Deliveries by HTTP: one POST each, as a CloudEvent.
+//!
+//! | answer | means |
+//! |---|---|
+//! | 2xx | delivered |
+//! | 408, 429, 5xx, no answer, no connection | transient; `Retry-After` is honoured |
+//! | any other, redirects included | permanent |
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit, Mac};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
+};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use sha2::Sha256;
+
+use super::event::Event;
+use super::{Origin, secrets, tls};
+use crate::config::node::Secret;
+use crate::config::outbox::{HttpFormat, HttpSpec, check_url};
+use crate::ports::{Delivery, Landed};
+
+/// Connections that wait for their next use, and for how long they do.
+const IDLE_MAX: usize = 32;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// An answer is read up to here, so that its connection can be used again.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+
+pub struct Carrier {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    url: Uri,
+    format: HttpFormat,
+    secret: Option<Secret>,
+    authorization: Option<HeaderValue>,
+    source: String,
+    kind: String,
+}
+
+impl Carrier {
+    pub fn new(spec: &HttpSpec, origin: &Origin, output: &str) -> Result<Carrier, String> {
+        let url = secrets::read("url", &spec.url)?;
+        check_url(url.expose(), &["http://", "https://"]).map_err(|why| format!("url {why}"))?;
+        // It may be a secret, so the reason does not hold it.
+        let url: Uri = url.expose().parse().map_err(|error| format!("url is no URL: {error}"))?;
+        let read = |what: &str, source: &Option<_>| {
+            source.as_ref().map(|source| secrets::read(what, source)).transpose()
+        };
+        let authorization = read("authorization", &spec.authorization)?.map(|value| {
+            let mut header = HeaderValue::from_str(value.expose())
+                .map_err(|_| "authorization holds what no header may hold".to_owned())?;
+            header.set_sensitive(true);
+            Ok::<_, String>(header)
+        });
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_nodelay(true);
+        connector.enforce_http(false);
+        let tls = tls::client(spec.ca.as_deref(), url.scheme_str() == Some("https"))?;
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_MAX)
+            .build(connector);
+        Ok(Carrier {
+            client,
+            url,
+            format: spec.format,
+            secret: read("secret", &spec.secret)?,
+            authorization: authorization.transpose()?,
+            source: format!("/tidemill/{}/{}", origin.fleet, origin.deployment),
+            kind: spec.event_type.clone().unwrap_or_else(|| format!("{}.{output}", origin.deployment)),
+        })
+    }
+
+    pub async fn deliver(&self, delivery: &Delivery) -> Landed {
+        let event = Event::of(delivery, &self.source, &self.kind);
+        let (headers, body) = match self.message(delivery, &event) {
+            Ok(message) => message,
+            Err(reason) => return Landed::Permanent { reason },
+        };
+        let mut request = Request::new(Full::from(body));
+        (*request.method_mut(), *request.uri_mut()) = (Method::POST, self.url.clone());
+        *request.headers_mut() = headers;
+        match self.client.request(request).await {
+            Ok(answer) => judge(answer).await,
+            Err(error) => Landed::Transient { reason: format!("{error}{}", cause(&error)), after: None },
+        }
+    }
+
+    fn message(&self, delivery: &Delivery, event: &Event) -> Result<(HeaderMap, Vec<u8>), String> {
+        let mut headers = HeaderMap::new();
+        let mut put = |name: &str, value: &str| -> Result<(), String> {
+            let told = |_| format!("the header {name} cannot hold this value");
+            let header =
+                HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("no header is named {name}"))?;
+            headers.insert(header, HeaderValue::from_str(value).map_err(told)?);
+            Ok(())
+        };
+        put(USER_AGENT.as_str(), concat!("tidemill/", env!("CARGO_PKG_VERSION")))?;
+        put("tidemill-id", &delivery.id)?;
+        put("tidemill-sequence", &delivery.sequence.to_string())?;
+        for name in ["traceparent", "tracestate"] {
+            if let Some((_, value)) = event.attributes.iter().find(|(found, _)| *found == name) {
+                put(name, value)?;
+            }
+        }
+        let body = match self.format {
+            HttpFormat::Structured => {
+                put(CONTENT_TYPE.as_str(), "application/cloudevents+json; charset=UTF-8")?;
+                event.structured()
+            }
+            HttpFormat::Binary => {
+                for (name, value) in event.binary_headers() {
+                    put(&name, &value)?;
+                }
+                if let Some(content_type) = &event.content_type {
+                    put(CONTENT_TYPE.as_str(), content_type)?;
+                }
+                event.value.clone().unwrap_or_default()
+            }
+        };
+        if let Some(secret) = &self.secret {
+            let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            put("tidemill-signature", &sign(secret, now_s, &delivery.id, &body))?;
+        }
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        Ok((headers, body))
+    }
+}
+
+/// `t=SECONDS,v1=HEX`, the HMAC-SHA256 of `SECONDS.ID.BODY`.
+fn sign(secret: &Secret, now_s: u64, id: &str, body: &[u8]) -> String {
+    // A key of any length will do for HMAC.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()) else {
+        return String::new();
+    };
+    mac.update(format!("{now_s}.{id}.").as_bytes());
+    mac.update(body);
+    let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("t={now_s},v1={hex}")
+}
+
+async fn judge(mut answer: Response<Incoming>) -> Landed {
+    let status = answer.status();
+    let after = answer
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| retry_after(value.to_str().ok()?, SystemTime::now()));
+    let mut read = 0;
+    while let Some(Ok(part)) = answer.frame().await {
+        read += part.data_ref().map_or(0, Bytes::len);
+        if read > ANSWER_BYTES_MAX {
+            break;
+        }
+    }
+    landed(status, after)
+}
+
+fn landed(status: StatusCode, after: Option<Duration>) -> Landed {
+    let reason = format!("the answer is {status}");
+    match status.as_u16() {
+        200..=299 => Landed::Delivered,
+        408 | 429 | 500..=599 => Landed::Transient { reason, after },
+        _ => Landed::Permanent { reason },
+    }
+}
+
+/// Seconds, or a date.
+fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    match value.trim().parse::<u64>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => Some(httpdate::parse_http_date(value.trim()).ok()?.duration_since(now).unwrap_or_default()),
+    }
+}
+
+/// What an error of the client leaves to its sources: "connection refused" for example.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text = format!(": {error}");
+        next = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_sorted_by_what_they_mean() {
+        let of = |code: u16| landed(StatusCode::from_u16(code).unwrap(), Some(Duration::from_secs(3)));
+        for code in [200, 201, 204, 299] {
+            assert_eq!(of(code), Landed::Delivered, "{code}");
+        }
+        for code in [408, 429, 500, 502, 503, 599] {
+            assert!(matches!(of(code), Landed::Transient { after: Some(_), .. }), "{code}");
+        }
+        for code in [301, 307, 400, 401, 404, 409, 410, 422, 431] {
+            assert!(matches!(of(code), Landed::Permanent { .. }), "{code}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_777);
+        assert_eq!(retry_after("120", now), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:47 GMT", now), Some(Duration::from_secs(10)));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:00 GMT", now), Some(Duration::ZERO), "in the past");
+        assert_eq!(retry_after("soon", now), None);
+    }
+
+    /// Against the example that docs/outbox.md gives to receivers.
+    #[test]
+    fn a_signature_covers_time_id_and_body() {
+        let signature = sign(&Secret::new("key".to_owned()), 1_700_000_000, "id", b"body");
+        let text = include_str!("../../../docs/outbox.md");
+        assert!(text.contains(&format!("`{signature}`")), "{signature} is not in docs/outbox.md");
+    }
+}

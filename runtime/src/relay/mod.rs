@@ -1,0 +1,359 @@
+//! Relays: what carries the rows of an outbox to destinations outside the Kafka transaction.
+//!
+//! ```text
+//!   worker --Delivery--> Courier --spawns--> one attempt: breaker, carrier, time-out
+//!     ^                                         |            http | amqp | kafka
+//!     +------------------Landing----------------+
+//! ```
+//!
+//! A relay knows nothing of rows, keys or order: a task hands over what may be sent now, and hears once how
+//! it ended. It never tries twice by itself. All of it runs on a small tokio runtime of its own, so that a
+//! destination that is slow holds up neither the data plane nor the control plane.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`breaker`] | when a destination is left alone |
+//! | `event` | a delivery as a CloudEvent |
+//! | `http`, `amqp`, `kafka` | the carriers; each is the only one that names its client |
+//! | `secrets`, `tls` | texts that a document only points at; who is trusted |
+
+mod amqp;
+mod breaker;
+mod event;
+mod http;
+mod kafka;
+mod secrets;
+mod tls;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tokio::runtime::{Handle, Runtime};
+
+use crate::config::outbox::{Destination, Way};
+use crate::config::problem::Problem;
+use crate::faults::{CrashPoint, crash_point};
+use crate::ports::{Delivery, Landed, Landing, Relay};
+use crate::telemetry::{BreakerState, DestinationMetrics, Telemetry};
+use breaker::Breaker;
+
+/// Attempts wait for their destinations; two threads are enough to start and end them.
+const THREADS: usize = 2;
+
+/// A deployment's output, by their names.
+type Place = (String, String);
+
+/// All relays of a node.
+pub struct Hub {
+    telemetry: Arc<Telemetry>,
+    /// Made with the first destination.
+    runtime: OnceLock<Runtime>,
+    /// By an operator, fleet-wide: the registry's word, told by the node.
+    paused: Arc<RwLock<BTreeSet<Place>>>,
+    /// Of the revision that runs, or is about to.
+    stations: Mutex<BTreeMap<String, Arc<Stations>>>,
+}
+
+impl Hub {
+    pub fn new(telemetry: Arc<Telemetry>) -> Hub {
+        Hub { telemetry, runtime: OnceLock::new(), paused: Arc::default(), stations: Mutex::default() }
+    }
+
+    /// Makes the destinations of a deployment ready to be sent to, or says everything that is missing. Sends
+    /// nothing yet.
+    pub fn open<'a>(
+        &self,
+        origin: &Origin,
+        destinations: impl Iterator<Item = (&'a String, &'a Destination)>,
+    ) -> Result<Arc<Stations>, Vec<Problem>> {
+        let mut all = BTreeMap::new();
+        let mut problems = Vec::new();
+        for (name, destination) in destinations {
+            match self.station(origin, name, destination) {
+                Ok(station) => drop(all.insert(name.clone(), Arc::new(station))),
+                Err(message) => problems.push(Problem::at(format!("outputs.{name}"), message)),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let handle = match all.is_empty() {
+            true => None,
+            false => Some(self.handle().map_err(|reason| vec![Problem::at("outputs", reason)])?),
+        };
+        let stations = Arc::new(Stations { all, handle });
+        lock(&self.stations).insert(origin.deployment.clone(), Arc::clone(&stations));
+        Ok(stations)
+    }
+
+    /// Whether [`Hub::open`] would succeed; for a node that only checks.
+    pub fn check<'a>(
+        &self,
+        origin: &Origin,
+        destinations: impl Iterator<Item = (&'a String, &'a Destination)>,
+    ) -> Vec<Problem> {
+        let failed = |(name, destination): (&'a String, &'a Destination)| {
+            let outcome = self.station(origin, name, destination).err();
+            outcome.map(|message| Problem::at(format!("outputs.{name}"), message))
+        };
+        destinations.filter_map(failed).collect()
+    }
+
+    fn station(&self, origin: &Origin, name: &str, destination: &Destination) -> Result<Station, String> {
+        let carrier = match &destination.way {
+            Way::Http(spec) => Carrier::Http(http::Carrier::new(spec, origin, name)?),
+            Way::Amqp(spec) => Carrier::Amqp(amqp::Carrier::new(spec, origin, name)?),
+            Way::Kafka(spec) => Carrier::Kafka(kafka::Carrier::new(spec, destination.timeout)?),
+        };
+        Ok(Station {
+            place: (origin.deployment.clone(), name.to_owned()),
+            way: destination.way.as_str(),
+            carrier,
+            timeout: destination.timeout,
+            breaker: Mutex::new(Breaker::new(destination.breaker)),
+            paused: Arc::clone(&self.paused),
+            metrics: self.telemetry.destination(&origin.deployment, name),
+        })
+    }
+
+    /// A worker's end of it.
+    pub fn courier(&self, stations: &Arc<Stations>) -> Courier {
+        let (landings, arrived) = unbounded();
+        Courier { stations: Arc::clone(stations), landings, arrived }
+    }
+
+    /// What is paused from now on.
+    pub fn set_paused(&self, paused: BTreeSet<Place>) {
+        let mut known = self.paused.write().unwrap_or_else(PoisonError::into_inner);
+        if *known != paused {
+            *known = paused;
+        }
+    }
+
+    /// How a deployment's destinations are, as this node sees them.
+    pub fn states(&self, deployment: &str) -> Vec<StationState> {
+        let now = Instant::now();
+        let stations = lock(&self.stations).get(deployment).cloned();
+        let stations = stations.iter().flat_map(|stations| stations.all.values());
+        stations
+            .map(|station| {
+                let breaker = station.breaker();
+                StationState {
+                    name: station.place.1.clone(),
+                    way: station.way,
+                    breaker: breaker.state(),
+                    opens_again: breaker.remaining(now),
+                    paused: station.is_paused(),
+                    metrics: Arc::clone(&station.metrics),
+                }
+            })
+            .collect()
+    }
+
+    pub fn forget(&self, deployment: &str) {
+        lock(&self.stations).remove(deployment);
+    }
+
+    fn handle(&self) -> Result<Handle, String> {
+        if let Some(runtime) = self.runtime.get() {
+            return Ok(runtime.handle().clone());
+        }
+        let made = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("relay")
+            .enable_all()
+            .build()
+            .map_err(|error| format!("no threads for relays: {error}"))?;
+        // Of two that were made at once the later is dropped.
+        Ok(self.runtime.get_or_init(|| made).handle().clone())
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // What is under way lands as failed; its rows are delivered again.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Who sends.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    pub fleet: String,
+    pub deployment: String,
+}
+
+/// How a destination is.
+pub struct StationState {
+    pub name: String,
+    pub way: &'static str,
+    pub breaker: BreakerState,
+    /// Time until a delivery is let through, while it is open.
+    pub opens_again: Duration,
+    pub paused: bool,
+    pub metrics: Arc<DestinationMetrics>,
+}
+
+/// The destinations of one revision, shared by its workers.
+pub struct Stations {
+    all: BTreeMap<String, Arc<Station>>,
+    /// None without destinations.
+    handle: Option<Handle>,
+}
+
+struct Station {
+    place: Place,
+    way: &'static str,
+    carrier: Carrier,
+    timeout: Duration,
+    breaker: Mutex<Breaker>,
+    paused: Arc<RwLock<BTreeSet<Place>>>,
+    metrics: Arc<DestinationMetrics>,
+}
+
+enum Carrier {
+    Http(http::Carrier),
+    Amqp(amqp::Carrier),
+    Kafka(kafka::Carrier),
+}
+
+impl Carrier {
+    async fn deliver(&self, delivery: &Delivery) -> Landed {
+        match self {
+            Carrier::Http(http) => http.deliver(delivery).await,
+            Carrier::Amqp(amqp) => amqp.deliver(delivery).await,
+            Carrier::Kafka(kafka) => kafka.deliver(delivery).await,
+        }
+    }
+}
+
+impl Station {
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        lock(&self.breaker)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused.read().unwrap_or_else(PoisonError::into_inner).contains(&self.place)
+    }
+
+    /// One attempt.
+    async fn attempt(&self, delivery: &Delivery) -> Landed {
+        crash_point(CrashPoint::BeforeDelivery);
+        let landed = tokio::time::timeout(self.timeout, self.carrier.deliver(delivery)).await;
+        let landed = landed.unwrap_or_else(|_| Landed::Transient {
+            reason: format!("no answer within {} ms", self.timeout.as_millis()),
+            after: None,
+        });
+        if landed == Landed::Delivered {
+            crash_point(CrashPoint::AfterDelivery);
+        }
+        landed
+    }
+
+    /// The breaker and the metrics hear how an attempt ended.
+    fn note(&self, landed: &Landed, took: Duration) {
+        let metrics = &self.metrics;
+        let mut breaker = self.breaker();
+        match landed {
+            Landed::Delivered => {
+                metrics.deliveries.add(1);
+                metrics.duration.observe(took);
+                breaker.succeeded();
+            }
+            Landed::Permanent { .. } => {
+                metrics.refused.add(1);
+                breaker.succeeded();
+            }
+            Landed::Transient { reason, .. } => {
+                metrics.failed.add(1);
+                if breaker.failed(Instant::now()) {
+                    metrics.opened.add(1);
+                    let (deployment, output) = &self.place;
+                    tracing::warn!(
+                        deployment,
+                        output,
+                        reason,
+                        "the destination fails again and again; it is left alone for a while"
+                    );
+                }
+            }
+        }
+        metrics.set_breaker(breaker.state());
+    }
+}
+
+/// A delivery under way. It lands when it is dropped, whatever became of it.
+struct Flight {
+    station: Arc<Station>,
+    landing: Option<Landing>,
+    began: Instant,
+    landings: Sender<Landing>,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let Some(landing) = self.landing.take() else { return };
+        self.station.note(&landing.landed, self.began.elapsed());
+        // A worker that has ended needs no landing.
+        let _ = self.landings.send(landing);
+    }
+}
+
+/// A worker's relay.
+pub struct Courier {
+    stations: Arc<Stations>,
+    landings: Sender<Landing>,
+    arrived: Receiver<Landing>,
+}
+
+impl Relay for Courier {
+    fn admits(&self, destination: &str) -> bool {
+        let station = self.stations.all.get(destination);
+        station.is_some_and(|station| !station.is_paused() && station.breaker().admits(Instant::now()))
+    }
+
+    fn send(&mut self, delivery: Delivery) -> Result<(), Box<Delivery>> {
+        let station = self.stations.all.get(&*delivery.destination);
+        let (Some(station), Some(handle)) = (station, &self.stations.handle) else {
+            return Err(Box::new(delivery));
+        };
+        let now = Instant::now();
+        if station.is_paused() || !station.breaker().enter(now) {
+            return Err(Box::new(delivery));
+        }
+        station.metrics.set_breaker(station.breaker().state());
+        let landed = Landed::Transient { reason: "the attempt was given up".to_owned(), after: None };
+        let mut flight = Flight {
+            station: Arc::clone(station),
+            landing: Some(Landing { partition: delivery.partition, sequence: delivery.sequence, landed }),
+            began: now,
+            landings: self.landings.clone(),
+        };
+        handle.spawn(async move {
+            let landed = flight.station.attempt(&delivery).await;
+            if let Some(landing) = &mut flight.landing {
+                landing.landed = landed;
+            }
+        });
+        Ok(())
+    }
+
+    fn land(&mut self, wait: Duration) -> Option<Landing> {
+        if wait.is_zero() { self.arrived.try_recv().ok() } else { self.arrived.recv_timeout(wait).ok() }
+    }
+
+    fn knock(&self, destination: &str) {
+        if let Some(station) = self.stations.all.get(destination) {
+            station.breaker().knock(Instant::now());
+        }
+    }
+}
+
+/// A panic elsewhere leaves values that are still whole: every critical section here is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,70 @@
+//! The dead letter of an outbox row that can never be delivered.
+//!
+//! Key, value and headers are the row's own, untouched; behind the headers stand the ones below, and last the
+//! mark that every letter ends with.
+
+use super::letter::{MARK_HEADER, Sender};
+use super::outbox::Letter;
+use crate::config::units;
+use crate::record::headers;
+use crate::store::OutboxRow;
+
+/// Every header that it adds, in their order. In Kafka since 0.2: add before the mark, never rename.
+pub const HEADERS: [&str; 12] = [
+    "outbox_destination",
+    "outbox_sequence",
+    "tidemill-id",
+    "original_partition",
+    "original_timestamp",
+    "failure_reason",
+    "failure_timestamp",
+    "error_type",
+    "error_class",
+    "attempts",
+    "deployment",
+    "deployment_version",
+];
+
+/// The headers of the letter of an outbox row, in Kafka's encoding. There is no `original_topic`: it is no
+/// record of an input, and is not given back to one.
+pub fn encode_headers(
+    row: &OutboxRow,
+    (partition, sequence): (i32, u64),
+    letter: &Letter,
+    sender: &Sender<'_>,
+) -> Vec<u8> {
+    let own =
+        if row.headers.is_empty() { Vec::new() } else { headers::decode(&row.headers).unwrap_or_default() };
+    let texts = [
+        row.output.clone(),
+        sequence.to_string(),
+        row.id.clone(),
+        partition.to_string(),
+        row.timestamp_ms.to_string(),
+        letter.reason.clone(),
+        units::show_time_ms(sender.now_ms),
+        "OutboxDeliveryError".to_owned(),
+        "delivery".to_owned(),
+        letter.attempts.to_string(),
+        sender.deployment.to_owned(),
+        sender.revision.to_string(),
+    ];
+    let count = HEADERS.len().to_string();
+    let mut all = own;
+    all.extend(HEADERS.iter().copied().zip(texts.iter().map(|text| Some(text.as_bytes()))));
+    all.push((MARK_HEADER, Some(count.as_bytes())));
+    headers::encode(all.into_iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_names_every_header() {
+        let text = include_str!("../../../docs/outbox.md");
+        for name in HEADERS.into_iter().chain([MARK_HEADER]) {
+            assert!(text.contains(&format!("`{name}`")), "{name} is not in docs/outbox.md");
+        }
+    }
+}

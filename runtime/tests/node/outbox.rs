@@ -1,0 +1,260 @@
+//! Outboxes on a whole node: webhooks, what becomes of them when their receiver misbehaves, and an operator's hand.
+
+use std::time::{Duration, Instant};
+
+use tidemill::kafka::tools::{self, ConsumeSpec, Consumed, From, Row};
+use tidemill::node::{ControlError, Node};
+use tidemill_proto::v1 as proto;
+use tidemill_sink::{HttpSink, Mode};
+use tidemill_test_support::build_guest;
+
+use crate::world::{World, deploy, eventually};
+
+fn document(sink: &HttpSink, more: &str) -> String {
+    format!(
+        "name: hook\nmodule: hostile.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs:\n  out:\n    \
+         http: {{ url: '{}', format: binary, type: told, secret_file: {} }}\n    timeout: 1s\n    retry: 20ms..100ms\n    \
+         breaker: {{ failures: 4, open: 300ms }}\n{more}",
+        sink.url(),
+        secret_file().display()
+    )
+}
+
+fn secret_file() -> std::path::PathBuf {
+    let path = std::env::temp_dir().join("tidemill-test-outbox-secret");
+    std::fs::write(&path, "canary-of-the-outbox\n").expect("a secret");
+    path
+}
+
+fn produce(world: &World, rows: &[(i32, &str, &str)]) {
+    let rows = rows.iter().map(|(partition, key, value)| Row {
+        key: Some(key.as_bytes().to_vec()),
+        value: Some(value.as_bytes().to_vec()),
+        partition: Some(*partition),
+        ..Row::default()
+    });
+    tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+}
+
+fn list(node: &Node, partition: i32) -> Vec<proto::OutboxState> {
+    let request = proto::ListOutboxRequest {
+        deployment: "hook".into(),
+        partition: Some(partition),
+        ..proto::ListOutboxRequest::default()
+    };
+    node.handle().outbox_list(&request).map(|answer| answer.outboxes).unwrap_or_default()
+}
+
+fn waiting(node: &Node) -> u64 {
+    (0..2).flat_map(|partition| list(node, partition)).map(|state| state.rows).sum()
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+#[test]
+fn rows_reach_a_receiver_that_fails_in_every_way_once_per_id_and_in_order_per_key() {
+    let world = World::new(&[("in", 2)]);
+    let sink = HttpSink::start();
+    let node = world.node();
+    deploy(&node, &document(&sink, ""), &build_guest("tests/guests/hostile"));
+    produce(&world, &[(0, "a", "ok"), (0, "b", "ok"), (1, "c", "ok")]);
+    eventually("all are delivered", || sink.count() == 3);
+    let first =
+        sink.received().into_iter().find(|one| one.header("ce-partitionkey") == Some("a")).expect("a's");
+    assert_eq!((first.body.as_slice(), first.header("ce-type")), (&b"ok"[..], Some("told")));
+    assert_eq!(first.header("ce-id"), Some(first.id()));
+    assert!(first.header("tidemill-signature").is_some_and(|signature| signature.starts_with("t=")));
+    eventually("and their rows are gone", || waiting(&node) == 0);
+
+    for mode in
+        [Mode::Status(503), Mode::Hang, Mode::RetryAfter { seconds: 0 }, Mode::Flap, Mode::AcceptTwice]
+    {
+        let (before, applied) = (sink.count(), sink.applied_once().len());
+        sink.set(mode);
+        let four = [(0, "a", "ok"), (0, "a", "ok"), (0, "b", "ok"), (1, "c", "ok")];
+        produce(&world, &four);
+        eventually("it has been tried", || sink.count() >= before + 3);
+        if mode == Mode::Status(503) {
+            eventually("the breaker opens", || {
+                list(&node, 0).iter().any(|state| state.breaker() == proto::BreakerState::Open)
+            });
+        }
+        sink.set(Mode::Accept);
+        eventually("everything goes out", || waiting(&node) == 0 && sink.applied_once().len() == applied + 4);
+    }
+    let mut last = std::collections::HashMap::new();
+    for one in sink.applied_once() {
+        let key = one.header("ce-partitionkey").expect("a key").to_owned();
+        let before = last.insert(key, one.sequence());
+        assert!(before < Some(one.sequence()), "{one:?} after {before:?}");
+    }
+    // What is acknowledged is deleted, so a restart delivers nothing again.
+    let count = sink.count();
+    node.stop();
+    let node = world.node();
+    produce(&world, &[(0, "d", "ok")]);
+    eventually("only the new one", || sink.count() == count + 1);
+    node.stop();
+}
+
+#[test]
+fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition() {
+    let world = World::new(&[("in", 2)]);
+    let sink = HttpSink::start();
+    let node = world.node();
+    deploy(&node, &document(&sink, "    rows: 3\n"), &build_guest("tests/guests/hostile"));
+    sink.set(Mode::Status(410));
+    produce(&world, &[(0, "a", "ok")]);
+    let letters = || -> Vec<Consumed> {
+        let spec = ConsumeSpec {
+            topic: "test.hook.dead-letters".into(),
+            partitions: Vec::new(),
+            from: From::Beginning,
+            max: None,
+            committed: true,
+            follow: false,
+        };
+        let mut records = Vec::new();
+        let mut each = |record: Option<Consumed>| {
+            records.extend(record);
+            true
+        };
+        tools::consume(&world.kafka(), &spec, &mut each).map(|_| records).unwrap_or_default()
+    };
+    eventually("it is buried", || letters().len() == 1);
+    let letter = letters().remove(0);
+    let text = |name: &str| {
+        let found = letter.headers.iter().find(|(found, _)| found == name);
+        found.and_then(|(_, value)| String::from_utf8(value.clone()?).ok()).unwrap_or_default()
+    };
+    assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"a"[..]), Some(&b"ok"[..])));
+    assert_eq!(
+        (text("outbox_destination"), text("error_type")),
+        ("out".into(), "OutboxDeliveryError".into())
+    );
+    assert!(text("failure_reason").contains("410"));
+    eventually("and gone", || waiting(&node) == 0);
+
+    let pause = |node: &Node, destination: &str| {
+        node.handle().outbox_pause(proto::PauseOutboxRequest {
+            deployment: "hook".into(),
+            destination: destination.into(),
+            author: "me".into(),
+        })
+    };
+    assert!(matches!(pause(&node, "uot"), Err(ControlError::NotFound(_))));
+    assert_eq!(pause(&node, "out").expect("paused").paused, ["out"]);
+    eventually("the pause is known", || list(&node, 0).iter().all(|state| state.paused));
+    sink.set(Mode::Accept);
+    let count = sink.count();
+    let mut sent = 1;
+    produce(&world, &[(1, "y", "ok")]);
+    let reason = |partition: i32| {
+        let lags = node.handle().lag(Some("hook")).unwrap_or_default();
+        lags.into_iter().find(|lag| lag.partition == partition).map(|lag| (lag.reason, lag.records))
+    };
+    eventually("the full outbox says so", || {
+        produce(&world, &[(0, "x", "ok")]);
+        sent += 1;
+        reason(0).is_some_and(|(why, _)| why.starts_with("paused: the outbox of out holds"))
+    });
+    eventually("the other partition goes on", || reason(1).is_some_and(|(_, records)| records == 0));
+    assert_eq!(sink.count(), count, "nothing is sent while it is paused");
+
+    let show = proto::ShowOutboxRequest { deployment: "hook".into(), ..proto::ShowOutboxRequest::default() };
+    let rows = node.handle().outbox_show(&show, soon()).expect("shown").rows;
+    assert!(rows.len() >= 3 && rows[0].key.as_deref() == Some(b"x"), "{rows:?}");
+    let one = proto::OutboxRows { destination: "out".into(), sequences: vec![rows[0].sequence] };
+    let discard = proto::DiscardOutboxRequest {
+        deployment: "hook".into(),
+        partition: Some(0),
+        rows: Some(one),
+        ..proto::DiscardOutboxRequest::default()
+    };
+    assert_eq!(node.handle().outbox_discard(&discard, soon()).expect("discarded").rows, 1);
+
+    // A pause is the fleet's and survives its nodes; so do the rows.
+    node.stop();
+    let node = world.node();
+    eventually("it is still paused", || list(&node, 0).iter().any(|state| state.paused && state.rows > 0));
+    assert_eq!(sink.count(), count);
+    let resume = proto::ResumeOutboxRequest { deployment: "hook".into(), ..Default::default() };
+    assert!(node.handle().outbox_resume(resume).expect("resumed").paused.is_empty());
+    eventually("all but the discarded one go out", || {
+        sink.count() == count + sent - 1 && waiting(&node) == 0
+    });
+    node.stop();
+}
+
+#[test]
+fn a_secret_that_is_not_there_is_a_problem_of_the_deploy_and_one_that_is_there_is_shown_nowhere() {
+    let world = World::new(&[("in", 1)]);
+    let sink = HttpSink::start();
+    let node = world.node();
+    let module = build_guest("tests/guests/hostile");
+    let good = document(&sink, "");
+    let bad = good.replace(&secret_file().display().to_string(), "/nowhere/key");
+    let header = proto::DeployHeader { document: bad, ..proto::DeployHeader::default() };
+    let refused = node.handle().deploy(header, module.to_vec()).expect_err("no secret").to_string();
+    assert!(refused.contains("outputs.out") && refused.contains("/nowhere/key"), "{refused}");
+    deploy(&node, &good, &module);
+    produce(&world, &[(0, "a", "ok")]);
+    eventually("delivered", || sink.count() == 1);
+    let seen = sink.received().remove(0);
+    assert!(!format!("{seen:?}").contains("canary"));
+    assert!(!format!("{:?}", node.handle().deployments()).contains("canary"));
+    node.stop();
+}
+
+/// `at_least_once` may emit again; a reader that drops ids it has seen gets each effect once.
+#[test]
+fn ids_on_a_topic_let_an_inbox_drop_every_repeat() {
+    let world = World::new(&[("in", 1), ("middle", 1), ("end", 1)]);
+    let module = build_guest("tests/guests/hostile");
+    let first = "name: first\nmodule: m.wasm\nguarantee: at_least_once\ninputs: { in: { topic: in } }\n\
+                 outputs: { out: { topic: middle, ids: true } }\n";
+    let second = "name: second\nmodule: m.wasm\ninputs: { in: { topic: middle } }\noutputs: { out: { topic: end } }\n\
+                  inbox: { id: 'header:tidemill-id', ttl: 1h }\n";
+    let node = world.node();
+    deploy(&node, first, &module);
+    deploy(&node, second, &module);
+    produce(&world, &[(0, "a", "ok"), (0, "a", "ok"), (0, "b", "ok")]);
+    let read = |topic: &str| -> Vec<Consumed> {
+        let spec = ConsumeSpec {
+            topic: topic.into(),
+            partitions: Vec::new(),
+            from: From::Beginning,
+            max: None,
+            committed: true,
+            follow: false,
+        };
+        let mut records = Vec::new();
+        let mut each = |record: Option<Consumed>| {
+            records.extend(record);
+            true
+        };
+        tools::consume(&world.kafka(), &spec, &mut each).expect("read");
+        records
+    };
+    eventually("three go through", || read("end").len() == 3);
+    // What a producer's retry, or a node that dies before its offsets are committed, does: the same again.
+    let again = read("middle").into_iter().map(|record| Row {
+        key: record.key,
+        value: record.value,
+        headers: record.headers,
+        ..Row::default()
+    });
+    let again: Vec<Row> = again.collect();
+    let ids: std::collections::HashSet<_> =
+        again.iter().map(|row| row.headers.iter().find(|(name, _)| name == "tidemill-id").cloned()).collect();
+    assert_eq!(ids.len(), 3, "each its own id: {ids:?}");
+    tools::produce(&world.kafka(), "middle", again, None, &mut |_| {}).expect("produced");
+    produce(&world, &[(0, "c", "ok")]);
+    eventually("the new one arrives", || {
+        read("end").iter().any(|record| record.key.as_deref() == Some(b"c"))
+    });
+    assert_eq!(read("end").len(), 4, "no repeat has an effect");
+    node.stop();
+}

@@ -1,0 +1,284 @@
+//! The scenes of W7.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tidemill_sink::{HttpSink, Mode};
+
+use super::Summary;
+use super::judge::{Arrival, judge};
+use super::stage::{DEPLOYMENT, Feeder, MARK, Stage, Watcher};
+use crate::wait::{until, within};
+
+/// How long and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Length {
+    /// Of each way in which a receiver misbehaves.
+    pub phase: Duration,
+    /// For so long the receiver is gone.
+    pub gone: Duration,
+    /// Kills at each step.
+    pub kills: u64,
+    /// Moves of the tasks from one node to another and back.
+    pub moves: u64,
+    /// Records a second.
+    pub rate: u64,
+    /// Rows that a task keeps at most.
+    pub rows: u64,
+}
+
+impl Length {
+    pub const SHORT: Length = Length {
+        phase: Duration::from_millis(800),
+        gone: Duration::from_secs(3),
+        kills: 1,
+        moves: 1,
+        rate: 300,
+        rows: 100,
+    };
+    pub const FULL: Length = Length {
+        phase: Duration::from_secs(10),
+        gone: Duration::from_secs(300),
+        kills: 10,
+        moves: 5,
+        rate: 500,
+        rows: 2_000,
+    };
+}
+
+/// Where a node dies: after the commit that holds a row, before and after its delivery, after the acknowledgement
+/// is in the overlay, and within the commit that deletes the row.
+const STEPS: [&str; 8] = [
+    "after-end",
+    "after-stores",
+    "before-delivery",
+    "after-delivery",
+    "after-acknowledgement",
+    "before-flush",
+    "after-flush",
+    "after-send-offsets",
+];
+/// A node that was told to die at a step must get there.
+const CRASH_MAX: Duration = Duration::from_secs(45);
+/// Until a pause, a breaker's state or a reason shows.
+const SHOWN_MAX: Duration = Duration::from_secs(60);
+/// What a node's memory may grow by while its receiver is gone: caches and write buffers fill in any case.
+const GROWTH_MIB_MAX: u64 = 256;
+
+fn destination(sink: &HttpSink, length: &Length) -> String {
+    format!(
+        "{{ http: {{ url: '{}', format: binary }}, timeout: 500ms, retry: 20ms..200ms, breaker: {{ failures: 10, open: 300ms }}, \
+         rows: {} }}",
+        sink.url(),
+        length.rows
+    )
+}
+
+/// What a receiver of webhooks has applied, in order.
+fn arrivals(sink: &HttpSink) -> Vec<Arrival> {
+    let applied = sink.received().into_iter().filter(|one| one.applied);
+    applied
+        .map(|one| Arrival {
+            id: one.id().to_owned(),
+            sequence: one.sequence(),
+            key: one.header("ce-partitionkey").unwrap_or_default().to_owned(),
+            at_ms: Some(one.at_ms),
+            body: one.body,
+        })
+        .collect()
+}
+
+fn judged(scene: &str, stage: &Stage, fed: &super::stage::Fed, sink: &HttpSink) -> Summary {
+    judge(scene, stage.cluster.bootstrap(), fed, &arrivals(sink))
+}
+
+/// A receiver that is slow, hung, flapping, out of order, answers twice, refuses for good, is restarted, and is gone
+/// for long. The topic beside it must not notice before the bound, and nothing be lost beyond it.
+pub fn sinks(length: &Length, module: &Path) -> Summary {
+    let sink = HttpSink::start();
+    let mut stage = Stage::new(1, &destination(&sink, length), module);
+    stage.begin("tidemill", &[]);
+    let watcher = Watcher::start(&stage.nodes[0].http);
+    let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate);
+    let modes = [
+        Mode::Accept,
+        Mode::Slow(Duration::from_millis(50)),
+        Mode::Hang,
+        Mode::Flap,
+        Mode::Status(500),
+        Mode::RetryAfter { seconds: 1 },
+        Mode::Refuse(MARK),
+        Mode::AcceptTwice,
+    ];
+    for mode in modes {
+        sink.set(mode);
+        std::thread::sleep(length.phase);
+    }
+    sink.set(Mode::Accept);
+    sink.close();
+    std::thread::sleep(length.phase / 4);
+    sink.reopen();
+    until("it catches up", SHOWN_MAX, || match stage.waiting(0) {
+        Some(waiting) if waiting < length.rows / 2 => Ok(()),
+        waiting => Err(waiting),
+    });
+    let mut found = gone(length, &stage, &sink, &feeder, &watcher);
+    let fed = feeder.finish();
+    stage.until_drained(0);
+    let seen = watcher.seen();
+    for state in ["closed", "open", "half_open"] {
+        if !seen.breaker.contains(state) {
+            found.invalid.push(format!("INVALID sinks: no metric ever showed a breaker that is {state}"));
+        }
+    }
+    found
+        .notes
+        .push(format!("sinks: breaker seen {:?}, at most {} rows at once", seen.breaker, seen.rows_max));
+    found.add(judged("sinks", &stage, &fed, &sink));
+    stage.nodes[0].stop();
+    found
+}
+
+/// The receiver is gone for long: the topic keeps its pace until the bound, then the input pauses and says why.
+fn gone(length: &Length, stage: &Stage, sink: &HttpSink, feeder: &Feeder, watcher: &Watcher) -> Summary {
+    let mut found = Summary::default();
+    let before = (Instant::now(), feeder.sent(), stage.memory_mib(0));
+    sink.close();
+    let behind = |stage: &Stage| stage.ask(0, &["lag", DEPLOYMENT]).and_then(|lag| lag["total"].as_u64());
+    let mut largest_before_full = 0;
+    let full = within(SHOWN_MAX, || {
+        let lag = behind(stage)?;
+        if watcher.seen().full {
+            return Some(());
+        }
+        largest_before_full = largest_before_full.max(lag);
+        None
+    });
+    let (took, fed) = (before.0.elapsed(), feeder.sent() - before.1);
+    if full.is_none() {
+        found.violations.push("sinks: the outbox never said that it is full".to_owned());
+    }
+    // A second's worth of records under way is no lag.
+    if largest_before_full > length.rate * 2 {
+        let text = format!("sinks: the topic fell {largest_before_full} records behind before the bound");
+        found.violations.push(text);
+    }
+    let reason = within(SHOWN_MAX, || {
+        let lag = stage.ask(0, &["lag", DEPLOYMENT])?;
+        let reasons = lag["partitions"].as_array()?.iter().filter_map(|row| row["reason"].as_str());
+        reasons.into_iter().find(|why| why.starts_with("paused: the outbox of hook")).map(str::to_owned)
+    });
+    if reason.is_none() {
+        found.violations.push("sinks: no lag says why the input is paused".to_owned());
+    }
+    std::thread::sleep(length.gone.saturating_sub(before.0.elapsed()));
+    let (rows, memory) = (watcher.seen().rows_max, stage.memory_mib(0));
+    if memory > before.2 + GROWTH_MIB_MAX {
+        found.violations.push(format!("sinks: memory grew from {} to {memory} MiB", before.2));
+    }
+    found.notes.push(format!(
+        "sinks: gone for {:.0?}; {fed} records in {took:.1?} until the bound, at most {largest_before_full} behind; {rows} rows, {} to {memory} MiB",
+        length.gone, before.2
+    ));
+    sink.reopen();
+    found
+}
+
+/// A node dies at each step between commit, delivery, acknowledgement and deletion.
+pub fn kills(length: &Length, module: &Path, seed: u64) -> Summary {
+    let sink = HttpSink::start();
+    let mut stage = Stage::new(1, &destination(&sink, length), module);
+    stage.begin("tidemill-faults", &[]);
+    let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate / 3);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut found = Summary::default();
+    stage.nodes[0].kill();
+    for round in 0..length.kills {
+        for step in STEPS {
+            let point = format!("{step}:{}", random.u64(1..20));
+            stage.nodes[0].restart_as("tidemill-faults", &[("TIDEMILL_CRASH", &point)]);
+            let node = &mut stage.nodes[0];
+            let ended = within(CRASH_MAX, || node.ended());
+            match ended {
+                Some(_) if node.log().contains(&format!("crash point {point}")) => {}
+                Some(status) => {
+                    found
+                        .violations
+                        .push(format!("kills: the node ended by itself ({status}) before {point}"));
+                }
+                None => {
+                    found.invalid.push(format!("INVALID kills: round {round} never got to {point}"));
+                    node.kill();
+                }
+            }
+        }
+    }
+    found.notes.push(format!("kills: {} at each of {} steps", length.kills, STEPS.len()));
+    stage.nodes[0].restart_as("tidemill-faults", &[]);
+    stage.until_it_answers(0);
+    let fed = feeder.finish();
+    stage.until_drained(0);
+    found.add(judged("kills", &stage, &fed, &sink));
+    stage.nodes[0].stop();
+    found
+}
+
+/// Tasks move to a second node and back, by its start and its end, orderly or not.
+pub fn moves(length: &Length, module: &Path) -> Summary {
+    let sink = HttpSink::start();
+    let mut stage = Stage::new(2, &destination(&sink, length), module);
+    stage.begin("tidemill", &[]);
+    let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate);
+    let mut found = Summary::default();
+    sink.set(Mode::Slow(Duration::from_millis(20)));
+    for number in 0..length.moves {
+        stage.nodes[1].restart();
+        stage.until_it_answers(1);
+        let shared = within(SHOWN_MAX, || {
+            let nodes = stage.ask(0, &["outbox", "list", DEPLOYMENT])?;
+            let mut owners: Vec<&str> =
+                nodes["outboxes"].as_array()?.iter().filter_map(|row| row["node"].as_str()).collect();
+            owners.sort_unstable();
+            owners.dedup();
+            (owners.len() == 2).then_some(())
+        });
+        if shared.is_none() {
+            found.invalid.push("INVALID moves: the second node never got a task".to_owned());
+        }
+        std::thread::sleep(length.phase);
+        match number % 2 {
+            0 => drop(stage.nodes[1].stop()),
+            _ => stage.nodes[1].kill(),
+        }
+    }
+    found.notes.push(format!("moves: {} to a second node and back", length.moves));
+    sink.set(Mode::Accept);
+    let fed = feeder.finish();
+    stage.until_drained(0);
+    found.add(judged("moves", &stage, &fed, &sink));
+    stage.nodes[0].stop();
+    found
+}
+
+/// With delivery before the commit planted the judge must find it, or its silence elsewhere proves nothing.
+pub fn planted(length: &Length, module: &Path) -> Summary {
+    let sink = HttpSink::start();
+    let mut stage = Stage::new(1, &destination(&sink, length), module);
+    stage.begin("tidemill-faults", &[("TIDEMILL_BUG", "outbox-early")]);
+    let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate);
+    until("something is delivered", SHOWN_MAX, || match sink.count() {
+        0..200 => Err(sink.count()),
+        _ => Ok(()),
+    });
+    let fed = feeder.finish();
+    stage.until_drained(0);
+    let red = judged("planted", &stage, &fed, &sink).violations;
+    stage.nodes[0].kill();
+    let seen = red.iter().any(|violation| violation.contains("before it was committed"));
+    let mut found = Summary::default();
+    match seen {
+        true => found.notes.push("planted: outbox-early is found".to_owned()),
+        false => found.invalid.push("INVALID planted: outbox-early is not found".to_owned()),
+    }
+    found
+}
