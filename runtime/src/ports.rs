@@ -196,6 +196,19 @@ pub struct LogRecord {
     pub stamp: Option<(u64, u64)>,
 }
 
+/// A record of any topic, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicRecord {
+    pub offset: Offset,
+    /// Milliseconds since the epoch.
+    pub timestamp_ms: i64,
+    /// Null stays null.
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    /// In Kafka's encoding; none = it has none.
+    pub headers: Option<Vec<u8>>,
+}
+
 /// Committed offset of a partition, with its metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommittedOffset {

@@ -29,6 +29,7 @@ mod delete;
 mod deploy;
 mod deployments;
 mod dev;
+mod dlq;
 mod doctor;
 mod edit;
 pub mod failure;
@@ -36,6 +37,7 @@ mod groups;
 mod history;
 mod kafka;
 mod lag;
+mod letters;
 mod new;
 mod node;
 mod nodes;
@@ -45,6 +47,7 @@ mod pause;
 mod plan;
 mod positions;
 mod produce;
+mod redrive;
 mod reset;
 mod rollback;
 mod rollout;
@@ -126,6 +129,7 @@ enum Command {
     Lag(lag::Lag),
     State(state::State),
     Outbox(outbox::Outbox),
+    Dlq(dlq::Dlq),
     Nodes(nodes::Nodes),
     Produce(produce::Produce),
     Consume(consume::Consume),
@@ -164,6 +168,7 @@ pub fn main() -> ExitCode {
         Command::Lag(command) => command.run(&global),
         Command::State(command) => command.run(&global),
         Command::Outbox(command) => command.run(&global),
+        Command::Dlq(command) => command.run(&global),
         Command::Nodes(command) => command.run(&global),
         Command::Produce(command) => command.run(&global),
         Command::Consume(command) => command.run(&global),

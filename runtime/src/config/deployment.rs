@@ -23,6 +23,8 @@ pub struct DeploymentSpec {
     pub config: serde_json::Value,
     pub failures: Failures,
     pub inbox: Option<InboxSpec>,
+    /// Emissions inherit correlation and trace of the records that cause them.
+    pub correlation: bool,
     pub limits: Limits,
     pub commit: CommitSpec,
     pub changelog: ChangelogSpec,

@@ -137,6 +137,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
     let commit = commit(&mut section, defaults, report);
     let changelog = changelog(&mut section, guarantee);
     let inbox = inbox(&mut section, guarantee);
+    let correlation = section.flag("correlation");
     refuse_own_topics(&failures, (&inputs, &outputs), section.line_of("failures"), report);
     if limits.emit_bytes > commit.overlay_bytes {
         let message = format!(
@@ -157,6 +158,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
         config,
         failures,
         inbox,
+        correlation,
         limits,
         commit,
         changelog,

@@ -150,6 +150,21 @@ impl Default for ParkedLimits {
     }
 }
 
+/// What the value of a dead letter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LetterFormat {
+    /// The record's own bytes.
+    #[default]
+    Raw,
+    /// A JSON document about the record, which holds them.
+    Envelope,
+}
+
+impl LetterFormat {
+    pub const ALL: [(&'static str, LetterFormat); 2] =
+        [("raw", LetterFormat::Raw), ("envelope", LetterFormat::Envelope)];
+}
+
 /// The whole failure policy of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failures {
@@ -159,6 +174,7 @@ pub struct Failures {
     pub parked: ParkedLimits,
     /// The dead-letter topic; none = the node's default name for the deployment.
     pub dead_letters: Option<String>,
+    pub letter_format: LetterFormat,
 }
 
 impl Default for Failures {
@@ -190,6 +206,7 @@ impl Failures {
             order: ParkOrder::default(),
             parked: ParkedLimits::default(),
             dead_letters: None,
+            letter_format: LetterFormat::default(),
         }
     }
 
@@ -253,7 +270,8 @@ pub(super) fn read(section: &mut Section<'_>, has_outbox: bool) -> Failures {
         );
     }
     failures.parked = read_parked(&mut block);
-    failures.dead_letters = read_dead_letters(&mut block, failures.has_dead_letters() || has_outbox);
+    (failures.dead_letters, failures.letter_format) =
+        read_dead_letters(&mut block, failures.has_dead_letters() || has_outbox);
     block.finish();
     failures
 }
@@ -303,23 +321,24 @@ fn read_parked(block: &mut Section<'_>) -> ParkedLimits {
     limits
 }
 
-fn read_dead_letters(block: &mut Section<'_>, wanted: bool) -> Option<String> {
-    let field = block.take("dead_letters")?;
+fn read_dead_letters(block: &mut Section<'_>, wanted: bool) -> (Option<String>, LetterFormat) {
+    let standard = (None, LetterFormat::default());
+    let Some(field) = block.take("dead_letters") else { return standard };
     if !wanted {
         field.refuse("has no use: no kind of failure says `then: dead_letter`");
     }
-    let mut section = field.section()?;
+    let Some(mut section) = field.section() else { return standard };
     let topic = section.take("topic");
+    let format = section.choice("format", LetterFormat::default(), &LetterFormat::ALL);
     section.finish();
-    let topic = topic?;
-    let name = topic.text()?;
-    match check_topic(&name) {
-        Ok(()) => Some(name),
+    let name = topic.as_ref().and_then(Field::text).filter(|name| match check_topic(name) {
+        Ok(()) => true,
         Err(message) => {
-            topic.refuse(message);
-            None
+            topic.as_ref().inspect(|topic| topic.refuse(message));
+            false
         }
-    }
+    });
+    (name, format)
 }
 
 #[cfg(test)]
@@ -347,6 +366,9 @@ mod tests {
             assert_eq!(FailureKind::parse(kind.as_str()), Some(kind));
         }
         for (name, _) in Then::ALL {
+            row(&[&format!("`{name}`")]);
+        }
+        for (name, _) in LetterFormat::ALL {
             row(&[&format!("`{name}`")]);
         }
         for (name, _) in ParkOrder::ALL {

@@ -30,7 +30,7 @@ impl Services {
         Services { node, forwarder, uploads, telemetry }
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
     ) -> Result<Response<T>, Status> {

@@ -9,6 +9,7 @@ mod details;
 pub mod forward;
 pub mod grpc;
 pub mod http;
+mod letters;
 mod outbox;
 pub mod page;
 pub mod run;

@@ -81,6 +81,7 @@ pub async fn serve(
         .add_service(bounded!(proto::lag_server::LagServer<Services>))
         .add_service(bounded!(proto::state_server::StateServer<Services>))
         .add_service(bounded!(proto::fleet_server::FleetServer<Services>))
+        .add_service(bounded!(proto::dead_letters_server::DeadLettersServer<Services>))
         .add_service(bounded!(proto::outbox_server::OutboxServer<Services>));
     let admission = Admission::new(stopping.clone());
     let routes = routes.into_axum_router().layer(from_fn_with_state(admission, admit));
@@ -111,6 +112,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
         proto::state_server::SERVICE_NAME,
         proto::fleet_server::SERVICE_NAME,
         proto::outbox_server::SERVICE_NAME,
+        proto::dead_letters_server::SERVICE_NAME,
     ];
     for name in names {
         health.set_service_status(name, status).await;

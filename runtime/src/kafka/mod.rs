@@ -30,6 +30,7 @@ pub mod peek;
 pub mod probe;
 mod reader;
 pub mod recovery;
+pub mod scan;
 pub mod sink;
 mod slot;
 pub mod tools;

@@ -9,6 +9,7 @@ use crossbeam_channel::{Sender, unbounded};
 use super::clients;
 use super::commit::{CommitHalf, Committer};
 use super::former::Evictions;
+use super::redrive::KafkaLetters;
 use super::restorer::KafkaRestorer;
 use super::revision::{PrepareError, Revision};
 use super::runtime::NodeRuntime;
@@ -126,6 +127,7 @@ fn swap(node: &Arc<NodeRuntime>, former: &Revision, next: &Arc<Revision>, index:
         consumers: clients::consumers(node, next, index),
         restorer: Box::new(restorer),
         relay: Box::new(node.relays.courier(&next.stations)),
+        letters: Box::new(KafkaLetters::new(node, next)),
         sinks: writes_elsewhere.then(|| clients::sinks(node, next, index)),
     }
 }
@@ -150,6 +152,7 @@ fn start_worker(
         committer,
         restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision), index)),
         relay: Box::new(node.relays.courier(&revision.stations)),
+        letters: Box::new(KafkaLetters::new(node, revision)),
         commands: inbox,
         board: node.board_for(name),
         budget: Arc::clone(&node.commits),

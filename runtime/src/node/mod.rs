@@ -32,6 +32,7 @@ pub mod outbox;
 pub mod owners;
 pub mod pace;
 pub mod query;
+pub mod redrive;
 pub mod registered;
 pub mod registry;
 pub mod reset;

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tidemill_proto::v1::{
-    ControlEntry, DeleteEntry, DeployEntry, PauseEntry, ResetEntry, RetiredEntry, StartedEntry,
-    control_entry::Entry,
+    CancelRedriveEntry, ControlEntry, DeleteEntry, DeployEntry, PauseEntry, RedriveEntry, ResetEntry,
+    RetiredEntry, StartedEntry, control_entry::Entry,
 };
 
 use super::history::{History, Version};
+use super::redrive::{ORDERS_MAX, Order, Orders};
 use super::registered::{Parsed, Registered};
 use crate::config::document::SpecDefaults;
 use crate::faults::{Bug, planted};
@@ -62,6 +63,8 @@ pub struct Registry {
     first_commits: HashSet<Beginning>,
     /// Destinations of outboxes that are left alone: incarnation and name.
     outbox_pauses: BTreeSet<(String, String)>,
+    /// By incarnation.
+    redrives: HashMap<String, Orders>,
     /// Of this node, for what documents leave open.
     defaults: SpecDefaults,
     /// Next entry to apply.
@@ -98,6 +101,8 @@ impl Registry {
             }
             // Kept for who reads the log: what became of it is in the changelog.
             Some(Entry::Edit(_)) => Outcome::Accepted(0),
+            Some(Entry::Redrive(redrive)) => self.redrive(redrive, timestamp_ms),
+            Some(Entry::CancelRedrive(cancel)) => self.cancel_redrive(cancel),
             // Written by a newer node: what it means is not ours to guess.
             None => Outcome::Refused("unknown kind of entry".into()),
         }
@@ -152,6 +157,11 @@ impl Registry {
     /// is a fault.
     pub fn has_committed(&self, incarnation: &str, topic: &str, partition: i32) -> bool {
         self.first_commits.contains(&(incarnation.into(), topic.into(), partition))
+    }
+
+    /// Redrives of a life of a deployment, the oldest first.
+    pub fn redrives(&self, incarnation: &str) -> Orders {
+        self.redrives.get(incarnation).cloned().unwrap_or_default()
     }
 
     fn deploy(&mut self, deploy: &DeployEntry, timestamp_ms: i64) -> Outcome {
@@ -224,6 +234,7 @@ impl Registry {
         }
         self.started.retain(|(incarnation, _, _), _| *incarnation != gone.incarnation);
         self.first_commits.retain(|(incarnation, _, _)| *incarnation != gone.incarnation);
+        self.redrives.remove(&gone.incarnation);
         if delete.retires {
             self.retiring.insert(delete.name.clone(), gone.incarnation);
         }
@@ -270,6 +281,7 @@ impl Registry {
         let old = std::mem::replace(&mut registered.incarnation, reset.incarnation.clone());
         self.started.retain(|(incarnation, _, _), _| *incarnation != old);
         self.first_commits.retain(|(incarnation, _, _)| *incarnation != old);
+        self.redrives.remove(&old);
         for at in &reset.beginnings {
             let beginning = (reset.incarnation.clone(), at.topic.clone(), at.partition);
             let began = Began { topic_id: at.topic_id.clone(), offset: Offset(at.offset) };
@@ -297,6 +309,55 @@ impl Registry {
         let began = Began { topic_id: started.topic_id.clone(), offset: Offset(started.offset) };
         self.started.insert(beginning, began);
         Outcome::Accepted(0)
+    }
+
+    /// A life remembers so many redrives; the oldest is forgotten once it has come to its end.
+    fn redrive(&mut self, redrive: &RedriveEntry, timestamp_ms: i64) -> Outcome {
+        let name = &redrive.deployment;
+        if self.deployments.get(name).is_none_or(|now| now.incarnation != redrive.incarnation) {
+            return Outcome::Refused(format!("{name} has been deleted or reset meanwhile"));
+        }
+        let id = self.next.0;
+        let orders = self.redrives.entry(redrive.incarnation.clone()).or_default();
+        let mut next: Vec<Arc<Order>> = orders.to_vec();
+        for order in &mut next {
+            if !order.ended && redrive.ended.contains(&order.id) {
+                *order = Arc::new(Order { ended: true, ..Order::clone(order) });
+            }
+        }
+        if next.len() >= ORDERS_MAX {
+            match next.iter().position(|order| !order.is_open()) {
+                Some(oldest) => drop(next.remove(oldest)),
+                None => {
+                    return Outcome::Refused(format!(
+                        "{ORDERS_MAX} redrives of {name} are under way: wait for one, or cancel one"
+                    ));
+                }
+            }
+        }
+        next.push(Arc::new(Order {
+            id,
+            entry: redrive.clone(),
+            asked_at_ms: timestamp_ms,
+            cancelled: false,
+            ended: false,
+        }));
+        *orders = Arc::new(next);
+        Outcome::Accepted(id)
+    }
+
+    fn cancel_redrive(&mut self, cancel: &CancelRedriveEntry) -> Outcome {
+        let orders = self.redrives.get_mut(&cancel.incarnation);
+        let Some((orders, at)) = orders.and_then(|orders| {
+            let at = orders.iter().position(|order| order.id == cancel.id)?;
+            Some((orders, at))
+        }) else {
+            return Outcome::Refused(format!("{} has no redrive {}", cancel.deployment, cancel.id));
+        };
+        let mut next = orders.to_vec();
+        next[at] = Arc::new(Order { cancelled: true, ..Order::clone(&next[at]) });
+        *orders = Arc::new(next);
+        Outcome::Accepted(cancel.id)
     }
 
     fn expect(&self, name: &str, expected: u64) -> Result<(), Outcome> {
@@ -390,6 +451,45 @@ mod tests {
         assert!(matches!(registry.apply(Offset(6), 1, &reset(5)), Outcome::Refused(_)), "complete the first");
         registry.apply(Offset(7), 1, &retired("i1"));
         assert_eq!(registry.apply(Offset(8), 1, &pause(5, false)), Outcome::Accepted(9));
+    }
+
+    #[test]
+    fn redrives_belong_to_a_life_and_the_oldest_that_ended_are_forgotten() {
+        let mut registry = Registry::default();
+        registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
+        let redrive = |incarnation: &str, ended: Vec<u64>| {
+            let entry = RedriveEntry {
+                deployment: "a".into(),
+                incarnation: incarnation.into(),
+                ended,
+                ..RedriveEntry::default()
+            };
+            ControlEntry { entry: Some(Entry::Redrive(entry)), ..ControlEntry::default() }
+        };
+        let cancel = |id| {
+            let entry = CancelRedriveEntry { incarnation: "i1".into(), id, ..CancelRedriveEntry::default() };
+            ControlEntry { entry: Some(Entry::CancelRedrive(entry)), ..ControlEntry::default() }
+        };
+        let open = |registry: &Registry| -> Vec<u64> {
+            registry.redrives("i1").iter().filter(|order| order.is_open()).map(|order| order.id).collect()
+        };
+        assert!(matches!(registry.apply(Offset(1), 1, &redrive("i0", vec![])), Outcome::Refused(_)));
+        assert_eq!(registry.apply(Offset(2), 1, &redrive("i1", vec![])), Outcome::Accepted(3));
+        assert_eq!(registry.apply(Offset(3), 1, &redrive("i1", vec![3])), Outcome::Accepted(4));
+        assert_eq!(open(&registry), [4]);
+        assert!(matches!(registry.apply(Offset(4), 1, &cancel(9)), Outcome::Refused(_)));
+        assert_eq!(registry.apply(Offset(5), 1, &cancel(4)), Outcome::Accepted(4));
+        assert_eq!((open(&registry), registry.redrives("i1").len()), (vec![], 2));
+        for at in 6..36 {
+            assert!(matches!(registry.apply(Offset(at), 1, &redrive("i1", vec![])), Outcome::Accepted(_)));
+        }
+        assert_eq!(registry.redrives("i1").len(), ORDERS_MAX);
+        assert!(matches!(registry.apply(Offset(36), 1, &redrive("i1", vec![])), Outcome::Accepted(_)));
+        assert!(matches!(registry.apply(Offset(37), 1, &redrive("i1", vec![])), Outcome::Accepted(_)));
+        assert!(matches!(registry.apply(Offset(38), 1, &redrive("i1", vec![])), Outcome::Refused(_)));
+        assert!(matches!(registry.apply(Offset(39), 1, &redrive("i1", vec![7])), Outcome::Accepted(_)));
+        registry.apply(Offset(40), 1, &delete("a", 1, false));
+        assert!(registry.redrives("i1").is_empty());
     }
 
     #[test]

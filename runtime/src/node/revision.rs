@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use crate::config::deployment::{DeploymentSpec, Guarantee, IdSource, OutputSpec, Start};
+use crate::config::failures::LetterFormat;
 use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
 use crate::kafka::admin::{AdminError, NewTopic, Topic};
@@ -127,7 +128,10 @@ impl Revision {
     /// Headers of records are read for the handler, or because the node itself has a use for them.
     pub fn reads_headers(&self) -> bool {
         let by_header = self.spec.inbox.as_ref().is_some_and(|inbox| matches!(inbox.id, IdSource::Header(_)));
-        self.manifest.wants_headers || by_header || self.spec.failures.keeps_records()
+        self.manifest.wants_headers
+            || by_header
+            || self.spec.failures.keeps_records()
+            || self.spec.correlation
     }
 
     /// What its tasks are told.
@@ -148,6 +152,7 @@ impl Revision {
             stores: Arc::clone(&self.stores),
             keeps_rows: changelog.is_some(),
             inbox: self.spec.inbox.clone(),
+            correlation: self.spec.correlation,
             dead_letters: self.dead_letters,
             changelog: ChangelogConfig {
                 topic: changelog.map(|changelog| changelog.topic.clone()).unwrap_or_default(),
@@ -383,14 +388,15 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
     })
 }
 
-/// State, records that are parked, rows of an outbox. A deployment that has had a changelog keeps it: an earlier
-/// revision may have parked records there.
+/// State, records that are parked, rows of an outbox, or marks of letters that were given back. A deployment that
+/// has had a changelog keeps it: an earlier revision may have parked records there.
 fn keeps_anything(
     node: &NodeRuntime,
     spec: &DeploymentSpec,
     manifest: &Manifest,
 ) -> Result<bool, PrepareError> {
-    if !manifest.stores.is_empty() || spec.failures.parks() || spec.inbox.is_some() || spec.has_outbox() {
+    let keeps_rows = spec.failures.keeps_records() || spec.inbox.is_some() || spec.has_outbox();
+    if !manifest.stores.is_empty() || keeps_rows {
         return Ok(true);
     }
     let found = node.admin.describe_topics(&[node.changelog_topic(&spec.name)])?;
@@ -418,9 +424,12 @@ fn dead_letters(
     if !spec.failures.has_dead_letters() && !spec.has_outbox() {
         return Ok(None);
     }
-    let name = spec.failures.dead_letters.clone().unwrap_or_else(|| node.dead_letter_topic(&spec.name));
-    let record_bytes_max = 2 * checked.input_bytes_max;
-    let mut wanted = NewTopic::new(name, checked.partitions)
+    let record_bytes_max = match spec.failures.letter_format {
+        LetterFormat::Raw => 2 * checked.input_bytes_max,
+        // A byte takes up to six in a JSON text.
+        LetterFormat::Envelope => 7 * checked.input_bytes_max,
+    };
+    let mut wanted = NewTopic::new(node.letters_of(spec), checked.partitions)
         .with("cleanup.policy", "delete")
         .with("message.timestamp.type", "CreateTime")
         .with("max.message.bytes", record_bytes_max)

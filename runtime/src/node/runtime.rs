@@ -138,6 +138,11 @@ impl NodeRuntime {
         format!("{}.{deployment}.dead-letters", self.config.fleet)
     }
 
+    /// Where the letters of a deployment lie, as its document says.
+    pub fn letters_of(&self, spec: &DeploymentSpec) -> String {
+        spec.failures.dead_letters.clone().unwrap_or_else(|| self.dead_letter_topic(&spec.name))
+    }
+
     pub fn inbox_topic(&self, deployment: &str) -> String {
         format!("{}.{deployment}.inbox", self.config.fleet)
     }

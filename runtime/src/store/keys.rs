@@ -9,6 +9,7 @@
 //! | `0x01` state | length of the store's name (u8), name, key | the handler's bytes |
 //! | `0x04` parked | the task's own ([`Table::Parked`]) | `tidemill.v1.ParkedRecord` |
 //! | `0x02` inbox | the id | when and where it was seen ([`Table::Inbox`]) |
+//! | `0x06` letters | the task's own ([`Table::Letters`]) | marks, and `tidemill.v1.RedriveProgress` |
 //! | `0x03` outbox | its sequence number ([`Table::Outbox`]) | `tidemill.v1.OutboxRow` |
 //! | `0x05` | kept for timers | |
 
@@ -41,6 +42,8 @@ pub enum Table {
     Parked,
     /// Effects for destinations outside the transaction, committed and not known to be delivered.
     Outbox,
+    /// Dead letters that have been given back, and how far that is.
+    Letters,
 }
 
 impl Table {
@@ -49,6 +52,7 @@ impl Table {
             Table::Inbox => INBOX,
             Table::Parked => &[0x04],
             Table::Outbox => &[0x03],
+            Table::Letters => &[0x06],
         }
     }
 
@@ -58,6 +62,7 @@ impl Table {
             Table::Inbox => u16::MAX - 1,
             Table::Parked => u16::MAX,
             Table::Outbox => u16::MAX - 2,
+            Table::Letters => u16::MAX - 4,
         }
     }
 }

@@ -42,7 +42,7 @@ pub use reader::{Sizes, Snapshot, StoreReader};
 pub use scan::{PAGE_BYTES_MAX, Page};
 pub use sort::sort_keys;
 pub use tidemill_proto::v1::{
-    Guarantee as PositionGuarantee, OutboxRow, ParkedRecord, Position, PositionInput,
+    Guarantee as PositionGuarantee, OutboxRow, ParkedRecord, Position, PositionInput, RedriveProgress,
 };
 pub use view::{Changes, View, ViewLimits};
 

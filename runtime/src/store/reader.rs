@@ -136,6 +136,11 @@ impl Snapshot<'_> {
         Ok(self.snapshot.get(full)?)
     }
 
+    /// A row of the task's own.
+    pub fn row(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.snapshot.get([table.prefix(), key].concat())?)
+    }
+
     /// Up to `limit` keys in `start..end` (`None` = to the last key), in key order.
     pub fn scan(
         &self,

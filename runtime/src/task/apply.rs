@@ -264,8 +264,13 @@ impl Task {
         let answer = self.handler.handle(batch, order, prefetched, &mut self.view);
         self.turn.used(self.handler.used(), batch.len());
         let fault = match answer {
-            Ok(effects) => match check_statuses(&effects.statuses, order, batch.len()) {
-                Ok(()) => return Ok(Ok(effects)),
+            Ok(mut effects) => match check_statuses(&effects.statuses, order, batch.len()) {
+                Ok(()) => {
+                    if self.config.correlation && !effects.emissions.is_empty() {
+                        self.config.correlate(batch, &mut effects.emissions);
+                    }
+                    return Ok(Ok(effects));
+                }
                 Err(lie) => {
                     self.handler.renew().map_err(TaskError::Handler)?;
                     Fault::Trap(lie)

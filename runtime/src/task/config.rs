@@ -42,6 +42,8 @@ pub struct TaskConfig {
     pub keeps_rows: bool,
     /// None = every record counts as new.
     pub inbox: Option<InboxSpec>,
+    /// Emissions inherit headers from the records that cause them.
+    pub correlation: bool,
     /// Which of the outputs takes dead letters; not one of the manifest's.
     pub dead_letters: Option<u16>,
     /// Ignored by a stateless task.

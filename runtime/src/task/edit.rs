@@ -80,6 +80,11 @@ impl Task {
         EditedIn { writer: self.writer, commit: self.commit + 1, drops: self.stats.drops }
     }
 
+    /// Which life of the task this is: with another one, what was not committed is gone.
+    pub fn life(&self) -> (u64, u64) {
+        (self.writer, self.stats.drops)
+    }
+
     /// False once an edit that is not known to be committed never will be by this task.
     pub fn still_holds(&self, edited: EditedIn) -> bool {
         self.is_running() && (self.writer, self.stats.drops) == (edited.writer, edited.drops)

@@ -16,11 +16,12 @@
 use prost::Message;
 
 use super::apply::{Failed, kind_of};
-use super::letter::{self, Sender};
+use super::letter::{self, Sender, Written};
 use super::parked::{self, Due};
+use super::redrive::Ended;
 use super::relay::{Blocked, one};
 use super::{Applied, Failure, FailureKind, TakenAt, Task, TaskError, TaskState};
-use crate::config::failures::{ParkOrder, Then};
+use crate::config::failures::{LetterFormat, ParkOrder, Then};
 use crate::effects::{Emissions, Status};
 use crate::record::{Batch, Column, InputPartition, Offset};
 use crate::store::{ParkedRecord, StoreError, Table};
@@ -32,7 +33,9 @@ const REASON_BYTES_MAX: usize = 1024;
 /// What the envelope of a record in Kafka adds at most, as in the checks of effects.
 const RECORD_OVERHEAD_BYTES: usize = 512;
 /// What a letter adds to a record: its headers' names and values, the reason among them, and the envelope.
-const LETTER_BYTES_MAX: usize = REASON_BYTES_MAX + 1024 + RECORD_OVERHEAD_BYTES;
+const LETTER_BYTES_MAX: usize = REASON_BYTES_MAX + 2048 + RECORD_OVERHEAD_BYTES;
+/// What a byte takes in a JSON text at most.
+const ESCAPED_BYTES_MAX: usize = 6;
 /// A due time further ahead than any back-off comes from a clock that has been set back since.
 const AHEAD_SLACK_MS: i64 = 1_000;
 
@@ -206,7 +209,7 @@ impl Task {
         let Err(failed) = self.attempt(&batch, taken)? else {
             applied.ok += 1;
             self.unpark(due);
-            return Ok(());
+            return self.ended(&record, Ended::Ok);
         };
         record.attempts += 1;
         let failure = self.failure(batch.input, record.offset, failed);
@@ -220,12 +223,14 @@ impl Task {
             Reaction::Skip => {
                 self.metrics.skipped.add(1);
                 self.unpark(due);
+                self.ended(&record, Ended::Dropped)?;
                 None
             }
             Reaction::DeadLetter => {
                 let sent = self.dead_letter(&record, &failure, taken);
                 if sent.is_ok() {
                     self.unpark(due);
+                    self.ended(&record, Ended::Again)?;
                 }
                 sent.err()
             }
@@ -294,7 +299,7 @@ impl Task {
     }
 
     /// Also once it carries a reason.
-    fn fits_changelog(&self, record: &ParkedRecord) -> bool {
+    pub(super) fn fits_changelog(&self, record: &ParkedRecord) -> bool {
         let bytes = record.encoded_len() - record.reason.len() + REASON_BYTES_MAX;
         bytes + RECORD_OVERHEAD_BYTES <= self.config.changelog.record_bytes_max
     }
@@ -302,11 +307,17 @@ impl Task {
     /// A letter of this record surely fits its topic.
     fn may_send(&self, record: &ParkedRecord) -> bool {
         let rule = self.config.dead_letters.and_then(|output| self.config.outputs.get(usize::from(output)));
-        rule.is_some_and(|rule| parked::size(record) as usize + LETTER_BYTES_MAX <= rule.record_bytes_max)
+        let factor = match self.config.failures.letter_format {
+            LetterFormat::Raw => 1,
+            LetterFormat::Envelope => ESCAPED_BYTES_MAX,
+        };
+        let bytes = factor * (parked::size(record) as usize + LETTER_BYTES_MAX);
+        rule.is_some_and(|rule| bytes <= rule.record_bytes_max)
     }
 
-    /// Adds the letter to what the next commit emits, or says why there can be none.
-    fn dead_letter(
+    /// Adds the letter to what the next commit emits, or says why there can be none. The one place where
+    /// letters are written.
+    pub(super) fn dead_letter(
         &mut self,
         record: &ParkedRecord,
         failure: &Failure,
@@ -315,13 +326,17 @@ impl Task {
         let Some(output) = self.config.dead_letters else {
             return Err(format!("{}; and the deployment has no dead-letter topic", failure.reason));
         };
+        let input = u16::try_from(record.input).unwrap_or(u16::MAX);
         let sender = Sender {
             deployment: &self.config.deployment,
+            incarnation: &self.config.incarnation,
             revision: self.config.revision,
+            format: self.config.failures.letter_format,
+            place: &self.config.place(input, self.partition, record.offset),
             now_ms: taken.wall_ms,
         };
-        let headers = letter::encode_headers(record, failure, &sender);
-        let parts = (record.key.as_deref(), record.value.as_deref(), &headers[..]);
+        let Written { value, headers } = letter::write(record, failure, &sender);
+        let parts = (record.key.as_deref(), value.as_deref(), &headers[..]);
         self.send_letter(output, parts, taken).map_err(|why| format!("{}; {why}", failure.reason))
     }
 

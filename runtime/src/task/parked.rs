@@ -21,35 +21,47 @@ use crate::store::{ParkedRecord, StoreError, StoreReader, Table};
 /// Rows read from a store at once.
 const PAGE_ROWS: u32 = 1000;
 
-/// Ranks of rows of one key. On disk since 0.2: add, never renumber.
+/// Ranks of rows of one key. On disk since 0.2: add, never renumber. What comes back from the dead
+/// letters goes ahead of what is parked: it is older.
+const RANK_LETTER: u8 = 0;
 const RANK_PARKED: u8 = 1;
 
 /// Names a parked row; their order is the order in which rows of a key are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowId {
     rank: u8,
+    /// In the order of parking; of a letter, its record's offset.
     number: u64,
     input: u16,
+    /// Offset of the letter, so that two of one record are two rows; 0 of what was never one.
+    letter: u64,
 }
 
-const ROW_ID_BYTES: usize = 11;
-
 impl RowId {
-    pub fn encode(self) -> [u8; ROW_ID_BYTES] {
-        let mut bytes = [0; ROW_ID_BYTES];
-        bytes[0] = self.rank;
-        bytes[1..9].copy_from_slice(&self.number.to_be_bytes());
-        bytes[9..].copy_from_slice(&self.input.to_be_bytes());
+    pub fn encode(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(19);
+        bytes.push(self.rank);
+        bytes.extend(self.number.to_be_bytes());
+        bytes.extend(self.input.to_be_bytes());
+        if self.rank == RANK_LETTER {
+            bytes.extend(self.letter.to_be_bytes());
+        }
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<RowId> {
         let (rank, rest) = bytes.split_first()?;
-        let (number, input) = rest.split_at_checked(8)?;
+        let (number, rest) = rest.split_at_checked(8)?;
+        let (input, letter) = rest.split_at_checked(2)?;
+        let letter = match *rank {
+            RANK_LETTER => u64::from_be_bytes(letter.try_into().ok()?),
+            _ => 0,
+        };
         Some(RowId {
             rank: *rank,
             number: u64::from_be_bytes(number.try_into().ok()?),
             input: u16::from_be_bytes(input.try_into().ok()?),
+            letter,
         })
     }
 }
@@ -156,10 +168,25 @@ impl Parked {
         ample(self.records, self.limits.records) && ample(self.bytes, self.limits.bytes)
     }
 
+    /// More letters may come back: half of the bounds is left to records of the inputs that fail.
+    pub fn has_room_for_letters(&self) -> bool {
+        self.is_empty() || (self.records < self.limits.records / 2 && self.bytes < self.limits.bytes / 2)
+    }
+
     /// Takes a record in, behind those of its key. The caller writes the row of the name it gets.
     pub fn push(&mut self, record: &ParkedRecord) -> RowId {
         let input = u16::try_from(record.input).unwrap_or(u16::MAX);
-        let id = RowId { rank: RANK_PARKED, number: self.next_number, input };
+        self.push_as(RowId { rank: RANK_PARKED, number: self.next_number, input, letter: 0 }, record)
+    }
+
+    /// Takes in a record that comes back as this letter: behind those of its key that came back before it
+    /// and are older, ahead of all that is parked.
+    pub fn push_letter(&mut self, record: &ParkedRecord, letter: u64) -> RowId {
+        let input = u16::try_from(record.input).unwrap_or(u16::MAX);
+        self.push_as(RowId { rank: RANK_LETTER, number: record.offset, input, letter }, record)
+    }
+
+    fn push_as(&mut self, id: RowId, record: &ParkedRecord) -> RowId {
         let due_ms = if record.held { i64::MAX } else { record.next_attempt_ms };
         let row = Row { bytes: size(record), due_ms, offset: record.offset };
         self.insert(id, record.key.as_deref(), row);
@@ -167,7 +194,9 @@ impl Parked {
     }
 
     fn insert(&mut self, id: RowId, key: Option<&[u8]>, row: Row) {
-        self.next_number = self.next_number.max(id.number + 1);
+        if id.rank == RANK_PARKED {
+            self.next_number = self.next_number.max(id.number + 1);
+        }
         self.records += 1;
         self.bytes += row.bytes;
         let Some(key) = key.filter(|_| self.order == ParkOrder::ParkKey) else {

@@ -12,6 +12,7 @@ use prost::Message;
 use super::letter::Sender;
 use super::outbox::{self, Letter, OutboxRule, OutboxStatus, Reaction, RowStatus};
 use super::{TakenAt, Task, TaskConfig, TaskError, undelivered};
+use crate::config::failures::LetterFormat;
 use crate::effects::Emissions;
 use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{Delivery, Landing};
@@ -204,7 +205,11 @@ impl Task {
         let row = self.outbox_row(sequence)?;
         let sender = Sender {
             deployment: &self.config.deployment,
+            incarnation: &self.config.incarnation,
             revision: self.config.revision,
+            // The row's own bytes, whatever the letters of records are.
+            format: LetterFormat::Raw,
+            place: &row.id,
             now_ms: letter.wall_ms,
         };
         let headers = undelivered::encode_headers(&row, (self.partition, sequence), letter, &sender);

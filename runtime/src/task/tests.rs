@@ -14,6 +14,7 @@ mod model;
 mod outbox;
 mod parking;
 mod policy;
+mod redrive;
 mod restore;
 mod turns;
 

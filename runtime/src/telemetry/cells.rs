@@ -140,6 +140,8 @@ pub struct TaskMetrics {
     /// Records tried again after a failure, and records sent to the dead-letter topic.
     pub retries: Counter,
     pub dead_letters: Counter,
+    /// Letters given back.
+    pub redriven: Counter,
     /// Parked records: those that failed and are kept, and those that wait behind them.
     pub parked_records: Gauge,
     pub parked_bytes: Gauge,

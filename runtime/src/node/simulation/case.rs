@@ -41,6 +41,8 @@ pub struct Rates {
     pub deploy: usize,
     /// State is edited by hand.
     pub edit: usize,
+    /// Dead letters are given back or discarded.
+    pub redrive: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -94,6 +96,7 @@ impl Case {
             wipe: maybe(draw, 1..=5),
             deploy: if draw.one_in(4) { draw.within(10..=40) } else { 0 },
             edit: maybe(draw, 2..=20),
+            redrive: maybe(draw, 3..=30),
         };
         let case = Case {
             kind: if draw.one_in(4) { Kind::Copy } else { Kind::Chain },
@@ -204,6 +207,7 @@ impl Case {
             inbox: self
                 .inbox
                 .then(|| InboxSpec { id: IdSource::Header("id".into()), ttl: Duration::from_secs(3_600) }),
+            correlation: false,
             dead_letters: Some(1),
             changelog: ChangelogConfig {
                 topic: "changelog".into(),

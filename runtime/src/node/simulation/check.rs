@@ -7,6 +7,7 @@ use std::sync::Arc;
 use prost::Message;
 
 use super::handler::{Kind, Truth};
+use super::letters;
 use super::restore::Restore;
 use super::state::State;
 use super::world::{DEPLOYMENT, World};
@@ -21,6 +22,8 @@ const TURNS_TO_REST: u64 = 30_000;
 /// The first byte of a parked record's key, and of an outbox row's.
 const PARKED: u8 = 0x04;
 const OUTBOX: u8 = 0x03;
+/// And of a row about dead letters.
+const LETTERS: u8 = 0x06;
 
 pub type Violation = String;
 
@@ -28,6 +31,11 @@ pub type Violation = String;
 pub fn check(world: &Arc<World>) -> Result<(), Violation> {
     world.heal();
     come_to_rest(world)?;
+    if world.case.parks {
+        letters::order(&mut world.lock(), false);
+        come_to_rest(world)?;
+        letters::check(world)?;
+    }
     let truths: Vec<Truth> = (0..world.case.partitions).map(|partition| truth(world, partition)).collect();
     let revisions = check_output(world, &truths)?;
     check_outbox(world, &truths)?;
@@ -81,6 +89,9 @@ fn unrest(world: &World) -> Option<String> {
     }
     if let Some(partition) = (0..world.case.partitions).find(|partition| !running.contains(partition)) {
         return Some(format!("partition {partition} runs nowhere"));
+    }
+    if let Some(why) = letters::unrest(world) {
+        return Some(why);
     }
     let mut state = world.lock();
     let open = state.edits.open();
@@ -280,6 +291,7 @@ fn check_inbox(world: &World, partition: i32, truth: &Truth) -> Result<(), Viola
 fn check_state(world: &World, partition: i32, truth: &Truth) -> Result<(), Violation> {
     let mut folded = fold(&world.lock(), partition);
     folded.remove(POSITION);
+    folded.retain(|key, _| key.first() != Some(&LETTERS));
     // A changelog key is its store's name and the key.
     let mut folded: BTreeMap<_, _> =
         folded.into_iter().map(|(key, value)| (key[key.len() - 4..].to_vec(), value)).collect();

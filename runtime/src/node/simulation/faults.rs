@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::handler::Kind;
+use super::letters;
 use super::world::{DEPLOYMENT, World};
 
 impl World {
@@ -12,6 +13,7 @@ impl World {
         self.restart_a_node();
         self.adopt_a_revision();
         self.edit_something();
+        self.redrive_something();
         let mut state = self.lock();
         if state.calm {
             // Sessions of members that nobody stands for end, and so does a round that waits for one.
@@ -117,6 +119,20 @@ impl World {
         if let Some(process) = self.process(node) {
             state.note(|| format!("edit partition {partition} on node {node}"));
             state.edits.send(&process, partition);
+        }
+    }
+
+    fn redrive_something(&self) {
+        let mut state = self.lock();
+        if !self.case.parks || !state.unlucky(|rates| rates.redrive) {
+            return;
+        }
+        if state.random.one_in(6) {
+            letters::cancel(&mut state);
+        } else {
+            let discard = state.random.one_in(6);
+            state.note(|| format!("redrive, discard: {discard}"));
+            letters::order(&mut state, discard);
         }
     }
 

@@ -13,7 +13,7 @@
 //! | `broker` | logs, transactions, the group |
 //! | `client`, `sink`, `restore`, `driver` | the edges of a worker |
 //! | `relay` | a receiver of outboxes, and the network before it |
-//! | `edits` | an operator who edits state meanwhile |
+//! | `edits`, `letters` | an operator who edits state, and gives dead letters back, meanwhile |
 //! | `handler` | two handlers and the truth about them |
 //! | `check` | the invariants |
 //! | `named` | three interleavings, each scripted |
@@ -26,6 +26,7 @@ mod driver;
 mod edits;
 mod faults;
 mod handler;
+mod letters;
 mod named;
 mod process;
 mod random;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::broker::{Call, Place, Producer, Refusal, Request, Row};
 use super::handler::LETTER;
+use super::letters;
 use super::process::Process;
 use super::world::World;
 use crate::effects::Emissions;
@@ -58,16 +59,25 @@ fn row(key: Option<&[u8]>, value: Option<&[u8]>) -> Row {
     Row { key: key.unwrap_or_default().to_vec(), value: value.map(<[u8]>::to_vec), timestamp_ms: 0 }
 }
 
-/// What is emitted, dead letters under keys of their own and with the revision that they lack.
+/// What is emitted; the first letter of each record as well, under keys of their own and with the revision
+/// that they lack.
 fn emitted(emissions: &Emissions) -> impl Iterator<Item = Row> {
-    let columns = emissions.keys.iter().zip(emissions.values.iter());
-    columns.zip(&emissions.outputs).map(|((key, value), &output)| match output {
-        0 => row(key, value),
-        _ => {
+    let columns = emissions.keys.iter().zip(emissions.values.iter()).zip(emissions.headers.iter());
+    columns.zip(&emissions.outputs).filter_map(|(((key, value), headers), &output)| match output {
+        0 => Some(row(key, value)),
+        _ => letters::is_first(key, value, headers).then(|| {
             let key = [LETTER, key.unwrap_or_default()].concat();
             row(Some(&key), Some(&[value.unwrap_or_default(), &[0; 8]].concat()))
-        }
+        }),
     })
+}
+
+/// Letters, and the partition that each goes to.
+fn letters_of(emissions: &Emissions) -> impl Iterator<Item = (i32, Row)> {
+    let columns = emissions.keys.iter().zip(emissions.values.iter()).zip(emissions.headers.iter());
+    let rows = columns.zip(emissions.outputs.iter().zip(&emissions.partitions));
+    rows.filter(|(_, (output, _))| **output != 0)
+        .map(|(((key, value), headers), (_, &partition))| (partition, letters::row(key, value, headers)))
 }
 
 impl ModelSink {
@@ -137,10 +147,15 @@ impl Sink for ModelSink {
                 let columns = rows.keys.iter().zip(rows.values.iter());
                 self.rows(Place::Inbox(rows.partition), columns.map(|(key, value)| row(key, value)).collect())
             }
-            Produce::Emissions(emissions) => (0..OUTPUTS).try_for_each(|output| {
-                let rows = emitted(emissions).filter(|row| partition_of(Some(&row.key)) == output);
-                self.rows(Place::Output(output), rows.collect())
-            }),
+            Produce::Emissions(emissions) => {
+                for (partition, row) in letters_of(emissions) {
+                    self.rows(Place::Letters(partition), vec![row])?;
+                }
+                (0..OUTPUTS).try_for_each(|output| {
+                    let rows = emitted(emissions).filter(|row| partition_of(Some(&row.key)) == output);
+                    self.rows(Place::Output(output), rows.collect())
+                })
+            }
         }
     }
 

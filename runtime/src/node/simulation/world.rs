@@ -20,6 +20,7 @@ use super::case::Case;
 use super::client::ModelConsumer;
 use super::driver::{Half, LoopDriver};
 use super::handler::ModelHandler;
+use super::letters::ModelLetters;
 use super::process::Process;
 use super::random::Random;
 use super::relay::ModelRelay;
@@ -240,6 +241,7 @@ impl World {
                     Ok(Box::new(ModelHandler::new(what, revision, luck)))
                 }),
                 consumers: self.consumers(&process, index),
+                letters: Box::new(ModelLetters { world: Arc::clone(self), config: Arc::clone(&config) }),
                 restorer: Box::new(ModelRestorer {
                     world: Arc::clone(self),
                     process: Arc::clone(&process),
@@ -287,6 +289,7 @@ impl World {
                 world: Arc::clone(self),
                 half: Arc::clone(&half),
             })),
+            letters: Box::new(ModelLetters { world: Arc::clone(self), config: Arc::clone(&config) }),
             restorer: Box::new(ModelRestorer {
                 world: Arc::clone(self),
                 process: Arc::clone(process),

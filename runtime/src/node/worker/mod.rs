@@ -4,7 +4,7 @@
 //!            +--------------------------- take ---------------------------+
 //!            v                                                            |
 //!   serve commands -> outcomes of commits -> finished restores -> edits -> deliveries -> the rest of slow batches
-//!                -> records, rebalances -> retries -> commit if due
+//!                -> records, rebalances -> retries -> letters -> commit if due
 //! ```
 //!
 //! Life of a slot (one partition number that the group gave to this worker):
@@ -26,6 +26,7 @@ mod edits;
 mod outcome;
 mod parked;
 mod rebalance;
+mod redrive;
 mod relay;
 mod rest;
 mod swap;
@@ -37,11 +38,13 @@ use std::time::Duration;
 use asks::Asks;
 use crossbeam_channel::Receiver;
 use edits::Edits;
+use redrive::Redrives;
 use relay::Desk;
 
 use super::board::Board;
 use super::commit::Committer;
 use super::pace::{NodeBudget, Pace, Waiting};
+use super::redrive::Letters;
 use super::restore::{Restorer, Ticket, Verdicts};
 use crate::config::deployment::{CommitSpec, Guarantee};
 use crate::faults::{Bug, planted};
@@ -98,6 +101,7 @@ pub struct Parts<C> {
     pub restorer: Box<dyn Restorer>,
     /// Carries out the deliveries.
     pub relay: Box<dyn Relay>,
+    pub letters: Box<dyn Letters>,
     pub commands: Receiver<Command<C>>,
     pub board: Arc<Board>,
     pub budget: Arc<NodeBudget>,
@@ -165,6 +169,7 @@ pub struct Worker<C: Consumer> {
     edits: Edits,
     asks: Asks,
     desk: Desk,
+    redrives: Redrives,
     board: Arc<Board>,
     metrics: Arc<WorkerMetrics>,
     budget: Arc<NodeBudget>,
@@ -216,6 +221,7 @@ impl<C: Consumer> Worker<C> {
             edits,
             asks,
             desk: Desk::new(parts.relay),
+            redrives: Redrives::new(parts.letters),
             swap: None,
             metrics: parts.board.worker(parts.index),
             board: parts.board,
@@ -268,6 +274,7 @@ impl<C: Consumer> Worker<C> {
             self.take();
         }
         self.retry_parked();
+        self.serve_redrives();
         self.commit_if_due();
     }
 
@@ -279,7 +286,11 @@ impl<C: Consumer> Worker<C> {
         };
         let now = self.clock.monotonic();
         self.last_take = now;
-        let most = if self.committer.is_busy() { TAKE_WAIT_COMMITTING } else { TAKE_WAIT_MAX };
+        let most = match self.committer.is_busy() {
+            true => TAKE_WAIT_COMMITTING,
+            false if self.redrives.is_busy() => redrive::TAKE_WAIT,
+            false => TAKE_WAIT_MAX,
+        };
         let waiting = waiting(&self.slots);
         let wait = self.desk.patience(now, self.pace.patience(now, waiting, most));
         let mut taken = std::mem::take(&mut self.taken);

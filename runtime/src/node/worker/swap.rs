@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::{Consumer, ConsumerFactory, Pace, SlotState, Standing, Worker, running};
 use crate::config::deployment::CommitSpec;
 use crate::node::commit::SinkFactory;
+use crate::node::redrive::Letters;
 use crate::node::restore::Restorer;
 use crate::ports::{Handler, Relay};
 use crate::task::TaskConfig;
@@ -33,6 +34,7 @@ pub struct Swap<C> {
     pub consumers: ConsumerFactory<C>,
     pub restorer: Box<dyn Restorer>,
     pub relay: Box<dyn Relay>,
+    pub letters: Box<dyn Letters>,
     /// If it writes to other topics.
     pub sinks: Option<SinkFactory>,
 }
@@ -49,13 +51,14 @@ impl<C: Consumer> Worker<C> {
             return;
         }
         let Some(swap) = self.swap.take() else { return };
-        let Swap { revision, commit, config, handlers, consumers, restorer, relay, sinks } = *swap;
+        let Swap { revision, commit, config, handlers, consumers, restorer, relay, letters, sinks } = *swap;
         tracing::info!(deployment = %self.deployment, worker = self.index, revision, "adopting a revision");
         self.revision = revision;
         self.pace = Pace::new(commit, self.clock.monotonic());
         self.consumers = consumers;
         self.restorer = restorer;
         self.desk.replace(relay);
+        self.redrives.replace(letters);
         self.write_elsewhere(sinks);
         self.adopt(&config, handlers);
         self.commit_adoption();

@@ -351,6 +351,7 @@ pub fn config(failures: Failures) -> TaskConfig {
         stores: Arc::new(Stores::new(&manifest()).unwrap()),
         keeps_rows: false,
         inbox: None,
+        correlation: false,
         dead_letters: None,
         changelog: ChangelogConfig {
             topic: "fleet.count.changelog".into(),

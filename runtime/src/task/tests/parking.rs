@@ -9,9 +9,9 @@ use crate::config::failures::{Backoff, ParkOrder, Policy, Then};
 use crate::record::headers;
 use crate::store::{ParkedRecord, Table};
 
-const SECOND_MS: i64 = 1_000;
+pub const SECOND_MS: i64 = 1_000;
 
-fn failures(then: Then, attempts: u32) -> Failures {
+pub fn failures(then: Then, attempts: u32) -> Failures {
     let backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(8) };
     Failures::by_kind(|kind| Policy {
         attempts: if kind == FailureKind::Transient { attempts } else { 0 },
@@ -21,14 +21,14 @@ fn failures(then: Then, attempts: u32) -> Failures {
 }
 
 /// A task whose handler can be healed, and whose clock is the test's.
-struct Patient {
-    task: Task,
-    healed: Arc<AtomicBool>,
-    now_ms: i64,
+pub struct Patient {
+    pub task: Task,
+    pub healed: Arc<AtomicBool>,
+    pub now_ms: i64,
 }
 
 impl Patient {
-    fn new(bench: &mut Bench, config: TaskConfig) -> Patient {
+    pub fn new(bench: &mut Bench, config: TaskConfig) -> Patient {
         let counter = Counter::default();
         let healed = Arc::clone(&counter.healed);
         Patient { task: bench.task_of(config, counter), healed, now_ms: 1_000_000 }
@@ -38,18 +38,18 @@ impl Patient {
         TakenAt { monotonic: Duration::from_secs(1), wall_ms: self.now_ms }
     }
 
-    fn apply(&mut self, from: i64, keys: &[&str]) -> Applied {
+    pub fn apply(&mut self, from: i64, keys: &[&str]) -> Applied {
         self.task.apply(records(from, keys.iter().copied()), self.taken()).unwrap()
     }
 
     /// Lets time pass, then tries what is due. Answers how many were tried.
-    fn retry_after(&mut self, ms: i64) -> usize {
+    pub fn retry_after(&mut self, ms: i64) -> usize {
         self.now_ms += ms;
         let applied = self.task.retry(self.taken()).unwrap();
         applied.ok + applied.failed
     }
 
-    fn heal(&self) {
+    pub fn heal(&self) {
         self.healed.store(true, Ordering::Relaxed);
     }
 
@@ -62,7 +62,7 @@ impl Patient {
     }
 
     /// Rows of the store, in their order: `key@offset attempts`.
-    fn rows(&self) -> Vec<String> {
+    pub fn rows(&self) -> Vec<String> {
         let page = self.task.reader().unwrap().rows(Table::Parked, b"", 100).unwrap();
         let record = |value: Option<&[u8]>| ParkedRecord::decode(value.unwrap()).unwrap();
         let show = |record: ParkedRecord| {
@@ -146,6 +146,7 @@ fn the_last_attempt_ends_in_a_dead_letter_and_frees_the_key() {
         ("attempts", "3"),
         ("retry_count", "0"),
         ("correlation_id", "c"),
+        ("format", "raw"),
     ];
     for (name, value) in expected {
         assert_eq!(text(name), value, "{name}");

@@ -28,6 +28,7 @@ pub enum Place {
     Output(i32),
     Changelog(i32),
     Inbox(i32),
+    Letters(i32),
     /// The group's offsets.
     Offsets,
 }
@@ -104,6 +105,7 @@ pub struct Broker {
     pub outputs: Vec<Log>,
     pub changelogs: Vec<Log>,
     pub inboxes: Vec<Log>,
+    pub letters: Vec<Log>,
     pub group: Group,
     transactions: BTreeMap<String, Transaction>,
     markers: Vec<Marker>,
@@ -121,6 +123,7 @@ impl Broker {
         broker.outputs = logs(outputs);
         broker.changelogs = logs(partitions);
         broker.inboxes = logs(partitions);
+        broker.letters = logs(partitions);
         broker.group.partitions = partitions;
         broker
     }
@@ -190,6 +193,7 @@ impl Broker {
                     Place::Output(partition) => &mut self.outputs[partition as usize],
                     Place::Changelog(partition) => &mut self.changelogs[partition as usize],
                     Place::Inbox(partition) => &mut self.inboxes[partition as usize],
+                    Place::Letters(partition) => &mut self.letters[partition as usize],
                     Place::Offsets => return Err(Refusal::State),
                 };
                 for row in rows {
@@ -289,6 +293,7 @@ impl Broker {
             Place::Output(partition) => self.outputs[partition as usize].mark(producer, commit),
             Place::Changelog(partition) => self.changelogs[partition as usize].mark(producer, commit),
             Place::Inbox(partition) => self.inboxes[partition as usize].mark(producer, commit),
+            Place::Letters(partition) => self.letters[partition as usize].mark(producer, commit),
             Place::Offsets => self.group.mark(producer, commit),
         }
     }

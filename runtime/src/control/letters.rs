@@ -1,0 +1,292 @@
+//! Dead letters and redrives over gRPC: each partition is asked of the node that runs its task.
+
+use std::time::{Duration, Instant};
+
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::dead_letters_client::DeadLettersClient;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::deadline::Deadline;
+use super::forward::{ANSWER_BYTES_MAX, Forwarder, Read, timed};
+use super::grpc::{Services, ask};
+use crate::node::{ControlError, Handle};
+
+/// Letters that one page may hold at most, and holds when the caller does not say.
+const LIMIT_MAX: u32 = 1_000;
+const LIMIT_DEFAULT: u32 = 100;
+
+fn client(channel: Channel) -> DeadLettersClient<Channel> {
+    DeadLettersClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+impl Read for proto::ListLettersRequest {
+    type Answer = proto::ListLettersResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    fn here(&self, node: &Handle, _: Instant) -> Result<Self::Answer, ControlError> {
+        node.letters_list(self)
+    }
+
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).list(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+impl Read for proto::ShowLetterRequest {
+    type Answer = proto::ShowLetterResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, Some(self.partition))
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    fn here(&self, node: &Handle, _: Instant) -> Result<Self::Answer, ControlError> {
+        node.letters_show(self)
+    }
+
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).show(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+impl Read for proto::CountLettersRequest {
+    type Answer = proto::CountLettersResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    fn here(&self, node: &Handle, _: Instant) -> Result<Self::Answer, ControlError> {
+        node.letters_count(self)
+    }
+
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).count(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+impl Read for proto::RedrivesRequest {
+    type Answer = proto::RedrivesResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    fn here(&self, node: &Handle, _: Instant) -> Result<Self::Answer, ControlError> {
+        node.redrives_here(self)
+    }
+
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).redrives(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+impl Forwarder {
+    /// Partition after partition; the token is the partition and the next offset in it.
+    async fn letters(
+        &self,
+        request: proto::ListLettersRequest,
+        deadline: Deadline,
+    ) -> Result<proto::ListLettersResponse, Status> {
+        let limit = match request.limit {
+            0 => LIMIT_DEFAULT,
+            limit if limit <= LIMIT_MAX => limit,
+            limit => {
+                let reason = format!("limit is {limit}; a page holds 1 to {LIMIT_MAX} letters");
+                return Err(Status::invalid_argument(reason));
+            }
+        };
+        if request.local {
+            return self.read(proto::ListLettersRequest { limit, ..request }, true, deadline).await;
+        }
+        let (first, offset) = match request.page_token.split_first_chunk::<4>() {
+            None if request.page_token.is_empty() => (0, Vec::new()),
+            Some((partition, offset)) if matches!(offset.len(), 0 | 8) => {
+                (i32::from_be_bytes(*partition), offset.to_vec())
+            }
+            _ => return Err(Status::invalid_argument("page_token: it is not from a page of letters")),
+        };
+        let wanted = request.filter.as_ref().map(|filter| filter.partitions.clone()).unwrap_or_default();
+        let token = |partition: i32, offset: &[u8]| [&partition.to_be_bytes()[..], offset].concat();
+        let mut answer = proto::ListLettersResponse::default();
+        for partition in self.partitions(&request, false).await? {
+            if partition < first || !(wanted.is_empty() || wanted.contains(&partition)) {
+                continue;
+            }
+            let left = limit - answer.letters.len() as u32;
+            if left == 0 {
+                answer.next_page_token = token(partition, &[]);
+                break;
+            }
+            let part = proto::ListLettersRequest {
+                partition: Some(partition),
+                limit: left,
+                page_token: if partition == first { offset.clone() } else { Vec::new() },
+                ..request.clone()
+            };
+            let part = self.read(part, false, deadline).await?;
+            answer.letters.extend(part.letters);
+            if !part.next_page_token.is_empty() {
+                answer.next_page_token = token(partition, &part.next_page_token);
+                break;
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn count_letters(
+        &self,
+        request: proto::CountLettersRequest,
+        deadline: Deadline,
+    ) -> Result<proto::CountLettersResponse, Status> {
+        let wanted = request.filter.as_ref().map(|filter| filter.partitions.clone()).unwrap_or_default();
+        let mut answer = proto::CountLettersResponse::default();
+        for partition in self.partitions(&request, request.local).await? {
+            if wanted.is_empty() || wanted.contains(&partition) {
+                let part = proto::CountLettersRequest { partition: Some(partition), ..request.clone() };
+                answer.partitions.extend(self.read(part, request.local, deadline).await?.partitions);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// A partition whose owner does not answer has no progress; the others have.
+    async fn redrives(
+        &self,
+        request: proto::RedrivesRequest,
+        deadline: Deadline,
+    ) -> Result<proto::RedrivesResponse, Status> {
+        if request.local {
+            return self.read(request, true, deadline).await;
+        }
+        let (name, id) = (request.deployment.clone(), request.id);
+        let mut redrives = ask(&self.node, move |node| node.redrives(&name, id)).await?;
+        if redrives.is_empty() {
+            return Ok(proto::RedrivesResponse { redrives });
+        }
+        for partition in self.partitions(&request, false).await? {
+            let part = proto::RedrivesRequest { partition: Some(partition), ..request.clone() };
+            let known = match self.read(part, false, deadline).await {
+                Ok(answer) => answer.redrives,
+                Err(status) => {
+                    tracing::debug!(partition, %status, "how far redrives are is not known");
+                    continue;
+                }
+            };
+            for redrive in &mut redrives {
+                let here = known.iter().find(|known| known.id == redrive.id);
+                let here = here.and_then(|known| known.partitions.first());
+                let place = redrive.partitions.iter_mut().find(|place| place.partition == partition);
+                if let (Some(here), Some(place)) = (here, place) {
+                    place.progress.clone_from(&here.progress);
+                }
+            }
+        }
+        Ok(proto::RedrivesResponse { redrives })
+    }
+
+    /// Redrives that have come to their end in every partition.
+    async fn ended(&self, deployment: &str, deadline: Deadline) -> Result<Vec<u64>, Status> {
+        let request =
+            proto::RedrivesRequest { deployment: deployment.to_owned(), ..proto::RedrivesRequest::default() };
+        let answer = self.redrives(request, deadline).await?;
+        let has_ended = |redrive: &&proto::RedriveStatus| {
+            redrive.partitions.iter().all(|at| at.progress.as_ref().is_some_and(|progress| progress.ended))
+        };
+        Ok(answer.redrives.iter().filter(has_ended).map(|redrive| redrive.id).collect())
+    }
+}
+
+#[tonic::async_trait]
+impl proto::dead_letters_server::DeadLetters for Services {
+    async fn list(
+        &self,
+        request: Request<proto::ListLettersRequest>,
+    ) -> Result<Response<proto::ListLettersResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.letters(request.into_inner(), deadline)).await
+    }
+
+    async fn show(
+        &self,
+        request: Request<proto::ShowLetterRequest>,
+    ) -> Result<Response<proto::ShowLetterResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let request = request.into_inner();
+        let local = request.local;
+        self.counted(self.forwarder.read(request, local, deadline)).await
+    }
+
+    async fn count(
+        &self,
+        request: Request<proto::CountLettersRequest>,
+    ) -> Result<Response<proto::CountLettersResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.count_letters(request.into_inner(), deadline)).await
+    }
+
+    async fn redrive(
+        &self,
+        request: Request<proto::RedriveRequest>,
+    ) -> Result<Response<proto::RedriveResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let request = request.into_inner();
+        self.counted(async {
+            let ended = self.forwarder.ended(&request.deployment, deadline).await?;
+            ask(&self.node, move |node| node.redrive(request, ended)).await
+        })
+        .await
+    }
+
+    async fn discard(
+        &self,
+        request: Request<proto::DiscardLettersRequest>,
+    ) -> Result<Response<proto::DiscardLettersResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let request = request.into_inner();
+        self.counted(async {
+            let ended = self.forwarder.ended(&request.deployment, deadline).await?;
+            ask(&self.node, move |node| node.discard_letters(request, ended)).await
+        })
+        .await
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<proto::CancelRedriveRequest>,
+    ) -> Result<Response<proto::CancelRedriveResponse>, Status> {
+        let request = request.into_inner();
+        self.ask(move |node| {
+            node.cancel_redrive(request)?;
+            Ok(proto::CancelRedriveResponse {})
+        })
+        .await
+    }
+
+    async fn redrives(
+        &self,
+        request: Request<proto::RedrivesRequest>,
+    ) -> Result<Response<proto::RedrivesResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.redrives(request.into_inner(), deadline)).await
+    }
+}

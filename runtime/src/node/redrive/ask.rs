@@ -1,0 +1,242 @@
+//! What the control plane asks about redrives: accepted by the registry, carried out by the tasks.
+
+use prost::Message;
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::control_entry::Entry;
+use tidemill_proto::v1::{CancelRedriveEntry, LetterFilter, RedriveEntry, RedriveRange};
+
+use super::{Order, RETRIES_MAX};
+use crate::config::Problem;
+use crate::kafka::admin::At;
+use crate::node::change::{AUTHOR_BYTES_MAX, bounded};
+use crate::node::handle::{ControlError, Handle};
+use crate::node::registry::Outcome;
+
+/// A filter is kept for ever.
+const FILTER_BYTES_MAX: usize = 64 << 10;
+const RATE_MAX: f64 = 1e6;
+const RETRIES_LIMIT: u32 = 1_000;
+
+impl Handle {
+    /// Accepts a redrive of the letters that are there now. `ended` names earlier ones that have come to
+    /// their end in every partition.
+    pub fn redrive(
+        &self,
+        request: proto::RedriveRequest,
+        ended: Vec<u64>,
+    ) -> Result<proto::RedriveResponse, ControlError> {
+        let mut problems = Vec::new();
+        if !(0.0..=RATE_MAX).contains(&request.rate) {
+            problems.push(Problem::at("rate", format!("{} is outside 0 to {RATE_MAX}", request.rate)));
+        }
+        if request.retries_max > RETRIES_LIMIT {
+            let message = format!("{} is above {RETRIES_LIMIT}", request.retries_max);
+            problems.push(Problem::at("retries_max", message));
+        }
+        let entry = RedriveEntry {
+            deployment: request.deployment,
+            discard: false,
+            filter: Some(request.filter.unwrap_or_default()),
+            rate: request.rate,
+            retries_max: if request.retries_max == 0 { RETRIES_MAX } else { request.retries_max },
+            ended,
+            author: request.author,
+            ..RedriveEntry::default()
+        };
+        Ok(proto::RedriveResponse { id: self.order(entry, problems)? })
+    }
+
+    /// The same for letters that are to wait no more.
+    pub fn discard_letters(
+        &self,
+        request: proto::DiscardLettersRequest,
+        ended: Vec<u64>,
+    ) -> Result<proto::DiscardLettersResponse, ControlError> {
+        let entry = RedriveEntry {
+            deployment: request.deployment,
+            discard: true,
+            filter: Some(request.filter.unwrap_or_default()),
+            ended,
+            author: request.author,
+            ..RedriveEntry::default()
+        };
+        Ok(proto::DiscardLettersResponse { id: self.order(entry, Vec::new())? })
+    }
+
+    pub fn cancel_redrive(&self, request: proto::CancelRedriveRequest) -> Result<(), ControlError> {
+        bounded("author", &request.author, AUTHOR_BYTES_MAX)?;
+        self.latest()?;
+        let registered = self.registered(&request.deployment)?;
+        let orders = self.node.control_log.view().redrives(&registered.incarnation);
+        if orders.iter().all(|order| order.id != request.id) {
+            return Err(ControlError::NotFound(format!(
+                "{} has no redrive {}; `tidemill dlq redrives {0}` lists them",
+                request.deployment, request.id
+            )));
+        }
+        let entry = CancelRedriveEntry {
+            deployment: request.deployment.clone(),
+            incarnation: registered.incarnation,
+            id: request.id,
+            author: request.author,
+        };
+        self.propose(&request.deployment, Entry::CancelRedrive(entry))
+    }
+
+    /// Redrives of a deployment's life, the newest first, without what the tasks know of them.
+    pub fn redrives(
+        &self,
+        deployment: &str,
+        id: Option<u64>,
+    ) -> Result<Vec<proto::RedriveStatus>, ControlError> {
+        let registered = self.registered(deployment)?;
+        let orders = self.node.control_log.view().redrives(&registered.incarnation);
+        let found: Vec<_> = orders
+            .iter()
+            .rev()
+            .filter(|order| id.is_none_or(|id| order.id == id))
+            .map(|order| shown(order))
+            .collect();
+        match (found.is_empty(), id) {
+            (true, Some(id)) => Err(ControlError::NotFound(format!(
+                "{deployment} has no redrive {id}; `tidemill dlq redrives {deployment}` lists them"
+            ))),
+            _ => Ok(found),
+        }
+    }
+
+    /// What the task of one partition, which this node runs, has committed of its redrives.
+    pub fn redrives_here(
+        &self,
+        request: &proto::RedrivesRequest,
+    ) -> Result<proto::RedrivesResponse, ControlError> {
+        let partition = super::look::partition_of(request.partition)?;
+        let known = super::look::Shelf::find(&self.node, &request.deployment, partition)?.progress()?;
+        let redrives = self.redrives(&request.deployment, request.id)?.into_iter().map(|mut status| {
+            status.partitions.retain(|at| at.partition == partition);
+            for at in &mut status.partitions {
+                let row = known.iter().find(|(id, _)| *id == status.id).map(|(_, row)| row.clone());
+                at.progress = Some(row.unwrap_or_default());
+            }
+            status
+        });
+        Ok(proto::RedrivesResponse { redrives: redrives.collect() })
+    }
+
+    /// Checks an order, fixes its ranges, and has the registry accept it.
+    fn order(&self, mut entry: RedriveEntry, mut problems: Vec<Problem>) -> Result<u64, ControlError> {
+        bounded("author", &entry.author, AUTHOR_BYTES_MAX)?;
+        self.latest()?;
+        let registered = self.registered(&entry.deployment)?;
+        let partitions = self.node.partitions(&registered)?;
+        let filter = entry.filter.clone().unwrap_or_default();
+        problems.extend(check(&filter, partitions));
+        if !problems.is_empty() {
+            return Err(ControlError::Invalid(problems));
+        }
+        let spec = registered.parsed.spec.clone().map_err(ControlError::Unmet)?;
+        if !spec.failures.has_dead_letters() {
+            return Err(ControlError::Precondition(format!(
+                "{} has no dead letters: no kind of failure says `then: dead_letter`",
+                entry.deployment
+            )));
+        }
+        let topic = self.node.admin.topic(&self.node.letters_of(&spec))?;
+        let wanted = |partition: &i32| filter.partitions.is_empty() || filter.partitions.contains(partition);
+        let places: Vec<(String, i32)> = (0..partitions.min(topic.partitions))
+            .filter(wanted)
+            .map(|partition| (topic.name.clone(), partition))
+            .collect();
+        let starts = self.node.admin.offsets(&places, At::Start)?;
+        let ends = self.node.admin.offsets(&places, At::End)?;
+        entry.ranges = places
+            .iter()
+            .zip(starts.iter().zip(&ends))
+            .map(|((_, partition), (from, to))| RedriveRange {
+                partition: *partition,
+                from: from.0,
+                to: to.0,
+            })
+            .collect();
+        (entry.topic, entry.topic_id) = (topic.name, topic.id.to_string());
+        entry.incarnation = registered.incarnation;
+        let (deployment, discard, author) = (entry.deployment.clone(), entry.discard, entry.author.clone());
+        match self.node.control_log.propose(Entry::Redrive(entry))? {
+            Outcome::Accepted(id) => {
+                tracing::info!(deployment, id, discard, author, "a redrive is accepted");
+                Ok(id)
+            }
+            Outcome::Refused(reason) => Err(ControlError::Precondition(reason)),
+            Outcome::Stale { expected, current } => {
+                Err(ControlError::Conflict { name: deployment, expected, current })
+            }
+        }
+    }
+}
+
+/// Everything that is wrong with a filter.
+fn check(filter: &LetterFilter, partitions: i32) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if filter.encoded_len() > FILTER_BYTES_MAX {
+        let message = format!("it has {} bytes; at most {FILTER_BYTES_MAX} are taken", filter.encoded_len());
+        problems.push(Problem::at("filter", message));
+    }
+    if let (Some(from_ms), Some(to_ms)) = (filter.from_ms, filter.to_ms)
+        && from_ms >= to_ms
+    {
+        problems.push(Problem::at("filter.to_ms", "is not after from_ms, so nothing lies between them"));
+    }
+    for wrong in filter.partitions.iter().filter(|partition| !(0..partitions).contains(*partition)) {
+        let message = format!("there is no partition {wrong}; there are {partitions}");
+        problems.push(Problem::at("filter.partitions", message));
+    }
+    for range in filter.offsets.iter().filter(|range| range.from >= range.to) {
+        let message = format!("{}..{} holds no offset", range.from, range.to);
+        problems.push(Problem::at("filter.offsets", message));
+    }
+    problems
+}
+
+fn shown(order: &Order) -> proto::RedriveStatus {
+    let entry = &order.entry;
+    proto::RedriveStatus {
+        id: order.id,
+        discard: entry.discard,
+        filter: entry.filter.clone(),
+        rate: entry.rate,
+        retries_max: entry.retries_max,
+        author: entry.author.clone(),
+        asked_at_ms: order.asked_at_ms,
+        cancelled: order.cancelled,
+        partitions: entry
+            .ranges
+            .iter()
+            .map(|range| proto::RedrivePartition {
+                partition: range.partition,
+                end: range.to,
+                progress: None,
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_proto::v1::OffsetRange;
+
+    use super::*;
+
+    #[test]
+    fn a_filter_that_cannot_match_is_refused_with_all_that_is_wrong() {
+        let filter = LetterFilter {
+            from_ms: Some(7),
+            to_ms: Some(7),
+            partitions: vec![0, 3, -1],
+            offsets: vec![OffsetRange { from: 5, to: 5 }],
+            keys: vec![vec![0; FILTER_BYTES_MAX]],
+            ..LetterFilter::default()
+        };
+        assert_eq!(check(&filter, 3).len(), 5);
+        assert_eq!(check(&LetterFilter::default(), 1), []);
+    }
+}

@@ -1,0 +1,347 @@
+//! Dead letters that come back: as parked records, ahead of what is parked behind their key.
+//!
+//! ```text
+//!   letter --> of this life, matches? --> marked? --> back too often? --> parked, marked, counted
+//!               no: passed                 passed      left, counted       one commit, like everything else
+//! ```
+//!
+//! A mark names a letter by its place in the dead-letter topic, and says that it was given back or discarded.
+//! Row, mark and progress change in one commit, so whatever happens a letter is given back once. What then
+//! becomes of the record is the failure policy's business, as for any parked record: when it fails again it is
+//! a new letter, with a `retry_count` that is one higher.
+//!
+//! Invariant: below `next` of a redrive's progress every letter has been decided about.
+
+use std::collections::VecDeque;
+
+use prost::Message;
+use tidemill_proto::v1::LetterFilter;
+
+use super::letter::Letter;
+use super::{Task, TaskConfig, TaskError};
+use crate::ports::TopicRecord;
+use crate::record::Offset;
+use crate::store::{ParkedRecord, RedriveProgress, StoreError, StoreReader, Table};
+
+/// Kinds of rows. On disk and in Kafka since 0.2: add, never renumber.
+const MARK: u8 = 1;
+const PROGRESS: u8 = 2;
+/// Rows that are looked at in one go when old ones are removed.
+const SWEEP_ROWS: u32 = 1_000;
+
+/// What is to be done with letters, as one task sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Redrive {
+    pub id: u64,
+    /// Letters are marked, and not given back.
+    pub discard: bool,
+    pub filter: LetterFilter,
+    /// Letters that came back this often are left.
+    pub retries_max: u32,
+    /// Kafka's id of the dead-letter topic.
+    pub topic_id: String,
+    /// The first letter beyond it, in this task's partition.
+    pub end: Offset,
+}
+
+/// Consecutive records of a dead-letter topic, in their order; or some that come before their turn.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LetterPage {
+    pub records: VecDeque<TopicRecord>,
+    /// Everything below has been looked at once the page is used up; none for letters before their turn.
+    pub next: Option<Offset>,
+    /// Where the topic begins now.
+    pub log_start: Offset,
+}
+
+/// How a redrive stands to a letter that nobody has marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It came back too often.
+    OverLimit,
+    /// Its record's topic is no input.
+    Unbound,
+    /// It is a record of this input.
+    Of(u16),
+}
+
+/// How the way of a record that came back ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Ok,
+    Again,
+    Dropped,
+}
+
+/// True for a letter that the filter means. Partitions are the caller's business.
+pub fn accepts(filter: &LetterFilter, letter: &Letter) -> bool {
+    let any = |list_is_empty: bool, found: bool| list_is_empty || found;
+    let kinds = &filter.error_types;
+    any(filter.keys.is_empty(), letter.key.as_ref().is_some_and(|key| filter.keys.contains(key)))
+        && any(kinds.is_empty(), kinds.contains(&letter.error_type) || kinds.contains(&letter.error_class))
+        && filter.from_ms.is_none_or(|from_ms| from_ms <= letter.failed_at_ms)
+        && filter.to_ms.is_none_or(|to_ms| letter.failed_at_ms < to_ms)
+        && any(filter.versions.is_empty(), filter.versions.contains(&letter.revision))
+        && any(
+            filter.offsets.is_empty(),
+            filter.offsets.iter().any(|range| (range.from..range.to).contains(&letter.offset)),
+        )
+}
+
+/// The row that marks a letter.
+pub fn mark_key(topic_id: &str, letter: u64) -> Vec<u8> {
+    let mut key = Vec::with_capacity(2 + topic_id.len() + 8);
+    key.extend([MARK, u8::try_from(topic_id.len()).unwrap_or(u8::MAX)]);
+    key.extend(topic_id.as_bytes());
+    key.extend(letter.to_be_bytes());
+    key
+}
+
+fn progress_key(id: u64) -> Vec<u8> {
+    [&[PROGRESS][..], &id.to_be_bytes()].concat()
+}
+
+/// What the store knows of redrives, by their ids.
+pub fn progress_of(reader: &StoreReader) -> Result<Vec<(u64, RedriveProgress)>, StoreError> {
+    let page = reader.rows(Table::Letters, &[PROGRESS], SWEEP_ROWS)?;
+    let mut all = Vec::new();
+    for (key, value) in page.keys.iter().zip(page.values.iter()) {
+        let id = key.and_then(|key| <[u8; 8]>::try_from(key.get(1..)?).ok()).map(u64::from_be_bytes);
+        let id = id.ok_or_else(|| StoreError::Corrupt("a row about a redrive has no id".into()))?;
+        all.push((id, decode(value)?));
+    }
+    Ok(all)
+}
+
+fn decode(value: Option<&[u8]>) -> Result<RedriveProgress, StoreError> {
+    RedriveProgress::decode(value.unwrap_or_default())
+        .map_err(|error| StoreError::Corrupt(format!("progress of a redrive: {error}")))
+}
+
+/// Whether a letter could come back to a deployment with these inputs, and to which.
+pub fn standing<'a>(
+    mut inputs: impl Iterator<Item = &'a str>,
+    letter: &Letter,
+    retries_max: u32,
+) -> Standing {
+    let input = inputs.position(|input| input == letter.topic);
+    match input.and_then(|input| u16::try_from(input).ok()) {
+        None => Standing::Unbound,
+        Some(_) if letter.retry_count >= retries_max => Standing::OverLimit,
+        Some(input) => Standing::Of(input),
+    }
+}
+
+impl TaskConfig {
+    /// Whether a letter could come back, and to which input.
+    pub fn standing(&self, letter: &Letter, retries_max: u32) -> Standing {
+        standing(self.inputs.iter().map(|input| input.topic.as_str()), letter, retries_max)
+    }
+
+    /// The letter in a record of the dead-letter topic, if a redrive with this filter is about it.
+    pub fn letter_of(&self, filter: &LetterFilter, partition: i32, record: &TopicRecord) -> Option<Letter> {
+        let letter = Letter::read(record)?;
+        let is_meant =
+            letter.is_of(&self.deployment, &self.incarnation, partition) && accepts(filter, &letter);
+        is_meant.then_some(letter)
+    }
+}
+
+impl Task {
+    /// How far a redrive is here; what is not committed included.
+    pub fn progress(&self, id: u64) -> Result<RedriveProgress, TaskError> {
+        let row = self.view.row(Table::Letters, &progress_key(id))?;
+        Ok(row.map(|row| decode(Some(&row))).transpose()?.unwrap_or_default())
+    }
+
+    /// A redrive begins here, or goes on: forgets marks of letters that the topic has no more, and redrives
+    /// older than `oldest`, some at a time.
+    pub fn begin_redrive(
+        &mut self,
+        redrive: &Redrive,
+        log_start: Offset,
+        oldest: u64,
+    ) -> Result<(), TaskError> {
+        let Some(reader) = self.reader.clone() else { return Ok(()) };
+        let ranges = [
+            (mark_key(&redrive.topic_id, 0), mark_key(&redrive.topic_id, log_start.0)),
+            (progress_key(0), progress_key(oldest)),
+        ];
+        for (from, to) in ranges {
+            let page = reader.rows(Table::Letters, &from, SWEEP_ROWS)?;
+            for key in page.keys.iter().flatten().take_while(|key| *key < to.as_slice()) {
+                self.view.set_row(Table::Letters, key, None);
+                self.edits += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives letters of a page back, at most `most`, as far as there is room. Answers how many; what is left
+    /// of the page waits for another call. Part of the next commit, like everything.
+    pub fn give_back(
+        &mut self,
+        redrive: &Redrive,
+        page: &mut LetterPage,
+        most: usize,
+    ) -> Result<usize, TaskError> {
+        if !self.takes_records() || self.is_careful() || self.store_less() {
+            return Ok(0);
+        }
+        let before = self.progress(redrive.id)?;
+        let mut progress = before.clone();
+        let mut given = 0;
+        while let Some(record) = page.records.front() {
+            let decided = match self.config.letter_of(&redrive.filter, self.partition, record) {
+                None => true,
+                Some(letter) => {
+                    let may_give = given < most && self.may_give(redrive);
+                    let was_given = progress.given;
+                    let decided = self.decide(redrive, letter, may_give, &mut progress)?;
+                    given += (progress.given - was_given) as usize;
+                    decided
+                }
+            };
+            if !decided {
+                break;
+            }
+            if page.next.is_some() {
+                progress.next = record.offset.0 + 1;
+            }
+            page.records.pop_front();
+        }
+        if let (Some(next), true) = (page.next, page.records.is_empty()) {
+            progress.next = progress.next.max(next.0);
+            progress.ended = progress.next >= redrive.end.0;
+        }
+        if progress != before {
+            self.set_progress(redrive.id, &progress);
+            self.edits += 1;
+        }
+        self.note_parked();
+        Ok(given)
+    }
+
+    /// A redrive cannot go on here; a person reads why.
+    pub fn end_redrive(&mut self, id: u64, trouble: &str) -> Result<(), TaskError> {
+        let mut progress = self.progress(id)?;
+        progress.ended = true;
+        progress.trouble = trouble.to_owned();
+        self.set_progress(id, &progress);
+        self.edits += 1;
+        Ok(())
+    }
+
+    /// False if the letter must wait for another call.
+    fn decide(
+        &mut self,
+        redrive: &Redrive,
+        letter: Letter,
+        may_give: bool,
+        progress: &mut RedriveProgress,
+    ) -> Result<bool, TaskError> {
+        let mark = mark_key(&redrive.topic_id, letter.offset);
+        if self.view.row_once(Table::Letters, &mark)?.is_some() {
+            // One that came before its turn has been counted.
+            progress.marked += u64::from(!self.is_mark_of(redrive.id, &mark)?);
+            return Ok(true);
+        }
+        let standing = self.config.standing(&letter, redrive.retries_max);
+        let record = match standing {
+            _ if redrive.discard => None,
+            Standing::OverLimit => {
+                progress.over_limit += 1;
+                log(&letter, "DLQ message received: it came back too often and is left");
+                return Ok(true);
+            }
+            Standing::Of(input) => Some(self.record_of(redrive.id, input, &letter)),
+            Standing::Unbound => {
+                progress.unbound += 1;
+                return Ok(true);
+            }
+        };
+        if !may_give {
+            return Ok(false);
+        }
+        if let Some(record) = record {
+            if !self.fits_changelog(&record) {
+                progress.unbound += 1;
+                return Ok(true);
+            }
+            log(&letter, "DLQ message received");
+            let id = self.parked.push_letter(&record, letter.offset);
+            self.view.set_row(Table::Parked, &id.encode(), Some(&record.encode_to_vec()));
+            self.metrics.redriven.add(1);
+        }
+        self.view.set_row(Table::Letters, &mark, Some(&redrive.id.to_be_bytes()));
+        progress.given += 1;
+        Ok(true)
+    }
+
+    fn is_mark_of(&self, id: u64, mark: &[u8]) -> Result<bool, TaskError> {
+        let row = self.view.row_once(Table::Letters, mark)?;
+        Ok(row.is_some_and(|row| row == id.to_be_bytes()))
+    }
+
+    fn may_give(&self, redrive: &Redrive) -> bool {
+        !self.is_full() && (redrive.discard || self.parked.has_room_for_letters())
+    }
+
+    fn store_less(&self) -> bool {
+        self.reader.is_none()
+    }
+
+    /// The record that a letter was, to be tried as soon as its turn comes.
+    fn record_of(&self, redrive: u64, input: u16, letter: &Letter) -> ParkedRecord {
+        ParkedRecord {
+            input: input.into(),
+            offset: letter.original_offset,
+            timestamp_ms: letter.timestamp_ms,
+            key: letter.key.clone(),
+            value: letter.value.clone(),
+            headers: letter.headers.clone(),
+            kind: letter.error_class.clone(),
+            reason: letter.reason.clone(),
+            revision: self.config.revision,
+            retry_count: letter.retry_count + 1,
+            redrive,
+            ..ParkedRecord::default()
+        }
+    }
+
+    /// A parked record is done with; if it came back from the dead letters, its redrive counts that.
+    pub(super) fn ended(&mut self, record: &ParkedRecord, how: Ended) -> Result<(), TaskError> {
+        if record.redrive == 0 {
+            return Ok(());
+        }
+        let mut progress = self.progress(record.redrive)?;
+        let count = match how {
+            Ended::Ok => &mut progress.ok,
+            Ended::Again => &mut progress.again,
+            Ended::Dropped => &mut progress.dropped,
+        };
+        *count += 1;
+        // Part of what the record did, so no edit of its own.
+        self.set_progress(record.redrive, &progress);
+        Ok(())
+    }
+
+    fn set_progress(&mut self, id: u64, progress: &RedriveProgress) {
+        self.view.set_row(Table::Letters, &progress_key(id), Some(&progress.encode_to_vec()));
+    }
+}
+
+/// For whoever investigates.
+fn log(letter: &Letter, message: &'static str) {
+    tracing::info!(
+        deployment = letter.deployment,
+        original_topic = letter.topic,
+        failure_reason = letter.reason,
+        correlation_id = letter.correlation_id,
+        error_type = letter.error_type,
+        partition = letter.partition,
+        original_offset = letter.original_offset,
+        retry_count = letter.retry_count,
+        "{message}"
+    );
+}
