@@ -54,9 +54,9 @@ impl Task {
         applied: &mut Applied,
     ) -> Result<(), TaskError> {
         let len = batch.len();
-        // Of a deployment that parks nothing no key is ever looked at.
-        let keys: Vec<Option<&[u8]>> =
-            if self.config.failures.parks() { batch.keys.iter().collect() } else { Vec::new() };
+        // Of a deployment that parks nothing no key is looked at, unless letters have come back.
+        let looks = self.config.failures.parks() || !self.parked.is_empty();
+        let keys: Vec<Option<&[u8]>> = if looks { batch.keys.iter().collect() } else { Vec::new() };
         let key = |row: usize| keys.get(row).copied().flatten();
         let ids: Vec<Option<&[u8]>> = batch.ids.iter().collect();
         while at < len && self.takes_records() && !self.turn.is_over() {

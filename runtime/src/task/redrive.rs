@@ -54,6 +54,14 @@ pub struct LetterPage {
     pub log_start: Offset,
 }
 
+/// What a task has taken of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Given {
+    pub letters: usize,
+    /// All of it, its `next` included: the page may be forgotten.
+    pub is_used_up: bool,
+}
+
 /// How a redrive stands to a letter that nobody has marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -177,16 +185,16 @@ impl Task {
         Ok(())
     }
 
-    /// Gives letters of a page back, at most `most`, as far as there is room. Answers how many; what is left
-    /// of the page waits for another call. Part of the next commit, like everything.
+    /// Gives letters of a page back, at most `most`, as far as there is room and the task takes anything now;
+    /// what is left of the page waits for another call. Part of the next commit, like everything.
     pub fn give_back(
         &mut self,
         redrive: &Redrive,
         page: &mut LetterPage,
         most: usize,
-    ) -> Result<usize, TaskError> {
+    ) -> Result<Given, TaskError> {
         if !self.takes_records() || self.is_careful() || self.store_less() {
-            return Ok(0);
+            return Ok(Given::default());
         }
         let before = self.progress(redrive.id)?;
         let mut progress = before.clone();
@@ -219,7 +227,7 @@ impl Task {
             self.edits += 1;
         }
         self.note_parked();
-        Ok(given)
+        Ok(Given { letters: given, is_used_up: page.records.is_empty() })
     }
 
     /// A redrive cannot go on here; a person reads why.

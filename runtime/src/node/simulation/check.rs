@@ -90,9 +90,6 @@ fn unrest(world: &World) -> Option<String> {
     if let Some(partition) = (0..world.case.partitions).find(|partition| !running.contains(partition)) {
         return Some(format!("partition {partition} runs nowhere"));
     }
-    if let Some(why) = letters::unrest(world) {
-        return Some(why);
-    }
     let mut state = world.lock();
     let open = state.edits.open();
     if open > 0 {
@@ -119,7 +116,11 @@ fn unrest(world: &World) -> Option<String> {
     if world.is_committing() {
         return Some("a commit has not come to its end".into());
     }
-    (!state.broker.is_at_rest()).then(|| "something is under way".into())
+    if !state.broker.is_at_rest() {
+        return Some("something is under way".into());
+    }
+    drop(state);
+    letters::unrest(world)
 }
 
 fn began(state: &State, partition: i32) -> Offset {

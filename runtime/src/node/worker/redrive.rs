@@ -153,8 +153,8 @@ impl UnderWay {
         }
         let most = self.pace.allowance(now).min(LETTERS_AT_ONCE);
         let given = task.give_back(&self.redrive, page, most)?;
-        self.pace.took(given);
-        if !page.records.is_empty() {
+        self.pace.took(given.letters);
+        if !given.is_used_up {
             return Ok(false);
         }
         self.page = None;

@@ -71,7 +71,7 @@ impl Topic {
     fn run(&self, patient: &mut Patient, redrive: &Redrive) -> usize {
         let from = patient.task.progress(redrive.id).unwrap().next;
         let mut page = self.page(redrive, from);
-        patient.task.give_back(redrive, &mut page, usize::MAX).unwrap()
+        patient.task.give_back(redrive, &mut page, usize::MAX).unwrap().letters
     }
 }
 
@@ -106,7 +106,7 @@ fn letters_of_a_key_are_tried_in_their_records_order_ahead_of_what_is_parked() {
     // Against the order of their records.
     page.records.swap(0, 1);
     page.next = None;
-    assert_eq!(patient.task.give_back(&redrive, &mut page, usize::MAX).unwrap(), 3);
+    assert_eq!(patient.task.give_back(&redrive, &mut page, usize::MAX).unwrap().letters, 3);
     topic.commit(&mut patient);
     assert_eq!(patient.rows(), ["b@0 0", "b@2 0", "c@3 0", "b@4 1", "b@5 0"]);
     assert_eq!(patient.apply(6, &["b"]).waiting, 1);
@@ -134,7 +134,7 @@ fn a_letter_comes_back_once_whatever_is_dropped_and_whoever_asks_again() {
     assert_eq!(patient.task.parked().0, 2);
     // Two of them, and a crash.
     let mut page = topic.page(&first, 0);
-    assert_eq!(patient.task.give_back(&first, &mut page, 2).unwrap(), 2);
+    assert_eq!(patient.task.give_back(&first, &mut page, 2).unwrap().letters, 2);
     assert_eq!(page.records.len(), 1);
     topic.commit(&mut patient);
     let config = Arc::clone(patient.task.config());
@@ -215,6 +215,21 @@ fn letters_of_others_and_of_no_input_are_left() {
 }
 
 #[test]
+fn records_wait_for_a_letter_of_their_key_although_their_deployment_parks_nothing() {
+    let mut bench = Bench::new();
+    let mut patient = Patient::new(&mut bench, parking(failures(Then::DeadLetter, 0)));
+    let mut topic = Topic::default();
+    patient.apply(0, &["b!fail"]);
+    topic.commit(&mut patient);
+    topic.0[0].value = Some(b"mark".to_vec());
+    let redrive = topic.redrive(1, everything());
+    topic.run(&mut patient, &redrive);
+    assert_eq!(patient.apply(1, &["a", "b", "a"]).waiting, 1);
+    patient.retry_after(0);
+    assert_eq!(topic.commit(&mut patient), ["a=1", "a=2", "b=1", "b=2"]);
+}
+
+#[test]
 fn letters_leave_half_of_the_park_to_records_that_fail() {
     let mut bench = Bench::new();
     let mut config = parking(failures(Then::DeadLetter, 0));
@@ -225,11 +240,33 @@ fn letters_leave_half_of_the_park_to_records_that_fail() {
     topic.commit(&mut patient);
     let redrive = topic.redrive(1, everything());
     let mut page = topic.page(&redrive, 0);
-    assert_eq!(patient.task.give_back(&redrive, &mut page, usize::MAX).unwrap(), 2);
-    assert_eq!(patient.task.give_back(&redrive, &mut page, usize::MAX).unwrap(), 0);
+    assert_eq!(patient.task.give_back(&redrive, &mut page, usize::MAX).unwrap().letters, 2);
+    assert_eq!(patient.task.give_back(&redrive, &mut page, usize::MAX).unwrap().letters, 0);
     patient.retry_after(0);
-    assert_eq!(patient.task.give_back(&redrive, &mut page, 1).unwrap(), 1, "and at most what is asked for");
+    assert_eq!(
+        patient.task.give_back(&redrive, &mut page, 1).unwrap().letters,
+        1,
+        "and at most what is asked for"
+    );
     assert_eq!(patient.task.progress(1).unwrap().next, 3);
+}
+
+#[test]
+fn a_page_that_cannot_be_taken_now_is_not_used_up_although_it_holds_nothing() {
+    let mut bench = Bench::new();
+    let mut config = parking(failures(Then::DeadLetter, 9));
+    config.failures.parked.records = 1;
+    let mut patient = Patient::new(&mut bench, config);
+    let redrive = Topic::default().redrive(1, everything());
+    patient.apply(0, &["b!flaky", "b"]);
+    assert!(patient.task.is_blocked());
+    let mut page = LetterPage { next: Some(redrive.end), ..LetterPage::default() };
+    assert!(!patient.task.give_back(&redrive, &mut page, 1).unwrap().is_used_up);
+    patient.heal();
+    patient.retry_after(SECOND_MS);
+    patient.task.unblock().expect("there is room");
+    assert!(patient.task.give_back(&redrive, &mut page, 1).unwrap().is_used_up);
+    assert!(patient.task.progress(1).unwrap().ended);
 }
 
 #[test]
