@@ -6,10 +6,10 @@
 //!
 //! | variable | value |
 //! |---|---|
-//! | `TIDEMILL_CRASH` | `NAME`, `NAME:N` or `NAME:N@DEPLOYMENT`: die when a commit (of that deployment), a restore (of `restore-DEPLOYMENT`) or a delivery (of `relay`) reaches the point for the Nth time (from 1) |
+//! | `TIDEMILL_CRASH` | `NAME`, `NAME:N` or `NAME:N@DEPLOYMENT`: die when a commit or revocation (of that deployment), a restore (of `restore-DEPLOYMENT`) or a delivery (of `relay`) reaches the point for the Nth time (from 1) |
 //! | `TIDEMILL_BUG` | a name of [`Bug`] |
 
-/// Where a commit can be cut in two, in the order of its steps, and a restore.
+/// Where a commit can be cut in two, in the order of its steps, a restore, and a rebalance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashPoint {
     /// Everything is produced, nothing need have reached the broker.
@@ -32,6 +32,8 @@ pub enum CrashPoint {
     AfterDelivery,
     /// The task has, and its row is deleted in the overlay; no commit knows.
     AfterAcknowledgement,
+    /// The group wants partitions back, and has not been answered.
+    InRevocation,
 }
 
 /// Known ways to get the promise wrong.
@@ -140,7 +142,7 @@ mod chosen {
     struct Crash {
         point: CrashPoint,
         nth: u64,
-        /// Commit threads are named `DEPLOYMENT-WORKER-commit`, restore threads
+        /// Workers are named `DEPLOYMENT-WORKER`, commit threads `DEPLOYMENT-WORKER-commit`, restore threads
         /// `restore-DEPLOYMENT-PARTITION`.
         thread: String,
         /// As the environment says it, for the last words.
@@ -192,6 +194,7 @@ mod chosen {
             "before-delivery" => CrashPoint::BeforeDelivery,
             "after-delivery" => CrashPoint::AfterDelivery,
             "after-acknowledgement" => CrashPoint::AfterAcknowledgement,
+            "in-revocation" => CrashPoint::InRevocation,
             _ => return None,
         };
         Some(Crash { point, nth: nth.parse().ok()?, thread: deployment, text: value.to_owned() })

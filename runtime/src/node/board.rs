@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
@@ -45,6 +45,8 @@ pub struct Board {
     tasks: Mutex<BTreeMap<(i32, u32), TaskEntry>>,
     /// Told of every change of `tasks`.
     changed: Condvar,
+    /// When a worker here was last given partitions, or told that it has none.
+    rebalanced: Mutex<Option<Instant>>,
     /// Where each worker takes edits of state.
     editors: Mutex<BTreeMap<u32, Sender<EditRequest>>>,
     /// Where each worker takes requests about outboxes.
@@ -60,6 +62,7 @@ impl Board {
             telemetry,
             tasks: Mutex::default(),
             changed: Condvar::new(),
+            rebalanced: Mutex::default(),
             editors: Mutex::default(),
             askers: Mutex::default(),
             trouble: Mutex::default(),
@@ -117,6 +120,15 @@ impl Board {
             let waited = self.changed.wait_timeout(tasks, left);
             (tasks, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// The group has given a worker its partitions, or none.
+    pub fn rebalanced(&self) {
+        *lock(&self.rebalanced) = Some(Instant::now());
+    }
+
+    pub fn was_rebalanced_within(&self, time: Duration) -> bool {
+        lock(&self.rebalanced).is_some_and(|at| at.elapsed() < time)
     }
 
     pub fn is_halted(&self) -> bool {

@@ -7,16 +7,17 @@
 //! | more partitions, no state | none: the group hands them out, and they begin at earliest |
 //! | more partitions, and the changelog has grown with them | start again, with clients that know them |
 //! | more partitions than the changelog | stop, with the fix |
-//! | a partition that the group has given to nobody for two refreshes | make the group look again |
+//! | a partition that the group has given to nobody for two refreshes, or for ten seconds after a rebalance | make the group look again |
 //!
-//! The last happens when a static leader was restarted: it takes its assignment up without having
-//! computed it, so it does not watch for new partitions.
+//! The last happens in two ways, both of static members, which take their assignment up again after a restart
+//! without a rebalance. A restarted leader has not computed it, so it does not watch for new partitions; and a
+//! member that died while it was giving partitions back never asks for the rebalance that gives them away.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -30,6 +31,11 @@ const LOOK_MIN: Duration = Duration::from_millis(200);
 /// A look must find the same this many times in a row before it counts: brokers learn of a change one
 /// after the other, and a group needs a moment to react.
 const SIGHTINGS: u32 = 2;
+/// After a rebalance, for this long, groups are looked at this often; a partition that is nobody's this many
+/// times in a row has been forgotten. Members that give partitions up take less than those ten seconds.
+const RESTLESS: Duration = Duration::from_secs(30);
+const RESTLESS_LOOK: Duration = Duration::from_secs(2);
+const RESTLESS_SIGHTINGS: u32 = 5;
 
 /// What is to be done about a running deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,38 +104,74 @@ impl Look {
     fn run(self) {
         let interval = self.node.kafka.limits.metadata_refresh.max(LOOK_MIN);
         // By deployment: what is to be done, and how often in a row that was found.
-        let mut seen: HashMap<String, (Reaction, u32)> = HashMap::new();
+        let mut seen = HashMap::new();
+        let mut forgotten = HashMap::new();
+        let mut due = Instant::now() + interval;
         loop {
-            std::thread::park_timeout(interval);
+            std::thread::park_timeout(interval.min(RESTLESS_LOOK));
             if self.stopping.load(Ordering::Relaxed) {
                 return;
             }
             let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let mut before = std::mem::take(&mut seen);
-            for revision in running {
-                let name = &revision.registered.name;
-                let found = match self.look(&revision) {
-                    Ok(Some(found)) => found,
-                    Ok(None) => continue,
-                    Err(error) => {
-                        tracing::debug!(deployment = name, %error, "cannot look at the inputs");
-                        continue;
-                    }
-                };
-                let times = before.remove(name).filter(|(last, _)| *last == found).map_or(0, |(_, n)| n) + 1;
-                if times < SIGHTINGS {
-                    seen.insert(name.clone(), (found, times));
-                    continue;
-                }
-                let finding = Finding {
-                    deployment: name.clone(),
-                    revision: revision.registered.revision,
-                    reaction: found,
-                };
-                // Fails only while the supervisor is ending.
-                let _ = self.sender.send(finding);
+            self.look_at_groups(&running, &mut forgotten);
+            if Instant::now() >= due {
+                due = Instant::now() + interval;
+                self.look_at_topics(&running, &mut seen);
             }
         }
+    }
+
+    /// Groups that were rebalanced a moment ago.
+    fn look_at_groups(&self, running: &[Arc<Revision>], forgotten: &mut HashMap<String, u32>) {
+        let mut before = std::mem::take(forgotten);
+        for revision in running {
+            let name = &revision.registered.name;
+            let is_restless =
+                self.node.board(name).is_some_and(|board| board.was_rebalanced_within(RESTLESS));
+            if !is_restless || self.holds_all(revision) {
+                continue;
+            }
+            let topics = revision.inputs.iter().map(|input| (input.topic.as_str(), revision.partitions));
+            match self.node.admin.describe_group(&revision.group) {
+                Ok(group) if is_incomplete(&group, topics) => {
+                    let times = before.remove(name).unwrap_or_default() + 1;
+                    if times < RESTLESS_SIGHTINGS {
+                        forgotten.insert(name.clone(), times);
+                    } else {
+                        self.report(revision, Reaction::Rejoin);
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(deployment = name, %error, "cannot look at the group"),
+            }
+        }
+    }
+
+    fn look_at_topics(&self, running: &[Arc<Revision>], seen: &mut HashMap<String, (Reaction, u32)>) {
+        let mut before = std::mem::take(seen);
+        for revision in running {
+            let name = &revision.registered.name;
+            let found = match self.look(revision) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::debug!(deployment = name, %error, "cannot look at the inputs");
+                    continue;
+                }
+            };
+            let times = before.remove(name).filter(|(last, _)| *last == found).map_or(0, |(_, n)| n) + 1;
+            if times < SIGHTINGS {
+                seen.insert(name.clone(), (found, times));
+            } else {
+                self.report(revision, found);
+            }
+        }
+    }
+
+    fn report(&self, revision: &Revision, reaction: Reaction) {
+        let (deployment, revision) = (revision.registered.name.clone(), revision.registered.revision);
+        // Fails only while the supervisor is ending.
+        let _ = self.sender.send(Finding { deployment, revision, reaction });
     }
 
     fn look(&self, revision: &Revision) -> Result<Option<Reaction>, AdminError> {
@@ -145,15 +187,27 @@ impl Look {
         if let Some(reaction) = began.judge(&found, changelog.as_ref()) {
             return Ok(Some(reaction));
         }
-        // One node looks after the group: the one that runs its first task.
-        let is_first = self.node.board(began.deployment).is_some_and(|board| board.task(0).is_some());
-        if !is_first {
+        let topics = || found.iter().flatten().map(|topic| (topic.name.as_str(), topic.partitions));
+        if topics().all(|(_, partitions)| partitions == revision.partitions) && self.holds_all(revision) {
             return Ok(None);
         }
-        let topics: Vec<Topic> = found.into_iter().flatten().collect();
         let group = self.node.admin.describe_group(&revision.group)?;
-        Ok(is_incomplete(&group, &topics).then_some(Reaction::Rejoin))
+        let is_ours = looks_after(&group, &self.node.id);
+        Ok((is_ours && is_incomplete(&group, topics())).then_some(Reaction::Rejoin))
     }
+
+    /// Nothing of it is nobody's, as far as this revision knows.
+    fn holds_all(&self, revision: &Revision) -> bool {
+        let tasks = self.node.board(&revision.registered.name).map_or(0, |board| board.tasks().len());
+        i32::try_from(tasks).is_ok_and(|tasks| tasks >= revision.partitions)
+    }
+}
+
+/// One node looks after a group: the one with the first of its static members. Of a group of dynamic ones
+/// the broker does.
+fn looks_after(group: &GroupDescription, node: &str) -> bool {
+    let first = group.members.iter().filter_map(|member| member.instance_id.as_deref()).min();
+    first.and_then(|instance| instance.rsplit_once('-')).is_some_and(|(id, _)| id == node)
 }
 
 /// What a revision found when it started.
@@ -208,16 +262,15 @@ impl Began<'_> {
     }
 }
 
-/// True if the group is at rest and some partition is nobody's.
-fn is_incomplete(group: &GroupDescription, topics: &[Topic]) -> bool {
+/// True if the group is at rest and some partition of these topics, of so many partitions, is nobody's.
+fn is_incomplete<'a>(group: &GroupDescription, mut topics: impl Iterator<Item = (&'a str, i32)>) -> bool {
     let members = group.members.iter();
     let given: BTreeSet<(&str, i32)> = members
         .flat_map(|member| member.partitions.iter().map(|(topic, partition)| (topic.as_str(), *partition)))
         .collect();
-    let is_nobodys = |topic: &Topic| {
-        (0..topic.partitions).any(|partition| !given.contains(&(topic.name.as_str(), partition)))
-    };
-    group.state == "Stable" && topics.iter().any(is_nobodys)
+    group.state == "Stable"
+        && topics
+            .any(|(topic, partitions)| (0..partitions).any(|partition| !given.contains(&(topic, partition))))
 }
 
 #[cfg(test)]
@@ -284,18 +337,23 @@ mod tests {
 
     #[test]
     fn only_a_group_at_rest_can_have_forgotten_a_partition() {
-        let member = |partitions: &[i32]| GroupMember {
+        let member = |instance: &str, partitions: &[i32]| GroupMember {
             member_id: String::new(),
-            instance_id: None,
+            instance_id: Some(instance.to_owned()),
             client_id: String::new(),
             host: String::new(),
             partitions: partitions.iter().map(|&partition| ("a".to_owned(), partition)).collect(),
         };
-        let mut group =
-            GroupDescription { state: "Stable".into(), members: vec![member(&[0]), member(&[1])] };
-        assert!(!is_incomplete(&group, &[topic("a", 1, 2)]));
-        assert!(is_incomplete(&group, &[topic("a", 1, 3)]));
+        let members = vec![member("node-b-0", &[0]), member("node-a-1", &[1])];
+        let mut group = GroupDescription { state: "Stable".into(), members };
+        let incomplete =
+            |group: &GroupDescription, partitions| is_incomplete(group, [("a", partitions)].into_iter());
+        assert!(!incomplete(&group, 2));
+        assert!(incomplete(&group, 3));
+        assert!(
+            looks_after(&group, "node-a") && !looks_after(&group, "node-b") && !looks_after(&group, "node")
+        );
         group.state = "PreparingRebalance".into();
-        assert!(!is_incomplete(&group, &[topic("a", 1, 3)]));
+        assert!(!incomplete(&group, 3));
     }
 }

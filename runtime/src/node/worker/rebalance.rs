@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Consumer, Slot, SlotState, Standing, Worker};
-use crate::faults::{Bug, planted};
+use crate::faults::{Bug, CrashPoint, crash_point, planted};
 use crate::node::restore::{Outcome, RestoreRequest, Ticket};
 use crate::ports::SourceError;
 use crate::record::{InputPartition, Offset};
@@ -15,6 +15,7 @@ impl<C: Consumer> Worker<C> {
     /// Accepts partitions, paused; the restore says where they begin.
     pub(super) fn assigned(&mut self, partitions: &[InputPartition]) {
         self.metrics.rebalances_assigned.add(1);
+        self.board.rebalanced();
         tracing::info!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "assigned");
         for partition in partitions {
             let slot = self.slots.entry(partition.partition).or_insert_with(|| Slot {
@@ -46,6 +47,7 @@ impl<C: Consumer> Worker<C> {
         self.settle_deliveries(partitions);
         self.commit_now();
         self.forget(partitions);
+        crash_point(CrashPoint::InRevocation);
         if let Some(consumer) = self.consumer.as_mut()
             && let Err(error) = consumer.unassign(partitions)
         {

@@ -133,6 +133,32 @@ fn f01_partitions_of_a_living_node_do_not_wait_for_a_dead_one() {
     });
 }
 
+/// F01: a node dies in the very moment in which it gives partitions back to its group, and is there again before
+/// anybody misses it. It takes up what it had kept, without a rebalance, so nobody would ask for the one in
+/// which the group gives away what it had let go.
+#[test]
+fn f01_partitions_that_were_on_their_way_when_a_node_died_are_not_forgotten() {
+    let _alone = alone();
+    let special = Special { crashes: true, ..Special::default() };
+    let case = Case { special, ..case(2, 10_000) };
+    play("F01 in a rebalance", &case, cluster_of(&case), |stage| {
+        stage.watch.fault();
+        drain(stage, 1);
+        drain(stage, 0);
+        stage.fleet.restart_to_die(0, "in-revocation:1@chain");
+        until_holds_all(stage, 0);
+        stage.fleet.restart(1, None);
+        assert!(stage.fleet.died_as_told(0), "it was to die giving partitions back");
+        stage.fleet.restart(0, None);
+        let all = stage.case.partitions as usize;
+        until("every task of the chain is somewhere", SOON, || {
+            let [first, second] = [0, 1].map(|node| held(&stage.fleet.log(node)));
+            if first.union(&second).count() == all { Ok(()) } else { Err((first, second)) }
+        });
+        stage.watch.healed();
+    });
+}
+
 /// F16: the broker ends a transaction that has stood still for longer than it may, while the member's
 /// session goes on: the commit fails, and nothing of it is visible.
 #[test]
