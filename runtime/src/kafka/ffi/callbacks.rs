@@ -59,8 +59,8 @@ pub(in crate::kafka) struct Shared {
     ready: Mutex<bool>,
     ready_changed: Condvar,
     rebalances: Mutex<Vec<Rebalance>>,
-    /// Set while the consumer closes: rebalance callbacks then answer for themselves.
-    closing: AtomicBool,
+    /// Set while the consumer leaves: rebalance callbacks then answer for themselves.
+    answers: AtomicBool,
     failures: Mutex<Vec<Failure>>,
     /// Outcomes awaited by ticket; an entry exists only while somebody waits for it.
     tickets: Mutex<HashMap<u64, Option<Delivered>>>,
@@ -86,7 +86,7 @@ impl Shared {
             ready: Mutex::new(true),
             ready_changed: Condvar::new(),
             rebalances: Mutex::default(),
-            closing: AtomicBool::new(false),
+            answers: AtomicBool::new(false),
             failures: Mutex::default(),
             tickets: Mutex::default(),
             ticket_changed: Condvar::new(),
@@ -125,8 +125,10 @@ impl Shared {
         !lock(&self.rebalances).is_empty()
     }
 
-    pub fn set_closing(&self) {
-        self.closing.store(true, Ordering::SeqCst);
+    /// Whether rebalances are answered where they arrive, because nobody cares any more. Not once the
+    /// consumer closes: its group may end first, and then no answer comes back.
+    pub fn answer_in_callback(&self, answers: bool) {
+        self.answers.store(answers, Ordering::SeqCst);
     }
 
     pub fn failures(&self) -> Vec<Failure> {
@@ -367,7 +369,7 @@ pub(super) unsafe extern "C" fn on_rebalance(
     unsafe {
         guarded(opaque, |shared| {
             let assign = err == Code::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-            if shared.closing.load(Ordering::SeqCst) {
+            if shared.answers.load(Ordering::SeqCst) {
                 answer(rk, assign, list);
                 return;
             }

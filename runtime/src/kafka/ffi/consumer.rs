@@ -2,17 +2,20 @@
 
 use std::collections::VecDeque;
 use std::ptr::NonNull;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka_sys as rd;
 
-use super::callbacks::{self, Rebalance};
+use super::callbacks::{self, Change, Rebalance};
 use super::partitions::Partitions;
 use super::{Client, Code, KafkaError, Kind, Message, check, consume, millis};
 use crate::ports::Membership;
 
 /// How long the group may take to let a leaving member go before it is left behind.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
+/// How long a closing group may take to end by itself before an assignment of its is answered.
+const ANSWER_WAIT: Duration = Duration::from_millis(100);
 
 /// A raw consumer. Not thread-safe in use: one thread polls it and answers its rebalances.
 ///
@@ -239,29 +242,59 @@ impl Consumer {
     /// Whoever does not call this just disappears. No rebalance may wait for an answer of ours.
     pub fn close(&mut self, leave: bool) {
         self.pending.clear();
-        self.client.shared.set_closing();
         let deadline = Instant::now() + CLOSE_WAIT;
+        self.client.shared.answer_in_callback(true);
         if leave {
             // SAFETY: live handle; rebalance callbacks now answer for themselves.
             let asked = check(unsafe { rd::rd_kafka_unsubscribe(self.client.raw()) } as i32);
             // The member id goes when the leave request is sent. Closing before that would make
             // librdkafka keep a static member's place.
-            if asked.is_ok() {
-                self.serve_until(deadline, |consumer| consumer.membership().member_id.is_empty());
+            if asked.is_ok()
+                && !self.serve_until(deadline, |consumer| consumer.membership().member_id.is_empty())
+            {
+                tracing::warn!("the group did not let this consumer go in time; it will expire");
             }
         }
-        // What is still queued must be answered before the group ends: librdkafka 2.12 replies to
-        // nothing after that, and whoever asks waits for ever.
         self.drain();
-        // SAFETY: live handle; the queue is the consumer's own, which is what we poll.
-        let asked = unsafe { consume(rd::rd_kafka_consumer_close_queue(self.client.raw(), self.queue.0)) };
-        // SAFETY: live handle.
-        let is_closed =
-            |consumer: &Consumer| unsafe { rd::rd_kafka_consumer_closed(consumer.client.raw()) != 0 };
-        if asked.is_err() || !self.serve_until(deadline, is_closed) {
+        self.client.shared.answer_in_callback(false);
+        if !self.end_group(deadline) {
+            tracing::warn!("a consumer did not close in time and is left behind");
             // Destroying it may then take for ever, so somebody else does.
             self.client.abandon();
         }
+    }
+
+    /// Ends the group of a closing consumer; false if that was not seen before the deadline.
+    ///
+    /// librdkafka 2.12 takes *any* answer, from the moment it is closing, for the one that gives all
+    /// partitions back, needs one at most, and destroys without a reply what was asked before the group
+    /// ended and is served after (`rd_kafka_cgrp_op_serve`). So one answer is given, to the revocation
+    /// that closing brings or, if the group still waits after [`ANSWER_WAIT`], to whatever else it asked;
+    /// and by a thread of its own, which alone is stuck if the group has ended meanwhile after all.
+    fn end_group(&mut self, deadline: Instant) -> bool {
+        // SAFETY: live handle; the queue is the consumer's own, which is what we poll.
+        let asked = unsafe { consume(rd::rd_kafka_consumer_close_queue(self.client.raw(), self.queue.0)) };
+        if asked.is_err() {
+            return false;
+        }
+        let mut answer_at: Option<Instant> = None;
+        let mut answer: Option<JoinHandle<()>> = None;
+        let ended = self.serve_until(deadline, |consumer| {
+            for event in consumer.rebalances() {
+                let revokes = event.change != Change::Assign && !event.partitions.is_empty();
+                let at = Instant::now() + if revokes { Duration::ZERO } else { ANSWER_WAIT };
+                answer_at = Some(answer_at.map_or(at, |before| before.min(at)));
+            }
+            // SAFETY: live handle.
+            if unsafe { rd::rd_kafka_consumer_closed(consumer.client.raw()) } != 0 {
+                return true;
+            }
+            if answer.is_none() && answer_at.is_some_and(|at| at <= Instant::now()) {
+                answer = consumer.client.give_all_back();
+            }
+            false
+        });
+        ended && answer.is_none_or(|thread| self.serve_until(deadline, |_| thread.is_finished()))
     }
 
     /// Serves and drops everything that is queued.
@@ -276,12 +309,11 @@ impl Consumer {
     }
 
     /// Polls, dropping what comes, until the condition holds; false when the deadline came first.
-    fn serve_until(&mut self, deadline: Instant, done: impl Fn(&Consumer) -> bool) -> bool {
+    fn serve_until(&mut self, deadline: Instant, mut done: impl FnMut(&Consumer) -> bool) -> bool {
         while !done(self) {
             self.fill(64);
             self.pending.clear();
             if Instant::now() >= deadline {
-                tracing::warn!("the group did not let this consumer go in time; it will expire");
                 return false;
             }
             self.client.shared.wait_ready((Instant::now() + Duration::from_millis(5)).min(deadline));

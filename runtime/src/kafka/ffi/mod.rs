@@ -27,6 +27,7 @@ pub(super) mod producer;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rdkafka_sys as rd;
@@ -241,6 +242,15 @@ impl Client {
         self.abandoned = true;
     }
 
+    /// Gives every partition of a closing consumer back, on a thread of its own: the call may never
+    /// return, and uses nothing of the handle once its request has been taken up.
+    fn give_all_back(&self) -> Option<JoinHandle<()>> {
+        let rk = Handle(self.rk);
+        let name = "kafka-unassign".to_owned();
+        let spawned = std::thread::Builder::new().name(name).spawn(move || rk.unassign());
+        spawned.inspect_err(|error| tracing::warn!(%error, "a consumer cannot give its partitions back")).ok()
+    }
+
     fn raw(&self) -> *mut rd::rd_kafka_t {
         self.rk.as_ptr()
     }
@@ -306,13 +316,19 @@ impl Drop for Client {
     }
 }
 
-/// The last reference to a handle.
+/// A handle on its way to another thread.
 struct Handle(NonNull<rd::rd_kafka_t>);
 
-// SAFETY: librdkafka's handle may be destroyed on any thread.
+// SAFETY: librdkafka's handle may be used and destroyed on any thread.
 unsafe impl Send for Handle {}
 
 impl Handle {
+    fn unassign(self) {
+        // SAFETY: the closing consumer waits for this call, or is left behind with it. The answer is of
+        // no interest: the group ends either way.
+        let _ = unsafe { rd::rd_kafka_assign(self.0.as_ptr(), std::ptr::null()) };
+    }
+
     /// Ends the client; `shared` lives until nothing can call back any more.
     fn destroy(self, shared: Arc<Shared>) {
         // A consumer that belongs to a group has been closed. Without this flag the destructor
