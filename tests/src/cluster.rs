@@ -89,6 +89,14 @@ impl Cluster {
         }
     }
 
+    /// Of the one process that it is, if it is one of ours.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Cluster::Embedded { process, .. } => Some(process.id()),
+            Cluster::Apache(_) | Cluster::Brokers { .. } => None,
+        }
+    }
+
     /// `host:port` of the plaintext listeners.
     pub fn bootstrap(&self) -> &str {
         match self {

@@ -62,6 +62,10 @@ pub enum ModuleError {
         "compiling the module takes more than 10 s of CPU time or 1 GiB of memory; make its functions smaller"
     )]
     TooExpensive,
+    #[error(
+        "compiling the module has not ended within 45 s, because this machine is too busy; try again later or on another node"
+    )]
+    TooSlow,
     #[error("this machine cannot run WebAssembly: {0}")]
     Engine(String),
 }

@@ -112,6 +112,9 @@ fn show(case: &Case, outcome: &Outcome) {
     for fault in &outcome.faults {
         println!("     NOT CONTAINED: {fault}");
     }
+    if !outcome.faults.is_empty() {
+        println!("     others used {:.0} % of the machine meanwhile", 100.0 * outcome.foreign);
+    }
 }
 
 /// True if nothing has grown and all of many deployments worked.

@@ -36,6 +36,41 @@ impl Usage {
     }
 }
 
+/// CPU time of the machine and of some processes with the children that they have waited for, in ticks.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticks {
+    whole: u64,
+    busy: u64,
+    own: u64,
+}
+
+impl Ticks {
+    pub fn now(own: &[u32]) -> Ticks {
+        let numbers = |text: &str| -> Vec<u64> {
+            // Some are -1, which is of no interest but has its place.
+            text.split_ascii_whitespace().filter_map(|n| n.parse::<i64>().ok()).map(|n| n as u64).collect()
+        };
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let cpu = numbers(stat.lines().next().unwrap_or_default());
+        let whole: u64 = cpu.iter().take(8).sum();
+        // Idle and waiting for disks.
+        let idle: u64 = cpu.iter().skip(3).take(2).sum();
+        let of = |pid: &u32| -> u64 {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // Behind the name, which may have any characters: the state, then numbers from the fourth on.
+            let fields = stat.rsplit(") ").next().map(numbers).unwrap_or_default();
+            fields.iter().skip(10).take(4).sum()
+        };
+        Ticks { whole, busy: whole - idle, own: own.iter().map(of).sum() }
+    }
+
+    /// The share of the machine that others have used since, of 1.
+    pub fn foreign(self, since: Ticks) -> f64 {
+        let others = (self.busy - since.busy).saturating_sub(self.own.saturating_sub(since.own));
+        others as f64 / (self.whole - since.whole).max(1) as f64
+    }
+}
+
 /// Names of a process's threads, and how many have each; numbers in them are left out.
 pub fn thread_names(pid: u32) -> Vec<(String, usize)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();

@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 
 use super::case::{Act, Case, Records, Value};
 use super::neighbour::{self, Neighbour, RATE, Window, now_ms};
-use super::process::{Peak, Usage};
+use super::process::{Peak, Ticks, Usage};
 use super::{clients, modules};
 use crate::cluster::Cluster;
 use crate::node::Node;
@@ -45,6 +45,11 @@ const TOLD_MAX: Duration = Duration::from_secs(45);
 const COMPILED_MAX: Duration = Duration::from_secs(60);
 const RUNNING_MAX: Duration = Duration::from_secs(60);
 
+/// A case that harmed the neighbour while others used more of the machine than this proves nothing, and
+/// is tried again: what a guest does, it does every time.
+const FOREIGN_MAX: f64 = 0.25;
+const TRIES: usize = 3;
+
 /// How long each of the two measurements lasts.
 #[derive(Debug, Clone, Copy)]
 pub struct Spans {
@@ -53,7 +58,7 @@ pub struct Spans {
 }
 
 pub struct Stage {
-    _cluster: Cluster,
+    cluster: Cluster,
     bootstrap: String,
     node: Node,
     neighbour: Neighbour,
@@ -72,6 +77,8 @@ pub struct Outcome {
     pub grown_mib: u64,
     pub before: Window,
     pub during: Window,
+    /// The share of the machine that others used meanwhile, of 1.
+    pub foreign: f64,
     /// Why it is not contained; empty if it is.
     pub faults: Vec<String>,
 }
@@ -94,7 +101,7 @@ impl Stage {
         create_topics(&node, &[neighbour::INPUT, neighbour::OUTPUT], neighbour::PARTITIONS);
         let neighbour = Neighbour::start(&bootstrap);
         let mut stage = Stage {
-            _cluster: cluster,
+            cluster,
             bootstrap,
             node,
             neighbour,
@@ -130,10 +137,23 @@ impl Stage {
         self.node.log().lines().filter(is_bad).map(str::to_owned).collect()
     }
 
-    /// Runs one case.
+    /// Runs one case, again if that proves nothing.
     pub fn run(&mut self, case: &Case) -> Result<Outcome> {
+        let mut outcome = self.try_once(case)?;
+        for _ in 1..TRIES {
+            if outcome.faults.is_empty() || outcome.foreign <= FOREIGN_MAX {
+                break;
+            }
+            outcome = self.try_once(case)?;
+        }
+        Ok(outcome)
+    }
+
+    fn try_once(&mut self, case: &Case) -> Result<Outcome> {
         self.cases += 1;
         self.neighbour.forget();
+        let own = [std::process::id(), self.node.pid(), self.cluster.pid().unwrap_or(0)];
+        let ticks = Ticks::now(&own);
         let before = self.measure(self.spans.undisturbed);
         let usage = Usage::of(self.node.pid());
         let peak = Peak::watch(self.node.pid());
@@ -157,7 +177,8 @@ impl Stage {
         let limit = if matches!(case.act, Act::Clients) { CLIENTS_MIB } else { GUEST_MIB + SLACK_MIB };
         faults.extend(judge(case, &reason, &before, &during, (grown_mib, limit)));
         faults.extend(self.panics());
-        Ok(Outcome { reason, took, grown_mib, before, during, faults })
+        let foreign = Ticks::now(&own).foreign(ticks);
+        Ok(Outcome { reason, took, grown_mib, before, during, foreign, faults })
     }
 
     /// The neighbour for so long from now.

@@ -18,10 +18,13 @@ mod child;
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use rustix::process::{Pid, Signal, kill_process};
 use wasmtime::component::Component;
 
 use self::cache::Cache;
@@ -33,6 +36,10 @@ pub use child::{COMMAND, serve};
 
 /// Native code of the largest module that is accepted would have a fraction of this.
 const CODE_BYTES_MAX: u64 = 512 << 20;
+
+/// Of the machine's clock, whatever the child was given of the CPU: others wait for their turn, and
+/// whoever asked should hear of it before his own time is over.
+const TIME_MAX: Duration = Duration::from_secs(45);
 
 /// How modules are compiled.
 pub struct Compiler {
@@ -110,6 +117,13 @@ impl Apart {
             .stderr(Stdio::null())
             .spawn()
             .map_err(failed)?;
+        let patience = match Patience::with(&child) {
+            Ok(patience) => patience,
+            Err(error) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(failed(error));
+            }
+        };
         // The child reads everything before it answers, so the pipes cannot block each other. One that
         // dies early breaks the pipe, and its status says why.
         if let Some(mut stdin) = child.stdin.take() {
@@ -119,11 +133,39 @@ impl Apart {
         if let Some(stdout) = child.stdout.take() {
             stdout.take(CODE_BYTES_MAX).read_to_end(&mut answer).map_err(failed)?;
         }
+        // Before the child is waited for: until then its number is nobody else's.
+        let is_over = patience.is_over();
         let status = child.wait().map_err(failed)?;
         match status.signal() {
+            Some(_) if is_over => Err(ModuleError::TooSlow),
             Some(_) => Err(ModuleError::TooExpensive),
             None => child::understand(answer),
         }
+    }
+}
+
+/// Ends a child that is not done in time, on a thread of its own.
+struct Patience {
+    done: Sender<()>,
+    thread: JoinHandle<bool>,
+}
+
+impl Patience {
+    fn with(child: &Child) -> io::Result<Patience> {
+        let pid = Pid::from_child(child);
+        let (done, waiting) = bounded(1);
+        let thread = std::thread::Builder::new().name("compile-time".into()).spawn(move || {
+            let is_over = waiting.recv_timeout(TIME_MAX) == Err(RecvTimeoutError::Timeout);
+            // Fails only if the child has ended just now.
+            is_over && kill_process(pid, Signal::KILL).is_ok()
+        })?;
+        Ok(Patience { done, thread })
+    }
+
+    /// True if the child had to be ended.
+    fn is_over(self) -> bool {
+        drop(self.done);
+        self.thread.join().unwrap_or(false)
     }
 }
 
