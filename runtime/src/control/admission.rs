@@ -37,6 +37,12 @@ impl Admission {
     pub fn new(stopping: watch::Receiver<bool>) -> Admission {
         Admission { stopping, places: Arc::new(Semaphore::new(CALLS_MAX)) }
     }
+
+    /// Returns when no call is in hand any more.
+    pub async fn drained(&self) {
+        // An error says that the semaphore is closed, which nobody does.
+        let _ = self.places.acquire_many(CALLS_MAX as u32).await;
+    }
 }
 
 /// Lets a call in, or answers why not.

@@ -16,7 +16,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 const SLOW: [&str; 4] = ["Deploy", "Rollback", "Delete", "Reset"];
 /// Part of the time that is left for the answer's way back, so that it says more than "too late".
 const WAY_BACK: u32 = 10;
-const WAY_BACK_MAX: Duration = Duration::from_millis(100);
+const WAY_BACK_MAX: Duration = Duration::from_millis(250);
 
 /// When a call must have its answer.
 ///

@@ -84,11 +84,13 @@ pub async fn serve(
         .add_service(bounded!(proto::dead_letters_server::DeadLettersServer<Services>))
         .add_service(bounded!(proto::outbox_server::OutboxServer<Services>));
     let admission = Admission::new(stopping.clone());
-    let routes = routes.into_axum_router().layer(from_fn_with_state(admission, admit));
+    let routes = routes.into_axum_router().layer(from_fn_with_state(admission.clone(), admit));
     let shutdown = async move {
         // An error says that the sender is gone, which means stop as well.
         let _ = stopping.wait_for(|&stop| stop).await;
         set_health(&health, ServingStatus::NotServing).await;
+        // Connections stay until then, so that a new call is refused in words.
+        admission.drained().await;
     };
     Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)

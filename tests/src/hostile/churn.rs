@@ -39,7 +39,7 @@ struct Bench {
 impl Bench {
     fn start(cluster: Cluster, directory: &Path) -> Result<Bench> {
         let mut node = Node::start(&cluster, directory);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(node.client());
         let channel = runtime.block_on(Endpoint::from_shared(format!("http://{}", node.grpc))?.connect())?;
         node.tidemill(&["topics", "create", INPUT, OUTPUT, "--partitions", "1"]).ok();
