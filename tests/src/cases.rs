@@ -34,7 +34,36 @@ pub fn the_flights_pipeline_is_right(cluster: &Cluster) {
     assert!(rekeyed.iter().all(|record| record.key().is_some_and(|key| key.len() == 2)));
     let answer = node.tidemill(&["state", "get", "delays", "groups", "UA"]).ok();
     assert!(answer.contains("4605"), "{answer}");
+    the_node_tells_of_itself(&node);
     assert!(node.stop().success());
+}
+
+/// The commands that look at a node, after the pipeline has come to rest.
+fn the_node_tells_of_itself(node: &Node) {
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let text = node.tidemill(&[arguments, &["--output", "json"]].concat()).ok();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+    };
+    let explained = node.tidemill(&["lag", "delays", "--explain"]).ok();
+    assert!(explained.contains("HANDLER") && explained.contains("total 0 records behind"), "{explained}");
+    let lag = json(&["lag", "delays"]);
+    let spent = &lag["partitions"][0]["spent"];
+    assert!(spent["window_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{lag}");
+
+    let nodes = json(&["nodes"]);
+    assert_eq!(nodes["nodes"][0]["answered"], true, "{nodes}");
+    let tasks = nodes["nodes"][0]["tasks"].as_array().expect("tasks");
+    assert!(tasks.iter().all(|task| task["positions"][0]["offset"].as_u64() > Some(0)), "{nodes}");
+
+    let stores = json(&["stores"]);
+    let stores = stores["stores"].as_array().expect("stores");
+    assert!(stores.len() == 4 && stores.iter().all(|store| store["use"] == "open"), "{stores:?}");
+    let unused = node.tidemill(&["stores", "--unused"]).ok();
+    assert_eq!(unused, "no such directory on any node\n");
+
+    assert_eq!(node.tidemill(&["logs", "delays", "--since", "5m", "--level", "error"]).ok(), "");
+    let nobody = node.tidemill(&["logs", "dealys", "--follow"]);
+    assert_eq!(nobody.status.code(), Some(5), "{nobody:#?}");
 }
 
 /// A deployment that was deleted and is deployed again knows nothing of its former life: it finds the

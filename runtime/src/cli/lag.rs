@@ -9,7 +9,7 @@ use super::client::ANSWER_BYTES_MAX;
 use super::deployments::{task_state_cell, task_state_name};
 use super::failure::Failure;
 use super::output::{Block, View};
-use super::table::{Cell, Table, Tone, grouped};
+use super::table::{Cell, Table, Tone, grouped, printable};
 use super::watch::Watch;
 use super::{Global, Outcome, client, positions};
 
@@ -17,17 +17,23 @@ const EXAMPLES: &str = "\
 Examples:
   tidemill lag
   tidemill lag word-count --watch
+  tidemill lag word-count --explain
   tidemill lag -o json | jq '.total'";
 
 /// Show how far deployments are behind
 ///
 /// COMMITTED is the next record to read, as Kafka's own tools show it; SECONDS is the age of the
-/// oldest record that is not committed yet.
+/// oldest record that is not committed yet. With --explain, where the time of each task went over the
+/// last half minute: waiting for records, in the handler, reading state, committing, waiting for another
+/// task of the same worker, or stopped (restoring, halted, or paused).
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Lag {
     /// One deployment; every one if left out
     name: Option<String>,
+    /// Show where the time goes
+    #[arg(long)]
+    explain: bool,
     #[command(flatten)]
     watch: Watch,
 }
@@ -37,15 +43,13 @@ impl Lag {
         client::block_on(async {
             self.watch
                 .show(global.output, || async {
-                    look(client::connect(global).await?, self.name.as_deref().unwrap_or_default()).await
+                    let name = self.name.as_deref().unwrap_or_default();
+                    let partitions = of(client::connect(global).await?, name).await?;
+                    Ok(if self.explain { explained(&partitions) } else { view(&partitions) })
                 })
                 .await
         })
     }
-}
-
-async fn look(channel: Channel, name: &str) -> Result<View, Failure> {
-    Ok(view(&of(channel, name).await?))
 }
 
 /// Every partition of a deployment, or of all of them if the name is empty.
@@ -80,19 +84,95 @@ fn view(partitions: &[proto::PartitionLag]) -> View {
             lag.committed.map_or_else(|| "-".to_owned(), grouped).into(),
             grouped(lag.end).into(),
             Cell::toned(grouped(lag.records), tone),
-            lag.seconds.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds:.1}")).into(),
+            seconds(lag).into(),
             task_state_cell(lag.state()),
             lag.node.clone().into(),
             lag.reason.clone().into(),
         ]);
     }
-    let total: u64 = partitions.iter().map(|lag| lag.records).sum();
     let mut blocks = vec![Block::Table(table)];
-    if !partitions.is_empty() {
-        blocks.push(Block::Line(format!("total {} records behind", grouped(total))));
-    }
+    blocks.extend(total_line(partitions));
+    View { blocks, json: to_json(partitions) }
+}
+
+fn total(partitions: &[proto::PartitionLag]) -> u64 {
+    partitions.iter().map(|lag| lag.records).sum()
+}
+
+fn total_line(partitions: &[proto::PartitionLag]) -> Option<Block> {
+    let line = || Block::Line(format!("total {} records behind", grouped(total(partitions))));
+    (!partitions.is_empty()).then(line)
+}
+
+fn to_json(partitions: &[proto::PartitionLag]) -> Value {
     let rows: Vec<Value> = partitions.iter().map(row).collect();
-    View { blocks, json: json!({ "total": total, "partitions": rows }) }
+    json!({ "total": total(partitions), "partitions": rows })
+}
+
+/// Where the time goes, in hundredths, and below it what a person should know of single partitions.
+fn explained(partitions: &[proto::PartitionLag]) -> View {
+    let several = partitions.iter().any(|lag| lag.deployment != partitions[0].deployment);
+    let name = |lag: &proto::PartitionLag| match several {
+        true => format!("{} {}/{}", lag.deployment, lag.topic, lag.partition),
+        false => format!("{}/{}", lag.topic, lag.partition),
+    };
+    let mut table = Table::new(
+        &["PARTITION", ">LAG", ">SECONDS", ">FETCH", ">HANDLER", ">STATE", ">COMMIT", ">OTHERS", ">STOPPED"],
+        "nothing is deployed",
+    );
+    let mut notes = Vec::new();
+    for lag in partitions {
+        let tone = if lag.records == 0 { Tone::Good } else { Tone::Warning };
+        let (parts, stopped) = shares(lag);
+        let cell = |share: &Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.0}%")).into();
+        let mut row = vec![name(lag).into(), Cell::toned(grouped(lag.records), tone), seconds(lag).into()];
+        row.extend(parts.iter().map(cell));
+        row.push(match stopped {
+            Some(share) if share >= 1.0 => Cell::toned(format!("{share:.0}%"), Tone::Bad),
+            stopped => cell(&stopped),
+        });
+        table.row(row);
+        notes.extend(note(lag).map(|note| Block::Line(format!("{}: {}", name(lag), printable(&note)))));
+    }
+    let mut blocks = vec![Block::Table(table)];
+    blocks.extend(total_line(partitions));
+    blocks.extend(notes);
+    View { blocks, json: to_json(partitions) }
+}
+
+/// Of the window: the shares of what a running task does, and of what stops it; none while unknown.
+fn shares(lag: &proto::PartitionLag) -> ([Option<f64>; 5], Option<f64>) {
+    let Some(spent) = lag.spent.filter(|spent| spent.window_seconds > 0.0) else { return ([None; 5], None) };
+    let share = |seconds: f64| Some(100.0 * seconds / spent.window_seconds);
+    let parts = [
+        spent.fetch_seconds,
+        spent.handler_seconds,
+        spent.state_seconds,
+        spent.commit_seconds,
+        spent.others_seconds,
+    ];
+    (parts.map(share), share(spent.restore_seconds + spent.halted_seconds + spent.paused_seconds))
+}
+
+/// What the columns do not say of a partition.
+fn note(lag: &proto::PartitionLag) -> Option<String> {
+    let parked = match lag.parked_records {
+        0 => None,
+        parked => Some(format!("{} records are parked", grouped(parked))),
+    };
+    let state = match lag.state() {
+        proto::TaskState::Running if lag.reason.is_empty() => None,
+        proto::TaskState::Unspecified if lag.reason.is_empty() => Some("no node has it".to_owned()),
+        proto::TaskState::Running | proto::TaskState::Unspecified => Some(lag.reason.clone()),
+        state if lag.reason.is_empty() => Some(task_state_name(state).to_owned()),
+        state => Some(format!("{}: {}", task_state_name(state), lag.reason)),
+    };
+    let notes: Vec<String> = state.into_iter().chain(parked).collect();
+    (!notes.is_empty()).then(|| notes.join("; "))
+}
+
+fn seconds(lag: &proto::PartitionLag) -> String {
+    lag.seconds.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds:.1}"))
 }
 
 /// The committed position, as `tidemill state get --at-least` takes it.
@@ -106,7 +186,18 @@ fn row(lag: &proto::PartitionLag) -> Value {
         "deployment": lag.deployment, "topic": lag.topic, "partition": lag.partition,
         "committed": lag.committed, "position": position(lag), "end": lag.end, "records": lag.records, "seconds": lag.seconds,
         "state": task_state_name(lag.state()), "node": lag.node, "reason": lag.reason,
-        "revision": lag.revision,
+        "revision": lag.revision, "parked_records": lag.parked_records,
+        "spent": lag.spent.as_ref().map(spent),
+    })
+}
+
+fn spent(spent: &proto::TimeSpent) -> Value {
+    json!({
+        "window_seconds": spent.window_seconds, "fetch_seconds": spent.fetch_seconds,
+        "handler_seconds": spent.handler_seconds, "state_seconds": spent.state_seconds,
+        "commit_seconds": spent.commit_seconds, "others_seconds": spent.others_seconds,
+        "restore_seconds": spent.restore_seconds, "halted_seconds": spent.halted_seconds,
+        "paused_seconds": spent.paused_seconds,
     })
 }
 
@@ -133,5 +224,41 @@ mod tests {
         assert!(text.contains("12,345,678") && text.contains(" ? ") && text.contains(" - "), "{text}");
         assert_eq!(view.json["total"], 600);
         assert_eq!(view.json["partitions"][0]["seconds"], Value::Null);
+    }
+
+    #[test]
+    fn an_explanation_fits_eighty_columns_and_names_what_stops_a_partition() {
+        let spent = proto::TimeSpent {
+            window_seconds: 20.0,
+            fetch_seconds: 1.0,
+            handler_seconds: 15.0,
+            state_seconds: 4.0,
+            ..proto::TimeSpent::default()
+        };
+        let mut slow = proto::PartitionLag {
+            deployment: "word-count".into(),
+            topic: "some-words-of-a-book".into(),
+            records: 12_345_978,
+            seconds: Some(12_345.6),
+            spent: Some(spent),
+            ..proto::PartitionLag::default()
+        };
+        slow.set_state(proto::TaskState::Running);
+        let mut halted = proto::PartitionLag {
+            partition: 1,
+            spent: Some(proto::TimeSpent { halted_seconds: 20.0, handler_seconds: 0.0, ..spent }),
+            reason: "record some-words/1 at offset 3 failed".into(),
+            parked_records: 2,
+            ..slow.clone()
+        };
+        halted.set_state(proto::TaskState::Halted);
+        let nobody = proto::PartitionLag { partition: 2, state: 0, spent: None, ..slow.clone() };
+        let view = explained(&[slow, halted, nobody]);
+        let text = view.render(Some(80), false);
+        assert!(text.lines().take(4).all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("75%") && text.contains("20%"), "{text}");
+        assert!(text.contains("some-words-of-a-book/1: halted: record some-words/1"), "{text}");
+        assert!(text.contains("2 records are parked") && text.contains("/2: no node has it"), "{text}");
+        assert_eq!(view.json["partitions"][0]["spent"]["handler_seconds"], 15.0);
     }
 }

@@ -38,6 +38,7 @@ mod history;
 mod kafka;
 mod lag;
 mod letters;
+mod logs;
 mod new;
 mod node;
 mod nodes;
@@ -55,6 +56,7 @@ mod rows;
 mod settings;
 mod signals;
 mod state;
+mod stores;
 mod table;
 mod test;
 mod topics;
@@ -127,10 +129,12 @@ enum Command {
     Delete(delete::Delete),
     Reset(reset::Reset),
     Lag(lag::Lag),
+    Logs(logs::Logs),
     State(state::State),
     Outbox(outbox::Outbox),
     Dlq(dlq::Dlq),
     Nodes(nodes::Nodes),
+    Stores(stores::Stores),
     Produce(produce::Produce),
     Consume(consume::Consume),
     Topics(topics::Topics),
@@ -166,10 +170,12 @@ pub fn main() -> ExitCode {
         Command::Delete(command) => command.run(&global),
         Command::Reset(command) => command.run(&global),
         Command::Lag(command) => command.run(&global),
+        Command::Logs(command) => command.run(&global),
         Command::State(command) => command.run(&global),
         Command::Outbox(command) => command.run(&global),
         Command::Dlq(command) => command.run(&global),
         Command::Nodes(command) => command.run(&global),
+        Command::Stores(command) => command.run(&global),
         Command::Produce(command) => command.run(&global),
         Command::Consume(command) => command.run(&global),
         Command::Topics(command) => command.run(&global),

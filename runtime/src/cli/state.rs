@@ -15,7 +15,7 @@ use super::deployments::task_state_name;
 use super::edit::Edit;
 use super::failure::Failure;
 use super::output::{Block, Format, View};
-use super::table::{Table, grouped};
+use super::table::{Cell, Table, Tone, grouped, printable};
 use super::values::{KeyFormat, show, show_pretty, show_text, text_json, to_json};
 use super::{Global, Outcome, client, positions};
 use crate::config::units;
@@ -154,12 +154,20 @@ impl Get {
         if answer.entries.is_empty() {
             let read = positions::read_at(&answer.read_at);
             let keys = missing.join("`, `");
-            return Err(Failure::not_found(format!("{} holds no key `{keys}` (read {read})", self.store)));
+            let parked: Vec<_> = answer.parked.iter().map(|key| format!("; {}", parked_note(key))).collect();
+            return Err(Failure::not_found(format!(
+                "{} holds no key `{keys}` (read {read}){}",
+                self.store,
+                parked.concat()
+            )));
         }
-        let mut view = entries(&answer.entries, &answer.read_at, kind);
+        let mut view = entries(&answer.entries, &answer.parked, &answer.read_at, kind);
         view.json["missing"] = answer.missing.iter().map(|key| text_json(key)).collect();
         if let ([entry], []) = (answer.entries.as_slice(), missing.as_slice()) {
             view.blocks = vec![Block::Line(show_pretty(&entry.value, kind))];
+            if let Some(parked) = entry.parked.as_ref().filter(|_| global.output == Format::Table) {
+                eprintln!("{}", parked_note(parked));
+            }
         }
         if !missing.is_empty() {
             view.blocks.push(Block::Line(format!("no key {}", missing.join(", "))));
@@ -191,25 +199,29 @@ impl Scan {
             ..proto::ScanStateRequest::default()
         };
         let mut found: Vec<proto::StateEntry> = Vec::new();
+        let mut parked: Vec<proto::ParkedKey> = Vec::new();
         let mut read_at: Vec<proto::StatePosition> = Vec::new();
         let mut kind;
         loop {
-            request.limit = (limit - found.len() as u64).min(PAGE_ENTRIES.into()) as u32;
+            let shown = (found.len() + parked.len()) as u64;
+            request.limit = (limit - shown).min(PAGE_ENTRIES.into()) as u32;
             let page = client.scan(self.options.timed(request.clone())).await?.into_inner();
             found.extend(page.entries);
+            parked.extend(page.parked);
             // A partition that several pages read is shown as the last one found it.
             read_at.retain(|at| page.read_at.iter().all(|now| now.partition != at.partition));
             read_at.extend(page.read_at);
             kind = page.r#type;
             request.page_token = page.next_page_token;
-            if request.page_token.is_empty() || found.len() as u64 >= limit {
+            if request.page_token.is_empty() || (found.len() + parked.len()) as u64 >= limit {
                 break;
             }
         }
         note_positions(global, &read_at);
-        let mut view = entries(&found, &read_at, &kind);
+        let mut view = entries(&found, &parked, &read_at, &kind);
         if !request.page_token.is_empty() {
-            let (shown, token) = (grouped(found.len() as u64), STANDARD.encode(&request.page_token));
+            let shown = grouped((found.len() + parked.len()) as u64);
+            let token = STANDARD.encode(&request.page_token);
             view.json["next_page_token"] = json!(token);
             view.blocks.push(Block::Line(format!(
                 "the first {shown}; --limit N or --all gives more, --page-token {token} the next"
@@ -219,22 +231,39 @@ impl Scan {
     }
 }
 
-fn entries(entries: &[proto::StateEntry], read_at: &[proto::StatePosition], kind: &str) -> View {
-    let mut table = Table::new(&["KEY", "VALUE", ">PARTITION"], "no key");
+/// `bare` are parked keys without a value.
+fn entries(
+    entries: &[proto::StateEntry],
+    bare: &[proto::ParkedKey],
+    read_at: &[proto::StatePosition],
+    kind: &str,
+) -> View {
+    let mut table = Table::new(&["KEY", "VALUE", ">PARTITION", "NOTE"], "no key");
     for entry in entries {
         table.row([
             show_text(&entry.key).into(),
             show(&entry.value, kind).into(),
             entry.partition.to_string().into(),
+            entry.parked.as_ref().map(parked_note).unwrap_or_default().into(),
+        ]);
+    }
+    for parked in bare {
+        table.row([
+            show_text(&parked.key).into(),
+            Cell::toned("-", Tone::Quiet),
+            parked.partition.to_string().into(),
+            parked_note(parked).into(),
         ]);
     }
     let rows: Vec<Value> = entries
         .iter()
         .map(|entry| {
             let (key, value) = (text_json(&entry.key), to_json(&entry.value, kind));
-            json!({ "key": key, "value": value, "partition": entry.partition })
+            let parked = entry.parked.as_ref().map(parked_json);
+            json!({ "key": key, "value": value, "partition": entry.partition, "parked": parked })
         })
         .collect();
+    let parked: Vec<Value> = bare.iter().map(parked_json).collect();
     let read: Vec<Value> = read_at
         .iter()
         .map(|at| {
@@ -245,7 +274,23 @@ fn entries(entries: &[proto::StateEntry], read_at: &[proto::StatePosition], kind
             })
         })
         .collect();
-    View::table(table, json!({ "entries": rows, "read_at": read }))
+    View::table(table, json!({ "entries": rows, "parked": parked, "read_at": read }))
+}
+
+fn parked_note(parked: &proto::ParkedKey) -> String {
+    let records = grouped(parked.records);
+    let first = format!("{}/{} at offset {}", parked.topic, parked.partition, parked.offset);
+    let reason = printable(&parked.reason);
+    format!("{records} records of it are parked, the first is {first} ({}): {reason}", parked.kind)
+}
+
+fn parked_json(parked: &proto::ParkedKey) -> Value {
+    let next_attempt = (!parked.held).then(|| units::show_time_ms(parked.next_attempt_ms));
+    json!({
+        "key": text_json(&parked.key), "partition": parked.partition, "records": parked.records,
+        "kind": parked.kind, "reason": parked.reason, "attempts": parked.attempts, "held": parked.held,
+        "next_attempt": next_attempt, "topic": parked.topic, "offset": parked.offset,
+    })
 }
 
 /// Says which position an answer is true at; beside the answer, so that a script gets the answer only.

@@ -13,6 +13,7 @@ use super::node::{
     Secret, Ssl,
 };
 use super::settings::Value;
+use crate::telemetry::LogBounds;
 
 /// `None` only if something was reported.
 pub(super) fn node_config(values: &Values<'_>, notes: Vec<String>) -> Option<NodeConfig> {
@@ -27,6 +28,7 @@ pub(super) fn node_config(values: &Values<'_>, notes: Vec<String>) -> Option<Nod
         group: text(values, "group").unwrap_or_default(),
         state_dir: path(values, "state_dir").unwrap_or_default(),
         state_free_min_bytes: integer(values, "state_free_min"),
+        state_unused_keep: duration(values, "state_unused_keep"),
         listen: Listen {
             grpc: address(values, "listen.grpc"),
             http: address(values, "listen.http"),
@@ -54,6 +56,10 @@ pub(super) fn node_config(values: &Values<'_>, notes: Vec<String>) -> Option<Nod
                 _ => LogFormat::Human,
             },
             filter: text(values, "log.filter").unwrap_or_default(),
+        },
+        handler_logs: LogBounds {
+            lines: integer(values, "log.handler_lines") as usize,
+            bytes: integer(values, "log.handler_bytes") as usize,
         },
         kafka,
         notes,

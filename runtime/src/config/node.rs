@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::document::SpecDefaults;
 use super::kafka_properties::Scope;
+use crate::telemetry::LogBounds;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeConfig {
@@ -22,6 +23,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Free space below which the node does not start.
     pub state_free_min_bytes: u64,
+    /// How long state that is of no use stays.
+    pub state_unused_keep: Duration,
     pub listen: Listen,
     /// Stop, commit, leave: within this, or exit anyway.
     pub shutdown_timeout: Duration,
@@ -31,6 +34,8 @@ pub struct NodeConfig {
     /// For deployment documents that do not say.
     pub defaults: SpecDefaults,
     pub log: LogConfig,
+    /// Of the lines that a deployment's handlers log, which are kept for whoever asks.
+    pub handler_logs: LogBounds,
     pub kafka: KafkaConfig,
     /// Settings that were understood but do nothing, and why: to be logged once at the start.
     pub notes: Vec<String>,

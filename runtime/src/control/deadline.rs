@@ -31,7 +31,7 @@ pub struct Deadline {
 impl Deadline {
     /// Of a call that came with this metadata.
     pub fn of(metadata: &MetadataMap) -> Deadline {
-        Deadline::after(metadata.get(TIMEOUT).and_then(|value| parse(value.to_str().ok()?)), DEFAULT)
+        Deadline::after(timeout(metadata), DEFAULT)
     }
 
     /// Of a call of any method, by its path.
@@ -52,7 +52,7 @@ impl Deadline {
 
     /// When the node must have ended its work.
     pub fn until(self) -> Instant {
-        self.began + (self.allowed - self.way_back())
+        self.began + less_the_way_back(self.allowed)
     }
 
     /// When the caller must have an answer, whatever the work says.
@@ -63,6 +63,16 @@ impl Deadline {
     fn way_back(self) -> Duration {
         (self.allowed / WAY_BACK).min(WAY_BACK_MAX)
     }
+}
+
+/// How long a caller waits, if it says so.
+pub fn timeout(metadata: &MetadataMap) -> Option<Duration> {
+    metadata.get(TIMEOUT).and_then(|value| parse(value.to_str().ok()?))
+}
+
+/// What of a caller's time the node may use.
+pub fn less_the_way_back(timeout: Duration) -> Duration {
+    timeout - (timeout / WAY_BACK).min(WAY_BACK_MAX)
 }
 
 /// gRPC's form: at most eight digits and a unit.

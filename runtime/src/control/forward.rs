@@ -148,8 +148,8 @@ impl Forwarder {
             text: request.text,
         };
         let answer = self.get_many(request, deadline).await?;
-        let proto::GetManyStateResponse { entries, read_at, r#type, .. } = answer;
-        Ok(proto::GetStateResponse { entries, read_at, r#type })
+        let proto::GetManyStateResponse { entries, read_at, r#type, parked, .. } = answer;
+        Ok(proto::GetStateResponse { entries, read_at, r#type, parked })
     }
 
     pub async fn get_many(
@@ -169,6 +169,7 @@ impl Forwarder {
                 ));
             }
             answer.entries.extend(part.entries);
+            answer.parked.extend(part.parked);
             answer.read_at.extend(part.read_at);
             answer.r#type = part.r#type;
         }
@@ -202,19 +203,22 @@ impl Forwarder {
             if partition < token.partition {
                 continue;
             }
-            if answer.entries.len() as u32 == limit || bytes >= PAGE_BYTES_MAX {
+            let held = (answer.entries.len() + answer.parked.len()) as u32;
+            if held >= limit || bytes >= PAGE_BYTES_MAX {
                 answer.next_page_token = PageToken { partition, after: Vec::new() }.encode(&request);
                 break;
             }
             let part = proto::ScanStateRequest {
                 partition: Some(partition),
-                limit: limit - answer.entries.len() as u32,
+                limit: limit - held,
                 page_token: if partition == token.partition { token.after.clone() } else { Vec::new() },
                 ..request.clone()
             };
             let part = self.read(part, false, deadline).await?;
             bytes += part.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum::<usize>();
+            bytes += part.parked.iter().map(|parked| parked.key.len() + parked.reason.len()).sum::<usize>();
             answer.entries.extend(part.entries);
+            answer.parked.extend(part.parked);
             answer.read_at.extend(part.read_at);
             answer.r#type = part.r#type;
             if !part.next_page_token.is_empty() {
@@ -317,7 +321,7 @@ impl Forwarder {
         ask(&self.node, move |node| request.here(node, until)).await
     }
 
-    async fn channel(&self, address: &str) -> Result<Channel, Status> {
+    pub(super) async fn channel(&self, address: &str) -> Result<Channel, Status> {
         let mut channels = self.channels.lock().await;
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());

@@ -4,14 +4,17 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tidemill_proto::v1 as proto;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::deadline::Deadline;
 use super::details::status;
 use super::forward::Forwarder;
-use super::upload;
-use crate::node::{ControlError, Handle};
+use super::logs::Wanted;
+use super::peers::Peers;
+use super::streams::{Answers, Streams};
+use super::{lag, logs, upload};
+use crate::node::{ControlError, Handle, wall_ms};
 use crate::telemetry::Telemetry;
 
 /// Implements every service of `tidemill.v1`.
@@ -20,14 +23,18 @@ pub struct Services {
     pub(super) node: Handle,
     pub(super) forwarder: Arc<Forwarder>,
     uploads: Arc<Semaphore>,
+    peers: Peers,
+    streams: Streams,
     telemetry: Arc<Telemetry>,
 }
 
 impl Services {
-    pub fn new(node: Handle, telemetry: Arc<Telemetry>) -> Services {
+    /// Streams end when `stopping` becomes true.
+    pub fn new(node: Handle, telemetry: Arc<Telemetry>, stopping: watch::Receiver<bool>) -> Services {
         let forwarder = Arc::new(Forwarder::new(node.clone()));
         let uploads = Arc::new(Semaphore::new(upload::UPLOADS_MAX));
-        Services { node, forwarder, uploads, telemetry }
+        let peers = Peers::new(node.clone(), Arc::clone(&forwarder));
+        Services { node, forwarder, uploads, peers, streams: Streams::new(stopping), telemetry }
     }
 
     pub(super) async fn ask<T: Send + 'static>(
@@ -170,9 +177,25 @@ impl proto::lag_server::Lag for Services {
         request: Request<proto::GetLagRequest>,
     ) -> Result<Response<proto::GetLagResponse>, Status> {
         let name = request.into_inner().deployment;
-        self.ask(move |node| {
-            let name = (!name.is_empty()).then_some(name.as_str());
-            Ok(proto::GetLagResponse { partitions: node.lag(name)? })
+        self.counted(async {
+            Ok(proto::GetLagResponse { partitions: lag::look(&self.node, &self.peers, &name).await? })
+        })
+        .await
+    }
+
+    type WatchStream = Answers<proto::WatchLagResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<proto::WatchLagRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        self.counted(async {
+            let (metadata, _, request) = request.into_parts();
+            let interval = lag::interval(&request)?;
+            let (stream, answers) = self.streams.open(&metadata)?;
+            let wanted = (request.deployment, interval);
+            tokio::spawn(lag::watch(self.node.clone(), self.peers.clone(), wanted, stream));
+            Ok(answers)
         })
         .await
     }
@@ -217,8 +240,51 @@ impl proto::state_server::State for Services {
 impl proto::fleet_server::Fleet for Services {
     async fn nodes(
         &self,
-        _request: Request<proto::NodesRequest>,
+        request: Request<proto::NodesRequest>,
     ) -> Result<Response<proto::NodesResponse>, Status> {
-        self.ask(|node| Ok(proto::NodesResponse { nodes: node.nodes() })).await
+        let proto::NodesRequest { deployment, local } = request.into_inner();
+        if local {
+            let nodes = move |node: &Handle| node.this_node(&deployment).into_iter().collect();
+            return self.ask(move |node| Ok(proto::NodesResponse { nodes: nodes(node) })).await;
+        }
+        self.counted(async { Ok(proto::NodesResponse { nodes: self.peers.nodes(&deployment).await? }) }).await
+    }
+
+    async fn stores(
+        &self,
+        request: Request<proto::StoresRequest>,
+    ) -> Result<Response<proto::StoresResponse>, Status> {
+        match request.into_inner().local {
+            true => self.ask(Handle::stores).await,
+            false => self.counted(self.peers.stores()).await,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl proto::logs_server::Logs for Services {
+    type TailStream = Answers<proto::TailLogsResponse>;
+
+    async fn tail(
+        &self,
+        request: Request<proto::TailLogsRequest>,
+    ) -> Result<Response<Self::TailStream>, Status> {
+        self.counted(async {
+            let (metadata, _, request) = request.into_parts();
+            let name = request.deployment.clone();
+            let ring = ask(&self.node, move |node| node.handler_log(&name)).await?;
+            let (local, wanted) = (request.local, Wanted::of(request, wall_ms())?);
+            let (stream, answers) = self.streams.open(&metadata)?;
+            let node = self.node.clone();
+            match local {
+                true => tokio::spawn(async move { logs::here(node.id(), ring, wanted, stream).await }),
+                false => {
+                    let forwarder = Arc::clone(&self.forwarder);
+                    tokio::spawn(logs::everywhere(node, forwarder, ring, wanted, stream))
+                }
+            };
+            Ok(answers)
+        })
+        .await
     }
 }

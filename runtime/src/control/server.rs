@@ -60,7 +60,7 @@ pub async fn serve(
     telemetry: Arc<Telemetry>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let services = Services::new(node, telemetry);
+    let services = Services::new(node, telemetry, stopping.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::Serving).await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -82,7 +82,8 @@ pub async fn serve(
         .add_service(bounded!(proto::state_server::StateServer<Services>))
         .add_service(bounded!(proto::fleet_server::FleetServer<Services>))
         .add_service(bounded!(proto::dead_letters_server::DeadLettersServer<Services>))
-        .add_service(bounded!(proto::outbox_server::OutboxServer<Services>));
+        .add_service(bounded!(proto::outbox_server::OutboxServer<Services>))
+        .add_service(bounded!(proto::logs_server::LogsServer<Services>));
     let admission = Admission::new(stopping.clone());
     let routes = routes.into_axum_router().layer(from_fn_with_state(admission.clone(), admit));
     let shutdown = async move {
@@ -115,6 +116,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
         proto::fleet_server::SERVICE_NAME,
         proto::outbox_server::SERVICE_NAME,
         proto::dead_letters_server::SERVICE_NAME,
+        proto::logs_server::SERVICE_NAME,
     ];
     for name in names {
         health.set_service_status(name, status).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fleet::ALIVE;
-use super::lag::seconds;
+use super::lag::{AGES_TIME_MAX, seconds};
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use crate::config::state_dir::free_bytes;
@@ -15,10 +15,6 @@ use crate::telemetry::TaskMetrics;
 
 /// Time between two looks at the lag, which asks Kafka.
 pub const LAG_EVERY: Duration = Duration::from_secs(5);
-/// Looking at the oldest records that wait takes no longer in one round; the ages of the rest are
-/// unknown until the next.
-const AGES_TIME_MAX: Duration = Duration::from_secs(2);
-
 /// What this process knows without asking anybody.
 pub fn local(node: &NodeRuntime) {
     let gauges = &node.telemetry.node;
@@ -33,6 +29,7 @@ pub fn local(node: &NodeRuntime) {
     }
     for (_, board) in node.boards() {
         for task in board.tasks().into_values() {
+            task.metrics.spent.sample();
             // A store that is just being closed keeps its last size.
             if let Some(Ok(sizes)) = task.reader.map(|reader| reader.sizes()) {
                 task.metrics.store_bytes.set(sizes.disk_bytes + sizes.memtable_bytes);

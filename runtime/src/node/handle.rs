@@ -201,35 +201,6 @@ impl Handle {
         }
     }
 
-    pub fn nodes(&self) -> Vec<proto::Node> {
-        let mut nodes: Vec<proto::Node> = self
-            .node
-            .fleet
-            .peers()
-            .into_iter()
-            .map(|(id, peer)| proto::Node {
-                id,
-                heartbeat_age_ms: peer.age().as_millis() as u64,
-                address: peer.heartbeat.address,
-                version: peer.heartbeat.version,
-                tasks: peer
-                    .heartbeat
-                    .tasks
-                    .into_iter()
-                    .map(|task| proto::NodeTask {
-                        deployment: task.deployment,
-                        partition: task.partition,
-                        worker: task.worker,
-                        state: task.state,
-                        revision: task.revision,
-                    })
-                    .collect(),
-            })
-            .collect();
-        nodes.sort_by(|a, b| a.id.cmp(&b.id));
-        nodes
-    }
-
     pub(super) fn registered(&self, name: &str) -> Result<Registered, ControlError> {
         let view = self.node.control_log.view();
         view.deployments.get(name).cloned().ok_or_else(|| {

@@ -4,6 +4,7 @@
 //! give, whichever node answers and whether or not a task runs anywhere.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
 
@@ -14,6 +15,10 @@ use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use crate::kafka::admin::{AdminError, At};
 use crate::record::Offset;
+
+/// Looking at the oldest records that wait takes no longer in one answer; the ages of the rest are unknown
+/// in it.
+pub(super) const AGES_TIME_MAX: Duration = Duration::from_secs(2);
 
 impl From<AdminError> for ControlError {
     fn from(error: AdminError) -> ControlError {
@@ -52,15 +57,17 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
     let starts = node.admin.offsets(&partitions, At::Start)?;
     let committed = committed(node, &registered.name, &partitions)?;
     let owners = Owners::of(node, &registered.name);
+    let deadline = Instant::now() + AGES_TIME_MAX;
     for (((topic, partition), end), start) in partitions.into_iter().zip(ends).zip(starts) {
         let committed = committed.get(&(topic.clone(), partition)).copied();
         // Nothing committed yet: everything that is there is still to be read.
         let next = committed.unwrap_or(start);
         let records = next.lag(end);
+        let is_late = records > 0 && Instant::now() >= deadline;
         let owner = owners.of_partition(partition);
         lags.push(proto::PartitionLag {
             deployment: registered.name.clone(),
-            seconds: seconds(node, &topic, partition, next, records),
+            seconds: if is_late { None } else { seconds(node, &topic, partition, next, records) },
             topic,
             partition,
             committed: committed.map(|offset| offset.0),
@@ -70,6 +77,7 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
             node: owner.node,
             reason: owner.reason,
             revision: owner.revision,
+            ..proto::PartitionLag::default()
         });
     }
     Ok(lags)

@@ -46,6 +46,11 @@ impl Leases {
         }
     }
 
+    /// Somebody has it open, or is about to open it.
+    pub fn is_held(&self, dir: &Path) -> bool {
+        matches!(self.lock().get(dir), Some(Entry::Held))
+    }
+
     /// Gives an open store back; the next owner takes it as it is.
     pub fn put(&self, dir: &Path, store: Store) {
         self.lock().insert(dir.to_owned(), Entry::Idle(store));

@@ -4,7 +4,7 @@
 //! that it does not have. A read that asks for a position waits for it on the deployment's board, and
 //! then holds the snapshot itself to it: the board is told of a commit after the store has it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Instant;
 
 use tidemill_proto::v1 as proto;
@@ -37,18 +37,20 @@ pub fn get_many(
     }
     let target = Target::find(node, &request.deployment, &request.store, request.partition)?;
     let task = target.wait(node, &request.at_least, until)?;
-    let (values, read_at) = target.read(node, &task, &request.at_least, |snapshot| {
+    let asked: HashSet<&[u8]> = request.keys.iter().map(Vec::as_slice).collect();
+    let ((values, mut parked), read_at) = target.read(node, &task, &request.at_least, |snapshot| {
+        let parked = target.parked(snapshot, |key| asked.contains(key))?;
         let mut bytes = 0;
         let mut values = Vec::with_capacity(request.keys.len());
         for key in &request.keys {
             let value = snapshot.get(&request.store, key)?;
             bytes += value.as_ref().map_or(0, Vec::len);
             if bytes > VALUES_BYTES_MAX {
-                return Ok(None);
+                return Ok((None, parked));
             }
             values.push(value);
         }
-        Ok(Some(values))
+        Ok((Some(values), parked))
     })?;
     let values = values.ok_or_else(|| {
         ControlError::Exhausted(format!(
@@ -62,9 +64,16 @@ pub fn get_many(
         ..proto::GetManyStateResponse::default()
     };
     for (key, value) in request.keys.iter().zip(values) {
+        let parked = parked.remove(key);
         match value {
-            Some(value) => answer.entries.push(target.entry(key.clone(), value, request.text)),
-            None => answer.missing.push(key.clone()),
+            Some(value) => {
+                let entry = target.entry(key.clone(), value, request.text);
+                answer.entries.push(proto::StateEntry { parked, ..entry });
+            }
+            None => {
+                answer.missing.push(key.clone());
+                answer.parked.extend(parked);
+            }
         }
     }
     Ok(answer)
@@ -84,26 +93,46 @@ pub fn scan(
         ..proto::ScanStateResponse::default()
     };
     let is_empty = end.as_ref().is_some_and(|end| *end <= start);
-    let (page, read_at) = target.read(node, &task, &request.at_least, |snapshot| match is_empty {
-        true => Ok(Page::default()),
-        false => snapshot.scan(&request.store, &start, end.as_deref(), request.limit),
-    })?;
+    let in_range = |key: &[u8]| key >= start.as_slice() && end.as_deref().is_none_or(|end| key < end);
+    let ((page, parked), read_at) =
+        target.read(node, &task, &request.at_least, |snapshot| match is_empty {
+            true => Ok((Page::default(), BTreeMap::new())),
+            false => Ok((
+                snapshot.scan(&request.store, &start, end.as_deref(), request.limit)?,
+                target.parked(snapshot, in_range)?,
+            )),
+        })?;
     answer.read_at.push(read_at);
-    answer.entries = page
-        .keys
-        .iter()
-        .zip(page.values.iter())
-        .map(|(key, value)| {
-            let (key, value) = (key.unwrap_or_default().to_vec(), value.unwrap_or_default().to_vec());
-            target.entry(key, value, request.text)
-        })
-        .collect();
-    if let Some(last) = answer.entries.last()
-        && page.more
-    {
-        answer.next_page_token = last.key.clone();
-    }
+    let entries = page.keys.iter().zip(page.values.iter()).map(|(key, value)| {
+        let (key, value) = (key.unwrap_or_default().to_vec(), value.unwrap_or_default().to_vec());
+        target.entry(key, value, request.text)
+    });
+    (answer.entries, answer.parked, answer.next_page_token) =
+        marked(entries.collect(), page.more, parked, request.limit as usize);
     Ok(answer)
+}
+
+/// Marks the entries of a page that are parked, and puts the parked keys without a value among them as far
+/// as the page goes. Answers the last key as well if there is more; empty if not.
+fn marked(
+    mut entries: Vec<proto::StateEntry>,
+    mut more: bool,
+    mut parked: BTreeMap<Vec<u8>, proto::ParkedKey>,
+    limit: usize,
+) -> (Vec<proto::StateEntry>, Vec<proto::ParkedKey>, Vec<u8>) {
+    for entry in &mut entries {
+        entry.parked = parked.remove(&entry.key);
+    }
+    let last_key = entries.last().map(|entry| entry.key.clone()).unwrap_or_default();
+    let mut bare: Vec<_> = parked.into_values().filter(|parked| !more || parked.key <= last_key).collect();
+    let mut keys: Vec<&[u8]> = entries.iter().map(|entry| entry.key.as_slice()).collect();
+    keys.extend(bare.iter().map(|parked| parked.key.as_slice()));
+    keys.sort_unstable();
+    more |= keys.len() > limit;
+    let last = keys.get(keys.len().min(limit).saturating_sub(1)).map(|key| key.to_vec()).unwrap_or_default();
+    entries.retain(|entry| entry.key <= last);
+    bare.retain(|parked| parked.key <= last);
+    (entries, bare, if more { last } else { Vec::new() })
 }
 
 /// The first key of a page, and the first one beyond all of them; none = there is no such.
@@ -258,6 +287,14 @@ impl Target {
         Ok((value, read_at))
     }
 
+    fn parked(
+        &self,
+        snapshot: &Snapshot<'_>,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<BTreeMap<Vec<u8>, proto::ParkedKey>, StoreError> {
+        super::parked_keys::of(snapshot, (self.partition, &self.inputs), wanted)
+    }
+
     fn reader<'a>(&self, task: &'a TaskEntry) -> Result<&'a StoreReader, ControlError> {
         match (task.state, &task.reader) {
             (TaskState::Running | TaskState::Halted, Some(reader)) => Ok(reader),
@@ -307,7 +344,7 @@ impl Target {
 
     fn entry(&self, key: Vec<u8>, value: Vec<u8>, text: bool) -> proto::StateEntry {
         let text = if text { self.kind.text(&value) } else { None };
-        proto::StateEntry { partition: self.partition, key, value, text }
+        proto::StateEntry { partition: self.partition, key, value, text, parked: None }
     }
 
     pub fn absent(&self, node: &NodeRuntime) -> ControlError {
@@ -383,6 +420,34 @@ mod tests {
         assert_eq!(of("b", "", "", ""), (b"b".to_vec(), Some(b"c".to_vec())));
         assert_eq!(of("b", "ba", "bc", ""), (b"ba".to_vec(), Some(b"bc".to_vec())));
         assert_eq!(of("b", "a", "z", "bb"), (b"bb\0".to_vec(), Some(b"c".to_vec())));
+    }
+
+    #[test]
+    fn a_page_has_parked_keys_in_their_place_and_goes_on_behind_the_last_of_either() {
+        let entry = |key: &str| proto::StateEntry { key: key.into(), ..proto::StateEntry::default() };
+        let page = |entries: &[&str], more, keys: &[&str], limit| {
+            let key = |key: &&str| {
+                let parked = proto::ParkedKey { key: (*key).into(), ..proto::ParkedKey::default() };
+                (key.as_bytes().to_vec(), parked)
+            };
+            let entries = entries.iter().copied().map(entry).collect();
+            let (entries, bare, last) = marked(entries, more, keys.iter().map(key).collect(), limit);
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+            let shown =
+                |entry: proto::StateEntry| text(entry.key) + if entry.parked.is_some() { "!" } else { "" };
+            let entries: Vec<_> = entries.into_iter().map(shown).collect();
+            let bare: Vec<_> = bare.into_iter().map(|parked| text(parked.key)).collect();
+            (entries.join(" "), bare.join(" "), text(last))
+        };
+        let row =
+            |entries: &str, bare: &str, last: &str| (entries.to_owned(), bare.to_owned(), last.to_owned());
+        assert_eq!(page(&["b", "d"], false, &["b", "c"], 9), row("b! d", "c", ""));
+        // What is behind the last entry belongs to the next page.
+        assert_eq!(page(&["b", "d"], true, &["a", "e"], 9), row("b d", "a", "d"));
+        assert_eq!(page(&["b", "d"], false, &["a", "c", "e"], 3), row("b", "a c", "c"));
+        assert_eq!(page(&[], false, &["a", "b"], 1), row("", "a", "a"));
+        assert_eq!(page(&[], false, &[], 1), row("", "", ""));
+        assert_eq!(page(&["a", "b"], true, &[], 2), row("a b", "", "b"));
     }
 
     #[test]

@@ -368,7 +368,8 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         .map_err(|error| PrepareError::Invalid(vec![Problem::at("module", error.to_string())]))?;
     let stores = Arc::new(stores);
     let linked = Linked::new(&module, &registered.name, &spec.config, &spec.limits)
-        .map_err(|error| PrepareError::Invalid(vec![Problem::at("config", error.to_string())]))?;
+        .map_err(|error| PrepareError::Invalid(vec![Problem::at("config", error.to_string())]))?
+        .logging_to(node.handler_logs.ring(&registered.name));
     let stations = node.relays.open(&node.origin(&registered.name), spec.destinations());
     let stations = stations.map_err(PrepareError::Precondition)?;
     Ok(Revision {

@@ -15,7 +15,6 @@ use super::lease::Leases;
 use super::modules::{self, ModuleDir, ModuleError};
 use super::pace::NodeBudget;
 use super::registered::Registered;
-use super::registry::Registry;
 use super::revision::PrepareError;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::{NodeConfig, Problems};
@@ -26,7 +25,7 @@ use crate::kafka::peek::Peek;
 use crate::ports::SourceError;
 use crate::relay::{Hub, Origin};
 use crate::store::{StateDir, StoreBudget};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{HandlerLogs, Telemetry};
 use crate::wasm::Compiler;
 
 /// Restores that run at once. A small one waits for Kafka most of its time, so that few at a time would
@@ -64,6 +63,8 @@ pub struct NodeRuntime {
     pub state_dir: StateDir,
     pub store_budget: StoreBudget,
     pub telemetry: Arc<Telemetry>,
+    /// What the handlers of this node have logged.
+    pub handler_logs: HandlerLogs,
     /// Looks at single records, for the age of the oldest that waits.
     pub peek: Peek,
     pub leases: Leases,
@@ -97,6 +98,7 @@ impl NodeRuntime {
     pub fn new(from: Foundations) -> NodeRuntime {
         NodeRuntime {
             id: from.id,
+            handler_logs: HandlerLogs::new(from.config.handler_logs),
             config: from.config,
             kafka: from.kafka,
             epochs: Epochs::default(),
@@ -205,6 +207,7 @@ impl NodeRuntime {
         self.running.write().unwrap_or_else(PoisonError::into_inner).remove(deployment);
         self.relays.forget(deployment);
         self.telemetry.forget(deployment);
+        self.handler_logs.forget(deployment);
     }
 
     fn entry<'a>(&self, running: &'a mut BTreeMap<String, Running>, deployment: &str) -> &'a mut Running {
@@ -213,18 +216,6 @@ impl NodeRuntime {
             trouble: None,
             settled: false,
         })
-    }
-
-    /// Deletes state directories that belong to no deployment any more.
-    pub fn collect_state(&self, view: &Registry) {
-        self.leases.close_idle(self.state_dir.path());
-        match self.state_dir.collect(|name, incarnation| view.is_alive(name, incarnation)) {
-            Ok(collected) if collected.is_empty() => {}
-            Ok(collected) => {
-                tracing::info!(directories = collected.len(), "deleted state of deployments that are gone")
-            }
-            Err(error) => tracing::warn!(%error, "cannot delete state of deployments that are gone"),
-        }
     }
 
     /// Partitions of a deployment's inputs, which are its tasks.

@@ -15,6 +15,7 @@ use super::modules::{ModuleDir, ModuleError};
 use super::routine::Routine;
 use super::runtime::{Foundations, NodeRuntime};
 use super::supervisor::Supervisor;
+use super::tidy;
 use crate::config::NodeConfig;
 use crate::kafka::admin::{Admin, AdminError, NewTopic};
 use crate::kafka::config::KafkaConfig;
@@ -56,6 +57,7 @@ pub struct Node {
     heart: Heart,
     stores: Routine,
     _lag: Routine,
+    tidy: Routine,
     _control: ControlReader,
     _identity: Identity,
 }
@@ -104,12 +106,13 @@ impl Node {
             deployments = runtime.control_log.view().deployments.len(),
             "node started"
         );
-        // Of deployments that were deleted while this node was away.
-        runtime.collect_state(&runtime.control_log.view());
+        // The registry has been read to its end, and nothing is open yet.
+        tidy::look(&runtime);
         Ok(Node {
             heart: Heart::start(Arc::clone(&runtime), address, nodes)?,
             stores: stores(Arc::clone(&runtime))?,
             _lag: lag(Arc::clone(&runtime))?,
+            tidy: tidy(Arc::clone(&runtime))?,
             supervisor: Supervisor::start(Arc::clone(&runtime))?,
             runtime,
             _control: control,
@@ -124,6 +127,7 @@ impl Node {
     /// Commits what is in flight, closes every store, leaves every group.
     pub fn stop(self) {
         let start = Instant::now();
+        self.tidy.stop();
         self.supervisor.stop();
         self.stores.stop();
         self.heart.stop();
@@ -175,6 +179,10 @@ fn stores(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
         }
         gauges::local(&node);
     })
+}
+
+fn tidy(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
+    Routine::start("tidy", tidy::EVERY, move || tidy::look(&node))
 }
 
 fn lag(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {

@@ -24,6 +24,7 @@ use super::registered::Registered;
 use super::registry::Registry;
 use super::revision::{self, PrepareError, Revision};
 use super::runtime::NodeRuntime;
+use super::tidy;
 use crate::record::Offset;
 
 /// The registry is looked at this often even if it does not change, for what is to be tried again.
@@ -97,20 +98,23 @@ impl Supervisor {
 }
 
 fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view: &Registry) {
-    let gone: Vec<String> = places
+    let gone: Vec<(String, String)> = places
         .iter()
         .filter(|(name, place)| {
             view.deployments.get(*name).is_none_or(|now| now.incarnation != place.incarnation())
         })
-        .map(|(name, _)| name.clone())
+        .map(|(name, place)| (name.clone(), place.incarnation().to_owned()))
         .collect();
-    for name in gone {
+    for (name, incarnation) in gone {
         if let Some(Place::Up(deployment, _)) = places.remove(&name) {
             tracing::info!(deployment = name, "deleted; stopping");
             deployment.stop(Leave::All);
         }
         node.forget(&name);
-        node.collect_state(view);
+        // Not if its state is kept for the next deployment of the name.
+        if !view.is_alive(&name, &incarnation) {
+            tidy::life_ended(node, &name, &incarnation);
+        }
     }
     rest(node, places, view);
     let due: Vec<&Registered> = view

@@ -34,7 +34,7 @@ use std::path::PathBuf;
 
 pub use budget::{BudgetConfig, StoreBudget};
 pub use db::{Identity, Opening, Progress, Store, Unusable};
-pub use dir::StateDir;
+pub use dir::{StateDir, StoreDir};
 pub use flush::{FlushRule, flush_due};
 pub use keys::{POSITION, StoreDef, Stores, Table, is_changelog_key, is_inbox_key};
 pub use lock::FileLock;

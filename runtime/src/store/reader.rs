@@ -141,6 +141,14 @@ impl Snapshot<'_> {
         Ok(self.snapshot.get([table.prefix(), key].concat())?)
     }
 
+    /// Rows of a table with keys from `start`, one page of them.
+    pub fn rows(&self, table: Table, start: &[u8], limit: u32) -> Result<Page, StoreError> {
+        let prefix = table.prefix();
+        let (start, end) = ([prefix, start].concat(), keys::prefix_end(prefix));
+        let rows = Committed::new(&start, &end, |options| self.snapshot.raw_iterator_opt(options));
+        scan::page(Vec::new(), Some(rows), prefix.len(), limit)
+    }
+
     /// Up to `limit` keys in `start..end` (`None` = to the last key), in key order.
     pub fn scan(
         &self,

@@ -13,9 +13,10 @@
 //! succeeded turns frozen into cache. Dropping clears everything above RocksDB.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
@@ -79,6 +80,8 @@ pub struct View {
     /// Behind a cell because a read may fill it.
     cache: RefCell<Cache>,
     prefetcher: Prefetcher,
+    /// Waited for RocksDB and not asked for yet. Nothing is decided by it.
+    reading: Cell<Duration>,
 }
 
 impl Default for View {
@@ -106,7 +109,21 @@ impl View {
             spare: Overlay::default(),
             cache: RefCell::new(Cache::new(limits.cache_bytes)),
             prefetcher: Prefetcher::default(),
+            reading: Cell::default(),
         }
+    }
+
+    /// How long reads have waited for RocksDB, since this was asked last.
+    pub fn take_reading_time(&mut self) -> Duration {
+        self.reading.take()
+    }
+
+    /// Only around reads that memory did not answer, which take a hundred times as long as the clock.
+    fn timed<R>(&self, read: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let answer = read();
+        self.reading.set(self.reading.get() + start.elapsed());
+        answer
     }
 
     pub fn get(&self, store: u16, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -126,7 +143,7 @@ impl View {
             return Ok(known.map(<[u8]>::to_vec));
         }
         match &self.reader {
-            Some(reader) => reader.get_raw(&[key.prefix, key.key].concat()),
+            Some(reader) => self.timed(|| reader.get_raw(&[key.prefix, key.key].concat())),
             None => Ok(None),
         }
     }
@@ -154,7 +171,7 @@ impl View {
         let Some(reader) = &self.reader else {
             return Ok(None);
         };
-        let value = reader.get_raw(&[key.prefix, key.key].concat())?;
+        let value = self.timed(|| reader.get_raw(&[key.prefix, key.key].concat()))?;
         self.cache.borrow_mut().put(key, value.as_deref());
         Ok(value)
     }
@@ -168,9 +185,9 @@ impl View {
         let stores = self.stores.as_deref();
         let layers = self.layers().map(|layer| layer.range(store, stores, &start, &end)).collect();
         match &self.reader {
-            Some(reader) => {
+            Some(reader) => self.timed(|| {
                 reader.scan_raw(&start, &end, |rows| scan::page(layers, Some(rows), prefix.len(), limit))
-            }
+            }),
             None => scan::page(layers, None, prefix.len(), limit),
         }
     }
@@ -242,7 +259,7 @@ impl View {
         };
         work.sort_misses(stores, keys.bytes());
         let misses = &work.misses;
-        reader.multi_get(work.full_keys(), |index, value| {
+        let read = |index: usize, value: Option<&[u8]>| {
             let (store, row) = misses[index];
             let prefix = stores.get(store).map_or(&[][..], |def| &def.prefix);
             let key = row.key(store, prefix, keys.bytes());
@@ -250,7 +267,8 @@ impl View {
             if !fetched.is_full() {
                 fetched.push(store, key.key, value);
             }
-        })?;
+        };
+        self.timed(|| reader.multi_get(work.full_keys(), read))?;
         Ok(fetched.rows)
     }
 

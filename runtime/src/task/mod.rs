@@ -350,6 +350,11 @@ impl Task {
         self.stats
     }
 
+    /// How long calls have waited for state to be read from disk, since this was asked last.
+    pub fn take_reading_time(&mut self) -> Duration {
+        self.view.take_reading_time()
+    }
+
     /// A seal is out and has not come back.
     pub fn is_committing(&self) -> bool {
         self.in_flight.is_some()

@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::spent::Spent;
+
 /// Only rises.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -167,6 +169,8 @@ pub struct TaskMetrics {
     pub lag_records: OptionalGauge,
     /// Age of the oldest record that is not committed.
     pub lag_seconds: OptionalGauge,
+    /// What it did with its time.
+    pub spent: Spent,
     state: AtomicU8,
 }
 
@@ -177,6 +181,7 @@ impl TaskMetrics {
             // Another node has it now; a gauge left behind would count twice in a sum.
             self.lag_records.set(None);
             self.lag_seconds.set(None);
+            self.spent.forget_recent();
             let kept = [&self.parked_records, &self.parked_bytes, &self.parked_full];
             for gauge in
                 [&self.restore_remaining, &self.store_bytes, &self.overlay_bytes].into_iter().chain(kept)
@@ -315,6 +320,9 @@ pub struct NodeMetrics {
     pub write_buffer_bytes: Gauge,
     /// Free space below the state directory.
     pub state_free_bytes: Gauge,
+    /// Of directories of state that are of no use and wait to be collected, and how many have been.
+    pub unused_state_bytes: Gauge,
+    pub collected_state: Counter,
     /// From the sending of a heartbeat to its acknowledgement by every replica in sync.
     pub broker_latency: Histogram,
     /// Calls of the control plane, and those that failed.

@@ -6,7 +6,9 @@
 
 mod board;
 mod cells;
+mod handler_logs;
 pub mod logging;
+mod spent;
 pub mod table;
 
 pub use board::{CONTENT_TYPE, Telemetry};
@@ -14,3 +16,5 @@ pub use cells::{
     BreakerState, Counter, DestinationMetrics, Gauge, Histogram, NodeMetrics, OutboxMetrics, TaskMetrics,
     TaskState, WorkerMetrics,
 };
+pub use handler_logs::{HandlerLogs, Level, Line, LogBounds, LogRing, Since};
+pub use spent::{Activity, Parts, Spent};

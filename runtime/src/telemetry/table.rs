@@ -9,6 +9,7 @@ use super::cells::{
     BreakerState, DestinationMetrics, Histogram, NodeMetrics, OutboxMetrics, TaskMetrics, TaskState,
     WorkerMetrics,
 };
+use super::spent::Activity;
 
 /// What a row reads.
 pub enum Sample<'a> {
@@ -104,6 +105,11 @@ pub const TASK: &[Row<TaskMetrics>] = &[
         |c, emit| if let Some(lag) = c.lag_records.get() { emit(None, Sample::Gauge(lag)) }),
     gauge("tidemill_lag_seconds", "Age of the oldest record that is not committed",
         |c, emit| if let Some(lag) = c.lag_seconds.get() { emit(None, Sample::Gauge(lag)) }),
+    counter("tidemill_task_seconds", "What a task did with its time; the activities add up to it", |c, emit| {
+        for (activity, name) in Activity::ALL {
+            emit(Some(("activity", name)), Seconds(c.spent.seconds(activity)));
+        }
+    }),
     gauge("tidemill_task_state", "1 for the state a task is in", |c, emit| {
         if c.state() == TaskState::Absent { return }
         for (state, name) in TaskState::SHOWN {
@@ -193,6 +199,10 @@ pub const NODE: &[Row<NodeMetrics>] = &[
         |c, emit| emit(None, Sample::Gauge(c.write_buffer_bytes.get() as f64))),
     gauge("tidemill_state_free_bytes", "Free space below the state directory",
         |c, emit| emit(None, Sample::Gauge(c.state_free_bytes.get() as f64))),
+    gauge("tidemill_state_unused_bytes", "State of no use that waits to be deleted (state_unused_keep)",
+        |c, emit| emit(None, Sample::Gauge(c.unused_state_bytes.get() as f64))),
+    counter("tidemill_state_collected", "Directories of state that were deleted because they were of no use",
+        |c, emit| emit(None, Count(c.collected_state.get()))),
     histogram("tidemill_broker_latency_seconds", "From a heartbeat's sending to its acknowledgement by all replicas in sync",
         |c, emit| emit(None, Latency(&c.broker_latency))),
     counter("tidemill_control_calls", "Calls of the control plane",

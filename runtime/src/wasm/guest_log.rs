@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::abi::Level;
+use crate::telemetry::{self, LogRing};
 
-/// Longest line, in bytes of the guest's text.
+/// Longest line, in bytes as it is kept and shown; what says that it was cut comes on top.
 const LINE_BYTES_MAX: usize = 1024;
 
 /// Lines a second of one task.
@@ -25,11 +26,26 @@ pub struct GuestLog {
     dropped: u64,
     /// The last error of the call in progress: a panic says there what the trap cannot.
     last_error: Option<String>,
+    /// Where lines are kept for whoever asks; none for a module that is only tried out.
+    ring: Option<Arc<LogRing>>,
 }
 
 impl GuestLog {
     pub fn new(deployment: Arc<str>, partition: i32) -> GuestLog {
-        GuestLog { deployment, partition, window: Instant::now(), lines: 0, dropped: 0, last_error: None }
+        GuestLog {
+            deployment,
+            partition,
+            window: Instant::now(),
+            lines: 0,
+            dropped: 0,
+            last_error: None,
+            ring: None,
+        }
+    }
+
+    /// Keeps lines there as well.
+    pub fn kept_in(self, ring: Option<Arc<LogRing>>) -> GuestLog {
+        GuestLog { ring, ..self }
     }
 
     pub fn begin_call(&mut self) {
@@ -42,6 +58,9 @@ impl GuestLog {
 
     pub fn write(&mut self, level: Level, text: &str) {
         let admitted = self.admit();
+        if let Some(ring) = self.ring.as_ref().filter(|_| !admitted) {
+            ring.held_back(1);
+        }
         if !admitted && level != Level::Error {
             return;
         }
@@ -53,6 +72,9 @@ impl GuestLog {
                 Level::Warn => tracing::warn!(deployment, partition, "{line}"),
                 Level::Info => tracing::info!(deployment, partition, "{line}"),
                 Level::Debug => tracing::debug!(deployment, partition, "{line}"),
+            }
+            if let Some(ring) = &self.ring {
+                ring.push(partition, kept_as(level), &line);
             }
         }
         if level == Level::Error {
@@ -80,21 +102,37 @@ impl GuestLog {
     }
 }
 
-/// At most `LINE_BYTES_MAX` bytes of the text, on one line, without control characters.
+fn kept_as(level: Level) -> telemetry::Level {
+    match level {
+        Level::Error => telemetry::Level::Error,
+        Level::Warn => telemetry::Level::Warn,
+        Level::Info => telemetry::Level::Info,
+        Level::Debug => telemetry::Level::Debug,
+    }
+}
+
+/// The text on one line of at most `LINE_BYTES_MAX` bytes, without anything that a terminal obeys.
 fn escaped(text: &str) -> String {
-    let short = &text[..text.floor_char_boundary(LINE_BYTES_MAX)];
-    let mut line = String::with_capacity(short.len());
-    for char in short.chars() {
-        if char.is_control() {
-            line.extend(char.escape_default());
-        } else {
-            line.push(char);
+    let mut line = String::with_capacity(text.len().min(LINE_BYTES_MAX));
+    for char in text.chars() {
+        let start = line.len();
+        match is_obeyed(char) {
+            true => line.extend(char.escape_unicode()),
+            false => line.push(char),
+        }
+        if line.len() > LINE_BYTES_MAX {
+            line.truncate(start);
+            let _ = write!(line, "... ({} bytes)", text.len());
+            break;
         }
     }
-    if short.len() < text.len() {
-        let _ = write!(line, "... ({} bytes)", text.len());
-    }
     line
+}
+
+/// Control characters, and those that turn the direction of what follows or end a line.
+fn is_obeyed(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -103,18 +141,26 @@ mod tests {
 
     #[test]
     fn a_line_is_one_short_line_whatever_the_guest_writes() {
-        assert_eq!(escaped("a\nb\u{1b}[31m"), "a\\nb\\u{1b}[31m");
-        let long = escaped(&"é".repeat(LINE_BYTES_MAX));
-        assert!(long.ends_with("... (2048 bytes)") && long.len() < LINE_BYTES_MAX + 32, "{long}");
+        assert_eq!(escaped("a\nb\u{1b}[31m\u{202e}c"), "a\\u{a}b\\u{1b}[31m\\u{202e}c");
+        for char in ["é", "\0", "\u{9b}"] {
+            let long = escaped(&char.repeat(LINE_BYTES_MAX));
+            assert!(long.ends_with(" bytes)") && long.len() < LINE_BYTES_MAX + 32, "{long}");
+            assert!(!long.chars().any(char::is_control), "{long}");
+        }
+        assert_eq!(escaped(&"x".repeat(LINE_BYTES_MAX)).len(), LINE_BYTES_MAX);
     }
 
     #[test]
     fn a_flood_is_cut_to_so_many_lines_but_the_last_error_is_kept() {
-        let mut log = GuestLog::new("d".into(), 0);
+        let ring = Arc::new(LogRing::new(telemetry::LogBounds { lines: 5, bytes: 1 << 20 }));
+        let mut log = GuestLog::new("d".into(), 0).kept_in(Some(Arc::clone(&ring)));
+        let (_, before) = ring.kept(0, |_| true);
         for line in 0..10 * LINES_MAX {
             log.write(Level::Error, &line.to_string());
         }
         assert_eq!(log.dropped, u64::from(9 * LINES_MAX));
         assert_eq!(log.take_last_error(), Some((10 * LINES_MAX - 1).to_string()));
+        let (kept, dropped, _) = ring.since(before, usize::MAX, |line| line.level == telemetry::Level::Error);
+        assert_eq!((kept.len(), dropped), (5, u64::from(10 * LINES_MAX) - 5), "every lost line is counted");
     }
 }

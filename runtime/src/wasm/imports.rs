@@ -1,7 +1,5 @@
 //! What a guest may call: state and log. Arguments are hostile; an error ends the guest's call.
 
-use std::sync::Arc;
-
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, WasmList, WasmStr};
 
@@ -48,15 +46,15 @@ pub enum HostError {
 }
 
 impl HostState {
-    /// For an instance of the deployment on that partition, whose manifest has so many stores.
-    pub fn new(limits: &Limits, stores: u16, deployment: Arc<str>, partition: i32) -> HostState {
+    /// For an instance whose manifest has so many stores, and that logs there.
+    pub fn new(limits: &Limits, stores: u16, log: GuestLog) -> HostState {
         HostState {
             view: View::default(),
             limiter: Limiter::new(limits),
             limits: limits.clone(),
             allowance: Allowance::default(),
             interrupt: Interrupt::default(),
-            log: GuestLog::new(deployment, partition),
+            log,
             stores,
             handed_bytes: Vec::new(),
         }

@@ -10,6 +10,7 @@ use super::abi::{Order as RawOrder, PrefetchedRef, RawEffects, RecordsRef};
 use super::check::{self, Terms};
 use super::clock::{Allowance, Interrupt, thread_cpu_time};
 use super::engine::Engine;
+use super::guest_log::GuestLog;
 use super::imports::{HostError, HostState};
 use super::limits;
 use super::{Module, ModuleError};
@@ -19,6 +20,7 @@ use crate::effects::{Effects, Fault, Order, Prefetched};
 use crate::ports::Handler;
 use crate::record::{Batch, Column};
 use crate::store::{StoreError, View};
+use crate::telemetry::LogRing;
 
 /// CPU time of a call with several records, unless one of them alone may take longer. What is slow in
 /// company is tried again record by record, each with its own limit.
@@ -39,6 +41,8 @@ pub struct Linked {
     config: Arc<[u8]>,
     limits: Limits,
     interrupt: Interrupt,
+    /// Where its tasks' lines are kept.
+    logs: Option<Arc<LogRing>>,
 }
 
 impl Linked {
@@ -55,9 +59,15 @@ impl Linked {
             config: config.to_string().into_bytes().into(),
             limits: limits.clone(),
             interrupt: Interrupt::default(),
+            logs: None,
         };
         linked.start(0)?;
         Ok(linked)
+    }
+
+    /// Keeps what its instances log there.
+    pub fn logging_to(self, logs: Arc<LogRing>) -> Linked {
+        Linked { logs: Some(logs), ..self }
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -80,7 +90,8 @@ impl Linked {
     fn start(&self, partition: i32) -> Result<Instance, ModuleError> {
         let manifest = self.module.manifest();
         let stores = manifest.stores.len() as u16;
-        let mut host = HostState::new(&self.limits, stores, self.deployment.clone(), partition);
+        let log = GuestLog::new(self.deployment.clone(), partition).kept_in(self.logs.clone());
+        let mut host = HostState::new(&self.limits, stores, log);
         host.interrupt = self.interrupt.clone();
         let mut instance = Instance::start(self.module.engine(), self.module.pre(), host)?;
         match instance.init(&self.config) {

@@ -6,6 +6,7 @@ use wasmtime::component::{Component, InstancePre};
 
 use super::abi::{PACKAGE, VERSION};
 use super::engine::Engine;
+use super::guest_log::GuestLog;
 use super::imports::{self, HostState};
 use super::instance::Instance;
 use super::{Compiler, limits};
@@ -172,8 +173,8 @@ fn check_names(engine: &Engine, component: &Component) -> Result<(), ModuleError
 }
 
 fn describe(engine: &'static Engine, pre: &InstancePre<HostState>) -> Result<Manifest, ModuleError> {
-    let mut instance =
-        Instance::start(engine, pre, HostState::new(&limits::describing(), 0, "describe".into(), 0))?;
+    let host = HostState::new(&limits::describing(), 0, GuestLog::new("describe".into(), 0));
+    let mut instance = Instance::start(engine, pre, host)?;
     let json = instance.describe().map_err(|fault| ModuleError::Start(fault.to_string()))?;
     if json.len() > MANIFEST_BYTES_MAX {
         let bytes = json.len();

@@ -23,7 +23,7 @@ use crate::WORD_COUNT;
 use crate::world::{World, deploy, eventually};
 
 /// A node with its gRPC services.
-struct Served<'a> {
+pub struct Served<'a> {
     node: Option<Node>,
     server: JoinHandle<()>,
     stop: watch::Sender<bool>,
@@ -32,7 +32,7 @@ struct Served<'a> {
 }
 
 impl<'a> Served<'a> {
-    fn start(world: &World, runtime: &'a Runtime, id: &str) -> Served<'a> {
+    pub fn start(world: &World, runtime: &'a Runtime, id: &str) -> Served<'a> {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();
         let node = world.member(id, &address);
@@ -46,7 +46,7 @@ impl<'a> Served<'a> {
         Served { node: Some(node), server, stop, runtime, channel }
     }
 
-    fn node(&self) -> &Node {
+    pub fn node(&self) -> &Node {
         self.node.as_ref().expect("it runs")
     }
 
@@ -54,7 +54,7 @@ impl<'a> Served<'a> {
         StateClient::new(self.channel.clone())
     }
 
-    fn stop(mut self) {
+    pub fn stop(mut self) {
         self.stop.send(true).expect("it listens");
         drop(self.channel);
         self.runtime.block_on(&mut self.server).expect("ends");

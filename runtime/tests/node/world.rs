@@ -63,6 +63,12 @@ impl World {
         Node::start(self.config(more), "127.0.0.1:0".into(), PROGRAM.into(), Telemetry::new()).expect("node")
     }
 
+    /// Node `n` of another world, on this one's cluster.
+    pub fn node_of(&self, other: &World) -> Node {
+        let config = NodeConfig { state_dir: other.dir.path().join("node-n"), ..self.config("") };
+        Node::start(config, "127.0.0.1:0".into(), PROGRAM.into(), Telemetry::new()).expect("node")
+    }
+
     /// A node of that id, which others reach there.
     pub fn member(&self, id: &str, address: &str) -> Node {
         let config = self.config_of(id, "");

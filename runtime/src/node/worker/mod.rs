@@ -30,6 +30,7 @@ mod redrive;
 mod relay;
 mod rest;
 mod swap;
+mod time;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -52,7 +53,7 @@ use crate::ports::{Clock, Group, Membership, Relay, Source, SourceError, Taken};
 use crate::record::{Batch, InputPartition, Offset};
 use crate::store::Store;
 use crate::task::{Applied, Sealed, TakenAt, Task, TaskState as Life};
-use crate::telemetry::{TaskMetrics, WorkerMetrics};
+use crate::telemetry::{Activity, TaskMetrics, WorkerMetrics};
 
 /// A take never waits longer, so that commands and restores are served.
 const TAKE_WAIT_MAX: Duration = Duration::from_millis(50);
@@ -72,6 +73,7 @@ pub trait Consumer: Source + Group {
 pub type ConsumerFactory<C> = Box<dyn FnMut() -> Result<C, SourceError> + Send>;
 
 pub use swap::Swap;
+use time::Turn;
 
 pub enum Command<C> {
     /// Commit, close the stores and end.
@@ -114,6 +116,8 @@ struct Slot {
     /// They were started, and not stopped since.
     flowing: bool,
     state: SlotState,
+    /// In calls of its task, in the turn in progress.
+    own_calls: Duration,
     metrics: Arc<TaskMetrics>,
 }
 
@@ -177,6 +181,7 @@ pub struct Worker<C: Consumer> {
     seat: u64,
     pace: Pace,
     clock: Box<dyn Clock>,
+    turn: Turn,
     taken: Vec<Taken>,
     /// When the group was last listened to.
     last_take: Duration,
@@ -228,6 +233,7 @@ impl<C: Consumer> Worker<C> {
             seat: parts.budget.seat(),
             budget: parts.budget,
             clock: parts.clock,
+            turn: Turn::at(now),
             taken: Vec::new(),
             last_take: now,
             rest: VecDeque::new(),
@@ -276,12 +282,15 @@ impl<C: Consumer> Worker<C> {
         self.retry_parked();
         self.serve_redrives();
         self.commit_if_due();
+        self.account();
     }
 
     fn take(&mut self) {
         let Some(consumer) = self.consumer.as_mut() else {
             // Nothing to poll until the back-off has passed; the pause only keeps the loop from spinning.
+            let before = self.clock.monotonic();
             self.clock.pause(TAKE_WAIT_MAX);
+            self.took_records(before);
             return;
         };
         let now = self.clock.monotonic();
@@ -295,6 +304,7 @@ impl<C: Consumer> Worker<C> {
         let wait = self.desk.patience(now, self.pace.patience(now, waiting, most));
         let mut taken = std::mem::take(&mut self.taken);
         let result = consumer.take(wait, &mut taken);
+        self.took_records(now);
         self.dry = true;
         for item in taken.drain(..) {
             self.serve(item);
@@ -335,19 +345,23 @@ impl<C: Consumer> Worker<C> {
         }
         let partition = batch.partition;
         let taken = TakenAt { monotonic: self.clock.monotonic(), wall_ms: self.clock.wall_ms() };
-        let Some(Slot { state: SlotState::Running(task), metrics, .. }) = self.slots.get_mut(&partition)
+        let Some(Slot { state: SlotState::Running(task), own_calls, metrics, .. }) =
+            self.slots.get_mut(&partition)
         else {
             return; // Of a task that is not running: it is read again from its position.
         };
         let bytes = batch.bytes() as u64;
         let was_blocked = task.is_blocked();
-        match task.apply(batch, taken) {
+        metrics.spent.begin(Activity::Handler);
+        let result = task.apply(batch, taken);
+        let took = self.clock.monotonic().saturating_sub(taken.monotonic);
+        self.turn.called(own_calls, metrics, took, task.take_reading_time());
+        match result {
             Ok(Applied { ok, failed, left, .. }) => {
                 self.rest.extend(left);
                 metrics.records_in.add((ok + failed) as u64);
                 metrics.bytes_in.add(bytes);
                 metrics.handler_calls.add(1);
-                let took = self.clock.monotonic().saturating_sub(taken.monotonic);
                 metrics.handler_time.add(took);
                 metrics.handler_duration.observe(took);
                 metrics.overlay_bytes.set(task.pending().bytes as u64);
@@ -438,6 +452,7 @@ impl<C: Consumer> Worker<C> {
     /// Commits everything and waits for the outcome; bounded by the sink's time-outs. What could
     /// not be committed has been dropped or is held as refused.
     fn commit_now(&mut self) {
+        self.waits_for_commit();
         if let Some(done) = self.committer.wait() {
             self.serve_outcome(done);
         }

@@ -4,7 +4,7 @@
 //! A retry is work without input. It is committed like any other, with the offsets of every task it
 //! writes for, so a worker that has lost its partitions cannot commit it.
 
-use super::{Consumer, Life, TakenAt, Worker, positions, running, waiting};
+use super::{Consumer, Life, Slot, SlotState, TakenAt, Worker, positions, running, waiting};
 use crate::telemetry::TaskState;
 
 impl<C: Consumer> Worker<C> {
@@ -17,10 +17,16 @@ impl<C: Consumer> Worker<C> {
         let parked = running(&mut self.slots).filter(|(_, task)| task.parked().0 > 0 || task.is_blocked());
         let parked: Vec<i32> = parked.map(|(partition, _)| partition).collect();
         for partition in parked {
-            let Some((_, task)) = running(&mut self.slots).find(|(number, _)| *number == partition) else {
+            let Some(Slot { state: SlotState::Running(task), own_calls, metrics, .. }) =
+                self.slots.get_mut(&partition)
+            else {
                 continue;
             };
-            if let Err(error) = task.retry(taken) {
+            let before = self.clock.monotonic();
+            let result = task.retry(taken);
+            let took = self.clock.monotonic().saturating_sub(before);
+            self.turn.called(own_calls, metrics, took, task.take_reading_time());
+            if let Err(error) = result {
                 self.task_failed(partition, &error);
                 continue;
             }

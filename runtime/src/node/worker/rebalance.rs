@@ -1,6 +1,7 @@
 //! What a worker does when the group gives and takes partitions, and when a task must stop.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{Consumer, Slot, SlotState, Standing, Worker};
 use crate::faults::{Bug, CrashPoint, crash_point, planted};
@@ -22,6 +23,7 @@ impl<C: Consumer> Worker<C> {
                 held: BTreeSet::new(),
                 flowing: false,
                 state: SlotState::Waiting { store: None },
+                own_calls: Duration::ZERO,
                 metrics: self.board.metrics(partition.partition),
             });
             slot.held.insert(partition.input);

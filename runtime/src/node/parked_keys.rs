@@ -1,0 +1,114 @@
+//! Which keys are parked, for answers about state: whoever reads a value has to know that records are
+//! waiting which it does not show yet.
+//!
+//! Read under the same snapshot as the values, so that both are true at one position. There are at most as
+//! many rows as `failures.parked` allows, and none at all in the ordinary case.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use prost::Message;
+use tidemill_proto::v1 as proto;
+
+use crate::store::{Snapshot, StoreError, Table};
+
+/// Rows read at once.
+const PAGE_ROWS: u32 = 1_000;
+/// What an answer tells of a reason.
+const REASON_BYTES_MAX: usize = 200;
+
+/// A `ParkedRecord` without what it carries: skipped bytes are not copied.
+#[derive(Clone, PartialEq, Message)]
+struct Head {
+    #[prost(uint32, tag = "1")]
+    input: u32,
+    #[prost(uint64, tag = "2")]
+    offset: u64,
+    #[prost(bytes = "vec", optional, tag = "4")]
+    key: Option<Vec<u8>>,
+    #[prost(uint32, tag = "7")]
+    attempts: u32,
+    #[prost(int64, tag = "8")]
+    next_attempt_ms: i64,
+    #[prost(string, tag = "9")]
+    kind: String,
+    #[prost(string, tag = "10")]
+    reason: String,
+    #[prost(bool, tag = "11")]
+    held: bool,
+}
+
+/// By key, what is parked of the keys that are wanted in this partition. `inputs` are the topics.
+pub fn of(
+    snapshot: &Snapshot<'_>,
+    (partition, inputs): (i32, &[String]),
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Result<BTreeMap<Vec<u8>, proto::ParkedKey>, StoreError> {
+    let mut parked = BTreeMap::new();
+    let mut start = Vec::new();
+    loop {
+        let page = snapshot.rows(Table::Parked, &start, PAGE_ROWS)?;
+        for (row, value) in page.keys.iter().zip(page.values.iter()) {
+            start = [row.unwrap_or_default(), b"\0"].concat();
+            let head = Head::decode(value.unwrap_or_default())
+                .map_err(|error| StoreError::Corrupt(format!("parked record: {error}")))?;
+            let Some(key) = head.key.clone().filter(|key| wanted(key)) else { continue };
+            match parked.entry(key) {
+                // Rows of a key are in the order in which they are tried: this is its first.
+                Entry::Vacant(place) => {
+                    let first = first(head, partition, inputs);
+                    place.insert(first);
+                }
+                Entry::Occupied(mut known) => known.get_mut().records += 1,
+            }
+        }
+        if !page.more {
+            return Ok(parked);
+        }
+    }
+}
+
+fn first(mut head: Head, partition: i32, inputs: &[String]) -> proto::ParkedKey {
+    head.reason.truncate(head.reason.floor_char_boundary(REASON_BYTES_MAX));
+    proto::ParkedKey {
+        partition,
+        key: head.key.unwrap_or_default(),
+        records: 1,
+        kind: head.kind,
+        reason: head.reason,
+        attempts: head.attempts,
+        next_attempt_ms: head.next_attempt_ms,
+        held: head.held,
+        topic: inputs.get(head.input as usize).cloned().unwrap_or_default(),
+        offset: head.offset,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::store::ParkedRecord;
+
+    use super::*;
+
+    #[test]
+    fn a_head_reads_what_a_parked_record_says_and_skips_what_it_carries() {
+        let record = ParkedRecord {
+            input: 1,
+            offset: 7,
+            key: Some(b"k".to_vec()),
+            value: Some(vec![0; 1000]),
+            headers: Some(vec![0; 100]),
+            attempts: 3,
+            next_attempt_ms: 9,
+            kind: "transient".into(),
+            reason: "é".repeat(200),
+            held: true,
+            ..ParkedRecord::default()
+        };
+        let head = Head::decode(record.encode_to_vec().as_slice()).expect("decodes");
+        let parked = first(head, 4, &["a".into(), "b".into()]);
+        assert_eq!((parked.topic.as_str(), parked.offset, parked.partition), ("b", 7, 4));
+        assert_eq!((parked.attempts, parked.next_attempt_ms, parked.held), (3, 9, true));
+        assert_eq!((parked.kind.as_str(), parked.reason.len()), ("transient", REASON_BYTES_MAX));
+    }
+}
