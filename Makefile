@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test simulate mutants faults matrix chaos outbox fault-node hostile soak api lint advisories bench recovery conformance clean
+.PHONY: help setup build demo test simulate mutants faults matrix chaos outbox reads fault-node hostile soak api lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,9 @@ soak: build ## Deploy and delete in a row, then run small deployments at once (C
 
 outbox: fault-node ## W7: misbehaving receivers, kills between commit and delivery, moves (SHORT=1: webhooks only, ONLY=, SEED=)
 	@$(BIN)/tidemill-outbox $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
+
+reads: build ## Read every write at its position, ten thousand times, across swaps, moves and kills (ROUNDS=, BROKER=embedded)
+	@$(BIN)/tidemill-reads $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(BROKER),--broker $(BROKER))
 
 api: setup ## Write docs/api.md and proto/released.txt anew, after a change of the contracts
 	TIDEMILL_WRITE=1 $(CARGO) test --release --workspace --test contract

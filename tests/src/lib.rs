@@ -5,6 +5,7 @@
 //! | `tests/architecture.rs` | which module of the runtime may name which other, and which foreign crate |
 //! | `tests/embedded.rs`, `tests/apache.rs` | the cases of [`cases`], on either broker |
 //! | `src/inputs.rs` | those of the cases in which a deployment's inputs change |
+//! | `src/reads.rs` | every write is read at its position (`make reads`, and in short on either broker) |
 //! | `tests/bad_input.rs` | one clear error for every mistake, quickly |
 //! | `tests/tutorial.rs` | the commands of the README, in order |
 //!
@@ -32,5 +33,6 @@ pub mod outbox;
 pub mod pipeline;
 pub mod programs;
 pub mod reading;
+pub mod reads;
 pub mod rig;
 pub mod wait;

@@ -6,6 +6,7 @@ use tidemill_tests::cluster::Cluster;
 use tidemill_tests::inputs;
 use tidemill_tests::node::plain;
 use tidemill_tests::programs::{alone, turn_on_apache};
+use tidemill_tests::reads;
 
 #[test]
 fn the_flights_pipeline_is_right() {
@@ -50,6 +51,12 @@ fn partitions_that_are_added_after_a_crash_are_read() {
 fn an_exchanged_input_begins_and_resumes_where_it_should() {
     let _turn = turn_on_apache();
     inputs::an_exchanged_input_begins_and_resumes_where_it_should(&Cluster::apache());
+}
+
+#[test]
+fn every_write_is_seen_by_a_read_at_its_position() {
+    let _turn = turn_on_apache();
+    reads::every_write_is_seen(&Cluster::apache(), 200);
 }
 
 #[test]

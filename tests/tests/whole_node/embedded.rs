@@ -4,6 +4,7 @@ use tidemill_tests::cases;
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::inputs;
 use tidemill_tests::programs::{alone, turn_on_embedded};
+use tidemill_tests::reads;
 
 #[test]
 fn the_flights_pipeline_is_right() {
@@ -39,6 +40,12 @@ fn partitions_that_are_added_after_a_crash_are_read() {
 fn an_exchanged_input_begins_and_resumes_where_it_should() {
     let _turn = turn_on_embedded();
     inputs::an_exchanged_input_begins_and_resumes_where_it_should(&Cluster::embedded());
+}
+
+#[test]
+fn every_write_is_seen_by_a_read_at_its_position() {
+    let _turn = turn_on_embedded();
+    reads::every_write_is_seen(&Cluster::embedded(), 200);
 }
 
 #[test]
