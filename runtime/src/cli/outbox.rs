@@ -199,18 +199,7 @@ async fn of(global: &Global, name: &str) -> Result<Vec<proto::OutboxState>, Fail
 }
 
 fn list_view(outboxes: &[proto::OutboxState]) -> View {
-    let columns = [
-        "DESTINATION",
-        ">PART",
-        "STATE",
-        ">ROWS",
-        ">OLDEST",
-        ">FLYING",
-        ">DELIVERED",
-        ">FAILED",
-        ">REFUSED",
-        "NODE",
-    ];
+    let columns = ["DESTINATION", ">PART", "STATE", ">ROWS", ">OLDEST", ">DELIVERED", ">FAILED", ">REFUSED"];
     let mut table = Table::new(&columns, "no output has an outbox");
     for state in outboxes {
         let (text, tone) = state_of(state);
@@ -220,11 +209,9 @@ fn list_view(outboxes: &[proto::OutboxState]) -> View {
             Cell::toned(text, tone),
             grouped(state.rows).into(),
             state.oldest_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1}s")).into(),
-            grouped(state.in_flight).into(),
             grouped(state.delivered).into(),
             grouped(state.failed).into(),
             grouped(state.refused).into(),
-            state.node.clone().into(),
         ]);
     }
     let total: u64 = outboxes.iter().map(|state| state.rows).sum();
@@ -240,7 +227,7 @@ fn list_view(outboxes: &[proto::OutboxState]) -> View {
 fn state_of(state: &proto::OutboxState) -> (String, Tone) {
     let opens = Duration::from_millis(state.breaker_opens_ms);
     match (state.way.as_str(), state.breaker()) {
-        ("", _) => ("no such output".to_owned(), Tone::Warning),
+        ("", _) => ("no output".to_owned(), Tone::Warning),
         _ if state.paused => ("paused".to_owned(), Tone::Warning),
         (_, proto::BreakerState::Open) if opens.is_zero() => ("open".to_owned(), Tone::Bad),
         (_, proto::BreakerState::Open) => (format!("open {}", units::show_duration(opens)), Tone::Bad),
@@ -430,7 +417,8 @@ mod tests {
         let view = list_view(&[open, gone, paused]);
         let text = view.render(Some(80), false);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        for part in ["open 7s", "no such output", "paused", "total 30,000 rows wait"] {
+        for part in ["confirmations", "1,234,567", "open 7s", "no output", "paused", "total 30,000 rows wait"]
+        {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert_eq!(view.json["outboxes"][0]["breaker"], "open");

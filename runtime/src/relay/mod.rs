@@ -103,7 +103,7 @@ impl Hub {
 
     fn station(&self, origin: &Origin, name: &str, destination: &Destination) -> Result<Station, String> {
         let carrier = match &destination.way {
-            Way::Http(spec) => Carrier::Http(http::Carrier::new(spec, origin, name)?),
+            Way::Http(spec) => Carrier::Http(Box::new(http::Carrier::new(spec, origin, name)?)),
             Way::Amqp(spec) => Carrier::Amqp(amqp::Carrier::new(spec, origin, name)?),
             Way::Kafka(spec) => Carrier::Kafka(kafka::Carrier::new(spec, destination.timeout)?),
         };
@@ -216,7 +216,7 @@ struct Station {
 }
 
 enum Carrier {
-    Http(http::Carrier),
+    Http(Box<http::Carrier>),
     Amqp(amqp::Carrier),
     Kafka(kafka::Carrier),
 }

@@ -86,7 +86,6 @@ impl<C: Consumer> Worker<C> {
         }
         self.board.task_committed(partition, self.index, task);
         self.restorer.committed(partition);
-        let has_rows = task.has_outbox_rows();
         match committed {
             Ok((rewind, trim)) => {
                 if let Some(before) = trim {
@@ -101,9 +100,8 @@ impl<C: Consumer> Worker<C> {
             }
             Err(error) => self.task_failed(partition, &error),
         }
-        if has_rows {
-            self.note_outbox(partition);
-        }
+        // The last rows may be gone with it.
+        self.note_outbox(partition);
     }
 
     /// After a generation refusal the worker serves the rebalance that caused it, then sends the
