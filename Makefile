@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test simulate mutants faults matrix chaos outbox reads fault-node hostile soak api lint advisories bench recovery conformance clean
+.PHONY: help setup build demo test simulate mutants faults matrix chaos outbox swap reads fault-node hostile soak api lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,9 @@ matrix: fault-node ## Run the fault matrix: each fault a named test, on Apache K
 chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTES= or ROUNDS=, SEED=, BROKER= or BROKERS=3)
 	@$(BIN)/tidemill-chaos chaos $(if $(MINUTES),--minutes $(MINUTES),--rounds $(or $(ROUNDS),1)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER)) $(if $(BROKERS),--brokers $(BROKERS))
+
+swap: build ## Exchange versions of a deployment at 20,000 records a second, on Apache Kafka (N= of them, BROKER=embedded, SEED=)
+	@$(BIN)/tidemill-swap $(if $(N),--deployments $(N)) $(if $(BROKER),--broker $(BROKER)) $(if $(SEED),--seed $(SEED))
 
 hostile: build ## Run every hostile guest, module and client beside an innocent deployment (SHORT=1, ONLY=F26, MUTANTS=, BROKER=apache)
 	@$(BIN)/tidemill-hostile cases $(if $(SHORT),--short --mutants $(or $(MUTANTS),100),$(if $(MUTANTS),--mutants $(MUTANTS))) \

@@ -93,6 +93,13 @@ impl Row {
     }
 }
 
+/// Where a version began, as the node said: next offset by partition of the input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Began {
+    pub version: u64,
+    pub first: Vec<(i32, i64)>,
+}
+
 /// Ends of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ends {

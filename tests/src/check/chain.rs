@@ -21,6 +21,11 @@ fn link(before: u64, text: &str) -> u64 {
 
 /// Holds `chain-out` against the model over the input; answers what the store must hold.
 pub fn check(evidence: &Evidence, input: &[Row], verdict: &mut Verdict) -> Result<Model> {
+    Ok(check_rows(input, &evidence.topic("chain-out", true)?, verdict))
+}
+
+/// The same for an output that was read already.
+pub fn check_rows(input: &[Row], output: &[Row], verdict: &mut Verdict) -> Model {
     let mut expected: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut heads: HashMap<String, (i32, u64, u64)> = HashMap::new();
     for row in input {
@@ -32,7 +37,7 @@ pub fn check(evidence: &Evidence, input: &[Row], verdict: &mut Verdict) -> Resul
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut partitions: HashMap<String, i32> = HashMap::new();
     let mut wrong = Vec::new();
-    for row in evidence.topic("chain-out", true)? {
+    for row in output {
         let key = row.key_text();
         let home = *partitions.entry(key.clone()).or_insert(row.partition);
         if home != row.partition {
@@ -53,7 +58,7 @@ pub fn check(evidence: &Evidence, input: &[Row], verdict: &mut Verdict) -> Resul
     let model = heads.into_iter().map(|(key, (partition, count, link))| {
         ((partition, key.into_bytes()), format!("{count},{link}").into_bytes())
     });
-    Ok(model.collect())
+    model.collect()
 }
 
 /// Says what happened to a key at the place where it first goes wrong.

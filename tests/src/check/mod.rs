@@ -19,12 +19,13 @@ mod copy;
 mod input;
 mod live;
 mod state;
+mod versions;
 
 use std::fmt;
 
 use anyhow::Result;
 
-use crate::evidence::Evidence;
+use crate::evidence::{Began, Evidence};
 
 /// Violations of one kind that are told in full; the rest is counted.
 const TOLD_MAX: usize = 10;
@@ -41,7 +42,7 @@ pub struct Verdict {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// W1 to W9.
+    /// W1 to W10.
     pub rule: &'static str,
     pub what: String,
 }
@@ -55,6 +56,11 @@ impl fmt::Display for Violation {
 impl Verdict {
     pub fn is_good(&self) -> bool {
         self.violations.is_empty() && self.invalid.is_empty()
+    }
+
+    /// W9: what nobody asked for.
+    pub fn unexpected(&mut self, what: String) {
+        self.violation("W9", what);
     }
 
     fn violation(&mut self, rule: &'static str, what: impl Into<String>) {
@@ -93,6 +99,18 @@ pub fn check(evidence: &Evidence) -> Result<Verdict> {
         let balances = bank::check(evidence, &transfers, &mut verdict)?;
         state::check(evidence, "book", "balances", &balances, &mut verdict)?;
     }
+    Ok(verdict)
+}
+
+/// Judges a run in which versions of the chain followed each other under load: W2, W4 and W10.
+pub fn check_swaps(evidence: &Evidence, began: &[Began]) -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let acks = evidence.acks()?;
+    live::ends(evidence, &mut verdict)?;
+    let input = input::of(evidence, "chain-in", &acks, &mut verdict)?;
+    let (output, versions) = versions::split(evidence.topic("chain-out", true)?, &mut verdict);
+    chain::check_rows(&input, &output, &mut verdict);
+    versions::check(&input, &output, &versions, began, &mut verdict);
     Ok(verdict)
 }
 

@@ -58,6 +58,8 @@ pub struct Special {
     pub crashes: bool,
     /// The first node reaches the brokers by this way alone.
     pub detour: Option<String>,
+    /// There are no transfers: every record is the chain's.
+    pub chain_only: bool,
 }
 
 /// One fault, and what follows it.

@@ -131,6 +131,7 @@ fn feed(bootstrap: &str, case: &Case, shared: &Shared) -> Result<Vec<Ack>> {
 /// The records, in order: `kN` with `kN,SEQUENCE,TOKEN`, and now and then `tN` with `FROM,TO,AMOUNT`.
 struct Source {
     rng: Rng,
+    chain_only: bool,
     keys: usize,
     sequences: HashMap<usize, u64>,
     made: u64,
@@ -139,12 +140,13 @@ struct Source {
 impl Source {
     fn new(case: &Case) -> Source {
         let keys = KEYS_PER_PARTITION * case.partitions as usize;
-        Source { rng: Rng::with_seed(case.seed), keys, sequences: HashMap::new(), made: 0 }
+        let chain_only = case.special.chain_only;
+        Source { rng: Rng::with_seed(case.seed), chain_only, keys, sequences: HashMap::new(), made: 0 }
     }
 
     fn next(&mut self) -> (&'static str, String, String) {
         self.made += 1;
-        if self.made.is_multiple_of(TRANSFER_EVERY) {
+        if !self.chain_only && self.made.is_multiple_of(TRANSFER_EVERY) {
             let from = self.rng.usize(..ACCOUNTS);
             // Never to oneself.
             let to = (from + self.rng.usize(1..ACCOUNTS)) % ACCOUNTS;

@@ -18,6 +18,7 @@
 //! | [`round`] | one round from beginning to verdict |
 //! | [`moves`] | what it costs when tasks move |
 //! | [`scenario`] | one fault by hand, for the named tests |
+//! | [`swap`] | versions of the chain that follow each other under load |
 
 pub mod case;
 pub mod dump;
@@ -26,4 +27,5 @@ pub mod fleet;
 pub mod moves;
 pub mod round;
 pub mod scenario;
+pub mod swap;
 pub mod watch;

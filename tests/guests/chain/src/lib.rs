@@ -8,6 +8,10 @@
 //! With `config: { remember: true }` the handler keeps the heads in its own memory as well and
 //! believes that memory first. That is allowed, because the node drops an instance whenever it drops
 //! what was not committed; and it is how a test sees that the node does.
+//!
+//! With `config: { version: N }` the output is `TEXT,COUNT,LINK,N`, so that everybody sees which version of
+//! the deployment handled a record. With `config: { fails: P }` it fails P records of a hundred, chosen by
+//! their text.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,6 +24,9 @@ use tidemill_sdk::{Context, Failure, Handler, Record, Store};
 struct Config {
     #[serde(default)]
     remember: bool,
+    version: Option<u64>,
+    #[serde(default)]
+    fails: u64,
     #[serde(skip)]
     heads: RefCell<HashMap<Vec<u8>, String>>,
 }
@@ -32,6 +39,9 @@ pub struct Chain {
 impl Handler for Chain {
     fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
         let (key, text) = (record.key()?, record.text()?);
+        if next(0, text) % 100 < self.config.fails {
+            return Err(Failure::permanent("as the configuration says"));
+        }
         let remembered = match self.config.remember {
             true => self.config.heads.borrow().get(key).cloned(),
             false => None,
@@ -46,7 +56,11 @@ impl Handler for Chain {
         };
         let head = format!("{},{}", count + 1, next(link, text));
         self.heads.put(ctx, key, head.as_str());
-        ctx.emit("out", key, format!("{text},{head}").as_str())?;
+        let out = match self.config.version {
+            Some(version) => format!("{text},{head},{version}"),
+            None => format!("{text},{head}"),
+        };
+        ctx.emit("out", key, out.as_str())?;
         if self.config.remember {
             self.config.heads.borrow_mut().insert(key.to_vec(), head);
         }

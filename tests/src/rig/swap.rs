@@ -1,0 +1,209 @@
+//! Versions of one deployment that follow each other while records flow: what each swap costs the output,
+//! and whether anything was lost, repeated, or handled by the wrong version.
+//!
+//! Two modules take turns, both compiled before; what is measured is the swap itself. A gap is the time that
+//! one partition of the output stands still for a reader that sees committed records only.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::case::{Case, Special};
+use super::dump::Dump;
+use super::feed::Feeder;
+use super::watch::Watch;
+use crate::check::{Verdict, check_swaps};
+use crate::cluster::Cluster;
+use crate::evidence::{Began, Evidence};
+use crate::node::{Node, plain};
+use crate::programs::{run, tidemill, workspace};
+use crate::wait::until;
+
+const PARTITIONS: i32 = 4;
+/// Records a second.
+const RATE: u64 = 20_000;
+/// The flow is measured for so long before anything is exchanged.
+const UNDISTURBED: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(60);
+const SETTLE_MAX: Duration = Duration::from_secs(120);
+
+/// What a run came to.
+pub struct Outcome {
+    pub swaps: Vec<Duration>,
+    pub undisturbed: Duration,
+    pub verdict: Verdict,
+}
+
+impl Outcome {
+    pub fn longest(&self) -> Duration {
+        self.swaps.iter().max().copied().unwrap_or_default()
+    }
+
+    /// The gap that this part of the swaps does not exceed.
+    pub fn percentile(&self, part: f64) -> Duration {
+        let mut sorted = self.swaps.clone();
+        sorted.sort();
+        let rank = (part * sorted.len() as f64).ceil() as usize;
+        sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+    }
+}
+
+/// Exchanges so many versions on a node of this cluster, in `directory`.
+pub fn play(cluster: &Cluster, deployments: u64, seed: u64, directory: &Path) -> Result<Outcome> {
+    let modules = Modules::build(directory)?;
+    let mut node = Node::start_with(cluster, &directory.join("node"), &plain(cluster));
+    until("the node answers", SOON, || {
+        let answer = node.tidemill(&["deployments"]);
+        if answer.status.success() { Ok(()) } else { Err(answer.stderr) }
+    });
+    let partitions = PARTITIONS.to_string();
+    node.tidemill(&["topics", "create", "chain-in", "chain-out", "--partitions", &partitions]).ok();
+    // Both modules are compiled then; the second version is the one that the first record meets.
+    modules.deploy(&node, 1)?;
+    let mut began = vec![modules.deploy(&node, 2)?];
+    let special = Special { chain_only: true, ..Special::default() };
+    let case = Case { seed, rate: RATE, partitions: PARTITIONS, special, ..Case::plain(1, 1) };
+    let feeder = Feeder::start(cluster.bootstrap(), &case);
+    let watch = Watch::start(cluster.bootstrap(), "chain-out", PARTITIONS)?;
+    flows(&watch, RATE);
+    watch.mark();
+    // What is measured is this time.
+    std::thread::sleep(UNDISTURBED);
+    let undisturbed = longest(&watch);
+    let before = Membership::of(&node)?;
+    let mut swaps = Vec::new();
+    for version in 3..3 + deployments {
+        watch.mark();
+        began.push(modules.deploy(&node, version)?);
+        flows(&watch, RATE / 10);
+        swaps.push(longest(&watch));
+    }
+    let after = Membership::of(&node)?;
+    let records = feeder.sent();
+    until("what was sent by now has come out", SOON, || match watch.records() {
+        seen if seen >= records => Ok(()),
+        seen => Err((seen, records)),
+    });
+    watch.finish();
+    let acks = feeder.finish()?;
+
+    let evidence = Evidence::create(&directory.join("evidence"))?;
+    let dump = Dump::of(cluster.bootstrap());
+    until("everything is committed", SETTLE_MAX, || match is_settled(&dump) {
+        Ok(true) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    evidence.write_acks(&acks)?;
+    for topic in ["chain-in", "chain-out"] {
+        evidence.write_topic(topic, true, &dump.topic(topic, true)?)?;
+    }
+    evidence.write_ends(&[dump.ends("chain-in")?, dump.ends("chain-out")?].concat())?;
+    let mut verdict = check_swaps(&evidence, &began)?;
+    if before != after {
+        verdict.unexpected(format!("the group was rebalanced: {before:?}, then {after:?}"));
+    }
+    for line in node.log().lines().filter(|line| line.contains(" halted ") || line.contains("panicked at")) {
+        verdict.unexpected(line.to_owned());
+    }
+    ensure!(node.stop().success(), "the node did not drain: {}", node.log());
+    Ok(Outcome { swaps, undisturbed, verdict })
+}
+
+/// Waits until so many more records have come out.
+fn flows(watch: &Watch, records: u64) {
+    let wanted = watch.records() + records;
+    until("records flow", SOON, || match watch.records() {
+        seen if seen >= wanted => Ok(()),
+        seen => Err((seen, wanted)),
+    });
+}
+
+fn longest(watch: &Watch) -> Duration {
+    watch.gaps().into_iter().max().unwrap_or_default()
+}
+
+fn is_settled(dump: &Dump) -> Result<bool> {
+    let committed = dump.committed("chain", "chain-in")?;
+    let reached = |end: &crate::evidence::Ends| {
+        committed.iter().any(|at| at.partition == end.partition && at.offset == end.high)
+    };
+    Ok(dump.ends("chain-in")?.iter().all(reached))
+}
+
+/// Two modules of the same code, with digests of their own.
+struct Modules {
+    directory: PathBuf,
+}
+
+impl Modules {
+    fn build(directory: &Path) -> Result<Modules> {
+        let (one, other) = (directory.join("chain-1.wasm"), directory.join("chain-0.wasm"));
+        let guest = workspace().join("tests/guests/chain");
+        run(tidemill(["build"]).arg(guest).arg("--out").arg(&one)).ok();
+        let mut bytes = fs::read(&one)?;
+        // A custom section, which means nothing: id, size, and a name of one byte.
+        bytes.extend([0, 2, 1, b'x']);
+        fs::write(other, bytes)?;
+        Ok(Modules { directory: directory.to_owned() })
+    }
+
+    /// Deploys a version, waits until every task runs it, and answers where each began.
+    fn deploy(&self, node: &Node, version: u64) -> Result<Began> {
+        let document = format!(
+            "name: chain\nmodule: chain-{}.wasm\ninputs: {{ in: {{ topic: chain-in }} }}\n\
+             outputs: {{ out: {{ topic: chain-out }} }}\nconfig: {{ remember: true, version: {version} }}\n\
+             commit: {{ interval: 10ms, min_interval: 5ms }}\n",
+            version % 2
+        );
+        let file = self.directory.join("chain.yaml");
+        fs::write(&file, document)?;
+        let file = file.display().to_string();
+        let answer = node.tidemill(&["apply", "-f", &file, "--wait", "--output", "json"]).ok();
+        let answer: Value = serde_json::from_str(&answer)?;
+        let first = answer["deployments"][0]["first"].as_array().context("an apply says where it began")?;
+        let place = |at: &Value| -> Option<(i32, i64)> {
+            Some((i32::try_from(at["partition"].as_i64()?).ok()?, at["offset"].as_i64()?))
+        };
+        let first: Option<Vec<(i32, i64)>> = first.iter().map(place).collect();
+        let first = first.context("a position has a partition and an offset")?;
+        ensure!(first.len() as i32 == PARTITIONS, "version {version} began in {first:?} only");
+        Ok(Began { version, first })
+    }
+}
+
+/// What a rebalance would change: the node's own counts, and the group's members as Kafka knows them.
+#[derive(Debug, PartialEq, Eq)]
+struct Membership {
+    rebalances: BTreeMap<String, String>,
+    members: String,
+}
+
+impl Membership {
+    fn of(node: &Node) -> Result<Membership> {
+        let scrape = http_get(&node.http, "/metrics")?;
+        let of = |line: &str| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let counts = ["tidemill_rebalances_total", "tidemill_client_restarts_total"];
+            counts.iter().any(|name| series.starts_with(name)).then(|| (series.to_owned(), value.to_owned()))
+        };
+        let rebalances: BTreeMap<_, _> = scrape.lines().filter_map(of).collect();
+        ensure!(!rebalances.is_empty(), "no rebalances are counted in\n{scrape}");
+        let group = node.tidemill(&["groups", "describe", "local.default.chain", "--output", "json"]).ok();
+        let group: Value = serde_json::from_str(&group)?;
+        Ok(Membership { rebalances, members: group["members"].to_string() })
+    }
+}
+
+fn http_get(address: &str, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
