@@ -56,7 +56,8 @@ fn named_twice(uploads: &[Upload]) -> Option<&str> {
     uploads.iter().map(|upload| upload.name.as_str()).find(|name| !seen.insert(*name))
 }
 
-fn read(file: &Path) -> Result<Vec<Upload>, Failure> {
+/// Every document of a file, with its module.
+pub fn read(file: &Path) -> Result<Vec<Upload>, Failure> {
     let shown = file.display();
     let text = if file == Path::new("-") {
         std::io::read_to_string(std::io::stdin())

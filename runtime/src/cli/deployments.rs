@@ -52,9 +52,14 @@ pub async fn get(channel: Channel, name: &str) -> Result<proto::Deployment, Fail
     Ok(client.get(request).await?.into_inner().deployment.unwrap_or_default())
 }
 
-async fn list(channel: Channel) -> Result<View, Failure> {
+/// Every deployment, as the asked node sees it.
+pub async fn all(channel: Channel) -> Result<Vec<proto::Deployment>, Failure> {
     let mut client = DeploymentsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-    let deployments = client.list(proto::ListDeploymentsRequest {}).await?.into_inner().deployments;
+    Ok(client.list(proto::ListDeploymentsRequest {}).await?.into_inner().deployments)
+}
+
+async fn list(channel: Channel) -> Result<View, Failure> {
+    let deployments = all(channel).await?;
     let mut table = Table::new(
         &["NAME", "STATE", ">REV", ">TASKS", "INPUTS", "OUTPUTS", "MODULE", "REASON"],
         "nothing is deployed: `tidemill apply -f FILE` deploys something",
@@ -70,7 +75,7 @@ async fn list(channel: Channel) -> Result<View, Failure> {
             deployment.inputs.join(",").into(),
             deployment.outputs.join(",").into(),
             module_short(&deployment.module).into(),
-            deployment.reason.clone().into(),
+            reason(deployment).into(),
         ]);
     }
     let deployments: Vec<Value> = deployments.iter().map(to_json).collect();
@@ -87,6 +92,7 @@ fn detail(deployment: &proto::Deployment) -> View {
     say("name", deployment.name.clone());
     say("state", state_name(deployment.state()).to_owned());
     say("reason", deployment.reason.clone());
+    say("rollback", deployment.rolled_back.clone());
     say("version", deployment.version.to_string());
     say("revision", deployment.revision.to_string());
     say("module", deployment.module.clone());
@@ -138,10 +144,18 @@ pub fn to_json(deployment: &proto::Deployment) -> Value {
         .collect();
     json!({
         "name": deployment.name, "state": state_name(deployment.state()), "reason": deployment.reason,
-        "revision": deployment.revision, "version": deployment.version, "author": deployment.author, "module": deployment.module, "document": deployment.document,
+        "rolled_back": deployment.rolled_back, "revision": deployment.revision, "version": deployment.version, "author": deployment.author, "module": deployment.module, "document": deployment.document,
         "deployed_at": units::show_time_ms(deployment.deployed_at_ms), "group": deployment.group,
         "inputs": deployment.inputs, "outputs": deployment.outputs, "stores": stores, "tasks": tasks,
     })
+}
+
+/// Why it is halted, or else what became of a version that failed its trial.
+fn reason(deployment: &proto::Deployment) -> String {
+    match deployment.reason.as_str() {
+        "" => deployment.rolled_back.clone(),
+        reason => reason.to_owned(),
+    }
 }
 
 pub fn state_name(state: proto::DeploymentState) -> &'static str {

@@ -39,21 +39,21 @@ pub struct Doctor {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub enum Verdict {
     Ok,
     Warning,
     Failed,
 }
 
 #[derive(Debug)]
-struct Check {
-    name: String,
-    verdict: Verdict,
-    detail: String,
+pub struct Check {
+    pub name: String,
+    pub verdict: Verdict,
+    pub detail: String,
 }
 
 impl Check {
-    fn new(name: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Check {
+    pub fn new(name: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Check {
         Check { name: name.into(), verdict, detail: detail.into() }
     }
 }
@@ -162,7 +162,8 @@ fn node(global: &Global) -> Check {
     }
 }
 
-fn report(checks: &[Check]) -> View {
+/// Rows of checks, for people and programs.
+pub fn report(checks: &[Check]) -> View {
     let mut table = Table::new(&["CHECK", "RESULT", "DETAIL"], "");
     for check in checks {
         let (word, tone) = check.verdict.shown();

@@ -64,9 +64,10 @@ fn table(answer: &proto::HistoryResponse) -> Table {
 }
 
 fn what(version: &proto::Version) -> String {
-    let done = match version.rollback_to {
-        0 => "deploy".to_owned(),
-        to => format!("rollback to {to}"),
+    let done = match (version.rollback_to, version.automatic) {
+        (0, _) => "deploy".to_owned(),
+        (to, false) => format!("rollback to {to}"),
+        (to, true) => format!("rollback to {to} by itself"),
     };
     if version.current { format!("{done} (current)") } else { done }
 }
@@ -80,7 +81,7 @@ fn history_json(answer: &proto::HistoryResponse) -> Value {
                 "version": version.version, "revision": version.revision, "module": version.module,
                 "document": version.document, "author": version.author,
                 "deployed_at": units::show_time_ms(version.deployed_at_ms),
-                "rollback_to": version.rollback_to, "reason": version.reason, "current": version.current,
+                "rollback_to": version.rollback_to, "automatic": version.automatic, "reason": version.reason, "current": version.current,
             })
         })
         .collect();

@@ -21,6 +21,7 @@
 mod apply;
 mod broker;
 mod build;
+mod check;
 mod client;
 mod completion;
 mod config;
@@ -31,6 +32,7 @@ mod deployments;
 mod dev;
 mod dlq;
 mod doctor;
+mod drain;
 mod edit;
 pub mod failure;
 mod groups;
@@ -50,6 +52,7 @@ mod positions;
 mod produce;
 mod redrive;
 mod reset;
+mod restart;
 mod rollback;
 mod rollout;
 mod rows;
@@ -128,6 +131,7 @@ enum Command {
     Resume(pause::Resume),
     Delete(delete::Delete),
     Reset(reset::Reset),
+    Restart(restart::Restart),
     Lag(lag::Lag),
     Logs(logs::Logs),
     State(state::State),
@@ -135,11 +139,13 @@ enum Command {
     Dlq(dlq::Dlq),
     Nodes(nodes::Nodes),
     Stores(stores::Stores),
+    Drain(drain::Drain),
     Produce(produce::Produce),
     Consume(consume::Consume),
     Topics(topics::Topics),
     Groups(groups::Groups),
     Config(config::Config),
+    Check(check::Checklist),
     Doctor(doctor::Doctor),
     Completion(completion::Completion),
 }
@@ -169,6 +175,7 @@ pub fn main() -> ExitCode {
         Command::Resume(command) => command.run(&global),
         Command::Delete(command) => command.run(&global),
         Command::Reset(command) => command.run(&global),
+        Command::Restart(command) => command.run(&global),
         Command::Lag(command) => command.run(&global),
         Command::Logs(command) => command.run(&global),
         Command::State(command) => command.run(&global),
@@ -176,11 +183,13 @@ pub fn main() -> ExitCode {
         Command::Dlq(command) => command.run(&global),
         Command::Nodes(command) => command.run(&global),
         Command::Stores(command) => command.run(&global),
+        Command::Drain(command) => command.run(&global),
         Command::Produce(command) => command.run(&global),
         Command::Consume(command) => command.run(&global),
         Command::Topics(command) => command.run(&global),
         Command::Groups(command) => command.run(&global),
         Command::Config(command) => command.run(&global),
+        Command::Check(command) => command.run(&global),
         Command::Doctor(command) => command.run(&global),
         Command::Completion(command) => command.run(),
     };

@@ -66,11 +66,14 @@ fn view(nodes: &[proto::Node]) -> View {
         "no task runs anywhere",
     );
     for node in nodes {
-        let is_silent = node.heartbeat_age_ms > SILENT_MS;
-        let state = match (is_silent, node.tasks.is_empty()) {
-            (true, _) => Cell::toned("silent", Tone::Bad),
-            (false, true) => Cell::toned("idle", Tone::Quiet),
-            (false, false) => Cell::toned("active", Tone::Good),
+        let is_silent = is_silent(node);
+        let state = match (is_silent, node.drain(), node.tasks.is_empty()) {
+            (true, ..) => Cell::toned("silent", Tone::Bad),
+            (_, drain @ (proto::DrainState::Draining | proto::DrainState::Drained), _) => {
+                Cell::toned(drain_name(drain), Tone::Warning)
+            }
+            (.., true) => Cell::toned("idle", Tone::Quiet),
+            (.., false) => Cell::toned("active", Tone::Good),
         };
         let note = if node.answered || is_silent { "" } else { "does not answer" };
         table.row([
@@ -98,6 +101,18 @@ fn view(nodes: &[proto::Node]) -> View {
     let blocks = vec![Block::Table(table), Block::Line(String::new()), Block::Table(tasks)];
     let nodes: Vec<Value> = nodes.iter().map(to_json).collect();
     View { blocks, json: json!({ "nodes": nodes }) }
+}
+
+pub fn is_silent(node: &proto::Node) -> bool {
+    node.heartbeat_age_ms > SILENT_MS
+}
+
+pub fn drain_name(drain: proto::DrainState) -> &'static str {
+    match drain {
+        proto::DrainState::Unspecified | proto::DrainState::Active => "active",
+        proto::DrainState::Draining => "draining",
+        proto::DrainState::Drained => "drained",
+    }
 }
 
 /// Workers that have tasks.
@@ -130,7 +145,7 @@ fn to_json(node: &proto::Node) -> Value {
         .collect();
     json!({
         "id": node.id, "address": node.address, "version": node.version, "answered": node.answered,
-        "heartbeat_age_ms": node.heartbeat_age_ms, "idle": node.tasks.is_empty(), "tasks": tasks,
+        "heartbeat_age_ms": node.heartbeat_age_ms, "drain": drain_name(node.drain()), "idle": node.tasks.is_empty(), "tasks": tasks,
     })
 }
 
@@ -147,6 +162,7 @@ mod tests {
             heartbeat_age_ms: age,
             tasks,
             answered: age < 1_000,
+            ..proto::Node::default()
         };
         let at = proto::InputPosition { topic: "words".into(), partition: 2, offset: 12 };
         let task = proto::NodeTask {

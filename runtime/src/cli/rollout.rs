@@ -13,6 +13,8 @@ use crate::config::units;
 
 /// Between two looks at a deployment that is starting.
 const LOOK: Duration = Duration::from_millis(100);
+/// A version that has halted is rolled back within this, if it is.
+const ROLLBACK_MAX: Duration = Duration::from_secs(5);
 
 /// A revision that runs everywhere.
 pub struct Adopted {
@@ -27,22 +29,23 @@ pub async fn wait(channel: &Channel, asked: &proto::Deployment, limit: Duration)
     let deadline = Instant::now() + limit;
     let name = &asked.name;
     let mut client = DeploymentsClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let mut halted_since = None;
     loop {
         let deployment = deployments::get(channel.clone(), name).await?;
-        match deployment.state() {
-            proto::DeploymentState::Halted => {
-                return Err(Failure::failed(format!("{name} is halted: {}", deployment.reason)));
-            }
-            proto::DeploymentState::Paused => return Ok(Adopted { deployment, first: Vec::new() }),
-            _ => {}
+        if let Some(failure) = taken_back(asked, &deployment) {
+            return Err(failure);
+        }
+        if deployment.state() == proto::DeploymentState::Paused {
+            return Ok(Adopted { deployment, first: Vec::new() });
         }
         let rollout = client.rollout(proto::RolloutRequest { name: name.clone() }).await?.into_inner();
         let reached = |task: &&proto::TaskRollout| task.revision >= asked.revision;
-        let halted =
-            rollout.tasks.iter().filter(reached).find(|task| task.state() == proto::TaskState::Halted);
-        if let Some(halted) = halted {
-            let message = format!("task {} of {name} is halted: {}", halted.partition, halted.reason);
-            return Err(Failure::failed(message));
+        if let Some(message) = halted(&deployment, &rollout, asked.revision) {
+            let since = *halted_since.get_or_insert_with(Instant::now);
+            let on_trial = rollout.trial.is_some_and(|trial| trial.open);
+            if !on_trial || since.elapsed() > ROLLBACK_MAX {
+                return Err(Failure::failed(message));
+            }
         }
         let runs = |task: &proto::TaskRollout| {
             reached(&task) && task.state() == proto::TaskState::Running && !task.first.is_empty()
@@ -57,5 +60,47 @@ pub async fn wait(channel: &Channel, asked: &proto::Deployment, limit: Duration)
             return Err(Failure::failed(format!("{name} does not run everywhere after {waited}; {hint}")));
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Why the version is not the one that runs, if a node took it back by itself.
+fn taken_back(asked: &proto::Deployment, now: &proto::Deployment) -> Option<Failure> {
+    let proto::Deployment { name, version, rolled_back, .. } = now;
+    (*version > asked.version && !rolled_back.is_empty())
+        .then(|| Failure::failed(format!("{name}: {rolled_back}; see `tidemill history {name}`")))
+}
+
+/// Why a deployment does not go on by itself.
+fn halted(deployment: &proto::Deployment, rollout: &proto::RolloutResponse, revision: u64) -> Option<String> {
+    let name = &deployment.name;
+    if deployment.state() == proto::DeploymentState::Halted {
+        return Some(format!("{name} is halted: {}", deployment.reason));
+    }
+    let is_halted =
+        |task: &&proto::TaskRollout| task.revision >= revision && task.state() == proto::TaskState::Halted;
+    let task = rollout.tasks.iter().find(is_halted)?;
+    Some(format!("task {} of {name} is halted: {}", task.partition, task.reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_was_rolled_back_is_a_failure_that_says_why() {
+        let at = |version, rolled_back: &str| proto::Deployment {
+            name: "count".into(),
+            version,
+            rolled_back: rolled_back.into(),
+            ..proto::Deployment::default()
+        };
+        let asked = at(2, "");
+        assert!(taken_back(&asked, &at(2, "version 2 failed and cannot be rolled back")).is_none());
+        assert!(taken_back(&asked, &at(3, "")).is_none(), "somebody deployed another");
+        let failure = taken_back(&asked, &at(3, "version 2 failed and was rolled back: as told"));
+        assert_eq!(
+            failure.map(|failure| failure.message).as_deref(),
+            Some("count: version 2 failed and was rolled back: as told; see `tidemill history count`")
+        );
     }
 }

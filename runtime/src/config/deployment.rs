@@ -5,6 +5,7 @@ use std::time::Duration;
 
 pub use super::failures::Failures;
 use super::outbox::Destination;
+pub use super::rollout::RolloutSpec;
 
 /// One deployment, after every check of its document.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +23,7 @@ pub struct DeploymentSpec {
     /// Handed to the handler's `init` as JSON.
     pub config: serde_json::Value,
     pub failures: Failures,
+    pub rollout: RolloutSpec,
     pub inbox: Option<InboxSpec>,
     /// Emissions inherit correlation and trace of the records that cause them.
     pub correlation: bool,

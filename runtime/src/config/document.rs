@@ -12,6 +12,7 @@ use super::deployment::{
 use super::failures;
 use super::outbox;
 use super::problem::{Problem, Problems, Report};
+use super::rollout;
 use super::section::{Field, Section};
 use super::units;
 use super::yaml::{self, Node, Yaml};
@@ -133,6 +134,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
     let config = section.take("config").map_or(serde_json::json!({}), |field| field.node.value.json());
     let has_outbox = outputs.values().any(|output| output.topic().is_none());
     let failures = failures::read(&mut section, has_outbox);
+    let rollout = rollout::read(&mut section);
     let limits = limits(&mut section, defaults);
     let commit = commit(&mut section, defaults, report);
     let changelog = changelog(&mut section, guarantee);
@@ -157,6 +159,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
         workers,
         config,
         failures,
+        rollout,
         inbox,
         correlation,
         limits,

@@ -17,6 +17,7 @@ fn a_minimal_document_has_the_documented_defaults() {
     assert_eq!(spec.inputs["words"], InputSpec { topic: "words".into(), start: Start::Earliest });
     assert_eq!(spec.guarantee, Guarantee::ExactlyOnce);
     assert_eq!((spec.workers, spec.failures), (1, Failures::halt()));
+    assert!(spec.rollout.automatic, "{:?}", spec.rollout);
     assert_eq!(spec.commit.interval, Duration::from_millis(100));
     assert_eq!(spec.commit.min_interval, Duration::from_millis(10));
     assert_eq!(spec.commit.overlay_bytes, 64 << 20);
@@ -195,6 +196,7 @@ fn fragment() -> impl Strategy<Value = String> {
         "commit",
         "changelog",
         "failures",
+        "rollout",
         "start",
         "topic",
         "workers",

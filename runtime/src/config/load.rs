@@ -213,8 +213,14 @@ fn unknown(path: &str) -> String {
 }
 
 /// Variables of the program that are no settings of the node, and the prefixes of its test tools.
-const OTHER_VARIABLES: &[&str] =
-    &["TIDEMILL_ADDRESS", "TIDEMILL_CONFIG", "TIDEMILL_OUTPUT", "TIDEMILL_KAFKA", "TIDEMILL_KAFKA_LIBS"];
+const OTHER_VARIABLES: &[&str] = &[
+    "TIDEMILL_ADDRESS",
+    "TIDEMILL_AUTHOR",
+    "TIDEMILL_CONFIG",
+    "TIDEMILL_OUTPUT",
+    "TIDEMILL_KAFKA",
+    "TIDEMILL_KAFKA_LIBS",
+];
 const OTHER_PREFIXES: &[&str] = &["TIDEMILL_TEST_", "TIDEMILL_BENCH_", "TIDEMILL_BUILD_"];
 
 fn read_variables(variables: &[(String, String)], raw: &mut BTreeMap<&'static str, Raw>, report: &Report) {

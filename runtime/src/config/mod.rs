@@ -9,6 +9,7 @@
 //! | [`changes`] | what two versions differ in |
 //! | [`failures`] | what becomes of a record that fails |
 //! | [`outbox`] | outputs that are no topic |
+//! | [`rollout`] | when a new version is taken back by itself |
 //! | [`node`], [`load`], `build` | what a node's configuration means; reading and combining it |
 //! | [`settings`], [`kafka_properties`] | the tables behind it |
 //! | [`manifest`] | what a module says about itself |
@@ -26,6 +27,7 @@ pub mod manifest;
 pub mod node;
 pub mod outbox;
 pub mod problem;
+pub mod rollout;
 mod section;
 pub mod settings;
 pub mod state_dir;

@@ -122,6 +122,24 @@ impl<'a> Section<'a> {
         self.measured(name, default, range, &measure)
     }
 
+    /// Millionths, written in percent.
+    pub fn share(&mut self, name: &'static str, default: u32) -> u32 {
+        let measure = Measure { parse: units::parse_share, show: units::show_share };
+        self.measured(name, default, 0..=1_000_000, &measure)
+    }
+
+    /// True or false, with a default that may be either.
+    pub fn flag_or(&mut self, name: &'static str, default: bool) -> bool {
+        let Some(field) = self.take(name) else { return default };
+        match field.node.value {
+            Yaml::Bool(value) => value,
+            ref other => {
+                field.refuse(format!("expected true or false, found {}", other.kind()));
+                default
+            }
+        }
+    }
+
     pub fn bytes(&mut self, name: &'static str, default: u64, range: RangeInclusive<u64>) -> u64 {
         let measure = Measure { parse: units::parse_bytes, show: units::show_bytes };
         self.measured(name, default, range, &measure)

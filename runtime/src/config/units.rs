@@ -1,4 +1,5 @@
-//! Durations, byte sizes and times as people write them: `100ms`, `64MiB`, `2013-01-01T00:00:00Z`.
+//! Durations, byte sizes, shares and times as people write them: `100ms`, `64MiB`, `5%`,
+//! `2013-01-01T00:00:00Z`.
 //!
 //! Both directions, so that what `config show` prints can be pasted back.
 
@@ -54,6 +55,23 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         return Err(format!("`{text}` is out of range"));
     }
     Ok(bytes.round() as u64)
+}
+
+/// `5%`, `0.25%`, in millionths. May be above the whole; a caller has a range.
+pub fn parse_share(text: &str) -> Result<u32, String> {
+    let (number, unit) = split_unit(text);
+    let percent: f64 = number.parse().map_err(|_| format!("`{text}` is no share: write 5% or 0.5%"))?;
+    match unit {
+        "%" if percent <= 1_000.0 => Ok((percent * 10_000.0).round() as u32),
+        "%" => Err(format!("`{text}` is out of range")),
+        "" => Err(format!("`{text}` needs a percent sign: write {text}%")),
+        _ => Err(format!("`{text}` is no share: write 5% or 0.5%")),
+    }
+}
+
+/// The shortest form that [`parse_share`] reads back as the same value.
+pub fn show_share(ppm: u32) -> String {
+    format!("{}%", f64::from(ppm) / 10_000.0)
 }
 
 /// Digits (and a point) first, the unit after them, spaces between them ignored.
@@ -218,6 +236,18 @@ mod tests {
         }
         for bad in ["", "MiB", "64mib", "64 megs", "-1", "999999999TiB"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares_read_as_written_and_print_as_read() {
+        for (text, ppm) in [("5%", 50_000), ("0.25%", 2_500), ("0%", 0), ("100 %", 1_000_000), ("0.0001%", 1)]
+        {
+            assert_eq!(parse_share(text), Ok(ppm), "{text}");
+            assert_eq!(parse_share(&show_share(ppm)), Ok(ppm), "{text}");
+        }
+        for bad in ["", "5", "%", "-5%", "5 percent", "1e3%", "99999999999%"] {
+            assert!(parse_share(bad).is_err(), "{bad}");
         }
     }
 

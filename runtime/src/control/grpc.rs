@@ -168,6 +168,14 @@ impl proto::deployments_server::Deployments for Services {
         let request = request.into_inner();
         self.ask(move |node| node.resume(request)).await
     }
+
+    async fn restart(
+        &self,
+        request: Request<proto::RestartRequest>,
+    ) -> Result<Response<proto::RestartResponse>, Status> {
+        let request = request.into_inner();
+        self.ask(move |node| node.restart(request)).await
+    }
 }
 
 #[tonic::async_trait]
@@ -238,6 +246,14 @@ impl proto::state_server::State for Services {
 
 #[tonic::async_trait]
 impl proto::fleet_server::Fleet for Services {
+    async fn drain(
+        &self,
+        request: Request<proto::DrainRequest>,
+    ) -> Result<Response<proto::DrainResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.drain(&self.node, request.into_inner(), deadline)).await
+    }
+
     async fn nodes(
         &self,
         request: Request<proto::NodesRequest>,

@@ -6,6 +6,7 @@ pub mod admission;
 mod connections;
 pub mod deadline;
 mod details;
+mod drain;
 pub mod forward;
 pub mod grpc;
 pub mod http;

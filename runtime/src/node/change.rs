@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
-use tidemill_proto::v1::{DeleteEntry, DeployEntry, PauseEntry, RetiredEntry};
+use tidemill_proto::v1::{DeleteEntry, DeployEntry, PauseEntry, RestartEntry, RetiredEntry};
 
 use super::handle::{ControlError, Handle};
 use super::history::Version;
@@ -90,6 +90,15 @@ impl Handle {
 
     /// Makes a new version of an old one's module and document.
     pub fn rollback(&self, request: proto::RollbackRequest) -> Result<proto::RollbackResponse, ControlError> {
+        self.roll_back(request, false)
+    }
+
+    /// `automatic`: nobody asked for it.
+    pub(super) fn roll_back(
+        &self,
+        request: proto::RollbackRequest,
+        automatic: bool,
+    ) -> Result<proto::RollbackResponse, ControlError> {
         bounded("author", &request.author, AUTHOR_BYTES_MAX)?;
         bounded("reason", &request.reason, REASON_BYTES_MAX)?;
         let view = self.latest()?;
@@ -110,6 +119,7 @@ impl Handle {
         let entry = DeployEntry {
             rollback_to: target.number,
             reason: request.reason,
+            automatic,
             ..entry(&view, candidate, request.author)
         };
         self.propose(&request.name, Entry::Deploy(entry))?;
@@ -126,6 +136,19 @@ impl Handle {
         let proto::ResumeRequest { name, expected_revision, author } = request;
         let unchanged = self.set_paused(&name, expected_revision, author, false)?;
         Ok(proto::ResumeResponse { deployment: Some(self.deployment(&name)?), unchanged })
+    }
+
+    /// Makes a revision of the same version, which every node adopts: what is halted is restored by the one
+    /// rule then, what runs goes on.
+    pub fn restart(&self, request: proto::RestartRequest) -> Result<proto::RestartResponse, ControlError> {
+        let proto::RestartRequest { name, expected_revision, author } = request;
+        bounded("author", &author, AUTHOR_BYTES_MAX)?;
+        let view = self.latest()?;
+        let current = self.registered(&name)?;
+        expect(&view, &name, expected_revision)?;
+        let entry = RestartEntry { name: name.clone(), expected_revision: current.revision, author };
+        self.propose(&name, Entry::Restart(entry))?;
+        Ok(proto::RestartResponse { deployment: Some(self.deployment(&name)?) })
     }
 
     /// True if there was nothing to do.
@@ -240,6 +263,7 @@ impl Handle {
             author: author.to_owned(),
             deployed_at_ms: 0,
             rollback_to: None,
+            automatic: false,
             reason: String::new(),
         });
         let defaults = &self.node.config.defaults;
@@ -313,6 +337,7 @@ fn shown(version: &Version, current: u64) -> proto::Version {
         author: version.author.clone(),
         deployed_at_ms: version.deployed_at_ms,
         rollback_to: version.rollback_to.unwrap_or(0),
+        automatic: version.automatic,
         reason: version.reason.clone(),
         current: version.number == current,
     }

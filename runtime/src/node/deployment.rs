@@ -1,5 +1,6 @@
 //! One revision of a deployment, running on this node: its workers.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -116,13 +117,18 @@ fn swap(node: &Arc<NodeRuntime>, former: &Revision, next: &Arc<Revision>, index:
     let writes_elsewhere = clients::sink_spec(former) != clients::sink_spec(next);
     let restorer = KafkaRestorer::new(Arc::clone(node), Arc::clone(next), index);
     let instances = Arc::clone(next);
+    let mut ready = instances_for(node, next, index);
     Swap {
         revision: next.registered.revision,
         commit: next.spec.commit.clone(),
+        trial: Arc::clone(&next.trial),
         config: restorer.task_config(),
-        handlers: Box::new(move |partition| match instances.linked.instantiate(partition) {
-            Ok(handler) => Ok(Box::new(handler) as Box<dyn Handler>),
-            Err(error) => Err(error.to_string()),
+        handlers: Box::new(move |partition| match ready.remove(&partition) {
+            Some(handler) => Ok(handler),
+            None => match instances.linked.instantiate(partition) {
+                Ok(handler) => Ok(Box::new(handler) as Box<dyn Handler>),
+                Err(error) => Err(error.to_string()),
+            },
         }),
         consumers: clients::consumers(node, next, index),
         restorer: Box::new(restorer),
@@ -130,6 +136,18 @@ fn swap(node: &Arc<NodeRuntime>, former: &Revision, next: &Arc<Revision>, index:
         letters: Box::new(KafkaLetters::new(node, next)),
         sinks: writes_elsewhere.then(|| clients::sinks(node, next, index)),
     }
+}
+
+/// For the tasks that the worker has now, made while the former revision goes on: the worker only puts them in
+/// their places. What cannot be made is tried again there, and the failure told.
+fn instances_for(node: &NodeRuntime, next: &Revision, index: u32) -> BTreeMap<i32, Box<dyn Handler>> {
+    let tasks = node.board_for(&next.registered.name).tasks();
+    let of_worker = tasks.into_iter().filter(|(_, task)| task.worker == index);
+    let made = of_worker.filter_map(|(partition, _)| {
+        let handler = next.linked.instantiate(partition).ok()?;
+        Some((partition, Box::new(handler) as Box<dyn Handler>))
+    });
+    made.collect()
 }
 
 fn start_worker(
@@ -148,6 +166,7 @@ fn start_worker(
         inputs: revision.inputs.len() as u16,
         guarantee: revision.spec.guarantee,
         commit: revision.spec.commit.clone(),
+        trial: Arc::clone(&revision.trial),
         consumers: clients::consumers(node, revision, index),
         committer,
         restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision), index)),

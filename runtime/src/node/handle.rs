@@ -227,7 +227,7 @@ impl Handle {
             (None, None) if adopted.any(|task| task.state == TaskState::Running) => {
                 (proto::DeploymentState::Running, String::new())
             }
-            (None, None) if tasks.is_empty() && self.node.is_settled(&registered.name) => {
+            (None, None) if tasks.is_empty() && self.is_passed_over(&registered.name) => {
                 (proto::DeploymentState::Idle, String::new())
             }
             (None, None) => (proto::DeploymentState::Starting, String::new()),
@@ -255,6 +255,25 @@ impl Handle {
             inputs,
             version: registered.version(),
             author: registered.history.current().map(|version| version.author.clone()).unwrap_or_default(),
+            rolled_back: self.rolled_back(registered),
+        }
+    }
+
+    /// A deployment without a task here that none is expected of.
+    fn is_passed_over(&self, name: &str) -> bool {
+        self.node.is_settled(name) || self.node.drain.is_wanted()
+    }
+
+    /// Why the version before was rolled back by itself, or why this one is not.
+    fn rolled_back(&self, registered: &Registered) -> String {
+        match registered.history.current() {
+            Some(version) if version.automatic => {
+                format!("version {} failed and was rolled back: {}", version.number - 1, version.reason)
+            }
+            _ => {
+                let trial = self.node.trials.find(registered);
+                trial.and_then(|trial| trial.kept().map(str::to_owned)).unwrap_or_default()
+            }
         }
     }
 

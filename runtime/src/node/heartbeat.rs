@@ -84,5 +84,10 @@ fn beat(node: &NodeRuntime, address: &str) -> Heartbeat {
             })
         })
         .collect();
-    Heartbeat { address: address.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned(), tasks }
+    Heartbeat {
+        address: address.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        tasks,
+        drain: node.drain.state().into(),
+    }
 }

@@ -27,6 +27,8 @@ pub struct Version {
     pub deployed_at_ms: i64,
     /// Of a rollback: the version whose contents it took up.
     pub rollback_to: Option<u64>,
+    /// A rollback that a node began by itself.
+    pub automatic: bool,
     pub reason: String,
 }
 
@@ -100,6 +102,7 @@ mod tests {
                 author: String::new(),
                 deployed_at_ms: 0,
                 rollback_to: None,
+                automatic: false,
                 reason: String::new(),
             };
             history.push(version);

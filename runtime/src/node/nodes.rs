@@ -30,6 +30,7 @@ impl Handle {
                 version: peer.heartbeat.version,
                 tasks: peer.heartbeat.tasks.into_iter().map(of_heartbeat).filter(wanted).collect(),
                 answered: false,
+                drain: peer.heartbeat.drain,
             })
             .collect();
         nodes.sort_by(|a, b| a.id.cmp(&b.id));
@@ -49,7 +50,7 @@ impl Handle {
             let of_task = |(partition, task)| described(&name, partition, &task, &inputs);
             tasks.extend(board.tasks().into_iter().map(of_task));
         }
-        Some(proto::Node { tasks, answered: true, ..node })
+        Some(proto::Node { tasks, answered: true, drain: self.node.drain.state().into(), ..node })
     }
 
     /// What the handlers of a deployment have logged on this node.

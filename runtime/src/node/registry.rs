@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tidemill_proto::v1::{
     CancelRedriveEntry, ControlEntry, DeleteEntry, DeployEntry, PauseEntry, RedriveEntry, ResetEntry,
-    RetiredEntry, StartedEntry, control_entry::Entry,
+    RestartEntry, RetiredEntry, StartedEntry, control_entry::Entry,
 };
 
 use super::history::{History, Version};
@@ -99,6 +99,7 @@ impl Registry {
                 }
                 Outcome::Accepted(0)
             }
+            Some(Entry::Restart(restart)) => self.restart(restart),
             // Kept for who reads the log: what became of it is in the changelog.
             Some(Entry::Edit(_)) => Outcome::Accepted(0),
             Some(Entry::Redrive(redrive)) => self.redrive(redrive, timestamp_ms),
@@ -196,6 +197,7 @@ impl Registry {
             author: deploy.author.clone(),
             deployed_at_ms: timestamp_ms,
             rollback_to: Some(deploy.rollback_to).filter(|&number| number != 0),
+            automatic: deploy.automatic,
             reason: deploy.reason.clone(),
         });
         self.deployments.insert(
@@ -261,6 +263,25 @@ impl Registry {
             registered.revision = revision;
         }
         Outcome::Accepted(registered.revision)
+    }
+
+    /// The same version, once more.
+    fn restart(&mut self, restart: &RestartEntry) -> Outcome {
+        if let Err(refusal) = self.expect(&restart.name, restart.expected_revision) {
+            return refusal;
+        }
+        let revision = self.next.0;
+        match self.deployments.get_mut(&restart.name) {
+            None => Outcome::Refused(format!("{} is not deployed", restart.name)),
+            Some(registered) if registered.paused => Outcome::Refused(format!(
+                "{0} is paused: `tidemill resume {0}` starts it again",
+                restart.name
+            )),
+            Some(registered) => {
+                registered.revision = revision;
+                Outcome::Accepted(revision)
+            }
+        }
     }
 
     /// The deployment goes on under its name and with its versions, in a new life.
@@ -509,6 +530,22 @@ mod tests {
         registry.apply(Offset(5), 15, &delete("a", 5, true));
         registry.apply(Offset(6), 16, &deploy("a", 0, "i2"));
         assert_eq!(registry.deployments["a"].history.next_number(), 4, "the life goes on");
+    }
+
+    #[test]
+    fn a_restart_makes_a_revision_of_the_version_that_is_there() {
+        let mut registry = Registry::default();
+        let restart = |expected_revision| {
+            let entry = RestartEntry { name: "a".into(), expected_revision, ..RestartEntry::default() };
+            ControlEntry { entry: Some(Entry::Restart(entry)), ..ControlEntry::default() }
+        };
+        assert!(matches!(registry.apply(Offset(0), 1, &restart(0)), Outcome::Refused(_)), "nothing there");
+        registry.apply(Offset(1), 1, &deploy("a", 0, "i1"));
+        assert_eq!(registry.apply(Offset(2), 1, &restart(2)), Outcome::Accepted(3));
+        assert_eq!(registry.apply(Offset(3), 1, &restart(2)), Outcome::Stale { expected: 2, current: 3 });
+        assert_eq!((registry.deployments["a"].version(), registry.revision("a")), (1, 3));
+        registry.apply(Offset(4), 1, &pause(3, true));
+        assert!(matches!(registry.apply(Offset(5), 1, &restart(5)), Outcome::Refused(_)), "it is paused");
     }
 
     #[test]

@@ -350,7 +350,10 @@ impl Context {
         );
         let handler = match self.revision.linked.instantiate(partition) {
             Ok(handler) => Box::new(handler),
-            Err(error) => return Outcome::Halt { reason: error.to_string(), store: start.store },
+            Err(error) => {
+                self.revision.trial.unfit(format!("task {partition} cannot start: {error}"));
+                return Outcome::Halt { reason: error.to_string(), store: start.store };
+            }
         };
         match Task::new(Arc::clone(&self.task_config), partition, handler, start) {
             Ok(task) => Outcome::Start(Box::new(task.counting(Arc::clone(metrics)))),

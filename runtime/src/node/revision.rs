@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
+use super::trial::Trial;
 use crate::config::deployment::{DeploymentSpec, Guarantee, IdSource, OutputSpec, Start};
 use crate::config::failures::LetterFormat;
 use crate::config::manifest::Manifest;
@@ -98,6 +99,8 @@ pub struct Revision {
     pub stores: Arc<Stores>,
     /// Where its outboxes deliver to.
     pub stations: Arc<Stations>,
+    /// Of its version.
+    pub trial: Arc<Trial>,
 }
 
 /// Committed values that a task keeps in memory in front of its store.
@@ -386,6 +389,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         linked,
         stores,
         stations,
+        trial: node.trials.of(registered),
     })
 }
 

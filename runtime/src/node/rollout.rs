@@ -49,6 +49,10 @@ impl Handle {
             tasks.insert(partition, rollout);
         }
         let (version, revision) = (registered.version(), registered.revision);
-        Ok(proto::RolloutResponse { version, revision, tasks: tasks.into_values().collect() })
+        let trial = self.node.trials.find(&registered).map(|trial| {
+            let (tried, failed) = trial.counts();
+            proto::Trial { open: trial.is_open(), tried, failed }
+        });
+        Ok(proto::RolloutResponse { version, revision, tasks: tasks.into_values().collect(), trial })
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::board::Board;
 use super::control_log::ControlLog;
+use super::drain::Drain;
 use super::fleet::Fleet;
 use super::former::FormerWorkers;
 use super::handle::ControlError;
@@ -16,6 +17,7 @@ use super::modules::{self, ModuleDir, ModuleError};
 use super::pace::NodeBudget;
 use super::registered::Registered;
 use super::revision::PrepareError;
+use super::trial::Trials;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::{NodeConfig, Problems};
 use crate::kafka::admin::{Admin, AdminError};
@@ -72,6 +74,8 @@ pub struct NodeRuntime {
     pub relays: Hub,
     pub commits: Arc<NodeBudget>,
     pub restores: Permits,
+    pub trials: Trials,
+    pub drain: Drain,
     /// The last heartbeat was written.
     pub kafka_answers: AtomicBool,
     running: RwLock<BTreeMap<String, Running>>,
@@ -117,6 +121,8 @@ impl NodeRuntime {
             leases: Leases::default(),
             commits: Arc::default(),
             restores: Permits::new(RESTORES_MAX),
+            trials: Trials::default(),
+            drain: Drain::default(),
             kafka_answers: AtomicBool::new(true),
             running: RwLock::default(),
         }
@@ -208,6 +214,7 @@ impl NodeRuntime {
         self.relays.forget(deployment);
         self.telemetry.forget(deployment);
         self.handler_logs.forget(deployment);
+        self.trials.forget(deployment);
     }
 
     fn entry<'a>(&self, running: &'a mut BTreeMap<String, Running>, deployment: &str) -> &'a mut Running {

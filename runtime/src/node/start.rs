@@ -12,6 +12,7 @@ use super::handle::Handle;
 use super::heartbeat::Heart;
 use super::identity::{Identity, IdentityError};
 use super::modules::{ModuleDir, ModuleError};
+use super::retreat;
 use super::routine::Routine;
 use super::runtime::{Foundations, NodeRuntime};
 use super::supervisor::Supervisor;
@@ -58,6 +59,7 @@ pub struct Node {
     stores: Routine,
     _lag: Routine,
     tidy: Routine,
+    _retreat: Routine,
     _control: ControlReader,
     _identity: Identity,
 }
@@ -113,6 +115,7 @@ impl Node {
             stores: stores(Arc::clone(&runtime))?,
             _lag: lag(Arc::clone(&runtime))?,
             tidy: tidy(Arc::clone(&runtime))?,
+            _retreat: retreat::start(Arc::clone(&runtime))?,
             supervisor: Supervisor::start(Arc::clone(&runtime))?,
             runtime,
             _control: control,

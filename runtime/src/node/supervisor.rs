@@ -6,7 +6,7 @@
 //!                                      |           |  another revision, made ready meanwhile: swapped in place, or
 //!                                      |           |  stop, start; who comes back keeps his place
 //!                                      v           v
-//!                              Failed, try again   deleted, paused: stop and leave the group
+//!                              Failed, try again   deleted, paused, node drained: stop and leave the group
 //!                                      ^           |
 //!                                      +-----------+  its inputs are not what they were: `super::inputs`
 //! ```
@@ -77,7 +77,12 @@ impl Supervisor {
                     react(&node, &mut places, finding);
                 }
                 node.relays.set_paused(outbox_pauses(&view));
-                reconcile(&node, &mut places, &view);
+                if node.drain.is_wanted() {
+                    give_away(&node, &mut places);
+                } else {
+                    node.drain.set_done(false);
+                    reconcile(&node, &mut places, &view);
+                }
                 watch.set(places.values().filter_map(Place::running).collect());
             }
             watch.stop();
@@ -198,7 +203,10 @@ fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) 
     let (revision, running) = match (revision::prepare(node, registered), place) {
         (Ok(revision), Some(Place::Up(running, _))) => (revision, Some(running)),
         (Ok(revision), _) => (revision, None),
-        (Err(error), place) => return failed(node, place, registered, &error, backoff),
+        (Err(error), place) => {
+            condemn(node, registered, &error);
+            return failed(node, place, registered, &error, backoff);
+        }
     };
     let started = match running {
         Some(mut running) if running.shared().can_become(&revision) => {
@@ -224,6 +232,15 @@ fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) 
             Place::Up(running, None)
         }
         Err(error) => failed(node, None, registered, &error, backoff),
+    }
+}
+
+/// A version that is wrong in itself counts as one that fails. Not one whose document this node cannot
+/// read: a newer one wrote it.
+fn condemn(node: &NodeRuntime, registered: &Registered, error: &PrepareError) {
+    let is_read = registered.spec().is_some() && registered.manifest().is_some();
+    if is_read && matches!(error, PrepareError::Invalid(_)) {
+        node.trials.of(registered).unfit(format!("it cannot start: {error}"));
     }
 }
 
@@ -266,6 +283,18 @@ fn leaving(old: &Revision, new: &Registered) -> Leave {
 fn start(node: &Arc<NodeRuntime>, revision: Revision) -> Result<RunningDeployment, PrepareError> {
     let evictions = former::settle(node, &revision)?;
     RunningDeployment::start(node, Arc::new(revision), evictions)
+}
+
+/// Of a node that drains: others take up at once what its members leave.
+fn give_away(node: &NodeRuntime, places: &mut BTreeMap<String, Place>) {
+    if !places.is_empty() {
+        tracing::info!(deployments = places.len(), "draining; stopping");
+        for name in places.keys() {
+            node.set_trouble(name, None);
+        }
+        stop_all(node, std::mem::take(places));
+    }
+    node.drain.set_done(true);
 }
 
 fn stop_all(node: &NodeRuntime, places: BTreeMap<String, Place>) {

@@ -325,6 +325,10 @@ pub struct NodeMetrics {
     pub collected_state: Counter,
     /// From the sending of a heartbeat to its acknowledgement by every replica in sync.
     pub broker_latency: Histogram,
+    /// Versions that this node took back, by what it found.
+    pub rollbacks_failures: Counter,
+    pub rollbacks_halted: Counter,
+    pub rollbacks_lag: Counter,
     /// Calls of the control plane, and those that failed.
     pub control_calls: Counter,
     pub control_errors: Counter,

@@ -205,6 +205,12 @@ pub const NODE: &[Row<NodeMetrics>] = &[
         |c, emit| emit(None, Count(c.collected_state.get()))),
     histogram("tidemill_broker_latency_seconds", "From a heartbeat's sending to its acknowledgement by all replicas in sync",
         |c, emit| emit(None, Latency(&c.broker_latency))),
+    counter("tidemill_rollbacks", "Versions that this node took back by itself, by cause", |c, emit| {
+        let causes = [("failures", &c.rollbacks_failures), ("halted", &c.rollbacks_halted), ("lag", &c.rollbacks_lag)];
+        for (cause, counter) in causes {
+            emit(Some(("cause", cause)), Count(counter.get()));
+        }
+    }),
     counter("tidemill_control_calls", "Calls of the control plane",
         |c, emit| emit(None, Count(c.control_calls.get()))),
     counter("tidemill_control_errors", "Calls of the control plane that failed",

@@ -1,6 +1,7 @@
 //! A whole node in this process, on the embedded broker: from deploy to query.
 
 mod disk;
+mod drains;
 mod failures;
 mod inputs;
 mod lives;
@@ -9,6 +10,7 @@ mod observe;
 mod outbox;
 mod queries;
 mod reset;
+mod rollbacks;
 mod swaps;
 mod tidy;
 mod versions;

@@ -235,6 +235,7 @@ impl World {
             Box::new(Swap {
                 revision,
                 commit: self.commit_spec(),
+                trial: Arc::default(),
                 config: Arc::clone(&config),
                 handlers: Box::new(move |_| {
                     let luck = Random::new(world.lock().random.below(1 << 30) as u64);
@@ -284,6 +285,7 @@ impl World {
             inputs: 1,
             guarantee: Guarantee::ExactlyOnce,
             commit: self.commit_spec(),
+            trial: Arc::default(),
             consumers: self.consumers(process, index),
             committer: Committer::new(Box::new(LoopDriver {
                 world: Arc::clone(self),

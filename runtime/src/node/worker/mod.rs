@@ -47,6 +47,7 @@ use super::commit::Committer;
 use super::pace::{NodeBudget, Pace, Waiting};
 use super::redrive::Letters;
 use super::restore::{Restorer, Ticket, Verdicts};
+use super::trial::Trial;
 use crate::config::deployment::{CommitSpec, Guarantee};
 use crate::faults::{Bug, planted};
 use crate::ports::{Clock, Group, Membership, Relay, Source, SourceError, Taken};
@@ -97,6 +98,8 @@ pub struct Parts<C> {
     pub inputs: u16,
     pub guarantee: Guarantee,
     pub commit: CommitSpec,
+    /// Of the revision's version.
+    pub trial: Arc<Trial>,
     pub consumers: ConsumerFactory<C>,
     /// Carries out the commits.
     pub committer: Committer,
@@ -152,6 +155,7 @@ pub struct Worker<C: Consumer> {
     deployment: Arc<str>,
     index: u32,
     revision: u64,
+    trial: Arc<Trial>,
     inputs: u16,
     guarantee: Guarantee,
     consumers: ConsumerFactory<C>,
@@ -207,6 +211,7 @@ impl<C: Consumer> Worker<C> {
             deployment: parts.deployment,
             index: parts.index,
             revision: parts.revision,
+            trial: parts.trial,
             inputs: parts.inputs,
             guarantee: parts.guarantee,
             pace: Pace::new(parts.commit, now),
@@ -357,15 +362,21 @@ impl<C: Consumer> Worker<C> {
         let took = self.clock.monotonic().saturating_sub(taken.monotonic);
         self.turn.called(own_calls, metrics, took, task.take_reading_time());
         match result {
-            Ok(Applied { ok, failed, left, .. }) => {
-                self.rest.extend(left);
+            Ok(mut applied) => {
+                self.rest.extend(applied.left.take());
+                let Applied { ok, failed, .. } = applied;
                 metrics.records_in.add((ok + failed) as u64);
                 metrics.bytes_in.add(bytes);
                 metrics.handler_calls.add(1);
                 metrics.handler_time.add(took);
                 metrics.handler_duration.observe(took);
                 metrics.overlay_bytes.set(task.pending().bytes as u64);
-                if let Life::Halted(failure) = task.state() {
+                let halted = match task.state() {
+                    Life::Halted(failure) => Some(failure),
+                    Life::Running => None,
+                };
+                self.trial.count(partition, &applied, halted);
+                if let Some(failure) = halted {
                     let reason = failure.to_string();
                     self.halt(partition, reason);
                 } else if task.is_blocked() && !was_blocked {

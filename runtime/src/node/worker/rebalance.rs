@@ -168,9 +168,11 @@ impl<C: Consumer> Worker<C> {
             TaskError::Store(StoreError::Corrupt(_)) | TaskError::State(_) => {
                 self.rebuild(partition, &error.to_string())
             }
-            TaskError::Store(_) | TaskError::Handler(_) | TaskError::Misuse(_) => {
-                self.halt(partition, error.to_string())
+            TaskError::Handler(_) => {
+                self.trial.unfit(format!("task {partition} halted: {error}"));
+                self.halt(partition, error.to_string());
             }
+            TaskError::Store(_) | TaskError::Misuse(_) => self.halt(partition, error.to_string()),
         }
     }
 
@@ -238,6 +240,10 @@ impl<C: Consumer> Worker<C> {
 
     fn start_task(&mut self, partition: i32, task: Box<crate::task::Task>) {
         let positions = super::positions(&task);
+        let is_beyond = |first: &[Offset]| positions.iter().zip(first).any(|((_, next), first)| next > first);
+        if task.first_offsets().is_some_and(is_beyond) {
+            self.trial.was_used();
+        }
         // One that has yet to adopt its revision runs from that commit on.
         if !task.is_adopting() {
             self.board.task_running(partition, self.index, &task);

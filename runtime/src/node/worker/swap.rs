@@ -18,6 +18,7 @@ use crate::config::deployment::CommitSpec;
 use crate::node::commit::SinkFactory;
 use crate::node::redrive::Letters;
 use crate::node::restore::Restorer;
+use crate::node::trial::Trial;
 use crate::ports::{Handler, Relay};
 use crate::task::TaskConfig;
 
@@ -28,6 +29,8 @@ pub type HandlerFactory = Box<dyn FnMut(i32) -> Result<Box<dyn Handler>, String>
 pub struct Swap<C> {
     pub revision: u64,
     pub commit: CommitSpec,
+    /// Of the revision's version.
+    pub trial: Arc<Trial>,
     pub config: Arc<TaskConfig>,
     pub handlers: HandlerFactory,
     /// For when the consumer must be made anew.
@@ -51,9 +54,11 @@ impl<C: Consumer> Worker<C> {
             return;
         }
         let Some(swap) = self.swap.take() else { return };
-        let Swap { revision, commit, config, handlers, consumers, restorer, relay, letters, sinks } = *swap;
+        let Swap { revision, commit, trial, config, handlers, consumers, restorer, relay, letters, sinks } =
+            *swap;
         tracing::info!(deployment = %self.deployment, worker = self.index, revision, "adopting a revision");
         self.revision = revision;
+        self.trial = trial;
         self.pace = Pace::new(commit, self.clock.monotonic());
         self.consumers = consumers;
         self.restorer = restorer;

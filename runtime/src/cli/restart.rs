@@ -1,0 +1,54 @@
+//! `tidemill restart`: halted tasks are tried again, because somebody has mended what halted them.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::deployments_client::DeploymentsClient;
+
+use super::client::ANSWER_BYTES_MAX;
+use super::output::View;
+use super::{Global, Outcome, client, rollout};
+use crate::config::units;
+
+const EXAMPLES: &str = "\
+Examples:
+  tidemill restart word-count
+  tidemill restart word-count --wait";
+
+/// Try a deployment's halted tasks again, on every node
+///
+/// For what a person has mended: an offset set back, a topic restored, rights granted. What is not mended
+/// halts again with its reason. Tasks that run go on where they are. A record that failed is tried again,
+/// too; one that fails every time needs another version or another policy.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Restart {
+    name: String,
+    /// Wait until every task runs, at most this long
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
+    wait: Option<Duration>,
+}
+
+impl Restart {
+    pub fn run(self, global: &Global) -> Outcome {
+        client::block_on(async {
+            let channel = client::connect(global).await?;
+            let mut client =
+                DeploymentsClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+            let request = proto::RestartRequest {
+                name: self.name.clone(),
+                expected_revision: None,
+                author: client::author(),
+            };
+            let deployment = client.restart(request).await?.into_inner().deployment.unwrap_or_default();
+            let mut what = "is tried again";
+            if let Some(limit) = self.wait {
+                rollout::wait(&channel, &deployment, limit).await?;
+                what = "runs";
+            }
+            let json = json!({ "name": self.name, "revision": deployment.revision });
+            View::line(format!("{} {what}", self.name), json).print(global.output)
+        })
+    }
+}

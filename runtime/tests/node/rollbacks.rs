@@ -1,0 +1,131 @@
+//! Versions that fail: taken back by the nodes themselves, with every record handled once and in order.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tidemill::kafka::tools::{self, ConsumeSpec, From, Row};
+use tidemill::node::{Handle, Node};
+use tidemill_test_support::build_guest;
+
+use crate::world::{World, deploy, eventually};
+
+const KEYS: u64 = 100;
+
+/// A chain of every key's records, which fails so many of a hundred.
+fn document(fails: u64, then: &str) -> String {
+    format!(
+        "name: chain\nmodule: chain.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs: {{ out: {{ topic: out }} }}\n\
+         config: {{ fails: {fails} }}\nfailures: {{ then: {then} }}\n"
+    )
+}
+
+/// Records `from..to` of all, round the keys: the value says which of its key it is.
+fn produce(world: &World, from: u64, to: u64) {
+    let rows = (from..to).map(|number| {
+        let (key, sequence) = (number % KEYS, number / KEYS);
+        Row {
+            key: Some(format!("k{key}").into_bytes()),
+            value: Some(format!("k{key},{sequence}").into_bytes()),
+            ..Row::default()
+        }
+    });
+    tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+}
+
+/// Every key's sequences, in the order that they came out.
+fn handled(world: &World) -> BTreeMap<String, Vec<u64>> {
+    let spec = ConsumeSpec {
+        topic: "out".into(),
+        partitions: Vec::new(),
+        from: From::Beginning,
+        max: None,
+        committed: true,
+        follow: false,
+    };
+    let mut handled: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let mut each = |record: Option<tools::Consumed>| {
+        if let Some(value) = record.and_then(|record| record.value) {
+            let value = String::from_utf8(value).expect("text");
+            let parts: Vec<&str> = value.split(',').collect();
+            let (sequence, count) = (parts[1].parse().expect("a number"), parts[2].parse::<u64>());
+            assert_eq!(count.ok(), Some(sequence + 1), "{value} was handled upon another state");
+            handled.entry(parts[0].to_owned()).or_default().push(sequence);
+        }
+        true
+    };
+    tools::consume(&world.kafka(), &spec, &mut each).expect("read");
+    handled
+}
+
+fn records(world: &World) -> usize {
+    handled(world).values().map(Vec::len).sum()
+}
+
+/// Of each version, the newest first: what it took up, whether by itself.
+fn versions(handle: &Handle) -> Vec<(u64, bool)> {
+    let versions = handle.history("chain").expect("history").versions;
+    versions.iter().map(|version| (version.rollback_to, version.automatic)).collect()
+}
+
+fn in_order_and_once(world: &World, of_each: u64) {
+    let handled = handled(world);
+    assert_eq!(handled.len() as u64, KEYS);
+    for (key, sequences) in handled {
+        assert!(sequences.iter().copied().eq(0..of_each), "{key}: {sequences:?}");
+    }
+}
+
+#[test]
+fn a_version_that_fails_six_of_a_hundred_is_taken_back_by_one_of_two_nodes() {
+    let world = World::new(&[("in", 2), ("out", 2)]);
+    let module = build_guest("tests/guests/chain");
+    let nodes = [world.member("a", "127.0.0.1:1"), world.member("b", "127.0.0.1:2")];
+    let handle = nodes[0].handle();
+    deploy(&nodes[0], &document(0, "park"), &module);
+    produce(&world, 0, 2_000);
+    eventually("the first version handles all", || records(&world) == 2_000);
+    eventually("both nodes have a task", || {
+        nodes.iter().all(|node| node.handle().deployment("chain").is_ok_and(|chain| chain.tasks.len() == 1))
+    });
+
+    deploy(&nodes[0], &document(6, "park"), &module);
+    let began = Instant::now();
+    produce(&world, 2_000, 6_000);
+    eventually("it is rolled back", || versions(&handle).len() == 3);
+    println!("rolled back {:.1?} after its first record was sent", began.elapsed());
+    produce(&world, 6_000, 8_000);
+    eventually("every record is handled, what had failed included", || records(&world) == 8_000);
+    in_order_and_once(&world, 8_000 / KEYS);
+
+    assert_eq!(versions(&handle), [(1, true), (0, false), (0, false)], "by one of them, once");
+    let taken_back = &handle.history("chain").expect("history").versions[0];
+    assert!(["a", "b"].contains(&taken_back.author.as_str()), "{taken_back:?}");
+    assert!(taken_back.reason.contains("records failed (") && taken_back.reason.contains("allowed are 5%"));
+    let shown = handle.deployment("chain").expect("deployed").rolled_back;
+    assert!(shown.starts_with("version 2 failed and was rolled back: "), "{shown}");
+    nodes.into_iter().for_each(Node::stop);
+}
+
+#[test]
+fn a_record_that_halts_a_version_is_tried_again_by_the_one_before() {
+    let world = World::new(&[("in", 1), ("out", 1)]);
+    let module = build_guest("tests/guests/chain");
+    let node = world.node();
+    let handle = node.handle();
+    deploy(&node, &document(0, "halt"), &module);
+    produce(&world, 0, 500);
+    eventually("the first version handles all", || records(&world) == 500);
+    deploy(&node, &document(1, "halt"), &module);
+    let began = Instant::now();
+    produce(&world, 500, 1_000);
+    eventually("it is rolled back", || versions(&handle).len() == 3);
+    println!("rolled back {:.1?} after its first record was sent", began.elapsed());
+    eventually("the record that halted it is handled", || records(&world) == 1_000);
+    in_order_and_once(&world, 1_000 / KEYS);
+    let reason = handle.history("chain").expect("history").versions.remove(0).reason;
+    assert!(reason.starts_with("task 0 halted: record in/0 at offset "), "{reason}");
+    eventually("the rollback runs, and is not on trial", || {
+        handle.rollout("chain").is_ok_and(|rollout| rollout.trial.is_some_and(|trial| !trial.open))
+    });
+    node.stop();
+}
