@@ -189,7 +189,7 @@ mod tests {
         }
         assert_eq!(texts(&ring.kept(9, |_| true).0), ["b", "c", "d"]);
         assert_eq!(texts(&ring.kept(2, |_| true).0), ["c", "d"]);
-        ring.push(1, Level::Error, &"x".repeat(9_900));
+        ring.push(1, Level::Error, &"x".repeat(9_930));
         assert_eq!(ring.kept(9, |_| true).0.len(), 1);
         ring.push(0, Level::Info, &"y".repeat(20_000));
         assert_eq!(ring.kept(9, |_| true).0.len(), 0, "not even one may exceed the bound");
