@@ -3,6 +3,7 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "tidemill/v1/control.proto",
+        "tidemill/v1/inbox.proto",
         "tidemill/v1/letters.proto",
         "tidemill/v1/log.proto",
         "tidemill/v1/logs.proto",

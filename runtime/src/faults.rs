@@ -53,6 +53,8 @@ pub enum Bug {
     OverlayKept,
     /// An id is remembered apart from the commit of its effects.
     InboxOutside,
+    /// The inbox's horizon is kept after an abort.
+    HorizonKept,
     /// The view of the parked keys is kept after an abort.
     ParkedKept,
     /// The handler's instance, with what it remembers, is kept after an abort.
@@ -86,7 +88,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [(Bug, &str); 22] = [
+    pub const ALL: [(Bug, &str); 23] = [
         (Bug::OffsetsOutside, "offsets-outside"),
         (Bug::OffsetsForgotten, "offsets-forgotten"),
         (Bug::MembershipLate, "membership-late"),
@@ -94,6 +96,7 @@ impl Bug {
         (Bug::StoreFirst, "store-first"),
         (Bug::OverlayKept, "overlay-kept"),
         (Bug::InboxOutside, "inbox-outside"),
+        (Bug::HorizonKept, "horizon-kept"),
         (Bug::ParkedKept, "parked-kept"),
         (Bug::InstanceKept, "instance-kept"),
         (Bug::ProducerReused, "producer-reused"),

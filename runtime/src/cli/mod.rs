@@ -37,6 +37,7 @@ mod edit;
 pub mod failure;
 mod groups;
 mod history;
+mod inbox;
 mod kafka;
 mod lag;
 mod letters;
@@ -135,6 +136,7 @@ enum Command {
     Lag(lag::Lag),
     Logs(logs::Logs),
     State(state::State),
+    Inbox(inbox::Inbox),
     Outbox(outbox::Outbox),
     Dlq(dlq::Dlq),
     Nodes(nodes::Nodes),
@@ -179,6 +181,7 @@ pub fn main() -> ExitCode {
         Command::Lag(command) => command.run(&global),
         Command::Logs(command) => command.run(&global),
         Command::State(command) => command.run(&global),
+        Command::Inbox(command) => command.run(&global),
         Command::Outbox(command) => command.run(&global),
         Command::Dlq(command) => command.run(&global),
         Command::Nodes(command) => command.run(&global),

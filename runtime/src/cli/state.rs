@@ -105,7 +105,7 @@ pub struct Options {
     key_format: KeyFormat,
     /// Wait until the answer is true at this position or beyond; `produce` and `lag` print them
     #[arg(long, value_parser = positions::parse, value_delimiter = ',', value_name = "TOPIC/PARTITION@OFFSET")]
-    at_least: Vec<proto::InputPosition>,
+    pub at_least: Vec<proto::InputPosition>,
     /// How long to wait for an answer
     #[arg(long, default_value = "10s", value_parser = units::parse_duration, value_name = "DURATION")]
     timeout: Duration,
@@ -264,17 +264,7 @@ fn entries(
         })
         .collect();
     let parked: Vec<Value> = bare.iter().map(parked_json).collect();
-    let read: Vec<Value> = read_at
-        .iter()
-        .map(|at| {
-            json!({
-                "partition": at.partition, "node": at.node, "cluster": at.cluster,
-                "positions": positions::to_json(&at.positions),
-                "state": task_state_name(at.state()), "reason": at.reason,
-            })
-        })
-        .collect();
-    View::table(table, json!({ "entries": rows, "parked": parked, "read_at": read }))
+    View::table(table, json!({ "entries": rows, "parked": parked, "read_at": read_json(read_at) }))
 }
 
 fn parked_note(parked: &proto::ParkedKey) -> String {
@@ -293,8 +283,20 @@ fn parked_json(parked: &proto::ParkedKey) -> Value {
     })
 }
 
+/// What was read, and the positions that it is true at.
+pub fn read_json(read_at: &[proto::StatePosition]) -> Value {
+    let one = |at: &proto::StatePosition| {
+        json!({
+            "partition": at.partition, "node": at.node, "cluster": at.cluster,
+            "positions": positions::to_json(&at.positions),
+            "state": task_state_name(at.state()), "reason": at.reason,
+        })
+    };
+    read_at.iter().map(one).collect()
+}
+
 /// Says which position an answer is true at; beside the answer, so that a script gets the answer only.
-fn note_positions(global: &Global, read_at: &[proto::StatePosition]) {
+pub fn note_positions(global: &Global, read_at: &[proto::StatePosition]) {
     if global.output == Format::Table {
         let cluster = read_at.first().map_or("", |at| at.cluster.as_str());
         eprintln!(

@@ -1,4 +1,4 @@
-//! State queries that concern other nodes: asked of every owner, answered as one.
+//! Queries of state and inboxes that concern other nodes: asked of every owner, answered as one.
 //!
 //! A partition is either answered or an error; it is never left out in silence. A read that waits for
 //! a position also waits for a partition that is on its way from one owner to the next; any other is
@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::inbox_client::InboxClient;
 use tidemill_proto::v1::state_client::StateClient;
 use tokio::sync::{Mutex, Semaphore};
 use tonic::transport::{Channel, Endpoint};
@@ -128,6 +129,27 @@ impl Read for proto::EditStateRequest {
     }
 }
 
+impl Read for proto::GetInboxRequest {
+    type Answer = proto::GetInboxResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        !self.at_least.is_empty()
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.inbox_get(self, until)
+    }
+
+    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+        let mut client = InboxClient::new(channel);
+        Ok(client.get(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
 impl Forwarder {
     pub fn new(node: Handle) -> Forwarder {
         Forwarder { node, channels: Mutex::new(HashMap::new()), waits: Semaphore::new(WAITS_MAX) }
@@ -238,6 +260,21 @@ impl Forwarder {
     ) -> Result<proto::EditStateResponse, Status> {
         let local = request.local;
         self.read(request, local, deadline).await
+    }
+
+    pub async fn inbox_get(
+        &self,
+        request: proto::GetInboxRequest,
+        deadline: Deadline,
+    ) -> Result<proto::GetInboxResponse, Status> {
+        let mut answer = proto::GetInboxResponse::default();
+        for partition in self.partitions(&request, request.local).await? {
+            let part = proto::GetInboxRequest { partition: Some(partition), ..request.clone() };
+            let part = self.read(part, request.local, deadline).await?;
+            answer.entries.extend(part.entries);
+            answer.read_at.extend(part.read_at);
+        }
+        Ok(answer)
     }
 
     /// The partitions that a request is about.

@@ -245,6 +245,17 @@ impl proto::state_server::State for Services {
 }
 
 #[tonic::async_trait]
+impl proto::inbox_server::Inbox for Services {
+    async fn get(
+        &self,
+        request: Request<proto::GetInboxRequest>,
+    ) -> Result<Response<proto::GetInboxResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.counted(self.forwarder.inbox_get(request.into_inner(), deadline)).await
+    }
+}
+
+#[tonic::async_trait]
 impl proto::fleet_server::Fleet for Services {
     async fn drain(
         &self,

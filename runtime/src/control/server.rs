@@ -80,6 +80,7 @@ pub async fn serve(
         .add_service(bounded!(proto::deployments_server::DeploymentsServer<Services>))
         .add_service(bounded!(proto::lag_server::LagServer<Services>))
         .add_service(bounded!(proto::state_server::StateServer<Services>))
+        .add_service(bounded!(proto::inbox_server::InboxServer<Services>))
         .add_service(bounded!(proto::fleet_server::FleetServer<Services>))
         .add_service(bounded!(proto::dead_letters_server::DeadLettersServer<Services>))
         .add_service(bounded!(proto::outbox_server::OutboxServer<Services>))
@@ -113,6 +114,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
         proto::deployments_server::SERVICE_NAME,
         proto::lag_server::SERVICE_NAME,
         proto::state_server::SERVICE_NAME,
+        proto::inbox_server::SERVICE_NAME,
         proto::fleet_server::SERVICE_NAME,
         proto::outbox_server::SERVICE_NAME,
         proto::dead_letters_server::SERVICE_NAME,

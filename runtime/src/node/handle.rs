@@ -138,6 +138,15 @@ impl Handle {
         super::query::scan(&self.node, request, until)
     }
 
+    /// Looks an id up in the inbox of one partition that this node runs. Waits like a read of state.
+    pub fn inbox_get(
+        &self,
+        request: &proto::GetInboxRequest,
+        until: Instant,
+    ) -> Result<proto::GetInboxResponse, ControlError> {
+        super::seen::get(&self.node, request, until)
+    }
+
     /// Edits one key of one partition that this node runs, and waits for its commit until `until`.
     pub fn state_edit(
         &self,

@@ -66,6 +66,11 @@ impl History {
         self.0.iter().find(|version| version.number == number)
     }
 
+    /// The one that was made at or last before a registry revision; none if it is no longer remembered.
+    pub fn at(&self, revision: u64) -> Option<&Arc<Version>> {
+        self.0.iter().rfind(|version| version.revision <= revision)
+    }
+
     /// The oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Version>> {
         self.0.iter()

@@ -46,9 +46,10 @@ pub mod revision;
 mod rollout;
 pub mod routine;
 pub mod runtime;
+pub mod seen;
 #[cfg(test)]
 mod simulation;
-pub mod start;
+mod start;
 pub mod supervisor;
 mod tidy;
 pub mod trial;

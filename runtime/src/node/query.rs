@@ -207,15 +207,24 @@ impl Target {
                 names => format!("{name} has no store {store}; it has {}", names.join(", ")),
             }));
         };
+        let kind = store.kind;
+        Target::of(registered, kind, partition)
+    }
+
+    /// One task of a deployment, of which rows of this kind are read.
+    pub fn of(
+        registered: &Registered,
+        kind: StoreKind,
+        partition: Option<i32>,
+    ) -> Result<Target, ControlError> {
         let Some(partition) = partition else {
             return Err(ControlError::Invalid(vec!["a local read names its partition".into()]));
         };
-        let inputs = registered.topics();
-        Ok(Target { deployment: name.to_owned(), partition, kind: store.kind, inputs })
+        Ok(Target { deployment: registered.name.clone(), partition, kind, inputs: registered.topics() })
     }
 
     /// The task, once it can be read and is at the positions wanted.
-    fn wait(
+    pub fn wait(
         &self,
         node: &NodeRuntime,
         wanted: &[proto::InputPosition],
@@ -265,7 +274,7 @@ impl Target {
     }
 
     /// Values and position under one snapshot.
-    fn read<T>(
+    pub fn read<T>(
         &self,
         node: &NodeRuntime,
         task: &TaskEntry,

@@ -66,6 +66,12 @@ impl Registered {
         in_stores || self.spec().is_none_or(in_rows)
     }
 
+    /// Beside its offsets it has an inbox and nothing else, which stays true wherever it begins again.
+    pub fn keeps_only_ids(&self) -> bool {
+        let has_stores = self.manifest().is_none_or(|manifest| !manifest.stores.is_empty());
+        !has_stores && self.spec().is_some_and(|spec| spec.inbox.is_some() && !spec.failures.parks())
+    }
+
     /// Number of the version that this is.
     pub fn version(&self) -> u64 {
         self.history.current().map_or(0, |version| version.number)

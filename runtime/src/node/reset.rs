@@ -11,6 +11,12 @@
 //! State is that of a position, and a compacted changelog cannot give back an earlier one. So a
 //! deployment with state only goes back to the beginning, without state. Whatever else belongs to a
 //! position (parked records, the inbox) is wiped with it, in [`NodeRuntime::retire`].
+//!
+//! An inbox alone is no state of a position: it says what has had its effects. A deployment that keeps
+//! nothing else goes anywhere and keeps it, so that what is handled again has no second effect. It does
+//! not go back to records that are older than the inbox remembers.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
@@ -19,6 +25,7 @@ use tidemill_proto::v1::reset_request::To;
 use super::handle::{ControlError, Handle};
 use super::registered::Registered;
 use crate::config::problem::Problem;
+use crate::config::units;
 use crate::kafka::admin::{AdminError, At, Topic};
 use crate::record::Offset;
 
@@ -41,7 +48,8 @@ impl Handle {
         let topics = self.inputs(&current)?;
         let beginnings = self.resolve(&topics, &to)?;
         let from = self.committed(&current, &topics)?;
-        let wipes_state = current.keeps_state();
+        self.is_remembered(&current, &beginnings, &from)?;
+        let wipes_state = current.keeps_state() && !current.keeps_only_ids();
         let answer = proto::ResetResponse { from, to: positions(&beginnings), wipes_state };
         if request.dry_run {
             return Ok(answer);
@@ -70,13 +78,49 @@ impl Handle {
 
     fn may_reset(&self, current: &Registered, to: &To) -> Result<(), ControlError> {
         let name = &current.name;
-        if current.keeps_state() && !matches!(to, To::Earliest(_)) {
+        let is_bound = current.keeps_state() && !current.keeps_only_ids();
+        if is_bound && !matches!(to, To::Earliest(_)) {
             return Err(ControlError::Precondition(format!(
                 "{name} keeps state, and a compacted changelog cannot give back the state of another position: reset it \
                  to earliest, which wipes its state and its inbox, or deploy it under a fresh name with the `start:` you want"
             )));
         }
         Ok(())
+    }
+
+    /// Of a deployment that keeps its ids: what was handled and would be handled again is within the TTL.
+    fn is_remembered(
+        &self,
+        current: &Registered,
+        beginnings: &[(&Topic, i32, Offset)],
+        committed: &[proto::InputPosition],
+    ) -> Result<(), ControlError> {
+        let Some(inbox) = current.spec().and_then(|spec| spec.inbox.as_ref()) else { return Ok(()) };
+        if !current.keeps_only_ids() {
+            return Ok(());
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_ms = now.saturating_sub(inbox.ttl).as_millis() as i64;
+        let partitions: Vec<(String, i32)> =
+            beginnings.iter().map(|(topic, partition, _)| (topic.name.clone(), *partition)).collect();
+        let remembered = self.node.admin.offsets(&partitions, At::Time(since_ms))?;
+        let forgotten = beginnings.iter().zip(remembered).filter_map(|((topic, partition, to), from)| {
+            let handled = committed.iter().find(|at| (&at.topic, at.partition) == (&topic.name, *partition));
+            let first = from.0.min(handled.map_or(0, |at| at.offset));
+            (to.0 < first).then(|| {
+                Problem::at(
+                    "to",
+                    format!(
+                        "{}/{partition} from {to} on was handled, and below {first} it is older than the inbox remembers (ttl {}): \
+                         it would have its effects again; go back to {first} at most, or deploy it under a fresh name",
+                        topic.name,
+                        units::show_duration(inbox.ttl)
+                    ),
+                )
+            })
+        });
+        let forgotten: Vec<Problem> = forgotten.collect();
+        if forgotten.is_empty() { Ok(()) } else { Err(ControlError::Unmet(forgotten)) }
     }
 
     /// Nothing may commit for the old life any more.

@@ -259,7 +259,10 @@ impl NodeRuntime {
             // Somebody else has completed it, and the topics may be the next life's.
             return Ok(());
         }
-        for topic in [self.inbox_topic(name), self.changelog_topic(name)] {
+        // After a reset, ids may go on: see `reset`. After a delete there is no deployment of the name.
+        let ids_stay = view.deployments.get(name).is_some_and(Registered::keeps_only_ids);
+        let ids = (!ids_stay).then(|| self.inbox_topic(name));
+        for topic in ids.into_iter().chain([self.changelog_topic(name)]) {
             match self.admin.delete_topics(&[topic]) {
                 Ok(()) | Err(AdminError::Missing { .. }) => {}
                 Err(error) => return Err(error.into()),

@@ -23,7 +23,7 @@ use crate::kafka::config::KafkaConfig;
 use crate::kafka::peek::Peek;
 use crate::kafka::topic_log::TopicLog;
 use crate::ports::SourceError;
-use crate::store::{StateDir, StoreBudget, StoreError, flush_due};
+use crate::store::{StateDir, StoreBudget, StoreError, StoreReader, flush_due, sweep_due};
 use crate::telemetry::Telemetry;
 use crate::wasm::Compiler;
 
@@ -60,6 +60,7 @@ pub struct Node {
     _lag: Routine,
     tidy: Routine,
     _retreat: Routine,
+    _sweep: Routine,
     _control: ControlReader,
     _identity: Identity,
 }
@@ -116,6 +117,7 @@ impl Node {
             _lag: lag(Arc::clone(&runtime))?,
             tidy: tidy(Arc::clone(&runtime))?,
             _retreat: retreat::start(Arc::clone(&runtime))?,
+            _sweep: sweep(Arc::clone(&runtime))?,
             supervisor: Supervisor::start(Arc::clone(&runtime))?,
             runtime,
             _control: control,
@@ -172,12 +174,7 @@ fn stores(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
     let start = Instant::now();
     let rule = clients::flush_rule(&node.config);
     Routine::start("stores", LOOK, move || {
-        let readers: Vec<_> = node
-            .boards()
-            .iter()
-            .flat_map(|(_, board)| board.tasks().into_values().filter_map(|task| task.reader))
-            .collect();
-        if let Err(error) = flush_due(&readers, start.elapsed(), &rule) {
+        if let Err(error) = flush_due(&readers(&node), start.elapsed(), &rule) {
             tracing::warn!(%error, "cannot flush a store");
         }
         gauges::local(&node);
@@ -186,6 +183,20 @@ fn stores(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
 
 fn tidy(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
     Routine::start("tidy", tidy::EVERY, move || tidy::look(&node))
+}
+
+fn readers(node: &NodeRuntime) -> Vec<StoreReader> {
+    let boards = node.boards();
+    boards.iter().flat_map(|(_, board)| board.tasks().into_values().filter_map(|task| task.reader)).collect()
+}
+
+/// Clears expired ids out of the stores; apart, because a large inbox takes its time.
+fn sweep(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
+    Routine::start("sweep", LOOK, move || {
+        if let Err(error) = sweep_due(&readers(&node)) {
+            tracing::warn!(%error, "cannot clear expired ids out of a store");
+        }
+    })
 }
 
 fn lag(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {

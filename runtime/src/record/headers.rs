@@ -33,6 +33,19 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Header<'_>>, MalformedHeaders> {
     if rest.is_empty() { Ok(headers) } else { Err(MalformedHeaders) }
 }
 
+/// The value of the first header of that name. Looks no further, so what follows may be malformed.
+pub fn find<'a>(bytes: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, MalformedHeaders> {
+    let mut rest = bytes;
+    for _ in 0..read_varint(&mut rest)? {
+        let found = read_bytes(&mut rest)?.ok_or(MalformedHeaders)?;
+        let value = read_bytes(&mut rest)?;
+        if found == name.as_bytes() {
+            return Ok(value);
+        }
+    }
+    Ok(None)
+}
+
 pub fn write_count(out: &mut Vec<u8>, count: usize) {
     write_varint(out, count as i64);
 }
@@ -93,6 +106,9 @@ mod tests {
         let headers = [("a", Some(&b"1"[..])), ("empty", Some(b"")), ("null", None), ("a", Some(&long))];
         let bytes = encode(headers.into_iter());
         assert_eq!(decode(&bytes).unwrap(), headers);
+        for (name, value) in [("a", Some(&b"1"[..])), ("empty", Some(b"")), ("null", None), ("none", None)] {
+            assert_eq!(find(&bytes, name), Ok(value), "{name}");
+        }
     }
 
     #[test]

@@ -19,7 +19,8 @@ use rocksdb::{DB, ErrorKind, WriteBatch};
 use super::budget::{self, Expiry, StoreBudget};
 use super::flush::Watch;
 use super::lock::FileLock;
-use super::{Position, StoreError, StoreReader, dir, keys};
+use super::sweep::Sweep;
+use super::{Ages, Position, StoreError, StoreReader, dir, keys};
 use crate::record::Offset;
 
 /// Whose data a store holds. A store that says anything else is deleted and rebuilt.
@@ -132,6 +133,7 @@ pub(super) struct Shared {
     pub(super) watch: Mutex<Watch>,
     /// Ids dated before it are dropped when RocksDB rewrites them; ms since the epoch.
     inbox_expired_before_ms: Expiry,
+    pub(super) sweep: Sweep,
 }
 
 pub(super) struct Open {
@@ -152,6 +154,7 @@ pub struct Store {
     dir: PathBuf,
     progress: Progress,
     position: Option<Position>,
+    ages: Option<Ages>,
 }
 
 impl std::fmt::Debug for Store {
@@ -189,9 +192,7 @@ impl Store {
             Err(error) => return refused_open(budget, error),
         };
         match Store::recognise(&db, identity) {
-            Ok(Recognised::Ours(progress, position)) => {
-                Ok(Opening::Ready(Store::with(db, lock, dir, (progress, position), expiry)))
-            }
+            Ok(Recognised::Ours(known)) => Ok(Opening::Ready(Store::with(db, lock, dir, known, expiry))),
             Ok(Recognised::Blank) => Ok(Opening::Missing),
             Ok(Recognised::Not(why)) => Ok(Opening::Unusable(why)),
             Err(StoreError::Corrupt(why)) => Ok(Opening::Unusable(Unusable::Corrupt(why))),
@@ -215,8 +216,10 @@ impl Store {
                 }
             },
         };
+        // Without them nothing is known to expire before what is there now.
+        let ages = db.get(keys::INBOX_AGES)?.and_then(|bytes| Ages::decode(&bytes));
         match decode_position(db.get(keys::POSITION)?.as_deref()) {
-            Ok(position) => Ok(Recognised::Ours(progress, position)),
+            Ok(position) => Ok(Recognised::Ours(Known { progress, position, ages })),
             Err(StoreError::Corrupt(why)) => Ok(Recognised::Not(Unusable::Corrupt(why))),
             Err(error) => Err(error),
         }
@@ -237,28 +240,51 @@ impl Store {
         batch.put(keys::IDENTITY, identity.encode());
         batch.put(keys::PROGRESS, progress.encode());
         db.write_opt(batch, &budget::write_options())?;
-        Ok(Store::with(db, lock, dir, (progress, None), expiry))
+        let known = Known { progress, position: None, ages: None };
+        Ok(Store::with(db, lock, dir, known, expiry))
     }
 
     fn with(
         db: DB,
         lock: Option<FileLock>,
         dir: &Path,
-        (progress, position): (Progress, Option<Position>),
+        Known { progress, position, ages }: Known,
         inbox_expired_before_ms: Expiry,
     ) -> Store {
         let open = Open { db, _lock: lock };
-        let shared = Shared { db: RwLock::new(Some(open)), watch: Mutex::default(), inbox_expired_before_ms };
-        Store { shared: Arc::new(shared), dir: dir.to_path_buf(), progress, position }
+        let shared = Shared {
+            db: RwLock::new(Some(open)),
+            watch: Mutex::default(),
+            inbox_expired_before_ms,
+            sweep: Sweep::default(),
+        };
+        Store { shared: Arc::new(shared), dir: dir.to_path_buf(), progress, position, ages }
     }
 
     pub fn reader(&self) -> StoreReader {
         StoreReader { shared: Arc::clone(&self.shared) }
     }
 
-    /// Ids of the inbox dated before this may be dropped: whoever reads one judges its age anyway.
-    pub fn expire_inbox(&self, before_ms: i64) {
+    /// Ids of the inbox dated before this may be dropped: whoever reads one judges its age anyway. `start`
+    /// and `next` are the offsets in the topic that ids which have not expired lie between.
+    pub fn expire_inbox(&self, before_ms: i64, start: Offset, next: Offset) {
         self.shared.inbox_expired_before_ms.set(before_ms);
+        self.shared.sweep.set(start, next);
+    }
+
+    /// As of the last write that carried them.
+    pub fn ages(&self) -> Option<&Ages> {
+        self.ages.as_ref()
+    }
+
+    /// Expired ids below it are not in the store any more.
+    pub fn swept(&self) -> Offset {
+        self.shared.sweep.swept()
+    }
+
+    /// A task takes the store over, which was swept up to there.
+    pub fn begin_inbox(&self, swept: Offset) {
+        self.shared.sweep.begin(swept);
     }
 
     pub fn dir(&self) -> &Path {
@@ -283,10 +309,13 @@ impl Store {
         progress: Progress,
     ) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
-        let mut position = None;
+        let (mut position, mut ages) = (None, None);
         for (key, value) in rows {
             if key == keys::POSITION {
                 position = decode_position(value)?;
+            }
+            if key == keys::INBOX_AGES {
+                ages = value.and_then(Ages::decode);
             }
             match value {
                 Some(value) => batch.put(key, value),
@@ -299,9 +328,8 @@ impl Store {
         open.db.write_opt(batch, &budget::write_options())?;
         drop(guard);
         self.progress = progress;
-        if position.is_some() {
-            self.position = position;
-        }
+        self.position = position.or(self.position.take());
+        self.ages = ages.or(self.ages.take());
         Ok(())
     }
 
@@ -326,13 +354,26 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        if self.shared.sweep.is_under_way()
+            && let Some(open) = read_lock(&self.shared).as_ref()
+        {
+            // It holds the lock that is wanted here, and ends as soon as it sees this.
+            open.db.cancel_all_background_work(false);
+        }
         let mut guard = self.shared.db.write().unwrap_or_else(PoisonError::into_inner);
         drop(guard.take());
     }
 }
 
+/// What a store says of itself.
+struct Known {
+    progress: Progress,
+    position: Option<Position>,
+    ages: Option<Ages>,
+}
+
 enum Recognised {
-    Ours(Progress, Option<Position>),
+    Ours(Known),
     Blank,
     Not(Unusable),
 }

@@ -23,10 +23,12 @@ const STATE: u8 = 0x01;
 pub const POSITION: &[u8] = b"\0position";
 /// Next changelog offset (u64) and the last applied changelog timestamp in ms (i64), little endian.
 pub(super) const PROGRESS: &[u8] = b"\0progress";
+/// How old the ids are, by offset ([`super::Ages`]). Of the store alone.
+pub const INBOX_AGES: &[u8] = b"\0inbox-ages";
 /// Whose data this is: format, cluster, incarnation, changelog topic id, one per line.
 pub(super) const IDENTITY: &[u8] = b"\0identity";
 
-const INBOX: &[u8] = &[0x02];
+pub(super) const INBOX: &[u8] = &[0x02];
 
 /// True for rows that are kept in the inbox's topic, not in the changelog.
 pub fn is_inbox_key(key: &[u8]) -> bool {

@@ -16,6 +16,7 @@
 //! - Position and values change in one write batch, so a reader never sees one without the other.
 //! - A store may be behind its changelog (the log is the truth) and never ahead of it.
 
+mod ages;
 mod budget;
 mod cache;
 mod db;
@@ -28,19 +29,22 @@ mod overlay;
 mod reader;
 mod scan;
 mod sort;
+mod sweep;
 mod view;
 
 use std::path::PathBuf;
 
+pub use ages::Ages;
 pub use budget::{BudgetConfig, StoreBudget};
 pub use db::{Identity, Opening, Progress, Store, Unusable};
 pub use dir::{StateDir, StoreDir};
 pub use flush::{FlushRule, flush_due};
-pub use keys::{POSITION, StoreDef, Stores, Table, is_changelog_key, is_inbox_key};
+pub use keys::{INBOX_AGES, POSITION, StoreDef, Stores, Table, is_changelog_key, is_inbox_key};
 pub use lock::FileLock;
 pub use reader::{Sizes, Snapshot, StoreReader};
 pub use scan::{PAGE_BYTES_MAX, Page};
 pub use sort::sort_keys;
+pub use sweep::sweep_due;
 pub use tidemill_proto::v1::{
     Guarantee as PositionGuarantee, OutboxRow, ParkedRecord, Position, PositionInput, RedriveProgress,
 };

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use rocksdb::{DB, SnapshotWithThreadMode, properties};
+use rocksdb::{BottommostLevelCompaction, CompactOptions, DB, SnapshotWithThreadMode, properties};
 
 use super::budget::{self, COLUMN_FAMILY};
 use super::db::{Shared, decode_position, read_lock};
@@ -46,6 +46,24 @@ impl StoreReader {
         self.with(|db| Ok(db.flush_opt(&budget::flush_options())?))?;
         self.watch().flushed();
         Ok(())
+    }
+
+    /// Rewrites what holds ids, so that those which have expired are dropped. Blocks for the writing; ends
+    /// early when the store is to be closed.
+    pub(super) fn sweep(&self) -> Result<(), StoreError> {
+        let Some(_under_way) = self.shared.sweep.start() else { return Ok(()) };
+        self.with(|db| {
+            let mut options = CompactOptions::default();
+            options.set_exclusive_manual_compaction(false);
+            // What is lowest has the oldest ids, and is left alone otherwise.
+            options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+            db.compact_range_opt(Some(keys::INBOX), Some(keys::prefix_end(keys::INBOX)), &options);
+            Ok(())
+        })
+    }
+
+    pub(super) fn is_sweep_due(&self) -> bool {
+        self.shared.sweep.is_due()
     }
 
     pub fn sizes(&self) -> Result<Sizes, StoreError> {

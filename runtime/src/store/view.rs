@@ -148,6 +148,41 @@ impl View {
         }
     }
 
+    /// Many of them, which differ from each other: those that are not in memory by one batched read. `found`
+    /// gets the number of a key in `keys` and its row, in no order.
+    pub fn rows_once(
+        &self,
+        table: Table,
+        keys: &[&[u8]],
+        mut found: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), StoreError> {
+        let mut misses = Vec::with_capacity(keys.len());
+        for (number, key) in keys.iter().enumerate() {
+            let key = self.row_key(table, key);
+            match self.layers().find_map(|layer| layer.map().get(key)) {
+                Some(known) => found(number, known),
+                None => misses.push(number),
+            }
+        }
+        let Some(reader) = self.reader.as_ref().filter(|_| !misses.is_empty()) else {
+            misses.into_iter().for_each(|number| found(number, None));
+            return Ok(());
+        };
+        misses.sort_unstable_by(|&a, &b| keys[a].cmp(keys[b]));
+        let prefix = table.prefix();
+        let mut arena =
+            Vec::with_capacity(misses.iter().map(|&number| prefix.len() + keys[number].len()).sum());
+        let mut ends = Vec::with_capacity(misses.len());
+        for &number in &misses {
+            arena.extend_from_slice(prefix);
+            arena.extend_from_slice(keys[number]);
+            ends.push(arena.len());
+        }
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let full = starts.zip(&ends).map(|(start, &end)| &arena[start..end]);
+        reader.multi_get(full, |nth, row| found(misses[nth], row))
+    }
+
     /// Sets a row of the task's own, or deletes it. Part of the next commit, like every change.
     pub fn set_row(&mut self, table: Table, key: &[u8], value: Option<&[u8]>) {
         let key = self.row_key(table, key);
@@ -297,24 +332,31 @@ impl View {
     }
 
     /// Freezes the active overlay and answers its changes; reads go on seeing them. `None` while a
-    /// frozen overlay awaits its commit: there is at most one.
-    pub fn freeze(&mut self) -> Option<Changes> {
+    /// frozen overlay awaits its commit: there is at most one. Ids of the inbox are answered apart.
+    pub fn freeze(&mut self) -> Option<(Changes, Changes)> {
         if self.frozen.is_some() {
             return None;
         }
         let frozen = std::mem::replace(&mut self.active, std::mem::take(&mut self.spare));
         let map = frozen.map();
-        let mut changes = Changes {
+        let ids = map.of_store(Table::Inbox.number()).count();
+        let room = |rows: usize| {
             // One more row and some bytes: the caller adds the position record.
-            keys: Column::with_capacity(map.len() + 1, map.bytes() / 2),
-            values: Column::with_capacity(map.len() + 1, map.bytes() / 2),
+            let bytes = map.bytes() / 2 * rows / map.len().max(1);
+            Changes {
+                keys: Column::with_capacity(rows + 1, bytes),
+                values: Column::with_capacity(rows + 1, bytes),
+            }
         };
+        let (mut changes, mut seen) = (room(map.len() - ids), room(ids));
         for index in map.sorted() {
-            changes.keys.push(Some(map.full_key(index)));
-            changes.values.push(map.value(index));
+            let key = map.full_key(index);
+            let into = if keys::is_inbox_key(key) { &mut seen } else { &mut changes };
+            into.keys.push(Some(key));
+            into.values.push(map.value(index));
         }
         self.frozen = Some(frozen);
-        Some(changes)
+        Some((changes, seen))
     }
 
     /// The frozen changes are committed and in RocksDB.

@@ -8,8 +8,9 @@
 use std::sync::Arc;
 
 use super::checks::{Checks, Refused, check_statuses};
+use super::inbox::{Inbox, Met};
 use super::relay::Blocked;
-use super::{Applied, FailureKind, SUSPECTS_MAX, Seen, Suspect, TakenAt, Task, TaskError, inbox};
+use super::{Applied, FailureKind, SUSPECTS_MAX, Seen, Suspect, TakenAt, Task, TaskError};
 use crate::effects::{Effects, Emissions, Fault, Order, Status, Writes};
 use crate::faults::{Bug, planted};
 use crate::record::{Batch, Offset};
@@ -94,9 +95,7 @@ impl Task {
     ) -> Result<usize, TaskError> {
         let (fresh, to) = match self.inbox {
             None => (rows.clone().collect(), rows.end),
-            Some(_) => {
-                inbox::fresh(ids, rows.clone(), |row, id| self.is_seen(id, batch.timestamps[row], taken))?
-            }
+            Some(_) => self.fresh(batch, ids, rows.clone(), taken)?,
         };
         if fresh.len() == batch.len() {
             self.run(batch, taken, applied)?;
@@ -114,6 +113,57 @@ impl Task {
             self.pass(batch, to, taken);
         }
         Ok(to)
+    }
+
+    /// Those of the rows that are no repetitions, and where that ends: before a record that can only be
+    /// judged once those before it have their outcome. Ids are looked up together.
+    fn fresh(
+        &self,
+        batch: &Batch,
+        ids: &[Option<&[u8]>],
+        rows: std::ops::Range<usize>,
+        taken: TakenAt,
+    ) -> Result<(Vec<usize>, usize), StoreError> {
+        let mut fresh = Vec::with_capacity(rows.len());
+        let mut met = Met::default();
+        // Where the horizon will be if every record of `fresh` ends `ok`.
+        let mut ahead_ms = i64::MIN;
+        let mut at = rows.start;
+        while at < rows.end
+            && let Some(inbox) = &self.inbox
+        {
+            let (asked, to) = met.ask(ids, at, rows.end);
+            self.look_up(inbox, &asked, &mut met)?;
+            for row in at..to {
+                let timestamp_ms = batch.timestamps[row];
+                if let Some(id) = ids[row] {
+                    let repeats = met.repeats(
+                        id,
+                        |seen| inbox.is_remembered(seen, timestamp_ms, taken),
+                        |seen| inbox.expires_ms(seen) <= ahead_ms,
+                    );
+                    match repeats {
+                        None => return Ok((fresh, row)),
+                        Some(true) => continue,
+                        Some(false) => {}
+                    }
+                }
+                ahead_ms = ahead_ms.max(inbox.time_ms(timestamp_ms, taken));
+                fresh.push(row);
+            }
+            at = to;
+        }
+        Ok((fresh, rows.end))
+    }
+
+    fn look_up<'a>(&self, inbox: &Inbox, asked: &[&'a [u8]], met: &mut Met<'a>) -> Result<(), StoreError> {
+        if planted(Bug::InboxOutside) {
+            // Remembered for ever, and at no horizon.
+            let row = Seen { horizon_ms: i64::MAX, input: 0, offset: 0, revision: 0 }.encode();
+            asked.iter().for_each(|id| met.answer(id, inbox.outside.contains(*id).then_some(&row)));
+            return Ok(());
+        }
+        self.view.rows_once(Table::Inbox, asked, |number, row| met.answer(asked[number], row))
     }
 
     fn is_seen(&self, id: &[u8], timestamp_ms: i64, taken: TakenAt) -> Result<bool, StoreError> {

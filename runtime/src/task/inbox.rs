@@ -18,20 +18,22 @@
 //! expired by the last commit that is known is trimmed: `inbox_start` of the position record says up to
 //! where, before anything is deleted.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::time::Duration;
+
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use super::TakenAt;
 use crate::config::deployment::{IdSource, InboxSpec};
+use crate::faults::{Bug, planted};
 use crate::record::{Batch, Column, Offset, headers};
-use crate::store::Store;
+use crate::store::{Ages, Store};
 
 /// Longest id, in bytes.
 pub const ID_BYTES_MAX: usize = 1024;
 /// Clocks of producers may be ahead of this one by so much.
 const CLOCK_SLACK_MS: i64 = 60_000;
-/// Parts of a TTL in which the topic is trimmed.
-const CHECKPOINTS: i64 = 64;
 
 /// The row of an id. On disk and in Kafka since 0.2: little endian, add at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +77,10 @@ pub struct Inbox {
     committed_ms: i64,
     /// Below it the topic holds expired rows only, by the last commit that was known at the last seal.
     start: Offset,
-    /// Everything below the offset is dated at most so, the oldest first.
-    checkpoints: VecDeque<(Offset, i64)>,
+    /// Of what has not expired by then.
+    ages: Ages,
+    /// The store does not have them as they are.
+    ages_changed: bool,
     /// Up to where the topic has been, or is being, trimmed.
     trimmed: Offset,
     /// The first time that was seen: from then on the clock at least keeps up with the monotonic one.
@@ -92,12 +96,20 @@ impl Inbox {
         let horizon_ms = if horizon_ms == 0 { i64::MIN } else { horizon_ms };
         let start = Offset(position.map_or(0, |position| position.inbox_start));
         let next = store.map_or(Offset(0), |store| store.progress().inbox_next);
+        let mut ages = store.and_then(Store::ages).cloned().unwrap_or_default();
+        // After a reset there is no position, but the ids are those of the life before.
+        let horizon_ms = horizon_ms.max(ages.latest_ms().unwrap_or(i64::MIN));
+        ages.note(next, horizon_ms, millis(spec.ttl));
+        if let Some(store) = store {
+            store.begin_inbox(ages.swept);
+        }
         Inbox {
             spec,
             horizon_ms,
             committed_ms: horizon_ms,
             start,
-            checkpoints: VecDeque::from([(next, horizon_ms)]),
+            ages,
+            ages_changed: true,
             trimmed: start,
             began: None,
             outside: HashSet::new(),
@@ -115,7 +127,9 @@ impl Inbox {
             let fits = |id: &&[u8]| !id.is_empty() && id.len() <= ID_BYTES_MAX;
             match &self.spec.id {
                 IdSource::Key => ids.push(key.filter(fits)),
-                IdSource::Header(name) => ids.push(own.and_then(|own| header(own, name)).filter(fits)),
+                IdSource::Header(name) => {
+                    ids.push(own.and_then(|own| headers::find(own, name).ok()?).filter(fits))
+                }
                 IdSource::Json(pointer) => {
                     let id = value.and_then(|value| member(value, pointer));
                     ids.push(id.as_deref().map(str::as_bytes).filter(fits));
@@ -135,10 +149,14 @@ impl Inbox {
     }
 
     /// Whether a record of this time repeats what was seen: judged by the horizon, or by its own time if
-    /// that is later, so that it does not matter which records share its batch.
+    /// that is later.
     pub fn is_remembered(&self, seen: Seen, timestamp_ms: i64, taken: TakenAt) -> bool {
         let now_ms = self.horizon_ms.max(self.time_ms(timestamp_ms, taken));
-        seen.horizon_ms.saturating_add(self.ttl_ms()) > now_ms
+        self.expires_ms(seen) > now_ms
+    }
+
+    pub fn expires_ms(&self, seen: Seen) -> i64 {
+        seen.horizon_ms.saturating_add(self.ttl_ms())
     }
 
     /// A record of this time has ended `ok`: what its id is dated with.
@@ -149,7 +167,7 @@ impl Inbox {
     }
 
     /// What a record's time counts for.
-    fn time_ms(&self, timestamp_ms: i64, taken: TakenAt) -> i64 {
+    pub fn time_ms(&self, timestamp_ms: i64, taken: TakenAt) -> i64 {
         let began = self.began.unwrap_or(taken);
         let ran = taken.monotonic.saturating_sub(began.monotonic);
         let now_ms = taken.wall_ms.max(began.wall_ms.saturating_add(millis(ran)));
@@ -161,31 +179,33 @@ impl Inbox {
 
     /// Horizon and start of the commit that is being sealed.
     pub fn seal(&mut self) -> (i64, Offset) {
-        let ttl_ms = self.ttl_ms();
-        while let Some(&(offset, horizon_ms)) = self.checkpoints.front()
-            && horizon_ms.saturating_add(ttl_ms) <= self.committed_ms
-        {
-            self.start = self.start.max(offset);
-            self.checkpoints.pop_front();
+        if let Some(expired) = self.ages.expire(self.committed_ms, self.ttl_ms()) {
+            self.start = self.start.max(expired);
+            self.ages_changed = true;
         }
         (self.horizon_ms, self.start)
+    }
+
+    /// What the store is to keep with the commit that is being sealed, if it is news: up to where it was
+    /// swept, and how old the rest is.
+    pub fn ages(&mut self, swept: Offset) -> Option<Vec<u8>> {
+        self.ages_changed |= self.ages.swept != swept;
+        self.ages.swept = swept;
+        std::mem::take(&mut self.ages_changed).then(|| self.ages.encode())
     }
 
     /// A commit with that horizon is known; `next` is where the topic stands at least.
     pub fn committed(&mut self, horizon_ms: i64, next: Offset) {
         self.committed_ms = horizon_ms;
-        let part_ms = self.ttl_ms() / CHECKPOINTS;
-        // A part begins where the one before the last ended; the last one is extended until it is full.
-        let began = self.checkpoints.iter().rev().nth(1).map(|&(_, end_ms)| end_ms);
-        let extends = began.is_some_and(|began| horizon_ms.saturating_sub(began) < part_ms);
-        if extends {
-            self.checkpoints.pop_back();
-        }
-        self.checkpoints.push_back((next, horizon_ms));
+        self.ages_changed |= self.ages.note(next, horizon_ms, self.ttl_ms());
     }
 
     pub fn drop_uncommitted(&mut self) {
-        self.horizon_ms = self.committed_ms;
+        // They may have been sealed into what is dropped.
+        self.ages_changed = true;
+        if !planted(Bug::HorizonKept) {
+            self.horizon_ms = self.committed_ms;
+        }
     }
 
     /// Ids dated before it are forgotten, by the last commit that is known; ms since the epoch.
@@ -207,34 +227,67 @@ impl Inbox {
     }
 }
 
-/// The rows of `from..to` whose ids are not in `seen` and differ from each other, and where that ends: before
-/// the second record with an id, which is looked at again once the first has its outcome.
-pub fn fresh<E>(
-    ids: &[Option<&[u8]>],
-    range: std::ops::Range<usize>,
-    mut seen: impl FnMut(usize, &[u8]) -> Result<bool, E>,
-) -> Result<(Vec<usize>, usize), E> {
-    let mut rows = Vec::with_capacity(range.len());
-    let mut taken = HashSet::with_capacity(range.len());
-    for row in range.clone() {
-        // A record without an id fails, alone; it is no repetition.
-        if let Some(id) = ids.get(row).copied().flatten() {
-            if taken.contains(id) {
-                return Ok((rows, row));
-            }
-            if seen(row, id)? {
-                continue;
-            }
-            taken.insert(id);
-        }
-        rows.push(row);
-    }
-    Ok((rows, range.end))
+/// The ids that a stretch of a batch has met so far.
+#[derive(Debug, Default)]
+pub struct Met<'a> {
+    ids: HashMap<&'a [u8], Known>,
 }
 
-fn header<'a>(encoded: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let list = headers::decode(encoded).ok()?;
-    list.into_iter().find(|(found, _)| *found == name)?.1
+/// What is known of an id.
+#[derive(Debug, Clone, Copy)]
+enum Known {
+    /// It is being looked up.
+    Asked,
+    /// The inbox may have a row.
+    Row(Option<Seen>),
+    /// A record of this stretch has it, and its outcome is not known.
+    Taken,
+}
+
+impl<'a> Met<'a> {
+    /// The ids from row `at` on that have to be looked up, and the row where that ends: before an id that
+    /// comes twice among them, whose second record cannot be judged yet.
+    pub fn ask(&mut self, ids: &[Option<&'a [u8]>], at: usize, end: usize) -> (Vec<&'a [u8]>, usize) {
+        let mut asked = Vec::with_capacity(end - at);
+        for (row, id) in ids.iter().enumerate().take(end).skip(at) {
+            // A record without an id fails, alone; it is no repetition.
+            let Some(id) = id else { continue };
+            match self.ids.entry(id) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Known::Asked);
+                    asked.push(*id);
+                }
+                Entry::Occupied(entry) if matches!(entry.get(), Known::Asked) => return (asked, row),
+                Entry::Occupied(_) => {}
+            }
+        }
+        (asked, end)
+    }
+
+    /// The answer to what was asked.
+    pub fn answer(&mut self, id: &'a [u8], row: Option<&[u8]>) {
+        self.ids.insert(id, Known::Row(row.and_then(Seen::decode)));
+    }
+
+    /// Whether the next record, which has this id, repeats what was seen; one that does not is taken. None if
+    /// that depends on records of this stretch whose outcome is not known: one of them has the id, or,
+    /// should they end `ok`, the horizon will have passed the end of the id's time.
+    pub fn repeats(
+        &mut self,
+        id: &'a [u8],
+        is_remembered: impl Fn(Seen) -> bool,
+        is_perhaps_forgotten: impl Fn(Seen) -> bool,
+    ) -> Option<bool> {
+        let known = self.ids.get_mut(id)?;
+        match *known {
+            Known::Taken => return None,
+            Known::Row(Some(seen)) if is_remembered(seen) => {
+                return (!is_perhaps_forgotten(seen)).then_some(true);
+            }
+            Known::Row(_) | Known::Asked => *known = Known::Taken,
+        }
+        Some(false)
+    }
 }
 
 /// A text, number or boolean within a JSON value.
@@ -247,6 +300,6 @@ fn member(value: &[u8], pointer: &str) -> Option<String> {
     }
 }
 
-fn millis(duration: Duration) -> i64 {
+pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -47,7 +47,7 @@ pub use config::{ChangelogConfig, TaskConfig, TaskInput};
 pub use edit::{Edit, EditError, EditedIn};
 use failing::jitter;
 use inbox::Inbox;
-pub use inbox::Seen;
+pub use inbox::{ID_BYTES_MAX, Seen};
 use outbox::Outbox;
 pub use outbox::{OutboxRule, OutboxStatus, RowStatus};
 use parked::Parked;

@@ -12,7 +12,7 @@ use crate::effects::Emissions;
 use crate::ports::{ChangelogRows, TaskOffset};
 use crate::record::Offset;
 use crate::store::{
-    Changes, POSITION, Position, PositionGuarantee, PositionInput, Progress, Store, StoreError, is_inbox_key,
+    INBOX_AGES, POSITION, Position, PositionGuarantee, PositionInput, Progress, Store, StoreError,
 };
 
 /// Everything one task commits. The sink is given `emissions`, then `changelog`, then `offsets`; a
@@ -37,6 +37,8 @@ pub struct Sealed {
     writer: u64,
     commit: u64,
     progress: Option<Progress>,
+    /// Row of the store alone, if it changes.
+    inbox_ages: Option<Vec<u8>>,
     /// Of the position record.
     inbox_horizon_ms: i64,
     inbox_start: Offset,
@@ -56,7 +58,8 @@ impl Sealed {
     pub fn apply_to_store(&mut self) -> Result<(), StoreError> {
         if let (Some(store), Some(rows), Some(progress)) = (&mut self.store, &self.changelog, self.progress) {
             let ids = self.inbox.iter().flat_map(|rows| rows.keys.iter().zip(rows.values.iter()));
-            let rows = rows.keys.iter().zip(rows.values.iter()).chain(ids);
+            let ages = self.inbox_ages.as_deref().map(|ages| (Some(INBOX_AGES), Some(ages)));
+            let rows = rows.keys.iter().zip(rows.values.iter()).chain(ids).chain(ages);
             store.write(rows.map(|(key, value)| (key.unwrap_or_default(), value)), progress)?;
         }
         self.applied = true;
@@ -86,6 +89,7 @@ impl Task {
             emissions: std::mem::take(&mut self.emissions),
             changelog: None,
             inbox: None,
+            inbox_ages: None,
             inbox_horizon_ms: 0,
             inbox_start: Offset(0),
             offsets: self.task_offsets(),
@@ -99,15 +103,12 @@ impl Task {
             store: None,
         };
         if let Some(store) = self.store.take() {
-            let changes = self.view.freeze().ok_or(TaskError::Misuse("the view is frozen already"))?;
-            let (changes, ids) = match &mut self.inbox {
-                None => (changes, None),
-                Some(inbox) => {
-                    (sealed.inbox_horizon_ms, sealed.inbox_start) = inbox.seal();
-                    let (changes, ids) = apart(&changes);
-                    (changes, (!ids.keys.is_empty()).then_some(ids))
-                }
-            };
+            let (changes, ids) = self.view.freeze().ok_or(TaskError::Misuse("the view is frozen already"))?;
+            if let Some(inbox) = &mut self.inbox {
+                (sealed.inbox_horizon_ms, sealed.inbox_start) = inbox.seal();
+                sealed.inbox_ages = inbox.ages(store.swept());
+            }
+            let ids = (!ids.keys.is_empty()).then_some(ids);
             sealed.inbox = ids.map(|ids| ChangelogRows {
                 partition: self.partition,
                 keys: ids.keys,
@@ -153,8 +154,9 @@ impl Task {
         self.view.committed();
         self.outbox.committed();
         if let (Some(inbox), Some(store)) = (&mut self.inbox, &self.store) {
-            inbox.committed(horizon_ms, store.progress().inbox_next);
-            store.expire_inbox(inbox.expired_before_ms());
+            let next = store.progress().inbox_next;
+            inbox.committed(horizon_ms, next);
+            store.expire_inbox(inbox.expired_before_ms(), start, next);
             self.trim = inbox.trim(start).or(self.trim);
         }
         self.committed = offsets;
@@ -245,17 +247,6 @@ impl Task {
             },
         }
     }
-}
-
-/// Changes of the changelog, and those of the inbox.
-fn apart(changes: &Changes) -> (Changes, Changes) {
-    let (mut others, mut ids) = (Changes::default(), Changes::default());
-    for (key, value) in changes.keys.iter().zip(changes.values.iter()) {
-        let into = if is_inbox_key(key.unwrap_or_default()) { &mut ids } else { &mut others };
-        into.keys.push(key);
-        into.values.push(value);
-    }
-    (others, ids)
 }
 
 /// Metadata of a stateless task's committed offset.

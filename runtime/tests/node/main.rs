@@ -11,6 +11,7 @@ mod outbox;
 mod queries;
 mod reset;
 mod rollbacks;
+mod seen;
 mod swaps;
 mod tidy;
 mod versions;

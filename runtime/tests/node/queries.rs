@@ -64,7 +64,7 @@ impl<'a> Served<'a> {
     }
 }
 
-fn at_least(partition: i32, offset: u64) -> Vec<proto::InputPosition> {
+pub fn at_least(partition: i32, offset: u64) -> Vec<proto::InputPosition> {
     vec![proto::InputPosition { topic: "words".into(), partition, offset }]
 }
 

@@ -1,6 +1,9 @@
 //! Offset reset: refused while it runs, and then a new life that begins where it is told.
 
+use tidemill::kafka::tools::{self, Row};
+use tidemill::kafka::topic_log::TopicLog;
 use tidemill::node::{ControlError, Node};
+use tidemill::record::Offset;
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::reset_request::To;
 use tidemill_test_support::build_guest;
@@ -89,4 +92,40 @@ fn a_deployment_without_state_begins_at_any_offset_that_is_there() {
     eventually("b and c are copied", || world.latest("copies").len() == 2);
     assert!(!world.latest("copies").contains_key("a"));
     node.stop();
+}
+
+/// The inbox is kept, so going back has no second effect; and no further back than it remembers.
+#[test]
+fn a_deployment_with_an_inbox_alone_keeps_it_and_goes_back_no_further_than_its_ttl() {
+    let world = World::new(&[("words", 1), ("copies", 1)]);
+    let node = world.node();
+    let now_ms = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as i64;
+    // A clock of two hours ago, and then one of today.
+    let row = |key: &str, timestamp_ms: i64| Row {
+        key: Some(key.as_bytes().to_vec()),
+        value: Some(Vec::new()),
+        timestamp_ms: Some(timestamp_ms),
+        ..Row::default()
+    };
+    let rows = [row("old", now_ms - 7_200_000), row("a", now_ms), row("b", now_ms)];
+    tools::produce(&world.kafka(), "words", rows.into_iter(), None, &mut |_| {}).expect("produced");
+    let inbox = "inbox: { id: key, ttl: 1h }\n";
+    deploy(&node, &format!("{}{inbox}", COPY.replace("latest", "earliest")), &build_guest("plugins/filter"));
+    eventually("all are copied", || world.latest("copies").len() == 3);
+    pause(&node, "copy");
+    let refused = reset(&node, "copy", To::Earliest(true)).expect_err("too old").to_string();
+    assert!(
+        refused.contains("older than the inbox remembers (ttl 1h)") && refused.contains("go back to 1"),
+        "{refused}"
+    );
+    let done = reset_when_stopped(&node, "copy", To::Offset(1));
+    assert!(!done.wipes_state && done.from[0].offset > 1);
+    resume(&node, "copy");
+    world.produce("words", &["c"]);
+    eventually("the new one is copied", || world.latest("copies").contains_key("c"));
+    node.stop();
+    let mut copies = 0;
+    let log = TopicLog::open(&world.kafka(), "copies").expect("log");
+    log.tail(Offset(0)).expect("tail").read_to_end(&mut |_| copies += 1).expect("read");
+    assert_eq!(copies, 4, "old, a, b and c, each once");
 }

@@ -12,6 +12,9 @@ use crate::config::manifest::{StoreKind, StoreManifest};
 use crate::store::Stores;
 use crate::task::{ChangelogConfig, OutboxRule, OutputRule, TaskConfig, TaskInput};
 
+/// Longer than any case.
+const TTL_MS: u64 = 3_600_000;
+
 /// Each happens once in so many chances; 0 = never.
 #[derive(Debug, Clone, Default)]
 pub struct Rates {
@@ -72,6 +75,8 @@ pub struct Case {
     /// What is emitted also goes out of Kafka; so many rows may wait.
     pub outbox: bool,
     pub outbox_room: u64,
+    /// Until they may have one again.
+    pub ttl_ms: u64,
 }
 
 impl Case {
@@ -98,7 +103,7 @@ impl Case {
             edit: maybe(draw, 2..=20),
             redrive: maybe(draw, 3..=30),
         };
-        let case = Case {
+        let mut case = Case {
             kind: if draw.one_in(4) { Kind::Copy } else { Kind::Chain },
             nodes: draw.within(1..=3),
             workers: draw.within(1..=2) as u32,
@@ -119,7 +124,12 @@ impl Case {
             inbox: draw.one_in(2),
             outbox: draw.one_in(2),
             outbox_room: draw.within(1..=12) as u64,
+            ttl_ms: TTL_MS,
         };
+        // What is parked ends `ok` at no time that can be told beforehand, and dates its id then.
+        if case.inbox && !case.parks && draw.one_in(2) {
+            case.ttl_ms = draw.within(20..=400) as u64;
+        }
         (case, random)
     }
 
@@ -132,6 +142,11 @@ impl Case {
         (case.parks, case.inbox, case.outbox) = (false, false, false);
         (case.before, case.records, case.keys, case.interval_ms) = (0, 0, 2, 5);
         (case, random)
+    }
+
+    /// Ids are forgotten while it lasts.
+    pub fn expires(&self) -> bool {
+        self.inbox && self.ttl_ms < TTL_MS
     }
 
     /// The next record of a partition: its key and value.
@@ -204,9 +219,10 @@ impl Case {
                 .into(),
             stores: Arc::new(Stores::new(stores).expect("one store is a valid manifest")),
             keeps_rows: self.parks || self.inbox || self.outbox,
-            inbox: self
-                .inbox
-                .then(|| InboxSpec { id: IdSource::Header("id".into()), ttl: Duration::from_secs(3_600) }),
+            inbox: self.inbox.then(|| InboxSpec {
+                id: IdSource::Header("id".into()),
+                ttl: Duration::from_millis(self.ttl_ms),
+            }),
             correlation: false,
             dead_letters: Some(1),
             changelog: ChangelogConfig {

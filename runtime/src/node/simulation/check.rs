@@ -136,8 +136,8 @@ fn truth(world: &World, partition: i32) -> Truth {
     while at < log.end() {
         if let super::broker::Met::Row(row) = log.meet(at) {
             truth.add(
-                (world.case.kind, world.case.inbox),
-                at.0,
+                (world.case.kind, world.case.inbox.then_some(world.case.ttl_ms as i64)),
+                (at.0, row.timestamp_ms),
                 &row.key,
                 row.value.as_deref().unwrap_or_default(),
             );
@@ -280,11 +280,11 @@ fn check_inbox(world: &World, partition: i32, truth: &Truth) -> Result<(), Viola
     let state = world.lock();
     let rows = state.broker.inboxes[partition as usize].committed();
     let found: BTreeSet<Vec<u8>> = rows.map(|row| row.key[1..].to_vec()).collect();
-    if found == truth.seen {
+    let seen: BTreeSet<Vec<u8>> = truth.seen.keys().cloned().collect();
+    if found == seen {
         return Ok(());
     }
-    let differ =
-        found.symmetric_difference(&truth.seen).next().map(|id| String::from_utf8_lossy(id).into_owned());
+    let differ = found.symmetric_difference(&seen).next().map(|id| String::from_utf8_lossy(id).into_owned());
     Err(format!("W6 inbox: partition {partition} is wrong about id {}", differ.unwrap_or_default()))
 }
 

@@ -11,7 +11,7 @@
 //! also remembers what it wrote, as a handler that caches in its own memory does, so an instance that
 //! outlives a drop shows as well.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::broker::TOXIC;
@@ -183,22 +183,35 @@ pub struct Truth {
     pub sources: BTreeMap<Vec<u8>, Vec<u64>>,
     /// State by key.
     pub state: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Ids that the inbox must hold; none of a deployment without one.
-    pub seen: BTreeSet<Vec<u8>>,
+    /// Ids that the inbox must hold, and what each is dated with; none of a deployment without one.
+    pub seen: BTreeMap<Vec<u8>, i64>,
+    horizon_ms: i64,
 }
+
+/// What the truth needs to know of a case: the handler, and the TTL of its inbox.
+pub type Rules = (Kind, Option<i64>);
 
 impl Truth {
     /// Adds one record. What the broker refuses has no effect (`failures: skip`).
-    pub fn add(&mut self, (kind, inbox): (Kind, bool), offset: u64, key: &[u8], value: &[u8]) {
-        if value.first() == Some(&POISON) || self.seen.contains(value) {
+    pub fn add(
+        &mut self,
+        (kind, ttl_ms): Rules,
+        (offset, timestamp_ms): (u64, i64),
+        key: &[u8],
+        value: &[u8],
+    ) {
+        let now_ms = self.horizon_ms.max(timestamp_ms);
+        let repeats = self.seen.get(value).is_some_and(|date| date + ttl_ms.unwrap_or(0) > now_ms);
+        if value.first() == Some(&POISON) || repeats {
             return;
         }
         if value.first() == Some(&DOOMED) {
             self.emitted.entry([LETTER, key].concat()).or_default().push(value.to_vec());
             return;
         }
-        if inbox {
-            self.seen.insert(value.to_vec());
+        if ttl_ms.is_some() {
+            self.horizon_ms = now_ms;
+            self.seen.insert(value.to_vec(), now_ms);
         }
         let before = self.state.get(key).and_then(|bytes| decode(bytes));
         let (after, emission) = effect(kind, before, key, value);

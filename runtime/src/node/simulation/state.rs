@@ -164,7 +164,10 @@ impl State {
             false => case.record(&mut self.random, partition, sequence),
         };
         sent.push((key.clone(), value.clone()));
-        let timestamp_ms = self.broker.now_ms as i64;
+        let mut timestamp_ms = self.broker.now_ms as i64;
+        if case.expires() && self.random.one_in(3) {
+            timestamp_ms = (timestamp_ms - self.random.below(case.ttl_ms as usize) as i64).max(0);
+        }
         let log = &mut self.broker.inputs[partition as usize];
         log.append(Row { key, value: Some(value), timestamp_ms });
         if self.random.one_in(4) {

@@ -7,7 +7,8 @@
 use super::{Hooks, RecoveryError, Restore, Restored, SHORT_LOG_LOOKS, SHORT_LOG_PAUSE};
 use crate::ports::{Log, LogRecord, Recovery};
 use crate::record::Offset;
-use crate::store::{Progress, Store, StoreError, is_inbox_key};
+use crate::store::{Ages, INBOX_AGES, Progress, Store, StoreError, is_inbox_key};
+use crate::task::inbox::{Seen, millis};
 
 /// Rows written as one batch.
 const CHUNK_ROWS: usize = 50_000;
@@ -32,25 +33,37 @@ impl Restore<'_> {
             }
             bounds = kafka.log_bounds(Log::Inbox, self.partition)?;
         }
-        let needed = Offset(store.position().map_or(0, |position| position.inbox_start));
+        // A life that no commit is known of may go on with the ids of the one before: with what is there.
+        let needed = store.position().map_or(bounds.0, |position| Offset(position.inbox_start));
         if let Some(reason) = self.judge_inbox(stored, needed, bounds) {
             store.close()?;
             return Ok(Restored::Halt(reason));
         }
         let mut rows: Vec<LogRecord> = Vec::new();
+        let mut ages = match store.ages() {
+            Some(ages) if stored >= bounds.0 => ages.clone(),
+            // What is read is all there is.
+            _ => Ages::beginning(bounds.0),
+        };
+        let ttl_ms = self.config.inbox.as_ref().map_or(0, |inbox| millis(inbox.ttl));
+        let mut newest_ms = i64::MIN;
         let mut failed = None;
         kafka.read_log(Log::Inbox, self.partition, (stored.max(bounds.0), bounds.1), &mut |record| {
             let next = Offset(record.offset.0 + 1);
+            if let Some(seen) = record.value.as_deref().and_then(Seen::decode) {
+                newest_ms = newest_ms.max(seen.horizon_ms);
+                ages.note(next, newest_ms, ttl_ms);
+            }
             rows.push(record);
             if rows.len() >= CHUNK_ROWS {
-                failed = write(&mut store, &mut rows, next).err();
+                failed = write(&mut store, &mut rows, next, &ages).err();
             }
             failed.is_none()
         })?;
         if let Some(error) = failed {
             return Err(error.into());
         }
-        write(&mut store, &mut rows, bounds.1.max(stored))?;
+        write(&mut store, &mut rows, bounds.1.max(stored), &ages)?;
         Ok(Restored::Done(store))
     }
 
@@ -75,11 +88,13 @@ impl Restore<'_> {
     }
 }
 
-fn write(store: &mut Store, rows: &mut Vec<LogRecord>, next: Offset) -> Result<(), StoreError> {
+fn write(store: &mut Store, rows: &mut Vec<LogRecord>, next: Offset, ages: &Ages) -> Result<(), StoreError> {
     let progress = Progress { inbox_next: next, ..store.progress() };
     // In log order: of two rows of an id the later one stays.
     let ids = rows.iter().filter(|row| is_inbox_key(&row.key));
-    store.write(ids.map(|row| (row.key.as_slice(), row.value.as_deref())), progress)?;
+    let ages = ages.encode();
+    let rest = [(INBOX_AGES, Some(ages.as_slice()))];
+    store.write(ids.map(|row| (row.key.as_slice(), row.value.as_deref())).chain(rest), progress)?;
     rows.clear();
     Ok(())
 }

@@ -153,6 +153,28 @@ fn ids_are_forgotten_in_the_time_of_the_records_and_no_clock_empties_the_inbox()
     assert_eq!((applied.ok, applied.duplicates), (2, 0), "a TTL has passed");
 }
 
+/// Whichever records share its batch: a late one is judged by the horizon that those before it have made.
+#[test]
+fn a_late_record_is_judged_alike_in_one_batch_and_in_many() {
+    let ids = ["a:1", "b:2", "a:1", "c:3"];
+    let times = [TTL_MS, 2 * TTL_MS + 10, 2 * TTL_MS - 10, 2 * TTL_MS - 20];
+    let mut outcomes = Vec::new();
+    for size in [1, 4] {
+        let mut bench = Bench::new();
+        let mut task = bench.task_with(inbox(Failures::halt()));
+        let mut all = with_ids(0, &ids);
+        all.timestamps.copy_from_slice(&times);
+        let mut sum = (0, 0);
+        for start in (0..ids.len()).step_by(size) {
+            let applied = task.apply(all.slice(start..start + size), at(3 * TTL_MS)).unwrap();
+            sum = (sum.0 + applied.ok, sum.1 + applied.duplicates);
+        }
+        outcomes.push((sum, seal_and_commit(&mut task).0));
+    }
+    assert_eq!(outcomes[0], outcomes[1]);
+    assert_eq!(outcomes[0].0, (4, 0), "b has moved the horizon a TTL beyond the first a");
+}
+
 #[test]
 fn a_clock_that_stands_still_does_not_freeze_the_inbox() {
     let mut bench = Bench::new();
@@ -189,7 +211,7 @@ fn started(bench: &Bench, kafka: &mut FakeKafka) -> Task {
     match recovered(bench, kafka) {
         Outcome::Start(start, _) => {
             let config = Arc::new(inbox(Failures::halt()));
-            Task::new(config, PARTITION, Box::new(Counter::default()), start).unwrap()
+            Task::new(config, PARTITION, Box::new(Counter::default()), adopted(start)).unwrap()
         }
         other => panic!("{other:?}"),
     }
@@ -231,6 +253,48 @@ fn ids_are_restored_from_their_topic_which_is_trimmed_only_of_what_has_expired()
         Outcome::Halt(reason) => assert!(reason.contains("had not expired"), "{reason}"),
         other => panic!("{other:?}"),
     }
+}
+
+/// Ids that rise with time are the worst case: RocksDB itself never rewrites their tables.
+#[test]
+fn store_and_topic_stay_as_small_over_ten_ttls_as_after_one_also_if_restarts_are_more_frequent() {
+    const A_TTL: i64 = 20_000;
+    const BATCH: i64 = 500;
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut task = started(&bench, &mut kafka);
+    let (mut sizes, mut trimmed) = (Vec::new(), 0);
+    for number in 0..10 * A_TTL / BATCH {
+        let now = 100 * TTL_MS + number * BATCH * TTL_MS / A_TTL;
+        let ids: Vec<String> =
+            (number * BATCH..(number + 1) * BATCH).map(|id| format!("a:order-{id:09}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let applied = task.apply(timed(with_ids(number * BATCH, &ids), now), at(now)).unwrap();
+        assert_eq!(applied.ok as i64, BATCH);
+        let sealed = task.seal(0).unwrap().unwrap();
+        kafka.commit(&sealed);
+        commit(&mut task, sealed);
+        if let Some(trim) = task.trim() {
+            (kafka.ids_start, trimmed) = (trim.0, trim.0);
+        }
+        if number % 4 == 0 {
+            let readers = [task.reader().unwrap().clone()];
+            readers[0].flush().unwrap();
+            crate::store::sweep_due(&readers).unwrap();
+            sizes.push((number * BATCH / A_TTL, readers[0].sizes().unwrap().disk_bytes));
+        }
+        // Three times a TTL.
+        if number % (A_TTL / BATCH / 3) == 0 {
+            task.close(None).store.unwrap().close().unwrap();
+            task = started(&bench, &mut kafka);
+        }
+    }
+    let rows = kafka.ids.len() as u64 - trimmed;
+    assert!((A_TTL as u64..2 * A_TTL as u64).contains(&rows), "{rows} rows are in the topic");
+    let most = |ttls: std::ops::Range<i64>| {
+        sizes.iter().filter(|(ttl, _)| ttls.contains(ttl)).map(|(_, bytes)| *bytes).max().unwrap()
+    };
+    let (early, late) = (most(1..4), most(4..10));
+    assert!(late < early * 5 / 4, "{early} bytes after a few TTLs, {late} after ten: {sizes:?}");
 }
 
 #[test]

@@ -1,0 +1,76 @@
+//! What an inbox has seen, asked of any node, across versions and moves.
+
+use std::time::Duration;
+
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::inbox_client::InboxClient;
+use tidemill_test_support::build_guest;
+use tokio::runtime::Runtime;
+use tonic::Code;
+
+use crate::WORD_COUNT;
+use crate::queries::{Served, at_least};
+use crate::world::{World, deploy};
+
+const INBOX: &str = "inbox: { id: key, ttl: 1h }\n";
+
+fn seen(id: &str, at_least: Vec<proto::InputPosition>) -> tonic::Request<proto::GetInboxRequest> {
+    let mut request = tonic::Request::new(proto::GetInboxRequest {
+        deployment: "word-count".into(),
+        id: id.into(),
+        at_least,
+        ..proto::GetInboxRequest::default()
+    });
+    request.set_timeout(Duration::from_secs(20));
+    request
+}
+
+#[test]
+fn an_inbox_says_which_record_it_saw_and_by_which_version_and_is_never_silently_empty() {
+    let world = World::new(&[("words", 2), ("counts", 1)]);
+    let runtime = Runtime::new().expect("a runtime");
+    let (a, b) = (Served::start(&world, &runtime, "a"), Served::start(&world, &runtime, "b"));
+    let module = build_guest("plugins/count");
+    deploy(a.node(), WORD_COUNT, &module);
+    let mut client = InboxClient::new(a.channel.clone());
+    // A position that everybody is at: the call waits until the tasks are somebody's.
+    let none = runtime.block_on(client.get(seen("k1", at_least(0, 0)))).expect_err("it has no inbox");
+    assert_eq!(none.code(), Code::FailedPrecondition, "{none}");
+
+    deploy(a.node(), &format!("{WORD_COUNT}{INBOX}"), &module);
+    let ask = |served: &Served<'_>, id: &str, next: u64| {
+        let mut client = InboxClient::new(served.channel.clone());
+        let answer = runtime.block_on(client.get(seen(id, at_least(1, next)))).expect("answers").into_inner();
+        assert_eq!(answer.read_at.len(), 2, "both partitions were asked");
+        answer.entries
+    };
+    let next = world.produce_to("words", 1, &["k1", "k2", "k1"]);
+    // Through either node: one of them has the partition.
+    for served in [&a, &b] {
+        let [entry] = &ask(served, "k2", next)[..] else { panic!("one entry") };
+        assert_eq!((entry.partition, entry.topic.as_str(), entry.offset), (1, "words", 1));
+        assert_eq!((entry.version, entry.expired), (2, false));
+        assert_eq!(entry.expires_at_ms, entry.seen_at_ms + 3_600_000);
+        assert_eq!(ask(served, "k1", next)[0].offset, 0, "the first of the two");
+        assert_eq!(ask(served, "k3", next), []);
+    }
+    deploy(b.node(), &format!("{WORD_COUNT}{INBOX}limits: {{ batch_records: 7 }}\n"), &module);
+    let next = world.produce_to("words", 1, &["k3", "k2"]);
+    assert_eq!((ask(&a, "k3", next)[0].version, ask(&a, "k2", next)[0].version), (3, 2));
+
+    // Refused naming the owner, not answered with nothing.
+    let owner = {
+        let mut client = InboxClient::new(a.channel.clone());
+        let answer = runtime.block_on(client.get(seen("k3", at_least(1, next)))).expect("answers");
+        answer.into_inner().read_at.iter().find(|at| at.partition == 1).expect("read").node.clone()
+    };
+    let mut other = InboxClient::new(if owner == "a" { b.channel.clone() } else { a.channel.clone() });
+    let mut local = seen("k3", Vec::new());
+    (local.get_mut().partition, local.get_mut().local) = (Some(1), true);
+    let status = runtime.block_on(other.get(local)).expect_err("not here");
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let status = runtime.block_on(other.get(seen("", Vec::new()))).expect_err("no id");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    a.stop();
+    b.stop();
+}
