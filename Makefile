@@ -27,10 +27,10 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test simulate mutants faults matrix chaos outbox swap reads fault-node hostile soak api lint advisories bench recovery conformance clean
+.PHONY: help setup build demo test simulate mutants faults inbox matrix chaos outbox swap reads fault-node hostile soak api lint advisories bench inbox-cost recovery conformance clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: ## Install (as root) or name what this machine lacks; instant when nothing is missing
 	@.ci/setup
@@ -82,6 +82,9 @@ hostile: build ## Run every hostile guest, module and client beside an innocent 
 soak: build ## Deploy and delete in a row, then run small deployments at once (COUNT=1000, SMALL=200, BROKER=apache)
 	@$(BIN)/tidemill-hostile churn --count $(or $(COUNT),1000) --small $(or $(SMALL),200) $(if $(BROKER),--broker $(BROKER))
 
+inbox: fault-node ## Repeat ids through an inbox while nodes are killed, on both brokers (FULL=1: ten million records; SEED=, BROKER=)
+	@$(BIN)/tidemill-inbox $(if $(FULL),--full) $(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))
+
 outbox: fault-node ## W7: misbehaving receivers, kills between commit and delivery, moves (SHORT=1: webhooks only, ONLY=, SEED=)
 	@$(BIN)/tidemill-outbox $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
@@ -109,6 +112,9 @@ $(DENY):
 bench: build ## Measure cost per record beside a native rdkafka loop, interleaved, on Apache Kafka
 	@$(BIN)/bench-abi
 	@$(BIN)/bench-map $(BENCH_FLAGS)
+
+inbox-cost: build ## Measure what a new id costs, beside the same handler without inbox, on Apache Kafka
+	@$(BIN)/bench-inbox $(BENCH_FLAGS)
 
 recovery: build ## Measure kill -9 to first new output with 1 and 3 million keys, stores kept and deleted
 	@$(BIN)/bench-recovery $(RECOVERY_FLAGS)

@@ -71,6 +71,11 @@ impl Node {
              outputs: {{ out: {{ topic: {output} }} }}\nguarantee: {guarantee}\n",
             module.display()
         );
+        self.apply(&document)
+    }
+
+    /// Deploys what a document says.
+    pub fn apply(&self, document: &str) -> Result<()> {
         let file = self.directory.path().join("deployment.yaml");
         std::fs::write(&file, document)?;
         let mut apply = self.tidemill(&["apply", "-f"]);

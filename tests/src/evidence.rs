@@ -31,6 +31,9 @@ pub struct Run {
     /// The workloads W1 and W2 with W3, if they ran.
     pub bank: bool,
     pub chain: bool,
+    /// TTL of the inbox of W6, if that ran; its evidence is described in `dedupe::lines`.
+    #[serde(default)]
+    pub inbox_ttl_ms: Option<i64>,
     /// Acknowledged records below this make the run invalid.
     pub records_min: u64,
     /// Every fault that was to happen.

@@ -10,7 +10,7 @@ use crate::evidence::{Evidence, Row};
 
 /// The model's own arithmetic: FNV-1a over the last link and the text. Written again here, because a
 /// checker that shared the handler's code would share its mistakes.
-fn link(before: u64, text: &str) -> u64 {
+pub fn link(before: u64, text: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for byte in before.to_le_bytes().iter().copied().chain(text.bytes()) {
         hash ^= u64::from(byte);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::Verdict;
 use crate::evidence::{Ack, Committed, Evidence, Outcome, Run};
 
-/// Enough done, every fault proven to have happened, nothing that nobody asked for.
+/// Enough was done.
 pub fn proofs(run: &Run, acks: &[Ack], verdict: &mut Verdict) {
     let of = |outcome| acks.iter().filter(|ack| ack.outcome == outcome).count() as u64;
     let (ok, failed, unknown) = (of(Outcome::Ok), of(Outcome::Failed), of(Outcome::Unknown));
@@ -17,6 +17,10 @@ pub fn proofs(run: &Run, acks: &[Ack], verdict: &mut Verdict) {
             .invalid
             .push(format!("{ok} records are acknowledged, at least {} are needed", run.records_min));
     }
+}
+
+/// Every fault is proven to have happened, and nothing that nobody asked for.
+pub fn happened(run: &Run, verdict: &mut Verdict) {
     for fault in &run.faults {
         if fault.proven < fault.wanted || fault.proven == 0 {
             let (name, proven, wanted) = (&fault.name, fault.proven, fault.wanted);

@@ -7,6 +7,7 @@
 //! | W3 | copy | the output is the input, partition by partition |
 //! | W4 | hang | read_committed ends where read_uncommitted does |
 //! | W5 | state | stores == the changelog's fold == the model, each time they were looked at |
+//! | W6 | repeats | exactly one effect of an id within its window, and an inbox that does not grow |
 //! | W8 | live | everything was handled in time, and no partition stood still |
 //! | W9 | host | no program ended or panicked by itself |
 //! | W10 | control | the revision that a partition is handled by never goes back |
@@ -18,6 +19,7 @@ mod chain;
 mod copy;
 mod input;
 mod live;
+mod repeats;
 mod state;
 mod versions;
 
@@ -84,6 +86,13 @@ pub fn check(evidence: &Evidence) -> Result<Verdict> {
     let mut verdict = Verdict::default();
     let run = evidence.run()?;
     let acks = evidence.acks()?;
+    live::happened(&run, &mut verdict);
+    if let Some(ttl_ms) = run.inbox_ttl_ms {
+        live::ends(evidence, &mut verdict)?;
+        live::offsets(evidence, &run, &mut verdict)?;
+        repeats::check(evidence.directory(), &run, ttl_ms, &mut verdict)?;
+        return Ok(verdict);
+    }
     live::proofs(&run, &acks, &mut verdict);
     live::ends(evidence, &mut verdict)?;
     live::offsets(evidence, &run, &mut verdict)?;

@@ -51,10 +51,15 @@ const STATE_MAX: Duration = Duration::from_secs(90);
 pub fn build_modules(directory: &Path) {
     let crates = [("chain", "tests/guests/chain"), ("bank", "tests/guests/bank"), ("rekey", "plugins/rekey")];
     for (name, path) in crates {
-        let out = directory.join(format!("{name}.wasm"));
-        let path = workspace().join(path);
-        run(tidemill(["build"]).arg(path).arg("--out").arg(out)).ok();
+        build_module(name, path, directory);
     }
+}
+
+/// Builds one handler into `directory`; answers where it is.
+pub fn build_module(name: &str, path: &str, directory: &Path) -> PathBuf {
+    let out = directory.join(format!("{name}.wasm"));
+    run(tidemill(["build"]).arg(workspace().join(path)).arg("--out").arg(&out)).ok();
+    out
 }
 
 pub struct Fleet {

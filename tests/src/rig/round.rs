@@ -173,6 +173,7 @@ impl Stage {
             partitions: self.case.partitions,
             bank: true,
             chain: true,
+            inbox_ttl_ms: None,
             records_min: self.case.records,
             faults,
             settled,
@@ -234,7 +235,7 @@ fn write_dumps(dump: &Dump, evidence: &Evidence) -> Result<()> {
 }
 
 /// The checker is another program: it sees the evidence and nothing else.
-fn judge(evidence: &Evidence, mut summary: Summary) -> Summary {
+pub fn judge(evidence: &Evidence, mut summary: Summary) -> Summary {
     let judged = run(Command::new(program("tidemill-check")).arg(evidence.directory()));
     for line in judged.stdout.lines() {
         match line.split_once(": ") {

@@ -1,0 +1,100 @@
+//! Runs W6: `make inbox`.
+//!
+//! A round on each broker, then a small one with a planted bug, which the checker must find. The exit code
+//! is not zero if anything was violated, a run proves nothing, or the bug was not found. A round that
+//! is not good leaves its directory behind and says where.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Parser;
+use tidemill_tests::cluster::Cluster;
+use tidemill_tests::dedupe::round::{Case, play};
+use tidemill_tests::rig::fleet::build_module;
+use tidemill_tests::rig::round::Summary;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Ten million records over five million ids, and more faults
+    #[arg(long)]
+    full: bool,
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Run on this broker only
+    #[arg(long, value_parser = ["embedded", "apache"])]
+    broker: Option<String>,
+    /// Keep the directories of good rounds too
+    #[arg(long)]
+    keep: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// True if everything held and the bug was found.
+fn run(arguments: &Arguments) -> Result<bool> {
+    let modules = tempfile::tempdir()?;
+    let module = build_module("chain", "tests/guests/chain", modules.path());
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("seed {seed}");
+    let case = match arguments.full {
+        false => Case { seed, ids: 50_000, rate: 20_000, faults: 4, bug: None },
+        true => Case { seed, ids: 2_500_000, rate: 100_000, faults: 24, bug: None },
+    };
+    let (mut ids, mut effects, mut all) = (0, 0, Summary::default());
+    for broker in ["embedded", "apache"] {
+        if arguments.broker.as_deref().is_none_or(|only| only == broker) {
+            let (summary, more) = round(&case, broker, &module, arguments.keep)?;
+            (ids, effects) = (ids + u64::from(case.ids), effects + more);
+            all.add(summary);
+        }
+    }
+    let found = finds_a_planted_bug(seed, &module)?;
+    println!("inbox: {ids} ids, {effects} effects, {} violations", all.violations.len());
+    Ok(all.is_good() && found)
+}
+
+/// Plays a round, tells what was found, and keeps its directory if that is not good.
+fn round(case: &Case, broker: &str, module: &Path, keep: bool) -> Result<(Summary, u64)> {
+    let started = Instant::now();
+    println!("{broker}: {} records over {} ids, {} faults", 2 * case.ids, case.ids, case.faults);
+    let cluster = match broker {
+        "embedded" => Cluster::embedded(),
+        _ => Cluster::apache(),
+    };
+    let directory = tempfile::Builder::new().prefix("tidemill-inbox-").tempdir()?;
+    let (summary, effects) = play(case, &cluster, directory.path(), module)?;
+    for note in &summary.notes {
+        println!("  {note}");
+    }
+    for line in
+        summary.violations.iter().map(|line| format!("violation {line}")).chain(summary.invalid.clone())
+    {
+        println!("  {line:.300}");
+    }
+    println!("  {summary}, {effects} effects, took {:.0?}", started.elapsed());
+    if keep || !summary.is_good() && case.bug.is_none() {
+        println!("  re-run with --seed {}; everything is in {}", case.seed, directory.keep().display());
+    }
+    Ok((summary, effects))
+}
+
+/// A checker that finds nothing must be able to: ids that are remembered apart from their commit.
+fn finds_a_planted_bug(seed: u64, module: &Path) -> Result<bool> {
+    let bug = "inbox-outside";
+    let case = Case { seed, ids: 10_000, rate: 10_000, faults: 3, bug: Some(bug) };
+    let (summary, _) = round(&case, "embedded", module, false)?;
+    let found = summary.violations.iter().any(|violation| violation.starts_with("W6: output"));
+    println!("planted {bug}: {}", if found { "found" } else { "NOT FOUND" });
+    Ok(found)
+}
