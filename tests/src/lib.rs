@@ -17,18 +17,20 @@
 //!
 //! Fault runs (`make faults`, `make chaos`): [`rig`] kills nodes under load and leaves [`evidence`],
 //! which [`check`] judges in a program of its own, `tidemill-check`. [`outbox`] does both for what leaves Kafka
-//! (`make outbox`).
+//! (`make outbox`), and [`dedupe`] is the workload of `make inbox`.
 
 #![forbid(unsafe_code)]
 
 pub mod cases;
 pub mod check;
 pub mod cluster;
+pub mod dedupe;
 pub mod evidence;
 pub mod hostile;
 pub mod inputs;
 pub mod kfault;
 pub mod node;
+pub mod orders;
 pub mod outbox;
 pub mod pipeline;
 pub mod programs;

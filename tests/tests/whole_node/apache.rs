@@ -5,6 +5,7 @@ use tidemill_tests::cases;
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::inputs;
 use tidemill_tests::node::plain;
+use tidemill_tests::orders;
 use tidemill_tests::programs::{alone, turn_on_apache};
 use tidemill_tests::reads;
 
@@ -57,6 +58,12 @@ fn an_exchanged_input_begins_and_resumes_where_it_should() {
 fn every_write_is_seen_by_a_read_at_its_position() {
     let _turn = turn_on_apache();
     reads::every_write_is_seen(&Cluster::apache(), 200);
+}
+
+#[test]
+fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing() {
+    let _turn = turn_on_apache();
+    orders::every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(&Cluster::apache());
 }
 
 #[test]

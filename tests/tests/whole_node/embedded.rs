@@ -3,6 +3,7 @@
 use tidemill_tests::cases;
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::inputs;
+use tidemill_tests::orders;
 use tidemill_tests::programs::{alone, turn_on_embedded};
 use tidemill_tests::reads;
 
@@ -46,6 +47,12 @@ fn an_exchanged_input_begins_and_resumes_where_it_should() {
 fn every_write_is_seen_by_a_read_at_its_position() {
     let _turn = turn_on_embedded();
     reads::every_write_is_seen(&Cluster::embedded(), 200);
+}
+
+#[test]
+fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing() {
+    let _turn = turn_on_embedded();
+    orders::every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(&Cluster::embedded());
 }
 
 #[test]
