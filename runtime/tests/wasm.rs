@@ -24,7 +24,7 @@ fn limits() -> Limits {
         emit_bytes: 1 << 20,
         emit_records: 1_000,
         table_elements: 10_000,
-        batch_records: 500,
+        ..Limits::default()
     }
 }
 
@@ -324,31 +324,40 @@ fn what_is_no_handler_is_refused_with_a_message_of_its_own() {
     assert_eq!(Module::load(b"").expect_err("nothing"), ModuleError::NotWasm);
     let large = vec![0; MODULE_BYTES_MAX + 1];
     assert!(matches!(Module::load(&large), Err(ModuleError::TooLarge { .. })));
-    let empty_core = b"\0asm\x01\0\0\0";
-    assert!(matches!(
-        Module::load(empty_core),
-        Err(ModuleError::NotAHandler(_) | ModuleError::MissingExport(_))
-    ));
-    let empty_component = b"\0asm\x0d\0\x01\0";
-    assert_eq!(
-        Module::load(empty_component).expect_err("no exports"),
-        ModuleError::MissingExport("describe")
-    );
+    let exports = ["describe", "init", "handle"].map(ModuleError::MissingExport);
+    for empty in [b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"] {
+        assert_eq!(Module::load(empty).expect_err("no exports").into_problems(), exports);
+    }
+    // All at once: what it wants and may not have, and what it lacks.
     let wasi = component_importing("wasi:cli/environment@0.2.0");
-    let error = Module::load(&wasi).expect_err("WASI");
-    assert_eq!(error, ModuleError::ForbiddenImport("wasi:cli/environment@0.2.0".into()));
+    let problems = Module::load(&wasi).expect_err("WASI").into_problems();
+    assert_eq!(problems[0], ModuleError::ForbiddenImport("wasi:cli/environment@0.2.0".into()));
+    assert_eq!(problems[1..], exports);
     let newer = component_importing("tidemill:handler/state@0.2.0");
-    let error = Module::load(&newer).expect_err("another version");
-    assert_eq!(error, ModuleError::WrongVersion { found: "tidemill:handler/state@0.2.0".into() });
+    let problems = Module::load(&newer).expect_err("another version").into_problems();
+    assert_eq!(problems[0], ModuleError::WrongVersion { found: "tidemill:handler/state@0.2.0".into() });
+    let said = problems[0].to_string();
+    assert!(said.contains("this node speaks tidemill:handler@0.1.0"), "{said}");
+    for (module, what) in [
+        (functions(20_001, 1), "20001 functions, 20000 are allowed"),
+        (functions(1, 1 << 20), "bytes of code, 1048576 are allowed"),
+        (exporting(501), "501 exports, 500 are allowed"),
+    ] {
+        let said = Module::load(&module).expect_err(what).to_string();
+        assert!(said.contains(what), "{said}");
+    }
     let error = Module::load(&core_importing_wasi()).expect_err("WASI").to_string();
     assert!(error.contains("wasi_snapshot_preview1"), "{error}");
     for (memory, what) in [(&[4, 1][..], "memory64"), (&[3, 1, 1], "threads")] {
-        let error = Module::load(&component_with_memory(memory)).expect_err(what);
-        assert!(matches!(&error, ModuleError::Invalid(_)), "{what}: {error}");
+        let problems = Module::load(&component_with_memory(memory)).expect_err(what).into_problems();
+        let is_named =
+            |error: &ModuleError| matches!(error, ModuleError::Invalid(said) if said.contains(what));
+        assert!(problems.iter().any(is_named), "{what}: {problems:?}");
     }
     let mut cut = build_guest("bench/pass").to_vec();
     cut.truncate(cut.len() / 2);
-    assert!(matches!(Module::load(&cut), Err(ModuleError::Invalid(_))));
+    let problems = Module::load(&cut).expect_err("cut").into_problems();
+    assert!(problems.iter().any(|error| matches!(error, ModuleError::Invalid(_))), "{problems:?}");
 }
 
 #[test]
@@ -391,7 +400,6 @@ fn a_module_that_takes_too_long_to_compile_is_given_up() {
 
 /// A component around a core module of many functions, each a long run of nested blocks.
 fn compile_bomb() -> Vec<u8> {
-    const FUNCTIONS: usize = 1_000;
     let body = {
         let mut code = vec![1, 1, 0x7e]; // One local, an i64.
         for _ in 0..600 {
@@ -403,12 +411,53 @@ fn compile_bomb() -> Vec<u8> {
         code.push(0x0b);
         code
     };
-    let mut functions = leb(FUNCTIONS);
-    functions.extend(std::iter::repeat_n(0, FUNCTIONS));
-    let mut bodies = leb(FUNCTIONS);
-    for _ in 0..FUNCTIONS {
+    let mut bomb = in_component(&core_with_functions(1_000, &body));
+    // What a handler exports, by name only: the compiler comes before the types.
+    let mut exports = leb(3);
+    for name in ["describe", "init", "handle"] {
+        exports.extend([0, name.len() as u8]);
+        exports.extend(name.as_bytes());
+        exports.extend([0x00, 0x11, 0, 0]); // The core module, of no declared type.
+    }
+    bomb.push(11);
+    bomb.extend(leb(exports.len()));
+    bomb.extend(exports);
+    bomb
+}
+
+/// A component around so many functions that do nothing, in so many bytes each.
+fn functions(count: usize, bytes: usize) -> Vec<u8> {
+    let mut body = vec![0]; // No locals.
+    body.extend(std::iter::repeat_n(0x01, bytes));
+    body.push(0x0b);
+    in_component(&core_with_functions(count, &body))
+}
+
+/// A component around a module that exports its one function under so many names.
+fn exporting(count: usize) -> Vec<u8> {
+    let mut core = core_with_functions(1, &[0, 0x0b]);
+    let code = core.split_off(core.len() - 6);
+    let mut exports = leb(count);
+    for number in 0..count {
+        let name = format!("{number:03}");
+        exports.push(3);
+        exports.extend(name.as_bytes());
+        exports.extend([0, 0]);
+    }
+    core.push(7);
+    core.extend(leb(exports.len()));
+    core.extend(exports);
+    core.extend(code);
+    in_component(&core)
+}
+
+fn core_with_functions(count: usize, body: &[u8]) -> Vec<u8> {
+    let mut functions = leb(count);
+    functions.extend(std::iter::repeat_n(0, count));
+    let mut bodies = leb(count);
+    for _ in 0..count {
         bodies.extend(leb(body.len()));
-        bodies.extend(&body);
+        bodies.extend(body);
     }
     let mut core = b"\0asm\x01\0\0\0".to_vec();
     for (section, content) in [(1, vec![1, 0x60, 0, 0]), (3, functions), (10, bodies)] {
@@ -416,6 +465,10 @@ fn compile_bomb() -> Vec<u8> {
         core.extend(leb(content.len()));
         core.extend(content);
     }
+    core
+}
+
+fn in_component(core: &[u8]) -> Vec<u8> {
     let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
     bytes.push(1);
     bytes.extend(leb(core.len()));

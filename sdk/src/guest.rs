@@ -30,6 +30,8 @@ pub struct StoreDeclaration {
     #[serde(rename = "type")]
     pub kind: Kind,
     pub schema: u32,
+    #[serde(skip_serializing_if = "<[u32]>::is_empty")]
+    pub reads: &'static [u32],
     pub prefetch: bool,
     pub ordered: bool,
 }

@@ -42,8 +42,9 @@
 //! | `wants_headers: true` | records come with their headers, which costs a little |
 //!
 //! Options of a store: `prefetch`, its keys are the records' own, so the node hands their values over
-//! with the batch; `ordered`, it is scanned; `schema: 2`, the version of its values' form;
-//! `field: name`, the field that holds it if not that of its name.
+//! with the batch; `ordered`, it is scanned; `schema: 2`, the version of the form in which values are written;
+//! `reads: [1]`, further versions that the handler understands, without which a node refuses to let it loose
+//! on what they wrote; `field: name`, the field that holds it if not that of its name.
 //!
 //! # Layout
 //!

@@ -260,10 +260,18 @@ impl Handler for Everything {
 tidemill_sdk::export!(Everything {
     inputs: ["numbers", "headers", "other"],
     outputs: ["out"],
-    stores: ["balance", "ratio" { schema: 2 }, "shopping-basket" { field: basket }, "raw"],
+    stores: ["balance", "ratio" { schema: 2, reads: [1] }, "shopping-basket" { field: basket }, "raw"],
     config: settings,
     wants_headers: true,
 });
+
+#[test]
+fn a_manifest_names_the_forms_that_are_read_where_there_are_any() {
+    use tidemill_sdk::guest::Definition;
+    let manifest = String::from_utf8(Everything::declaration().manifest()).expect("JSON");
+    assert!(manifest.contains(r#"{"name":"ratio","type":"f64","schema":2,"reads":[1],"#), "{manifest}");
+    assert!(manifest.contains(r#"{"name":"balance","type":"i64","schema":1,"prefetch""#), "{manifest}");
+}
 
 #[test]
 fn typed_stores_keep_their_types() {

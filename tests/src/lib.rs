@@ -6,6 +6,7 @@
 //! | `tests/embedded.rs`, `tests/apache.rs` | the cases of [`cases`], on either broker |
 //! | `src/inputs.rs` | those of the cases in which a deployment's inputs change |
 //! | `src/reads.rs` | every write is read at its position (`make reads`, and in short on either broker) |
+//! | `src/permissions.rs` | a cluster that asks who may do what |
 //! | `tests/bad_input.rs` | one clear error for every mistake, quickly |
 //! | `tests/tutorial.rs` | the commands of the README, in order |
 //!
@@ -32,6 +33,7 @@ pub mod kfault;
 pub mod node;
 pub mod orders;
 pub mod outbox;
+pub mod permissions;
 pub mod pipeline;
 pub mod programs;
 pub mod reading;

@@ -36,6 +36,7 @@ const OURS: &[(&str, &[&str])] = &[
 const FOREIGN: &[(&str, &[&str])] = &[
     ("rdkafka", &["kafka"]),
     ("wasmtime", &["wasm"]),
+    ("wasmparser", &["wasm"]),
     ("wit_", &["wasm"]),
     ("rocksdb", &["store"]),
     ("tonic", &["control", "cli"]),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidemill_tests::cluster::Cluster;
-use tidemill_tests::node::{Node, NodeFile};
+use tidemill_tests::node::{Node, NodeFile, plain};
 use tidemill_tests::programs::{Finished, alone, free_address, run, tidemill, workspace};
 
 /// Longest time to an error; the tests shorten the connection time-out to fit.
@@ -110,5 +110,58 @@ fn wrong_topics_and_modules_are_refused_by_name() {
 
     let typo = "name: lost\nmodul: rekey.wasm\n";
     expect_error(&apply(typo), &["deployment.yaml:2", "modul", "module"]);
+    assert!(node.stop().success());
+}
+
+/// One pass mends all of it: the document, the module, the topics, the policy, the stores.
+#[test]
+fn everything_that_is_wrong_with_a_deploy_is_said_at_once_and_what_runs_goes_on() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = format!("policy: {{ memory: 32MiB, log_lines: 10 }}\n{}", plain(&cluster));
+    let mut node = Node::start_with(&cluster, &directory.path().join("node"), &settings);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(node.client());
+    for topic in ["words", "counts"] {
+        assert!(node.tidemill(&["topics", "create", topic, "--partitions", "1"]).status.success());
+    }
+    let module = workspace().join("plugins/count");
+    let file = directory.path().join("deployment.yaml").display().to_string();
+    let apply = |document: &str, more: &[&str]| {
+        std::fs::write(&file, document).expect("a file");
+        node.tidemill(&[&["apply", "-f", &file], more].concat())
+    };
+    let right = format!(
+        "name: count\nmodule: {}\nowner: team-payments\ninputs: {{ in: {{ topic: words }} }}\noutputs: {{ out: {{ topic: counts }} }}\n",
+        module.display()
+    );
+    let deployed = apply(&right, &["--wait", "30s"]);
+    assert!(deployed.status.success(), "{deployed:#?}");
+
+    let wrong = right.replace("topic: words", "topic: nowhere").replace("out:", "oot:")
+        + "limits: { memory: 64MiB, log_lines: 11 }\n";
+    let all = [
+        "the module has output out",
+        "outputs.oot: the module has no such output",
+        "topic nowhere does not exist",
+        "limits.memory: 64MiB is above what this node allows (policy.memory: 32MiB)",
+        "limits.log_lines: 11 is above what this node allows (policy.log_lines: 10)",
+        "there is no store totals to drop; there are counts",
+    ];
+    expect_error(&apply(&wrong, &["--drop-store", "totals"]), &all);
+
+    // Another module under the same name, which has no store.
+    let stateless =
+        right.replace("plugins/count", "plugins/filter") + "config: { keep: [{ exists: true }] }\n";
+    expect_error(&apply(&stateless, &[]), &["stores.counts", "--drop-store counts"]);
+    let whose = format!("{right}---\n{}", right.replace("name: count", "name: other"));
+    expect_error(&apply(&whose, &["--drop-store", "counts"]), &["--drop-store counts", "DEPLOYMENT/counts"]);
+
+    let shown = node.tidemill(&["deployments", "count"]);
+    for part in ["running", "counts (u64, schema 1)", "team-payments"] {
+        assert!(shown.stdout.contains(part), "{part}: {shown:#?}");
+    }
+    assert!(node.tidemill(&["history", "count"]).stdout.contains("counts:1"));
     assert!(node.stop().success());
 }

@@ -75,6 +75,7 @@ fn handler() -> Result<WasmHandler> {
         emit_records: 10_000,
         table_elements: 10_000,
         batch_records: RECORDS as u32,
+        ..Limits::default()
     };
     let module = Module::load(&build_guest("bench/pass"))?;
     Ok(Linked::new(&module, "bench", &serde_json::Value::Null, &limits)?.instantiate(0)?)

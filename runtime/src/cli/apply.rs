@@ -14,7 +14,8 @@ const EXAMPLES: &str = "\
 Examples:
   tidemill apply -f pipeline.yaml
   tidemill apply -f rekey.yaml -f delays.yaml --wait
-  tidemill apply -f pipeline.yaml --dry-run";
+  tidemill apply -f pipeline.yaml --dry-run
+  tidemill apply -f pipeline.yaml --drop-store counts";
 
 /// Deploy every document of a file
 ///

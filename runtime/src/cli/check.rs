@@ -140,7 +140,7 @@ async fn before(channel: &Channel, file: &Path) -> Result<Vec<Check>, Failure> {
 async fn document(channel: &Channel, upload: Upload) -> Vec<Check> {
     let name = upload.name.clone();
     let spec = DeploymentSpec::parse(&upload.document);
-    let meant = Meant { dry_run: true, expected_revision: None };
+    let meant = Meant { dry_run: true, expected_revision: None, drop_stores: Vec::new() };
     let deployment = match send(channel, upload, meant).await {
         Ok(answer) => answer.deployment.unwrap_or_default(),
         // Every problem of document, module and topics.

@@ -61,10 +61,11 @@ pub async fn all(channel: Channel) -> Result<Vec<proto::Deployment>, Failure> {
 async fn list(channel: Channel) -> Result<View, Failure> {
     let deployments = all(channel).await?;
     let mut table = Table::new(
-        &["NAME", "STATE", ">REV", ">TASKS", "INPUTS", "OUTPUTS", "MODULE", "REASON"],
+        &["NAME", "STATE", ">REV", ">TASKS", "TIER", "OWNER", "INPUTS", "OUTPUTS", "MODULE", "REASON"],
         "nothing is deployed: `tidemill apply -f FILE` deploys something",
     );
     for deployment in &deployments {
+        let ownership = deployment.ownership.clone().unwrap_or_default();
         let running =
             deployment.tasks.iter().filter(|task| task.state() == proto::TaskState::Running).count();
         table.row([
@@ -72,6 +73,8 @@ async fn list(channel: Channel) -> Result<View, Failure> {
             state_cell(deployment.state(), deployment),
             deployment.revision.to_string().into(),
             format!("{running}/{}", deployment.tasks.len()).into(),
+            ownership.tier.into(),
+            ownership.owner.into(),
             deployment.inputs.join(",").into(),
             deployment.outputs.join(",").into(),
             module_short(&deployment.module).into(),
@@ -98,12 +101,15 @@ fn detail(deployment: &proto::Deployment) -> View {
     say("module", deployment.module.clone());
     say("deployed", units::show_time_ms(deployment.deployed_at_ms));
     say("author", deployment.author.clone());
+    let ownership = deployment.ownership.clone().unwrap_or_default();
+    say("owner", ownership.owner);
+    say("oncall", ownership.oncall);
+    say("tier", ownership.tier);
+    say("slo", ownership.slo);
     say("group", deployment.group.clone());
     say("inputs", deployment.inputs.join(", "));
     say("outputs", deployment.outputs.join(", "));
-    let stores: Vec<String> =
-        deployment.stores.iter().map(|store| format!("{} ({})", store.name, store.r#type)).collect();
-    say("stores", stores.join(", "));
+    say("stores", stores(&deployment.stores));
     blocks.push(Block::Line(String::new()));
     let mut tasks = Table::new(
         &[">TASK", "STATE", "NODE", ">WORKER", "POSITION", ">RESTORE", ">SKIPPED", "REASON"],
@@ -137,16 +143,12 @@ pub fn to_json(deployment: &proto::Deployment) -> Value {
             })
         })
         .collect();
-    let stores: Vec<Value> = deployment
-        .stores
-        .iter()
-        .map(|store| json!({ "name": store.name, "type": store.r#type, "ordered": store.ordered }))
-        .collect();
     json!({
         "name": deployment.name, "state": state_name(deployment.state()), "reason": deployment.reason,
         "rolled_back": deployment.rolled_back, "revision": deployment.revision, "version": deployment.version, "author": deployment.author, "module": deployment.module, "document": deployment.document,
         "deployed_at": units::show_time_ms(deployment.deployed_at_ms), "group": deployment.group,
-        "inputs": deployment.inputs, "outputs": deployment.outputs, "stores": stores, "tasks": tasks,
+        "inputs": deployment.inputs, "outputs": deployment.outputs, "stores": stores_json(&deployment.stores), "tasks": tasks,
+        "ownership": ownership_json(deployment.ownership.as_ref()),
     })
 }
 
@@ -156,6 +158,39 @@ fn reason(deployment: &proto::Deployment) -> String {
         "" => deployment.rolled_back.clone(),
         reason => reason.to_owned(),
     }
+}
+
+/// `counts (json, schema 2, holds 1 2)`: the schema that is written and, if there are others, what may lie
+/// there.
+pub fn stores(stores: &[proto::StoreInfo]) -> String {
+    let one = |store: &proto::StoreInfo| {
+        let others = store.holds.iter().any(|&held| held != store.schema);
+        let holds: Vec<String> = store.holds.iter().map(u32::to_string).collect();
+        let holds = if others { format!(", holds {}", holds.join(" ")) } else { String::new() };
+        format!("{} ({}, schema {}{holds})", store.name, store.r#type, store.schema)
+    };
+    stores.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Null where nobody says.
+pub fn ownership_json(ownership: Option<&proto::Ownership>) -> Value {
+    let text = |text: fn(&proto::Ownership) -> &String| {
+        ownership.map(text).filter(|text| !text.is_empty()).map_or(Value::Null, |text| json!(text))
+    };
+    json!({
+        "owner": text(|who| &who.owner), "oncall": text(|who| &who.oncall), "tier": text(|who| &who.tier),
+        "slo": text(|who| &who.slo),
+    })
+}
+
+pub fn stores_json(stores: &[proto::StoreInfo]) -> Vec<Value> {
+    let one = |store: &proto::StoreInfo| {
+        json!({
+            "name": store.name, "type": store.r#type, "ordered": store.ordered, "schema": store.schema,
+            "reads": store.reads, "holds": store.holds,
+        })
+    };
+    stores.iter().map(one).collect()
 }
 
 pub fn state_name(state: proto::DeploymentState) -> &'static str {

@@ -5,7 +5,7 @@ use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::deployments_client::DeploymentsClient;
 
 use super::client::ANSWER_BYTES_MAX;
-use super::deployments::module_short;
+use super::deployments::{module_short, ownership_json, stores_json};
 use super::output::View;
 use super::table::{Cell, Table, Tone};
 use super::{Global, Outcome, client};
@@ -42,7 +42,7 @@ impl History {
 
 fn table(answer: &proto::HistoryResponse) -> Table {
     let mut table = Table::new(
-        &[">VERSION", ">REV", "WHEN", "AUTHOR", "MODULE", "WHAT", "REASON"],
+        &[">VERSION", ">REV", "WHEN", "AUTHOR", "MODULE", "STORES", "WHAT", "REASON"],
         "there is no version",
     );
     for version in &answer.versions {
@@ -56,6 +56,7 @@ fn table(answer: &proto::HistoryResponse) -> Table {
             units::show_time_ms(version.deployed_at_ms).into(),
             version.author.clone().into(),
             module_short(&version.module).into(),
+            schemas(version).into(),
             what(version).into(),
             version.reason.clone().into(),
         ]);
@@ -63,11 +64,21 @@ fn table(answer: &proto::HistoryResponse) -> Table {
     table
 }
 
+/// `counts:2 heads:1`: the schema that the version writes in each store.
+fn schemas(version: &proto::Version) -> String {
+    let one = |store: &proto::StoreInfo| format!("{}:{}", store.name, store.schema);
+    version.stores.iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
 fn what(version: &proto::Version) -> String {
     let done = match (version.rollback_to, version.automatic) {
         (0, _) => "deploy".to_owned(),
         (to, false) => format!("rollback to {to}"),
         (to, true) => format!("rollback to {to} by itself"),
+    };
+    let done = match version.dropped_stores.as_slice() {
+        [] => done,
+        dropped => format!("{done}, dropped {}", dropped.join(", ")),
     };
     if version.current { format!("{done} (current)") } else { done }
 }
@@ -82,6 +93,8 @@ fn history_json(answer: &proto::HistoryResponse) -> Value {
                 "document": version.document, "author": version.author,
                 "deployed_at": units::show_time_ms(version.deployed_at_ms),
                 "rollback_to": version.rollback_to, "automatic": version.automatic, "reason": version.reason, "current": version.current,
+                "stores": stores_json(&version.stores), "dropped_stores": version.dropped_stores,
+                "ownership": ownership_json(version.ownership.as_ref()),
             })
         })
         .collect();

@@ -16,12 +16,14 @@ const EXAMPLES: &str = "\
 Examples:
   tidemill rollback word-count
   tidemill rollback word-count --to 3 --wait --reason 'wrong totals'
-  tidemill rollback word-count --to 3 --dry-run";
+  tidemill rollback word-count --to 3 --dry-run
+  tidemill rollback word-count --drop-store counts";
 
 /// Take up an earlier version again
 ///
 /// Makes a new version with the module and document of that one, and checks it like a deploy: state
-/// stays what it is. One rollback after the other goes back step by step.
+/// stays what it is, so a version that cannot read what a later one wrote is refused. One rollback after
+/// the other goes back step by step.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Rollback {
@@ -38,6 +40,9 @@ pub struct Rollback {
     /// Check everything, change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Give up the data of a store, for good
+    #[arg(long, value_name = "STORE")]
+    drop_store: Vec<String>,
     /// Wait until it runs, at most this long
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
     wait: Option<Duration>,
@@ -56,6 +61,7 @@ impl Rollback {
                 author: client::author(),
                 reason: self.reason.clone(),
                 dry_run: self.dry_run,
+                drop_stores: self.drop_store.clone(),
             };
             let answer = client.rollback(request).await?.into_inner();
             let mut deployment = answer.deployment.unwrap_or_default();

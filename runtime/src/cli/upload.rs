@@ -34,6 +34,10 @@ pub struct Options {
     /// Deploy only if the registry still holds this revision; 0 = only if the name is not deployed
     #[arg(long, value_name = "REVISION")]
     if_revision: Option<u64>,
+    /// Give up the data of a store, for good: it begins empty, or is gone if the module does not have it
+    /// any more. With several documents, say whose: DEPLOYMENT/STORE
+    #[arg(long, value_name = "STORE")]
+    drop_store: Vec<String>,
     /// Wait until every task runs it, at most this long, and say where each began
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
     wait: Option<Duration>,
@@ -88,12 +92,14 @@ pub fn relative_to(document: &Path, module: &str) -> PathBuf {
 }
 
 /// How one upload is meant.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Meant {
     /// Check everything, change nothing.
     pub dry_run: bool,
     /// As in `DeployHeader`.
     pub expected_revision: Option<u64>,
+    /// As in `DeployHeader`.
+    pub drop_stores: Vec<String>,
 }
 
 /// Checks deployments, all of them before any is changed, and then carries them out: each only if it is
@@ -104,10 +110,12 @@ pub async fn carry_out(
     options: &Options,
     plan: impl FnOnce(&[proto::DeployResponse]) -> Result<(), Failure>,
 ) -> Result<Vec<Answer>, Failure> {
+    let drops = options.drops(&uploads)?;
     let mut planned = Vec::new();
     let mut failures = Vec::new();
-    for upload in &uploads {
-        let meant = Meant { dry_run: true, expected_revision: options.if_revision };
+    for (upload, drop_stores) in uploads.iter().zip(&drops) {
+        let meant =
+            Meant { dry_run: true, expected_revision: options.if_revision, drop_stores: drop_stores.clone() };
         match send(channel, upload.clone(), meant).await {
             Ok(answer) => planned.push(answer),
             Err(failure) => failures.push(failure),
@@ -121,13 +129,13 @@ pub async fn carry_out(
         return Ok(planned.into_iter().map(|answer| Answer { answer, first: Vec::new() }).collect());
     }
     let mut answers = Vec::new();
-    for (upload, planned) in uploads.into_iter().zip(planned) {
+    for ((upload, drop_stores), planned) in uploads.into_iter().zip(drops).zip(planned) {
         if planned.unchanged {
             answers.push(planned);
             continue;
         }
         let seen = planned.deployment.map_or(0, |deployment| deployment.revision);
-        let meant = Meant { dry_run: false, expected_revision: Some(seen) };
+        let meant = Meant { dry_run: false, expected_revision: Some(seen), drop_stores };
         answers.push(send(channel, upload, meant).await?);
     }
     let mut done = Vec::new();
@@ -160,6 +168,7 @@ pub async fn send(channel: &Channel, upload: Upload, meant: Meant) -> Result<pro
         expected_revision: meant.expected_revision,
         dry_run: meant.dry_run,
         author: client::author(),
+        drop_stores: meant.drop_stores,
     };
     let chunks: Vec<Vec<u8>> = upload.module.chunks(CHUNK_BYTES).map(<[u8]>::to_vec).collect();
     let counting = bar.clone();
@@ -217,5 +226,53 @@ pub fn result_rows(answers: &[Answer], dry_run: bool) -> (Table, Value) {
 impl Options {
     pub fn is_dry_run(&self) -> bool {
         self.dry_run
+    }
+
+    /// Which stores each upload drops.
+    fn drops(&self, uploads: &[Upload]) -> Result<Vec<Vec<String>>, Failure> {
+        let mut drops = vec![Vec::new(); uploads.len()];
+        for named in &self.drop_store {
+            let (whose, store) = match (named.split_once('/'), uploads) {
+                (Some((deployment, store)), _) => (deployment, store),
+                (None, [only]) => (only.name.as_str(), named.as_str()),
+                (None, _) => {
+                    let message =
+                        format!("--drop-store {named}: of which deployment? Write DEPLOYMENT/{named}");
+                    return Err(Failure::usage(message));
+                }
+            };
+            let Some(place) = uploads.iter().position(|upload| upload.name == whose) else {
+                let names: Vec<&str> = uploads.iter().map(|upload| upload.name.as_str()).collect();
+                let message = format!(
+                    "--drop-store {named}: {whose} is not among what is deployed: {}",
+                    names.join(", ")
+                );
+                return Err(Failure::usage(message));
+            };
+            drops[place].push(store.to_owned());
+        }
+        Ok(drops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_dropped_of_the_deployment_that_is_named_or_is_the_only_one() {
+        let upload = |name: &str| Upload { name: name.into(), document: String::new(), module: Vec::new() };
+        let options = |stores: &[&str]| Options {
+            dry_run: false,
+            if_revision: None,
+            drop_store: stores.iter().map(ToString::to_string).collect(),
+            wait: None,
+        };
+        let drops = options(&["s", "a/t"]).drops(&[upload("a")]).expect("clear");
+        assert_eq!(drops, [["s", "t"]]);
+        let drops = options(&["b/s"]).drops(&[upload("a"), upload("b")]).expect("clear");
+        assert_eq!(drops, [vec![], vec!["s".to_owned()]]);
+        assert!(options(&["s"]).drops(&[upload("a"), upload("b")]).is_err(), "whose?");
+        assert!(options(&["c/s"]).drops(&[upload("a")]).is_err(), "nobody's");
     }
 }

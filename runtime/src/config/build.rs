@@ -12,6 +12,7 @@ use super::node::{
     GroupProtocol, KafkaConfig, Listen, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl,
     Secret, Ssl,
 };
+use super::policy::Policy;
 use super::settings::Value;
 use crate::telemetry::LogBounds;
 
@@ -49,6 +50,7 @@ pub(super) fn node_config(values: &Values<'_>, notes: Vec<String>) -> Option<Nod
             workers: integer(values, "defaults.workers") as u32,
             commit_interval: duration(values, "defaults.commit_interval"),
             batch_records: integer(values, "defaults.batch_records") as u32,
+            policy: policy(values),
         },
         log: LogConfig {
             format: match text(values, "log.format").as_deref() {
@@ -64,6 +66,26 @@ pub(super) fn node_config(values: &Values<'_>, notes: Vec<String>) -> Option<Nod
         kafka,
         notes,
     })
+}
+
+fn policy(values: &Values<'_>) -> Policy {
+    let number = |key| match values.get(key) {
+        Value::Integer(value) => Some(*value),
+        _ => None,
+    };
+    Policy {
+        memory_bytes: number("policy.memory"),
+        batch_time: match values.get("policy.batch_time") {
+            Value::Duration(time) => Some(*time),
+            _ => None,
+        },
+        emit_bytes: number("policy.emit_bytes"),
+        emit_records: number("policy.emit_records"),
+        table_elements: number("policy.table_elements"),
+        batch_records: number("policy.batch_records"),
+        store_bytes: number("policy.store_bytes"),
+        log_lines: number("policy.log_lines"),
+    }
 }
 
 fn kafka(values: &Values<'_>) -> Option<KafkaConfig> {
@@ -220,17 +242,23 @@ fn check_producer(values: &Values<'_>) {
     }
 }
 
+/// As Kafka's documentation has it: 3:1.
+const HEARTBEATS_PER_SESSION_MIN: u64 = 3;
+
 /// Group membership settings have an order of their own; the broker would only say "rejected".
 fn check_session(values: &Values<'_>) {
     let number = |name: &str| -> Option<u64> { values.properties.get(name)?.0.parse().ok() };
-    // The node's default session, and librdkafka's for the other two.
     let session = number("session.timeout.ms").unwrap_or(10_000);
-    let heartbeat = number("heartbeat.interval.ms").unwrap_or(3_000);
     let poll = number("max.poll.interval.ms").unwrap_or(300_000);
     let key = "kafka.properties";
-    if heartbeat >= session {
-        let message =
-            format!("heartbeat.interval.ms ({heartbeat}) must be below session.timeout.ms ({session})");
+    // One that is not set is a fifth of the session.
+    if let Some(heartbeat) = number("heartbeat.interval.ms")
+        && heartbeat.saturating_mul(HEARTBEATS_PER_SESSION_MIN) > session
+    {
+        let message = format!(
+            "heartbeat.interval.ms ({heartbeat}) must be at most a third of session.timeout.ms ({session}): one that is late must \
+             not end the session"
+        );
         values.refuse(key, message);
     }
     if poll < session {

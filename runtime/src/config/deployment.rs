@@ -30,6 +30,21 @@ pub struct DeploymentSpec {
     pub limits: Limits,
     pub commit: CommitSpec,
     pub changelog: ChangelogSpec,
+    pub ownership: Ownership,
+}
+
+/// Who answers for a deployment, and for what. Shown with it and kept with every version; nothing is
+/// decided by it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ownership {
+    /// The team that it belongs to.
+    pub owner: Option<String>,
+    /// Whom to call when it fails.
+    pub oncall: Option<String>,
+    /// How much depends on it; `1` is the most.
+    pub tier: Option<String>,
+    /// What it promises, in words.
+    pub slo: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -138,6 +153,10 @@ pub struct Limits {
     pub table_elements: u32,
     /// Records a call.
     pub batch_records: u32,
+    /// Keys and values that one task keeps in its stores; none = as much as the disk holds.
+    pub store_bytes: Option<u64>,
+    /// Lines a second that the deployment's handlers may log on one node.
+    pub log_lines: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,6 +188,8 @@ impl Default for Limits {
             // A Rust guest has a few hundred functions behind pointers; this is ample and still small.
             table_elements: 100_000,
             batch_records: 500,
+            store_bytes: None,
+            log_lines: 100,
         }
     }
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use super::deployment::{
     ChangelogSpec, CommitSpec, DeploymentSpec, Guarantee, IdSource, InboxSpec, InputSpec, Limits, OutputSpec,
-    Start, TopicSpec,
+    Ownership, Start, TopicSpec,
 };
 use super::failures;
 use super::outbox;
+use super::policy::Policy;
 use super::problem::{Problem, Problems, Report};
 use super::rollout;
 use super::section::{Field, Section};
@@ -32,6 +33,8 @@ pub struct SpecDefaults {
     pub workers: u32,
     pub commit_interval: Duration,
     pub batch_records: u32,
+    /// Caps the limits that a document does not set; those that it sets are judged at the deploy.
+    pub policy: Policy,
 }
 
 impl Default for SpecDefaults {
@@ -41,6 +44,7 @@ impl Default for SpecDefaults {
             workers: 1,
             commit_interval: Duration::from_millis(100),
             batch_records: 500,
+            policy: Policy::default(),
         }
     }
 }
@@ -140,6 +144,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
     let changelog = changelog(&mut section, guarantee);
     let inbox = inbox(&mut section, guarantee);
     let correlation = section.flag("correlation");
+    let ownership = ownership(&mut section);
     refuse_own_topics(&failures, (&inputs, &outputs), section.line_of("failures"), report);
     if limits.emit_bytes > commit.overlay_bytes {
         let message = format!(
@@ -165,7 +170,27 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
         limits,
         commit,
         changelog,
+        ownership,
     })
+}
+
+/// Longest of the texts that say who answers for a deployment.
+const OWNERSHIP_CHARS_MAX: usize = 200;
+
+fn ownership(section: &mut Section<'_>) -> Ownership {
+    let mut text = |name| {
+        let field = section.take(name)?;
+        // `tier: 1` is a number to YAML and a name to everybody else.
+        let text = field.scalar()?;
+        let length = text.chars().count();
+        if length > OWNERSHIP_CHARS_MAX || text.chars().any(char::is_control) {
+            field.refuse(format!(
+                "has {length} characters: one line of at most {OWNERSHIP_CHARS_MAX} is kept"
+            ));
+        }
+        Some(text)
+    };
+    Ownership { owner: text("owner"), oncall: text("oncall"), tier: text("tier"), slo: text("slo") }
 }
 
 /// Dead letters that the deployment reads again, or that readers of an output would meet.
@@ -370,8 +395,8 @@ fn id_source(field: Field<'_>) -> Option<IdSource> {
 }
 
 fn limits(section: &mut Section<'_>, defaults: &SpecDefaults) -> Limits {
-    let standard = Limits::default();
-    let standard = Limits { batch_records: defaults.batch_records, ..standard };
+    let standard = Limits { batch_records: defaults.batch_records, ..Limits::default() };
+    let standard = defaults.policy.cap(standard);
     let Some(mut limits) = section.section("limits") else {
         return standard;
     };
@@ -387,6 +412,11 @@ fn limits(section: &mut Section<'_>, defaults: &SpecDefaults) -> Limits {
         table_elements: limits.integer("table_elements", standard.table_elements.into(), 1..=10_000_000)
             as u32,
         batch_records: limits.integer("batch_records", standard.batch_records.into(), 1..=500) as u32,
+        store_bytes: match limits.bytes("store_bytes", standard.store_bytes.unwrap_or(0), KIB..=1024 * GIB) {
+            0 => None,
+            bytes => Some(bytes),
+        },
+        log_lines: limits.integer("log_lines", standard.log_lines.into(), 0..=100_000) as u32,
     };
     limits.finish();
     read

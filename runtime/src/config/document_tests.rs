@@ -7,6 +7,7 @@ use tidemill_test_support::proptest::prelude::*;
 
 use super::deployment::*;
 use super::document::{SpecDefaults, split_documents};
+use super::policy::Policy;
 
 const MINIMAL: &str = "name: word-count\nmodule: count.wasm\ninputs: { words: { topic: words } }\n";
 
@@ -70,11 +71,40 @@ fn a_node_may_change_what_a_silent_document_gets() {
         workers: 3,
         commit_interval: Duration::from_millis(5),
         batch_records: 50,
+        policy: Policy { memory_bytes: Some(32 << 20), ..Policy::default() },
     };
     let spec = DeploymentSpec::parse_with(MINIMAL, &defaults).expect("valid");
     assert_eq!(spec.inputs["words"].start, Start::Latest);
     assert_eq!((spec.workers, spec.limits.batch_records), (3, 50));
     assert!(spec.commit.min_interval <= spec.commit.interval);
+    assert_eq!(spec.limits.memory_bytes, 32 << 20);
+    // What a document wants beyond the policy is not lowered in silence: the deploy refuses it.
+    let more = format!("{MINIMAL}limits: {{ memory: 1GiB, store_bytes: 2GiB, log_lines: 0 }}\n");
+    let spec = DeploymentSpec::parse_with(&more, &defaults).expect("valid");
+    let limits = (spec.limits.memory_bytes, spec.limits.store_bytes, spec.limits.log_lines);
+    assert_eq!(limits, (1 << 30, Some(2 << 30), 0));
+    assert_eq!(defaults.policy.exceeded(&spec.limits).len(), 1);
+}
+
+#[test]
+fn a_document_says_who_answers_for_it() {
+    let text =
+        format!("{MINIMAL}owner: team-payments\noncall: payments-oncall\ntier: 1\nslo: p95 below 200 ms\n");
+    let spec = DeploymentSpec::parse(&text).expect("valid");
+    let some = |text: &str| Some(text.to_owned());
+    let expected = Ownership {
+        owner: some("team-payments"),
+        oncall: some("payments-oncall"),
+        tier: some("1"),
+        slo: some("p95 below 200 ms"),
+    };
+    assert_eq!(spec.ownership, expected);
+    let long = format!("{MINIMAL}owner: {}\nslo: [a]\n", "x".repeat(201));
+    let said = DeploymentSpec::parse(&long).expect_err("refused").to_string();
+    assert!(
+        said.contains("owner: has 201 characters") && said.contains("slo: expected a single value"),
+        "{said}"
+    );
 }
 
 /// Each bad document with everything that is said about it.

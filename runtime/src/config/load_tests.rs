@@ -123,7 +123,7 @@ fn combinations_that_do_not_go_together_are_refused_naming_both() {
             ["max.in.flight", "kafka.enable_idempotence"],
         ),
         (
-            "kafka: { properties: { session.timeout.ms: 6000, heartbeat.interval.ms: 6000 } }",
+            "kafka: { properties: { session.timeout.ms: 6000, heartbeat.interval.ms: 3000 } }",
             vec![],
             ["heartbeat.interval.ms", "session.timeout.ms"],
         ),

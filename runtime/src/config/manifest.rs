@@ -24,9 +24,13 @@ pub struct StoreManifest {
     /// How its values are encoded, for people who look at them.
     #[serde(rename = "type", default)]
     pub kind: StoreKind,
-    /// Version of the values' form.
+    /// Version of the form in which values are written.
     #[serde(default = "one")]
     pub schema: u32,
+    /// Further versions of it that the handler reads. Left out when there are none, for nodes that do
+    /// not know of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reads: Vec<u32>,
     /// Its entries are keyed by the record's own key, so the host hands them over with the batch.
     #[serde(default)]
     pub prefetch: bool,
@@ -37,6 +41,13 @@ pub struct StoreManifest {
 
 fn one() -> u32 {
     1
+}
+
+impl StoreManifest {
+    /// True if the handler can make sense of values of that form.
+    pub fn can_read(&self, schema: u32) -> bool {
+        schema == self.schema || self.reads.contains(&schema)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -9,6 +9,7 @@
 //! | [`changes`] | what two versions differ in |
 //! | [`failures`] | what becomes of a record that fails |
 //! | [`outbox`] | outputs that are no topic |
+//! | [`policy`] | what a node allows its deployments |
 //! | [`rollout`] | when a new version is taken back by itself |
 //! | [`node`], [`load`], `build` | what a node's configuration means; reading and combining it |
 //! | [`settings`], [`kafka_properties`] | the tables behind it |
@@ -26,6 +27,7 @@ pub mod load;
 pub mod manifest;
 pub mod node;
 pub mod outbox;
+pub mod policy;
 pub mod problem;
 pub mod rollout;
 mod section;

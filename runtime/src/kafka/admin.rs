@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::config::KafkaConfig;
-use super::ffi::admin::{TopicInfo, TopicSpec};
+use super::ffi::admin::TopicSpec;
 use super::ffi::partitions::Partitions;
 use super::ffi::{Client, Code, KafkaError, Kind};
 use crate::record::Offset;
 
-const REQUEST_WAIT: Duration = Duration::from_secs(30);
+pub(super) const REQUEST_WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
@@ -99,7 +99,7 @@ pub struct GroupOffset {
 }
 
 pub struct Admin {
-    client: Client,
+    pub(super) client: Client,
 }
 
 impl Admin {
@@ -133,9 +133,9 @@ impl Admin {
         let mut found = BTreeMap::new();
         for answer in answers {
             match answer {
-                Ok(TopicInfo { name, id, partitions }) => {
-                    let id = Uuid::from_u64_pair(id.0, id.1);
-                    found.insert(name.clone(), Topic { name, id, partitions });
+                Ok(info) => {
+                    let topic = Topic::from(info);
+                    found.insert(topic.name.clone(), topic);
                 }
                 Err((_, error)) if is_missing(&error) => {}
                 Err((name, error)) => return Err(sorted(&name, &error)),
@@ -188,6 +188,12 @@ impl Admin {
                 Err(error) => return Err(error),
             },
         };
+        self.fits(&found, topic)?;
+        Ok(found)
+    }
+
+    /// Checks that a topic that is there is as it is wanted.
+    pub fn fits(&self, found: &Topic, topic: &NewTopic) -> Result<(), AdminError> {
         let mismatch = |reason: String| AdminError::Refused { what: topic_text(&topic.name), reason };
         if found.partitions != topic.partitions {
             return Err(mismatch(format!(
@@ -212,7 +218,7 @@ impl Admin {
                 }
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     pub fn delete_topics(&self, names: &[String]) -> Result<(), AdminError> {
@@ -369,7 +375,7 @@ fn once_known<T>(
     Err(AdminError::Unavailable { what: topic_text(name), reason: "created, but not to be seen".to_owned() })
 }
 
-fn is_missing(error: &KafkaError) -> bool {
+pub(super) fn is_missing(error: &KafkaError) -> bool {
     [
         Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
         Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
@@ -383,7 +389,7 @@ fn is_missing(error: &KafkaError) -> bool {
 
 /// Sorts an error by what it says about the thing asked for. Negative codes are the client's own:
 /// time-outs and lost connections.
-fn sorted(what: &str, error: &KafkaError) -> AdminError {
+pub(super) fn sorted(what: &str, error: &KafkaError) -> AdminError {
     if is_missing(error) {
         missing(what)
     } else if error.is(Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS) {

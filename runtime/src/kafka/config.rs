@@ -198,10 +198,14 @@ impl KafkaConfig {
             ("enable.partition.eof", "false"),
             ("max.poll.interval.ms", &millis(self.limits.poll_interval.max(self.limits.session_timeout))),
         ]));
+        let heartbeat = self.properties.get("heartbeat.interval.ms");
         match group.protocol {
             GroupProtocol::Classic => ours.extend(settings(&[
                 ("session.timeout.ms", &millis(self.limits.session_timeout)),
-                ("heartbeat.interval.ms", &millis(self.limits.session_timeout / 5)),
+                (
+                    "heartbeat.interval.ms",
+                    heartbeat.unwrap_or(&millis(self.limits.session_timeout / HEARTBEATS_PER_SESSION)),
+                ),
                 (
                     "partition.assignment.strategy",
                     if group.inputs == 1 { "cooperative-sticky" } else { "range" },
@@ -290,6 +294,9 @@ impl KafkaConfig {
         self.compose(&[PRODUCER_ONLY, CONSUMER_ONLY].concat(), settings(&[("socket.timeout.ms", "30000")]))
     }
 }
+
+/// Of members whose operator does not say; one or two that are late must not end the session.
+const HEARTBEATS_PER_SESSION: u32 = 5;
 
 /// How long an appended record may stay undelivered before it is given up.
 pub(super) const APPEND_TIMEOUT: Duration = Duration::from_secs(15);

@@ -10,6 +10,7 @@
 //! | [`topic_log`] | a single-partition topic as an append-only log |
 //! | [`mirror`] | one topic of any cluster, acknowledged record by record |
 //! | [`admin`] | topics, groups, offsets |
+//! | [`permissions`] | what the node's principal may do |
 //! | [`probe`] | can the cluster be reached, and if not, why |
 //! | [`tools`] | blocking helpers for the command line |
 //! | [`peek`] | the age of the record that a partition continues with |
@@ -27,6 +28,7 @@ mod from_node;
 pub mod mirror;
 mod offsets;
 pub mod peek;
+pub mod permissions;
 pub mod probe;
 mod reader;
 pub mod recovery;

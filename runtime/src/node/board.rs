@@ -15,7 +15,7 @@ use crossbeam_channel::Sender;
 use super::edits::EditRequest;
 use super::outbox::OutboxRequest;
 use crate::record::Offset;
-use crate::store::StoreReader;
+use crate::store::{StoreReader, Stores};
 use crate::task::Task;
 use crate::telemetry::{OutboxMetrics, TaskMetrics, TaskState, Telemetry, WorkerMetrics};
 
@@ -33,6 +33,8 @@ pub struct TaskEntry {
     pub positions: Vec<(u16, Offset)>,
     /// Committed state; none for a stateless task and while restoring.
     pub reader: Option<StoreReader>,
+    /// What the revision that the task runs finds there.
+    pub stores: Arc<Stores>,
     pub skipped: u64,
     pub metrics: Arc<TaskMetrics>,
 }
@@ -156,6 +158,7 @@ impl Board {
             first: None,
             positions: Vec::new(),
             reader: None,
+            stores: Arc::default(),
             skipped: 0,
             metrics,
         };
@@ -190,6 +193,7 @@ impl Board {
             entry.first = task.first_offsets().map(<[Offset]>::to_vec);
             entry.positions = committed(task);
             entry.reader = task.reader().cloned();
+            entry.stores = Arc::clone(&task.config().stores);
         });
     }
 

@@ -15,18 +15,23 @@ use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{DeleteEntry, DeployEntry, PauseEntry, RestartEntry, RetiredEntry};
 
-use super::handle::{ControlError, Handle};
+use super::handle::{ControlError, Handle, ownership, store_info};
 use super::history::Version;
 use super::modules;
 use super::registered::{Parsed, Registered};
 use super::registry::{Outcome, Registry};
-use super::revision;
+use super::revision::{self, Found};
 use crate::config::changes::{Change, Contents};
+use crate::config::deployment::DeploymentSpec;
+use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
 
 /// What a caller says about himself is bounded, because it is kept for ever.
 pub(super) const AUTHOR_BYTES_MAX: usize = 200;
 const REASON_BYTES_MAX: usize = 1_000;
+
+/// Names of stores to be dropped at once; a deployment has no more of them.
+const DROPS_MAX: usize = 1_000;
 
 /// A version that passed every check.
 struct Candidate {
@@ -35,6 +40,15 @@ struct Candidate {
     document: String,
     manifest: String,
     partitions: i32,
+    drops: Vec<String>,
+}
+
+/// What a version is to be made of.
+struct Wanted<'a> {
+    document: &'a str,
+    module: &'a [u8],
+    /// Stores whose data is given up.
+    drops: &'a [String],
 }
 
 impl Candidate {
@@ -51,25 +65,28 @@ impl Handle {
         module: Vec<u8>,
     ) -> Result<proto::DeployResponse, ControlError> {
         bounded("author", &header.author, AUTHOR_BYTES_MAX)?;
+        let drops = drops(header.drop_stores)?;
         let view = self.latest()?;
         let digest = modules::digest(&module);
         let spec = self.node.spec(&header.document);
         let current = spec.as_ref().ok().and_then(|spec| view.deployments.get(&spec.name));
-        if let Some(current) = current.filter(|current| is_same(current, &digest, &header.document)) {
+        let is_done = |current: &Registered| is_same(current, &digest, &header.document, &drops);
+        if let Some(current) = current.filter(|current| is_done(current)) {
             return Ok(unchanged(self.describe(current)));
         }
         if let Ok(spec) = &spec {
             expect(&view, &spec.name, header.expected_revision)?;
             is_free(&view, &spec.name)?;
         }
-        let candidate = self.check(&header.document, &module, &view)?;
-        let changes = differences(current, &candidate);
+        let wanted = Wanted { document: &header.document, module: &module, drops: &drops };
+        let candidate = self.check(&wanted, &view)?;
+        let changes = differences(current, &candidate, &view);
         if header.dry_run {
             let deployment = Some(self.describe(&self.proposed(&view, &candidate, &header.author)));
             return Ok(proto::DeployResponse { deployment, unchanged: false, changes });
         }
         self.node.publish_module(&candidate.digest, &module)?;
-        let (name, document) = (candidate.name.clone(), candidate.document.clone());
+        let name = candidate.name.clone();
         let entry = entry(&view, candidate, header.author);
         match self.propose(&name, Entry::Deploy(entry)) {
             Ok(()) => {
@@ -79,7 +96,7 @@ impl Handle {
             // Who was first may have wanted the same.
             Err(error @ ControlError::Conflict { .. }) => {
                 let view = self.node.control_log.view();
-                match view.deployments.get(&name).filter(|now| is_same(now, &digest, &document)) {
+                match view.deployments.get(&name).filter(|now| is_done(now)) {
                     Some(now) => Ok(unchanged(self.describe(now))),
                     None => Err(error),
                 }
@@ -101,17 +118,19 @@ impl Handle {
     ) -> Result<proto::RollbackResponse, ControlError> {
         bounded("author", &request.author, AUTHOR_BYTES_MAX)?;
         bounded("reason", &request.reason, REASON_BYTES_MAX)?;
+        let drops = drops(request.drop_stores)?;
         let view = self.latest()?;
         let current = self.registered(&request.name)?;
         expect(&view, &request.name, request.expected_revision)?;
         let target = target(&current, request.to)?;
-        if is_same(&current, &target.module, &target.document) {
+        if is_same(&current, &target.module, &target.document, &drops) {
             let deployment = Some(self.describe(&current));
             return Ok(proto::RollbackResponse { deployment, changes: Vec::new() });
         }
         let module = self.node.module(&target.module)?;
-        let candidate = self.check(&target.document, &module, &view)?;
-        let changes = differences(Some(&current), &candidate);
+        let wanted = Wanted { document: &target.document, module: &module, drops: &drops };
+        let candidate = self.check(&wanted, &view)?;
+        let changes = differences(Some(&current), &candidate, &view);
         if request.dry_run {
             let deployment = Some(self.describe(&self.proposed(&view, &candidate, &request.author)));
             return Ok(proto::RollbackResponse { deployment, changes });
@@ -227,25 +246,31 @@ impl Handle {
         Ok(proto::DiffResponse { from, to, changes })
     }
 
-    /// Every problem of a document and its module, at once.
-    fn check(&self, document: &str, module: &[u8], view: &Registry) -> Result<Candidate, ControlError> {
-        let mut problems = Vec::new();
-        let spec = self.node.spec(document).map_err(|found| problems.extend(found.0)).ok();
-        let compiled = revision::compile(&self.node, module);
-        let compiled = compiled.map_err(|found| problems.extend(found)).ok();
+    /// Every problem of a document, its module and what they would do to the stores, at once.
+    fn check(&self, wanted: &Wanted<'_>, view: &Registry) -> Result<Candidate, ControlError> {
+        let mut found = Found { deploys: true, ..Found::default() };
+        let spec = self.node.spec(wanted.document).map_err(|problems| found.problems.extend(problems.0)).ok();
+        let compiled = revision::compile(&self.node, wanted.module);
+        let compiled = compiled.map_err(|problems| found.problems.extend(problems)).ok();
         let manifest = compiled.as_ref().map(|module| module.manifest());
-        let Some(spec) = spec else { return Err(ControlError::Invalid(problems)) };
-        let checked = revision::check(&self.node, &spec, manifest, view.life(&spec.name), problems)?;
+        let Some(spec) = spec else { return Err(ControlError::Invalid(found.problems)) };
+        if let Some(manifest) = manifest {
+            let ledger = view.ledger(&spec.name);
+            found.problems.extend(ledger.unknown_drops(manifest, wanted.drops));
+            found.unmet.extend(ledger.conflicts(manifest, wanted.drops));
+        }
+        let checked = revision::check(&self.node, &spec, manifest, view.life(&spec.name), found)?;
         let (Some(checked), Some(manifest)) = (checked, manifest) else {
             return Err(ControlError::Internal("a module without a problem has a manifest".into()));
         };
         Ok(Candidate {
             name: spec.name,
-            digest: modules::digest(module),
-            document: document.to_owned(),
+            digest: modules::digest(wanted.module),
+            document: wanted.document.to_owned(),
             manifest: serde_json::to_string(manifest)
                 .map_err(|error| ControlError::Internal(error.to_string()))?,
             partitions: checked.partitions,
+            drops: wanted.drops.to_vec(),
         })
     }
 
@@ -265,14 +290,18 @@ impl Handle {
             rollback_to: None,
             automatic: false,
             reason: String::new(),
+            dropped: candidate.drops.clone(),
         });
-        let defaults = &self.node.config.defaults;
+        let parsed = Parsed::read(&candidate.document, &candidate.manifest, &self.node.config.defaults);
+        let mut ledger = view.ledger(&candidate.name);
+        Arc::make_mut(&mut ledger).accept(parsed.manifest.as_ref().ok(), &candidate.drops);
         Registered {
             name: candidate.name.clone(),
             revision,
             module: candidate.digest.clone(),
             document: candidate.document.clone(),
-            parsed: Arc::new(Parsed::read(&candidate.document, &candidate.manifest, defaults)),
+            parsed: Arc::new(parsed),
+            ledger,
             incarnation: String::new(),
             deployed_at_ms: 0,
             first_partitions: candidate.partitions,
@@ -306,22 +335,45 @@ fn entry(view: &Registry, candidate: Candidate, author: String) -> DeployEntry {
         manifest: candidate.manifest,
         partitions: candidate.partitions,
         author,
+        drop_stores: candidate.drops,
+        keeps_stores: true,
         ..DeployEntry::default()
     }
 }
 
-fn is_same(current: &Registered, module: &str, document: &str) -> bool {
-    current.module == module && current.document == document
+/// True if there is nothing left to do. A drop that the current version was deployed with is not done again:
+/// whoever repeats a call must not lose what has been written since.
+fn is_same(current: &Registered, module: &str, document: &str, drops: &[String]) -> bool {
+    let dropped = current.history.current().map(|version| version.dropped.as_slice()).unwrap_or_default();
+    let has_dropped = drops.iter().all(|name| dropped.contains(name));
+    current.module == module && current.document == document && has_dropped
+}
+
+/// Each once.
+fn drops(mut names: Vec<String>) -> Result<Vec<String>, ControlError> {
+    names.sort();
+    names.dedup();
+    if names.len() > DROPS_MAX {
+        let message = format!("has {} stores; at most {DROPS_MAX} are taken", names.len());
+        return Err(ControlError::Invalid(vec![Problem::at("drop_stores", message)]));
+    }
+    Ok(names)
 }
 
 fn unchanged(deployment: proto::Deployment) -> proto::DeployResponse {
     proto::DeployResponse { deployment: Some(deployment), unchanged: true, changes: Vec::new() }
 }
 
-fn differences(current: Option<&Registered>, candidate: &Candidate) -> Vec<proto::Change> {
+fn differences(current: Option<&Registered>, candidate: &Candidate, view: &Registry) -> Vec<proto::Change> {
     let before = current.and_then(|current| current.history.current());
     let changes = before.map(|before| before.changes(candidate.contents())).unwrap_or_default();
-    changes.into_iter().map(change).collect()
+    let ledger = view.ledger(&candidate.name);
+    let dropped = candidate.drops.iter().filter_map(|name| {
+        let holds: Vec<String> = ledger.holds(name).iter().map(u32::to_string).collect();
+        let before = (!holds.is_empty()).then(|| format!("schema {}", holds.join(", ")))?;
+        Some(proto::Change { field: format!("state.{name}"), before, after: "dropped".into() })
+    });
+    changes.into_iter().map(change).chain(dropped).collect()
 }
 
 fn change(change: Change) -> proto::Change {
@@ -340,6 +392,11 @@ fn shown(version: &Version, current: u64) -> proto::Version {
         automatic: version.automatic,
         reason: version.reason.clone(),
         current: version.number == current,
+        stores: serde_json::from_str::<Manifest>(&version.manifest)
+            .map(|manifest| manifest.stores.iter().map(store_info).collect())
+            .unwrap_or_default(),
+        dropped_stores: version.dropped.clone(),
+        ownership: DeploymentSpec::parse(&version.document).ok().map(|spec| ownership(&spec.ownership)),
     }
 }
 

@@ -13,7 +13,8 @@ use super::owners::Owner;
 use super::registered::Registered;
 use super::revision::PrepareError;
 use super::runtime::NodeRuntime;
-use crate::config::deployment::OutputSpec;
+use crate::config::deployment::{OutputSpec, Ownership};
+use crate::config::manifest::StoreManifest;
 use crate::config::problem::{Problem, lines};
 use crate::telemetry::TaskState;
 
@@ -259,12 +260,17 @@ impl Handle {
             stores: registered
                 .manifest()
                 .iter()
-                .flat_map(|manifest| manifest.stores.iter().map(store_info))
+                .flat_map(|manifest| &manifest.stores)
+                .map(|store| proto::StoreInfo {
+                    holds: registered.ledger.holds(&store.name),
+                    ..store_info(store)
+                })
                 .collect(),
             inputs,
             version: registered.version(),
             author: registered.history.current().map(|version| version.author.clone()).unwrap_or_default(),
             rolled_back: self.rolled_back(registered),
+            ownership: registered.spec().map(|spec| ownership(&spec.ownership)),
         }
     }
 
@@ -318,10 +324,24 @@ pub(super) fn task_state(state: TaskState) -> proto::TaskState {
     }
 }
 
-fn store_info(store: &crate::config::manifest::StoreManifest) -> proto::StoreInfo {
+pub(super) fn ownership(ownership: &Ownership) -> proto::Ownership {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    proto::Ownership {
+        owner: text(&ownership.owner),
+        oncall: text(&ownership.oncall),
+        tier: text(&ownership.tier),
+        slo: text(&ownership.slo),
+    }
+}
+
+/// As its version declares it.
+pub(super) fn store_info(store: &StoreManifest) -> proto::StoreInfo {
     proto::StoreInfo {
         name: store.name.clone(),
         r#type: store.kind.as_str().to_owned(),
         ordered: store.ordered,
+        schema: store.schema,
+        reads: store.reads.clone(),
+        holds: Vec::new(),
     }
 }

@@ -30,6 +30,8 @@ pub struct Version {
     /// A rollback that a node began by itself.
     pub automatic: bool,
     pub reason: String,
+    /// Stores whose data was given up with it.
+    pub dropped: Vec<String>,
 }
 
 impl Version {
@@ -109,6 +111,7 @@ mod tests {
                 rollback_to: None,
                 automatic: false,
                 reason: String::new(),
+                dropped: Vec::new(),
             };
             history.push(version);
         }

@@ -16,7 +16,7 @@ use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use crate::config::manifest::{Manifest, StoreKind};
 use crate::record::Offset;
-use crate::store::{Page, Position, PositionInput, Snapshot, StoreError, StoreReader};
+use crate::store::{Page, Position, PositionInput, Snapshot, StoreError, StoreReader, key_name};
 use crate::telemetry::TaskState;
 
 /// Keys of one request.
@@ -37,13 +37,14 @@ pub fn get_many(
     }
     let target = Target::find(node, &request.deployment, &request.store, request.partition)?;
     let task = target.wait(node, &request.at_least, until)?;
+    let store = target.key_name(&task)?;
     let asked: HashSet<&[u8]> = request.keys.iter().map(Vec::as_slice).collect();
     let ((values, mut parked), read_at) = target.read(node, &task, &request.at_least, |snapshot| {
         let parked = target.parked(snapshot, |key| asked.contains(key))?;
         let mut bytes = 0;
         let mut values = Vec::with_capacity(request.keys.len());
         for key in &request.keys {
-            let value = snapshot.get(&request.store, key)?;
+            let value = snapshot.get(store, key)?;
             bytes += value.as_ref().map_or(0, Vec::len);
             if bytes > VALUES_BYTES_MAX {
                 return Ok((None, parked));
@@ -93,12 +94,13 @@ pub fn scan(
         ..proto::ScanStateResponse::default()
     };
     let is_empty = end.as_ref().is_some_and(|end| *end <= start);
+    let store = target.key_name(&task)?;
     let in_range = |key: &[u8]| key >= start.as_slice() && end.as_deref().is_none_or(|end| key < end);
     let ((page, parked), read_at) =
         target.read(node, &task, &request.at_least, |snapshot| match is_empty {
             true => Ok((Page::default(), BTreeMap::new())),
             false => Ok((
-                snapshot.scan(&request.store, &start, end.as_deref(), request.limit)?,
+                snapshot.scan(store, &start, end.as_deref(), request.limit)?,
                 target.parked(snapshot, in_range)?,
             )),
         })?;
@@ -182,6 +184,10 @@ fn reached(positions: &[proto::InputPosition], wanted: &[proto::InputPosition], 
 
 pub(super) struct Target {
     deployment: String,
+    /// Empty for rows that are in no store.
+    store: String,
+    /// As the store's keys name it in its current generation.
+    key_name: String,
     partition: i32,
     pub kind: StoreKind,
     pub inputs: Vec<String>,
@@ -207,8 +213,9 @@ impl Target {
                 names => format!("{name} has no store {store}; it has {}", names.join(", ")),
             }));
         };
-        let kind = store.kind;
-        Target::of(registered, kind, partition)
+        let key_name = key_name(&store.name, registered.ledger.generation(&store.name));
+        let target = Target::of(registered, store.kind, partition)?;
+        Ok(Target { store: store.name.clone(), key_name, ..target })
     }
 
     /// One task of a deployment, of which rows of this kind are read.
@@ -220,7 +227,27 @@ impl Target {
         let Some(partition) = partition else {
             return Err(ControlError::Invalid(vec!["a local read names its partition".into()]));
         };
-        Ok(Target { deployment: registered.name.clone(), partition, kind, inputs: registered.topics() })
+        Ok(Target {
+            deployment: registered.name.clone(),
+            store: String::new(),
+            key_name: String::new(),
+            partition,
+            kind,
+            inputs: registered.topics(),
+        })
+    }
+
+    /// How the store's keys are named in the task's database. While the revision that the task runs has
+    /// another generation of it, or does not have it, there is nothing to be read of the registry's.
+    fn key_name(&self, task: &TaskEntry) -> Result<&str, ControlError> {
+        self.reader(task)?;
+        if task.stores.key_name(&self.store) == Some(&self.key_name) {
+            return Ok(&self.key_name);
+        }
+        Err(ControlError::Unavailable(format!(
+            "partition {} of {} has not taken up the version yet that store {} is of; try again",
+            self.partition, self.deployment, self.store
+        )))
     }
 
     /// The task, once it can be read and is at the positions wanted.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::history::History;
+use super::ledger::Ledger;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::document::SpecDefaults;
 use crate::config::manifest::Manifest;
@@ -20,6 +21,8 @@ pub struct Registered {
     pub document: String,
     /// What the document says; what it leaves open, the defaults of this node say.
     pub parsed: Arc<Parsed>,
+    /// What the stores of this life hold.
+    pub ledger: Arc<Ledger>,
     /// One life of the deployment, from its first deploy to its delete.
     pub incarnation: String,
     pub deployed_at_ms: i64,

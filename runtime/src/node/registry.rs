@@ -14,9 +14,11 @@ use tidemill_proto::v1::{
 };
 
 use super::history::{History, Version};
+use super::ledger::Ledger;
 use super::redrive::{ORDERS_MAX, Order, Orders};
 use super::registered::{Parsed, Registered};
 use crate::config::document::SpecDefaults;
+use crate::config::problem::lines;
 use crate::faults::{Bug, planted};
 use crate::record::Offset;
 
@@ -39,6 +41,7 @@ struct Kept {
     incarnation: String,
     first_partitions: i32,
     history: History,
+    ledger: Arc<Ledger>,
 }
 
 /// Input partition of one life of a deployment: incarnation, topic, partition.
@@ -130,6 +133,13 @@ impl Registry {
         current.or_else(|| self.kept.get(name).map(|kept| kept.incarnation.as_str()))
     }
 
+    /// What the stores of that life hold; nothing, of a name that has none.
+    pub fn ledger(&self, name: &str) -> Arc<Ledger> {
+        let current = self.deployments.get(name).map(|registered| &registered.ledger);
+        let ledger = current.or_else(|| self.kept.get(name).map(|kept| &kept.ledger));
+        ledger.map(Arc::clone).unwrap_or_default()
+    }
+
     /// The deleted life of this name that has not left Kafka yet.
     pub fn retiring(&self, name: &str) -> Option<&str> {
         self.retiring.get(name).map(String::as_str)
@@ -172,6 +182,16 @@ impl Registry {
         if self.retiring.contains_key(&deploy.name) {
             return Outcome::Refused(format!("{} is still being deleted", deploy.name));
         }
+        let parsed = Parsed::read(&deploy.document, &deploy.manifest, &self.defaults);
+        let manifest = parsed.manifest.as_ref().ok();
+        let mut ledger = self.ledger(&deploy.name);
+        if let Some(manifest) = manifest.filter(|_| deploy.keeps_stores) {
+            let conflicts = ledger.conflicts(manifest, &deploy.drop_stores);
+            if !conflicts.is_empty() {
+                return Outcome::Refused(lines(&conflicts));
+            }
+        }
+        Arc::make_mut(&mut ledger).accept(manifest, &deploy.drop_stores);
         let (incarnation, first_partitions, mut history) =
             match (self.deployments.get(&deploy.name), self.kept.get(&deploy.name)) {
                 (Some(current), _) => {
@@ -199,6 +219,7 @@ impl Registry {
             rollback_to: Some(deploy.rollback_to).filter(|&number| number != 0),
             automatic: deploy.automatic,
             reason: deploy.reason.clone(),
+            dropped: deploy.drop_stores.clone(),
         });
         self.deployments.insert(
             deploy.name.clone(),
@@ -207,7 +228,8 @@ impl Registry {
                 revision,
                 module: deploy.module.clone(),
                 document: deploy.document.clone(),
-                parsed: Arc::new(Parsed::read(&deploy.document, &deploy.manifest, &self.defaults)),
+                parsed: Arc::new(parsed),
+                ledger,
                 incarnation,
                 deployed_at_ms: timestamp_ms,
                 first_partitions,
@@ -230,6 +252,7 @@ impl Registry {
                 incarnation: gone.incarnation,
                 first_partitions: gone.first_partitions,
                 history: gone.history,
+                ledger: gone.ledger,
             };
             self.kept.insert(delete.name.clone(), kept);
             return Outcome::Accepted(0);
@@ -299,6 +322,10 @@ impl Registry {
         };
         registered.revision = revision;
         registered.first_partitions = reset.partitions;
+        // Its changelog goes, and with it everything that the stores of the old life held.
+        let mut ledger = Ledger::default();
+        ledger.accept(registered.manifest(), &[]);
+        registered.ledger = Arc::new(ledger);
         let old = std::mem::replace(&mut registered.incarnation, reset.incarnation.clone());
         self.started.retain(|(incarnation, _, _), _| *incarnation != old);
         self.first_commits.retain(|(incarnation, _, _)| *incarnation != old);
@@ -442,6 +469,51 @@ mod tests {
         assert_eq!(registry.apply(Offset(1), 2, &deploy("a", 0, "i2")), stale);
         assert_eq!(registry.apply(Offset(2), 3, &deploy("a", 1, "")), Outcome::Accepted(3));
         assert_eq!(registry.deployments["a"].incarnation, "i1");
+    }
+
+    fn with_store(name: &str, expected_revision: u64, schema: u32, drops: &[&str]) -> ControlEntry {
+        let entry = DeployEntry {
+            name: name.into(),
+            expected_revision,
+            incarnation: "i1".into(),
+            manifest: format!(r#"{{"inputs":["in"],"stores":[{{"name":"s","schema":{schema}}}]}}"#),
+            drop_stores: drops.iter().map(ToString::to_string).collect(),
+            keeps_stores: true,
+            ..DeployEntry::default()
+        };
+        ControlEntry { entry: Some(Entry::Deploy(entry)), ..ControlEntry::default() }
+    }
+
+    #[test]
+    fn the_log_itself_refuses_a_version_that_would_misread_a_store_also_of_a_life_that_was_kept() {
+        let mut registry = Registry::default();
+        assert_eq!(registry.apply(Offset(0), 1, &with_store("a", 0, 1, &[])), Outcome::Accepted(1));
+        assert!(matches!(registry.apply(Offset(1), 1, &with_store("a", 1, 2, &[])), Outcome::Refused(_)));
+        assert_eq!(registry.apply(Offset(2), 1, &with_store("a", 1, 2, &["s"])), Outcome::Accepted(3));
+        registry.apply(Offset(3), 1, &delete("a", 3, true));
+        // Back to what was dropped, over a delete: it is gone, and what was written since is not read.
+        assert!(matches!(registry.apply(Offset(4), 1, &with_store("a", 0, 1, &[])), Outcome::Refused(_)));
+        assert_eq!(registry.apply(Offset(5), 1, &with_store("a", 0, 1, &["s"])), Outcome::Accepted(6));
+        let registered = &registry.deployments["a"];
+        assert_eq!((registered.ledger.generation("s"), registered.ledger.holds("s")), (2, vec![1]));
+        let dropped: Vec<_> = registered.history.iter().map(|version| version.dropped.len()).collect();
+        assert_eq!(dropped, [0, 1, 1]);
+        // For good: another life, which begins with nothing.
+        registry.apply(Offset(6), 1, &delete("a", 6, false));
+        assert_eq!(registry.apply(Offset(7), 1, &with_store("a", 0, 2, &[])), Outcome::Accepted(8));
+        assert_eq!(registry.deployments["a"].ledger.generation("s"), 0);
+    }
+
+    #[test]
+    fn an_entry_of_before_stores_were_kept_is_accepted_as_it_always_was() {
+        let mut registry = Registry::default();
+        let mut older = with_store("a", 1, 2, &[]);
+        if let Some(Entry::Deploy(entry)) = &mut older.entry {
+            entry.keeps_stores = false;
+        }
+        registry.apply(Offset(0), 1, &with_store("a", 0, 1, &[]));
+        assert_eq!(registry.apply(Offset(1), 1, &older), Outcome::Accepted(2));
+        assert_eq!(registry.deployments["a"].ledger.holds("s"), [1, 2]);
     }
 
     #[test]

@@ -128,6 +128,8 @@ impl Handle {
             author: self.node.id.clone(),
             reason: reason.to_owned(),
             dry_run: false,
+            // What the version has written and the one before cannot read stays: that refuses the rollback.
+            drop_stores: Vec::new(),
         };
         self.roll_back(request, true)?;
         let metrics = &self.node.telemetry.node;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::permissions;
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use super::trial::Trial;
@@ -14,7 +15,9 @@ use crate::config::deployment::{DeploymentSpec, Guarantee, IdSource, OutputSpec,
 use crate::config::failures::LetterFormat;
 use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
+use crate::config::units::show_duration;
 use crate::kafka::admin::{AdminError, NewTopic, Topic};
+use crate::kafka::permissions::{Looked, Operation};
 use crate::ports::SourceError;
 use crate::relay::Stations;
 use crate::store::Stores;
@@ -164,6 +167,7 @@ impl Revision {
             },
             call_records_max: call_records_max(&self.spec),
             call_bytes_max: call_bytes_max(&self.spec),
+            store_bytes_max: self.spec.limits.store_bytes,
             overlay_bytes_max: self.spec.commit.overlay_bytes as usize,
             cache_bytes: CACHE_BYTES,
             prefetch_bytes_max: PREFETCH_BYTES_MAX,
@@ -187,7 +191,10 @@ pub fn call_bytes_max(spec: &DeploymentSpec) -> usize {
 
 /// Compiles a module under the node's limits; or what is wrong with it.
 pub fn compile(node: &NodeRuntime, bytes: &[u8]) -> Result<Module, Vec<Problem>> {
-    Module::load_with(&node.compiler, bytes).map_err(|error| vec![Problem::at("module", error.to_string())])
+    Module::load_with(&node.compiler, bytes).map_err(|error| {
+        let problems = error.into_problems();
+        problems.iter().map(|problem| Problem::at("module", problem.to_string())).collect()
+    })
 }
 
 /// What a document and a module need of the cluster, found there.
@@ -195,28 +202,48 @@ pub struct Checked {
     pub inputs: Vec<InputTopic>,
     pub outputs: Vec<OutputRule>,
     pub partitions: i32,
-    /// The largest record that an input takes; internal topics take twice that.
-    input_bytes_max: usize,
+    internal: InternalTopics,
+}
+
+/// What is known to be wrong, so far.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// With the document or the module.
+    pub problems: Vec<Problem>,
+    /// With what the cluster, or the life that the deployment is in, has.
+    pub unmet: Vec<Problem>,
+    /// Group, internal topics and transactions are asked about as well: a start finds out by using them.
+    pub deploys: bool,
 }
 
 /// Checks a document against a module and both against the cluster. Changes nothing. `incarnation` is
 /// the life of the deployment that this revision belongs to; none for the first. A module that cannot
-/// be used has no manifest; `problems` then says why, and the rest is checked all the same.
+/// be used has no manifest; `found` then says why, and the rest is checked all the same.
 pub fn check(
     node: &NodeRuntime,
     spec: &DeploymentSpec,
     manifest: Option<&Manifest>,
     incarnation: Option<&str>,
-    mut problems: Vec<Problem>,
+    found: Found,
 ) -> Result<Option<Checked>, PrepareError> {
+    let Found { mut problems, mut unmet, deploys } = found;
     problems.extend(manifest.map(|manifest| bind(spec, manifest)).unwrap_or_default());
     problems.extend(node.relays.check(&node.origin(&spec.name), spec.destinations()));
-    let found = find_topics(node, spec)?;
+    let looked = look(node, spec)?;
+    let found = find_topics(node, &looked)?;
     let view = node.control_log.view();
     let began_with = |topic: &str| incarnation.and_then(|life| view.began_with(life, topic));
-    let mut unmet = missing(spec, &found, began_with);
+    unmet.extend(missing(spec, &looked, began_with));
+    unmet.extend(permissions::of_topics(node, spec, &looked));
     unmet.extend(made_again(spec, &found, began_with));
     unmet.extend(unequal(spec, &found));
+    unmet.extend(node.config.defaults.policy.exceeded(&spec.limits));
+    unmet.extend(too_slow(spec, node.kafka.limits.poll_interval));
+    let internal = manifest.map(|manifest| InternalTopics::of(node, spec, manifest, &found)).transpose()?;
+    if let Some(internal) = internal.as_ref().filter(|_| deploys) {
+        let is_bounded = looked.values().any(Looked::is_bounded);
+        unmet.extend(permissions::of_the_rest(node, spec, internal, is_bounded)?);
+    }
     if !problems.is_empty() {
         // The world's problems are shown along with the document's.
         problems.extend(unmet);
@@ -225,10 +252,9 @@ pub fn check(
     if !unmet.is_empty() {
         return Err(PrepareError::Precondition(unmet));
     }
-    let Some(manifest) = manifest else { return Ok(None) };
-    let inputs: Vec<&Found> =
+    let (Some(manifest), Some(internal)) = (manifest, internal) else { return Ok(None) };
+    let inputs: Vec<&FoundTopic> =
         manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
-    let input_bytes_max = inputs.iter().map(|input| input.message_bytes_max()).max().unwrap_or(0);
     let outputs = manifest.outputs.iter().filter_map(|name| Some((name, spec.outputs.get(name)?)));
     Ok(Some(Checked {
         inputs: manifest
@@ -244,10 +270,10 @@ pub fn check(
             })
             .collect(),
         outputs: outputs
-            .filter_map(|(name, output)| rule(name, output, &found, 2 * input_bytes_max))
+            .filter_map(|(name, output)| rule(name, output, &found, internal.record_bytes_max))
             .collect(),
-        partitions: inputs.first().map_or(0, |input| input.topic.partitions),
-        input_bytes_max,
+        partitions: internal.partitions,
+        internal,
     }))
 }
 
@@ -258,7 +284,7 @@ const OUTBOX_ROW_BYTES: usize = 512;
 fn rule(
     name: &str,
     output: &OutputSpec,
-    found: &BTreeMap<String, Found>,
+    found: &BTreeMap<String, FoundTopic>,
     changelog_bytes_max: usize,
 ) -> Option<OutputRule> {
     let destination = match output {
@@ -285,8 +311,22 @@ fn rule(
     })
 }
 
+/// A worker that handles a record for as long as it may must not be thrown out of its group meanwhile.
+fn too_slow(spec: &DeploymentSpec, poll_interval: Duration) -> Option<Problem> {
+    let longest = spec.limits.batch_time;
+    let message = || {
+        format!(
+            "a record may take {}, and a worker that does not poll for kafka.properties.max.poll.interval.ms ({}) is thrown out of \
+             its group: lower limits.batch_time, or raise max.poll.interval.ms on every node",
+            show_duration(longest),
+            poll_interval.as_millis()
+        )
+    };
+    (longest >= poll_interval).then(|| Problem::at("limits.batch_time", message()))
+}
+
 /// Inputs are read together, partition by partition.
-fn unequal(spec: &DeploymentSpec, found: &BTreeMap<String, Found>) -> Option<Problem> {
+fn unequal(spec: &DeploymentSpec, found: &BTreeMap<String, FoundTopic>) -> Option<Problem> {
     let inputs: Vec<&Topic> =
         spec.inputs.values().filter_map(|input| Some(&found.get(&input.topic)?.topic)).collect();
     let first = inputs.first()?;
@@ -303,12 +343,12 @@ fn unequal(spec: &DeploymentSpec, found: &BTreeMap<String, Found>) -> Option<Pro
 }
 
 /// A topic with its settings.
-struct Found {
+struct FoundTopic {
     topic: Topic,
     configs: BTreeMap<String, String>,
 }
 
-impl Found {
+impl FoundTopic {
     fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
         self.configs.get(name)?.parse().ok()
     }
@@ -334,18 +374,125 @@ impl Found {
     }
 }
 
-/// The topics of a document that exist.
-fn find_topics(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<String, Found>, PrepareError> {
+/// The topics of a document, as the brokers show them.
+fn look(node: &NodeRuntime, spec: &DeploymentSpec) -> Result<BTreeMap<String, Looked>, PrepareError> {
     let inputs = spec.inputs.values().map(|input| input.topic.clone());
     let names: BTreeSet<String> =
         inputs.chain(spec.outputs.values().filter_map(|output| output.topic().map(str::to_owned))).collect();
-    let names: Vec<String> = names.into_iter().collect();
+    Ok(node.admin.look(&names.into_iter().collect::<Vec<_>>())?)
+}
+
+/// Those that exist, with their settings where they may be read.
+fn find_topics(
+    node: &NodeRuntime,
+    looked: &BTreeMap<String, Looked>,
+) -> Result<BTreeMap<String, FoundTopic>, PrepareError> {
     let mut found = BTreeMap::new();
-    for topic in node.admin.describe_topics(&names)?.into_iter().flatten() {
-        let configs = node.admin.topic_configs(&topic.name)?;
-        found.insert(topic.name.clone(), Found { topic, configs });
+    for (name, looked) in looked {
+        let Looked::There(topic, permitted) = looked else { continue };
+        let configs = match permitted.allows(Operation::DescribeConfigs) {
+            true => node.admin.topic_configs(name)?,
+            false => BTreeMap::new(),
+        };
+        found.insert(name.clone(), FoundTopic { topic: topic.clone(), configs });
     }
     Ok(found)
+}
+
+/// The topics that a deployment has for itself, as they are wanted.
+pub struct InternalTopics {
+    /// Of each of them.
+    pub partitions: i32,
+    /// An input, to be named in messages.
+    pub input: String,
+    /// None for a deployment that keeps nothing.
+    changelog: Option<NewTopic>,
+    inbox: Option<NewTopic>,
+    dead_letters: Option<NewTopic>,
+    record_bytes_max: usize,
+}
+
+impl InternalTopics {
+    fn of(
+        node: &NodeRuntime,
+        spec: &DeploymentSpec,
+        manifest: &Manifest,
+        found: &BTreeMap<String, FoundTopic>,
+    ) -> Result<InternalTopics, PrepareError> {
+        let inputs: Vec<&FoundTopic> =
+            spec.inputs.values().filter_map(|input| found.get(&input.topic)).collect();
+        let partitions = inputs.first().map_or(0, |input| input.topic.partitions);
+        // The largest record that an input takes, twice.
+        let record_bytes_max =
+            2 * inputs.iter().map(|input| input.message_bytes_max()).max().unwrap_or_default();
+        let settings = &spec.changelog;
+        let replication = Some(settings.replication_factor.unwrap_or(node.config.replication_factor));
+        let topic = |name: String| NewTopic { replication, ..NewTopic::new(name, partitions) };
+        let changelog = || {
+            topic(node.changelog_topic(&spec.name))
+                .with("cleanup.policy", "compact")
+                .with("min.compaction.lag.ms", settings.min_compaction_lag.as_millis())
+                .with("delete.retention.ms", settings.delete_retention.as_millis())
+                .with("message.timestamp.type", "LogAppendTime")
+                .with("max.message.bytes", record_bytes_max)
+        };
+        // Trimmed by the node alone, when ids have expired.
+        let inbox = || {
+            topic(node.inbox_topic(&spec.name))
+                .with("cleanup.policy", "delete")
+                .with("retention.ms", -1)
+                .with("retention.bytes", -1)
+                .with("message.timestamp.type", "LogAppendTime")
+        };
+        // Letters are kept until somebody discards them, each in the partition with its task's number.
+        let letter_bytes_max = match spec.failures.letter_format {
+            LetterFormat::Raw => record_bytes_max,
+            // A byte takes up to six in a JSON text.
+            LetterFormat::Envelope => record_bytes_max / 2 * 7,
+        };
+        let dead_letters = || {
+            topic(node.letters_of(spec))
+                .with("cleanup.policy", "delete")
+                .with("message.timestamp.type", "CreateTime")
+                .with("max.message.bytes", letter_bytes_max)
+                .with("retention.ms", -1)
+                .with("retention.bytes", -1)
+        };
+        Ok(InternalTopics {
+            partitions,
+            input: inputs.first().map(|input| input.topic.name.clone()).unwrap_or_default(),
+            changelog: keeps_anything(node, spec, manifest)?.then(changelog),
+            inbox: spec.inbox.as_ref().map(|_| inbox()),
+            dead_letters: (spec.failures.has_dead_letters() || spec.has_outbox()).then(dead_letters),
+            record_bytes_max,
+        })
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &NewTopic> {
+        [&self.changelog, &self.inbox, &self.dead_letters].into_iter().flatten()
+    }
+
+    pub fn is_changelog(&self, topic: &NewTopic) -> bool {
+        self.changelog.as_ref() == Some(topic)
+    }
+
+    /// What the node does with one of them once it is there.
+    pub fn operations(&self, topic: &NewTopic) -> Vec<Operation> {
+        let mut needed = vec![Operation::Read, Operation::Write, Operation::DescribeConfigs];
+        // Expired ids are deleted from its beginning.
+        needed.extend((self.inbox.as_ref() == Some(topic)).then_some(Operation::Delete));
+        needed
+    }
+
+    /// What is demanded of one that is there already. A dead-letter topic that somebody made for the
+    /// purpose may keep letters as long as they like.
+    pub fn as_it_may_be(&self, topic: &NewTopic) -> NewTopic {
+        let mut topic = topic.clone();
+        if self.dead_letters.as_ref() == Some(&topic) {
+            topic.configs.retain(|(name, _)| name == "cleanup.policy" || name == "message.timestamp.type");
+        }
+        topic
+    }
 }
 
 /// Makes a registered revision ready to run: fetches and compiles its module, checks it, makes the
@@ -355,23 +502,23 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
     let bytes = node.module(&registered.module)?;
     let module = compile(node, &bytes).map_err(PrepareError::Invalid)?;
     let manifest = module.manifest().clone();
-    let checked = check(node, &spec, Some(&manifest), Some(&registered.incarnation), Vec::new())?;
+    let checked = check(node, &spec, Some(&manifest), Some(&registered.incarnation), Found::default())?;
     let checked = checked.ok_or_else(|| PrepareError::Unavailable("a module has its manifest".into()))?;
-    let changelog = match keeps_anything(node, &spec, &manifest)? {
-        false => None,
-        true => Some(changelog(node, &spec, &checked)?),
-    };
-    let inbox = spec.inbox.as_ref().map(|_| inbox(node, &spec, &checked)).transpose()?;
+    let changelog = changelog(node, &spec, &checked.internal)?;
+    let inbox = checked.internal.inbox.as_ref().map(|topic| node.admin.ensure_topic(topic)).transpose()?;
     let mut outputs = checked.outputs.clone();
-    let dead_letters = dead_letters(node, &spec, &checked)?.map(|topic| {
+    let dead_letters = dead_letters(node, &checked.internal)?.map(|topic| {
         outputs.push(topic);
         (outputs.len() - 1) as u16
     });
-    let stores = Stores::new(&manifest.stores)
+    let ledger = &registered.ledger;
+    let generation = |store: &str| ledger.generation(store);
+    let stores = Stores::with_generations(&manifest.stores, generation, ledger.dropped())
         .map_err(|error| PrepareError::Invalid(vec![Problem::at("module", error.to_string())]))?;
     let stores = Arc::new(stores);
     let linked = Linked::new(&module, &registered.name, &spec.config, &spec.limits)
         .map_err(|error| PrepareError::Invalid(vec![Problem::at("config", error.to_string())]))?
+        .counting(&node.telemetry)
         .logging_to(node.handler_logs.ring(&registered.name));
     let stations = node.relays.open(&node.origin(&registered.name), spec.destinations());
     let stations = stations.map_err(PrepareError::Precondition)?;
@@ -384,7 +531,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         outputs,
         dead_letters,
         changelog,
-        inbox,
+        inbox: inbox.map(|topic| topic.name),
         partitions: checked.partitions,
         linked,
         stores,
@@ -408,80 +555,37 @@ fn keeps_anything(
     Ok(found.into_iter().flatten().next().is_some())
 }
 
-/// Finds the inbox's topic, or makes it. It is trimmed by the node alone, when ids have expired.
-fn inbox(node: &NodeRuntime, spec: &DeploymentSpec, checked: &Checked) -> Result<String, PrepareError> {
-    let mut wanted = NewTopic::new(node.inbox_topic(&spec.name), checked.partitions)
-        .with("cleanup.policy", "delete")
-        .with("retention.ms", -1)
-        .with("retention.bytes", -1)
-        .with("message.timestamp.type", "LogAppendTime");
-    wanted.replication = Some(spec.changelog.replication_factor.unwrap_or(node.config.replication_factor));
-    Ok(node.admin.ensure_topic(&wanted)?.name)
-}
-
-/// Finds the dead-letter topic, or makes it. Letters are kept until somebody discards them, and each
-/// lies in the partition with its task's number.
-fn dead_letters(
-    node: &NodeRuntime,
-    spec: &DeploymentSpec,
-    checked: &Checked,
-) -> Result<Option<OutputRule>, PrepareError> {
-    if !spec.failures.has_dead_letters() && !spec.has_outbox() {
-        return Ok(None);
-    }
-    let record_bytes_max = match spec.failures.letter_format {
-        LetterFormat::Raw => 2 * checked.input_bytes_max,
-        // A byte takes up to six in a JSON text.
-        LetterFormat::Envelope => 7 * checked.input_bytes_max,
-    };
-    let mut wanted = NewTopic::new(node.letters_of(spec), checked.partitions)
-        .with("cleanup.policy", "delete")
-        .with("message.timestamp.type", "CreateTime")
-        .with("max.message.bytes", record_bytes_max)
-        .with("retention.ms", -1)
-        .with("retention.bytes", -1);
-    wanted.replication = Some(spec.changelog.replication_factor.unwrap_or(node.config.replication_factor));
+/// Finds the dead-letter topic, or makes it.
+fn dead_letters(node: &NodeRuntime, internal: &InternalTopics) -> Result<Option<OutputRule>, PrepareError> {
+    let Some(wanted) = &internal.dead_letters else { return Ok(None) };
     let found = node.admin.describe_topics(std::slice::from_ref(&wanted.name))?;
     let topic = match found.into_iter().flatten().next() {
-        // One that somebody made for the purpose may be kept as long as they like.
-        Some(_) => {
-            wanted.configs.retain(|(name, _)| name == "cleanup.policy" || name == "message.timestamp.type");
-            node.admin.ensure_topic(&wanted)?
-        }
-        None => node.admin.ensure_topic(&wanted)?,
+        Some(_) => node.admin.ensure_topic(&internal.as_it_may_be(wanted))?,
+        None => node.admin.ensure_topic(wanted)?,
     };
     let configs = node.admin.topic_configs(&topic.name)?;
-    Ok(Some(Found { topic, configs }.as_output()))
+    Ok(Some(FoundTopic { topic, configs }.as_output()))
 }
 
 /// Finds the changelog, or makes it. One that does not fit its deployment any more is refused.
 fn changelog(
     node: &NodeRuntime,
     spec: &DeploymentSpec,
-    checked: &Checked,
-) -> Result<ChangelogTopic, PrepareError> {
-    let settings = &spec.changelog;
-    let record_bytes_max = 2 * checked.input_bytes_max;
-    let mut wanted = NewTopic::new(node.changelog_topic(&spec.name), checked.partitions)
-        .with("cleanup.policy", "compact")
-        .with("min.compaction.lag.ms", settings.min_compaction_lag.as_millis())
-        .with("delete.retention.ms", settings.delete_retention.as_millis())
-        .with("message.timestamp.type", "LogAppendTime")
-        .with("max.message.bytes", record_bytes_max);
-    wanted.replication = Some(settings.replication_factor.unwrap_or(node.config.replication_factor));
+    internal: &InternalTopics,
+) -> Result<Option<ChangelogTopic>, PrepareError> {
+    let Some(wanted) = &internal.changelog else { return Ok(None) };
     let found = node.admin.describe_topics(std::slice::from_ref(&wanted.name))?;
-    if let Some(found) = found.into_iter().flatten().find(|found| found.partitions < checked.partitions) {
-        let input = checked.inputs.first().map_or("", |input| &input.topic);
-        let reason = outgrown(input, checked.partitions, &found.name, found.partitions);
+    if let Some(found) = found.into_iter().flatten().find(|found| found.partitions < internal.partitions) {
+        let reason = outgrown(&internal.input, internal.partitions, &found.name, found.partitions);
         return Err(PrepareError::Precondition(vec![reason.into()]));
     }
-    let topic = node.admin.ensure_topic(&wanted)?;
-    Ok(ChangelogTopic {
+    let topic = node.admin.ensure_topic(wanted)?;
+    Ok(Some(ChangelogTopic {
         topic: topic.name,
         topic_id: topic.id.to_string(),
-        record_bytes_max,
-        delete_retention: settings.delete_retention,
-    })
+        record_bytes_max: internal.record_bytes_max,
+        delete_retention: spec.changelog.delete_retention,
+    }))
 }
 
 /// Every way in which a document does not fit a module.
@@ -528,7 +632,7 @@ pub fn deleted(topic: &str, deployment: &str) -> String {
 /// Inputs whose topic is not the one that this life of the deployment began to read.
 fn made_again<'a>(
     spec: &DeploymentSpec,
-    found: &BTreeMap<String, Found>,
+    found: &BTreeMap<String, FoundTopic>,
     began_with: impl Fn(&str) -> Option<&'a str>,
 ) -> Vec<Problem> {
     let other = |(name, topic): (&String, &String)| {
@@ -541,14 +645,14 @@ fn made_again<'a>(
 
 fn missing<'a>(
     spec: &DeploymentSpec,
-    found: &BTreeMap<String, Found>,
+    looked: &BTreeMap<String, Looked>,
     began_with: impl Fn(&str) -> Option<&'a str>,
 ) -> Vec<Problem> {
     let inputs = spec.inputs.iter().map(|(name, input)| ("input", name, input.topic.as_str()));
     let outputs = spec.outputs.iter().filter_map(|(name, output)| Some(("output", name, output.topic()?)));
     inputs
         .chain(outputs)
-        .filter(|(_, _, topic)| !found.contains_key(*topic))
+        .filter(|(_, _, topic)| looked.get(*topic).is_none_or(|looked| *looked == Looked::Missing))
         .map(|(what, name, topic)| {
             let message = match began_with(topic).filter(|_| what == "input") {
                 Some(_) => deleted(topic, &spec.name),

@@ -146,11 +146,14 @@ impl KeyMap {
 
     /// Every entry, for copying into another map.
     pub fn iter(&self) -> impl Iterator<Item = (KeyRef<'_>, Known<'_>)> {
-        (0..self.entries.len() as u32).map(|index| {
-            let entry = &self.entries[index as usize];
-            let (prefix, key) = self.full_key(index).split_at(usize::from(entry.prefix_len));
-            (KeyRef { hash: entry.hash, store: entry.store, prefix, key }, self.value(index))
-        })
+        (0..self.entries.len() as u32).map(|index| (self.key(index), self.value(index)))
+    }
+
+    /// What an entry is the value of.
+    pub fn key(&self, index: u32) -> KeyRef<'_> {
+        let entry = &self.entries[index as usize];
+        let (prefix, key) = self.full_key(index).split_at(usize::from(entry.prefix_len));
+        KeyRef { hash: entry.hash, store: entry.store, prefix, key }
     }
 
     /// Indexes of the entries of one store, in no order.

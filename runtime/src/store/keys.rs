@@ -96,10 +96,21 @@ pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
+/// The name that a store's keys carry: its own and, once its data has been dropped, the number of its
+/// generation. No store's own name has a `#` in it, so nobody else's keys begin like that.
+pub fn key_name(name: &str, generation: u32) -> String {
+    match generation {
+        0 => name.to_owned(),
+        generation => format!("{name}#{generation}"),
+    }
+}
+
 /// One state store of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreDef {
     pub name: String,
+    /// As its keys name it ([`key_name`]).
+    pub key_name: String,
     /// Keyed by the record's own key and handed over with the batch.
     pub prefetch: bool,
     /// The overlay keeps its keys in order, so a scan need not sort.
@@ -107,19 +118,35 @@ pub struct StoreDef {
     pub(super) prefix: Box<[u8]>,
 }
 
-/// The highest numbers stand for [`Table`]s.
+/// The highest numbers stand for [`Table`]s and [`DROPPED`].
 const STORES_MAX: usize = u16::MAX as usize - 8;
+
+/// What stands for a store's number in rows of dropped generations, which are named by their whole keys.
+pub(super) const DROPPED: u16 = u16::MAX - 6;
 
 /// The state stores of a deployment, in the manifest's order: an index into it names a store in
 /// writes and reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stores {
     defs: Vec<StoreDef>,
+    /// Prefixes of generations that were dropped: nobody sees their rows, and the task deletes them.
+    dropped: Vec<Box<[u8]>>,
 }
 
 impl Stores {
-    /// Checks what the layout needs: names of 1 to 255 bytes, none twice, not too many.
+    /// Stores whose data was never dropped. Checks what the layout needs: names of 1 to 255 bytes, none
+    /// twice, not too many.
     pub fn new(manifest: &[StoreManifest]) -> Result<Stores, StoreError> {
+        Stores::with_generations(manifest, |_| 0, std::iter::empty())
+    }
+
+    /// Stores in their current generations; `dropped` are the key names of all generations that are no
+    /// more.
+    pub fn with_generations(
+        manifest: &[StoreManifest],
+        generation: impl Fn(&str) -> u32,
+        dropped: impl Iterator<Item = String>,
+    ) -> Result<Stores, StoreError> {
         if manifest.len() > STORES_MAX {
             return Err(StoreError::Refused(format!(
                 "{} stores, at most {STORES_MAX} are possible",
@@ -128,7 +155,8 @@ impl Stores {
         }
         let mut defs: Vec<StoreDef> = Vec::with_capacity(manifest.len());
         for store in manifest {
-            if store.name.is_empty() || store.name.len() > usize::from(u8::MAX) {
+            let key_name = key_name(&store.name, generation(&store.name));
+            if store.name.is_empty() || key_name.len() > usize::from(u8::MAX) {
                 return Err(StoreError::Refused(format!(
                     "store name '{}' must have 1 to 255 bytes",
                     store.name
@@ -141,10 +169,21 @@ impl Stores {
                 name: store.name.clone(),
                 prefetch: store.prefetch,
                 ordered: store.ordered,
-                prefix: state_prefix(&store.name),
+                prefix: state_prefix(&key_name),
+                key_name,
             });
         }
-        Ok(Stores { defs })
+        Ok(Stores { defs, dropped: dropped.map(|name| state_prefix(&name)).collect() })
+    }
+
+    /// How keys name the store of that name; none if there is no such store.
+    pub fn key_name(&self, name: &str) -> Option<&str> {
+        self.defs.iter().find(|def| def.name == name).map(|def| def.key_name.as_str())
+    }
+
+    /// Key prefixes of what was dropped.
+    pub fn dropped(&self) -> &[Box<[u8]>] {
+        &self.dropped
     }
 
     pub fn len(&self) -> usize {
@@ -195,6 +234,7 @@ mod tests {
             name: name.into(),
             kind: Default::default(),
             schema: 1,
+            reads: Vec::new(),
             prefetch: false,
             ordered: false,
         };
@@ -202,5 +242,23 @@ mod tests {
         assert!(Stores::new(&[store("a"), store("a")]).is_err());
         assert!(Stores::new(&[store("")]).is_err());
         assert!(Stores::new(&[store(&"x".repeat(256))]).is_err());
+    }
+
+    #[test]
+    fn a_dropped_stores_rows_are_apart_from_those_of_its_next_generation() {
+        let manifest = StoreManifest {
+            name: "a".into(),
+            kind: Default::default(),
+            schema: 1,
+            reads: Vec::new(),
+            prefetch: false,
+            ordered: false,
+        };
+        let dropped = [key_name("a", 0), key_name("a", 1)].into_iter();
+        let stores = Stores::with_generations(&[manifest], |_| 2, dropped).expect("valid");
+        assert_eq!(stores.key_name("a"), Some("a#2"));
+        let prefixes: Vec<&[u8]> = stores.dropped().iter().map(AsRef::as_ref).collect();
+        assert_eq!(prefixes, [&b"\x01\x01a"[..], b"\x01\x03a#1"]);
+        assert!(prefixes.iter().all(|prefix| !b"\x01\x03a#2key".starts_with(prefix)));
     }
 }

@@ -34,15 +34,15 @@ impl Overlay {
         &self.map
     }
 
-    pub fn put(&mut self, key: KeyRef<'_>, value: Option<&[u8]>, ordered: bool) {
-        let Some(index) = self.map.put(key, value) else {
-            return;
-        };
+    /// Answers the index of an entry that is new to the map.
+    pub fn put(&mut self, key: KeyRef<'_>, value: Option<&[u8]>, ordered: bool) -> Option<u32> {
+        let index = self.map.put(key, value)?;
         if ordered {
             let full: Box<[u8]> = self.map.full_key(index).into();
             self.order_bytes += full.len() + ORDERED_ENTRY_BYTES;
             self.order.insert(full, index);
         }
+        Some(index)
     }
 
     /// Changes of one store in `start..end` (prefixed keys), in key order. For an ordered store this

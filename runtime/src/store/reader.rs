@@ -10,6 +10,7 @@ use super::flush::{Unflushed, Watch};
 use super::keys::Table;
 use super::scan::{self, Committed, Page};
 use super::{Position, StoreError, keys};
+use crate::record::Column;
 
 /// Reads committed data from any thread. Cheap to clone.
 #[derive(Clone)]
@@ -101,6 +102,17 @@ impl StoreReader {
         self.scan_raw(&start, &end, |rows| scan::page(Vec::new(), Some(rows), prefix.len(), limit))
     }
 
+    /// Up to `limit` committed keys that begin with `prefix`, from `from` on; whole keys, in order.
+    pub fn keys(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Column, StoreError> {
+        let start = if from.is_empty() { prefix } else { from };
+        self.scan_raw(start, &keys::prefix_end(prefix), |rows| rows.keys(limit))
+    }
+
+    /// Keys and values below a store's prefix, added up. Reads all of it.
+    pub(super) fn bytes(&self, prefix: &[u8]) -> Result<u64, StoreError> {
+        self.scan_raw(prefix, &keys::prefix_end(prefix), |rows| rows.bytes(prefix.len()))
+    }
+
     /// One committed value, by its prefixed key.
     pub(super) fn get_raw(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.with(|db| Ok(db.get(key)?))
@@ -149,6 +161,7 @@ impl Snapshot<'_> {
         decode_position(self.snapshot.get_pinned(keys::POSITION)?.as_deref())
     }
 
+    /// `store` is named as its keys do ([`super::key_name`]).
     pub fn get(&self, store: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let full = [&keys::state_prefix(store), key].concat();
         Ok(self.snapshot.get(full)?)
@@ -167,7 +180,7 @@ impl Snapshot<'_> {
         scan::page(Vec::new(), Some(rows), prefix.len(), limit)
     }
 
-    /// Up to `limit` keys in `start..end` (`None` = to the last key), in key order.
+    /// Up to `limit` keys in `start..end` (`None` = to the last key), in key order. `store` as for `get`.
     pub fn scan(
         &self,
         store: &str,

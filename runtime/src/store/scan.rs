@@ -4,6 +4,7 @@ use rocksdb::{DB, DBRawIteratorWithThreadMode, ReadOptions};
 
 use super::StoreError;
 use super::overlay::{Change, Changes};
+use super::quota;
 use crate::record::Column;
 
 /// Keys and values of one page, unless its first row alone is larger.
@@ -35,6 +36,30 @@ impl<'a> Committed<'a> {
         let mut rows = make(options);
         rows.seek(start);
         Committed { rows }
+    }
+
+    /// Keys, without the first `prefix_len` bytes, and values of all rows, added up.
+    pub fn bytes(mut self, prefix_len: usize) -> Result<u64, StoreError> {
+        let mut bytes = 0;
+        while let (Some(key), Some(value)) = (self.rows.key(), self.rows.value()) {
+            bytes += quota::size(key.len().saturating_sub(prefix_len), Some(value.len()));
+            self.rows.next();
+        }
+        self.rows.status()?;
+        Ok(bytes)
+    }
+
+    /// The next keys, at most `limit`.
+    pub fn keys(mut self, limit: usize) -> Result<Column, StoreError> {
+        let mut keys = Column::default();
+        while keys.len() < limit
+            && let Some(key) = self.rows.key()
+        {
+            keys.push(Some(key));
+            self.rows.next();
+        }
+        self.rows.status()?;
+        Ok(keys)
     }
 }
 

@@ -17,6 +17,7 @@ fn stores() -> Arc<Stores> {
         name: name.into(),
         kind: StoreKind::Bytes,
         schema: 1,
+        reads: Vec::new(),
         prefetch,
         ordered,
     };

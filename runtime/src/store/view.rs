@@ -12,6 +12,8 @@
 //! and effects into active ([`View::absorb`]), a seal freezes active, a commit that is known to have
 //! succeeded turns frozen into cache. Dropping clears everything above RocksDB.
 
+mod counted;
+
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::hash::BuildHasher;
@@ -24,6 +26,7 @@ use super::cache::Cache;
 use super::keymap::KeyRef;
 use super::keys::{self, Stores, Table};
 use super::overlay::Overlay;
+use super::quota::Quota;
 use super::scan::{self, Page};
 use super::{StoreError, StoreReader};
 use crate::effects::{Prefetched, Writes};
@@ -82,6 +85,8 @@ pub struct View {
     prefetcher: Prefetcher,
     /// Waited for RocksDB and not asked for yet. Nothing is decided by it.
     reading: Cell<Duration>,
+    /// None = nobody counts.
+    quota: Option<Quota>,
 }
 
 impl Default for View {
@@ -110,6 +115,7 @@ impl View {
             cache: RefCell::new(Cache::new(limits.cache_bytes)),
             prefetcher: Prefetcher::default(),
             reading: Cell::default(),
+            quota: None,
         }
     }
 
@@ -187,6 +193,14 @@ impl View {
     pub fn set_row(&mut self, table: Table, key: &[u8], value: Option<&[u8]>) {
         let key = self.row_key(table, key);
         self.active.put(key, value, false);
+    }
+
+    /// Deletes rows of dropped generations, by their whole keys. Part of the next commit.
+    pub fn delete_dropped(&mut self, keys: &Column) {
+        for key in keys.iter().flatten() {
+            let hash = hash(&self.hasher, keys::DROPPED, key);
+            self.active.put(KeyRef { hash, store: keys::DROPPED, prefix: &[], key }, None, false);
+        }
     }
 
     fn row_key<'a>(&self, table: Table, key: &'a [u8]) -> KeyRef<'a> {
@@ -309,6 +323,9 @@ impl View {
 
     /// Merges writes whose source `keep` accepts into the active overlay, in order.
     pub fn absorb(&mut self, writes: &Writes, keep: impl Fn(u32) -> bool) -> Result<(), StoreError> {
+        if self.quota.is_some() {
+            return self.absorb_counted(writes, keep);
+        }
         merge(&mut self.active, self.stores.as_deref(), &self.hasher, writes, keep)
     }
 
@@ -356,6 +373,9 @@ impl View {
             into.values.push(map.value(index));
         }
         self.frozen = Some(frozen);
+        if let Some(quota) = &mut self.quota {
+            quota.seal();
+        }
         Some((changes, seen))
     }
 
@@ -365,12 +385,16 @@ impl View {
             return;
         };
         let cache = self.cache.get_mut();
-        let seldom_asked_for = [Table::Inbox.number(), Table::Outbox.number()];
-        for (key, value) in frozen.map().iter().filter(|(key, _)| !seldom_asked_for.contains(&key.store)) {
+        // Nobody asks again for these, or seldom.
+        let seldom = [Table::Inbox.number(), Table::Outbox.number(), keys::DROPPED];
+        for (key, value) in frozen.map().iter().filter(|(key, _)| !seldom.contains(&key.store)) {
             cache.put(key, value);
         }
         frozen.clear(self.limits.overlay_keep_bytes);
         self.spare = frozen;
+        if let Some(quota) = &mut self.quota {
+            quota.commit();
+        }
     }
 
     /// Forgets everything that is not in RocksDB, and the cache with it: after a drop what RocksDB
@@ -384,6 +408,9 @@ impl View {
             self.spare = frozen;
         }
         self.cache.get_mut().clear();
+        if let Some(quota) = &mut self.quota {
+            quota.drop_uncommitted();
+        }
     }
 }
 

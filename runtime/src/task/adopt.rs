@@ -48,6 +48,8 @@ impl Task {
             && self.config.stores == config.stores
             && self.config.keeps_rows == config.keeps_rows
             && self.config.guarantee == config.guarantee
+            // What has not been counted is, and that reads all of it.
+            && (config.store_bytes_max.is_none() || self.config.store_bytes_max.is_some())
             && self.config.incarnation == config.incarnation
     }
 
@@ -61,8 +63,11 @@ impl Task {
         self.outbox.bind(config.outbox_rules());
         self.blocked = None;
         if config.view_limits() != self.config.view_limits() {
-            self.view = View::new(Arc::clone(&config.stores), self.reader.clone(), config.view_limits());
+            let view = View::new(Arc::clone(&config.stores), self.reader.clone(), config.view_limits());
+            let mut former = std::mem::replace(&mut self.view, view);
+            self.view.count_on(&mut former);
         }
+        self.view.set_bytes_max(config.store_bytes_max);
         self.config = config;
         self.handler = handler;
         // Judged anew: they brought the former handler down.

@@ -296,7 +296,7 @@ impl Task {
         if let Some(failed) = failed(&effects, 0, effects.reasons.row(0)) {
             return Ok(Err(failed));
         }
-        if let Some(refused) = self.checks(taken).first_refused(&effects, &scratch) {
+        if let Some(refused) = self.first_refused(&effects, &scratch, taken)? {
             self.handler.renew().map_err(TaskError::Handler)?;
             return Ok(Err((FailureKind::Limit, refused.reason)));
         }
@@ -346,7 +346,7 @@ impl Task {
         applied: &mut Applied,
     ) -> Result<Option<Refused>, TaskError> {
         let scratch = self.view.take_scratch();
-        let refused = self.checks(taken).first_refused(&effects, &scratch);
+        let refused = self.first_refused(&effects, &scratch, taken)?;
         let statuses = &effects.statuses;
         if refused.is_none() && statuses.iter().all(|&status| status == Status::Ok) {
             self.absorb(&scratch, &effects.writes, |_| true)?;
@@ -430,7 +430,20 @@ impl Task {
         self.emissions.push(emissions);
     }
 
-    pub(super) fn checks(&self, taken: TakenAt) -> Checks<'_> {
+    /// The first `ok` record of a call whose effects Kafka would refuse, or for which the stores have no room.
+    pub(super) fn first_refused(
+        &mut self,
+        effects: &Effects,
+        scratch: &[Writes],
+        taken: TakenAt,
+    ) -> Result<Option<Refused>, TaskError> {
+        let by_kafka = self.checks(taken).first_refused(effects, scratch);
+        let beyond = self.view.first_beyond(effects, scratch)?;
+        let by_stores = beyond.map(|beyond| Refused { row: beyond.row, reason: beyond.reason });
+        Ok(by_kafka.into_iter().chain(by_stores).min_by_key(|refused| refused.row))
+    }
+
+    fn checks(&self, taken: TakenAt) -> Checks<'_> {
         let stores = &self.config.stores;
         Checks {
             outputs: &self.config.outputs,

@@ -52,6 +52,8 @@ pub struct TaskConfig {
     pub call_records_max: usize,
     /// Bytes of records a call; a single record beyond it fails as `limit` without a call.
     pub call_bytes_max: usize,
+    /// Keys and values that its stores may hold; none = nobody counts.
+    pub store_bytes_max: Option<u64>,
     /// Uncommitted effects at which the task is full.
     pub overlay_bytes_max: usize,
     /// Committed values kept in memory.

@@ -65,7 +65,7 @@ impl Task {
             values: column(edit.value.as_deref()),
         };
         let effects = Effects { writes, statuses: vec![Status::Ok], ..Effects::default() };
-        if let Some(refused) = self.checks(TakenAt::default()).first_refused(&effects, &[]) {
+        if let Some(refused) = self.first_refused(&effects, &[], TakenAt::default())? {
             return Err(EditError::Refused(refused.reason));
         }
         self.handler.renew().map_err(TaskError::Handler)?;

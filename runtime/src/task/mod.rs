@@ -36,6 +36,7 @@ pub mod redrive;
 mod refusal;
 mod relay;
 mod seal;
+mod sweep;
 mod turn;
 mod undelivered;
 
@@ -55,6 +56,7 @@ use refusal::{Careful, Suspect};
 use relay::Blocked;
 pub use relay::{ID_HEADER, Settled, ShownRow};
 pub use seal::Sealed;
+use sweep::Sweep;
 use turn::Turn;
 
 pub use crate::config::failures::FailureKind;
@@ -63,7 +65,7 @@ use crate::effects::{Emissions, Fault};
 use crate::faults::{Bug, planted};
 use crate::ports::Handler;
 use crate::record::{Batch, InputPartition, Offset};
-use crate::store::{PositionInput, Store, StoreError, StoreReader, View};
+use crate::store::{PositionInput, Store, StoreDef, StoreError, StoreReader, View};
 use crate::telemetry::{self, TaskMetrics};
 
 /// Offsets of records that brought down a call, so that they are not tried in company again.
@@ -180,7 +182,8 @@ pub struct Pending {
     pub edits: u64,
     /// Outbox rows that are done with, and that the next commit deletes.
     pub acknowledged: u64,
-    /// An idle position moved, past transaction markers for example, or a revision is to be adopted.
+    /// An idle position moved, past transaction markers for example, a revision is to be adopted, or
+    /// dropped rows are to be deleted.
     pub moved: bool,
 }
 
@@ -240,6 +243,7 @@ pub struct Task {
     parked: Parked,
     inbox: Option<Inbox>,
     outbox: Outbox,
+    sweep: Sweep,
     /// Up to where the inbox's topic may be trimmed and nobody has asked yet.
     trim: Option<Offset>,
     /// There is no room to go on; the input is ignored until there is.
@@ -274,13 +278,21 @@ impl Task {
         let position = start.store.as_ref().and_then(Store::position);
         let outbox_next = position.map_or(0, |position| position.outbox_next);
         let outbox = Outbox::load(reader.as_ref(), config.outbox_rules(), outbox_next)?;
+        let mut view = View::new(Arc::clone(&config.stores), reader.clone(), config.view_limits());
+        if let Some(bytes_max) = config.store_bytes_max {
+            let sizes = position.map(|position| position.stores.as_slice()).unwrap_or_default();
+            let known =
+                |def: &StoreDef| sizes.iter().find(|size| size.store == def.key_name).map(|size| size.bytes);
+            view.count(bytes_max, known)?;
+        }
         Ok(Task {
             parked,
             inbox,
             outbox,
+            sweep: Sweep::default(),
             trim: None,
             blocked: None,
-            view: View::new(Arc::clone(&config.stores), reader.clone(), config.view_limits()),
+            view,
             config,
             partition,
             handler,
@@ -363,11 +375,12 @@ impl Task {
     pub fn pending(&self) -> Pending {
         Pending {
             records: self.pending_records,
-            bytes: self.view.active_bytes() + self.emission_bytes,
+            bytes: self.view.active_bytes() + self.emission_bytes + self.sweep_bytes(),
             oldest: self.oldest,
             edits: self.edits,
             acknowledged: self.outbox.unsealed(),
-            moved: self.in_flight.is_none() && (self.next != self.committed || self.adopting),
+            moved: self.in_flight.is_none()
+                && (self.next != self.committed || self.adopting || self.is_sweeping()),
         }
     }
 
@@ -417,6 +430,7 @@ impl Task {
             inbox.drop_uncommitted();
         }
         self.blocked = None;
+        self.sweep = Sweep::default();
         self.note_parked();
         self.clear_pending();
         let again = self.outbox.drop_uncommitted();

@@ -4,7 +4,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message;
-use tidemill_proto::v1::OffsetMetadata;
+use tidemill_proto::v1::{OffsetMetadata, StoreSize};
 
 use super::{Task, TaskConfig, TaskError};
 use crate::config::deployment::Guarantee;
@@ -83,6 +83,8 @@ impl Task {
         if self.in_flight.is_some() || self.pending().is_empty() {
             return Ok(None);
         }
+        self.sweep()?;
+        self.view.settle_sizes()?;
         self.commit += 1;
         let mut sealed = Sealed {
             partition: self.partition,
@@ -231,6 +233,11 @@ impl Task {
             inbox_horizon_ms: 0,
             inbox_start: 0,
             outbox_next: self.outbox.next(),
+            stores: self
+                .view
+                .sizes()
+                .map(|(store, bytes)| StoreSize { store: store.to_owned(), bytes })
+                .collect(),
         }
     }
 

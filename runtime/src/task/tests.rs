@@ -16,6 +16,7 @@ mod parking;
 mod policy;
 mod redrive;
 mod restore;
+mod stores;
 mod turns;
 
 use fakes::*;

@@ -163,6 +163,8 @@ pub struct TaskMetrics {
     pub rebuilds: Counter,
     /// On disk and in the write buffer.
     pub store_bytes: Gauge,
+    /// Lines that the handler logged beyond what its deployment may.
+    pub log_lines_dropped: Counter,
     /// Uncommitted effects in memory.
     pub overlay_bytes: Gauge,
     /// Records between the committed offset and the end of the inputs; unknown until first looked up.

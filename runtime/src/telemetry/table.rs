@@ -99,6 +99,8 @@ pub const TASK: &[Row<TaskMetrics>] = &[
         |c, emit| emit(None, Count(c.rebuilds.get()))),
     gauge("tidemill_store_bytes", "Size of the task's database, on disk and in its write buffer",
         |c, emit| emit(None, Sample::Gauge(c.store_bytes.get() as f64))),
+    counter("tidemill_log_lines_dropped", "Lines that the handler logged beyond limits.log_lines a second",
+        |c, emit| emit(None, Count(c.log_lines_dropped.get()))),
     gauge("tidemill_overlay_bytes", "Uncommitted effects in memory",
         |c, emit| emit(None, Sample::Gauge(c.overlay_bytes.get() as f64))),
     gauge("tidemill_lag_records", "Records between the committed offset and the end of the inputs",

@@ -270,7 +270,7 @@ mod tests {
             emit_bytes: 20,
             emit_records: 2,
             table_elements: 10,
-            batch_records: 500,
+            ..Limits::default()
         }
     }
 

@@ -3,27 +3,61 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::abi::Level;
-use crate::telemetry::{self, LogRing};
+use crate::telemetry::{self, LogRing, TaskMetrics};
 
 /// Longest line, in bytes as it is kept and shown; what says that it was cut comes on top.
 const LINE_BYTES_MAX: usize = 1024;
 
-/// Lines a second of one task.
-const LINES_MAX: u32 = 100;
+/// That lines are dropped is said at the first one, and again after this long.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
-const WINDOW: Duration = Duration::from_secs(1);
+/// The lines a second that a deployment's handlers have on this node, all tasks together. An instance
+/// made anew has none of its own.
+#[derive(Debug)]
+pub struct LogRate {
+    begun: Instant,
+    lines_max: u32,
+    /// Second since `begun` (upper 32 bits) and lines in it (lower 32 bits).
+    window: AtomicU64,
+    /// Seconds since `begun` when it was last said that lines are dropped, plus one.
+    said: AtomicU64,
+}
 
-/// One task's share of the log.
+impl LogRate {
+    pub fn new(lines_max: u32) -> LogRate {
+        LogRate { begun: Instant::now(), lines_max, window: AtomicU64::new(0), said: AtomicU64::new(0) }
+    }
+
+    /// Takes one line out of this second's; false when there is none left.
+    fn take(&self) -> bool {
+        let second = self.begun.elapsed().as_secs() << 32;
+        let step = |window: u64| {
+            let lines = if window & !0xffff_ffff == second { window & 0xffff_ffff } else { 0 };
+            (lines < self.lines_max.into()).then_some(second | (lines + 1))
+        };
+        self.window.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
+    }
+
+    /// True for one of those who drop a line, now and then.
+    fn may_say(&self) -> bool {
+        let now = self.begun.elapsed().as_secs() + 1;
+        let step = |said: u64| (said == 0 || now - said.min(now) >= SAY_EVERY.as_secs()).then_some(now);
+        self.said.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
+    }
+}
+
+/// One task's part of the log.
 #[derive(Debug)]
 pub struct GuestLog {
     deployment: Arc<str>,
     partition: i32,
-    window: Instant,
-    lines: u32,
-    dropped: u64,
+    rate: Arc<LogRate>,
+    /// Where dropped lines are counted, if anywhere.
+    metrics: Option<Arc<TaskMetrics>>,
     /// The last error of the call in progress: a panic says there what the trap cannot.
     last_error: Option<String>,
     /// Where lines are kept for whoever asks; none for a module that is only tried out.
@@ -31,16 +65,13 @@ pub struct GuestLog {
 }
 
 impl GuestLog {
-    pub fn new(deployment: Arc<str>, partition: i32) -> GuestLog {
-        GuestLog {
-            deployment,
-            partition,
-            window: Instant::now(),
-            lines: 0,
-            dropped: 0,
-            last_error: None,
-            ring: None,
-        }
+    pub fn new(
+        deployment: Arc<str>,
+        partition: i32,
+        rate: Arc<LogRate>,
+        metrics: Option<Arc<TaskMetrics>>,
+    ) -> GuestLog {
+        GuestLog { deployment, partition, rate, metrics, last_error: None, ring: None }
     }
 
     /// Keeps lines there as well.
@@ -82,23 +113,23 @@ impl GuestLog {
         }
     }
 
-    fn admit(&mut self) -> bool {
-        if self.window.elapsed() >= WINDOW {
-            if self.dropped > 0 {
-                let (deployment, partition, dropped) = (&*self.deployment, self.partition, self.dropped);
-                tracing::warn!(
-                    deployment,
-                    partition,
-                    dropped,
-                    "the handler logs too much; lines were dropped"
-                );
-            }
-            (self.window, self.lines, self.dropped) = (Instant::now(), 0, 0);
+    fn admit(&self) -> bool {
+        if self.rate.take() {
+            return true;
         }
-        self.lines = self.lines.saturating_add(1);
-        let admitted = self.lines <= LINES_MAX;
-        self.dropped += u64::from(!admitted);
-        admitted
+        if let Some(metrics) = &self.metrics {
+            metrics.log_lines_dropped.add(1);
+        }
+        if self.rate.may_say() {
+            let (deployment, partition, lines_max) = (&*self.deployment, self.partition, self.rate.lines_max);
+            tracing::warn!(
+                deployment,
+                partition,
+                "the handler logs more than limits.log_lines ({lines_max}) a second; what is above is dropped, and counted as \
+                 tidemill_log_lines_dropped"
+            );
+        }
+        false
     }
 }
 
@@ -151,16 +182,33 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_cut_to_so_many_lines_but_the_last_error_is_kept() {
+    fn a_flood_is_cut_to_the_deployments_lines_and_counted_but_the_last_error_is_kept() {
+        const LINES: u32 = 100_000;
+        let (rate, metrics) = (Arc::new(LogRate::new(10)), Arc::<TaskMetrics>::default());
+        let log =
+            |partition| GuestLog::new("d".into(), partition, Arc::clone(&rate), Some(Arc::clone(&metrics)));
+        let begun = Instant::now();
         let ring = Arc::new(LogRing::new(telemetry::LogBounds { lines: 5, bytes: 1 << 20 }));
-        let mut log = GuestLog::new("d".into(), 0).kept_in(Some(Arc::clone(&ring)));
         let (_, before) = ring.kept(0, |_| true);
-        for line in 0..10 * LINES_MAX {
-            log.write(Level::Error, &line.to_string());
+        let mut first = log(0).kept_in(Some(Arc::clone(&ring)));
+        for line in 0..LINES {
+            first.write(Level::Error, &line.to_string());
         }
-        assert_eq!(log.dropped, u64::from(9 * LINES_MAX));
-        assert_eq!(log.take_last_error(), Some((10 * LINES_MAX - 1).to_string()));
+        let seconds = begun.elapsed().as_secs() + 1;
+        let passed = u64::from(LINES) - metrics.log_lines_dropped.get();
+        assert!((10..=10 * (seconds + 1)).contains(&passed), "{passed} lines in {seconds} s");
+        assert_eq!(first.take_last_error(), Some((LINES - 1).to_string()));
         let (kept, dropped, _) = ring.since(before, usize::MAX, |line| line.level == telemetry::Level::Error);
-        assert_eq!((kept.len(), dropped), (5, u64::from(10 * LINES_MAX) - 5), "every lost line is counted");
+        assert_eq!(kept.len() as u64 + dropped, u64::from(LINES), "every lost line is counted");
+        // Another task, and an instance made anew, have no lines of their own.
+        let before = metrics.log_lines_dropped.get();
+        (0..100).for_each(|_| log(1).write(Level::Info, "x"));
+        assert!(metrics.log_lines_dropped.get() >= before + 80);
+    }
+
+    #[test]
+    fn that_lines_are_dropped_is_said_once_and_not_for_every_line() {
+        let rate = LogRate::new(0);
+        assert_eq!((0..1_000).filter(|_| rate.may_say()).count(), 1);
     }
 }

@@ -10,7 +10,7 @@ use super::abi::{Order as RawOrder, PrefetchedRef, RawEffects, RecordsRef};
 use super::check::{self, Terms};
 use super::clock::{Allowance, Interrupt, thread_cpu_time};
 use super::engine::Engine;
-use super::guest_log::GuestLog;
+use super::guest_log::{GuestLog, LogRate};
 use super::imports::{HostError, HostState};
 use super::limits;
 use super::{Module, ModuleError};
@@ -20,7 +20,7 @@ use crate::effects::{Effects, Fault, Order, Prefetched};
 use crate::ports::Handler;
 use crate::record::{Batch, Column};
 use crate::store::{StoreError, View};
-use crate::telemetry::LogRing;
+use crate::telemetry::{LogRing, Telemetry};
 
 /// CPU time of a call with several records, unless one of them alone may take longer. What is slow in
 /// company is tried again record by record, each with its own limit.
@@ -43,6 +43,9 @@ pub struct Linked {
     interrupt: Interrupt,
     /// Where its tasks' lines are kept.
     logs: Option<Arc<LogRing>>,
+    log: Arc<LogRate>,
+    /// Where its tasks are counted, if anywhere.
+    telemetry: Option<Arc<Telemetry>>,
 }
 
 impl Linked {
@@ -60,6 +63,8 @@ impl Linked {
             limits: limits.clone(),
             interrupt: Interrupt::default(),
             logs: None,
+            log: Arc::new(LogRate::new(limits.log_lines)),
+            telemetry: None,
         };
         linked.start(0)?;
         Ok(linked)
@@ -68,6 +73,11 @@ impl Linked {
     /// Keeps what its instances log there.
     pub fn logging_to(self, logs: Arc<LogRing>) -> Linked {
         Linked { logs: Some(logs), ..self }
+    }
+
+    /// Counts there what its instances do.
+    pub fn counting(self, telemetry: &Arc<Telemetry>) -> Linked {
+        Linked { telemetry: Some(Arc::clone(telemetry)), ..self }
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -90,7 +100,9 @@ impl Linked {
     fn start(&self, partition: i32) -> Result<Instance, ModuleError> {
         let manifest = self.module.manifest();
         let stores = manifest.stores.len() as u16;
-        let log = GuestLog::new(self.deployment.clone(), partition).kept_in(self.logs.clone());
+        let metrics = self.telemetry.as_ref().map(|telemetry| telemetry.task(&self.deployment, partition));
+        let log = GuestLog::new(self.deployment.clone(), partition, Arc::clone(&self.log), metrics)
+            .kept_in(self.logs.clone());
         let mut host = HostState::new(&self.limits, stores, log);
         host.interrupt = self.interrupt.clone();
         let mut instance = Instance::start(self.module.engine(), self.module.pre(), host)?;

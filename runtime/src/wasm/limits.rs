@@ -31,6 +31,7 @@ pub fn describing() -> Limits {
         emit_records: 0,
         table_elements: 100_000,
         batch_records: 1,
+        ..Limits::default()
     }
 }
 

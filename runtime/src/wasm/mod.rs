@@ -23,6 +23,7 @@ pub mod compiler;
 mod engine;
 mod guest_log;
 mod imports;
+mod inspect;
 mod instance;
 mod limits;
 mod module;

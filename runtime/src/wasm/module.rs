@@ -1,15 +1,17 @@
 //! A module: one handler binary, checked, compiled and described. What it is bound to is not known
 //! here; that is `Linked`.
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
-use wasmtime::component::{Component, InstancePre};
+use wasmtime::component::InstancePre;
 
 use super::abi::{PACKAGE, VERSION};
 use super::engine::Engine;
-use super::guest_log::GuestLog;
+use super::guest_log::{GuestLog, LogRate};
 use super::imports::{self, HostState};
 use super::instance::Instance;
-use super::{Compiler, limits};
+use super::{Compiler, inspect, limits};
 use crate::config::manifest::Manifest;
 
 /// Largest module that is accepted, in bytes.
@@ -18,9 +20,8 @@ pub const MODULE_BYTES_MAX: usize = 16 << 20;
 /// Longest manifest, in bytes, and most names in each of its lists.
 const MANIFEST_BYTES_MAX: usize = 64 << 10;
 const NAMES_MAX: usize = 1_000;
-
-/// What every handler exports.
-const EXPORTS: [&str; 3] = ["describe", "init", "handle"];
+/// Versions that a store's `reads` may name.
+const FORMS_MAX: usize = 100;
 
 /// Why bytes are not a usable module. Each message says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +52,18 @@ pub enum ModuleError {
     WrongVersion { found: String },
     #[error("the module does not export `{0}`; does it call tidemill_sdk::export!?")]
     MissingExport(&'static str),
+    #[error(
+        "the module has {count} functions, {} are allowed; leave out what it does not need, or make two handlers of it",
+        inspect::FUNCTIONS_MAX
+    )]
+    TooManyFunctions { count: u64 },
+    #[error(
+        "a function of the module has {bytes} bytes of code, {} are allowed; divide it",
+        inspect::FUNCTION_BYTES_MAX
+    )]
+    FunctionTooLarge { bytes: usize },
+    #[error("the module has {count} {what}, {} are allowed", inspect::NAMES_MAX)]
+    TooManyNames { what: &'static str, count: u64 },
     #[error("an import or export does not have the type that {PACKAGE}@{VERSION} gives it: {0}")]
     WrongType(String),
     #[error("the module's manifest is unusable: {0}")]
@@ -69,6 +82,28 @@ pub enum ModuleError {
     TooSlow,
     #[error("this machine cannot run WebAssembly: {0}")]
     Engine(String),
+    /// At least two, none of them this.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<ModuleError>),
+}
+
+impl ModuleError {
+    /// One error for all of these, if there are any.
+    pub(super) fn all(mut problems: Vec<ModuleError>) -> Result<(), ModuleError> {
+        match problems.len() {
+            0 => Ok(()),
+            1 => Err(problems.remove(0)),
+            _ => Err(ModuleError::Several(problems)),
+        }
+    }
+
+    /// Each problem by itself.
+    pub fn into_problems(self) -> Vec<ModuleError> {
+        match self {
+            ModuleError::Several(problems) => problems,
+            one => vec![one],
+        }
+    }
 }
 
 /// One handler binary. Cheap to clone.
@@ -102,9 +137,9 @@ impl Module {
         if matches!(Kind::of(bytes), Kind::Other) {
             return Err(ModuleError::NotWasm);
         }
+        inspect::inspect(bytes)?;
         let digest = hex(&Sha256::digest(bytes));
         let component = compiler.component(engine, bytes, &digest)?;
-        check_names(engine, &component)?;
         let pre = imports::linker(&engine.wasmtime)
             .and_then(|linker| linker.instantiate_pre(&component))
             .map_err(|error| ModuleError::WrongType(format!("{error:#}")))?;
@@ -148,33 +183,10 @@ impl Kind {
     }
 }
 
-/// Names first: a wrong name gets a message of its own, which a type error could not give.
-fn check_names(engine: &Engine, component: &Component) -> Result<(), ModuleError> {
-    let kind = component.component_type();
-    for (name, _) in kind.imports(&engine.wasmtime) {
-        let (package, rest) = name.split_once('/').unwrap_or((name, ""));
-        if package != PACKAGE {
-            return Err(ModuleError::ForbiddenImport(name.into()));
-        }
-        match rest.split_once('@') {
-            Some(("state" | "log" | "types", VERSION)) => {}
-            Some(("state" | "log" | "types", _)) => {
-                return Err(ModuleError::WrongVersion { found: name.into() });
-            }
-            _ => return Err(ModuleError::ForbiddenImport(name.into())),
-        }
-    }
-    for name in EXPORTS {
-        if component.get_export_index(None, name).is_none() {
-            return Err(ModuleError::MissingExport(name));
-        }
-    }
-    Ok(())
-}
-
 fn describe(engine: &'static Engine, pre: &InstancePre<HostState>) -> Result<Manifest, ModuleError> {
-    let host = HostState::new(&limits::describing(), 0, GuestLog::new("describe".into(), 0));
-    let mut instance = Instance::start(engine, pre, host)?;
+    let limits = limits::describing();
+    let log = GuestLog::new("describe".into(), 0, Arc::new(LogRate::new(limits.log_lines)), None);
+    let mut instance = Instance::start(engine, pre, HostState::new(&limits, 0, log))?;
     let json = instance.describe().map_err(|fault| ModuleError::Start(fault.to_string()))?;
     if json.len() > MANIFEST_BYTES_MAX {
         let bytes = json.len();
@@ -182,32 +194,45 @@ fn describe(engine: &'static Engine, pre: &InstancePre<HostState>) -> Result<Man
     }
     let manifest: Manifest =
         serde_json::from_slice(&json).map_err(|error| ModuleError::Manifest(error.to_string()))?;
-    check_manifest(&manifest).map_err(ModuleError::Manifest)?;
+    let problems = check_manifest(&manifest).into_iter().map(ModuleError::Manifest).collect();
+    ModuleError::all(problems)?;
     Ok(manifest)
 }
 
-fn check_manifest(manifest: &Manifest) -> Result<(), String> {
+/// Everything that is wrong with a manifest.
+fn check_manifest(manifest: &Manifest) -> Vec<String> {
+    let mut problems = Vec::new();
     if manifest.inputs.is_empty() {
-        return Err("it names no input".into());
+        problems.push("it names no input".into());
     }
     let stores: Vec<String> = manifest.stores.iter().map(|store| store.name.clone()).collect();
     for (what, names) in [("input", &manifest.inputs), ("output", &manifest.outputs), ("store", &stores)] {
         if names.len() > NAMES_MAX {
-            return Err(format!("{} {what}s, {NAMES_MAX} are allowed", names.len()));
+            problems.push(format!("{} {what}s, {NAMES_MAX} are allowed", names.len()));
+            continue;
         }
         for (index, name) in names.iter().enumerate() {
             let plain = |char: char| char.is_ascii_alphanumeric() || matches!(char, '-' | '_' | '.');
             if name.is_empty() || name.len() > 100 || !name.chars().all(plain) {
-                return Err(format!(
+                problems.push(format!(
                     "the {what} name {name:?} is not 1 to 100 letters, digits, `-`, `_` or `.`"
                 ));
             }
             if names[..index].contains(name) {
-                return Err(format!("the {what} `{name}` is named twice"));
+                problems.push(format!("the {what} `{name}` is named twice"));
             }
         }
     }
-    Ok(())
+    for store in &manifest.stores {
+        if store.schema == 0 || store.reads.contains(&0) {
+            problems.push(format!("store `{}`: schema versions are counted from 1", store.name));
+        }
+        if store.reads.len() > FORMS_MAX {
+            let count = store.reads.len();
+            problems.push(format!("store `{}`: reads {count} versions, {FORMS_MAX} are allowed", store.name));
+        }
+    }
+    problems
 }
 
 fn hex(bytes: &[u8]) -> String {

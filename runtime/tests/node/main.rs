@@ -12,6 +12,7 @@ mod queries;
 mod reset;
 mod rollbacks;
 mod seen;
+mod stores;
 mod swaps;
 mod tidy;
 mod versions;

@@ -8,7 +8,7 @@
 //! export!(TYPE {
 //!     inputs: ["name", ...],            at least one
 //!     outputs: ["name", ...],           optional
-//!     stores: ["name" { option, ... }], optional; options: prefetch, ordered, schema: N, field: IDENT
+//!     stores: ["name" { option, ... }], optional; options: prefetch, ordered, schema: N, reads: [N, ...], field: IDENT
 //!     config: FIELD,                    optional; the field that takes the deployment's `config`
 //!     wants_headers: true,              optional
 //! })
@@ -60,6 +60,8 @@ struct Store {
     name: String,
     field: String,
     schema: String,
+    /// Further versions of the values' form that the handler reads, as they were written.
+    reads: Vec<String>,
     prefetch: bool,
     ordered: bool,
 }
@@ -137,13 +139,14 @@ impl Declaration {
         let mut fields = String::new();
         let mut stores = String::new();
         for (index, store) in self.stores.iter().enumerate() {
-            let Store { name, field, schema, prefetch, ordered } = store;
+            let Store { name, field, schema, prefetch, ordered, .. } = store;
+            let reads = store.reads.join(",");
             fields += &format!("{field}: ::tidemill_sdk::guest::store({index}),");
             stores += &format!(
                 "::tidemill_sdk::guest::StoreDeclaration {{
                     name: {name},
                     kind: ::tidemill_sdk::guest::kind_of(|handler: &{handler}| &handler.{field}),
-                    schema: {schema}, prefetch: {prefetch}, ordered: {ordered},
+                    schema: {schema}, reads: &[{reads}], prefetch: {prefetch}, ordered: {ordered},
                 }},"
             );
         }
@@ -217,7 +220,15 @@ fn bracketed(tokens: &mut Tokens) -> Result<Tokens, Problem> {
         Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Bracket => {
             Ok(group.stream().into_iter().peekable())
         }
-        other => Err(unexpected(other, "a list: `[\"name\", ..]`")),
+        other => Err(unexpected(other, "a list: `[.., ..]`")),
+    }
+}
+
+/// A number as written.
+fn number(tokens: &mut Tokens) -> Result<String, Problem> {
+    match tokens.next() {
+        Some(TokenTree::Literal(number)) => Ok(number.to_string()),
+        other => Err(unexpected(other, "a number")),
     }
 }
 
@@ -248,7 +259,8 @@ fn stores(tokens: &mut Tokens) -> Result<Vec<Store>, Problem> {
         let (name, span) = name(&mut tokens)?;
         // A store lives in the field of its name; a hyphen cannot be part of a field's.
         let field = name.trim_matches('"').replace('-', "_");
-        let mut store = Store { name, field, schema: "1".into(), prefetch: false, ordered: false };
+        let mut store =
+            Store { name, field, schema: "1".into(), reads: Vec::new(), prefetch: false, ordered: false };
         if let Some(TokenTree::Group(group)) = tokens.peek()
             && group.delimiter() == Delimiter::Brace
         {
@@ -276,9 +288,14 @@ fn store_option(store: &mut Store, options: &mut Tokens) -> Result<(), Problem> 
         "ordered" => store.ordered = true,
         "schema" => {
             punct(options, ':')?;
-            match options.next() {
-                Some(TokenTree::Literal(number)) => store.schema = number.to_string(),
-                other => return Err(unexpected(other, "a number")),
+            store.schema = number(options)?;
+        }
+        "reads" => {
+            punct(options, ':')?;
+            let mut versions = bracketed(options)?;
+            while versions.peek().is_some() {
+                store.reads.push(number(&mut versions)?);
+                comma(&mut versions)?;
             }
         }
         "field" => {
@@ -288,7 +305,9 @@ fn store_option(store: &mut Store, options: &mut Tokens) -> Result<(), Problem> 
         other => {
             return Err(Problem::new(
                 key.span(),
-                format!("unknown option `{other}`; there are prefetch, ordered, schema: N, field: NAME"),
+                format!(
+                    "unknown option `{other}`; there are prefetch, ordered, schema: N, reads: [N, ..], field: NAME"
+                ),
             ));
         }
     }

@@ -6,6 +6,7 @@ use tidemill_tests::cluster::Cluster;
 use tidemill_tests::inputs;
 use tidemill_tests::node::plain;
 use tidemill_tests::orders;
+use tidemill_tests::permissions;
 use tidemill_tests::programs::{alone, turn_on_apache};
 use tidemill_tests::reads;
 
@@ -70,6 +71,12 @@ fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing() {
 fn kafkas_own_tools_see_the_same() {
     let _turn = turn_on_apache();
     cases::kafkas_own_tools_see_the_same(&Cluster::apache());
+}
+
+#[test]
+fn a_deploy_names_every_missing_permission_and_what_grants_it() {
+    let _turn = turn_on_apache();
+    permissions::a_deploy_names_every_missing_permission_and_what_grants_it(&permissions::guarded());
 }
 
 /// TLS and SCRAM between node and broker, from the node's file and a password file; first with

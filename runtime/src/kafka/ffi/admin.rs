@@ -71,7 +71,7 @@ pub(in crate::kafka) struct TopicSpec<'a> {
 }
 
 /// The reply to a request, destroyed when dropped.
-struct Reply(*mut rd::rd_kafka_event_t);
+pub(super) struct Reply(pub(super) *mut rd::rd_kafka_event_t);
 
 impl Drop for Reply {
     fn drop(&mut self) {
@@ -81,15 +81,20 @@ impl Drop for Reply {
 }
 
 /// What a request is posted with.
-struct Post {
-    rk: *mut rd::rd_kafka_t,
-    options: *mut rd::rd_kafka_AdminOptions_t,
-    queue: *mut rd::rd_kafka_queue_t,
+pub(super) struct Post {
+    pub rk: *mut rd::rd_kafka_t,
+    pub options: *mut rd::rd_kafka_AdminOptions_t,
+    pub queue: *mut rd::rd_kafka_queue_t,
 }
 
 impl Client {
     /// Posts a request and waits for its reply.
-    fn request(&self, op: Op, wait: Duration, post: impl FnOnce(&Post)) -> Result<Reply, KafkaError> {
+    pub(super) fn request(
+        &self,
+        op: Op,
+        wait: Duration,
+        post: impl FnOnce(&Post),
+    ) -> Result<Reply, KafkaError> {
         // SAFETY: queue and options are made, used and destroyed here; a reply that comes after the
         // queue is gone is freed by librdkafka. The event is owned by `Reply`.
         unsafe {
@@ -129,6 +134,16 @@ impl Client {
     }
 
     pub fn create_topic(&self, spec: &TopicSpec<'_>, wait: Duration) -> Result<(), KafkaError> {
+        self.create(spec, false, wait)
+    }
+
+    /// Makes a topic, or with `validate_only` asks whether it could be made.
+    pub(super) fn create(
+        &self,
+        spec: &TopicSpec<'_>,
+        validate_only: bool,
+        wait: Duration,
+    ) -> Result<(), KafkaError> {
         let name = c_string(spec.name);
         let mut reason = [0 as c_char; 256];
         // SAFETY: the new-topic object is made, used and destroyed here.
@@ -148,6 +163,13 @@ impl Client {
             }
             let mut topics = [topic];
             let reply = self.request(Op::RD_KAFKA_ADMIN_OP_CREATETOPICS, wait, |post| {
+                let mut reason = [0 as c_char; 256];
+                rd::rd_kafka_AdminOptions_set_validate_only(
+                    post.options,
+                    validate_only.into(),
+                    reason.as_mut_ptr(),
+                    reason.len(),
+                );
                 rd::rd_kafka_CreateTopics(post.rk, topics.as_mut_ptr(), 1, post.options, post.queue);
             });
             rd::rd_kafka_NewTopic_destroy(topic);
@@ -454,7 +476,7 @@ unsafe fn topic_outcomes(results: *mut *const rd::rd_kafka_topic_result_t, count
 
 /// # Safety
 /// `topic` is live.
-unsafe fn topic_info(
+pub(super) unsafe fn topic_info(
     topic: *const rd::rd_kafka_TopicDescription_t,
 ) -> Result<TopicInfo, (String, KafkaError)> {
     // SAFETY: by the function's contract; what the getters return belongs to the description.
@@ -508,7 +530,7 @@ unsafe fn group_info(group: *const rd::rd_kafka_ConsumerGroupDescription_t) -> R
 ///
 /// # Safety
 /// `error` is null or live.
-unsafe fn borrowed(error: *const rd::rd_kafka_error_t) -> Result<(), KafkaError> {
+pub(super) unsafe fn borrowed(error: *const rd::rd_kafka_error_t) -> Result<(), KafkaError> {
     if error.is_null() {
         return Ok(());
     }

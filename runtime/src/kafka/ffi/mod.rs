@@ -7,6 +7,7 @@
 //! | `partitions.rs` | topic-partition lists |
 //! | `message.rs` | a fetched message |
 //! | `consumer.rs`, `producer.rs`, `admin.rs` | the three kinds of client |
+//! | `permissions.rs` | admin requests that ask what is permitted |
 //!
 //! Invariants that every block relies on:
 //! - A handle outlives everything made from it. Messages, queues and topic objects are fields of
@@ -22,6 +23,7 @@ mod callbacks;
 pub(super) mod consumer;
 mod message;
 pub(super) mod partitions;
+pub(super) mod permissions;
 pub(super) mod producer;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
