@@ -134,9 +134,9 @@ impl Task {
         {
             let (asked, to) = met.ask(ids, at, rows.end);
             self.look_up(inbox, &asked, &mut met)?;
-            for row in at..to {
+            for (row, id) in ids.iter().enumerate().take(to).skip(at) {
                 let timestamp_ms = batch.timestamps[row];
-                if let Some(id) = ids[row] {
+                if let Some(id) = id {
                     let repeats = met.repeats(
                         id,
                         |seen| inbox.is_remembered(seen, timestamp_ms, taken),
