@@ -95,7 +95,10 @@ pub async fn here(
             since
         }
     };
-    while wanted.request.follow {
+    if !wanted.request.follow {
+        return;
+    }
+    loop {
         let goes_on = match news(node, &ring, &wanted, &mut since) {
             Some(message) => stream.send(Ok(message)).await,
             None => stream.pause(LOOK_EVERY).await,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::store::Store;
 
+#[expect(clippy::large_enum_variant, reason = "one is moved a restore; a box would say nothing")]
 enum Entry {
     /// Open, and a task, a commit or a restore owns it.
     Held,
@@ -23,6 +24,7 @@ pub struct Leases {
 }
 
 /// The right to open a directory, with the open store if there is one.
+#[expect(clippy::large_enum_variant, reason = "one is moved a restore; a box would say nothing")]
 pub enum Lease {
     Open(Store),
     /// Nobody has it open; the caller opens it and owns it, or calls [`Leases::free`].

@@ -104,7 +104,7 @@ impl Hub {
     fn station(&self, origin: &Origin, name: &str, destination: &Destination) -> Result<Station, String> {
         let carrier = match &destination.way {
             Way::Http(spec) => Carrier::Http(Box::new(http::Carrier::new(spec, origin, name)?)),
-            Way::Amqp(spec) => Carrier::Amqp(amqp::Carrier::new(spec, origin, name)?),
+            Way::Amqp(spec) => Carrier::Amqp(Box::new(amqp::Carrier::new(spec, origin, name)?)),
             Way::Kafka(spec) => Carrier::Kafka(kafka::Carrier::new(spec, destination.timeout)?),
         };
         Ok(Station {
@@ -217,7 +217,7 @@ struct Station {
 
 enum Carrier {
     Http(Box<http::Carrier>),
-    Amqp(amqp::Carrier),
+    Amqp(Box<amqp::Carrier>),
     Kafka(kafka::Carrier),
 }
 

@@ -58,9 +58,12 @@ pub fn record_id(own: &[Header<'_>], place: &str) -> Vec<u8> {
     first_of(own, &ID_NAMES).unwrap_or(place.as_bytes()).to_vec()
 }
 
+/// A header that is handed on: name and value.
+pub type Inherited = (&'static str, Vec<u8>);
+
 /// The headers that whatever a record causes inherits, given the record's own headers and its place
 /// ([`TaskConfig::place`]).
-pub fn inherited<'a>(own: &[Header<'a>], place: &str) -> Vec<(&'static str, Vec<u8>)> {
+pub fn inherited<'a>(own: &[Header<'a>], place: &str) -> Vec<Inherited> {
     let mut list = vec![(CORRELATION, correlation_id(own, place)), (CAUSATION, record_id(own, place))];
     for name in PASSED_ON {
         let value =
@@ -71,7 +74,7 @@ pub fn inherited<'a>(own: &[Header<'a>], place: &str) -> Vec<(&'static str, Vec<
 }
 
 /// Headers of an effect, in Kafka's encoding, with what it inherits behind those that its handler set.
-pub fn join(set: Option<&[u8]>, inherited: &[(&'static str, Vec<u8>)]) -> Vec<u8> {
+pub fn join(set: Option<&[u8]>, inherited: &[Inherited]) -> Vec<u8> {
     // What the handler hands over has been checked; bytes that are no headers would not be here.
     let mut all = set.map(|set| headers::decode(set).unwrap_or_default()).unwrap_or_default();
     for (name, value) in inherited {
@@ -94,7 +97,8 @@ impl TaskConfig {
     pub(super) fn correlate(&self, batch: &Batch, emissions: &mut Emissions) {
         let own: Vec<Option<&[u8]>> = batch.headers.iter().collect();
         let mut joined = Column::with_capacity(emissions.len(), emissions.len() * 128);
-        let mut of: Option<(u32, Vec<(&'static str, Vec<u8>)>, Vec<u8>)> = None;
+        // Of the last source: what it hands on, as a list and encoded.
+        let mut of: Option<(u32, Vec<Inherited>, Vec<u8>)> = None;
         for (&source, set) in emissions.sources.iter().zip(emissions.headers.iter()) {
             let (_, list, alone) = match of.take().filter(|(known, ..)| *known == source) {
                 Some(known) => of.insert(known),
@@ -128,7 +132,7 @@ mod tests {
 
     const PARENT: &[u8] = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-    fn text(list: &[(&'static str, Vec<u8>)]) -> Vec<String> {
+    fn text(list: &[Inherited]) -> Vec<String> {
         list.iter().map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value))).collect()
     }
 

@@ -108,7 +108,7 @@ fn a_deployment_with_an_inbox_alone_keeps_it_and_goes_back_no_further_than_its_t
         ..Row::default()
     };
     let rows = [row("old", now_ms - 7_200_000), row("a", now_ms), row("b", now_ms)];
-    tools::produce(&world.kafka(), "words", rows.into_iter(), None, &mut |_| {}).expect("produced");
+    tools::produce(&world.kafka(), "words", rows, None, &mut |_| {}).expect("produced");
     let inbox = "inbox: { id: key, ttl: 1h }\n";
     deploy(&node, &format!("{}{inbox}", COPY.replace("latest", "earliest")), &build_guest("plugins/filter"));
     eventually("all are copied", || world.latest("copies").len() == 3);

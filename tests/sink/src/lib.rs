@@ -185,7 +185,7 @@ fn serve(stream: &TcpStream, shared: &Shared, time: u64) {
         let at_ms = now_ms();
         let number = shared.count.fetch_add(1, Ordering::Relaxed);
         let mode = *lock(&shared.mode);
-        let every_second = number % 2 == 0;
+        let every_second = number.is_multiple_of(2);
         let (status, applied) = match mode {
             Mode::Accept | Mode::Slow(_) | Mode::AcceptTwice => (Some(200), true),
             Mode::Status(status) => (Some(status), status < 300 || status >= 500 && every_second),
@@ -220,12 +220,15 @@ fn serve(stream: &TcpStream, shared: &Shared, time: u64) {
     }
 }
 
+/// Names in lower case, and values.
+type Headers = Vec<(String, String)>;
+
 /// Headers and body of the next request; none at the end of the connection.
 fn read_request(
     reader: &mut BufReader<&TcpStream>,
     shared: &Shared,
     time: u64,
-) -> Option<(Vec<(String, String)>, Vec<u8>)> {
+) -> Option<(Headers, Vec<u8>)> {
     let mut headers = Vec::new();
     let mut line = String::new();
     loop {

@@ -20,6 +20,8 @@ struct Arguments {
     seed: Option<u64>,
 }
 
+type Scene<'a> = Box<dyn Fn() -> Summary + 'a>;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
     let modules = tempfile::tempdir().expect("a directory");
     let module = build_module(modules.path());
     println!("seed {seed}");
-    let mut scenes: Vec<(&str, Box<dyn Fn() -> Summary>)> = vec![
+    let mut scenes: Vec<(&str, Scene<'_>)> = vec![
         ("planted", Box::new(|| scenes::planted(&length, &module))),
         ("sinks", Box::new(|| scenes::sinks(&length, &module))),
         ("kills", Box::new(|| scenes::kills(&length, &module, seed))),

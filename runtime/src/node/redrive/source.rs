@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::feed::{self, FeedError, Scan};
 use super::{Feed, Letters, Orders, Reading};
@@ -72,10 +72,7 @@ impl Feed for KafkaFeed {
         if let Some(reason) = self.failed.take() {
             return Some(Err(reason));
         }
-        match self.inbox.try_recv() {
-            Ok(page) => Some(page),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.inbox.try_recv().ok()
     }
 }
 

@@ -134,7 +134,7 @@ impl Apart {
             stdout.take(CODE_BYTES_MAX).read_to_end(&mut answer).map_err(failed)?;
         }
         // Before the child is waited for: until then its number is nobody else's.
-        let is_over = patience.is_over();
+        let is_over = patience.ran_out();
         let status = child.wait().map_err(failed)?;
         match status.signal() {
             Some(_) if is_over => Err(ModuleError::TooSlow),
@@ -163,7 +163,7 @@ impl Patience {
     }
 
     /// True if the child had to be ended.
-    fn is_over(self) -> bool {
+    fn ran_out(self) -> bool {
         drop(self.done);
         self.thread.join().unwrap_or(false)
     }
