@@ -231,7 +231,7 @@ fn api() -> Result<String, std::fmt::Error> {
     let mut text = String::from(
         "# The control plane's gRPC API\n\n\
          Generated from `proto/tidemill/v1/*.proto` (`make api`); a test holds it to them. Every node of a fleet takes every call, on \
-         `listen.grpc`, without TLS so far. Reflection is on, so `grpcurl -plaintext 127.0.0.1:7600 list` works without these files, and \
+         `listen.grpc`; whether a caller needs a certificate and a role is the node's configuration ([security.md](security.md)). Reflection is on, so `grpcurl -plaintext 127.0.0.1:7600 list` works without these files, and \
          `grpc.health.v1.Health` answers for each service.\n\n\
          Limits: a message of a client has at most 1 MiB, a connection 64 streams, a call 60 seconds; `grpc-timeout` is honoured below that. \
          Errors carry `google.rpc.Status` with details.\n",

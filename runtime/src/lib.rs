@@ -13,6 +13,7 @@
 //! | [`relay`] | deliveries to destinations outside the Kafka transaction |
 //! | [`node`] | workers, deployments, registry, fleet |
 //! | [`control`] | gRPC and HTTP |
+//! | [`tls`] | certificates: who somebody is, and what connections are encrypted with |
 //! | [`telemetry`], [`config`] | every metric; the configuration tree |
 //! | [`cli`] | the commands |
 //! | [`faults`] | crash points and planted bugs of the tests; empty in a normal build |
@@ -30,4 +31,5 @@ pub mod relay;
 pub mod store;
 pub mod task;
 pub mod telemetry;
+pub mod tls;
 pub mod wasm;

@@ -8,6 +8,7 @@ use tidemill_kafka_harness::run_tool;
 use crate::cluster::Cluster;
 use crate::node::{Node, NodeFile, plain};
 use crate::pipeline::{self, FLIGHTS, Feeder, Reader};
+use crate::security::secrets_stay_secret;
 use crate::wait::until;
 
 /// A mistake that the first connection shows.
@@ -89,12 +90,13 @@ pub fn a_deleted_deployment_begins_anew(cluster: &Cluster) {
     assert!(node.stop().success());
 }
 
-/// The pipeline on a node whose file has this `kafka:` block.
-pub fn a_configured_node_is_right(cluster: &Cluster, kafka: &str) {
+/// The pipeline on a node whose file has this `kafka:` block, which tells nobody these secrets.
+pub fn a_configured_node_is_right(cluster: &Cluster, kafka: &str, secrets: &[&str]) {
     let directory = tempfile::tempdir().expect("a directory");
     let mut node = Node::start_with(cluster, directory.path(), kafka);
     run_to_the_end(cluster, &mut node);
     assert!(node.stop().success());
+    secrets_stay_secret(cluster, &node, secrets);
 }
 
 /// A node whose file has this `kafka:` block ends within seconds; answers what it says.

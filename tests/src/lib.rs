@@ -7,6 +7,7 @@
 //! | `src/inputs.rs` | those of the cases in which a deployment's inputs change |
 //! | `src/reads.rs` | every write is read at its position (`make reads`, and in short on either broker) |
 //! | `src/permissions.rs` | a cluster that asks who may do what |
+//! | `src/security.rs` | the one about certificates, roles, the audit log and secrets |
 //! | `tests/bad_input.rs` | one clear error for every mistake, quickly |
 //! | `tests/tutorial.rs` | the commands of the README, in order |
 //!
@@ -39,4 +40,5 @@ pub mod programs;
 pub mod reading;
 pub mod reads;
 pub mod rig;
+pub mod security;
 pub mod wait;

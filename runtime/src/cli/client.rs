@@ -6,7 +6,8 @@ use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Global;
-use super::failure::Failure;
+use super::failure::{Failure, root_cause};
+use crate::tls::client::{Client, Refused};
 
 /// A node that does not accept a connection for this long is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -22,28 +23,57 @@ pub async fn connect(global: &Global) -> Result<Channel, Failure> {
         return Err(wrong());
     }
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
-    endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| {
-        Failure::unreachable(format!(
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+    let connected = match tls(global)? {
+        None => endpoint.connect().await,
+        Some(tls) => endpoint.connect_with_connector(tls.connector()).await,
+    };
+    connected.map_err(|error| match refused(&error) {
+        Some(refused) => Failure::refused(format!(
+            "no secure connection to {address}: {refused} (see --ca, --cert and --cert-key)"
+        )),
+        None => Failure::unreachable(format!(
             "no node answers at {address} ({}): is `tidemill dev` or `tidemill node` running? \
              Name another with --address HOST:PORT",
             root_cause(&error)
-        ))
+        )),
     })
+}
+
+/// What the caller shows and believes, if anything.
+fn tls(global: &Global) -> Result<Option<Client>, Failure> {
+    let Some(ca) = &global.ca else {
+        return match (&global.cert, &global.cert_key) {
+            (None, None) => Ok(None),
+            _ => Err(Failure::usage(
+                "--cert needs --ca: the CA that the node's certificate comes from (TIDEMILL_CA)",
+            )),
+        };
+    };
+    let pair = match (&global.cert, &global.cert_key) {
+        (Some(cert), key) => Some((cert.as_path(), key.as_ref().unwrap_or(cert).as_path())),
+        (None, None) => None,
+        (None, Some(_)) => return Err(Failure::usage("--cert-key needs --cert (TIDEMILL_CERT)")),
+    };
+    Client::from_files(ca, pair).map(Some).map_err(|error| Failure::usage(error.to_string()))
+}
+
+/// A handshake that failed, somewhere below what the transport says.
+fn refused<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Refused> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(refused) = error.downcast_ref() {
+            return Some(refused);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// Who makes a change, for the history: as `TIDEMILL_AUTHOR` says, or the user of this machine.
 pub fn author() -> String {
     let name = ["TIDEMILL_AUTHOR", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
     name.unwrap_or_else(|| "unknown".to_owned())
-}
-
-/// The innermost cause: "Connection refused" says more than "transport error".
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }
 
 /// Runs one command's conversation. One thread is enough for a client.

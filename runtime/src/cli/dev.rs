@@ -66,12 +66,14 @@ impl Dev {
         let kafka = broker.address().to_string();
         // With port 0 the address is known only now.
         let config = self.load(data_dir, &kafka)?.config;
+        let encrypted = config.listen.tls.is_some();
         let kept =
             if self.ephemeral { "nothing".to_owned() } else { format!("its data in {}", data_dir.display()) };
         let outcome = serve(config, |addresses| {
+            let scheme = if encrypted { "https" } else { "http" };
             let text = format!(
                 "tidemill dev is ready and keeps {kept}; Ctrl-C drains and ends it\n  \
-                 kafka  {kafka}\n  grpc   {}\n  http   http://{}/metrics\n",
+                 kafka  {kafka}\n  grpc   {}\n  http   {scheme}://{}/metrics\n",
                 addresses.grpc, addresses.http
             );
             // Somebody who does not read standard output does not miss it either.

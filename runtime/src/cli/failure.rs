@@ -110,6 +110,15 @@ fn list(lines: Vec<String>) -> Failure {
     }
 }
 
+/// The innermost cause: "Connection refused" says more than "transport error".
+pub fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Failure {
         use tonic::Code;
@@ -126,6 +135,13 @@ impl From<tonic::Status> for Failure {
             Code::Unavailable | Code::DeadlineExceeded => Kind::Unreachable,
             _ => Kind::Failed,
         };
+        // Only what this side makes of a broken connection has a cause; what a node says has none.
+        if let Some(cause) = std::error::Error::source(&status) {
+            return Failure::unreachable(format!(
+                "the connection broke off ({}); a node that demands certificates needs --ca, --cert and --cert-key",
+                root_cause(cause)
+            ));
+        }
         let message = match status.message() {
             "" => format!("the node answered {}", status.code()),
             message => message.to_owned(),

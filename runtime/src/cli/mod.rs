@@ -68,6 +68,7 @@ mod upload;
 mod values;
 mod watch;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -109,6 +110,15 @@ pub struct Global {
         value_name = "HOST:PORT"
     )]
     address: String,
+    /// CA (PEM) that the node's certificate comes from; without it the connection is not encrypted
+    #[arg(long, global = true, env = "TIDEMILL_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Certificate (PEM) that says who you are; needs --ca
+    #[arg(long, global = true, env = "TIDEMILL_CERT", value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// Private key (PEM) of --cert, if it is not in the same file
+    #[arg(long, global = true, env = "TIDEMILL_CERT_KEY", value_name = "FILE")]
+    cert_key: Option<PathBuf>,
     /// How to print results
     #[arg(long, short = 'o', global = true, env = "TIDEMILL_OUTPUT", default_value = "table", value_enum)]
     output: Format,
@@ -264,7 +274,13 @@ mod tests {
     #[test]
     fn a_wrong_address_is_found_before_anything_is_asked() {
         for address in ["localhost", "http://localhost:7600"] {
-            let global = Global { address: address.to_owned(), output: Format::Table };
+            let global = Global {
+                address: address.to_owned(),
+                ca: None,
+                cert: None,
+                cert_key: None,
+                output: Format::Table,
+            };
             let failure = client::block_on(async { client::connect(&global).await.map(|_| ()) });
             let failure = failure.expect_err("no address of a node");
             assert_eq!(failure.kind, failure::Kind::Usage, "{failure}");

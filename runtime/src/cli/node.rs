@@ -117,7 +117,8 @@ impl From<RunError> for Failure {
                 | NodeError::Modules(_)
                 | NodeError::Compiled { .. }
                 | NodeError::Record { .. },
-            ) => Failure::refused(message),
+            )
+            | RunError::Tls(_) => Failure::refused(message),
             RunError::Node(NodeError::Thread(_)) | RunError::Panicked => Failure::failed(message),
             RunError::Grpc(_) | RunError::Http(_) => Failure::failed(message),
         }

@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use super::deployment::Start;
 use super::document::SpecDefaults;
+use super::listen;
 use super::load::Values;
 use super::node::{
-    GroupProtocol, KafkaConfig, Listen, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl,
-    Secret, Ssl,
+    GroupProtocol, KafkaConfig, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl, Secret, Ssl,
 };
 use super::policy::Policy;
+use super::roles::Grant;
 use super::settings::Value;
 use crate::telemetry::LogBounds;
 
 /// `None` only if something was reported.
-pub(super) fn node_config(values: &Values<'_>, notes: Vec<String>) -> Option<NodeConfig> {
-    check_listeners(values);
+pub(super) fn node_config(values: &Values<'_>, roles: Vec<Grant>, notes: Vec<String>) -> Option<NodeConfig> {
+    let listen = listen::read(values);
     check_producer(values);
     check_session(values);
     let kafka = kafka(values)?;
@@ -30,11 +31,8 @@ pub(super) fn node_config(values: &Values<'_>, notes: Vec<String>) -> Option<Nod
         state_dir: path(values, "state_dir").unwrap_or_default(),
         state_free_min_bytes: integer(values, "state_free_min"),
         state_unused_keep: duration(values, "state_unused_keep"),
-        listen: Listen {
-            grpc: address(values, "listen.grpc"),
-            http: address(values, "listen.http"),
-            advertise: list(values, "listen.advertise").into_iter().next(),
-        },
+        listen,
+        roles,
         shutdown_timeout: duration(values, "shutdown_timeout"),
         replication_factor: integer(values, "replication_factor") as i16,
         memory: MemoryBudget {
@@ -195,24 +193,6 @@ fn secret(values: &Values<'_>, key: &str, file_key: &str) -> Option<Secret> {
     }
 }
 
-fn check_listeners(values: &Values<'_>) {
-    let keys = ["listen.grpc", "listen.http"];
-    for key in keys {
-        let address = address(values, key);
-        if !address.ip().is_loopback() && !flag(values, "insecure") {
-            let message = format!(
-                "{address} is reachable from other machines and not encrypted: use 127.0.0.1, or allow it with \
-                 `insecure: true` (--insecure)"
-            );
-            values.refuse(key, message);
-        }
-    }
-    let (grpc, http) = (address(values, keys[0]), address(values, keys[1]));
-    if grpc == http && grpc.port() != 0 {
-        values.refuse(keys[1], format!("and {} are both {grpc}: give them different ports", keys[0]));
-    }
-}
-
 fn check_producer(values: &Values<'_>) {
     let (acks, idempotence) = ("kafka.acks", "kafka.enable_idempotence");
     let all = matches!(text(values, acks).as_deref(), Some("all" | "-1"));
@@ -275,11 +255,11 @@ fn text(values: &Values<'_>, key: &str) -> Option<String> {
     }
 }
 
-fn path(values: &Values<'_>, key: &str) -> Option<PathBuf> {
+pub(super) fn path(values: &Values<'_>, key: &str) -> Option<PathBuf> {
     text(values, key).map(PathBuf::from)
 }
 
-fn list(values: &Values<'_>, key: &str) -> Vec<String> {
+pub(super) fn list(values: &Values<'_>, key: &str) -> Vec<String> {
     match values.get(key) {
         Value::List(items) => items.clone(),
         _ => Vec::new(),
@@ -293,7 +273,7 @@ fn integer(values: &Values<'_>, key: &str) -> u64 {
     }
 }
 
-fn flag(values: &Values<'_>, key: &str) -> bool {
+pub(super) fn flag(values: &Values<'_>, key: &str) -> bool {
     matches!(values.get(key), Value::Bool(true))
 }
 
@@ -304,7 +284,7 @@ fn duration(values: &Values<'_>, key: &str) -> Duration {
     }
 }
 
-fn address(values: &Values<'_>, key: &str) -> SocketAddr {
+pub(super) fn address(values: &Values<'_>, key: &str) -> SocketAddr {
     match values.get(key) {
         Value::Address(address) => *address,
         _ => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),

@@ -107,6 +107,19 @@ pub fn split_documents(text: &str) -> Result<Vec<(String, DeploymentSpec)>, Prob
     Ok(parts.into_iter().zip(specs).collect())
 }
 
+/// The name in a text that is exactly one document, whatever else may be wrong with it.
+pub fn name_of(text: &str) -> Option<String> {
+    match yaml::documents(text).ok()?.as_slice() {
+        [Node { value: Yaml::Map(entries), .. }] => {
+            match entries.iter().find(|(key, _)| key.name == "name")? {
+                (_, Node { value: Yaml::Text(name), .. }) => Some(name.clone()),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
 fn refuse_equal_names(nodes: &[Node], specs: &[DeploymentSpec], report: &Report) {
     // With a problem in some document the two lists do not line up; the names wait for the next try.
     if nodes.len() != specs.len() {

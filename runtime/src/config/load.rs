@@ -11,6 +11,7 @@ use super::build;
 use super::kafka_properties::{Fate, Scope, is_secret, judge};
 use super::node::NodeConfig;
 use super::problem::{Problems, Report, nearest};
+use super::roles::{self, Grant};
 use super::settings::{self, Kind, PROPERTIES, SETTINGS, Setting, Value};
 use super::yaml::{self, Node, Yaml};
 
@@ -91,14 +92,20 @@ impl NodeConfig {
         let report = Report::default();
         let mut raw: BTreeMap<&'static str, Raw> = BTreeMap::new();
         let mut properties: BTreeMap<String, (String, Source)> = BTreeMap::new();
+        let mut granted = None;
         if let Some((name, text)) = &sources.file {
             let nodes = yaml::documents(text)?;
             if nodes.len() > 1 {
                 report.add(Some(nodes[1].line), "", "a node's configuration is a single document");
             }
             if let Some(node) = nodes.first() {
-                let mut file =
-                    FileReader { name, raw: &mut raw, properties: &mut properties, report: &report };
+                let mut file = FileReader {
+                    name,
+                    raw: &mut raw,
+                    properties: &mut properties,
+                    granted: &mut granted,
+                    report: &report,
+                };
                 file.walk("", node);
             }
         }
@@ -107,10 +114,24 @@ impl NodeConfig {
 
         let mut notes = Vec::new();
         let properties = judge_properties(properties, &mut raw, &mut notes, &report);
-        let values = check(raw, properties, &report);
+        let mut values = check(raw, properties, &report);
+        let grants = match granted {
+            None => Vec::new(),
+            Some((source, grants)) => {
+                // Given, as far as other settings ask; what it holds is beside the table.
+                values.values.insert("roles", (Value::Unset, source));
+                grants
+            }
+        };
         notes.extend(values.notes());
-        let shown = values.shown();
-        let config = build::node_config(&values, notes);
+        let mut shown = values.shown();
+        shown.extend(grants.iter().enumerate().map(|(at, (source, grant))| Shown {
+            key: format!("roles[{at}]"),
+            value: grant.to_string(),
+            source: source.clone(),
+        }));
+        let grants = grants.into_iter().map(|(_, grant)| grant).collect();
+        let config = build::node_config(&values, grants, notes);
         report.finish(config.map(|config| Effective { config, shown }))
     }
 }
@@ -129,6 +150,8 @@ struct FileReader<'a> {
     name: &'a str,
     raw: &'a mut BTreeMap<&'static str, Raw>,
     properties: &'a mut BTreeMap<String, (String, Source)>,
+    /// The source of the list and of each of its entries; `None` = there is no list.
+    granted: &'a mut Option<(Source, Vec<(Source, Grant)>)>,
     report: &'a Report,
 }
 
@@ -142,10 +165,17 @@ impl FileReader<'_> {
             let path = if path.is_empty() { key.name.clone() } else { format!("{path}.{}", key.name) };
             match &node.value {
                 Yaml::Null => self.check_known(&path, key.line),
+                _ if path == "roles" => self.roles(key.line, node),
                 Yaml::Map(_) => self.walk(&path, node),
                 _ => self.scalar(&path, key.line, node),
             }
         }
+    }
+
+    fn roles(&mut self, line: u32, node: &Node) {
+        let source = |line| Source::File { name: self.name.to_owned(), line };
+        let grants = roles::read(node, line, self.report).into_iter();
+        *self.granted = Some((source(line), grants.map(|(line, grant)| (source(line), grant)).collect()));
     }
 
     /// `key:` with nothing after it: nothing is set, but a misspelling is still one.
@@ -220,6 +250,9 @@ const OTHER_VARIABLES: &[&str] = &[
     "TIDEMILL_OUTPUT",
     "TIDEMILL_KAFKA",
     "TIDEMILL_KAFKA_LIBS",
+    "TIDEMILL_CA",
+    "TIDEMILL_CERT",
+    "TIDEMILL_CERT_KEY",
 ];
 const OTHER_PREFIXES: &[&str] = &["TIDEMILL_TEST_", "TIDEMILL_BENCH_", "TIDEMILL_BUILD_"];
 
@@ -378,7 +411,9 @@ impl Values<'_> {
     }
 
     fn shown(&self) -> Vec<Shown> {
-        let settings = SETTINGS.iter().filter_map(|setting| {
+        // Roles have a line each.
+        let settings = SETTINGS.iter().filter(|setting| !matches!(setting.kind, Kind::Roles));
+        let settings = settings.filter_map(|setting| {
             let (value, source) = self.values.get(setting.key)?;
             let hidden = matches!(setting.kind, Kind::Secret) && *value != Value::Unset;
             let value = if hidden { "(hidden)".to_owned() } else { value.show(setting.kind) };

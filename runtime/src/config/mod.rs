@@ -11,7 +11,8 @@
 //! | [`outbox`] | outputs that are no topic |
 //! | [`policy`] | what a node allows its deployments |
 //! | [`rollout`] | when a new version is taken back by itself |
-//! | [`node`], [`load`], `build` | what a node's configuration means; reading and combining it |
+//! | [`node`], [`load`], `build`, `listen` | what a node's configuration means; reading and combining it |
+//! | [`roles`] | who may do what |
 //! | [`settings`], [`kafka_properties`] | the tables behind it |
 //! | [`manifest`] | what a module says about itself |
 //! | [`units`], [`problem`], `section`, `yaml` | the parts |
@@ -23,12 +24,14 @@ pub mod document;
 pub mod failures;
 pub mod kafka_properties;
 mod librdkafka_names;
+mod listen;
 pub mod load;
 pub mod manifest;
 pub mod node;
 pub mod outbox;
 pub mod policy;
 pub mod problem;
+pub mod roles;
 pub mod rollout;
 mod section;
 pub mod settings;

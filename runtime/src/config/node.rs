@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::document::SpecDefaults;
 use super::kafka_properties::Scope;
+use super::roles::Grant;
 use crate::telemetry::LogBounds;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,8 @@ pub struct NodeConfig {
     /// How long state that is of no use stays.
     pub state_unused_keep: Duration,
     pub listen: Listen,
+    /// Who may do what; empty = no TLS, and whoever reaches the node may everything.
+    pub roles: Vec<Grant>,
     /// Stop, commit, leave: within this, or exit anyway.
     pub shutdown_timeout: Duration,
     /// Of internal topics whose deployment does not say.
@@ -47,6 +50,15 @@ pub struct Listen {
     pub http: SocketAddr,
     /// `host:port` under which other nodes reach `grpc`; `None` = its own address.
     pub advertise: Option<String>,
+    pub tls: Option<TlsFiles>,
+}
+
+/// What both listeners, and calls of other nodes, are encrypted with; PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub client_ca: PathBuf,
 }
 
 /// Bounds for the whole process, shared by all its tasks.

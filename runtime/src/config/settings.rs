@@ -44,6 +44,8 @@ pub enum Kind {
     Duration(u64, u64),
     /// Smallest and largest; accepted for the sake of existing configurations.
     Number(f64, f64),
+    /// A list of mappings, in the file only; [`super::roles`] reads it.
+    Roles,
 }
 
 /// A checked value.
@@ -89,13 +91,21 @@ pub const SETTINGS: &[Setting] = &[
     setting("state_unused_keep", None, Kind::Duration(0, 365 * 86_400_000), "24h",
         "How long state that no task will take up again stays in the state directory, from when it was found; `tidemill stores` lists it."),
     setting("listen.grpc", None, Kind::Address, "127.0.0.1:7600",
-        "Address of the control plane. Beyond loopback only with insecure: true, for it is not encrypted."),
+        "Address of the control plane. Beyond loopback only with listen.tls (or insecure: true)."),
     setting("listen.http", None, Kind::Address, "127.0.0.1:7601",
-        "Address of /metrics and /health. Beyond loopback only with insecure: true, for it is not encrypted."),
+        "Address of /metrics and /health; with listen.tls encrypted, for anyone. Beyond loopback only with that (or insecure: true)."),
     setting("listen.advertise", None, Kind::Servers, "",
         "host:port under which other nodes reach listen.grpc. Not set = listen.grpc itself."),
+    setting("listen.tls.cert", None, Kind::Path, "",
+        "This node's certificate and what is between it and its CA (PEM): shown to callers, and to other nodes when it calls them. Read again when it changes."),
+    setting("listen.tls.key", None, Kind::Path, "",
+        "Private key of listen.tls.cert (PEM, not encrypted). Read again when it changes."),
+    setting("listen.tls.client_ca", None, Kind::Path, "",
+        "CA certificates (PEM) that every caller's certificate, and every other node's, must come from. Read again when it changes."),
+    setting("roles", None, Kind::Roles, "",
+        "Who may do what, by the names in a caller's certificate: a list of { san, role, deployments }; needs listen.tls. See docs/security.md."),
     setting("insecure", None, Kind::Bool, "false",
-        "Allows plaintext listeners beyond loopback: anyone who can reach them can deploy code."),
+        "Allows listeners without TLS beyond loopback: anyone who can reach them can deploy code."),
     setting("shutdown_timeout", None, Kind::Duration(1_000, 600_000), "25s",
         "How long a stopping node may take to finish its work, commit and leave, before it exits anyway."),
     setting("replication_factor", None, Kind::Integer(1, 15), "1",
@@ -257,6 +267,7 @@ impl Setting {
                 }
                 Ok(Value::Duration(value))
             }
+            Kind::Roles => Err("is a list of mappings, which only the file can hold".to_owned()),
             Kind::Number(low, high) => match text.parse::<f64>() {
                 Ok(value) if (low..=high).contains(&value) => Ok(Value::Number(value)),
                 Ok(value) => Err(format!("{value} is outside {low} to {high}")),
@@ -285,6 +296,7 @@ impl Setting {
                 format!("duration, {} to {}", show(low), show(high))
             }
             Kind::Number(low, high) => format!("number, {low} to {high}"),
+            Kind::Roles => "list of { san, role, deployments }, in the file only".to_owned(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! a client does later is bounded there: by keepalive, by streams a connection, by the size of headers.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -14,7 +15,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// At once; one more is closed. A fleet's nodes and its operators' tools need one each.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -51,7 +51,7 @@ impl Stream for Incoming {
             }
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, peer)) => match Arc::clone(&self.places).try_acquire_owned() {
-                    Ok(place) => return Poll::Ready(Some(Ok(Connection::new(stream, place)))),
+                    Ok(place) => return Poll::Ready(Some(Ok(Connection::new(stream, peer, place)))),
                     Err(_) => tracing::debug!(%peer, CONNECTIONS_MAX, "too many connections; closed one"),
                 },
                 Err(error) => {
@@ -66,17 +66,23 @@ impl Stream for Incoming {
 /// One of them, counted until it is closed.
 pub struct Connection {
     stream: TcpStream,
+    peer: SocketAddr,
     /// While its first words are incomplete: when they are too late, and how many bytes are missing.
     opening: Option<(Pin<Box<Sleep>>, usize)>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Connection {
+    fn new(stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) -> Connection {
         // Costs latency, not correctness.
         let _ = stream.set_nodelay(true);
         let opening = Some((Box::pin(sleep(FIRST_BYTES_WAIT)), FIRST_BYTES));
-        Connection { stream, opening, _place: place }
+        Connection { stream, peer, opening, _place: place }
+    }
+
+    /// The address of the other end.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
     }
 }
 
@@ -122,13 +128,5 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
     }
 }

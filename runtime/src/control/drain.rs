@@ -9,20 +9,19 @@ use tonic::Status;
 use super::deadline::Deadline;
 use super::forward::{Forwarder, timed};
 use super::grpc::ask;
-use crate::node::{Handle, Owner};
+use crate::node::Owner;
 
 impl Forwarder {
     /// Asks the node itself. May be repeated: it says what is wanted, not what is to change.
     pub async fn drain(
         &self,
-        node: &Handle,
         request: proto::DrainRequest,
         deadline: Deadline,
     ) -> Result<proto::DrainResponse, Status> {
         let proto::DrainRequest { node: id, undo, local } = request;
         let asked = id.clone();
-        match ask(node, move |node| node.member(&asked)).await? {
-            Owner::Here => ask(node, move |node| Ok(node.drain(undo))).await,
+        match ask(&self.node, move |node| node.member(&asked)).await? {
+            Owner::Here => ask(&self.node, move |node| Ok(node.drain(undo))).await,
             Owner::At { .. } if local => Err(Status::not_found(format!("this is not node {id}"))),
             Owner::At { node, address } => {
                 let mut client = FleetClient::new(self.channel(&address).await?);

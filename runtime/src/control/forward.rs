@@ -5,19 +5,23 @@
 //! told so at once.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::inbox_client::InboxClient;
 use tidemill_proto::v1::state_client::StateClient;
 use tokio::sync::{Mutex, Semaphore};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::caller::{Caller, OnBehalf};
 use super::deadline::Deadline;
 use super::grpc::ask;
 use super::page::PageToken;
 use crate::node::{ControlError, Handle, Owner};
+use crate::tls::client::Client;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two looks at who owns a partition that moves.
@@ -32,12 +36,24 @@ const PAGE_BYTES_MAX: usize = 1 << 20;
 /// An answer of another node: a page of scans, or values of several keys, and what is around them.
 pub(super) const ANSWER_BYTES_MAX: usize = 16 << 20;
 
+/// Of one caller: it sees no more of this node than the caller may, and says on whose behalf it asks others.
+#[derive(Clone)]
 pub struct Forwarder {
     pub(super) node: Handle,
+    behalf: OnBehalf,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// `None` = the fleet's nodes talk to each other without TLS.
+    tls: Option<Client>,
     /// By address. Bounded by the fleet's size.
     channels: Mutex<HashMap<String, Channel>>,
     waits: Semaphore,
 }
+
+/// To another node, on behalf of a caller.
+pub(super) type Peer = InterceptedService<Channel, OnBehalf>;
 
 /// A read of one partition, as this node and as another one answers it.
 pub(super) trait Read: Clone + Send + 'static {
@@ -57,7 +73,7 @@ pub(super) trait Read: Clone + Send + 'static {
     /// Asked of another node, as a local read.
     fn there(
         self,
-        channel: Channel,
+        channel: Peer,
         timeout: Duration,
     ) -> impl Future<Output = Result<Self::Answer, Status>> + Send;
 }
@@ -77,7 +93,7 @@ impl Read for proto::GetManyStateRequest {
         node.state_get_many(self, until)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(state(channel).get_many(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -97,7 +113,7 @@ impl Read for proto::ScanStateRequest {
         node.state_scan(self, until)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(state(channel).scan(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -124,7 +140,7 @@ impl Read for proto::EditStateRequest {
         ))
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(state(channel).edit(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -144,15 +160,25 @@ impl Read for proto::GetInboxRequest {
         node.inbox_get(self, until)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         let mut client = InboxClient::new(channel);
         Ok(client.get(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
 
 impl Forwarder {
-    pub fn new(node: Handle) -> Forwarder {
-        Forwarder { node, channels: Mutex::new(HashMap::new()), waits: Semaphore::new(WAITS_MAX) }
+    pub fn new(node: Handle, tls: Option<Client>) -> Forwarder {
+        let shared = Shared { tls, channels: Mutex::new(HashMap::new()), waits: Semaphore::new(WAITS_MAX) };
+        Forwarder { node, behalf: OnBehalf(None), shared: Arc::new(shared) }
+    }
+
+    /// For one call.
+    pub fn on_behalf_of(&self, caller: &Caller) -> Forwarder {
+        Forwarder {
+            node: self.node.within(caller.scope.clone()),
+            behalf: OnBehalf(caller.identity.clone()),
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     pub async fn get(
@@ -349,7 +375,7 @@ impl Forwarder {
     async fn here<R: Read>(&self, request: R, until: Instant) -> Result<R::Answer, Status> {
         let _permit = match request.waits() {
             false => None,
-            true => Some(self.waits.try_acquire().map_err(|_| {
+            true => Some(self.shared.waits.try_acquire().map_err(|_| {
                 Status::resource_exhausted(format!(
                     "{WAITS_MAX} reads wait for a position on this node already; try again"
                 ))
@@ -358,21 +384,30 @@ impl Forwarder {
         ask(&self.node, move |node| request.here(node, until)).await
     }
 
-    pub(super) async fn channel(&self, address: &str) -> Result<Channel, Status> {
-        let mut channels = self.channels.lock().await;
+    /// To another node, on behalf of this caller.
+    pub(super) async fn channel(&self, address: &str) -> Result<Peer, Status> {
+        let channel = self.connection(address).await?;
+        Ok(InterceptedService::new(channel, self.behalf.clone()))
+    }
+
+    async fn connection(&self, address: &str) -> Result<Channel, Status> {
+        let mut channels = self.shared.channels.lock().await;
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| Status::internal(format!("owner's address {address}: {error}")))?
             .connect_timeout(CONNECT_TIMEOUT);
-        let channel = endpoint.connect_lazy();
+        let channel = match &self.shared.tls {
+            None => endpoint.connect_lazy(),
+            Some(tls) => endpoint.connect_with_connector_lazy(tls.connector()),
+        };
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
 }
 
-fn state(channel: Channel) -> StateClient<Channel> {
+fn state(channel: Peer) -> StateClient<Peer> {
     StateClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 

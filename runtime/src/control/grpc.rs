@@ -7,6 +7,8 @@ use tidemill_proto::v1 as proto;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::audit::Revision;
+use super::caller::Caller;
 use super::deadline::Deadline;
 use super::details::status;
 use super::forward::Forwarder;
@@ -14,34 +16,51 @@ use super::logs::Wanted;
 use super::peers::Peers;
 use super::streams::{Answers, Streams};
 use super::{lag, logs, upload};
+use crate::config::roles::Scope;
 use crate::node::{ControlError, Handle, wall_ms};
 use crate::telemetry::Telemetry;
 
 /// Implements every service of `tidemill.v1`.
 #[derive(Clone)]
 pub struct Services {
-    pub(super) node: Handle,
-    pub(super) forwarder: Arc<Forwarder>,
+    /// Sees everything: each call is answered by one that sees what its caller may.
+    whole: Handle,
+    forwarder: Forwarder,
     uploads: Arc<Semaphore>,
-    peers: Peers,
     streams: Streams,
     telemetry: Arc<Telemetry>,
 }
 
 impl Services {
     /// Streams end when `stopping` becomes true.
-    pub fn new(node: Handle, telemetry: Arc<Telemetry>, stopping: watch::Receiver<bool>) -> Services {
-        let forwarder = Arc::new(Forwarder::new(node.clone()));
+    pub fn new(
+        node: Handle,
+        forwarder: Forwarder,
+        telemetry: Arc<Telemetry>,
+        stopping: watch::Receiver<bool>,
+    ) -> Services {
         let uploads = Arc::new(Semaphore::new(upload::UPLOADS_MAX));
-        let peers = Peers::new(node.clone(), Arc::clone(&forwarder));
-        Services { node, forwarder, uploads, peers, streams: Streams::new(stopping), telemetry }
+        Services { whole: node, forwarder, uploads, streams: Streams::new(stopping), telemetry }
+    }
+
+    /// The node as the caller of this request may see it, and what he says.
+    pub(super) fn admitted<T>(&self, request: Request<T>) -> (Handle, T) {
+        let scope = caller(&request).scope;
+        (self.whole.within(scope), request.into_inner())
+    }
+
+    /// The same for what concerns other nodes, with the time that there is.
+    pub(super) fn forwarded<T>(&self, request: Request<T>) -> (Forwarder, T, Deadline) {
+        let deadline = Deadline::of(request.metadata());
+        (self.forwarder.on_behalf_of(&caller(&request)), request.into_inner(), deadline)
     }
 
     pub(super) async fn ask<T: Send + 'static>(
         &self,
+        node: Handle,
         work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        self.counted(ask(&self.node, work)).await
+        self.counted(ask(&node, work)).await
     }
 
     /// A call, counted with its outcome.
@@ -55,6 +74,21 @@ impl Services {
         metrics.control_errors.add(u64::from(answer.is_err()));
         answer.map(Response::new)
     }
+}
+
+/// Without the guard nobody is a caller, and sees nothing.
+fn caller<T>(request: &Request<T>) -> Caller {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.unwrap_or_else(|| Caller { identity: None, scope: Scope::none() })
+}
+
+/// Tells the audit log which revision a change got.
+fn revised<T>(mut answer: Response<T>, deployment: fn(&T) -> &Option<proto::Deployment>) -> Response<T> {
+    if let Some(deployment) = deployment(answer.get_ref()) {
+        let revision = Revision(deployment.revision);
+        answer.extensions_mut().insert(revision);
+    }
+    answer
 }
 
 /// Runs `work` where it may block.
@@ -75,38 +109,43 @@ impl proto::deployments_server::Deployments for Services {
         &self,
         request: Request<Streaming<proto::DeployRequest>>,
     ) -> Result<Response<proto::DeployResponse>, Status> {
-        self.counted(async {
-            let upload = upload::receive(&self.uploads, request.into_inner()).await?;
+        let (node, stream) = self.admitted(request);
+        let deployed = self.counted(async {
+            let upload = upload::receive(&self.uploads, stream).await?;
             let (header, module) = (upload.header, upload.module);
-            let answer = ask(&self.node, move |node| node.deploy(header, module)).await;
+            let answer = ask(&node, move |node| node.deploy(header, module)).await;
             drop(upload.place);
             answer
-        })
-        .await
+        });
+        deployed.await.map(|answer| revised(answer, |answer| &answer.deployment))
     }
 
     async fn get(
         &self,
         request: Request<proto::GetDeploymentRequest>,
     ) -> Result<Response<proto::GetDeploymentResponse>, Status> {
-        let name = request.into_inner().name;
-        self.ask(move |node| Ok(proto::GetDeploymentResponse { deployment: Some(node.deployment(&name)?) }))
-            .await
+        let (node, request) = self.admitted(request);
+        let name = request.name;
+        self.ask(node, move |node| {
+            Ok(proto::GetDeploymentResponse { deployment: Some(node.deployment(&name)?) })
+        })
+        .await
     }
 
     async fn list(
         &self,
-        _request: Request<proto::ListDeploymentsRequest>,
+        request: Request<proto::ListDeploymentsRequest>,
     ) -> Result<Response<proto::ListDeploymentsResponse>, Status> {
-        self.ask(|node| Ok(proto::ListDeploymentsResponse { deployments: node.deployments() })).await
+        let (node, _) = self.admitted(request);
+        self.ask(node, |node| Ok(proto::ListDeploymentsResponse { deployments: node.deployments() })).await
     }
 
     async fn delete(
         &self,
         request: Request<proto::DeleteDeploymentRequest>,
     ) -> Result<Response<proto::DeleteDeploymentResponse>, Status> {
-        let request = request.into_inner();
-        self.ask(move |node| {
+        let (node, request) = self.admitted(request);
+        self.ask(node, move |node| {
             node.delete(request)?;
             Ok(proto::DeleteDeploymentResponse {})
         })
@@ -117,64 +156,70 @@ impl proto::deployments_server::Deployments for Services {
         &self,
         request: Request<proto::HistoryRequest>,
     ) -> Result<Response<proto::HistoryResponse>, Status> {
-        let name = request.into_inner().name;
-        self.ask(move |node| node.history(&name)).await
+        let (node, request) = self.admitted(request);
+        let name = request.name;
+        self.ask(node, move |node| node.history(&name)).await
     }
 
     async fn diff(
         &self,
         request: Request<proto::DiffRequest>,
     ) -> Result<Response<proto::DiffResponse>, Status> {
-        let request = request.into_inner();
-        self.ask(move |node| node.diff(&request)).await
+        let (node, request) = self.admitted(request);
+        self.ask(node, move |node| node.diff(&request)).await
     }
 
     async fn rollout(
         &self,
         request: Request<proto::RolloutRequest>,
     ) -> Result<Response<proto::RolloutResponse>, Status> {
-        let name = request.into_inner().name;
-        self.ask(move |node| node.rollout(&name)).await
+        let (node, request) = self.admitted(request);
+        let name = request.name;
+        self.ask(node, move |node| node.rollout(&name)).await
     }
 
     async fn rollback(
         &self,
         request: Request<proto::RollbackRequest>,
     ) -> Result<Response<proto::RollbackResponse>, Status> {
-        let request = request.into_inner();
-        self.ask(move |node| node.rollback(request)).await
+        let (node, request) = self.admitted(request);
+        let answer = self.ask(node, move |node| node.rollback(request)).await?;
+        Ok(revised(answer, |answer| &answer.deployment))
     }
 
     async fn pause(
         &self,
         request: Request<proto::PauseRequest>,
     ) -> Result<Response<proto::PauseResponse>, Status> {
-        let request = request.into_inner();
-        self.ask(move |node| node.pause(request)).await
+        let (node, request) = self.admitted(request);
+        let answer = self.ask(node, move |node| node.pause(request)).await?;
+        Ok(revised(answer, |answer| &answer.deployment))
     }
 
     async fn reset(
         &self,
         request: Request<proto::ResetRequest>,
     ) -> Result<Response<proto::ResetResponse>, Status> {
-        let request = request.into_inner();
-        self.ask(move |node| node.reset(request)).await
+        let (node, request) = self.admitted(request);
+        self.ask(node, move |node| node.reset(request)).await
     }
 
     async fn resume(
         &self,
         request: Request<proto::ResumeRequest>,
     ) -> Result<Response<proto::ResumeResponse>, Status> {
-        let request = request.into_inner();
-        self.ask(move |node| node.resume(request)).await
+        let (node, request) = self.admitted(request);
+        let answer = self.ask(node, move |node| node.resume(request)).await?;
+        Ok(revised(answer, |answer| &answer.deployment))
     }
 
     async fn restart(
         &self,
         request: Request<proto::RestartRequest>,
     ) -> Result<Response<proto::RestartResponse>, Status> {
-        let request = request.into_inner();
-        self.ask(move |node| node.restart(request)).await
+        let (node, request) = self.admitted(request);
+        let answer = self.ask(node, move |node| node.restart(request)).await?;
+        Ok(revised(answer, |answer| &answer.deployment))
     }
 }
 
@@ -184,9 +229,10 @@ impl proto::lag_server::Lag for Services {
         &self,
         request: Request<proto::GetLagRequest>,
     ) -> Result<Response<proto::GetLagResponse>, Status> {
-        let name = request.into_inner().deployment;
+        let (forwarder, request, _) = self.forwarded(request);
+        let peers = Peers::new(forwarder);
         self.counted(async {
-            Ok(proto::GetLagResponse { partitions: lag::look(&self.node, &self.peers, &name).await? })
+            Ok(proto::GetLagResponse { partitions: lag::look(&peers, &request.deployment).await? })
         })
         .await
     }
@@ -197,12 +243,13 @@ impl proto::lag_server::Lag for Services {
         &self,
         request: Request<proto::WatchLagRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let metadata = request.metadata().clone();
+        let (forwarder, request, _) = self.forwarded(request);
         self.counted(async {
-            let (metadata, _, request) = request.into_parts();
             let interval = lag::interval(&request)?;
             let (stream, answers) = self.streams.open(&metadata)?;
             let wanted = (request.deployment, interval);
-            tokio::spawn(lag::watch(self.node.clone(), self.peers.clone(), wanted, stream));
+            tokio::spawn(lag::watch(Peers::new(forwarder), wanted, stream));
             Ok(answers)
         })
         .await
@@ -215,32 +262,32 @@ impl proto::state_server::State for Services {
         &self,
         request: Request<proto::GetStateRequest>,
     ) -> Result<Response<proto::GetStateResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.get(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.get(request, deadline)).await
     }
 
     async fn get_many(
         &self,
         request: Request<proto::GetManyStateRequest>,
     ) -> Result<Response<proto::GetManyStateResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.get_many(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.get_many(request, deadline)).await
     }
 
     async fn scan(
         &self,
         request: Request<proto::ScanStateRequest>,
     ) -> Result<Response<proto::ScanStateResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.scan(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.scan(request, deadline)).await
     }
 
     async fn edit(
         &self,
         request: Request<proto::EditStateRequest>,
     ) -> Result<Response<proto::EditStateResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.edit(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.edit(request, deadline)).await
     }
 }
 
@@ -250,8 +297,8 @@ impl proto::inbox_server::Inbox for Services {
         &self,
         request: Request<proto::GetInboxRequest>,
     ) -> Result<Response<proto::GetInboxResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.inbox_get(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.inbox_get(request, deadline)).await
     }
 }
 
@@ -261,29 +308,34 @@ impl proto::fleet_server::Fleet for Services {
         &self,
         request: Request<proto::DrainRequest>,
     ) -> Result<Response<proto::DrainResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.drain(&self.node, request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.drain(request, deadline)).await
     }
 
     async fn nodes(
         &self,
         request: Request<proto::NodesRequest>,
     ) -> Result<Response<proto::NodesResponse>, Status> {
-        let proto::NodesRequest { deployment, local } = request.into_inner();
+        let (forwarder, request, _) = self.forwarded(request);
+        let proto::NodesRequest { deployment, local } = request;
         if local {
             let nodes = move |node: &Handle| node.this_node(&deployment).into_iter().collect();
-            return self.ask(move |node| Ok(proto::NodesResponse { nodes: nodes(node) })).await;
+            return self
+                .ask(forwarder.node, move |node| Ok(proto::NodesResponse { nodes: nodes(node) }))
+                .await;
         }
-        self.counted(async { Ok(proto::NodesResponse { nodes: self.peers.nodes(&deployment).await? }) }).await
+        let peers = Peers::new(forwarder);
+        self.counted(async { Ok(proto::NodesResponse { nodes: peers.nodes(&deployment).await? }) }).await
     }
 
     async fn stores(
         &self,
         request: Request<proto::StoresRequest>,
     ) -> Result<Response<proto::StoresResponse>, Status> {
-        match request.into_inner().local {
-            true => self.ask(Handle::stores).await,
-            false => self.counted(self.peers.stores()).await,
+        let (forwarder, request, _) = self.forwarded(request);
+        match request.local {
+            true => self.ask(forwarder.node, Handle::stores).await,
+            false => self.counted(Peers::new(forwarder).stores()).await,
         }
     }
 }
@@ -296,19 +348,19 @@ impl proto::logs_server::Logs for Services {
         &self,
         request: Request<proto::TailLogsRequest>,
     ) -> Result<Response<Self::TailStream>, Status> {
+        let metadata = request.metadata().clone();
+        let (forwarder, request, _) = self.forwarded(request);
         self.counted(async {
-            let (metadata, _, request) = request.into_parts();
             let name = request.deployment.clone();
-            let ring = ask(&self.node, move |node| node.handler_log(&name)).await?;
+            let ring = ask(&forwarder.node, move |node| node.handler_log(&name)).await?;
             let (local, wanted) = (request.local, Wanted::of(request, wall_ms())?);
             let (stream, answers) = self.streams.open(&metadata)?;
-            let node = self.node.clone();
             match local {
-                true => tokio::spawn(async move { logs::here(node.id(), ring, wanted, stream).await }),
-                false => {
-                    let forwarder = Arc::clone(&self.forwarder);
-                    tokio::spawn(logs::everywhere(node, forwarder, ring, wanted, stream))
+                true => {
+                    let node = forwarder.node;
+                    tokio::spawn(async move { logs::here(node.id(), ring, wanted, stream).await })
                 }
+                false => tokio::spawn(logs::everywhere(forwarder, ring, wanted, stream)),
             };
             Ok(answers)
         })

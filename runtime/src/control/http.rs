@@ -7,7 +7,8 @@
 //! | `/health/ready` | `{"status": "ready"}` or 503 `{"status": "not_ready"}` |
 //! | `/health/live` | 200 as long as the process answers, whatever Kafka does |
 //!
-//! Readiness steers traffic only; it never makes a node leave its group, and an idle node is ready.
+//! With TLS they are encrypted and ask nobody for a certificate: they show names and numbers, never what
+//! records or state hold. Readiness steers traffic only; it never makes a node leave its group, and an idle node is ready.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use axum::routing::get;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
+use super::incoming::Established;
 use crate::telemetry::{CONTENT_TYPE, Telemetry};
 
 /// What the node says about itself. Cheap: it is asked at every probe.
@@ -82,7 +84,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
 
 /// Serves until `shutdown` resolves, then lets answers in flight end.
 pub async fn serve(
-    listener: TcpListener,
+    incoming: Established,
     telemetry: Arc<Telemetry>,
     health: Arc<dyn HealthSource>,
     shutdown: impl Future<Output = ()> + Send + 'static,
@@ -94,7 +96,7 @@ pub async fn serve(
         .route("/health/live", get(live))
         .fallback(unknown)
         .with_state(Endpoints { telemetry, health });
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+    axum::serve(incoming, router).with_graceful_shutdown(shutdown).await
 }
 
 async fn metrics(State(endpoints): State<Endpoints>) -> Response {
@@ -137,6 +139,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::control::incoming::{Door, Side};
 
     struct Fake(Mutex<HealthSnapshot>);
 
@@ -178,7 +181,10 @@ mod tests {
         let fake = Arc::new(Fake(Mutex::new(well())));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let health: Arc<dyn HealthSource> = Arc::clone(&fake) as _;
-        let server = tokio::spawn(serve(listener, Telemetry::new(), health, async {
+        let telemetry = Telemetry::new();
+        let door = Door { side: Side::Http, tls: None, telemetry: Arc::clone(&telemetry) };
+        let incoming = Established::new(listener, door);
+        let server = tokio::spawn(serve(incoming, telemetry, health, async {
             let _ = stopped.await;
         }));
 

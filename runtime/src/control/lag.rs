@@ -9,7 +9,6 @@ use tonic::Status;
 use super::grpc::ask;
 use super::peers::Peers;
 use super::streams::Stream;
-use crate::node::Handle;
 
 /// Between two looks of a watcher who does not say.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -17,13 +16,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const INTERVAL_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
 
 /// Of a deployment, or of all if the name is empty.
-pub async fn look(
-    node: &Handle,
-    peers: &Peers,
-    deployment: &str,
-) -> Result<Vec<proto::PartitionLag>, Status> {
+pub async fn look(peers: &Peers, deployment: &str) -> Result<Vec<proto::PartitionLag>, Status> {
     let name = deployment.to_owned();
-    let lag = ask(node, move |node| node.lag((!name.is_empty()).then_some(name.as_str())));
+    let lag = ask(peers.node(), move |node| node.lag((!name.is_empty()).then_some(name.as_str())));
     let (lag, nodes) = tokio::join!(lag, peers.nodes(deployment));
     Ok(explained(lag?, nodes?))
 }
@@ -43,13 +38,12 @@ pub fn interval(request: &proto::WatchLagRequest) -> Result<Duration, Status> {
 
 /// Goes on looking until the stream ends, or a look fails.
 pub async fn watch(
-    node: Handle,
     peers: Peers,
     (deployment, interval): (String, Duration),
     mut stream: Stream<proto::WatchLagResponse>,
 ) {
     loop {
-        let Some(looked) = stream.unless_ended(look(&node, &peers, &deployment)).await else {
+        let Some(looked) = stream.unless_ended(look(&peers, &deployment)).await else {
             return;
         };
         let failed = looked.is_err();

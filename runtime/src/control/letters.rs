@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::dead_letters_client::DeadLettersClient;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
-use super::forward::{ANSWER_BYTES_MAX, Forwarder, Read, timed};
+use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::{Services, ask};
 use crate::node::{ControlError, Handle};
 
@@ -16,7 +15,7 @@ use crate::node::{ControlError, Handle};
 const LIMIT_MAX: u32 = 1_000;
 const LIMIT_DEFAULT: u32 = 100;
 
-fn client(channel: Channel) -> DeadLettersClient<Channel> {
+fn client(channel: Peer) -> DeadLettersClient<Peer> {
     DeadLettersClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
@@ -35,7 +34,7 @@ impl Read for proto::ListLettersRequest {
         node.letters_list(self)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(client(channel).list(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -55,7 +54,7 @@ impl Read for proto::ShowLetterRequest {
         node.letters_show(self)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(client(channel).show(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -75,7 +74,7 @@ impl Read for proto::CountLettersRequest {
         node.letters_count(self)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(client(channel).count(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -95,7 +94,7 @@ impl Read for proto::RedrivesRequest {
         node.redrives_here(self)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(client(channel).redrives(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -222,37 +221,35 @@ impl proto::dead_letters_server::DeadLetters for Services {
         &self,
         request: Request<proto::ListLettersRequest>,
     ) -> Result<Response<proto::ListLettersResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.letters(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.letters(request, deadline)).await
     }
 
     async fn show(
         &self,
         request: Request<proto::ShowLetterRequest>,
     ) -> Result<Response<proto::ShowLetterResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        let request = request.into_inner();
+        let (forwarder, request, deadline) = self.forwarded(request);
         let local = request.local;
-        self.counted(self.forwarder.read(request, local, deadline)).await
+        self.counted(forwarder.read(request, local, deadline)).await
     }
 
     async fn count(
         &self,
         request: Request<proto::CountLettersRequest>,
     ) -> Result<Response<proto::CountLettersResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.count_letters(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.count_letters(request, deadline)).await
     }
 
     async fn redrive(
         &self,
         request: Request<proto::RedriveRequest>,
     ) -> Result<Response<proto::RedriveResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        let request = request.into_inner();
+        let (forwarder, request, deadline) = self.forwarded(request);
         self.counted(async {
-            let ended = self.forwarder.ended(&request.deployment, deadline).await?;
-            ask(&self.node, move |node| node.redrive(request, ended)).await
+            let ended = forwarder.ended(&request.deployment, deadline).await?;
+            ask(&forwarder.node, move |node| node.redrive(request, ended)).await
         })
         .await
     }
@@ -261,11 +258,10 @@ impl proto::dead_letters_server::DeadLetters for Services {
         &self,
         request: Request<proto::DiscardLettersRequest>,
     ) -> Result<Response<proto::DiscardLettersResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        let request = request.into_inner();
+        let (forwarder, request, deadline) = self.forwarded(request);
         self.counted(async {
-            let ended = self.forwarder.ended(&request.deployment, deadline).await?;
-            ask(&self.node, move |node| node.discard_letters(request, ended)).await
+            let ended = forwarder.ended(&request.deployment, deadline).await?;
+            ask(&forwarder.node, move |node| node.discard_letters(request, ended)).await
         })
         .await
     }
@@ -274,8 +270,8 @@ impl proto::dead_letters_server::DeadLetters for Services {
         &self,
         request: Request<proto::CancelRedriveRequest>,
     ) -> Result<Response<proto::CancelRedriveResponse>, Status> {
-        let request = request.into_inner();
-        self.ask(move |node| {
+        let (node, request) = self.admitted(request);
+        self.ask(node, move |node| {
             node.cancel_redrive(request)?;
             Ok(proto::CancelRedriveResponse {})
         })
@@ -286,7 +282,7 @@ impl proto::dead_letters_server::DeadLetters for Services {
         &self,
         request: Request<proto::RedrivesRequest>,
     ) -> Result<Response<proto::RedrivesResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.redrives(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.redrives(request, deadline)).await
     }
 }

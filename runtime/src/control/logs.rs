@@ -17,7 +17,7 @@ use tidemill_proto::v1::logs_client::LogsClient;
 use tokio::sync::mpsc;
 use tonic::{Request, Status};
 
-use super::forward::Forwarder;
+use super::forward::{Forwarder, Peer};
 use super::streams::Stream;
 use crate::node::Handle;
 use crate::telemetry::{Level, Line, LogRing, Since};
@@ -152,12 +152,12 @@ fn message(node: &str, lines: Vec<Line>, dropped: u64, next: Since) -> proto::Ta
 
 /// Answers from every node.
 pub async fn everywhere(
-    node: Handle,
-    forwarder: Arc<Forwarder>,
+    forwarder: Forwarder,
     ring: Arc<LogRing>,
     wanted: Wanted,
     mut stream: Stream<proto::TailLogsResponse>,
 ) {
+    let node = forwarder.node.clone();
     let mut gathering =
         Gathering { forwarder, wanted: wanted.clone(), next: HashMap::new(), followed: HashSet::new() };
     let Some((past, mut since)) = stream.unless_ended(gathering.past(&node, &ring)).await else { return };
@@ -172,7 +172,7 @@ pub async fn everywhere(
 }
 
 struct Gathering {
-    forwarder: Arc<Forwarder>,
+    forwarder: Forwarder,
     wanted: Wanted,
     /// By node: the line to go on from.
     next: HashMap<String, u64>,
@@ -190,7 +190,7 @@ impl Gathering {
         for (id, address) in node.peers() {
             let request =
                 proto::TailLogsRequest { local: true, follow: false, ..self.wanted.request.clone() };
-            let forwarder = Arc::clone(&self.forwarder);
+            let forwarder = self.forwarder.clone();
             asked.spawn(async move {
                 let kept = tokio::time::timeout(ANSWER_WAIT, kept_at(&forwarder, &address, request)).await;
                 (id, kept.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))))
@@ -276,7 +276,7 @@ impl Gathering {
         let from = Some(self.next.get(&id).copied().unwrap_or_default());
         let request =
             proto::TailLogsRequest { local: true, follow: true, from, ..self.wanted.request.clone() };
-        let forwarder = Arc::clone(&self.forwarder);
+        let forwarder = self.forwarder.clone();
         tokio::spawn(async move {
             let reading = async {
                 let mut request = Request::new(request);
@@ -300,10 +300,7 @@ impl Gathering {
     }
 }
 
-async fn client(
-    forwarder: &Forwarder,
-    address: &str,
-) -> Result<LogsClient<tonic::transport::Channel>, Status> {
+async fn client(forwarder: &Forwarder, address: &str) -> Result<LogsClient<Peer>, Status> {
     Ok(LogsClient::new(forwarder.channel(address).await?))
 }
 

@@ -4,15 +4,14 @@ use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::outbox_client::OutboxClient;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
-use super::forward::{ANSWER_BYTES_MAX, Forwarder, Read, timed};
+use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::{Services, ask};
 use crate::node::{ControlError, Handle};
 
-fn client(channel: Channel) -> OutboxClient<Channel> {
+fn client(channel: Peer) -> OutboxClient<Peer> {
     OutboxClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
@@ -31,7 +30,7 @@ impl Read for proto::ListOutboxRequest {
         node.outbox_list(self)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(client(channel).list(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -51,7 +50,7 @@ impl Read for proto::ShowOutboxRequest {
         node.outbox_show(self, until)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(client(channel).show(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -71,7 +70,7 @@ impl Read for proto::RetryOutboxRequest {
         node.outbox_retry(self, until)
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(client(channel).retry(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -98,7 +97,7 @@ impl Read for proto::DiscardOutboxRequest {
         ))
     }
 
-    async fn there(self, channel: Channel, timeout: Duration) -> Result<Self::Answer, Status> {
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(client(channel).discard(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
 }
@@ -163,49 +162,48 @@ impl proto::outbox_server::Outbox for Services {
         &self,
         request: Request<proto::ListOutboxRequest>,
     ) -> Result<Response<proto::ListOutboxResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.list_outbox(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.list_outbox(request, deadline)).await
     }
 
     async fn show(
         &self,
         request: Request<proto::ShowOutboxRequest>,
     ) -> Result<Response<proto::ShowOutboxResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        let request = request.into_inner();
+        let (forwarder, request, deadline) = self.forwarded(request);
         let local = request.local;
-        self.counted(self.forwarder.read(request, local, deadline)).await
+        self.counted(forwarder.read(request, local, deadline)).await
     }
 
     async fn retry(
         &self,
         request: Request<proto::RetryOutboxRequest>,
     ) -> Result<Response<proto::RetryOutboxResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.retry_outbox(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.retry_outbox(request, deadline)).await
     }
 
     async fn discard(
         &self,
         request: Request<proto::DiscardOutboxRequest>,
     ) -> Result<Response<proto::DiscardOutboxResponse>, Status> {
-        let deadline = Deadline::of(request.metadata());
-        self.counted(self.forwarder.discard_outbox(request.into_inner(), deadline)).await
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.discard_outbox(request, deadline)).await
     }
 
     async fn pause(
         &self,
         request: Request<proto::PauseOutboxRequest>,
     ) -> Result<Response<proto::PauseOutboxResponse>, Status> {
-        let request = request.into_inner();
-        self.counted(ask(&self.node, move |node| node.outbox_pause(request))).await
+        let (node, request) = self.admitted(request);
+        self.counted(ask(&node, move |node| node.outbox_pause(request))).await
     }
 
     async fn resume(
         &self,
         request: Request<proto::ResumeOutboxRequest>,
     ) -> Result<Response<proto::ResumeOutboxResponse>, Status> {
-        let request = request.into_inner();
-        self.counted(ask(&self.node, move |node| node.outbox_resume(request))).await
+        let (node, request) = self.admitted(request);
+        self.counted(ask(&node, move |node| node.outbox_resume(request))).await
     }
 }

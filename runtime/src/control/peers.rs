@@ -2,7 +2,6 @@
 //! not left out.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_proto::v1 as proto;
@@ -10,7 +9,7 @@ use tidemill_proto::v1::fleet_client::FleetClient;
 use tokio::task::JoinSet;
 use tonic::{Request, Status};
 
-use super::forward::Forwarder;
+use super::forward::{Forwarder, Peer};
 use super::grpc::ask;
 use crate::node::Handle;
 
@@ -21,19 +20,24 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Clone)]
 pub struct Peers {
-    node: Handle,
-    forwarder: Arc<Forwarder>,
+    forwarder: Forwarder,
 }
 
 impl Peers {
-    pub fn new(node: Handle, forwarder: Arc<Forwarder>) -> Peers {
-        Peers { node, forwarder }
+    /// On behalf of the forwarder's caller, who is told what he may see.
+    pub fn new(forwarder: Forwarder) -> Peers {
+        Peers { forwarder }
+    }
+
+    /// This node, as the caller may see it.
+    pub fn node(&self) -> &Handle {
+        &self.forwarder.node
     }
 
     /// Every node, with what runs there of a deployment, or of all if the name is empty.
     pub async fn nodes(&self, deployment: &str) -> Result<Vec<proto::Node>, Status> {
         let name = deployment.to_owned();
-        let known = ask(&self.node, move |node| Ok((node.nodes(&name), node.this_node(&name))));
+        let known = ask(self.node(), move |node| Ok((node.nodes(&name), node.this_node(&name))));
         let (mut nodes, this) = known.await?;
         let request = proto::NodesRequest { deployment: deployment.to_owned(), local: true };
         let answers = self
@@ -58,7 +62,7 @@ impl Peers {
 
     /// The directories of state of every node, and the nodes that do not answer.
     pub async fn stores(&self) -> Result<proto::StoresResponse, Status> {
-        let mut answer = ask(&self.node, Handle::stores).await?;
+        let mut answer = ask(self.node(), Handle::stores).await?;
         let told = self
             .each(|mut client| async move {
                 let asked = client.stores(timed(proto::StoresRequest { local: true })).await;
@@ -75,17 +79,14 @@ impl Peers {
     }
 
     /// Asks every other node whose heartbeat is fresh. Answers by id; none from one that is silent.
-    async fn each<A, F>(
-        &self,
-        question: impl Fn(FleetClient<tonic::transport::Channel>) -> F,
-    ) -> Vec<(String, Option<A>)>
+    async fn each<A, F>(&self, question: impl Fn(FleetClient<Peer>) -> F) -> Vec<(String, Option<A>)>
     where
         A: Send + 'static,
         F: Future<Output = Option<A>> + Send + 'static,
     {
         let mut asked = JoinSet::new();
         let mut answers = Vec::new();
-        for (id, address) in self.node.peers() {
+        for (id, address) in self.node().peers() {
             let Ok(channel) = self.forwarder.channel(&address).await else {
                 answers.push((id, None));
                 continue;

@@ -9,11 +9,19 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::forward::Forwarder;
+use super::grpc::Services;
+use super::guard::{Access, Guard};
 use super::http::{self, CircuitState, HealthSnapshot, HealthSource, ListenError};
+use super::incoming::{Door, Established, Side};
 use super::server::{self, ServeError};
 use crate::config::NodeConfig;
+use crate::config::roles::{Grant, Role, Scope};
 use crate::node::{Handle, Node, NodeError};
 use crate::telemetry::Telemetry;
+use crate::tls::TlsError;
+use crate::tls::client::Client;
+use crate::tls::own::Own;
 
 /// How long calls in progress may go on once the node is told to stop. Records are handled meanwhile.
 const LAST_CALLS_MAX: Duration = Duration::from_secs(5);
@@ -26,6 +34,8 @@ pub enum RunError {
     Grpc(#[from] ServeError),
     #[error(transparent)]
     Http(#[from] ListenError),
+    #[error("listen.tls: {0}")]
+    Tls(#[from] TlsError),
     #[error("a thread of the node panicked; its log says where")]
     Panicked,
 }
@@ -45,6 +55,8 @@ pub async fn run(
     ready: impl FnOnce(Addresses),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
+    // Certificates that cannot be used are found before anything listens.
+    let tls = config.listen.tls.as_ref().map(Own::load).transpose()?.map(Arc::new);
     let grpc = server::bind(config.listen.grpc).await?;
     let http = http::bind(config.listen.http).await?;
     let addresses = Addresses {
@@ -57,7 +69,10 @@ pub async fn run(
     // Probes are answered from the first moment on: a node that starts is alive, and not ready.
     let health = Arc::new(Health::new(&config));
     let source: Arc<dyn HealthSource> = Arc::clone(&health) as _;
+    let door = |side| Door { side, tls: tls.clone(), telemetry: Arc::clone(&telemetry) };
+    let (grpc, http) = (Established::new(grpc, door(Side::Grpc)), Established::new(http, door(Side::Http)));
     let http = tokio::spawn(http::serve(http, Arc::clone(&telemetry), source, until(stopped.clone())));
+    let roles = config.roles.clone();
     // If it fails, `stop` is dropped, which ends the server.
     let node = blocking({
         let telemetry = Arc::clone(&telemetry);
@@ -65,7 +80,11 @@ pub async fn run(
     })
     .await??;
     health.started(node.handle());
-    let grpc = tokio::spawn(server::serve(grpc, node.handle(), telemetry, stopped));
+    let forwarder = Forwarder::new(node.handle(), tls.clone().map(|own| peers(own, roles.clone())));
+    let services = Services::new(node.handle(), forwarder, Arc::clone(&telemetry), stopped.clone());
+    let access = if tls.is_some() { Access::Roles(roles) } else { Access::Open };
+    let fresh = tls.map(|own| tokio::spawn(own.keep_fresh()));
+    let grpc = tokio::spawn(server::serve(grpc, services, Guard::new(access, telemetry), stopped));
     ready(addresses);
     shutdown.await;
     let _ = stop.send(true); // The servers are the only ones that listen.
@@ -77,10 +96,22 @@ pub async fn run(
     };
     let served = tokio::time::timeout(LAST_CALLS_MAX, last_calls).await;
     blocking(move || node.stop()).await?;
+    if let Some(fresh) = fresh {
+        fresh.abort();
+    }
     match served {
         Ok(served) => served.map_err(|_| RunError::Panicked)?.map_err(RunError::Grpc),
         Err(_still_connected) => Ok(()),
     }
+}
+
+/// How this node calls another one: with its own certificate, and only if the other one is a node, because
+/// what it passes on is its callers'.
+fn peers(own: Arc<Own>, roles: Vec<Grant>) -> Client {
+    Client::of_node(own, move |certificate| match Scope::of(&roles, &certificate.names, Role::Node) {
+        scope if scope.is_none() => Err("its certificate has no name with the role node".to_owned()),
+        _ => Ok(()),
+    })
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {

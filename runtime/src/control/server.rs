@@ -4,6 +4,7 @@
 //! |---|---|
 //! | connections, and the time of their first words | `connections` |
 //! | streams, headers and unread bytes of a connection, keepalive, the size of a message | here |
+//! | who somebody is, and what they may | `incoming`, `guard` |
 //! | calls of the node, the time of one, and the end of all | `admission` |
 //! | modules on their way in | `upload` |
 
@@ -11,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::middleware::from_fn_with_state;
 use tidemill_proto::v1 as proto;
 use tokio::net::TcpListener;
@@ -21,13 +23,12 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::admission::{Admission, admit};
-use super::connections::Incoming;
 use super::grpc::Services;
-use crate::node::Handle;
-use crate::telemetry::Telemetry;
+use super::guard::{Guard, guard};
+use super::incoming::Established;
 
 /// One message of a client; a module comes in chunks well below it.
-const MESSAGE_BYTES_MAX: usize = 1 << 20;
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Streams of one connection; hyper's own default would otherwise be removed by tonic.
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
@@ -55,12 +56,11 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
 
 /// Serves until told to stop: calls in progress then come to their end, and new ones are refused.
 pub async fn serve(
-    listener: TcpListener,
-    node: Handle,
-    telemetry: Arc<Telemetry>,
+    incoming: Established,
+    services: Services,
+    access: Guard,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let services = Services::new(node, telemetry, stopping.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::Serving).await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -86,7 +86,7 @@ pub async fn serve(
         .add_service(bounded!(proto::outbox_server::OutboxServer<Services>))
         .add_service(bounded!(proto::logs_server::LogsServer<Services>));
     let admission = Admission::new(stopping.clone());
-    let routes = routes.into_axum_router().layer(from_fn_with_state(admission.clone(), admit));
+    let routes = guarded(routes, access).layer(from_fn_with_state(admission.clone(), admit));
     let shutdown = async move {
         // An error says that the sender is gone, which means stop as well.
         let _ = stopping.wait_for(|&stop| stop).await;
@@ -102,9 +102,14 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
         .add_routes(Routes::from(routes))
-        .serve_with_incoming_shutdown(Incoming::new(listener), shutdown)
+        .serve_with_incoming_shutdown(incoming.into_stream(), shutdown)
         .await?;
     Ok(())
+}
+
+/// The guard in front of everything there is, what does not exist included.
+pub(super) fn guarded(routes: Routes, access: Guard) -> Router {
+    routes.into_axum_router().layer(from_fn_with_state(Arc::new(access), guard))
 }
 
 /// Of every service, and of the node as a whole.

@@ -15,7 +15,7 @@ pub const DOCUMENT_BYTES_MAX: usize = 256 << 10;
 /// Modules that are held at once; further callers wait before they send theirs.
 pub const UPLOADS_MAX: usize = 4;
 /// A caller that sends nothing for this long gives its place to the next.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub struct Upload<'a> {

@@ -16,6 +16,7 @@ use super::runtime::NodeRuntime;
 use crate::config::deployment::{OutputSpec, Ownership};
 use crate::config::manifest::StoreManifest;
 use crate::config::problem::{Problem, lines};
+use crate::config::roles::Scope;
 use crate::telemetry::TaskState;
 
 /// Why a call is refused, by what its caller can do about it.
@@ -90,21 +91,29 @@ pub struct VitalSigns {
 #[derive(Clone)]
 pub struct Handle {
     pub(super) node: Arc<NodeRuntime>,
+    /// For this handle no other deployment exists.
+    scope: Scope,
 }
 
 impl Handle {
+    pub(super) fn new(node: Arc<NodeRuntime>) -> Handle {
+        Handle { node, scope: Scope::All }
+    }
+
+    /// The same node for a caller who may know of these deployments only. Whether he may change them
+    /// is not asked here.
+    pub fn within(&self, scope: Scope) -> Handle {
+        Handle { node: Arc::clone(&self.node), scope }
+    }
+
     pub fn deployment(&self, name: &str) -> Result<proto::Deployment, ControlError> {
         Ok(self.describe(&self.registered(name)?))
     }
 
     pub fn deployments(&self) -> Vec<proto::Deployment> {
-        self.node
-            .control_log
-            .view()
-            .deployments
-            .values()
-            .map(|registered| self.describe(registered))
-            .collect()
+        let view = self.node.control_log.view();
+        let seen = view.deployments.values().filter(|registered| self.scope.covers(&registered.name));
+        seen.map(|registered| self.describe(registered)).collect()
     }
 
     pub fn lag(&self, name: Option<&str>) -> Result<Vec<proto::PartitionLag>, ControlError> {
@@ -113,7 +122,11 @@ impl Handle {
             self.registered(name)?;
         }
         let mut lags = Vec::new();
-        for registered in view.deployments.values().filter(|r| name.is_none_or(|name| r.name == name)) {
+        let wanted = |r: &&Registered| match name {
+            Some(name) => r.name == name,
+            None => self.scope.covers(&r.name),
+        };
+        for registered in view.deployments.values().filter(wanted) {
             lags.extend(super::lag::of(&self.node, registered)?);
         }
         Ok(lags)
@@ -211,10 +224,16 @@ impl Handle {
         }
     }
 
+    /// Whether this handle is to know of a deployment.
+    pub(super) fn sees(&self, deployment: &str) -> bool {
+        self.scope.covers(deployment)
+    }
+
     pub(super) fn registered(&self, name: &str) -> Result<Registered, ControlError> {
         let view = self.node.control_log.view();
-        view.deployments.get(name).cloned().ok_or_else(|| {
-            let names: Vec<_> = view.deployments.keys().map(String::as_str).collect();
+        let seen = |name: &&str| self.scope.covers(name);
+        view.deployments.get(name).filter(|_| seen(&name)).cloned().ok_or_else(|| {
+            let names: Vec<_> = view.deployments.keys().map(String::as_str).filter(seen).collect();
             ControlError::NotFound(match names.as_slice() {
                 [] => format!("{name} is not deployed; nothing is"),
                 names => format!("{name} is not deployed; there are {}", names.join(", ")),

@@ -20,7 +20,8 @@ impl Handle {
     /// Every node, by its last heartbeat and by id, with what it runs of a deployment; of all if the name
     /// is empty.
     pub fn nodes(&self, deployment: &str) -> Vec<proto::Node> {
-        let wanted = |task: &proto::NodeTask| deployment.is_empty() || task.deployment == deployment;
+        let wanted =
+            |task: &proto::NodeTask| self.sees(&task.deployment) && is_of(&task.deployment, deployment);
         let peers = self.node.fleet.peers().into_iter();
         let mut nodes: Vec<proto::Node> = peers
             .map(|(id, peer)| proto::Node {
@@ -41,7 +42,7 @@ impl Handle {
     pub fn this_node(&self, deployment: &str) -> Option<proto::Node> {
         let node = self.nodes(deployment).into_iter().find(|node| node.id == self.node.id)?;
         let boards = self.node.boards().into_iter();
-        let boards = boards.filter(|(name, _)| deployment.is_empty() || name == deployment);
+        let boards = boards.filter(|(name, _)| self.sees(name) && is_of(name, deployment));
         let view = self.node.control_log.view();
         let mut tasks = Vec::new();
         for (name, board) in boards {
@@ -67,6 +68,11 @@ impl Handle {
         alive.sort();
         alive
     }
+}
+
+/// Every name is of no deployment in particular.
+fn is_of(name: &str, deployment: &str) -> bool {
+    deployment.is_empty() || name == deployment
 }
 
 fn of_heartbeat(task: proto::HeartbeatTask) -> proto::NodeTask {

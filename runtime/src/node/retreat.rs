@@ -26,7 +26,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// Looks at this node's trials until it is dropped.
 pub fn start(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
-    let mut retreat = Retreat { handle: Handle { node }, began: Instant::now(), watched: BTreeMap::new() };
+    let mut retreat = Retreat { handle: Handle::new(node), began: Instant::now(), watched: BTreeMap::new() };
     Routine::start("retreat", LOOK, move || retreat.look())
 }
 

@@ -126,7 +126,7 @@ impl Node {
     }
 
     pub fn handle(&self) -> Handle {
-        Handle { node: Arc::clone(&self.runtime) }
+        Handle::new(Arc::clone(&self.runtime))
     }
 
     /// Commits what is in flight, closes every store, leaves every group.

@@ -334,4 +334,8 @@ pub struct NodeMetrics {
     /// Calls of the control plane, and those that failed.
     pub control_calls: Counter,
     pub control_errors: Counter,
+    /// Of those, the ones that the caller may not make.
+    pub control_refused: Counter,
+    /// Connections that ended before they were one: no certificate, a wrong one, no TLS.
+    pub tls_refused: Counter,
 }

@@ -14,7 +14,10 @@ use crate::config::node::{LogConfig, LogFormat};
 use crate::config::problem::Problems;
 
 /// Client libraries below this level say too much about too little.
-const QUIET: &str = "librdkafka=warn,rdkafka=warn,h2=warn,hyper=warn,tower=warn,cranelift=warn,wasmtime=warn";
+const QUIET: &str =
+    "librdkafka=warn,rdkafka=warn,h2=warn,hyper=warn,tower=warn,cranelift=warn,wasmtime=warn,rustls=warn";
+/// Who changed what, and who was refused: logged whatever the level of the rest.
+const ALWAYS: &str = "audit=info";
 
 /// Starts logging for the process. A second call is refused, as a test may have started it already.
 pub fn init(config: &LogConfig) -> Result<(), Problems> {
@@ -41,7 +44,7 @@ fn filter(text: &str) -> Result<EnvFilter, Problems> {
         Problems::one("log.filter", message)
     };
     // What the user says comes last, so that it wins over the quiet defaults.
-    EnvFilter::builder().parse(format!("{QUIET},{text}")).map_err(refuse)
+    EnvFilter::builder().parse(format!("{QUIET},{ALWAYS},{text}")).map_err(refuse)
 }
 
 #[cfg(test)]

@@ -217,6 +217,10 @@ pub const NODE: &[Row<NodeMetrics>] = &[
         |c, emit| emit(None, Count(c.control_calls.get()))),
     counter("tidemill_control_errors", "Calls of the control plane that failed",
         |c, emit| emit(None, Count(c.control_errors.get()))),
+    counter("tidemill_control_refused", "Calls of the control plane that their caller may not make",
+        |c, emit| emit(None, Count(c.control_refused.get()))),
+    counter("tidemill_connections_refused", "Connections that ended in their TLS handshake",
+        |c, emit| emit(None, Count(c.tls_refused.get()))),
 ];
 
 /// Every exported family name, as a scrape shows it without suffixes.

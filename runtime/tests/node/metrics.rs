@@ -79,6 +79,8 @@ const EXPECTED: &[(&str, &str, f64, f64)] = &[
     ("tidemill_rollbacks", "cause=\"failures\"", 0.0, 0.0),
     ("tidemill_control_calls", "", 1.0, 1.0),
     ("tidemill_control_errors", "", 1.0, 1.0),
+    ("tidemill_control_refused", "", 0.0, 0.0),
+    ("tidemill_connections_refused", "", 0.0, 0.0),
     ("tidemill_build", "version", 1.0, 1.0),
 ];
 

@@ -1,8 +1,13 @@
 //! State queries over gRPC: what was produced is read, whatever happens to the node meanwhile.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
+use tidemill::control::forward::Forwarder;
+use tidemill::control::grpc::Services;
+use tidemill::control::guard::{Access, Guard};
+use tidemill::control::incoming::{Door, Established, Side};
 use tidemill::control::server;
 use tidemill::kafka::topic_log::TopicLog;
 use tidemill::node::{ControlError, Node};
@@ -39,7 +44,13 @@ impl<'a> Served<'a> {
         let handle = node.handle();
         let (stop, stopped) = watch::channel(false);
         let server = runtime.spawn(async move {
-            server::serve(listener, handle, Telemetry::new(), stopped).await.expect("serves");
+            let telemetry = Telemetry::new();
+            let door = Door { side: Side::Grpc, tls: None, telemetry: Arc::clone(&telemetry) };
+            let incoming = Established::new(listener, door);
+            let forwarder = Forwarder::new(handle.clone(), None);
+            let services = Services::new(handle, forwarder, Arc::clone(&telemetry), stopped.clone());
+            let guard = Guard::new(Access::Open, telemetry);
+            server::serve(incoming, services, guard, stopped).await.expect("serves");
         });
         let _guard = runtime.enter();
         let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy();

@@ -1,4 +1,6 @@
-//! What tests of several crates share: guests built from source.
+//! What tests of several crates share: guests built from source, and certificates.
+
+pub mod certificates;
 
 pub use proptest;
 

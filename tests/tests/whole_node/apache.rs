@@ -106,5 +106,5 @@ fn a_node_signs_in_over_tls_with_scram() {
     let unknown = cases::a_configured_node_gives_up(&nobody);
     assert!(unknown.contains("authentication failed"), "{unknown}");
 
-    cases::a_configured_node_is_right(&cluster, &trusting);
+    cases::a_configured_node_is_right(&cluster, &trusting, &["correct-horse"]);
 }

@@ -6,6 +6,7 @@ use tidemill_tests::inputs;
 use tidemill_tests::orders;
 use tidemill_tests::programs::{alone, turn_on_embedded};
 use tidemill_tests::reads;
+use tidemill_tests::security;
 
 #[test]
 fn the_flights_pipeline_is_right() {
@@ -59,4 +60,10 @@ fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing() {
 fn kafkas_own_tools_see_the_same() {
     let _turn = turn_on_embedded();
     cases::kafkas_own_tools_see_the_same(&Cluster::embedded());
+}
+
+#[test]
+fn a_fleet_with_certificates_answers_to_roles() {
+    let _turn = turn_on_embedded();
+    security::a_fleet_with_certificates_answers_to_roles(&Cluster::embedded());
 }

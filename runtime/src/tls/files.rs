@@ -1,0 +1,119 @@
+//! PEM files: read, checked, and compared with what they held before.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, RootCertStore};
+
+use super::TlsError;
+use super::certificate::{Certificate, now_s};
+use crate::config::units::show_time_ms;
+
+/// A file beyond this holds no certificates.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A file and what it held when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PemFile {
+    pub path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl PemFile {
+    pub fn read(path: &Path) -> Result<PemFile, TlsError> {
+        let read = || {
+            let size = std::fs::metadata(path)?.len();
+            if size > FILE_BYTES_MAX {
+                return Err(std::io::Error::other(format!(
+                    "it has {size} bytes, at most {FILE_BYTES_MAX} are read"
+                )));
+            }
+            std::fs::read(path)
+        };
+        match read() {
+            Ok(bytes) => Ok(PemFile { path: path.to_owned(), bytes }),
+            Err(reason) => Err(TlsError::Read { path: path.to_owned(), reason }),
+        }
+    }
+
+    /// At least one, the holder's own first.
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.bytes).collect();
+        let found = found.map_err(|error| self.malformed(error.to_string()))?;
+        if found.is_empty() {
+            return Err(TlsError::NoCertificate { path: self.path.clone() });
+        }
+        Ok(found)
+    }
+
+    /// As CAs.
+    pub fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in self.certificates()? {
+            roots.add(certificate).map_err(|error| self.malformed(error.to_string()))?;
+        }
+        Ok(Arc::new(roots))
+    }
+
+    fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
+        let encrypted = b"BEGIN ENCRYPTED PRIVATE KEY";
+        if self.bytes.windows(encrypted.len()).any(|window| window == encrypted) {
+            return Err(TlsError::EncryptedKey { path: self.path.clone() });
+        }
+        // The reason could quote the file, which is a secret.
+        PrivateKeyDer::from_pem_slice(&self.bytes).map_err(|_| TlsError::NoKey { path: self.path.clone() })
+    }
+
+    fn malformed(&self, reason: String) -> TlsError {
+        TlsError::Malformed { path: self.path.clone(), reason }
+    }
+}
+
+/// A certificate with its chain and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPair {
+    pub cert: PemFile,
+    pub key: PemFile,
+}
+
+/// The same, understood.
+pub struct Identity {
+    pub certificate: Certificate,
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl KeyPair {
+    pub fn read(cert: &Path, key: &Path) -> Result<KeyPair, TlsError> {
+        Ok(KeyPair { cert: PemFile::read(cert)?, key: PemFile::read(key)? })
+    }
+
+    /// Refuses one that nobody would accept now.
+    pub fn identity(&self) -> Result<Identity, TlsError> {
+        let (chain, key) = (self.cert.certificates()?, self.key.key()?);
+        let certificate = Certificate::read(&chain[0]).map_err(|reason| self.cert.malformed(reason))?;
+        let (now, path) = (now_s(), self.cert.path.clone());
+        if certificate.has_expired(now) {
+            return Err(TlsError::Expired { path, at: certificate.shown_end() });
+        }
+        if now < certificate.valid_from_s {
+            return Err(TlsError::NotYet {
+                path,
+                at: show_time_ms(certificate.valid_from_s.saturating_mul(1000)),
+            });
+        }
+        Ok(Identity { certificate, chain, key })
+    }
+
+    /// What rustls says of the pair.
+    pub fn refused(&self, reason: rustls::Error) -> TlsError {
+        match reason {
+            rustls::Error::InconsistentKeys(_) => {
+                TlsError::Mismatch { cert: self.cert.path.clone(), key: self.key.path.clone() }
+            }
+            reason => TlsError::Unusable { path: self.cert.path.clone(), reason },
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Who may do what, seen from outside: certificates, roles and tenants on a fleet of two, the audit log,
+//! and secrets that stay where they are.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::Offset;
+use serde_json::Value;
+use tidemill_test_support::build_guest;
+use tidemill_test_support::certificates::{Authority, Pair};
+
+use crate::cluster::Cluster;
+use crate::node::{Node, plain};
+use crate::programs::Finished;
+use crate::reading::{assign, reading};
+use crate::wait::until;
+
+/// For a node to answer, and for two to share the work.
+const READY_MAX: Duration = Duration::from_secs(60);
+
+const ROLES: &str = "\
+roles:
+  - { san: spiffe://test/node, role: node }
+  - { san: spiffe://test/admin, role: admin }
+  - { san: '*.team-a.test', role: query, deployments: [ 'team-a-*' ] }
+  - { san: '*.team-a.test', role: deployer, deployments: [ 'team-a-*' ] }
+";
+
+/// Somebody with a certificate.
+struct Person<'a> {
+    ca: &'a Path,
+    pair: Pair,
+}
+
+impl Person<'_> {
+    fn at(&self, node: &Node, arguments: &[&str]) -> Finished {
+        let shown = [self.ca, self.pair.cert.as_path(), self.pair.key.as_path()]
+            .map(|path| path.display().to_string());
+        let flags = ["--ca", &shown[0], "--cert", &shown[1], "--cert-key", &shown[2]];
+        node.tidemill(&[arguments, &flags].concat())
+    }
+
+    fn json(&self, node: &Node, arguments: &[&str]) -> Value {
+        let text = self.at(node, &[arguments, &["-o", "json"]].concat()).ok();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// The command is refused, and says this.
+    #[track_caller]
+    fn refused(&self, node: &Node, arguments: &[&str], why: &str) {
+        let finished = self.at(node, arguments);
+        assert_eq!(finished.status.code(), Some(4), "{arguments:?}: {finished:#?}");
+        assert!(finished.stderr.contains(why), "{arguments:?}: {finished:#?}");
+    }
+}
+
+/// A tenant reads and changes what is his on any node, and of what is not his he does not even learn the
+/// name; who changed what is in the history and in the audit log.
+pub fn a_fleet_with_certificates_answers_to_roles(cluster: &Cluster) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    let authority = Authority::new(directory.path(), "ca");
+    let own = authority.issue("node", &["127.0.0.1", "spiffe://test/node"]);
+    let person = |file: &str, name: &str| Person { ca: &authority.ca, pair: authority.issue(file, &[name]) };
+    let admin = person("admin", "spiffe://test/admin");
+    let tenant = person("tenant", "ci.team-a.test");
+    let nodes = ["n1", "n2"].map(|name| {
+        let tls = format!(
+            "listen.tls: {{ cert: '{}', key: '{}', client_ca: '{}' }}\n",
+            own.cert.display(),
+            own.key.display(),
+            authority.ca.display()
+        );
+        Node::start_with(cluster, &path(name), &format!("{}{tls}{ROLES}", plain(cluster)))
+    });
+    for node in &nodes {
+        until("the node answers its admin", READY_MAX, || {
+            let finished = admin.at(node, &["deployments"]);
+            if finished.status.success() { Ok(()) } else { Err(finished) }
+        });
+    }
+    deploy(&nodes[0], &admin, directory.path());
+    strangers_are_told_why(&nodes[0], &authority.ca);
+    a_tenant_sees_what_is_his(&nodes, &tenant);
+    a_tenant_changes_what_is_his(&nodes[1], &tenant);
+    until_shared(&nodes[0], &admin);
+    let put = ["state", "edit", "put", "team-a-count", "counts", "a", "41", "--yes"];
+    nodes.iter().for_each(|node| drop(admin.at(node, &put).ok()));
+
+    let history = tenant.at(&nodes[1], &["history", "team-a-count"]).ok();
+    assert!(history.contains("spiffe://test/admin"), "{history}");
+    let logs: String = nodes.iter().map(Node::whole_log).collect();
+    the_audit_log_tells(&logs);
+    let key = std::fs::read_to_string(&own.key).expect("a key");
+    let secret = key.lines().nth(1).expect("its first line").to_owned();
+    secrets_stay_secret(cluster, &nodes[0], &[&secret]);
+}
+
+/// Two deployments of different tenants, shared by both nodes, and something counted.
+fn deploy(node: &Node, admin: &Person<'_>, directory: &Path) {
+    node.tidemill(&["topics", "create", "words", "counts", "--partitions", "4"]).ok();
+    std::fs::write(directory.join("count.wasm"), build_guest("plugins/count")).expect("a module");
+    let document = |name: &str| {
+        format!(
+            "name: {name}\nmodule: count.wasm\ninputs: {{ in: {{ topic: words }} }}\noutputs: {{ out: {{ topic: counts }} }}\n"
+        )
+    };
+    let file = directory.join("both.yaml");
+    std::fs::write(&file, format!("{}---\n{}", document("team-a-count"), document("team-b-count")))
+        .expect("a file");
+    let words = directory.join("words.csv");
+    std::fs::write(&words, "word\na\nb\nc\nd\ne\nf\n").expect("a file");
+    let words = words.display().to_string();
+    node.tidemill(&["produce", "words", "--file", &words, "--header-line", "--key-field", "word"]).ok();
+    admin.at(node, &["apply", "--wait", "-f", &file.display().to_string()]).ok();
+    until_shared(node, admin);
+}
+
+/// Both nodes tell that they run two of the four tasks, of either deployment, and everything is counted.
+fn until_shared(node: &Node, admin: &Person<'_>) {
+    until("the work is shared and done", READY_MAX, || {
+        let (listed, lag) = (admin.json(node, &["nodes"]), admin.at(node, &["lag", "team-a-count"]).stdout);
+        let nodes = listed["nodes"].as_array().cloned().unwrap_or_default();
+        let running = |node: &Value, deployment: &str| {
+            let tasks = node["tasks"].as_array().cloned().unwrap_or_default();
+            tasks.iter().filter(|task| task["deployment"] == deployment && task["state"] == "running").count()
+        };
+        let half =
+            |node: &Value| ["team-a-count", "team-b-count"].iter().all(|name| running(node, name) == 2);
+        match nodes.len() == 2 && nodes.iter().all(half) && lag.contains("total 0 records") {
+            true => Ok(()),
+            false => Err((listed, lag)),
+        }
+    });
+}
+
+fn strangers_are_told_why(node: &Node, ca: &Path) {
+    let ca = ca.display().to_string();
+    let without = node.tidemill(&["deployments", "--ca", &ca]);
+    assert!(without.stderr.contains("it asks for a certificate"), "{without:#?}");
+    let plain = node.tidemill(&["deployments"]);
+    assert!(!plain.status.success() && plain.stderr.contains("--ca"), "{plain:#?}");
+}
+
+/// On either node, although half of the partitions are on the other one.
+fn a_tenant_sees_what_is_his(nodes: &[Node; 2], tenant: &Person<'_>) {
+    let get = |deployment| ["state", "get", deployment, "counts", "a"];
+    for node in nodes {
+        assert_eq!(tenant.at(node, &get("team-a-count")).ok().trim_end().lines().next(), Some("1"));
+        let scan = tenant.at(node, &["state", "scan", "team-a-count", "counts"]).ok();
+        let has = |key: &str| scan.split_whitespace().any(|word| word == key);
+        assert!(["a", "b", "c", "d", "e", "f"].into_iter().all(has), "{scan}");
+        tenant.refused(node, &get("team-b-count"), "needs the role query for team-b-count");
+        for seen in [&["deployments"][..], &["nodes"], &["lag"]] {
+            let seen = tenant.json(node, seen).to_string();
+            assert!(seen.contains("team-a-count") && !seen.contains("team-b"), "{seen}");
+        }
+        let nothing = tenant.at(node, &["history", "team-a-nothing"]);
+        assert_eq!(nothing.status.code(), Some(5), "{nothing:#?}");
+        assert!(
+            nothing.stderr.contains("team-a-count") && !nothing.stderr.contains("team-b"),
+            "{nothing:#?}"
+        );
+    }
+}
+
+fn a_tenant_changes_what_is_his(node: &Node, tenant: &Person<'_>) {
+    tenant.refused(node, &["delete", "team-b-count", "--yes"], "needs the role");
+    tenant.refused(node, &["pause", "team-b-count"], "needs the role");
+    tenant.at(node, &["pause", "team-a-count"]).ok();
+    tenant.at(node, &["resume", "team-a-count"]).ok();
+}
+
+fn the_audit_log_tells(logs: &str) {
+    let lines: Vec<&str> = logs.lines().filter(|line| line.contains(" audit ")).collect();
+    let expected = [
+        [
+            "who=\"spiffe://test/admin\"",
+            "action=\"Deployments.Deploy\"",
+            "name=\"team-a-count\"",
+            "outcome=Ok",
+        ],
+        ["who=\"ci.team-a.test\"", "action=\"Deployments.Pause\"", "name=\"team-a-count\"", "outcome=Ok"],
+        [
+            "who=\"ci.team-a.test\"",
+            "action=\"Deployments.Pause\"",
+            "name=\"team-b-count\"",
+            "outcome=PermissionDenied",
+        ],
+        // By the node that was asked for a key which the other one has.
+        ["who=\"spiffe://test/admin\"", "via=\"spiffe://test/node\"", "action=\"State.Edit\"", "outcome=Ok"],
+    ];
+    for words in expected {
+        let found = lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(found, "no line of {words:?}:\n{}", lines.join("\n"));
+    }
+}
+
+/// Nothing that the node logs, shows, or writes for the fleet holds one of these texts.
+pub fn secrets_stay_secret(cluster: &Cluster, node: &Node, secrets: &[&str]) {
+    let file = node.directory().join("node.yaml").display().to_string();
+    let shown = [
+        ("the log", node.whole_log()),
+        ("config show", node.tidemill(&["config", "show", "--config", &file]).ok()),
+        ("the registry", registry(cluster)),
+    ];
+    for (place, text) in &shown {
+        assert!(!text.is_empty(), "{place} is empty, which shows nothing");
+        for secret in secrets {
+            assert!(!text.contains(secret), "{place} shows a secret");
+        }
+    }
+}
+
+/// Every byte that the registry holds; what is no text is replaced.
+fn registry(cluster: &Cluster) -> String {
+    let topic = "_tidemill.control";
+    let consumer: BaseConsumer =
+        reading(cluster.bootstrap(), "security", false).create().expect("a consumer");
+    let (_, end) = consumer.fetch_watermarks(topic, 0, READY_MAX).expect("the registry is there");
+    assign(&consumer, topic, [0], Offset::Beginning).expect("assigned");
+    let mut text = String::new();
+    until("the registry is read to its end", READY_MAX, || {
+        let Some(record) = consumer.poll(Duration::from_millis(100)) else { return Err(text.len()) };
+        let record = record.expect("readable");
+        text.push_str(&String::from_utf8_lossy(record.payload().unwrap_or_default()));
+        if record.offset() + 1 >= end { Ok(()) } else { Err(text.len()) }
+    });
+    text
+}
