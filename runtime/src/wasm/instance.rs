@@ -159,6 +159,10 @@ impl WasmHandler {
         prefetched: Prefetched,
         state: &mut View,
     ) -> Result<Effects, Fault> {
+        // A short call would be over before the guest is looked at.
+        if self.linked.interrupt.is_raised() {
+            return Err(Fault::Interrupted);
+        }
         let max = limits::batch_bytes_max(&self.linked.limits);
         if batch.bytes() > max {
             let bytes = batch.bytes();
