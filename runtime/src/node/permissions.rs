@@ -75,7 +75,9 @@ fn internal_topic(
     let say = |message: String| Problem::at("name", format!("internal topic {name}: {message}"));
     let looked = node.admin.look(std::slice::from_ref(name))?.remove(name).unwrap_or(Looked::Missing);
     let needed = internal.operations(wanted);
-    let lacking = lacking(Some(&looked), &needed);
+    // Whoever may not see it, or not make it, would not be let near it either, as far as one can tell.
+    let all = [&[Operation::Create], needed.as_slice()].concat();
+    let lacking = if looked == Looked::Denied { all.clone() } else { lacking(Some(&looked), &needed) };
     let mut problems = Vec::new();
     if !lacking.is_empty() {
         problems.push(say(not_permitted(node, &lacking, &topic)));
@@ -100,11 +102,7 @@ fn internal_topic(
             ..wanted.clone()
         })? {
             Creation::Possible => {}
-            // Whoever may not make it would not be let near it either, as far as one can tell.
-            Creation::Denied => {
-                let all = [&[Operation::Create], needed.as_slice()].concat();
-                problems.push(say(not_permitted(node, &all, &topic)));
-            }
+            Creation::Denied => problems.push(say(not_permitted(node, &all, &topic))),
             Creation::Refused(reason) => problems.push(say(format!("it could not be made: {reason}"))),
         },
     }
