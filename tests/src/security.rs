@@ -81,11 +81,11 @@ pub fn a_fleet_with_certificates_answers_to_roles(cluster: &Cluster) {
             if finished.status.success() { Ok(()) } else { Err(finished) }
         });
     }
-    deploy(&nodes[0], &admin, directory.path());
+    deploy(&nodes, &admin, directory.path());
     strangers_are_told_why(&nodes[0], &authority.ca);
     a_tenant_sees_what_is_his(&nodes, &tenant);
     a_tenant_changes_what_is_his(&nodes[1], &tenant);
-    until_shared(&nodes[0], &admin);
+    until_shared(&nodes, &admin);
     let put = ["state", "edit", "put", "team-a-count", "counts", "a", "41", "--yes"];
     nodes.iter().for_each(|node| drop(admin.at(node, &put).ok()));
 
@@ -99,7 +99,8 @@ pub fn a_fleet_with_certificates_answers_to_roles(cluster: &Cluster) {
 }
 
 /// Two deployments of different tenants, shared by both nodes, and something counted.
-fn deploy(node: &Node, admin: &Person<'_>, directory: &Path) {
+fn deploy(nodes: &[Node; 2], admin: &Person<'_>, directory: &Path) {
+    let node = &nodes[0];
     node.tidemill(&["topics", "create", "words", "counts", "--partitions", "4"]).ok();
     std::fs::write(directory.join("count.wasm"), build_guest("plugins/count")).expect("a module");
     let document = |name: &str| {
@@ -115,11 +116,15 @@ fn deploy(node: &Node, admin: &Person<'_>, directory: &Path) {
     let words = words.display().to_string();
     node.tidemill(&["produce", "words", "--file", &words, "--header-line", "--key-field", "word"]).ok();
     admin.at(node, &["apply", "--wait", "-f", &file.display().to_string()]).ok();
-    until_shared(node, admin);
+    until_shared(nodes, admin);
 }
 
-/// Both nodes tell that they run two of the four tasks, of either deployment, and everything is counted.
-fn until_shared(node: &Node, admin: &Person<'_>) {
+/// Each node knows that both run two of the four tasks, of either deployment, and that everything is counted.
+fn until_shared(nodes: &[Node; 2], admin: &Person<'_>) {
+    nodes.iter().for_each(|node| until_shared_as_told_by(node, admin));
+}
+
+fn until_shared_as_told_by(node: &Node, admin: &Person<'_>) {
     until("the work is shared and done", READY_MAX, || {
         let (listed, lag) = (admin.json(node, &["nodes"]), admin.at(node, &["lag", "team-a-count"]).stdout);
         let nodes = listed["nodes"].as_array().cloned().unwrap_or_default();

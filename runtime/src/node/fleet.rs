@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use tidemill_proto::v1::Heartbeat;
 
-/// Time between two heartbeats.
+/// Time between two heartbeats while nothing changes.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A node that has been silent for longer is taken for gone.
 pub const ALIVE: Duration = Duration::from_secs(10);

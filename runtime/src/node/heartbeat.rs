@@ -30,13 +30,14 @@ impl Heart {
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopping);
         let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
-            let mut last: Option<Instant> = None;
+            let mut last: Option<(Instant, Heartbeat)> = None;
             while !flag.load(Ordering::Relaxed) {
-                if last.is_none_or(|last| last.elapsed() >= HEARTBEAT) {
-                    last = Some(Instant::now());
-                    let beat = beat(&node, &address).encode_to_vec();
+                let beat = beat(&node, &address);
+                // What changed is told at once: others route queries by it.
+                if last.as_ref().is_none_or(|(at, told)| at.elapsed() >= HEARTBEAT || *told != beat) {
                     let sent = Instant::now();
-                    let written = log.append(Some(node.id.as_bytes()), Some(&beat));
+                    let written = log.append(Some(node.id.as_bytes()), Some(&beat.encode_to_vec()));
+                    last = Some((sent, beat));
                     node.kafka_answers.store(written.is_ok(), Ordering::Relaxed);
                     match written {
                         Ok(_) => node.telemetry.node.broker_latency.observe(sent.elapsed()),

@@ -6,7 +6,7 @@
 //! | `inputs/P.tsv` | offset, time stamp, id, key, value of a record of the input |
 //! | `outputs/P.tsv` | offset, key, value of a record of the output, as a read_committed consumer sees it |
 //! | `sent.tsv` | number of an id, bits of its acknowledged records |
-//! | `sizes.tsv` | ids written so far, rows of the inbox's topic, bytes of the stores on disk |
+//! | `sizes.tsv` | ms since the first look, ids written so far, rows of the inbox's topic, bytes of the stores on disk |
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -126,15 +126,16 @@ pub fn sent(directory: &Path) -> Result<Vec<u8>> {
 pub fn write_sizes(directory: &Path, sizes: &[Size]) -> Result<()> {
     let mut out = BufWriter::new(File::create(directory.join(SIZES))?);
     for size in sizes {
-        writeln!(out, "{}\t{}\t{}", size.ids, size.rows, size.bytes)?;
+        writeln!(out, "{}\t{}\t{}\t{}", size.at_ms, size.ids, size.rows, size.bytes)?;
     }
     Ok(out.flush()?)
 }
 
 pub fn sizes(directory: &Path) -> Result<Vec<Size>> {
     let mut all = Vec::new();
-    each(&directory.join(SIZES), |[ids, rows, bytes]: [&str; 3]| {
-        all.push(Size { ids: ids.parse()?, rows: rows.parse()?, bytes: bytes.parse()? });
+    each(&directory.join(SIZES), |[at, ids, rows, bytes]: [&str; 4]| {
+        let (at_ms, ids) = (at.parse()?, ids.parse()?);
+        all.push(Size { at_ms, ids, rows: rows.parse()?, bytes: bytes.parse()? });
         Ok(())
     })?;
     Ok(all)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -19,6 +19,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// One look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
+    /// Since the first look.
+    pub at_ms: u64,
     /// Offsets that the inbox's topic has given out: how far the run is.
     pub ids: u64,
     /// Of those, the ones that are still there.
@@ -38,11 +40,17 @@ impl Sizes {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let mut sizes = Vec::new();
+            let (began, mut sizes) = (Instant::now(), Vec::new());
             while !told.load(Ordering::Relaxed) {
                 // A broker that does not answer is looked at again.
                 if let Ok((ids, rows)) = topic(&consumer) {
-                    sizes.push(Size { ids, rows, bytes: stores.iter().map(|store| bytes(store)).sum() });
+                    let at_ms = began.elapsed().as_millis() as u64;
+                    sizes.push(Size {
+                        at_ms,
+                        ids,
+                        rows,
+                        bytes: stores.iter().map(|store| bytes(store)).sum(),
+                    });
                 }
                 std::thread::sleep(LOOK_EVERY);
             }
