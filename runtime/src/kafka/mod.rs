@@ -26,7 +26,6 @@ pub mod epochs;
 mod ffi;
 mod from_node;
 pub mod mirror;
-mod offsets;
 pub mod peek;
 pub mod permissions;
 pub mod probe;
@@ -34,7 +33,6 @@ mod reader;
 pub mod recovery;
 pub mod scan;
 pub mod sink;
-mod slot;
 pub mod tools;
 pub mod topic_log;
 

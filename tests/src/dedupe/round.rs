@@ -35,6 +35,8 @@ const SETTLE_MAX: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone)]
 pub struct Case {
     pub seed: u64,
+    /// `embedded` or `apache`.
+    pub broker: &'static str,
     pub ids: u32,
     /// Records a second.
     pub rate: u64,
@@ -188,7 +190,8 @@ impl Fleet {
             let started = Instant::now();
             let proven = self.strike(node, blow);
             let said = if proven { "" } else { ": no proof" };
-            println!("  {} of n{node} at {due} records, took {:.1?}{said}", blow.name(), started.elapsed());
+            let (broker, name, took) = (case.broker, blow.name(), started.elapsed());
+            println!("{broker}: {name} of n{node} at {due} records, took {took:.1?}{said}");
             let fault = faults.entry(blow.name()).or_insert_with(|| evidence::Fault {
                 name: blow.name().to_owned(),
                 ..evidence::Fault::default()
@@ -210,7 +213,14 @@ impl Fleet {
                 let _ = fs::remove_dir_all(self.nodes[node].stores().join(DEPLOYMENT));
                 killed
             }
-            Blow::Drain => self.nodes[node].stop().success(),
+            Blow::Drain => {
+                // Before that it has nothing to drain, and ends at once.
+                until("the node has started", FIRST_ANSWER_MAX, || {
+                    let log = self.nodes[node].log();
+                    if log.contains("node started") { Ok(()) } else { Err(log) }
+                });
+                self.nodes[node].stop().success()
+            }
             Blow::Crash(point, nth) => {
                 self.kill(node);
                 self.launch(node, Some(&format!("{point}:{nth}@{DEPLOYMENT}")));

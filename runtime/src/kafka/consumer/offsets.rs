@@ -1,17 +1,22 @@
 //! Offsets on their way to the group, outside a transaction (`at_least_once`): sent without waiting,
 //! one request at a time, and again until the group has them or the partition has gone.
 //!
-//! Pure bookkeeping; [`super::consumer`] sends and hears the answers. Only the latest offset of a
+//! [`Offsets`] is the bookkeeping; the consumer sends, and hears the answers. Only the latest offset of a
 //! partition matters, so a slow coordinator makes requests fewer, not a queue longer.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::Consumer;
+use crate::kafka::ffi::KafkaError;
+use crate::kafka::ffi::partitions::Partitions;
 use crate::ports::TaskOffset;
 use crate::record::InputPartition;
 
 /// Between a refusal and the next request.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long the coordinator may take to acknowledge offsets before their partitions go.
+const OFFSETS_WAIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 pub(super) struct Offsets {
@@ -64,6 +69,53 @@ impl Offsets {
 
     pub fn is_idle(&self) -> bool {
         !self.is_out && self.waiting.is_empty()
+    }
+}
+
+impl Consumer {
+    /// Hears the answer to the last request and sends what has come since.
+    pub(super) fn send_offsets(&mut self) {
+        if self.offsets.is_idle() {
+            return;
+        }
+        if let Some(answer) = self.raw.answer(Duration::ZERO) {
+            self.heard(answer);
+        }
+        let Some(due) = self.offsets.take_due(Instant::now()) else { return };
+        let mut list = Partitions::with_capacity(due.len());
+        for row in due {
+            let (topic, offset) = (self.topic(row.partition), row.offset.0 as i64);
+            list.add(topic, row.partition.partition, offset, &row.metadata);
+            list.set_leader_epoch(self.spec.epochs.before(topic, row.partition.partition, offset));
+        }
+        if let Err(error) = self.raw.commit(&list) {
+            self.heard(Err(error));
+        }
+    }
+
+    fn heard(&mut self, answer: Result<(), KafkaError>) {
+        self.offsets.answered(answer.is_ok(), Instant::now());
+        if let Err(error) = answer {
+            // An old generation is no defect: the event that explains it is on its way.
+            tracing::warn!(group = %self.spec.group, %error, "offsets are not committed yet");
+        }
+    }
+
+    /// Before partitions go: waits a moment for the offsets that are on their way. What is not
+    /// acknowledged is read again by the next owner, which `at_least_once` allows.
+    pub(super) fn settle_offsets(&mut self) {
+        let deadline = Instant::now() + OFFSETS_WAIT;
+        loop {
+            self.send_offsets();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !self.offsets.is_out() || left.is_zero() {
+                return;
+            }
+            match self.raw.answer(left) {
+                Some(answer) => self.heard(answer),
+                None => return,
+            }
+        }
     }
 }
 

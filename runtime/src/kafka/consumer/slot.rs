@@ -1,6 +1,8 @@
 //! One assigned partition of a consumer, and the batch that a `take` fills for it.
 
-use super::ffi::Message;
+use std::cell::Cell;
+
+use crate::kafka::ffi::Message;
 use crate::ports::Taken;
 use crate::record::{Batch, Column, InputPartition};
 
@@ -14,8 +16,8 @@ pub(super) struct Slot {
     state: State,
     /// Next record to hand out: at first the start, then after the last one.
     pub next: i64,
-    /// Leader epoch of the last record that was handed out; -1 = not known.
-    pub epoch: i32,
+    /// Leader epoch that was told last of this partition; -1 = none yet.
+    pub epoch: Cell<i32>,
     /// The batch of the `take` in progress.
     pub batch: Batch,
     /// Rows and bytes of the last batch, as the size of the next.
@@ -31,12 +33,12 @@ enum State {
 impl Slot {
     /// An assigned partition, stopped.
     pub fn new(id: InputPartition, next: i64) -> Slot {
-        Slot { id, state: State::Stopped, next, epoch: -1, batch: Batch::default(), hint: (0, 0) }
+        Slot { id, state: State::Stopped, next, epoch: Cell::new(-1), batch: Batch::default(), hint: (0, 0) }
     }
 
     pub fn run(&mut self, from: i64) {
         self.next = from;
-        self.epoch = -1;
+        self.epoch.set(-1);
         self.state = State::Running;
     }
 
