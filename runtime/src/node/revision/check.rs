@@ -1,0 +1,239 @@
+//! Document, module and cluster, checked against each other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::topics::{FoundTopic, find_topics, look};
+use super::{InputTopic, InternalTopics, PrepareError};
+use crate::config::deployment::{DeploymentSpec, Guarantee, OutputSpec};
+use crate::config::manifest::Manifest;
+use crate::config::problem::Problem;
+use crate::config::units::show_duration;
+use crate::kafka::admin::Topic;
+use crate::kafka::permissions::Looked;
+use crate::node::permissions;
+use crate::node::runtime::NodeRuntime;
+use crate::task::{OutboxRule, OutputRule, recovery};
+
+/// What a document and a module need of the cluster, found there.
+pub struct Checked {
+    pub inputs: Vec<InputTopic>,
+    pub outputs: Vec<OutputRule>,
+    pub partitions: i32,
+    pub(super) internal: InternalTopics,
+}
+
+/// What is known to be wrong, so far.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// With the document or the module.
+    pub problems: Vec<Problem>,
+    /// With what the cluster, or the life that the deployment is in, has.
+    pub unmet: Vec<Problem>,
+    /// Group, internal topics and transactions are asked about as well: a start finds out by using them.
+    pub deploys: bool,
+}
+
+/// Checks a document against a module and both against the cluster. Changes nothing. `incarnation` is
+/// the life of the deployment that this revision belongs to; none for the first. A module that cannot
+/// be used has no manifest; `found` then says why, and the rest is checked all the same.
+pub fn check(
+    node: &NodeRuntime,
+    spec: &DeploymentSpec,
+    manifest: Option<&Manifest>,
+    incarnation: Option<&str>,
+    found: Found,
+) -> Result<Option<Checked>, PrepareError> {
+    let Found { mut problems, mut unmet, deploys } = found;
+    problems.extend(manifest.map(|manifest| bind(spec, manifest)).unwrap_or_default());
+    problems.extend(node.relays.check(&node.origin(&spec.name), spec.destinations()));
+    let looked = look(node, spec)?;
+    let found = find_topics(node, &looked)?;
+    let view = node.control_log.view();
+    let began_with = |topic: &str| incarnation.and_then(|life| view.began_with(life, topic));
+    unmet.extend(missing(spec, &looked, began_with));
+    unmet.extend(permissions::of_topics(node, spec, &looked));
+    unmet.extend(made_again(spec, &found, began_with));
+    unmet.extend(unequal(spec, &found));
+    unmet.extend(node.config.defaults.policy.exceeded(&spec.limits));
+    unmet.extend(too_slow(spec, node.kafka.limits.poll_interval));
+    let internal = manifest.map(|manifest| InternalTopics::of(node, spec, manifest, &found)).transpose()?;
+    if let Some(internal) = internal.as_ref().filter(|_| deploys) {
+        let is_bounded = looked.values().any(Looked::is_bounded);
+        unmet.extend(permissions::of_the_rest(node, spec, internal, is_bounded)?);
+    }
+    if !problems.is_empty() {
+        // The world's problems are shown along with the document's.
+        problems.extend(unmet);
+        return Err(PrepareError::Invalid(problems));
+    }
+    if !unmet.is_empty() {
+        return Err(PrepareError::Precondition(unmet));
+    }
+    let (Some(manifest), Some(internal)) = (manifest, internal) else { return Ok(None) };
+    let inputs: Vec<&FoundTopic> =
+        manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
+    let outputs = manifest.outputs.iter().filter_map(|name| Some((name, spec.outputs.get(name)?)));
+    Ok(Some(Checked {
+        inputs: manifest
+            .inputs
+            .iter()
+            .zip(&inputs)
+            .filter_map(|(name, input)| {
+                Some(InputTopic {
+                    topic: input.topic.name.clone(),
+                    topic_id: input.topic.id.to_string(),
+                    start: spec.inputs.get(name)?.start,
+                })
+            })
+            .collect(),
+        outputs: outputs
+            .filter_map(|(name, output)| rule(name, output, &found, internal.record_bytes_max))
+            .collect(),
+        partitions: internal.partitions,
+        internal,
+    }))
+}
+
+/// What a row of an outbox has beside the emission's own bytes: its id, names, numbers.
+const OUTBOX_ROW_BYTES: usize = 512;
+
+/// What tasks are told of an output.
+fn rule(
+    name: &str,
+    output: &OutputSpec,
+    found: &BTreeMap<String, FoundTopic>,
+    changelog_bytes_max: usize,
+) -> Option<OutputRule> {
+    let destination = match output {
+        OutputSpec::Topic(topic) => {
+            let rule = found.get(&topic.topic)?.as_output();
+            return Some(OutputRule { ids: topic.ids, ..rule });
+        }
+        OutputSpec::Destination(destination) => destination,
+    };
+    let outbox = OutboxRule {
+        name: name.into(),
+        rows: destination.rows,
+        bytes: destination.bytes,
+        in_flight: destination.in_flight as usize,
+        retry: destination.retry,
+        attempts: destination.attempts,
+    };
+    Some(OutputRule {
+        topic: format!("the outbox of {name}"),
+        // Rows are kept in the changelog.
+        record_bytes_max: changelog_bytes_max.saturating_sub(OUTBOX_ROW_BYTES),
+        outbox: Some(Arc::new(outbox)),
+        ..OutputRule::default()
+    })
+}
+
+/// A worker that handles a record for as long as it may must not be thrown out of its group meanwhile.
+fn too_slow(spec: &DeploymentSpec, poll_interval: Duration) -> Option<Problem> {
+    let longest = spec.limits.batch_time;
+    let message = || {
+        format!(
+            "a record may take {}, and a worker that does not poll for kafka.properties.max.poll.interval.ms ({}) is thrown out of \
+             its group: lower limits.batch_time, or raise max.poll.interval.ms on every node",
+            show_duration(longest),
+            poll_interval.as_millis()
+        )
+    };
+    (longest >= poll_interval).then(|| Problem::at("limits.batch_time", message()))
+}
+
+/// Inputs are read together, partition by partition.
+fn unequal(spec: &DeploymentSpec, found: &BTreeMap<String, FoundTopic>) -> Option<Problem> {
+    let inputs: Vec<&Topic> =
+        spec.inputs.values().filter_map(|input| Some(&found.get(&input.topic)?.topic)).collect();
+    let first = inputs.first()?;
+    if inputs.iter().all(|input| input.partitions == first.partitions) {
+        return None;
+    }
+    let shown: Vec<_> =
+        inputs.iter().map(|input| format!("{} has {}", input.name, input.partitions)).collect();
+    let message = format!(
+        "they have different numbers of partitions ({}), so equal keys would not meet; give them the same number",
+        shown.join(", ")
+    );
+    Some(Problem::at("inputs", message))
+}
+
+/// Every way in which a document does not fit a module.
+fn bind(spec: &DeploymentSpec, manifest: &Manifest) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut compare = |what: &str, bound: Vec<&String>, declared: &[String]| {
+        for name in declared.iter().filter(|name| !bound.contains(name)) {
+            let message = format!(
+                "the module has {what} {name}, which is bound to no topic; add `{name}: {{ topic: ... }}`"
+            );
+            problems.push(Problem::at(format!("{what}s"), message));
+        }
+        for name in bound.iter().filter(|name| !declared.contains(name)) {
+            let known = if declared.is_empty() { "none".to_owned() } else { declared.join(", ") };
+            let message = format!("the module has no such {what}; it has {known}");
+            problems.push(Problem::at(format!("{what}s.{name}"), message));
+        }
+    };
+    compare("input", spec.inputs.keys().collect(), &manifest.inputs);
+    compare("output", spec.outputs.keys().collect(), &manifest.outputs);
+    if spec.guarantee == Guarantee::AtLeastOnce && spec.commit.min_interval > spec.commit.interval {
+        problems.push(Problem::at("commit.min_interval", "is above commit.interval"));
+    }
+    problems
+}
+
+/// Why a deployment with state stops when its inputs have been given more partitions.
+pub fn outgrown(input: &str, partitions: i32, changelog: &str, has: i32) -> String {
+    format!(
+        "topic {input} has {partitions} partitions, changelog {changelog} has {has}: a key whose partition has changed would not \
+         find its state; deploy under another name to begin anew, or, if the keys stayed where they were, add partitions to the \
+         changelog as well: kafka-topics --alter --topic {changelog} --partitions {partitions}"
+    )
+}
+
+/// Why a deployment stops whose input is no more.
+pub fn deleted(topic: &str, deployment: &str) -> String {
+    format!(
+        "topic {topic} has been deleted, and the offsets that deployment {deployment} had in it with it; bind another topic, or make \
+         the topic anew, delete the deployment and deploy it again"
+    )
+}
+
+/// Inputs whose topic is not the one that this life of the deployment began to read.
+fn made_again<'a>(
+    spec: &DeploymentSpec,
+    found: &BTreeMap<String, FoundTopic>,
+    began_with: impl Fn(&str) -> Option<&'a str>,
+) -> Vec<Problem> {
+    let other = |(name, topic): (&String, &String)| {
+        let (began, id) = (began_with(topic)?, found.get(topic)?.topic.id.to_string());
+        let message = || recovery::made_again(&spec.name, topic, began, &id);
+        (began != id).then(|| Problem::at(format!("inputs.{name}"), message()))
+    };
+    spec.inputs.iter().filter_map(|(name, input)| other((name, &input.topic))).collect()
+}
+
+fn missing<'a>(
+    spec: &DeploymentSpec,
+    looked: &BTreeMap<String, Looked>,
+    began_with: impl Fn(&str) -> Option<&'a str>,
+) -> Vec<Problem> {
+    let inputs = spec.inputs.iter().map(|(name, input)| ("input", name, input.topic.as_str()));
+    let outputs = spec.outputs.iter().filter_map(|(name, output)| Some(("output", name, output.topic()?)));
+    inputs
+        .chain(outputs)
+        .filter(|(_, _, topic)| looked.get(*topic).is_none_or(|looked| *looked == Looked::Missing))
+        .map(|(what, name, topic)| {
+            let message = match began_with(topic).filter(|_| what == "input") {
+                Some(_) => deleted(topic, &spec.name),
+                None => format!(
+                    "topic {topic} does not exist; create it first: tidemill topics create {topic} --partitions N"
+                ),
+            };
+            Problem::at(format!("{what}s.{name}"), message)
+        })
+        .collect()
+}

@@ -1,0 +1,207 @@
+//! A revision made ready to run: document, module and topics, checked against each other.
+//!
+//! The same checks serve a deploy (nothing may be wrong before anything runs) and a start (the
+//! world may have changed since).
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `check` | everything that can be wrong, found before anything runs |
+//! | `topics` | the topics of a document, and those that the deployment has for itself |
+//! | `prepare` | makes them, links the module |
+
+mod check;
+mod prepare;
+mod topics;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use check::{Found, check, deleted, outgrown};
+pub use prepare::prepare;
+pub use topics::InternalTopics;
+
+use super::registered::Registered;
+use super::runtime::NodeRuntime;
+use super::trial::Trial;
+use crate::config::deployment::{DeploymentSpec, IdSource, Start};
+use crate::config::manifest::Manifest;
+use crate::config::problem::Problem;
+use crate::kafka::admin::AdminError;
+use crate::ports::SourceError;
+use crate::relay::Stations;
+use crate::store::Stores;
+use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput};
+use crate::wasm::{Linked, Module};
+
+/// Why a revision cannot run, by what can be done about it.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The document or the module is wrong.
+    #[error("{}", in_a_line(.0))]
+    Invalid(Vec<Problem>),
+    /// They are right, but the cluster does not have what they need.
+    #[error("{}", in_a_line(.0))]
+    Precondition(Vec<Problem>),
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+fn in_a_line(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl From<SourceError> for PrepareError {
+    fn from(error: SourceError) -> PrepareError {
+        match error {
+            SourceError::Refused(reason) => PrepareError::Precondition(vec![reason.into()]),
+            SourceError::Fatal(reason) | SourceError::Unavailable(reason) => {
+                PrepareError::Unavailable(reason)
+            }
+        }
+    }
+}
+
+impl From<AdminError> for PrepareError {
+    fn from(error: AdminError) -> PrepareError {
+        match error {
+            AdminError::Unavailable { .. } => PrepareError::Unavailable(error.to_string()),
+            AdminError::Missing { .. } | AdminError::Exists { .. } | AdminError::Refused { .. } => {
+                PrepareError::Precondition(vec![error.to_string().into()])
+            }
+        }
+    }
+}
+
+/// An input of a running revision, in the manifest's order.
+#[derive(Debug, Clone)]
+pub struct InputTopic {
+    pub topic: String,
+    /// A topic deleted and made again has another one.
+    pub topic_id: String,
+    pub start: Start,
+}
+
+/// The changelog of a deployment that keeps something.
+#[derive(Debug, Clone)]
+pub struct ChangelogTopic {
+    pub topic: String,
+    pub topic_id: String,
+    pub record_bytes_max: usize,
+    pub delete_retention: Duration,
+}
+
+/// Everything that the workers of one revision share, read-only.
+pub struct Revision {
+    pub registered: Registered,
+    pub spec: DeploymentSpec,
+    pub manifest: Manifest,
+    pub group: String,
+    pub inputs: Vec<InputTopic>,
+    /// The manifest's, then the dead-letter topic if there is one.
+    pub outputs: Vec<OutputRule>,
+    /// Which of the outputs takes dead letters.
+    pub dead_letters: Option<u16>,
+    /// None for a deployment that keeps nothing.
+    pub changelog: Option<ChangelogTopic>,
+    /// The topic of a deployment with an inbox.
+    pub inbox: Option<String>,
+    /// Of every input; the tasks.
+    pub partitions: i32,
+    pub linked: Linked,
+    pub stores: Arc<Stores>,
+    /// Where its outboxes deliver to.
+    pub stations: Arc<Stations>,
+    /// Of its version.
+    pub trial: Arc<Trial>,
+}
+
+/// Committed values that a task keeps in memory in front of its store.
+const CACHE_BYTES: usize = 16 << 20;
+/// Values handed to one call beforehand.
+const PREFETCH_BYTES_MAX: usize = 4 << 20;
+
+impl Revision {
+    /// True if workers of this revision can go on in `next` as they are: the same members, reading the same
+    /// partitions in the same way.
+    pub fn can_become(&self, next: &Revision) -> bool {
+        let topics = |revision: &Revision| -> Vec<(String, String)> {
+            revision.inputs.iter().map(|input| (input.topic.clone(), input.topic_id.clone())).collect()
+        };
+        let changelog = |revision: &Revision| {
+            revision.changelog.as_ref().map(|changelog| (changelog.topic.clone(), changelog.topic_id.clone()))
+        };
+        topics(self) == topics(next)
+            && changelog(self) == changelog(next)
+            && self.partitions == next.partitions
+            && self.spec.workers == next.spec.workers
+            && self.spec.guarantee == next.spec.guarantee
+            && self.reads_headers() == next.reads_headers()
+            && self.spec.inbox == next.spec.inbox
+            && self.registered.incarnation == next.registered.incarnation
+    }
+
+    /// Headers of records are read for the handler, or because the node itself has a use for them.
+    pub fn reads_headers(&self) -> bool {
+        let by_header = self.spec.inbox.as_ref().is_some_and(|inbox| matches!(inbox.id, IdSource::Header(_)));
+        self.manifest.wants_headers
+            || by_header
+            || self.spec.failures.keeps_records()
+            || self.spec.correlation
+    }
+
+    /// What its tasks are told.
+    pub fn task_config(&self) -> TaskConfig {
+        let inputs = self.inputs.iter();
+        let changelog = self.changelog.as_ref();
+        TaskConfig {
+            deployment: self.registered.name.clone(),
+            group: self.group.clone(),
+            revision: self.registered.revision,
+            incarnation: self.registered.incarnation.clone(),
+            guarantee: self.spec.guarantee,
+            failures: self.spec.failures.clone(),
+            inputs: inputs
+                .map(|input| TaskInput { topic: input.topic.clone(), topic_id: input.topic_id.clone() })
+                .collect(),
+            outputs: self.outputs.clone(),
+            stores: Arc::clone(&self.stores),
+            keeps_rows: changelog.is_some(),
+            inbox: self.spec.inbox.clone(),
+            correlation: self.spec.correlation,
+            dead_letters: self.dead_letters,
+            changelog: ChangelogConfig {
+                topic: changelog.map(|changelog| changelog.topic.clone()).unwrap_or_default(),
+                topic_id: changelog.map(|changelog| changelog.topic_id.clone()).unwrap_or_default(),
+                record_bytes_max: changelog.map_or(0, |changelog| changelog.record_bytes_max),
+            },
+            call_records_max: call_records_max(&self.spec),
+            call_bytes_max: call_bytes_max(&self.spec),
+            store_bytes_max: self.spec.limits.store_bytes,
+            overlay_bytes_max: self.spec.commit.overlay_bytes as usize,
+            cache_bytes: CACHE_BYTES,
+            prefetch_bytes_max: PREFETCH_BYTES_MAX,
+        }
+    }
+}
+
+/// The ABI's bounds on one batch, whatever a deployment allows.
+const BATCH_RECORDS_MAX: u32 = 500;
+const BATCH_BYTES_MAX: u64 = 1 << 20;
+
+/// Records of one call.
+pub fn call_records_max(spec: &DeploymentSpec) -> usize {
+    spec.limits.batch_records.min(BATCH_RECORDS_MAX) as usize
+}
+
+/// Bytes of one call, so that a batch and what comes of it fit the guest's memory.
+pub fn call_bytes_max(spec: &DeploymentSpec) -> usize {
+    (spec.limits.memory_bytes / 8).min(BATCH_BYTES_MAX) as usize
+}
+
+/// Compiles a module under the node's limits; or what is wrong with it.
+pub fn compile(node: &NodeRuntime, bytes: &[u8]) -> Result<Module, Vec<Problem>> {
+    Module::load_with(&node.compiler, bytes).map_err(|error| {
+        let problems = error.into_problems();
+        problems.iter().map(|problem| Problem::at("module", problem.to_string())).collect()
+    })
+}

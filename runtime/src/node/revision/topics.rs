@@ -1,0 +1,183 @@
+//! The topics of a document as they are found, and those that the deployment has for itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::PrepareError;
+use crate::config::deployment::DeploymentSpec;
+use crate::config::failures::LetterFormat;
+use crate::config::manifest::Manifest;
+use crate::kafka::admin::{NewTopic, Topic};
+use crate::kafka::permissions::{Looked, Operation};
+use crate::node::runtime::NodeRuntime;
+use crate::task::{OutputRule, TimestampRule};
+
+/// A topic with its settings.
+pub(super) struct FoundTopic {
+    pub topic: Topic,
+    pub configs: BTreeMap<String, String>,
+}
+
+impl FoundTopic {
+    fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.configs.get(name)?.parse().ok()
+    }
+
+    /// Kafka's default where the broker does not say.
+    fn message_bytes_max(&self) -> usize {
+        self.number("max.message.bytes").unwrap_or(1_048_588)
+    }
+
+    pub fn as_output(&self) -> OutputRule {
+        let sets_time =
+            self.configs.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
+        OutputRule {
+            topic: self.topic.name.clone(),
+            record_bytes_max: self.message_bytes_max(),
+            compacted: self.configs.get("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
+            timestamps: (!sets_time).then(|| TimestampRule {
+                before_max_ms: self.number("message.timestamp.before.max.ms").unwrap_or(i64::MAX),
+                after_max_ms: self.number("message.timestamp.after.max.ms").unwrap_or(i64::MAX),
+            }),
+            ..OutputRule::default()
+        }
+    }
+}
+
+/// The topics of a document, as the brokers show them.
+pub(super) fn look(
+    node: &NodeRuntime,
+    spec: &DeploymentSpec,
+) -> Result<BTreeMap<String, Looked>, PrepareError> {
+    let inputs = spec.inputs.values().map(|input| input.topic.clone());
+    let names: BTreeSet<String> =
+        inputs.chain(spec.outputs.values().filter_map(|output| output.topic().map(str::to_owned))).collect();
+    Ok(node.admin.look(&names.into_iter().collect::<Vec<_>>())?)
+}
+
+/// Those that exist, with their settings where they may be read.
+pub(super) fn find_topics(
+    node: &NodeRuntime,
+    looked: &BTreeMap<String, Looked>,
+) -> Result<BTreeMap<String, FoundTopic>, PrepareError> {
+    let mut found = BTreeMap::new();
+    for (name, looked) in looked {
+        let Looked::There(topic, permitted) = looked else { continue };
+        let configs = match permitted.allows(Operation::DescribeConfigs) {
+            true => node.admin.topic_configs(name)?,
+            false => BTreeMap::new(),
+        };
+        found.insert(name.clone(), FoundTopic { topic: topic.clone(), configs });
+    }
+    Ok(found)
+}
+
+/// The topics that a deployment has for itself, as they are wanted.
+pub struct InternalTopics {
+    /// Of each of them.
+    pub partitions: i32,
+    /// An input, to be named in messages.
+    pub input: String,
+    /// None for a deployment that keeps nothing.
+    pub(super) changelog: Option<NewTopic>,
+    pub(super) inbox: Option<NewTopic>,
+    pub(super) dead_letters: Option<NewTopic>,
+    pub(super) record_bytes_max: usize,
+}
+
+impl InternalTopics {
+    pub(super) fn of(
+        node: &NodeRuntime,
+        spec: &DeploymentSpec,
+        manifest: &Manifest,
+        found: &BTreeMap<String, FoundTopic>,
+    ) -> Result<InternalTopics, PrepareError> {
+        let inputs: Vec<&FoundTopic> =
+            spec.inputs.values().filter_map(|input| found.get(&input.topic)).collect();
+        let partitions = inputs.first().map_or(0, |input| input.topic.partitions);
+        // The largest record that an input takes, twice.
+        let record_bytes_max =
+            2 * inputs.iter().map(|input| input.message_bytes_max()).max().unwrap_or_default();
+        let settings = &spec.changelog;
+        let replication = Some(settings.replication_factor.unwrap_or(node.config.replication_factor));
+        let topic = |name: String| NewTopic { replication, ..NewTopic::new(name, partitions) };
+        let changelog = || {
+            topic(node.changelog_topic(&spec.name))
+                .with("cleanup.policy", "compact")
+                .with("min.compaction.lag.ms", settings.min_compaction_lag.as_millis())
+                .with("delete.retention.ms", settings.delete_retention.as_millis())
+                .with("message.timestamp.type", "LogAppendTime")
+                .with("max.message.bytes", record_bytes_max)
+        };
+        // Trimmed by the node alone, when ids have expired.
+        let inbox = || {
+            topic(node.inbox_topic(&spec.name))
+                .with("cleanup.policy", "delete")
+                .with("retention.ms", -1)
+                .with("retention.bytes", -1)
+                .with("message.timestamp.type", "LogAppendTime")
+        };
+        // Letters are kept until somebody discards them, each in the partition with its task's number.
+        let letter_bytes_max = match spec.failures.letter_format {
+            LetterFormat::Raw => record_bytes_max,
+            // A byte takes up to six in a JSON text.
+            LetterFormat::Envelope => record_bytes_max / 2 * 7,
+        };
+        let dead_letters = || {
+            topic(node.letters_of(spec))
+                .with("cleanup.policy", "delete")
+                .with("message.timestamp.type", "CreateTime")
+                .with("max.message.bytes", letter_bytes_max)
+                .with("retention.ms", -1)
+                .with("retention.bytes", -1)
+        };
+        Ok(InternalTopics {
+            partitions,
+            input: inputs.first().map(|input| input.topic.name.clone()).unwrap_or_default(),
+            changelog: keeps_anything(node, spec, manifest)?.then(changelog),
+            inbox: spec.inbox.as_ref().map(|_| inbox()),
+            dead_letters: (spec.failures.has_dead_letters() || spec.has_outbox()).then(dead_letters),
+            record_bytes_max,
+        })
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &NewTopic> {
+        [&self.changelog, &self.inbox, &self.dead_letters].into_iter().flatten()
+    }
+
+    pub fn is_changelog(&self, topic: &NewTopic) -> bool {
+        self.changelog.as_ref() == Some(topic)
+    }
+
+    /// What the node does with one of them once it is there.
+    pub fn operations(&self, topic: &NewTopic) -> Vec<Operation> {
+        let mut needed = vec![Operation::Read, Operation::Write, Operation::DescribeConfigs];
+        // Expired ids are deleted from its beginning.
+        needed.extend((self.inbox.as_ref() == Some(topic)).then_some(Operation::Delete));
+        needed
+    }
+
+    /// What is demanded of one that is there already. A dead-letter topic that somebody made for the
+    /// purpose may keep letters as long as they like.
+    pub fn as_it_may_be(&self, topic: &NewTopic) -> NewTopic {
+        let mut topic = topic.clone();
+        if self.dead_letters.as_ref() == Some(&topic) {
+            topic.configs.retain(|(name, _)| name == "cleanup.policy" || name == "message.timestamp.type");
+        }
+        topic
+    }
+}
+
+/// State, records that are parked, rows of an outbox, or marks of letters that were given back. A deployment that
+/// has had a changelog keeps it: an earlier revision may have parked records there.
+fn keeps_anything(
+    node: &NodeRuntime,
+    spec: &DeploymentSpec,
+    manifest: &Manifest,
+) -> Result<bool, PrepareError> {
+    let keeps_rows = spec.failures.keeps_records() || spec.inbox.is_some() || spec.has_outbox();
+    if !manifest.stores.is_empty() || keeps_rows {
+        return Ok(true);
+    }
+    let found = node.admin.describe_topics(&[node.changelog_topic(&spec.name)])?;
+    Ok(found.into_iter().flatten().next().is_some())
+}
