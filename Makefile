@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test simulate mutants faults inbox matrix chaos outbox swap reads fault-node hostile soak api lint advisories bench inbox-cost recovery conformance clean
+.PHONY: help setup build demo test simulate mutants faults inbox matrix chaos outbox swap reads fault-node hostile soak api lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -109,12 +109,9 @@ $(DENY):
 	$(CARGO) install cargo-deny --locked --root $(CACHE)/tools --target-dir $(CACHE)/tools/target
 	@rm -rf $(CACHE)/tools/target
 
-bench: build ## Measure cost per record beside a native rdkafka loop, interleaved, on Apache Kafka
+bench: build ## Measure tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka (WORKLOAD=b1,b4 ROUNDS=5)
 	@$(BIN)/bench-abi
-	@$(BIN)/bench-map $(BENCH_FLAGS)
-
-inbox-cost: build ## Measure what a new id costs, beside the same handler without inbox, on Apache Kafka
-	@$(BIN)/bench-inbox $(BENCH_FLAGS)
+	@$(BIN)/tidemill-bench run $(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_FLAGS)
 
 recovery: build ## Measure kill -9 to first new output with 1 and 3 million keys, stores kept and deleted
 	@$(BIN)/bench-recovery $(RECOVERY_FLAGS)

@@ -1,19 +1,33 @@
-//! What tidemill costs, measured beside what it could cost at best.
+//! What tidemill costs, measured beside what it could cost at best and beside what else one would use.
 //!
 //! Only ratios of interleaved runs count: absolute figures on a shared machine move by half.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`native`] | the rival: a stateless map as a plain librdkafka program, written as well as we can |
-//! | [`raw`] | the few librdkafka calls that it needs, made safe |
-//! | [`load`] | topics and records that a run reads |
-//! | [`node`] | the other side: a tidemill node for one run |
-//! | [`process`] | child processes and their CPU time |
-//! | [`rounds`] | interleaved rounds and the medians of their ratios |
+//! | [`table`] | what is measured: workloads, contenders, ratios and their bars |
+//! | [`suite`], [`rounds`] | the order of runs; figures, medians, ratios within a round |
+//! | [`run`] | one run: what is counted, and from when to when |
+//! | [`contender`] | how each is started: [`native`] (over [`raw`]), [`node`], [`streams`] |
+//! | [`latency`] | end to end, under an open load |
+//! | [`load`], [`keys`], [`topics`] | what they read |
+//! | [`group`], [`process`] | how far they are; CPU time and memory |
+//! | [`report`] | the terminal, JSON |
+//! | [`restart`] | what a restart is measured with |
 
+pub mod contender;
+pub mod group;
+pub mod keys;
+pub mod latency;
 pub mod load;
 pub mod native;
 pub mod node;
 pub mod process;
 pub mod raw;
+pub mod report;
+pub mod restart;
 pub mod rounds;
+pub mod run;
+pub mod streams;
+pub mod suite;
+pub mod table;
+pub mod topics;

@@ -1,17 +1,25 @@
-//! The rival: consume, map, produce, commit, as a plain librdkafka program without a runtime around
-//! it. It does what the node does and no more: whole batches from the consumer's queue, record
-//! timestamps kept, keys placed by murmur2, offsets committed with the output.
+//! The native loop: consume, work, produce, commit, as a plain librdkafka program without a runtime
+//! around it. It does what the node does and no more: whole batches from the consumer's queue, record
+//! timestamps kept, keys placed by murmur2, offsets committed with the output; state in a hash map, and
+//! in a changelog topic as one record for each key that a commit interval has changed.
 //!
 //! What would be unfair is left out on purpose: it assigns its partitions by hand (no group to
 //! join), calls librdkafka's C functions directly (rdkafka's own `flush` and `commit_transaction`
 //! poll in 100 ms steps), and leaves 2 ms after a commit before it produces again (a broker that
-//! still writes markers answers CONCURRENT_TRANSACTIONS, and librdkafka then waits 20 ms).
+//! still writes markers answers CONCURRENT_TRANSACTIONS, and librdkafka then waits 20 ms). It never
+//! reads its changelog: it could not survive what the node survives.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::Args;
+use hashbrown::DefaultHashBuilder;
+use indexmap::IndexMap;
 
-use crate::raw::{Consumer, Producer};
+use crate::load::now_ms;
+use crate::raw::{Consumer, Message, Producer, Record, Topic};
+use crate::table::{Guarantee, Work};
 
 /// Records of one `consume_batch_queue`.
 const BATCH_RECORDS: usize = 1_000;
@@ -19,70 +27,150 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 /// From a commit to the next first produce.
 const AFTER_COMMIT: Duration = Duration::from_millis(2);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guarantee {
-    ExactlyOnce,
-    AtLeastOnce,
-}
-
-/// One run over topics that hold all their records already.
-#[derive(Debug, Clone)]
+/// What to do until killed.
+#[derive(Debug, Clone, Args)]
 pub struct Job {
+    #[arg(long)]
     pub bootstrap: String,
+    #[arg(long)]
     pub input: String,
+    #[arg(long)]
     pub output: String,
+    /// Written by works with state only
+    #[arg(long)]
+    pub changelog: String,
+    #[arg(long)]
     pub group: String,
+    #[arg(long)]
     pub partitions: i32,
-    /// Records to map before the run ends.
-    pub records: u64,
+    #[arg(long)]
+    pub work: Work,
+    #[arg(long)]
     pub guarantee: Guarantee,
 }
 
-/// Maps `records` records and commits the last of them.
+/// Works until it is killed.
 pub fn run(job: &Job) -> Result<()> {
     let mut consumer = consumer(job)?;
     let producer = producer(job)?;
+    let (output, changelog) = (producer.topic(&job.output)?, producer.topic(&job.changelog)?);
     let exactly_once = job.guarantee == Guarantee::ExactlyOnce;
     if exactly_once {
         producer.init_transactions()?;
     }
+    let mut state = State::default();
     let mut next = vec![0; usize::try_from(job.partitions)?];
-    let mut mapped = 0;
-    while mapped < job.records {
-        if exactly_once {
-            producer.begin()?;
+    let mut uncommitted_since = None;
+    loop {
+        let batch = consumer.take(10)?;
+        if !batch.is_empty() && uncommitted_since.is_none() {
+            uncommitted_since = Some(Instant::now());
+            if exactly_once {
+                producer.begin()?;
+            }
         }
-        mapped += until_commit(&mut consumer, &producer, &mut next, job.records - mapped)?;
+        for record in batch.records() {
+            let record = record?;
+            handle(job.work, &record, &mut state, |message| producer.send(&output, message))?;
+            let partition = usize::try_from(record.partition).context("partition")?;
+            next[partition] = record.offset + 1;
+        }
+        drop(batch);
+        producer.poll(0);
+        if uncommitted_since.is_none_or(|since: Instant| since.elapsed() < COMMIT_INTERVAL) {
+            continue;
+        }
+        uncommitted_since = None;
+        state.write_changes(&producer, &changelog)?;
         if exactly_once {
-            producer.commit(&consumer, &next)?;
+            producer.send_offsets(&consumer, &next)?;
+            producer.commit()?;
+            std::thread::sleep(AFTER_COMMIT);
         } else {
             producer.flush()?;
             consumer.commit(&next)?;
         }
-        if exactly_once {
-            std::thread::sleep(AFTER_COMMIT);
-        }
     }
-    Ok(())
 }
 
-/// Maps until the commit interval is over or nothing is left to do; answers the records mapped.
-fn until_commit(consumer: &mut Consumer, producer: &Producer, next: &mut [i64], left: u64) -> Result<u64> {
-    let started = Instant::now();
-    let mut mapped = 0;
-    while mapped < left && started.elapsed() < COMMIT_INTERVAL {
-        let batch = consumer.take(10)?;
-        for record in batch.records() {
-            let record = record?;
-            // The map itself: every record passes as it is, as in the guest it is compared with.
-            producer.send(&record)?;
-            let partition = usize::try_from(record.partition).context("partition")?;
-            next[partition] = record.offset + 1;
+/// What the handlers do that the loop is compared with.
+fn handle(
+    work: Work,
+    record: &Record<'_>,
+    state: &mut State,
+    emit: impl FnOnce(&Message<'_>) -> Result<()>,
+) -> Result<()> {
+    let (timestamp, key, value) = (record.timestamp, record.key, record.value);
+    match work {
+        Work::Map => emit(&Message { timestamp, key, value }),
+        Work::Count => {
+            let count = state.add(key.context("a record without a key")?);
+            let mut text = [0; 20];
+            let left = {
+                let mut rest = &mut text[..];
+                write!(rest, "{count}")?;
+                rest.len()
+            };
+            let used = text.len() - left;
+            emit(&Message { timestamp, key, value: Some(&text[..used]) })
         }
-        mapped += batch.len() as u64;
-        producer.poll(0);
+        Work::Dedupe if state.insert(key.context("a record without a key")?, timestamp) => {
+            emit(&Message { timestamp, key, value })
+        }
+        Work::Dedupe => Ok(()),
     }
-    Ok(mapped)
+}
+
+/// A number for each key, and which of them the changelog has not seen yet.
+#[derive(Default)]
+struct State {
+    numbers: IndexMap<Box<[u8]>, Number, DefaultHashBuilder>,
+    changed: Vec<usize>,
+}
+
+struct Number {
+    number: u64,
+    changed: bool,
+}
+
+impl State {
+    /// Adds one to the number of a key and answers the sum.
+    fn add(&mut self, key: &[u8]) -> u64 {
+        let Some((index, _, number)) = self.numbers.get_full_mut(key) else {
+            self.insert_new(key, 1);
+            return 1;
+        };
+        number.number += 1;
+        if !std::mem::replace(&mut number.changed, true) {
+            self.changed.push(index);
+        }
+        number.number
+    }
+
+    /// Keeps a timestamp for a key; false if there is one.
+    fn insert(&mut self, key: &[u8], timestamp: i64) -> bool {
+        let new = !self.numbers.contains_key(key);
+        if new {
+            self.insert_new(key, timestamp.cast_unsigned());
+        }
+        new
+    }
+
+    fn insert_new(&mut self, key: &[u8], number: u64) {
+        let (index, _) = self.numbers.insert_full(key.into(), Number { number, changed: true });
+        self.changed.push(index);
+    }
+
+    fn write_changes(&mut self, producer: &Producer, changelog: &Topic<'_>) -> Result<()> {
+        let timestamp = now_ms()?;
+        for index in self.changed.drain(..) {
+            let Some((key, number)) = self.numbers.get_index_mut(index) else { continue };
+            number.changed = false;
+            let value = number.number.to_le_bytes();
+            producer.send(changelog, &Message { timestamp, key: Some(key), value: Some(&value) })?;
+        }
+        Ok(())
+    }
 }
 
 fn consumer(job: &Job) -> Result<Consumer> {
@@ -113,5 +201,23 @@ fn producer(job: &Job) -> Result<Producer> {
         settings.push(("transactional.id", job.group.as_str()));
         settings.push(("transaction.timeout.ms", "10000"));
     }
-    Producer::new(&settings, &job.output)
+    Producer::new(&settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_changelog_gets_one_record_for_each_key_that_changed() {
+        let mut state = State::default();
+        assert_eq!([state.add(b"a"), state.add(b"b"), state.add(b"a")], [1, 1, 2]);
+        assert_eq!(state.changed, [0, 1]);
+    }
+
+    #[test]
+    fn only_the_first_of_an_id_is_new() {
+        let mut state = State::default();
+        assert_eq!([state.insert(b"a", 5), state.insert(b"a", 6)], [true, false]);
+    }
 }

@@ -1,15 +1,18 @@
 //! A tidemill node for one run: started fresh, given one deployment, stopped.
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{Running, run};
 
 const START_MAX: Duration = Duration::from_secs(60);
+/// Of a node that failed.
+const LOG_LINES: usize = 30;
 
 pub struct Node {
     process: Running,
@@ -40,7 +43,7 @@ impl Node {
         while node.tidemill(&["deployments"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?.code()
             != Some(0)
         {
-            ensure!(node.process.0.try_wait()?.is_none(), "the node ended");
+            node.check()?;
             ensure!(started.elapsed() < START_MAX, "the node does not answer");
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -63,24 +66,44 @@ impl Node {
         self.process.0.id()
     }
 
-    /// Deploys a module between two topics.
-    pub fn deploy(&self, name: &str, module: &Path, topics: [&str; 2], guarantee: &str) -> Result<()> {
+    /// Fails with the end of its log if it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        let Some(status) = self.process.0.try_wait()? else { return Ok(()) };
+        let log = std::fs::read_to_string(self.directory.path().join("node.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let end = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+        bail!("the node ended with {status}; its log ends:\n{end}");
+    }
+
+    /// The consumer group of a deployment.
+    pub fn group(&self, deployment: &str) -> String {
+        format!("local.default.{deployment}")
+    }
+
+    /// Deploys a module between two topics; `more` is added to the document.
+    pub fn deploy(
+        &self,
+        name: &str,
+        module: &Path,
+        topics: [&str; 2],
+        guarantee: &str,
+        more: &str,
+    ) -> Result<()> {
         let [input, output] = topics;
         let document = format!(
             "name: {name}\nmodule: {}\ninputs: {{ in: {{ topic: {input}, start: earliest }} }}\n\
-             outputs: {{ out: {{ topic: {output} }} }}\nguarantee: {guarantee}\n",
+             outputs: {{ out: {{ topic: {output} }} }}\nguarantee: {guarantee}\n{more}",
             module.display()
         );
         self.apply(&document)
     }
 
     /// Deploys what a document says.
-    pub fn apply(&self, document: &str) -> Result<()> {
+    fn apply(&self, document: &str) -> Result<()> {
         let file = self.directory.path().join("deployment.yaml");
         std::fs::write(&file, document)?;
         let mut apply = self.tidemill(&["apply", "-f"]);
-        run(apply.arg(&file).stdout(Stdio::null())).context("deploy")?;
-        Ok(())
+        run(apply.arg(&file)).context("deploy")
     }
 
     fn tidemill(&self, arguments: &[&str]) -> Command {
@@ -88,6 +111,33 @@ impl Node {
         let mut command = Command::new(name);
         command.args(arguments).env("TIDEMILL_ADDRESS", &self.grpc);
         command
+    }
+}
+
+/// The handlers, built.
+pub struct Modules {
+    /// Passes every record on.
+    pub pass: PathBuf,
+    /// Counts records per key.
+    pub count: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Modules {
+    pub fn build() -> Result<Modules> {
+        let directory = tempfile::tempdir()?;
+        let build = |name: &str, source: &str| -> Result<PathBuf> {
+            let out = directory.path().join(name);
+            let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            run(Command::new(program("tidemill")?)
+                .arg("build")
+                .arg(workspace.join(source))
+                .arg("--out")
+                .arg(&out))?;
+            Ok(out)
+        };
+        let (pass, count) = (build("pass.wasm", "bench/pass")?, build("count.wasm", "plugins/count")?);
+        Ok(Modules { pass, count, _directory: directory })
     }
 }
 
@@ -109,6 +159,7 @@ fn launch([bootstrap, fleet, grpc, http]: &[&str; 4], directory: &Path) -> Resul
         .env("TIDEMILL_LOG_FILTER", "warn")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .stderr(File::options().create(true).append(true).open(directory.join("node.log"))?)
         .spawn()?;
     Ok(child)
 }

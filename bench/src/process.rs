@@ -8,16 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 /// `/proc/PID/stat` counts in ticks of 10 ms on every Linux there is (USER_HZ is part of its ABI).
 const TICK: Duration = Duration::from_millis(10);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// What `/proc/PID/stat` says of a process that has not been waited for yet.
-struct Stat {
-    /// `Z` = it has ended.
-    state: char,
-    cpu: Duration,
-}
-
-fn stat(pid: u32) -> Result<Stat> {
+/// User and system time that a process has used so far: all threads, and children that have ended.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     // The second field is the program's name in brackets, which may hold anything.
@@ -29,28 +22,24 @@ fn stat(pid: u32) -> Result<Stat> {
     for index in 11..=14 {
         ticks += field(index)?.parse::<u32>()?;
     }
-    Ok(Stat { state: field(0)?.chars().next().unwrap_or('?'), cpu: ticks * TICK })
+    Ok(ticks * TICK)
 }
 
-/// User and system time that a process has used so far: all threads, and children that have ended.
-pub fn cpu_time(pid: u32) -> Result<Duration> {
-    Ok(stat(pid)?.cpu)
+/// The most memory that a process has had resident so far, in mebibytes.
+pub fn peak_rss_mib(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).with_context(|| path.clone())?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse().with_context(|| path.clone())?;
+    Ok(kib / 1_024.0)
 }
 
-/// Runs a program to its end and answers the CPU time it used. Its output is shown if it fails.
-pub fn run(command: &mut Command) -> Result<Duration> {
-    let mut child = Running(command.stdin(Stdio::null()).spawn()?);
-    let used = loop {
-        let seen = stat(child.0.id())?;
-        // A dead child keeps its figures until it is waited for.
-        if seen.state == 'Z' {
-            break seen.cpu;
-        }
-        std::thread::sleep(LOOK_EVERY);
-    };
-    let status = child.0.wait()?;
-    ensure!(status.success(), "{command:?} ended with {status}");
-    Ok(used)
+/// Runs a program to its end. What it says is told if it fails.
+pub fn run(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+    let said = || [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat();
+    ensure!(output.status.success(), "{command:?} ended with {}: {}", output.status, said());
+    Ok(())
 }
 
 /// A child that does not outlive this value.
@@ -80,8 +69,10 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_fails_is_an_error() {
-        assert!(run(&mut Command::new("false")).is_err());
-        assert!(run(&mut Command::new("true")).expect("runs") < Duration::from_secs(1));
+    fn a_program_that_fails_is_an_error_with_what_it_said() {
+        let mut failing = Command::new("sh");
+        let error = run(failing.args(["-c", "echo sorry; exit 3"])).expect_err("has failed");
+        assert!(error.to_string().contains("sorry"), "{error}");
+        run(&mut Command::new("true")).expect("runs");
     }
 }

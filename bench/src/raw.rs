@@ -1,6 +1,6 @@
-//! The librdkafka calls of the native loop: a consumer read in batches, a producer written record
-//! by record with timestamps. Not a general client: one topic each way, partitions assigned by
-//! hand, every error fatal to the run.
+//! The librdkafka calls of the native loop and of what fills topics: a consumer read in batches, a
+//! producer written record by record with timestamps. Not a general client: one topic is read, its
+//! partitions assigned by hand, and every error is fatal to the run.
 //!
 //! librdkafka's handles are thread-safe; here each is owned by one value and used from one thread.
 
@@ -20,6 +20,14 @@ pub const ANSWER_MS_MAX: c_int = 30_000;
 pub struct Record<'a> {
     pub partition: i32,
     pub offset: i64,
+    pub timestamp: i64,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+}
+
+/// A record to write, borrowed.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
     pub timestamp: i64,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
@@ -129,25 +137,43 @@ impl Drop for Batch<'_> {
     }
 }
 
-/// Writes to one topic, by the key's hash.
+/// Writes records to topics, by the key's hash.
 pub struct Producer {
     handle: NonNull<sys::rd_kafka_t>,
+}
+
+// SAFETY: librdkafka's handles may be used from any thread.
+unsafe impl Send for Producer {}
+
+/// A topic of a producer.
+pub struct Topic<'a> {
     topic: NonNull<sys::rd_kafka_topic_t>,
-    _not_sync: PhantomData<*mut ()>,
+    _producer: PhantomData<&'a Producer>,
+}
+
+impl Drop for Topic<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by `Producer::topic`, given back once, before its client is destroyed.
+        unsafe { sys::rd_kafka_topic_destroy(self.topic.as_ptr()) };
+    }
 }
 
 impl Producer {
-    pub fn new(settings: &[(&str, &str)], topic: &str) -> Result<Producer> {
+    pub fn new(settings: &[(&str, &str)]) -> Result<Producer> {
         let handle = client(sys::rd_kafka_type_t::RD_KAFKA_PRODUCER, settings)?;
-        let name = CString::new(topic)?;
+        Ok(Producer { handle })
+    }
+
+    pub fn topic(&self, name: &str) -> Result<Topic<'_>> {
+        let name = CString::new(name)?;
         // SAFETY: the handle is live; a null configuration means the client's own.
-        let topic = unsafe { sys::rd_kafka_topic_new(handle.as_ptr(), name.as_ptr(), ptr::null_mut()) };
+        let topic = unsafe { sys::rd_kafka_topic_new(self.handle.as_ptr(), name.as_ptr(), ptr::null_mut()) };
         let topic = NonNull::new(topic).context("the topic handle was refused")?;
-        Ok(Producer { handle, topic, _not_sync: PhantomData })
+        Ok(Topic { topic, _producer: PhantomData })
     }
 
     /// Queues a copy of the record; waits while the queue is full.
-    pub fn send(&self, record: &Record<'_>) -> Result<()> {
+    pub fn send(&self, topic: &Topic<'_>, record: &Message<'_>) -> Result<()> {
         let view =
             |bytes: Option<&[u8]>| bytes.map_or((ptr::null(), 0), |bytes| (bytes.as_ptr(), bytes.len()));
         let (key, key_size) = view(record.key);
@@ -159,7 +185,7 @@ impl Producer {
                 sys::rd_kafka_producev(
                     self.handle.as_ptr(),
                     vtype::RD_KAFKA_VTYPE_RKT as c_int,
-                    self.topic.as_ptr(),
+                    topic.topic.as_ptr(),
                     vtype::RD_KAFKA_VTYPE_MSGFLAGS as c_int,
                     sys::RD_KAFKA_MSG_F_COPY,
                     vtype::RD_KAFKA_VTYPE_KEY as c_int,
@@ -202,11 +228,11 @@ impl Producer {
         transacted(unsafe { sys::rd_kafka_begin_transaction(self.handle.as_ptr()) })
     }
 
-    /// Commits the transaction with the consumer's positions; flushes first.
-    pub fn commit(&self, consumer: &Consumer, next: &[i64]) -> Result<()> {
+    /// Adds the consumer's positions to the transaction.
+    pub fn send_offsets(&self, consumer: &Consumer, next: &[i64]) -> Result<()> {
         let offsets = Offsets::new(&consumer.topic, next)?;
         // SAFETY: all handles are live; the metadata is destroyed after its only use.
-        unsafe {
+        let sent = unsafe {
             let group = sys::rd_kafka_consumer_group_metadata(consumer.handle.as_ptr());
             let sent = sys::rd_kafka_send_offsets_to_transaction(
                 self.handle.as_ptr(),
@@ -215,19 +241,22 @@ impl Producer {
                 ANSWER_MS_MAX,
             );
             sys::rd_kafka_consumer_group_metadata_destroy(group);
-            transacted(sent)?;
-            transacted(sys::rd_kafka_commit_transaction(self.handle.as_ptr(), ANSWER_MS_MAX))
-        }
+            sent
+        };
+        transacted(sent)
+    }
+
+    /// Commits the transaction; flushes first.
+    pub fn commit(&self) -> Result<()> {
+        // SAFETY: the handle is live.
+        transacted(unsafe { sys::rd_kafka_commit_transaction(self.handle.as_ptr(), ANSWER_MS_MAX) })
     }
 }
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        // SAFETY: the topic reference is given back before its client is destroyed.
-        unsafe {
-            sys::rd_kafka_topic_destroy(self.topic.as_ptr());
-            sys::rd_kafka_destroy(self.handle.as_ptr());
-        }
+        // SAFETY: every topic borrows this value, so none is left.
+        unsafe { sys::rd_kafka_destroy(self.handle.as_ptr()) };
     }
 }
 

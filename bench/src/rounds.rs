@@ -2,30 +2,54 @@
 //! within a round are compared, because the machine drifts between rounds more than within one.
 
 use std::fmt;
-use std::time::Duration;
 
-/// One contender's run.
-#[derive(Debug, Clone, Copy)]
-pub struct Run {
-    /// User and system time of the contender's process.
-    pub cpu: Duration,
-    pub wall: Duration,
-    pub records: u64,
+use serde::Serialize;
+
+use crate::table::Metric;
+
+/// What one run has shown.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Figures {
+    /// User and system time of the contender's process, all threads.
+    pub cpu_seconds_per_million: f64,
+    pub records_per_second: f64,
+    /// From its start to its end.
+    pub peak_rss_mib: f64,
+    pub broker_cpu_seconds_per_million: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<Latency>,
 }
 
-impl Run {
-    /// CPU-seconds per million records.
-    pub fn cpu_per_million(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / self.records as f64
-    }
+/// From the moment at which a record was due to be written to its arrival at a `read_committed` reader.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Latency {
+    pub p50: f64,
+    pub p99: f64,
+    pub p99_9: f64,
+    pub max: f64,
+}
 
-    pub fn records_per_second(&self) -> f64 {
-        self.records as f64 / self.wall.as_secs_f64()
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Latency { p50, p99, p99_9, max } = self;
+        write!(f, "p50 {p50:.1} p99 {p99:.1} p99.9 {p99_9:.1} max {max:.1} ms")
+    }
+}
+
+impl Figures {
+    /// `None` for a latency where none was measured.
+    pub fn get(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Cpu => Some(self.cpu_seconds_per_million),
+            Metric::PeakRss => Some(self.peak_rss_mib),
+            Metric::P50 => self.latency_ms.map(|latency| latency.p50),
+            Metric::P99 => self.latency_ms.map(|latency| latency.p99),
+        }
     }
 }
 
 /// Median and range of some rounds.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     pub median: f64,
     pub min: f64,
@@ -45,9 +69,17 @@ impl Spread {
     }
 }
 
+/// Three digits that count.
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2} ({:.2}..{:.2})", self.median, self.min, self.max)
+        let digits = if self.median >= 100.0 {
+            0
+        } else if self.median >= 10.0 {
+            1
+        } else {
+            2
+        };
+        write!(f, "{:.digits$} ({:.digits$}..{:.digits$})", self.median, self.min, self.max)
     }
 }
 

@@ -4,15 +4,16 @@
 //! The deployment is the `count` plugin, `exactly_once`, four partitions, on Apache Kafka. A trickle of
 //! new records keeps coming, so that "first new output" is the first record handled after the kill.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser;
-use tidemill_bench::load::{self, FirstOutput, GroupProgress, Trickle};
-use tidemill_bench::node::{Node, State, program};
-use tidemill_bench::process;
+use tidemill_bench::group::GroupProgress;
+use tidemill_bench::node::{Modules, Node, State};
+use tidemill_bench::restart::{FirstOutput, Trickle};
 use tidemill_bench::rounds::Spread;
+use tidemill_bench::{load, topics};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 const PARTITIONS: i32 = 4;
@@ -34,23 +35,23 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let module = tempfile::Builder::new().suffix(".wasm").tempfile()?;
-    let build = ["build", "plugins/count", "--out"];
-    process::run(Command::new(program("tidemill")?).args(build).arg(module.path()))?;
+    let modules = Modules::build()?;
     println!("starting Apache Kafka {}", tidemill_kafka_harness::VERSION);
     let kafka = ApacheKafka::start_with(&Options::default())?;
     for &millions in &arguments.millions {
         let keys = millions * 1_000_000;
         let name = format!("count-{millions}m");
         let (input, output) = (format!("{name}-in"), format!("{name}-out"));
-        load::create_topic(&kafka.bootstrap, &input, PARTITIONS)?;
-        load::create_topic(&kafka.bootstrap, &output, PARTITIONS)?;
+        topics::create(&kafka.bootstrap, &input, PARTITIONS)?;
+        topics::create(&kafka.bootstrap, &output, PARTITIONS)?;
         println!("writing and counting {keys} keys");
         load::fill(&kafka.bootstrap, &input, keys)?;
         let mut node = Node::start(&kafka.bootstrap, &name)?;
-        node.deploy(&name, module.path(), [&input, &output], "exactly_once")?;
-        let group = format!("local.default.{name}");
-        GroupProgress::new(&kafka.bootstrap, &group, &input, PARTITIONS)?.wait_for(keys, FILL_MAX)?;
+        node.deploy(&name, &modules.count, [&input, &output], "exactly_once", "")?;
+        let group = node.group(&name);
+        let all = topics::ends(&kafka.bootstrap, &input, PARTITIONS)?;
+        GroupProgress::new(&kafka.bootstrap, &group, &input, PARTITIONS)?
+            .wait_for(&all, FILL_MAX, || Ok(()))?;
 
         let _trickle = Trickle::start(&kafka.bootstrap, &input, keys)?;
         for state in [State::Kept, State::Deleted] {

@@ -17,5 +17,5 @@ mod server;
 mod tls;
 
 pub use error::Error;
-pub use jars::{VERSION, class_path, run_tool};
+pub use jars::{VERSION, class_path, class_path_of, run_tool};
 pub use server::{ApacheKafka, Options, Secured};

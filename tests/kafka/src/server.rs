@@ -54,6 +54,8 @@ pub struct Options {
     pub sasl_ssl: Option<(String, String)>,
     /// `host:port` that a further plaintext listener tells its clients to connect to: a proxy's.
     pub detour: Option<String>,
+    /// Runs in a JVM for load: it starts slower and takes a gibibyte. For benchmarks.
+    pub for_load: bool,
 }
 
 /// How to reach the secured listener.
@@ -75,6 +77,7 @@ pub struct ApacheKafka {
     /// Where the proxy of `Options::detour` finds the broker.
     pub detour: Option<String>,
     directory: tempfile::TempDir,
+    for_load: bool,
     child: Option<Child>,
 }
 
@@ -132,7 +135,8 @@ impl ApacheKafka {
             std::fs::write(&file, text).map_err(Error::file(&file))?;
             let bootstrap = format!("127.0.0.1:{plain}");
             let detour = options.detour.as_ref().map(|_| format!("127.0.0.1:{detour}"));
-            let kafka = ApacheKafka { bootstrap, secured, detour, directory, child: None };
+            let for_load = options.for_load;
+            let kafka = ApacheKafka { bootstrap, secured, detour, directory, for_load, child: None };
             kafka.format(&cluster, seats, options)?;
             Ok(kafka)
         };
@@ -177,7 +181,8 @@ impl ApacheKafka {
         let log_path = self.log_path();
         let log = File::create(&log_path).map_err(Error::file(&log_path))?;
         let errors = log.try_clone().map_err(Error::file(&log_path))?;
-        let java = jars::java("kafka.Kafka")?;
+        let java = if self.for_load { jars::java_for_load } else { jars::java };
+        let java = java("kafka.Kafka")?;
         let child = Command::new("sh")
             .args(["-c", GUARDED, "sh"])
             .arg(self.directory.path())
@@ -191,6 +196,16 @@ impl ApacheKafka {
             .map_err(|source| Error::Missing { program: "java".into(), source })?;
         self.child = Some(child);
         Ok(())
+    }
+
+    /// The id of the broker's process, as long as it runs: of the JVM, not of its guard.
+    pub fn process_id(&self) -> Option<u32> {
+        let guard = self.child.as_ref()?.id();
+        let children = std::fs::read_to_string(format!("/proc/{guard}/task/{guard}/children")).ok()?;
+        let is_jvm = |pid: &u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "java")
+        };
+        children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).find(is_jvm)
     }
 
     /// The broker's log, for a test that failed.

@@ -1,0 +1,139 @@
+//! Contenders for one run each: started fresh, watched, killed.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use tempfile::TempDir;
+
+use crate::node::{Modules, Node};
+use crate::process::Running;
+use crate::streams::{self, Streams};
+use crate::table::{Contender, Guarantee, Jvm, Kind, Load, Work, Workload};
+
+/// What contenders need that is built once for all runs.
+pub struct Workshop {
+    pub modules: Modules,
+    pub streams: Streams,
+}
+
+/// Where a run reads and writes.
+pub struct Place<'a> {
+    pub bootstrap: &'a str,
+    /// Of this run only: part of the name of every topic and group.
+    pub name: &'a str,
+    pub input: &'a str,
+    pub output: &'a str,
+    pub changelog: &'a str,
+    pub partitions: i32,
+}
+
+/// A contender at work.
+pub struct Started {
+    running: Process,
+    /// The consumer group that it commits its progress to.
+    pub group: String,
+}
+
+enum Process {
+    Program(Running, #[expect(dead_code, reason = "removed with the run")] Option<TempDir>),
+    Node(Box<Node>),
+}
+
+impl Started {
+    /// Starts a contender. `jvm` is how, if it is Kafka Streams.
+    pub fn start(
+        workshop: &Workshop,
+        workload: &Workload,
+        contender: &Contender,
+        jvm: Option<Jvm>,
+        place: &Place<'_>,
+    ) -> Result<Started> {
+        let (work, guarantee) = (workload.work, contender.guarantee);
+        match contender.kind {
+            Kind::Loop => start_loop(work, guarantee, place),
+            Kind::Tidemill => start_node(&workshop.modules, work, guarantee, place),
+            Kind::Streams(_) => {
+                let jvm = jvm.context("a JVM to run Kafka Streams in")?;
+                start_streams(&workshop.streams, (work, guarantee, workload.load), jvm, place)
+            }
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        match &self.running {
+            Process::Program(running, _) => running.0.id(),
+            Process::Node(node) => node.pid(),
+        }
+    }
+
+    /// Fails if it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        match &mut self.running {
+            Process::Program(running, _) => match running.0.try_wait()? {
+                None => Ok(()),
+                Some(status) => bail!("it ended with {status}"),
+            },
+            Process::Node(node) => node.check(),
+        }
+    }
+}
+
+fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Started> {
+    let value = |value: Option<clap::builder::PossibleValue>| {
+        value.map(|value| value.get_name().to_owned()).context("a value without a name")
+    };
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("loop");
+    for (name, value) in [
+        ("--bootstrap", place.bootstrap),
+        ("--input", place.input),
+        ("--output", place.output),
+        ("--changelog", place.changelog),
+        ("--group", place.name),
+        ("--partitions", &place.partitions.to_string()),
+        ("--work", &value(work.to_possible_value())?),
+        ("--guarantee", &value(guarantee.to_possible_value())?),
+    ] {
+        command.args([name, value]);
+    }
+    let running = Running(command.stdin(Stdio::null()).spawn().context("the loop")?);
+    Ok(Started { running: Process::Program(running, None), group: place.name.to_owned() })
+}
+
+fn start_node(modules: &Modules, work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Started> {
+    let guarantee = match guarantee {
+        Guarantee::ExactlyOnce => "exactly_once",
+        Guarantee::AtLeastOnce => "at_least_once",
+    };
+    let (module, more) = match work {
+        Work::Map => (&modules.pass, ""),
+        Work::Count => (&modules.count, ""),
+        Work::Dedupe => (&modules.pass, "inbox: { id: key, ttl: 24h }\n"),
+    };
+    let node = Node::start(place.bootstrap, place.name)?;
+    node.deploy(place.name, module, [place.input, place.output], guarantee, more)?;
+    let group = node.group(place.name);
+    Ok(Started { running: Process::Node(Box::new(node)), group })
+}
+
+fn start_streams(
+    streams: &Streams,
+    (work, guarantee, load): (Work, Guarantee, Load),
+    jvm: Jvm,
+    place: &Place<'_>,
+) -> Result<Started> {
+    let state = tempfile::tempdir()?;
+    let child = streams.start(&streams::Job {
+        bootstrap: place.bootstrap,
+        application: place.name,
+        input: place.input,
+        output: place.output,
+        work,
+        guarantee,
+        load,
+        jvm,
+        state: state.path(),
+    })?;
+    Ok(Started { running: Process::Program(Running(child), Some(state)), group: place.name.to_owned() })
+}

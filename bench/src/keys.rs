@@ -1,0 +1,136 @@
+//! Which keys the records of a workload have. The same seed makes the same keys on every machine.
+
+use crate::load::KEY_BYTES;
+
+/// How keys follow each other.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Keys {
+    /// Each its own.
+    New,
+    /// So many, the most frequent first, the next half as often, and so on (Zipf's law, exponent 1).
+    Zipf(u32),
+    /// So many, each as likely as any other.
+    Uniform(u32),
+    /// New ones, of which so many in a hundred come again within the next thousand records.
+    Repeating { percent: u64 },
+}
+
+/// How far back a repeated key lies at most, in records.
+const REPEAT_WITHIN: u64 = 1_000;
+const SEED: u64 = 0x7469_6465_6d69_6c6c;
+
+/// An endless stream of keys.
+pub struct Stream {
+    keys: Keys,
+    random: Random,
+    /// Records so far.
+    count: u64,
+    /// Zipf only: the share of all records that the first keys have, up to and including each.
+    shares: Vec<f64>,
+}
+
+impl Stream {
+    pub fn new(keys: Keys) -> Stream {
+        let shares = if let Keys::Zipf(count) = keys { zipf(count) } else { Vec::new() };
+        Stream { keys, random: Random(SEED), count: 0, shares }
+    }
+
+    pub fn key(&mut self) -> [u8; KEY_BYTES] {
+        let number = self.count;
+        self.count += 1;
+        padded(match self.keys {
+            Keys::New => number,
+            Keys::Uniform(count) => self.random.below(u64::from(count)),
+            Keys::Zipf(_) => {
+                let at = self.random.fraction();
+                self.shares.partition_point(|&share| share < at).min(self.shares.len() - 1) as u64
+            }
+            Keys::Repeating { percent } => {
+                if self.random.below(100) < percent {
+                    number.saturating_sub(1 + self.random.below(REPEAT_WITHIN))
+                } else {
+                    number
+                }
+            }
+        })
+    }
+}
+
+fn zipf(count: u32) -> Vec<f64> {
+    let total: f64 = (1..=count).map(|rank| 1.0 / f64::from(rank)).sum();
+    let mut sum = 0.0;
+    let share = |rank: u32| {
+        sum += 1.0 / f64::from(rank) / total;
+        sum
+    };
+    (1..=count).map(share).collect()
+}
+
+/// A number as a key.
+pub fn padded(number: u64) -> [u8; KEY_BYTES] {
+    let mut key = [b'0'; KEY_BYTES];
+    let mut rest = number;
+    for digit in key.iter_mut().rev() {
+        *digit += (rest % 10) as u8;
+        rest /= 10;
+    }
+    key
+}
+
+/// SplitMix64: small, seeded, and good enough to choose keys with.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.bits() % end
+    }
+
+    /// From 0 to 1.
+    fn fraction(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn counted(keys: Keys, records: usize) -> Vec<u64> {
+        let mut stream = Stream::new(keys);
+        let mut seen: HashMap<[u8; KEY_BYTES], u64> = HashMap::new();
+        for _ in 0..records {
+            *seen.entry(stream.key()).or_default() += 1;
+        }
+        let mut counts: Vec<u64> = seen.into_values().collect();
+        counts.sort_by_key(|&count| std::cmp::Reverse(count));
+        counts
+    }
+
+    #[test]
+    fn the_first_of_zipfs_keys_comes_twice_as_often_as_the_second() {
+        let counts = counted(Keys::Zipf(1_000), 100_000);
+        let ratio = counts[0] as f64 / counts[1] as f64;
+        assert!((1.8..2.2).contains(&ratio), "{counts:?}");
+    }
+
+    #[test]
+    fn as_many_ids_repeat_as_are_asked_for() {
+        let repeated = 100_000 - counted(Keys::Repeating { percent: 2 }, 100_000).len();
+        assert!((1_800..2_200).contains(&repeated), "{repeated}");
+    }
+
+    #[test]
+    fn a_key_is_a_padded_number() {
+        assert_eq!(&padded(1_234), b"0000000000001234");
+    }
+}

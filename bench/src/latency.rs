@@ -1,0 +1,167 @@
+//! End to end: from the moment at which a record is due to be written to its arrival at a reader that
+//! reads only what is committed.
+//!
+//! The load is open: records are due at a fixed rate whether or not anybody keeps up, and one that is
+//! written late (by us, or because a queue is full) has waited since it was due. Writer and reader are
+//! threads of this process, so that one clock times both.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::keys::{Keys, Stream};
+use crate::load::{VALUE_BYTES, now_ms, value};
+use crate::raw::{Consumer, Message, Producer};
+use crate::rounds::Latency;
+
+/// Before the load starts, so that everybody is up: one by one, then counted.
+const FIRST_RECORDS: u64 = 100;
+const UP_MAX: Duration = Duration::from_secs(120);
+/// Load that nobody measures.
+const WARM_UP: Duration = Duration::from_secs(15);
+/// For the last record, after it is written.
+const LAST_MAX: Duration = Duration::from_secs(60);
+/// What the writer and the reader serve their clients with.
+const BATCH_RECORDS: usize = 1_000;
+
+/// The two ends of a contender.
+pub struct Ends {
+    producer: Producer,
+    consumer: Consumer,
+    input: String,
+    keys: Stream,
+    value: Vec<u8>,
+    /// All times in records are since then.
+    epoch: Instant,
+}
+
+/// How fast, and how long.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    pub per_second: u64,
+    pub seconds: u64,
+}
+
+impl Ends {
+    pub fn open(bootstrap: &str, [input, output]: [&str; 2], partitions: i32) -> Result<Ends> {
+        let producer = Producer::new(&[
+            ("bootstrap.servers", bootstrap),
+            ("partitioner", "murmur2_random"),
+            ("enable.idempotence", "true"),
+            ("linger.ms", "0"),
+            ("delivery.report.only.error", "true"),
+            ("log_level", "3"),
+        ])?;
+        let consumer = Consumer::new(
+            &[
+                ("bootstrap.servers", bootstrap),
+                ("group.id", "bench-latency"),
+                ("enable.auto.commit", "false"),
+                ("isolation.level", "read_committed"),
+                ("fetch.wait.max.ms", "100"),
+            ],
+            output,
+            partitions,
+            BATCH_RECORDS,
+        )?;
+        let value = value(VALUE_BYTES).into_bytes();
+        let keys = Stream::new(Keys::New);
+        Ok(Ends { producer, consumer, input: input.to_owned(), keys, value, epoch: Instant::now() })
+    }
+
+    /// Waits until records come out; `alive` fails if none can.
+    pub fn wait_until_up(&mut self, mut alive: impl FnMut() -> Result<()>) -> Result<()> {
+        let topic = self.producer.topic(&self.input)?;
+        for _ in 0..FIRST_RECORDS {
+            let key = self.keys.key();
+            let (timestamp, key, value) = (now_ms()?, Some(&key[..]), Some(&self.value[..]));
+            self.producer.send(&topic, &Message { timestamp, key, value })?;
+        }
+        self.producer.flush()?;
+        let started = Instant::now();
+        let mut arrived = 0;
+        while arrived < FIRST_RECORDS {
+            arrived += self.consumer.take(10)?.len() as u64;
+            alive()?;
+            ensure!(started.elapsed() < UP_MAX, "only {arrived} of {FIRST_RECORDS} records after {UP_MAX:?}");
+        }
+        Ok(())
+    }
+
+    /// Writes at a pace and reads what comes out. `at_start` is called when what counts begins.
+    pub fn measure(self, pace: Pace, at_start: impl FnOnce() -> Result<()>) -> Result<Latency> {
+        let Ends { producer, mut consumer, input, mut keys, mut value, epoch } = self;
+        let begin = epoch.elapsed();
+        let counts_from = begin + WARM_UP;
+        let end = counts_from + Duration::from_secs(pace.seconds);
+        let writer = thread::spawn(move || -> Result<u64> {
+            let topic = producer.topic(&input)?;
+            let gap = Duration::from_secs(1) / u32::try_from(pace.per_second)?;
+            let mut written = 0;
+            let mut due = begin;
+            while due < end {
+                // A late wake-up is made up for: the record is due when it was due.
+                thread::sleep(due.saturating_sub(epoch.elapsed()));
+                value[..8].copy_from_slice(&u64::try_from(due.as_micros())?.to_le_bytes());
+                let key = keys.key();
+                let (timestamp, key, value) = (now_ms()?, Some(&key[..]), Some(&value[..]));
+                producer.send(&topic, &Message { timestamp, key, value })?;
+                producer.poll(0);
+                written += 1;
+                due += gap;
+            }
+            producer.flush()?;
+            Ok(written)
+        });
+        let mut at_start = Some(at_start);
+        let (mut waits, mut arrived, mut all) = (Vec::new(), 0, None);
+        let mut writer = Some(writer);
+        while all.is_none_or(|all| arrived < all) {
+            for record in consumer.take(10)?.records() {
+                let value = record?.value.and_then(|value| value.first_chunk::<8>());
+                let due = Duration::from_micros(u64::from_le_bytes(*value.context("not a record of ours")?));
+                arrived += 1;
+                if due >= counts_from {
+                    waits.push(epoch.elapsed().saturating_sub(due));
+                }
+            }
+            let now = epoch.elapsed();
+            if now >= counts_from
+                && let Some(at_start) = at_start.take()
+            {
+                at_start()?;
+            }
+            // Not earlier: waiting for it would delay what is read.
+            if writer.as_ref().is_some_and(|writer| writer.is_finished())
+                && let Some(writer) = writer.take()
+            {
+                all = Some(writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??);
+            }
+            ensure!(now < end + LAST_MAX, "only {arrived} of {all:?} records came out");
+        }
+        percentiles(waits).context("nothing came out")
+    }
+}
+
+/// `None` of nothing.
+fn percentiles(mut waits: Vec<Duration>) -> Option<Latency> {
+    waits.sort_unstable();
+    let at = |share: f64| {
+        let index = ((waits.len() as f64 * share).ceil() as usize).clamp(1, waits.len().max(1)) - 1;
+        waits.get(index).map(|wait| wait.as_secs_f64() * 1e3)
+    };
+    Some(Latency { p50: at(0.5)?, p99: at(0.99)?, p99_9: at(0.999)?, max: at(1.0)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_a_wait_that_so_many_do_not_exceed() {
+        let latency = percentiles((1..=1_000).map(Duration::from_millis).collect()).expect("waits");
+        assert_eq!([latency.p50, latency.p99, latency.p99_9, latency.max], [500.0, 990.0, 999.0, 1_000.0]);
+        assert!(percentiles(Vec::new()).is_none());
+    }
+}

@@ -1,0 +1,81 @@
+//! The benchmark suite: `make bench`. See `table.rs` for what is measured, and `run.rs` for how.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use clap::{Args, Parser, Subcommand};
+use tidemill_bench::native::{self, Job};
+use tidemill_bench::report::{Machine, Report};
+use tidemill_bench::run::Stage;
+use tidemill_bench::suite;
+use tidemill_bench::table::{WORKLOADS, Workload};
+
+#[derive(Parser)]
+#[command(about = "Measures tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs workloads and prints figures and ratios; fails if a ratio misses its bar
+    Run(RunArguments),
+    /// The native loop, until it is killed; a contender of `run`, useful by hand to profile it
+    Loop(Job),
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// Only these; `b4` means all that begin with it
+    #[arg(long, value_delimiter = ',')]
+    workload: Vec<String>,
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Only contenders with this in their name
+    #[arg(long, default_value = "")]
+    only: String,
+    /// So many times the records of every workload; small ones are for work on the suite itself
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Where the results go, as JSON
+    #[arg(long, default_value = "bench/results/latest.json")]
+    out: PathBuf,
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Run(arguments) => run(&arguments),
+        Command::Loop(job) => native::run(&job).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run(arguments: &RunArguments) -> Result<ExitCode> {
+    let workloads = chosen(&arguments.workload)?;
+    let machine = Machine::look()?;
+    let names: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
+    let command = format!("make bench WORKLOAD={} ROUNDS={}", names.join(","), arguments.rounds);
+    let stage = Stage::prepare(arguments.scale)?;
+    let mut report = Report::new(machine, command);
+    for workload in workloads {
+        let outcome = suite::run(&stage, workload, arguments.rounds, &arguments.only)?;
+        report.add(&outcome);
+        // After each, so that what was measured is kept if a later one fails.
+        report.write(&arguments.out)?;
+    }
+    let held = report.summarize();
+    println!("written to {}", arguments.out.display());
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Workload>> {
+    for name in names {
+        let known: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
+        let meant = WORKLOADS.iter().any(|workload| workload.is_meant_by(name));
+        ensure!(meant, "no workload {name:?}; there are {}", known.join(", "));
+    }
+    let is_meant =
+        |workload: &&Workload| names.is_empty() || names.iter().any(|name| workload.is_meant_by(name));
+    Ok(WORKLOADS.iter().filter(is_meant).collect())
+}

@@ -1,0 +1,202 @@
+//! What came out: a table and the ratios on the terminal, and all of it as JSON.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::rounds::{Figures, Spread};
+use crate::suite::{Outcome, Shown};
+use crate::table::{Bar, Ratio};
+
+/// Everything, as it is written to a file.
+#[derive(Serialize)]
+pub struct Report {
+    pub machine: Machine,
+    /// The one that repeats it.
+    pub command: String,
+    pub ratios: Vec<RatioReport>,
+    pub contenders: Vec<ContenderReport>,
+}
+
+/// Where it was measured.
+#[derive(Serialize)]
+pub struct Machine {
+    pub cpu: String,
+    pub cores: usize,
+    pub memory_gib: f64,
+    pub kernel: String,
+    pub java: String,
+    pub kafka: &'static str,
+    pub tidemill: &'static str,
+    /// Of the last minute, before the first run: what others did.
+    pub load_before: f64,
+}
+
+#[derive(Serialize)]
+pub struct RatioReport {
+    pub workload: &'static str,
+    pub name: &'static str,
+    pub metric: String,
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
+    pub rounds: usize,
+    pub bar: String,
+    pub stretch: f64,
+    pub met: bool,
+}
+
+#[derive(Serialize)]
+pub struct ContenderReport {
+    pub workload: &'static str,
+    pub name: &'static str,
+    /// How Kafka Streams was run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jvm: Option<String>,
+    /// Tried before the rounds, to find the best way.
+    pub tried_only: bool,
+    pub runs: Vec<Figures>,
+}
+
+impl Machine {
+    /// What the kernel and the JVM say.
+    pub fn look() -> Result<Machine> {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
+        let meminfo = fs::read_to_string("/proc/meminfo")?;
+        let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+        let kib: f64 = kib.context("MemTotal")?.trim().trim_end_matches(" kB").parse()?;
+        let java = Command::new("java").arg("-version").output().context("java")?;
+        let java = String::from_utf8_lossy(&java.stderr).into_owned();
+        let load = fs::read_to_string("/proc/loadavg")?;
+        Ok(Machine {
+            cpu: model
+                .map(|model| model.trim_start_matches([' ', '\t', ':']))
+                .unwrap_or("unknown")
+                .to_owned(),
+            cores: std::thread::available_parallelism()?.get(),
+            memory_gib: (kib / 1_048_576.0 * 10.0).round() / 10.0,
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            java: java.lines().next().unwrap_or("unknown").to_owned(),
+            kafka: tidemill_kafka_harness::VERSION,
+            tidemill: env!("CARGO_PKG_VERSION"),
+            load_before: load.split(' ').next().unwrap_or_default().parse()?,
+        })
+    }
+}
+
+impl Report {
+    pub fn new(machine: Machine, command: String) -> Report {
+        Report { machine, command, ratios: Vec::new(), contenders: Vec::new() }
+    }
+
+    /// Adds a workload, and prints it.
+    pub fn add(&mut self, outcome: &Outcome) {
+        print_contenders(outcome);
+        for ratio in outcome.workload.ratios {
+            if let Some(report) = judge(outcome, ratio) {
+                print_ratio(&report);
+                self.ratios.push(report);
+            }
+        }
+        let workload = outcome.workload.name;
+        for shown in &outcome.shown {
+            let jvm = shown.jvm.map(|jvm| jvm.to_string());
+            let runs = shown.runs.clone();
+            let name = shown.contender.name;
+            self.contenders.push(ContenderReport { workload, name, jvm, tried_only: false, runs });
+        }
+        for (contender, jvm, figures) in &outcome.tried {
+            let (jvm, runs) = (Some(jvm.to_string()), vec![*figures]);
+            self.contenders.push(ContenderReport {
+                workload,
+                name: contender.name,
+                jvm,
+                tried_only: true,
+                runs,
+            });
+        }
+    }
+
+    /// Prints all ratios once more; false if one misses its bar.
+    pub fn summarize(&self) -> bool {
+        println!("\nratios");
+        for ratio in &self.ratios {
+            print_ratio(ratio);
+        }
+        self.ratios.iter().all(|ratio| ratio.met)
+    }
+
+    pub fn write(&self, path: &Path) -> Result<()> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        fs::write(path, serde_json::to_string_pretty(self)? + "\n")
+            .with_context(|| path.display().to_string())
+    }
+}
+
+fn print_contenders(outcome: &Outcome) {
+    println!(
+        "\n{:<28}{:<24}{:<20}{:<20}broker CPU-s/M",
+        outcome.workload.name, "CPU-s per million", "k records/s", "peak RSS, MiB"
+    );
+    for shown in &outcome.shown {
+        let column = |figure: fn(&Figures) -> f64| {
+            Spread::of(shown.runs.iter().map(figure)).map(|spread| spread.to_string()).unwrap_or_default()
+        };
+        println!(
+            "{:<28}{:<24}{:<20}{:<20}{}",
+            shown.contender.name,
+            column(|figures| figures.cpu_seconds_per_million),
+            column(|figures| figures.records_per_second / 1e3),
+            column(|figures| figures.peak_rss_mib),
+            column(|figures| figures.broker_cpu_seconds_per_million),
+        );
+        if let Some(jvm) = shown.jvm {
+            println!("{:<28}with {jvm}", "");
+        }
+    }
+}
+
+fn print_ratio(ratio: &RatioReport) {
+    let RatioReport { median, min, max, .. } = *ratio;
+    println!(
+        "{:<11}{:<58}{:<22}{}{}",
+        ratio.workload,
+        format!("{} ({})", ratio.name, ratio.metric),
+        Spread { median, min, max }.to_string(),
+        ratio.bar,
+        if ratio.met { "" } else { "  MISSED" }
+    );
+}
+
+/// `None` if one of the two did not take part.
+fn judge(outcome: &Outcome, ratio: &Ratio) -> Option<RatioReport> {
+    let find = |name| outcome.shown.iter().find(|shown: &&Shown| shown.contender.name == name);
+    let (over, under) = (find(ratio.over)?, find(ratio.under)?);
+    let ratios = over
+        .runs
+        .iter()
+        .zip(&under.runs)
+        .filter_map(|(over, under)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?));
+    let Spread { median, min, max } = Spread::of(ratios)?;
+    Some(RatioReport {
+        workload: outcome.workload.name,
+        name: ratio.name,
+        metric: ratio.metric.to_string(),
+        median,
+        min,
+        max,
+        rounds: over.runs.len(),
+        bar: match ratio.bar {
+            Bar::Noise => format!("noise bar {:.0} %", (max - 1.0).max(1.0 - min) * 100.0),
+            bar => bar.to_string(),
+        },
+        stretch: ratio.stretch,
+        met: ratio.bar.is_met_by(median),
+    })
+}

@@ -1,0 +1,185 @@
+//! One run of one contender, measured in the same way whoever it is.
+//!
+//! ```text
+//!  write W and N records    start, handle W         idle        handle N          kill, delete
+//!  (N in an open            (JIT, caches,        ----|------------------|----
+//!   transaction)             compilation)          commit            all committed
+//!                                                  CPU, clock        CPU, clock, peak RSS
+//! ```
+//!
+//! What is counted lies between the two marks: the contender's process and the broker's. Fetching ahead
+//! cannot reach over the first mark, because the records are not to be seen before it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tidemill_kafka_harness::{ApacheKafka, Options};
+
+use crate::contender::{Place, Started, Workshop};
+use crate::group::GroupProgress;
+use crate::latency::{Ends, Pace};
+use crate::load::{Backlog, Shape};
+use crate::node::Modules;
+use crate::rounds::Figures;
+use crate::streams::Streams;
+use crate::table::{Contender, Jvm, Kind, Load, Work, Workload};
+use crate::{process, topics};
+
+pub const PARTITIONS: i32 = 4;
+/// A JVM warms up with so many times the records that are measured; the others, with as many.
+const JVM_WARM_UP: u64 = 2;
+/// Of the warm-up, and of what is measured.
+const HANDLED_MAX: Duration = Duration::from_secs(600);
+/// A process that uses less of a core than this has nothing to do but to wait.
+const IDLE_SHARE: f64 = 0.2;
+const IDLE_WINDOW: Duration = Duration::from_millis(250);
+const IDLE_MAX: Duration = Duration::from_secs(15);
+
+/// What all runs share.
+pub struct Stage {
+    kafka: ApacheKafka,
+    broker: u32,
+    workshop: Workshop,
+    /// Every workload has so many times its records.
+    scale: f64,
+}
+
+/// Two moments of a run.
+struct Mark {
+    at: Instant,
+    contender: Duration,
+    broker: Duration,
+}
+
+impl Stage {
+    /// Builds the contenders and starts Apache Kafka.
+    pub fn prepare(scale: f64) -> Result<Stage> {
+        println!("building handlers and the Kafka Streams program");
+        let workshop = Workshop { modules: Modules::build()?, streams: Streams::compile()? };
+        println!("starting Apache Kafka {}", tidemill_kafka_harness::VERSION);
+        // Topics are deleted after each run, and their files with them at once.
+        let quick = ("log.segment.delete.delay.ms".to_owned(), "1000".to_owned());
+        let options = Options { properties: vec![quick], for_load: true, ..Options::default() };
+        let kafka = ApacheKafka::start_with(&options)?;
+        let broker = kafka.process_id().context("the broker's process is not there")?;
+        Ok(Stage { kafka, broker, workshop, scale })
+    }
+
+    /// Runs a contender once. `name` is of this run only.
+    pub fn run(
+        &self,
+        workload: &Workload,
+        contender: &Contender,
+        jvm: Option<Jvm>,
+        name: &str,
+    ) -> Result<Figures> {
+        let bootstrap = &self.kafka.bootstrap;
+        let [input, output, changelog] = ["in", "out", "changelog"].map(|role| format!("{name}-{role}"));
+        for topic in [&input, &output] {
+            topics::create(bootstrap, topic, PARTITIONS)?;
+        }
+        if contender.kind == Kind::Loop && workload.work != Work::Map {
+            topics::create(bootstrap, &changelog, PARTITIONS)?;
+        }
+        let place = Place {
+            bootstrap,
+            name,
+            input: &input,
+            output: &output,
+            changelog: &changelog,
+            partitions: PARTITIONS,
+        };
+        let figures = match workload.load {
+            Load::Backlog { records } => {
+                let records = (records as f64 * self.scale) as u64;
+                self.backlog(workload, contender, jvm, (&place, records))
+            }
+            Load::Open(pace) => self.open(workload, contender, jvm, (&place, pace)),
+        };
+        topics::delete_all_of(bootstrap, name)?;
+        figures.with_context(|| format!("{}, {}", workload.name, contender.name))
+    }
+
+    fn backlog(
+        &self,
+        workload: &Workload,
+        contender: &Contender,
+        jvm: Option<Jvm>,
+        (place, records): (&Place<'_>, u64),
+    ) -> Result<Figures> {
+        let bootstrap = &self.kafka.bootstrap;
+        let shape = Shape { keys: workload.keys, value_bytes: workload.value_bytes };
+        let warm_up =
+            if matches!(contender.kind, Kind::Streams(_)) { JVM_WARM_UP * records } else { records };
+        let backlog = Backlog::write(bootstrap, (place.input, PARTITIONS), shape, (warm_up, records))?;
+        let mut started = Started::start(&self.workshop, workload, contender, jvm, place)?;
+        let progress = GroupProgress::new(bootstrap, &started.group, place.input, PARTITIONS)?;
+        progress.wait_for(&backlog.warm, HANDLED_MAX, || started.check()).context("warm-up")?;
+        self.settle(&started)?;
+        let before = self.mark(&started)?;
+        backlog.appear()?;
+        progress.wait_for(&backlog.end, HANDLED_MAX, || started.check())?;
+        let after = self.mark(&started)?;
+        if workload.work == Work::Map {
+            let out: i64 = topics::ends(bootstrap, place.output, PARTITIONS)?.iter().sum();
+            let all = warm_up + records;
+            ensure!(out.cast_unsigned() >= all, "only {out} records came out of {all}");
+        }
+        figures(&started, &before, &after, records)
+    }
+
+    fn open(
+        &self,
+        workload: &Workload,
+        contender: &Contender,
+        jvm: Option<Jvm>,
+        (place, pace): (&Place<'_>, Pace),
+    ) -> Result<Figures> {
+        let mut ends = Ends::open(place.bootstrap, [place.input, place.output], PARTITIONS)?;
+        let mut started = Started::start(&self.workshop, workload, contender, jvm, place)?;
+        ends.wait_until_up(|| started.check())?;
+        let mut before = None;
+        let latency = ends.measure(pace, || {
+            before = Some(self.mark(&started)?);
+            Ok(())
+        })?;
+        let (before, after) = (before.context("it never began")?, self.mark(&started)?);
+        let figures = figures(&started, &before, &after, pace.per_second * pace.seconds)?;
+        Ok(Figures { latency_ms: Some(latency), ..figures })
+    }
+
+    /// Waits until neither the contender nor the broker has anything to do, or long enough.
+    fn settle(&self, started: &Started) -> Result<()> {
+        let deadline = Instant::now() + IDLE_MAX;
+        loop {
+            let before = self.mark(started)?;
+            thread::sleep(IDLE_WINDOW);
+            let after = self.mark(started)?;
+            let busiest = (after.contender - before.contender).max(after.broker - before.broker);
+            let share = busiest.as_secs_f64() / (after.at - before.at).as_secs_f64();
+            if share < IDLE_SHARE || Instant::now() > deadline {
+                return Ok(());
+            }
+        }
+    }
+
+    fn mark(&self, started: &Started) -> Result<Mark> {
+        Ok(Mark {
+            at: Instant::now(),
+            contender: process::cpu_time(started.pid())?,
+            broker: process::cpu_time(self.broker)?,
+        })
+    }
+}
+
+fn figures(started: &Started, before: &Mark, after: &Mark, records: u64) -> Result<Figures> {
+    let per_million = |cpu: Duration| cpu.as_secs_f64() * 1e6 / records as f64;
+    Ok(Figures {
+        cpu_seconds_per_million: per_million(after.contender - before.contender),
+        records_per_second: records as f64 / (after.at - before.at).as_secs_f64(),
+        peak_rss_mib: process::peak_rss_mib(started.pid())?,
+        broker_cpu_seconds_per_million: per_million(after.broker - before.broker),
+        latency_ms: None,
+    })
+}

@@ -1,0 +1,447 @@
+//! What is measured: workloads, who takes part, and the ratios that have to hold. Everything else in
+//! this crate carries out what stands here.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+use crate::keys::Keys;
+use crate::latency::Pace;
+
+/// What is done with every record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Work {
+    /// It is passed on as it is.
+    Map,
+    /// The records of its key are counted, and the new count is emitted.
+    Count,
+    /// It is passed on if its key is new.
+    Dedupe,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Guarantee {
+    ExactlyOnce,
+    AtLeastOnce,
+}
+
+/// Who does it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// The native loop: the floor.
+    Loop,
+    Tidemill,
+    /// Kafka Streams in one of these ways. Each of them runs before the rounds, and the one that needs
+    /// least goes on.
+    Streams(&'static [Jvm]),
+}
+
+/// How Kafka Streams is run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Jvm {
+    pub collector: Collector,
+    pub threads: u32,
+    /// Of its stores; 0 emits every update, else only what a commit finds is emitted.
+    pub cache_mib: u32,
+    /// `None` leaves it to the JVM: a quarter of the machine's memory at most.
+    pub heap_mib: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Collector {
+    G1,
+    Parallel,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Contender {
+    /// Unique in its workload.
+    pub name: &'static str,
+    pub kind: Kind,
+    pub guarantee: Guarantee,
+}
+
+/// What is read off a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// CPU-seconds of the process per million records.
+    Cpu,
+    /// Peak resident memory.
+    PeakRss,
+    /// End to end, of the median record.
+    P50,
+    /// End to end, of the slowest record in a hundred.
+    P99,
+}
+
+/// What a ratio may be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bar {
+    AtMost(f64),
+    AtLeast(f64),
+    /// Of the null comparison: how far from 1 it is tells how much noise there is.
+    Noise,
+}
+
+/// One contender's figure divided by another's, of the same round.
+#[derive(Debug, Clone, Copy)]
+pub struct Ratio {
+    pub name: &'static str,
+    pub metric: Metric,
+    pub over: &'static str,
+    pub under: &'static str,
+    pub bar: Bar,
+    /// What it would be at best; as the bar, it is met from one side.
+    pub stretch: f64,
+}
+
+/// How a workload is driven.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Load {
+    /// So many records appear at once.
+    Backlog { records: u64 },
+    /// Records come at this rate, whether or not anybody keeps up.
+    Open(Pace),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Workload {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub work: Work,
+    pub keys: Keys,
+    pub value_bytes: usize,
+    pub load: Load,
+    pub contenders: &'static [Contender],
+    pub ratios: &'static [Ratio],
+}
+
+const fn contender(name: &'static str, kind: Kind, guarantee: Guarantee) -> Contender {
+    Contender { name, kind, guarantee }
+}
+
+const fn jvm(collector: Collector, threads: u32, cache_mib: u32) -> Jvm {
+    Jvm { collector, threads, cache_mib, heap_mib: Some(1_024) }
+}
+
+const fn ratio(
+    name: &'static str,
+    metric: Metric,
+    sides: [&'static str; 2],
+    bar: Bar,
+    stretch: f64,
+) -> Ratio {
+    let [over, under] = sides;
+    Ratio { name, metric, over, under, bar, stretch }
+}
+
+const NULL: Ratio = ratio(NULL_NAME, Metric::Cpu, ["loop", "loop again"], Bar::Noise, 1.0);
+/// The loop beside itself.
+pub const NULL_NAME: &str = "null comparison";
+
+/// Every way that may be the best for a workload in which each update is emitted.
+const EVERY_UPDATE: &[Jvm] = &[
+    jvm(Collector::G1, 1, 0),
+    jvm(Collector::Parallel, 1, 0),
+    jvm(Collector::G1, 2, 0),
+    jvm(Collector::Parallel, 2, 0),
+];
+/// Ten mebibytes are the default.
+const AT_COMMIT: &[Jvm] = &[
+    jvm(Collector::G1, 1, 10),
+    jvm(Collector::Parallel, 1, 10),
+    jvm(Collector::Parallel, 1, 256),
+    jvm(Collector::Parallel, 2, 10),
+];
+const EITHER: &[Jvm] = &[
+    jvm(Collector::G1, 1, 0),
+    jvm(Collector::Parallel, 1, 0),
+    jvm(Collector::Parallel, 2, 0),
+    jvm(Collector::Parallel, 1, 10),
+    jvm(Collector::Parallel, 1, 256),
+];
+const SMALL: &[Jvm] = &[
+    Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: None },
+    Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: Some(256) },
+    Jvm { collector: Collector::Parallel, threads: 1, cache_mib: 10, heap_mib: Some(256) },
+];
+const DEFAULTS: &[Jvm] = &[Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: None }];
+
+use Guarantee::{AtLeastOnce, ExactlyOnce};
+
+/// Loop, loop again and tidemill, exactly once; what else takes part differs.
+const MAP: &[Contender] = &[
+    contender("loop", Kind::Loop, ExactlyOnce),
+    contender("loop again", Kind::Loop, ExactlyOnce),
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("streams", Kind::Streams(EVERY_UPDATE), ExactlyOnce),
+    contender("loop, at least once", Kind::Loop, AtLeastOnce),
+    contender("tidemill, at least once", Kind::Tidemill, AtLeastOnce),
+    contender("streams, at least once", Kind::Streams(EVERY_UPDATE), AtLeastOnce),
+];
+
+const MAP_RATIOS: &[Ratio] = &[
+    NULL,
+    ratio("tidemill / loop, exactly once", Metric::Cpu, ["tidemill", "loop"], Bar::AtMost(1.35), 1.15),
+    ratio(
+        "tidemill / loop, at least once",
+        Metric::Cpu,
+        ["tidemill, at least once", "loop, at least once"],
+        Bar::AtMost(1.35),
+        1.15,
+    ),
+    ratio(
+        "Kafka Streams / tidemill, exactly once",
+        Metric::Cpu,
+        ["streams", "tidemill"],
+        Bar::AtLeast(2.0),
+        2.6,
+    ),
+    ratio(
+        "Kafka Streams / tidemill, at least once",
+        Metric::Cpu,
+        ["streams, at least once", "tidemill, at least once"],
+        Bar::AtLeast(2.0),
+        2.6,
+    ),
+    ratio(
+        "tidemill, exactly once / at least once",
+        Metric::Cpu,
+        ["tidemill", "tidemill, at least once"],
+        Bar::AtMost(1.15),
+        1.08,
+    ),
+];
+
+const LATENCY: &[Contender] = &[
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("streams", Kind::Streams(DEFAULTS), ExactlyOnce),
+];
+const LATENCY_RATIOS: &[Ratio] = &[
+    ratio("tidemill / Kafka Streams, p50", Metric::P50, ["tidemill", "streams"], Bar::AtMost(0.3), 0.15),
+    ratio("tidemill / Kafka Streams, p99", Metric::P99, ["tidemill", "streams"], Bar::AtMost(0.4), 0.2),
+];
+
+const fn latency(name: &'static str, title: &'static str, per_second: u64) -> Workload {
+    Workload {
+        name,
+        title,
+        work: Work::Map,
+        keys: Keys::New,
+        value_bytes: 100,
+        load: Load::Open(Pace { per_second, seconds: 20 }),
+        contenders: LATENCY,
+        ratios: LATENCY_RATIOS,
+    }
+}
+
+/// In the order in which they run.
+pub const WORKLOADS: &[Workload] = &[
+    Workload {
+        name: "b1",
+        title: "B1: map, 100 B",
+        work: Work::Map,
+        keys: Keys::New,
+        value_bytes: 100,
+        load: Load::Backlog { records: 2_000_000 },
+        contenders: MAP,
+        ratios: MAP_RATIOS,
+    },
+    Workload {
+        name: "b1-1k",
+        title: "B1: map, 1 KB",
+        work: Work::Map,
+        keys: Keys::New,
+        value_bytes: 1_000,
+        load: Load::Backlog { records: 500_000 },
+        contenders: MAP,
+        // What the issue asks for is asked of 100 B.
+        ratios: &[NULL],
+    },
+    Workload {
+        name: "b4-zipf",
+        title: "B4: count per key, 10,000 keys by Zipf's law, exactly once",
+        work: Work::Count,
+        keys: Keys::Zipf(10_000),
+        value_bytes: 100,
+        load: Load::Backlog { records: 1_000_000 },
+        contenders: &[
+            contender("loop", Kind::Loop, ExactlyOnce),
+            contender("loop again", Kind::Loop, ExactlyOnce),
+            contender("tidemill", Kind::Tidemill, ExactlyOnce),
+            contender("streams, every update", Kind::Streams(EVERY_UPDATE), ExactlyOnce),
+            contender("streams, at commit", Kind::Streams(AT_COMMIT), ExactlyOnce),
+        ],
+        ratios: &[
+            NULL,
+            ratio(
+                "Kafka Streams, every update / tidemill",
+                Metric::Cpu,
+                ["streams, every update", "tidemill"],
+                Bar::AtLeast(4.0),
+                5.5,
+            ),
+            // Tidemill emits every update here too.
+            ratio(
+                "Kafka Streams, at commit / tidemill",
+                Metric::Cpu,
+                ["streams, at commit", "tidemill"],
+                Bar::AtLeast(2.0),
+                3.0,
+            ),
+        ],
+    },
+    Workload {
+        name: "b4-uniform",
+        title: "B4: count per key, 1,000,000 keys, each as likely as any other, exactly once",
+        work: Work::Count,
+        keys: Keys::Uniform(1_000_000),
+        value_bytes: 100,
+        load: Load::Backlog { records: 1_000_000 },
+        contenders: &[
+            contender("loop", Kind::Loop, ExactlyOnce),
+            contender("loop again", Kind::Loop, ExactlyOnce),
+            contender("tidemill", Kind::Tidemill, ExactlyOnce),
+            contender("streams", Kind::Streams(EITHER), ExactlyOnce),
+        ],
+        ratios: &[
+            NULL,
+            ratio("Kafka Streams / tidemill", Metric::Cpu, ["streams", "tidemill"], Bar::AtLeast(3.0), 5.0),
+        ],
+    },
+    Workload {
+        name: "b8",
+        title: "B8: dedupe by id, two in a hundred repeated, exactly once",
+        work: Work::Dedupe,
+        keys: Keys::Repeating { percent: 2 },
+        value_bytes: 100,
+        load: Load::Backlog { records: 1_000_000 },
+        contenders: &[
+            contender("loop", Kind::Loop, ExactlyOnce),
+            contender("loop again", Kind::Loop, ExactlyOnce),
+            contender("tidemill", Kind::Tidemill, ExactlyOnce),
+            contender("streams", Kind::Streams(EITHER), ExactlyOnce),
+        ],
+        ratios: &[
+            NULL,
+            ratio(
+                "Kafka Streams, processor with a store / tidemill, inbox",
+                Metric::Cpu,
+                ["streams", "tidemill"],
+                Bar::AtLeast(3.0),
+                6.0,
+            ),
+        ],
+    },
+    Workload {
+        name: "memory",
+        title: "Memory: count per key, 10,000 keys by Zipf's law, default settings",
+        work: Work::Count,
+        keys: Keys::Zipf(10_000),
+        value_bytes: 100,
+        load: Load::Backlog { records: 1_000_000 },
+        contenders: &[
+            contender("tidemill", Kind::Tidemill, ExactlyOnce),
+            contender("streams", Kind::Streams(SMALL), ExactlyOnce),
+        ],
+        ratios: &[ratio(
+            "Kafka Streams / tidemill, peak RSS",
+            Metric::PeakRss,
+            ["streams", "tidemill"],
+            Bar::AtLeast(3.0),
+            6.0,
+        )],
+    },
+    latency("latency-1k", "End to end: map, exactly once, 1,000 records a second", 1_000),
+    latency("latency-5k", "End to end: map, exactly once, 5,000 records a second", 5_000),
+];
+
+impl Workload {
+    /// What decides which way of running Kafka Streams is its best here.
+    pub fn decisive(&self) -> Metric {
+        self.ratios.last().map_or(Metric::Cpu, |ratio| ratio.metric)
+    }
+
+    /// `b4` means every workload whose name begins with `b4`.
+    pub fn is_meant_by(&self, name: &str) -> bool {
+        self.name == name || self.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
+    }
+}
+
+impl fmt::Display for Jvm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?}, {} thread{}",
+            self.collector,
+            self.threads,
+            if self.threads == 1 { "" } else { "s" }
+        )?;
+        match self.cache_mib {
+            0 => f.write_str(", no cache")?,
+            mib => write!(f, ", cache {mib} MiB")?,
+        }
+        match self.heap_mib {
+            Some(mib) => write!(f, ", heap {mib} MiB"),
+            None => f.write_str(", heap by default"),
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Metric::Cpu => "CPU-s per million records",
+            Metric::PeakRss => "peak RSS",
+            Metric::P50 => "p50",
+            Metric::P99 => "p99",
+        })
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bar::AtMost(bar) => write!(f, "at most {bar}"),
+            Bar::AtLeast(bar) => write!(f, "at least {bar}"),
+            Bar::Noise => f.write_str("noise"),
+        }
+    }
+}
+
+impl Bar {
+    /// Whether a ratio holds.
+    pub fn is_met_by(self, ratio: f64) -> bool {
+        match self {
+            Bar::AtMost(bar) => ratio <= bar,
+            Bar::AtLeast(bar) => ratio >= bar,
+            Bar::Noise => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ratio_names_two_contenders_of_its_workload() {
+        for workload in WORKLOADS {
+            for ratio in workload.ratios {
+                for side in [ratio.over, ratio.under] {
+                    let found = workload.contenders.iter().filter(|contender| contender.name == side).count();
+                    assert_eq!(found, 1, "{}: {}: {side}", workload.name, ratio.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_means_all_that_begin_with_it() {
+        let meant =
+            |name| WORKLOADS.iter().filter(|w| w.is_meant_by(name)).map(|w| w.name).collect::<Vec<_>>();
+        assert_eq!(meant("b4"), ["b4-zipf", "b4-uniform"]);
+        assert_eq!(meant("b1-1k"), ["b1-1k"]);
+        assert_eq!(meant("b"), Vec::<&str>::new());
+    }
+}
