@@ -76,7 +76,7 @@ swap: build ## Exchange versions of a deployment at 20,000 records a second, on 
 	@$(BIN)/tidemill-swap $(if $(N),--deployments $(N)) $(if $(BROKER),--broker $(BROKER)) $(if $(SEED),--seed $(SEED))
 
 hostile: build ## Run every hostile guest, module and client beside an innocent deployment (SHORT=1, ONLY=F26, MUTANTS=, BROKER=apache)
-	@$(BIN)/tidemill-hostile cases $(if $(SHORT),--short --mutants $(or $(MUTANTS),100),$(if $(MUTANTS),--mutants $(MUTANTS))) \
+	@$(BIN)/tidemill-hostile cases $(if $(SHORT),--short --mutants $(or $(MUTANTS),30),$(if $(MUTANTS),--mutants $(MUTANTS))) \
 		$(if $(ONLY),--only '$(ONLY)') $(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))
 
 soak: build ## Deploy and delete in a row, then run small deployments at once (COUNT=1000, SMALL=200, BROKER=apache)

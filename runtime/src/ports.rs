@@ -297,6 +297,10 @@ pub trait Relay: Send {
 
     /// A person asks for another attempt: an open breaker lets one through at once.
     fn knock(&self, destination: &str);
+
+    /// Why the breaker of a destination has opened that had not been in trouble under the revision before this
+    /// one. Told once.
+    fn opened(&mut self) -> Option<String>;
 }
 
 /// Time, so that tests can own it.

@@ -182,7 +182,7 @@ fn a_stop_ends_the_call_in_progress_and_every_later_one() {
     let mut task = Task { handler, view: View::default(), next_offset: 0 };
     std::thread::scope(|scope| {
         let looping = scope.spawn(|| task.tell("loop").expect_err("it does not end by itself"));
-        linked.interrupt();
+        linked.interrupt_in(Duration::ZERO);
         assert_eq!(looping.join().expect("no panic"), Fault::Interrupted);
     });
     assert!(task.tell("ok").is_err());

@@ -89,6 +89,8 @@ pub fn a_fleet_with_certificates_answers_to_roles(cluster: &Cluster) {
     let put = ["state", "edit", "put", "team-a-count", "counts", "a", "41", "--yes"];
     nodes.iter().for_each(|node| drop(admin.at(node, &put).ok()));
 
+    a_changed_list_of_roles_counts(&nodes[1], &admin, &tenant);
+
     let history = tenant.at(&nodes[1], &["history", "team-a-count"]).ok();
     assert!(history.contains("spiffe://test/admin"), "{history}");
     let logs: String = nodes.iter().map(Node::whole_log).collect();
@@ -176,6 +178,31 @@ fn a_tenant_changes_what_is_his(node: &Node, tenant: &Person<'_>) {
     tenant.refused(node, &["pause", "team-b-count"], "needs the role");
     tenant.at(node, &["pause", "team-a-count"]).ok();
     tenant.at(node, &["resume", "team-a-count"]).ok();
+}
+
+/// Without a restart. What cannot be read changes nothing.
+fn a_changed_list_of_roles_counts(node: &Node, admin: &Person<'_>, tenant: &Person<'_>) {
+    let file = node.directory().join("node.yaml");
+    let before = std::fs::read_to_string(&file).expect("the node's file");
+    let write = |text: &str| std::fs::write(&file, text).expect("the node's file");
+    let history = ["history", "team-b-count"];
+    tenant.refused(node, &history, "needs the role");
+    write(&before.replace("'team-a-*'", "'team-*'"));
+    until("the tenant may more", READY_MAX, || {
+        let finished = tenant.at(node, &history);
+        if finished.status.success() { Ok(()) } else { Err(finished) }
+    });
+    write(&before.replace("role: admin", "role: root"));
+    until("the node says what is wrong", READY_MAX, || {
+        let log = node.log();
+        if log.contains("new roles cannot be used") && log.contains("`root`") { Ok(()) } else { Err(log) }
+    });
+    admin.at(node, &["deployments"]).ok();
+    write(&before);
+    until("the tenant may less", READY_MAX, || {
+        let finished = tenant.at(node, &history);
+        if finished.status.success() { Err(finished) } else { Ok(()) }
+    });
 }
 
 fn the_audit_log_tells(logs: &str) {

@@ -143,8 +143,7 @@ async fn document(channel: &Channel, upload: Upload) -> Vec<Check> {
     let meant = Meant { dry_run: true, expected_revision: None, drop_stores: Vec::new() };
     let deployment = match send(channel, upload, meant).await {
         Ok(answer) => answer.deployment.unwrap_or_default(),
-        // Every problem of document, module and topics.
-        Err(failure) => return vec![row(format!("topics {name}"), Verdict::Failed, failure.message)],
+        Err(failure) => return problems(&name, &failure.message),
     };
     let topics = format!("{} -> {}", deployment.inputs.join(", "), deployment.outputs.join(", "));
     let mut checks = vec![
@@ -161,6 +160,14 @@ async fn document(channel: &Channel, upload: Upload) -> Vec<Check> {
         checks.push(row(format!("limits {name}"), Verdict::Ok, detail));
     }
     checks
+}
+
+/// Every problem of document, module and topics, a row each; several come below a line that counts them.
+fn problems(name: &str, message: &str) -> Vec<Check> {
+    let lines: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let behind_the_count = if lines.len() > 1 { &lines[1..] } else { &lines[..] };
+    let failed = |line: &&str| row(format!("document {name}"), Verdict::Failed, *line);
+    behind_the_count.iter().map(failed).collect()
 }
 
 fn dead_letters(spec: &DeploymentSpec) -> Check {
@@ -186,7 +193,7 @@ fn cluster(nodes: &[proto::Node]) -> Check {
         nodes.iter().filter(|node| is_silent(node)).map(|node| node.id.as_str()).collect();
     let alive = nodes.len() - silent.len();
     match silent.as_slice() {
-        [] => row("cluster", Verdict::Ok, format!("{alive} nodes and Kafka answer")),
+        [] => row("cluster", Verdict::Ok, format!("Kafka answers, and so do all nodes ({alive})")),
         silent => {
             row("cluster", Verdict::Warning, format!("{alive} nodes answer, {} do not", silent.join(", ")))
         }
@@ -280,8 +287,12 @@ fn failures(deployment: &proto::Deployment) -> Check {
     match deployment.tasks.iter().map(|task| task.skipped).sum::<u64>() {
         0 => row(name, Verdict::Ok, "none since its tasks began on this node"),
         failed => {
-            let failed = grouped(failed);
-            row(name, Verdict::Warning, format!("{failed} since its tasks began on this node; see its log"))
+            let (failed, deployment) = (grouped(failed), &deployment.name);
+            let detail = format!(
+                "{failed} since its tasks began on this node: if they came with the deploy, `tidemill rollback {deployment}` first, \
+                 then `tidemill dlq count {deployment}`"
+            );
+            row(name, Verdict::Warning, detail)
         }
     }
 }
@@ -311,6 +322,16 @@ mod tests {
         assert_eq!((older.verdict, older.detail.as_str()), (Verdict::Failed, "1 of 2 run version 2"));
         let halted = tasks("a", &rollout(vec![task(7, proto::TaskState::Halted)]));
         assert_eq!(halted.verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn every_problem_of_a_document_has_a_row() {
+        let found =
+            problems("wc", "wc: 2 problems\n  inputs.in: topic a does not exist\n  outputs.out: nor b");
+        let details: Vec<&str> = found.iter().map(|check| check.detail.as_str()).collect();
+        assert_eq!(details, ["inputs.in: topic a does not exist", "outputs.out: nor b"]);
+        assert!(found.iter().all(|check| check.verdict == Verdict::Failed && check.name == "document wc"));
+        assert_eq!(problems("wc", "module: too large")[0].detail, "module: too large");
     }
 
     #[test]

@@ -1,16 +1,13 @@
 //! The connection to a node.
 
 use std::future::Future;
-use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
 use super::Global;
 use super::failure::{Failure, root_cause};
-use crate::tls::client::{Client, Refused};
+use crate::tls::client::{CHANNEL_TIMEOUT, CONNECT_TIMEOUT, Client, Refused};
 
-/// A node that does not accept a connection for this long is not there.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Answers of state scans may be large.
 pub const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -23,10 +20,9 @@ pub async fn connect(global: &Global) -> Result<Channel, Failure> {
         return Err(wrong());
     }
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
-    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
     let connected = match tls(global)? {
-        None => endpoint.connect().await,
-        Some(tls) => endpoint.connect_with_connector(tls.connector()).await,
+        None => endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await,
+        Some(tls) => endpoint.connect_timeout(CHANNEL_TIMEOUT).connect_with_connector(tls.connector()).await,
     };
     connected.map_err(|error| match refused(&error) {
         Some(refused) => Failure::refused(format!(

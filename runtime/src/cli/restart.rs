@@ -14,6 +14,7 @@ use crate::config::units;
 const EXAMPLES: &str = "\
 Examples:
   tidemill restart word-count
+  tidemill restart word-count --partition 3
   tidemill restart word-count --wait";
 
 /// Try a deployment's halted tasks again, on every node
@@ -25,7 +26,10 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Restart {
     name: String,
-    /// Wait until every task runs, at most this long
+    /// Try that partition's task again and leave other halted ones as they are
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
+    partition: Option<i32>,
+    /// Wait until every task runs, or that of --partition, at most this long
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
     wait: Option<Duration>,
 }
@@ -40,15 +44,19 @@ impl Restart {
                 name: self.name.clone(),
                 expected_revision: None,
                 author: client::author(),
+                partition: self.partition,
             };
             let deployment = client.restart(request).await?.into_inner().deployment.unwrap_or_default();
             let mut what = "is tried again";
             if let Some(limit) = self.wait {
-                rollout::wait(&channel, &deployment, limit).await?;
+                rollout::wait_for(&channel, &deployment, self.partition, limit).await?;
                 what = "runs";
             }
-            let json = json!({ "name": self.name, "revision": deployment.revision });
-            View::line(format!("{} {what}", self.name), json).print(global.output)
+            let task = self.partition.map(|partition| format!("task {partition} of ")).unwrap_or_default();
+            let json = json!({
+                "name": self.name, "revision": deployment.revision, "partition": self.partition,
+            });
+            View::line(format!("{task}{} {what}", self.name), json).print(global.output)
         })
     }
 }

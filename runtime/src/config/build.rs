@@ -33,6 +33,7 @@ pub(super) fn node_config(values: &Values<'_>, roles: Vec<Grant>, notes: Vec<Str
         state_unused_keep: duration(values, "state_unused_keep"),
         listen,
         roles,
+        roles_file: values.file_of("roles"),
         shutdown_timeout: duration(values, "shutdown_timeout"),
         replication_factor: integer(values, "replication_factor") as i16,
         memory: MemoryBudget {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use super::build;
 use super::kafka_properties::{Fate, Scope, is_secret, judge};
@@ -428,6 +429,14 @@ impl Values<'_> {
     }
 
     /// One line for every setting that was given and does nothing.
+    /// The file that a setting is in, if it is in one.
+    pub fn file_of(&self, key: &str) -> Option<PathBuf> {
+        match self.values.get(key) {
+            Some((_, Source::File { name, .. })) => Some(name.into()),
+            _ => None,
+        }
+    }
+
     fn notes(&self) -> Vec<String> {
         let given = settings::WITHOUT_EFFECT.iter().filter(|key| self.is_given(key));
         let mut notes: Vec<String> = given

@@ -29,6 +29,8 @@ pub struct NodeConfig {
     pub listen: Listen,
     /// Who may do what; empty = no TLS, and whoever reaches the node may everything.
     pub roles: Vec<Grant>,
+    /// The file that they are in.
+    pub roles_file: Option<PathBuf>,
     /// Stop, commit, leave: within this, or exit anyway.
     pub shutdown_timeout: Duration,
     /// Of internal topics whose deployment does not say.

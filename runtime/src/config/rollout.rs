@@ -21,6 +21,8 @@ pub struct RolloutSpec {
     pub records: u64,
     /// A lag that grows over the whole watch takes the version back.
     pub lag: bool,
+    /// A circuit breaker of its outboxes that opens takes the version back.
+    pub breaker: bool,
 }
 
 impl Default for RolloutSpec {
@@ -31,6 +33,7 @@ impl Default for RolloutSpec {
             failures_ppm: 50_000,
             records: 100,
             lag: true,
+            breaker: true,
         }
     }
 }
@@ -44,7 +47,7 @@ pub(super) fn read(section: &mut Section<'_>) -> RolloutSpec {
     let Some(mut block) = section.section("rollout") else { return standard };
     let automatic = block.flag_or("automatic", standard.automatic);
     if !automatic {
-        for key in ["watch", "failures", "records", "lag"] {
+        for key in ["watch", "failures", "records", "lag", "breaker"] {
             if let Some(field) = block.take(key) {
                 field.refuse("has no use with `automatic: false`: leave one of the two out");
             }
@@ -63,6 +66,7 @@ pub(super) fn read(section: &mut Section<'_>) -> RolloutSpec {
         failures_ppm: block.share("failures", standard.failures_ppm),
         records: block.integer("records", standard.records, 1..=1_000_000),
         lag: block.flag_or("lag", standard.lag),
+        breaker: block.flag_or("breaker", standard.breaker),
     };
     if let Some(field) = asks_for_lag.filter(|_| read.lag && read.watch < LAG_WATCH_MIN) {
         field.refuse(format!(
@@ -88,13 +92,14 @@ mod tests {
     #[test]
     fn a_rollout_says_how_long_how_many_and_what_share() {
         assert_eq!(parse(""), Ok(RolloutSpec::default()));
-        let read = parse("rollout: { watch: 90s, failures: 0.5%, records: 20, lag: false }");
+        let read = parse("rollout: { watch: 90s, failures: 0.5%, records: 20, lag: false, breaker: false }");
         let expected = RolloutSpec {
             automatic: true,
             watch: Duration::from_secs(90),
             failures_ppm: 5_000,
             records: 20,
             lag: false,
+            breaker: false,
         };
         assert_eq!(read, Ok(expected));
         assert_eq!(parse("rollout: { automatic: false }").map(|read| read.automatic), Ok(false));
@@ -126,13 +131,14 @@ mod tests {
     #[test]
     fn the_documentation_names_every_key_with_its_default() {
         let text = include_str!("../../../docs/rollout.md");
-        let RolloutSpec { automatic, watch, failures_ppm, records, lag } = RolloutSpec::default();
+        let RolloutSpec { automatic, watch, failures_ppm, records, lag, breaker } = RolloutSpec::default();
         for (key, default) in [
             ("automatic", automatic.to_string()),
             ("watch", units::show_duration(watch)),
             ("failures", units::show_share(failures_ppm)),
             ("records", records.to_string()),
             ("lag", lag.to_string()),
+            ("breaker", breaker.to_string()),
         ] {
             let row = format!("| `{key}` | {default} |");
             assert!(text.contains(&row), "docs/rollout.md has no row {row}");

@@ -21,9 +21,8 @@ use super::deadline::Deadline;
 use super::grpc::ask;
 use super::page::PageToken;
 use crate::node::{ControlError, Handle, Owner};
-use crate::tls::client::Client;
+use crate::tls::client::{CHANNEL_TIMEOUT, CONNECT_TIMEOUT, Client};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two looks at who owns a partition that moves.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Reads that wait for a position, each on a thread of its own.
@@ -396,11 +395,12 @@ impl Forwarder {
             return Ok(channel.clone());
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| Status::internal(format!("owner's address {address}: {error}")))?
-            .connect_timeout(CONNECT_TIMEOUT);
+            .map_err(|error| Status::internal(format!("owner's address {address}: {error}")))?;
         let channel = match &self.shared.tls {
-            None => endpoint.connect_lazy(),
-            Some(tls) => endpoint.connect_with_connector_lazy(tls.connector()),
+            None => endpoint.connect_timeout(CONNECT_TIMEOUT).connect_lazy(),
+            Some(tls) => {
+                endpoint.connect_timeout(CHANNEL_TIMEOUT).connect_with_connector_lazy(tls.connector())
+            }
         };
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)

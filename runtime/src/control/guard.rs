@@ -25,7 +25,8 @@ use super::caller::{Caller, Identity};
 use super::methods::{self, About, Inspected, Method};
 use super::server::MESSAGE_BYTES_MAX;
 use super::upload::SILENCE_MAX;
-use crate::config::roles::{Grant, Role, Scope};
+use crate::config::roles::{Role, Scope};
+use crate::config::roles_file::Roles;
 use crate::telemetry::Telemetry;
 use crate::tls::certificate::now_s;
 use crate::tls::connection::Peer;
@@ -37,7 +38,7 @@ const PREFIX_BYTES: usize = 5;
 pub enum Access {
     /// Whoever reaches the listener may everything.
     Open,
-    Roles(Vec<Grant>),
+    Roles(Arc<Roles>),
 }
 
 pub struct Guard {
@@ -61,7 +62,7 @@ impl Guard {
 
     /// Who asks, and why they are not believed.
     fn who(&self, peer: &Peer, headers: &HeaderMap) -> (Who, Result<(), Status>) {
-        let Access::Roles(grants) = &self.access else { return (Who::default(), Ok(())) };
+        let Access::Roles(roles) = &self.access else { return (Who::default(), Ok(())) };
         let Some(certificate) = &peer.certificate else {
             let status = Status::unauthenticated("a certificate is needed, and none was shown");
             return (Who::default(), Err(status));
@@ -79,7 +80,7 @@ impl Guard {
         }
         match Identity::passed_on(headers) {
             None => (itself, Ok(())),
-            Some(_) if Scope::of(grants, identity.names(), Role::Node).is_none() => {
+            Some(_) if Scope::of(&roles.grants(), identity.names(), Role::Node).is_none() => {
                 let status = format!("{identity} may not pass on calls of others: that needs the role node");
                 (itself, Err(Status::permission_denied(status)))
             }
@@ -93,7 +94,7 @@ impl Guard {
         match (&self.access, identity) {
             (Access::Open, _) => Scope::All,
             (Access::Roles(_), None) => Scope::none(),
-            (Access::Roles(grants), Some(identity)) => Scope::of(grants, identity.names(), role),
+            (Access::Roles(roles), Some(identity)) => Scope::of(&roles.grants(), identity.names(), role),
         }
     }
 
@@ -276,13 +277,13 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::config::roles::{Name, Pattern};
+    use crate::config::roles::{Grant, Name, Pattern};
     use crate::tls::certificate::Certificate;
 
     #[test]
     fn a_certificate_that_has_expired_or_names_nobody_is_not_believed_on_a_connection_that_is_there() {
         let roles = vec![Grant { san: Pattern::new("a.b"), role: Role::Admin, deployments: Vec::new() }];
-        let guard = Guard::new(Access::Roles(roles), Telemetry::new());
+        let guard = Guard::new(Access::Roles(Arc::new(Roles::new(roles, None))), Telemetry::new());
         let code = |names: &[&str], valid_to_s: i64| {
             let names = names.iter().map(|name| Name::parse(name)).collect();
             let certificate = Some(Arc::new(Certificate { names, valid_from_s: 0, valid_to_s }));

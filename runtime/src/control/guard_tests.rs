@@ -29,6 +29,7 @@ use super::methods::{About, METHODS, Method};
 use super::server::guarded;
 use crate::config::node::TlsFiles;
 use crate::config::roles::{Grant, Pattern, Role};
+use crate::config::roles_file::Roles;
 use crate::telemetry::Telemetry;
 use crate::tls::client::{Client, Refused};
 use crate::tls::own::Own;
@@ -78,7 +79,7 @@ impl World {
             let answer = Response::builder().header("grpc-status", "0").header(GIVEN, given);
             answer.body(Body::empty()).expect("an answer")
         }));
-        let guard = Guard::new(Access::Roles(roles()), Arc::clone(&telemetry));
+        let guard = Guard::new(Access::Roles(Arc::new(Roles::new(roles(), None))), Arc::clone(&telemetry));
         let routes = Routes::from(guarded(routes, guard));
         tokio::spawn(Server::builder().add_routes(routes).serve_with_incoming(incoming.into_stream()));
         World { directory, authority, address, own, telemetry, served }

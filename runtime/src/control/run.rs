@@ -16,7 +16,8 @@ use super::http::{self, CircuitState, HealthSnapshot, HealthSource, ListenError}
 use super::incoming::{Door, Established, Side};
 use super::server::{self, ServeError};
 use crate::config::NodeConfig;
-use crate::config::roles::{Grant, Role, Scope};
+use crate::config::roles::{Role, Scope};
+use crate::config::roles_file::Roles;
 use crate::node::{Handle, Node, NodeError};
 use crate::telemetry::Telemetry;
 use crate::tls::TlsError;
@@ -25,6 +26,8 @@ use crate::tls::own::Own;
 
 /// How long calls in progress may go on once the node is told to stop. Records are handled meanwhile.
 const LAST_CALLS_MAX: Duration = Duration::from_secs(5);
+/// As often as at certificates.
+const LOOK_AT_ROLES: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -72,7 +75,7 @@ pub async fn run(
     let door = |side| Door { side, tls: tls.clone(), telemetry: Arc::clone(&telemetry) };
     let (grpc, http) = (Established::new(grpc, door(Side::Grpc)), Established::new(http, door(Side::Http)));
     let http = tokio::spawn(http::serve(http, Arc::clone(&telemetry), source, until(stopped.clone())));
-    let roles = config.roles.clone();
+    let roles = Arc::new(Roles::new(config.roles.clone(), config.roles_file.clone()));
     // If it fails, `stop` is dropped, which ends the server.
     let node = blocking({
         let telemetry = Arc::clone(&telemetry);
@@ -80,9 +83,10 @@ pub async fn run(
     })
     .await??;
     health.started(node.handle());
-    let forwarder = Forwarder::new(node.handle(), tls.clone().map(|own| peers(own, roles.clone())));
+    let forwarder = Forwarder::new(node.handle(), tls.clone().map(|own| peers(own, Arc::clone(&roles))));
     let services = Services::new(node.handle(), forwarder, Arc::clone(&telemetry), stopped.clone());
-    let access = if tls.is_some() { Access::Roles(roles) } else { Access::Open };
+    let access = if tls.is_some() { Access::Roles(Arc::clone(&roles)) } else { Access::Open };
+    let followed = tls.is_some().then(|| tokio::spawn(follow(roles)));
     let fresh = tls.map(|own| tokio::spawn(own.keep_fresh()));
     let grpc = tokio::spawn(server::serve(grpc, services, Guard::new(access, telemetry), stopped));
     ready(addresses);
@@ -96,9 +100,7 @@ pub async fn run(
     };
     let served = tokio::time::timeout(LAST_CALLS_MAX, last_calls).await;
     blocking(move || node.stop()).await?;
-    if let Some(fresh) = fresh {
-        fresh.abort();
-    }
+    fresh.into_iter().chain(followed).for_each(|task| task.abort());
     match served {
         Ok(served) => served.map_err(|_| RunError::Panicked)?.map_err(RunError::Grpc),
         Err(_still_connected) => Ok(()),
@@ -107,11 +109,40 @@ pub async fn run(
 
 /// How this node calls another one: with its own certificate, and only if the other one is a node, because
 /// what it passes on is its callers'.
-fn peers(own: Arc<Own>, roles: Vec<Grant>) -> Client {
-    Client::of_node(own, move |certificate| match Scope::of(&roles, &certificate.names, Role::Node) {
-        scope if scope.is_none() => Err("its certificate has no name with the role node".to_owned()),
-        _ => Ok(()),
+fn peers(own: Arc<Own>, roles: Arc<Roles>) -> Client {
+    Client::of_node(own, move |certificate| {
+        match Scope::of(&roles.grants(), &certificate.names, Role::Node) {
+            scope if scope.is_none() => Err("its certificate has no name with the role node".to_owned()),
+            _ => Ok(()),
+        }
     })
+}
+
+/// Looks at the roles' file again and again; for a task of its own.
+async fn follow(roles: Arc<Roles>) {
+    let mut said = None;
+    loop {
+        tokio::time::sleep(LOOK_AT_ROLES).await;
+        let looked = Arc::clone(&roles);
+        let Ok(outcome) = tokio::task::spawn_blocking(move || looked.refresh()).await else { return };
+        match outcome {
+            Ok(changed) => {
+                said = None;
+                if changed {
+                    tracing::info!(
+                        entries = roles.grants().len(),
+                        "roles were read again, and count for new calls"
+                    );
+                }
+            }
+            // A file that is just being written is said once, and mended by itself a moment later.
+            Err(error) if said.as_ref() != Some(&error) => {
+                tracing::warn!(error, "new roles cannot be used; the former ones stay");
+                said = Some(error);
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {

@@ -65,6 +65,7 @@ fn source_error(context: &str, error: &KafkaError) -> SourceError {
         C::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION,
         C::RD_KAFKA_RESP_ERR__BAD_MSG,
         C::RD_KAFKA_RESP_ERR__BAD_COMPRESSION,
+        C::RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED,
     ];
     let text = format!("{context}: {error}");
     if error.fatal || error.is(C::RD_KAFKA_RESP_ERR__FATAL) || error.is(C::RD_KAFKA_RESP_ERR__STATE) {

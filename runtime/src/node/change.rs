@@ -20,6 +20,7 @@ use super::history::Version;
 use super::modules;
 use super::registered::{Parsed, Registered};
 use super::registry::{Outcome, Registry};
+use super::retries::Retries;
 use super::revision::{self, Found};
 use crate::config::changes::{Change, Contents};
 use crate::config::deployment::DeploymentSpec;
@@ -160,12 +161,21 @@ impl Handle {
     /// Makes a revision of the same version, which every node adopts: what is halted is restored by the one
     /// rule then, what runs goes on.
     pub fn restart(&self, request: proto::RestartRequest) -> Result<proto::RestartResponse, ControlError> {
-        let proto::RestartRequest { name, expected_revision, author } = request;
+        let proto::RestartRequest { name, expected_revision, author, partition } = request;
         bounded("author", &author, AUTHOR_BYTES_MAX)?;
         let view = self.latest()?;
         let current = self.registered(&name)?;
         expect(&view, &name, expected_revision)?;
-        let entry = RestartEntry { name: name.clone(), expected_revision: current.revision, author };
+        if let Some(partition) = partition {
+            let count = self.node.partitions(&current)?;
+            if !(0..count).contains(&partition) {
+                let message =
+                    format!("{name} has no partition {partition}: its inputs have 0 to {}", count - 1);
+                return Err(ControlError::Invalid(vec![Problem::at("partition", message)]));
+            }
+        }
+        let expected_revision = current.revision;
+        let entry = RestartEntry { name: name.clone(), expected_revision, author, partition };
         self.propose(&name, Entry::Restart(entry))?;
         Ok(proto::RestartResponse { deployment: Some(self.deployment(&name)?) })
     }
@@ -306,6 +316,7 @@ impl Handle {
             deployed_at_ms: 0,
             first_partitions: candidate.partitions,
             paused: current.is_some_and(|current| current.paused),
+            retries: Retries::default(),
             history,
         }
     }

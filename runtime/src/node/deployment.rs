@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, unbounded};
 
@@ -25,6 +25,10 @@ pub enum Leave {
     Nobody,
     All,
 }
+
+/// How long calls of the former revision may take once the next one waits for them. Far longer than a call of
+/// several records takes, and the drop of one costs a fetch.
+const SWAP_PATIENCE: Duration = Duration::from_millis(100);
 
 pub struct RunningDeployment {
     revision: Arc<Revision>,
@@ -92,6 +96,8 @@ impl RunningDeployment {
             // One that has ended is started anew with everything else when it shows.
             let _ = worker.commands.send(Command::Swap(Box::new(swap(node, &self.revision, &next, index))));
         }
+        // Calls that end by themselves lose nothing; what does not is handled by the next revision.
+        self.revision.linked.interrupt_in(SWAP_PATIENCE);
         self.revision = next;
     }
 
@@ -103,7 +109,7 @@ impl RunningDeployment {
             let _ = worker.commands.send(Command::Stop { leave });
         }
         // Only now, so that a worker whose call has ended finds the command.
-        self.revision.linked.interrupt();
+        self.revision.linked.interrupt_in(Duration::ZERO);
         for worker in self.workers {
             if worker.thread.join().is_err() {
                 tracing::error!(deployment = self.revision.registered.name, "a worker panicked");
@@ -122,6 +128,7 @@ fn swap(node: &Arc<NodeRuntime>, former: &Revision, next: &Arc<Revision>, index:
         revision: next.registered.revision,
         commit: next.spec.commit.clone(),
         trial: Arc::clone(&next.trial),
+        retries: next.registered.retries.clone(),
         config: restorer.task_config(),
         handlers: Box::new(move |partition| match ready.remove(&partition) {
             Some(handler) => Ok(handler),

@@ -1,7 +1,7 @@
 //! Gauges that nobody writes in passing: sizes, counts and lag. Looked up now and then, so that a
 //! scrape waits for nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::fleet::ALIVE;
@@ -11,7 +11,7 @@ use super::runtime::NodeRuntime;
 use crate::config::state_dir::free_bytes;
 use crate::kafka::admin::{AdminError, At};
 use crate::record::Offset;
-use crate::telemetry::TaskMetrics;
+use crate::telemetry::{InputLags, TaskMetrics};
 
 /// Time between two looks at the lag, which asks Kafka.
 pub const LAG_EVERY: Duration = Duration::from_secs(5);
@@ -45,7 +45,12 @@ pub fn lag(node: &NodeRuntime) {
     for registered in view.deployments.values() {
         let tasks = inputs_of_tasks(node, registered);
         match records_behind(node, &tasks) {
-            Ok(records) => behind.extend(tasks.into_iter().zip(records)),
+            Ok(records) => {
+                for (task, records) in tasks.into_iter().zip(records) {
+                    task.note(&node.group(&registered.name), &records);
+                    behind.push((task, records));
+                }
+            }
             Err(error) => {
                 tracing::debug!(deployment = registered.name, %error, "the lag is unknown");
                 for task in tasks {
@@ -75,6 +80,14 @@ struct TaskInputs {
     partition: i32,
     /// Topic and committed offset.
     inputs: Vec<(String, Offset)>,
+}
+
+impl TaskInputs {
+    fn note(&self, group: &str, records: &[u64]) {
+        let topics = self.inputs.iter().map(|(topic, _)| topic.clone()).zip(records.iter().copied());
+        let lags = InputLags { group: group.to_owned(), topics: topics.collect() };
+        *self.metrics.lag_inputs.lock().unwrap_or_else(PoisonError::into_inner) = lags;
+    }
 }
 
 fn inputs_of_tasks(node: &NodeRuntime, registered: &Registered) -> Vec<TaskInputs> {

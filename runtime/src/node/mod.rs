@@ -44,6 +44,7 @@ pub mod reset;
 pub mod restore;
 pub mod restorer;
 mod retreat;
+pub mod retries;
 pub mod revision;
 mod rollout;
 pub mod routine;

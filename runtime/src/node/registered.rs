@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::history::History;
 use super::ledger::Ledger;
+use super::retries::Retries;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::document::SpecDefaults;
 use crate::config::manifest::Manifest;
@@ -30,6 +31,8 @@ pub struct Registered {
     pub first_partitions: i32,
     /// It is to run nowhere.
     pub paused: bool,
+    /// What its last revisions were about.
+    pub retries: Retries,
     /// The last one is what this is.
     pub history: History,
 }

@@ -17,6 +17,7 @@ use super::history::{History, Version};
 use super::ledger::Ledger;
 use super::redrive::{ORDERS_MAX, Order, Orders};
 use super::registered::{Parsed, Registered};
+use super::retries::Retries;
 use crate::config::document::SpecDefaults;
 use crate::config::problem::lines;
 use crate::faults::{Bug, planted};
@@ -127,6 +128,12 @@ impl Registry {
         self.life(name) == Some(incarnation)
     }
 
+    /// What [`Registry::life`] answers, of every name.
+    pub fn lives(&self) -> BTreeMap<String, String> {
+        let names = self.deployments.keys().chain(self.kept.keys());
+        names.filter_map(|name| Some((name.clone(), self.life(name)?.to_owned()))).collect()
+    }
+
     /// The incarnation that a deployment of this name has, or would go on with.
     pub fn life(&self, name: &str) -> Option<&str> {
         let current = self.deployments.get(name).map(|registered| registered.incarnation.as_str());
@@ -234,6 +241,7 @@ impl Registry {
                 deployed_at_ms: timestamp_ms,
                 first_partitions,
                 paused: self.deployments.get(&deploy.name).is_some_and(|current| current.paused),
+                retries: Retries::default(),
                 history,
             },
         );
@@ -301,6 +309,9 @@ impl Registry {
                 restart.name
             )),
             Some(registered) => {
+                if let Some(partition) = restart.partition {
+                    registered.retries.add(registered.revision, revision, partition);
+                }
                 registered.revision = revision;
                 Outcome::Accepted(revision)
             }
@@ -618,6 +629,22 @@ mod tests {
         assert_eq!((registry.deployments["a"].version(), registry.revision("a")), (1, 3));
         registry.apply(Offset(4), 1, &pause(3, true));
         assert!(matches!(registry.apply(Offset(5), 1, &restart(5)), Outcome::Refused(_)), "it is paused");
+    }
+
+    #[test]
+    fn a_restart_may_be_about_one_partition() {
+        let mut registry = Registry::default();
+        registry.apply(Offset(1), 1, &deploy("a", 0, "i1"));
+        let entry = RestartEntry {
+            name: "a".into(),
+            expected_revision: 2,
+            partition: Some(3),
+            ..RestartEntry::default()
+        };
+        let entry = ControlEntry { entry: Some(Entry::Restart(entry)), ..ControlEntry::default() };
+        assert_eq!(registry.apply(Offset(2), 1, &entry), Outcome::Accepted(3));
+        let retries = &registry.deployments["a"].retries;
+        assert!(retries.include(3, 2, 3) && !retries.include(0, 2, 3));
     }
 
     #[test]

@@ -137,6 +137,7 @@ impl Handle {
             Cause::Failures => &metrics.rollbacks_failures,
             Cause::Halted => &metrics.rollbacks_halted,
             Cause::Lag => &metrics.rollbacks_lag,
+            Cause::Breaker => &metrics.rollbacks_breaker,
         };
         counter.add(1);
         tracing::error!(

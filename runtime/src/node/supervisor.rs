@@ -70,8 +70,10 @@ impl Supervisor {
         let thread = std::thread::Builder::new().name("supervisor".into()).spawn(move || {
             let mut places = BTreeMap::new();
             let mut seen = Offset(0);
+            let mut lives = BTreeMap::new();
             while !flag.load(Ordering::Relaxed) {
                 let view = node.control_log.wait_beyond(seen, LOOK);
+                let has_changed = view.next != seen;
                 seen = view.next;
                 for finding in watch.findings() {
                     react(&node, &mut places, finding);
@@ -82,6 +84,9 @@ impl Supervisor {
                 } else {
                     node.drain.set_done(false);
                     reconcile(&node, &mut places, &view);
+                    if has_changed {
+                        bury(&node, &mut lives, &view);
+                    }
                 }
                 watch.set(places.values().filter_map(Place::running).collect());
             }
@@ -103,23 +108,19 @@ impl Supervisor {
 }
 
 fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view: &Registry) {
-    let gone: Vec<(String, String)> = places
+    let gone: Vec<String> = places
         .iter()
         .filter(|(name, place)| {
             view.deployments.get(*name).is_none_or(|now| now.incarnation != place.incarnation())
         })
-        .map(|(name, place)| (name.clone(), place.incarnation().to_owned()))
+        .map(|(name, _)| name.clone())
         .collect();
-    for (name, incarnation) in gone {
+    for name in gone {
         if let Some(Place::Up(deployment, _)) = places.remove(&name) {
             tracing::info!(deployment = name, "deleted; stopping");
             deployment.stop(Leave::All);
         }
         node.forget(&name);
-        // Not if its state is kept for the next deployment of the name.
-        if !view.is_alive(&name, &incarnation) {
-            tidy::life_ended(node, &name, &incarnation);
-        }
     }
     rest(node, places, view);
     let due: Vec<&Registered> = view
@@ -147,6 +148,16 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
                 }
             }
         });
+    }
+}
+
+/// Deletes the state of lives that have ended since the last look; nothing of them runs here any more. Not if
+/// it is kept for the next deployment of the name.
+fn bury(node: &NodeRuntime, lives: &mut BTreeMap<String, String>, view: &Registry) {
+    for (name, incarnation) in std::mem::replace(lives, view.lives()) {
+        if !view.is_alive(&name, &incarnation) {
+            tidy::life_ended(node, &name, &incarnation);
+        }
     }
 }
 

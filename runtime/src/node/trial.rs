@@ -7,6 +7,7 @@
 //!   open, no record yet ---first record---> watched ---watch is over, or nothing to go back to---> closed
 //!            |                                 |
 //!            +-- cannot start here             +-- too many failed | a task halted | the lag grew throughout
+//!            |                                 |   a circuit breaker opened
 //!            |                                 |
 //!            +--------------> unfit <----------+
 //! ```
@@ -44,6 +45,8 @@ pub struct Trial {
     failure: OnceLock<String>,
     /// Why it is unfit whatever was counted.
     unfit: OnceLock<String>,
+    /// Why a circuit breaker has opened that was closed before it.
+    breaker: OnceLock<String>,
     /// A task came here that had handled records with it elsewhere, or before a restart.
     used: AtomicBool,
     /// The rule still looks.
@@ -93,6 +96,11 @@ impl Trial {
     /// The first reason counts.
     pub fn unfit(&self, reason: String) {
         self.unfit.get_or_init(|| reason);
+    }
+
+    /// A destination of an outbox fails again and again, and did not before. The first reason counts.
+    pub fn breaker_opened(&self, reason: String) {
+        self.breaker.get_or_init(|| reason);
     }
 
     /// A task starts here that has handled records with this version.
@@ -182,6 +190,8 @@ pub enum Cause {
     Halted,
     /// It does not keep up.
     Lag,
+    /// A destination does not take what it sends.
+    Breaker,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -241,6 +251,9 @@ impl Judge {
         if let Some(reason) = self.failures(tried, failed) {
             let such = trial.failure.get().map_or("", String::as_str);
             return Verdict::Unfit(Cause::Failures, cut(format!("{reason}, such as {such}")));
+        }
+        if let Some(reason) = trial.breaker.get().filter(|_| self.spec.breaker && watched.is_some()) {
+            return Verdict::Unfit(Cause::Breaker, cut(reason.clone()));
         }
         match watched.and_then(|watched| self.lag(watched, lag)) {
             Some(reason) => Verdict::Unfit(Cause::Lag, reason),
@@ -392,6 +405,18 @@ mod tests {
         let verdict = Judge::new(spec()).look(S, S * 99, &trial, || None);
         assert_eq!(verdict, Verdict::Unfit(Cause::Halted, "it cannot start: no".into()));
         assert_eq!(Judge::new(spec()).look(S, S * 101, &trial, || None), Verdict::Open, "it waited too long");
+    }
+
+    #[test]
+    fn a_breaker_that_opens_during_the_watch_takes_the_version_back() {
+        let trial = Trial::default();
+        trial.breaker_opened("the circuit breaker of output calls opened: 503".into());
+        assert_eq!(look(&mut Judge::new(spec()), S, &trial), Verdict::Open, "it has sent nothing yet");
+        count(&trial, 1, 0);
+        let told = || "the circuit breaker of output calls opened: 503".to_owned();
+        assert_eq!(look(&mut Judge::new(spec()), S, &trial), Verdict::Unfit(Cause::Breaker, told()));
+        let without = RolloutSpec { breaker: false, ..spec() };
+        assert_eq!(look(&mut Judge::new(without), S, &trial), Verdict::Open);
     }
 
     #[test]

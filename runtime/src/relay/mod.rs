@@ -26,6 +26,7 @@ mod secrets;
 mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -68,11 +69,16 @@ impl Hub {
         origin: &Origin,
         destinations: impl Iterator<Item = (&'a String, &'a Destination)>,
     ) -> Result<Arc<Stations>, Vec<Problem>> {
+        let former = lock(&self.stations).get(&origin.deployment).cloned();
         let mut all = BTreeMap::new();
         let mut problems = Vec::new();
         for (name, destination) in destinations {
             match self.station(origin, name, destination) {
-                Ok(station) => drop(all.insert(name.clone(), Arc::new(station))),
+                Ok(station) => {
+                    let was_well = former.as_ref().is_some_and(|former| former.was_well(name));
+                    station.troubled.store(!was_well, Ordering::Relaxed);
+                    all.insert(name.clone(), Arc::new(station));
+                }
                 Err(message) => problems.push(Problem::at(format!("outputs.{name}"), message)),
             }
         }
@@ -83,7 +89,7 @@ impl Hub {
             true => None,
             false => Some(self.handle().map_err(|reason| vec![Problem::at("outputs", reason)])?),
         };
-        let stations = Arc::new(Stations { all, handle });
+        let stations = Arc::new(Stations { all, handle, opened: Arc::default() });
         lock(&self.stations).insert(origin.deployment.clone(), Arc::clone(&stations));
         Ok(stations)
     }
@@ -113,6 +119,7 @@ impl Hub {
             carrier,
             timeout: destination.timeout,
             breaker: Mutex::new(Breaker::new(destination.breaker)),
+            troubled: AtomicBool::new(true),
             paused: Arc::clone(&self.paused),
             metrics: self.telemetry.destination(&origin.deployment, name),
         })
@@ -121,7 +128,7 @@ impl Hub {
     /// A worker's end of it.
     pub fn courier(&self, stations: &Arc<Stations>) -> Courier {
         let (landings, arrived) = unbounded();
-        Courier { stations: Arc::clone(stations), landings, arrived }
+        Courier { stations: Arc::clone(stations), landings, arrived, told: false }
     }
 
     /// What is paused from now on.
@@ -203,6 +210,18 @@ pub struct Stations {
     all: BTreeMap<String, Arc<Station>>,
     /// None without destinations.
     handle: Option<Handle>,
+    /// Why the first breaker opened that did so under this revision.
+    opened: Arc<OnceLock<String>>,
+}
+
+impl Stations {
+    /// Under this revision nothing speaks against a destination: it takes what it is sent, or is not there yet.
+    fn was_well(&self, name: &str) -> bool {
+        let is_well = |station: &Arc<Station>| {
+            !station.troubled.load(Ordering::Relaxed) && station.breaker().state() == BreakerState::Closed
+        };
+        self.all.get(name).is_none_or(is_well)
+    }
 }
 
 struct Station {
@@ -211,6 +230,8 @@ struct Station {
     carrier: Carrier,
     timeout: Duration,
     breaker: Mutex<Breaker>,
+    /// It was failing before this revision, for all that is known, and has taken nothing since.
+    troubled: AtomicBool,
     paused: Arc<RwLock<BTreeSet<Place>>>,
     metrics: Arc<DestinationMetrics>,
 }
@@ -254,8 +275,10 @@ impl Station {
         landed
     }
 
-    /// The breaker and the metrics hear how an attempt ended.
-    fn note(&self, landed: &Landed, took: Duration) {
+    /// The breaker and the metrics hear how an attempt ended. Answers why the breaker has opened, if that is
+    /// this revision's doing.
+    fn note(&self, landed: &Landed, took: Duration) -> Option<String> {
+        let mut opened = None;
         let metrics = &self.metrics;
         let mut breaker = self.breaker();
         match landed {
@@ -263,6 +286,7 @@ impl Station {
                 metrics.deliveries.add(1);
                 metrics.duration.observe(took);
                 breaker.succeeded();
+                self.troubled.store(false, Ordering::Relaxed);
             }
             Landed::Permanent { .. } => {
                 metrics.refused.add(1);
@@ -279,10 +303,14 @@ impl Station {
                         reason,
                         "the destination fails again and again; it is left alone for a while"
                     );
+                    if !self.troubled.swap(true, Ordering::Relaxed) {
+                        opened = Some(format!("the circuit breaker of output {output} opened: {reason}"));
+                    }
                 }
             }
         }
         metrics.set_breaker(breaker.state());
+        opened
     }
 }
 
@@ -292,12 +320,15 @@ struct Flight {
     landing: Option<Landing>,
     began: Instant,
     landings: Sender<Landing>,
+    opened: Arc<OnceLock<String>>,
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         let Some(landing) = self.landing.take() else { return };
-        self.station.note(&landing.landed, self.began.elapsed());
+        if let Some(reason) = self.station.note(&landing.landed, self.began.elapsed()) {
+            self.opened.get_or_init(|| reason);
+        }
         // A worker that has ended needs no landing.
         let _ = self.landings.send(landing);
     }
@@ -308,6 +339,7 @@ pub struct Courier {
     stations: Arc<Stations>,
     landings: Sender<Landing>,
     arrived: Receiver<Landing>,
+    told: bool,
 }
 
 impl Relay for Courier {
@@ -332,6 +364,7 @@ impl Relay for Courier {
             landing: Some(Landing { partition: delivery.partition, sequence: delivery.sequence, landed }),
             began: now,
             landings: self.landings.clone(),
+            opened: Arc::clone(&self.stations.opened),
         };
         handle.spawn(async move {
             let landed = flight.station.attempt(&delivery).await;
@@ -344,6 +377,12 @@ impl Relay for Courier {
 
     fn land(&mut self, wait: Duration) -> Option<Landing> {
         if wait.is_zero() { self.arrived.try_recv().ok() } else { self.arrived.recv_timeout(wait).ok() }
+    }
+
+    fn opened(&mut self) -> Option<String> {
+        let reason = self.stations.opened.get().filter(|_| !self.told)?;
+        self.told = true;
+        Some(reason.clone())
     }
 
     fn knock(&self, destination: &str) {

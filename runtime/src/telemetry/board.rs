@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::cells::{DestinationMetrics, NodeMetrics, OutboxMetrics, TaskMetrics, WorkerMetrics};
-use super::table::{DESTINATION, INFO, NODE, OUTBOX, Row, Sample, TASK, WORKER};
+use super::table::{DESTINATION, INFO, KAFKA_LAG, KAFKA_LAG_HELP, NODE, OUTBOX, Row, Sample, TASK, WORKER};
 
 /// Tasks beyond this share one set of cells with the partition `other`, so that a cluster with very
 /// many partitions cannot make a scrape arbitrarily large.
@@ -138,6 +139,7 @@ impl Collector for Telemetry {
         encode_family(&mut encoder, TASK, &lock(&self.tasks), |(deployment, place)| {
             vec![("deployment", deployment.clone()), ("partition", place.to_string())]
         })?;
+        encode_lag(&mut encoder, &lock(&self.tasks))?;
         encode_family(&mut encoder, WORKER, &lock(&self.workers), |(deployment, place)| {
             vec![("deployment", deployment.clone()), ("worker", place.to_string())]
         })?;
@@ -191,6 +193,24 @@ fn encode_family<K, C>(
     Ok(())
 }
 
+fn encode_lag(
+    encoder: &mut DescriptorEncoder<'_>,
+    tasks: &BTreeMap<(String, Place), Arc<TaskMetrics>>,
+) -> Result<(), fmt::Error> {
+    for (name, group_label) in KAFKA_LAG {
+        let mut metric = encoder.encode_descriptor(name, KAFKA_LAG_HELP, None, MetricType::Gauge)?;
+        for ((_, place), cells) in tasks.iter().filter(|(_, cells)| cells.lag_records.get().is_some()) {
+            let (lags, partition) = (lock(&cells.lag_inputs), place.to_string());
+            for (topic, records) in &lags.topics {
+                let labels =
+                    [(group_label, lags.group.as_str()), ("topic", topic), ("partition", partition.as_str())];
+                metric.encode_family(&labels)?.encode_gauge(&(*records as f64))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn encode_sample(metric: &mut MetricEncoder<'_>, sample: &Sample<'_>) -> Result<(), fmt::Error> {
     match sample {
         Sample::Count(value) => metric.encode_counter::<NoLabelSet, _, u64>(value, None),
@@ -207,7 +227,7 @@ fn encode_sample(metric: &mut MetricEncoder<'_>, sample: &Sample<'_>) -> Result<
 mod tests {
     use std::time::Duration;
 
-    use super::super::cells::TaskState;
+    use super::super::cells::{InputLags, TaskState};
     use super::super::table::names;
     use super::*;
 
@@ -220,6 +240,7 @@ mod tests {
         task.handler_time.add(Duration::from_millis(1500));
         task.set_state(TaskState::Running);
         task.lag_records.set(Some(12.0));
+        *lock(&task.lag_inputs) = InputLags { group: "a.count".into(), topics: vec![("words".into(), 12)] };
         telemetry.worker("count", 0).commit_latency.observe(Duration::from_millis(3));
         telemetry.node.deployments.set(1);
         let text = telemetry.render();
@@ -229,6 +250,9 @@ mod tests {
             "tidemill_handler_seconds_total{deployment=\"count\",partition=\"3\"} 1.5",
             "tidemill_task_state{deployment=\"count\",partition=\"3\",state=\"running\"} 1.0",
             "tidemill_lag_records{deployment=\"count\",partition=\"3\"} 12.0",
+            "kafka_consumer_lag{consumer_group=\"a.count\",topic=\"words\",partition=\"3\"} 12.0",
+            "consumer_lag{group=\"a.count\",topic=\"words\",partition=\"3\"} 12.0",
+            "kafka_consumergroup_lag{group=\"a.count\",topic=\"words\",partition=\"3\"} 12.0",
             "tidemill_commit_latency_seconds_bucket{le=\"0.0025\",deployment=\"count\",worker=\"0\"} 0",
             "tidemill_commit_latency_seconds_bucket{le=\"0.005\",deployment=\"count\",worker=\"0\"} 1",
             "tidemill_commit_latency_seconds_bucket{le=\"+Inf\",deployment=\"count\",worker=\"0\"} 1",

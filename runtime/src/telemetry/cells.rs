@@ -3,6 +3,7 @@
 //! Invariant: a counter never goes back while the process lives, also when its task is revoked and
 //! assigned again, because the board keeps the cells by name.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -71,6 +72,14 @@ impl OptionalGauge {
         let value = f64::from_bits(self.0.load(Ordering::Relaxed));
         (!value.is_nan()).then_some(value)
     }
+}
+
+/// How far a group is behind in the topics that one of its tasks reads.
+#[derive(Debug, Default)]
+pub struct InputLags {
+    pub group: String,
+    /// Topic and records.
+    pub topics: Vec<(String, u64)>,
 }
 
 /// Upper bounds of a latency histogram, in seconds: from a loopback round trip to a stuck call.
@@ -169,6 +178,8 @@ pub struct TaskMetrics {
     pub overlay_bytes: Gauge,
     /// Records between the committed offset and the end of the inputs; unknown until first looked up.
     pub lag_records: OptionalGauge,
+    /// The same by input; counts only while it is known.
+    pub lag_inputs: Mutex<InputLags>,
     /// Age of the oldest record that is not committed.
     pub lag_seconds: OptionalGauge,
     /// What it did with its time.
@@ -331,6 +342,7 @@ pub struct NodeMetrics {
     pub rollbacks_failures: Counter,
     pub rollbacks_halted: Counter,
     pub rollbacks_lag: Counter,
+    pub rollbacks_breaker: Counter,
     /// Calls of the control plane, and those that failed.
     pub control_calls: Counter,
     pub control_errors: Counter,

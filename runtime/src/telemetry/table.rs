@@ -208,7 +208,12 @@ pub const NODE: &[Row<NodeMetrics>] = &[
     histogram("tidemill_broker_latency_seconds", "From a heartbeat's sending to its acknowledgement by all replicas in sync",
         |c, emit| emit(None, Latency(&c.broker_latency))),
     counter("tidemill_rollbacks", "Versions that this node took back by itself, by cause", |c, emit| {
-        let causes = [("failures", &c.rollbacks_failures), ("halted", &c.rollbacks_halted), ("lag", &c.rollbacks_lag)];
+        let causes = [
+            ("failures", &c.rollbacks_failures),
+            ("halted", &c.rollbacks_halted),
+            ("lag", &c.rollbacks_lag),
+            ("breaker", &c.rollbacks_breaker),
+        ];
         for (cause, counter) in causes {
             emit(Some(("cause", cause)), Count(counter.get()));
         }
@@ -223,12 +228,22 @@ pub const NODE: &[Row<NodeMetrics>] = &[
         |c, emit| emit(None, Count(c.tls_refused.get()))),
 ];
 
+/// The lag once more under the names that consumers of Kafka are known by, and what their group's label is called;
+/// the others are `topic` and `partition`.
+pub const KAFKA_LAG: [(&str, &str); 3] = [
+    ("kafka_consumer_lag", "consumer_group"),
+    ("consumer_lag", "group"),
+    ("kafka_consumergroup_lag", "group"),
+];
+pub const KAFKA_LAG_HELP: &str = "Records between the group's committed offset and the end of the partition";
+
 /// Every exported family name, as a scrape shows it without suffixes.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let task = TASK.iter().map(|row| row.name);
     let worker = WORKER.iter().map(|row| row.name);
+    let lag = KAFKA_LAG.iter().map(|(name, _)| *name);
     let outbox = OUTBOX.iter().map(|row| row.name).chain(DESTINATION.iter().map(|row| row.name));
-    task.chain(worker).chain(outbox).chain(NODE.iter().map(|row| row.name)).chain([INFO])
+    task.chain(lag).chain(worker).chain(outbox).chain(NODE.iter().map(|row| row.name)).chain([INFO])
 }
 
 /// Version of the program, as a label.

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::{self, Cursor};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -22,6 +23,13 @@ use super::{HTTP2, TlsError, VERSIONS, provider};
 
 /// Bytes that are read to learn whether the node takes the connection; its first frame has as many.
 const FIRST_BYTES: usize = 9;
+
+/// A node whose machine does not accept a connection for this long is not there.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// One that is there has longer to agree on keys: it may be busy.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of the channel as a whole, whose own time-out has to be behind both.
+pub const CHANNEL_TIMEOUT: Duration = Duration::from_secs(15);
 
 type BoxError = Box<dyn Error + Send + Sync>;
 type Stream = TlsStream<TcpStream>;
@@ -83,13 +91,23 @@ impl Client {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(host.clone())
             .map_err(|_| Refused(format!("{host} is neither a DNS name nor an IP address")))?;
-        let tcp = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
+        let connected = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443)));
+        let tcp = within(CONNECT_TIMEOUT, "connection", connected).await?;
         tcp.set_nodelay(true)?;
+        within(HANDSHAKE_TIMEOUT, "TLS handshake", self.shake_hands(tcp, name, &host)).await
+    }
+
+    async fn shake_hands(
+        &self,
+        tcp: TcpStream,
+        name: ServerName<'static>,
+        host: &str,
+    ) -> Result<Encrypted, BoxError> {
         let config = match &self.shows {
             Shows::Files(config) => Arc::clone(config),
             Shows::Own(own) => Arc::clone(&own.current().client),
         };
-        let explained = |error| explain(error, &host);
+        let explained = |error| explain(error, host);
         let stream = TlsConnector::from(config).connect(name, tcp).await.map_err(explained)?;
         let der = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let certificate = der.map(|der| Certificate::read(der)).transpose().map_err(Refused)?;
@@ -100,8 +118,23 @@ impl Client {
         // first, so that its refusal is found here and not in the first call.
         let (mut read, write) = tokio::io::split(stream);
         let mut first = vec![0; FIRST_BYTES];
-        read.read_exact(&mut first).await.map_err(|error| explain(error, &host))?;
+        read.read_exact(&mut first).await.map_err(|error| explain(error, host))?;
         Ok(TokioIo::new(tokio::io::join(Cursor::new(first).chain(read), write)))
+    }
+}
+
+/// The outcome of one step, or that there was none in time.
+async fn within<T, E: Into<BoxError>>(
+    limit: Duration,
+    what: &str,
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, BoxError> {
+    match tokio::time::timeout(limit, step).await {
+        Ok(outcome) => outcome.map_err(Into::into),
+        Err(_) => {
+            let text = format!("no {what} within {} s", limit.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, text).into())
+        }
     }
 }
 

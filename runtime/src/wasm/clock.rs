@@ -2,8 +2,9 @@
 //! other reason to end a call early.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// CPU time that the calling thread has used since it started.
 pub fn thread_cpu_time() -> Duration {
@@ -34,16 +35,49 @@ impl Allowance {
     }
 }
 
-/// Ends the calls of all instances that share it, once raised, within a tick, and every later one.
-#[derive(Debug, Clone, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+/// Ends the calls of all instances that share it, once it is due, within a tick, and every later one.
+#[derive(Debug, Clone)]
+pub struct Interrupt {
+    /// Nanoseconds of [`uptime`].
+    due: Arc<AtomicU64>,
+}
+
+impl Default for Interrupt {
+    fn default() -> Interrupt {
+        Interrupt { due: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+}
 
 impl Interrupt {
-    pub fn raise(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    /// Due after this time, or earlier if that was said before.
+    pub fn raise_in(&self, patience: Duration) {
+        self.due.fetch_min(uptime().saturating_add(patience.as_nanos() as u64), Ordering::Relaxed);
     }
 
     pub fn is_raised(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        let due = self.due.load(Ordering::Relaxed);
+        due != u64::MAX && due <= uptime()
+    }
+}
+
+/// Nanoseconds since the first call.
+fn uptime() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_is_raised_when_it_is_due_and_never_put_off() {
+        let interrupt = Interrupt::default();
+        assert!(!interrupt.is_raised());
+        interrupt.raise_in(Duration::from_secs(3600));
+        assert!(!interrupt.clone().is_raised());
+        interrupt.raise_in(Duration::ZERO);
+        interrupt.raise_in(Duration::from_secs(3600));
+        assert!(interrupt.clone().is_raised());
     }
 }

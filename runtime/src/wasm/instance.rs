@@ -84,10 +84,10 @@ impl Linked {
         self.module.manifest()
     }
 
-    /// Ends the calls in progress of all its instances, and every later one: their deployment stops,
-    /// and need not wait until a handler is done.
-    pub fn interrupt(&self) {
-        self.interrupt.raise();
+    /// Ends the calls in progress of all its instances, and every later one, after a moment: their deployment
+    /// stops or goes on in another revision, and need not wait until a handler is done.
+    pub fn interrupt_in(&self, patience: Duration) {
+        self.interrupt.raise_in(patience);
     }
 
     /// An instance for the task of that partition.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tidemill::kafka::tools::{self, ConsumeSpec, Consumed, From, Row};
 use tidemill::node::Node;
+use tidemill_proto::v1 as proto;
 use tidemill_test_support::build_guest;
 
 use crate::world::{World, deploy, eventually};
@@ -172,4 +173,41 @@ fn a_repetition_has_no_effect_also_after_a_restart_and_with_an_empty_disk() {
     node.stop();
     let ids: Vec<_> = read(&world, "test.once.inbox").into_iter().filter_map(|row| row.key).collect();
     assert_eq!(ids, [b"\x021", b"\x022", b"\x023"]);
+}
+
+#[test]
+fn a_restart_of_one_partition_leaves_what_else_is_halted_as_it_is() {
+    let world = World::new(&[("in", 3), ("out", 3)]);
+    let node = world.node();
+    let document = "name: stops\nmodule: hostile.wasm\ninputs: { in: { topic: in } }\noutputs: { out: { topic: out } }\n";
+    deploy(&node, document, &build_guest("tests/guests/hostile"));
+    let row = |partition, value: &str| Row {
+        key: Some(b"k".to_vec()),
+        value: Some(value.into()),
+        partition: Some(partition),
+        ..Row::default()
+    };
+    let rows = [row(0, "panic"), row(1, "panic"), row(2, "ok")];
+    tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+    let seen = || -> Vec<(u64, proto::TaskState)> {
+        let tasks = node.handle().rollout("stops").map(|rollout| rollout.tasks).unwrap_or_default();
+        tasks.iter().map(|task| (task.revision, task.state())).collect()
+    };
+    let (halted, running) = (proto::TaskState::Halted, proto::TaskState::Running);
+    let first = node.handle().deployment("stops").expect("deployed").revision;
+    eventually("two of three are halted", || seen() == [(first, halted), (first, halted), (first, running)]);
+
+    let restart = |partition| {
+        let request = proto::RestartRequest { name: "stops".into(), partition, ..Default::default() };
+        node.handle().restart(request).map(|answer| answer.deployment.expect("a deployment").revision)
+    };
+    let second = restart(Some(0)).expect("a restart");
+    eventually("one was tried again, and halts again", || {
+        seen() == [(second, halted), (first, halted), (second, running)]
+    });
+    let refused = restart(Some(3)).expect_err("there are three").to_string();
+    assert!(refused.contains("stops has no partition 3: its inputs have 0 to 2"), "{refused}");
+    let third = restart(None).expect("a restart");
+    eventually("all are tried again", || seen() == [(third, halted), (third, halted), (third, running)]);
+    node.stop();
 }

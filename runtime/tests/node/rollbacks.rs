@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use tidemill::kafka::tools::{self, ConsumeSpec, From, Row};
 use tidemill::node::{Handle, Node};
+use tidemill_proto::v1 as proto;
+use tidemill_sink::{HttpSink, Mode};
 use tidemill_test_support::build_guest;
 
 use crate::world::{World, deploy, eventually};
@@ -127,5 +129,57 @@ fn a_record_that_halts_a_version_is_tried_again_by_the_one_before() {
     eventually("the rollback runs, and is not on trial", || {
         handle.rollout("chain").is_ok_and(|rollout| rollout.trial.is_some_and(|trial| !trial.open))
     });
+    node.stop();
+}
+
+/// A webhook with this address, whose breaker opens at the third failure in a row.
+fn hook(url: &str) -> String {
+    format!(
+        "name: hook\nmodule: hostile.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs:\n  out:\n    http: {{ url: '{url}' }}\n    \
+         timeout: 1s\n    retry: 20ms..100ms\n    breaker: {{ failures: 3, open: 200ms }}\n"
+    )
+}
+
+fn produce_hooks(world: &World, count: usize) {
+    let row = || Row { key: Some(b"k".to_vec()), value: Some(b"ok".to_vec()), ..Row::default() };
+    tools::produce(&world.kafka(), "in", (0..count).map(|_| row()), None, &mut |_| {}).expect("produced");
+}
+
+#[test]
+fn a_version_that_sends_to_a_wrong_address_is_taken_back_and_its_rows_go_to_the_right_one() {
+    let world = World::new(&[("in", 1)]);
+    let module = build_guest("tests/guests/hostile");
+    let sink = HttpSink::start();
+    let node = world.node();
+    let history = || node.handle().history("hook").expect("history").versions;
+    // The first version: whatever becomes of what it sends, there is nothing to go back to.
+    deploy(&node, &hook(&sink.url()), &module);
+    produce_hooks(&world, 1);
+    eventually("it is delivered", || sink.count() == 1);
+
+    deploy(&node, &hook("http://127.0.0.1:1/nobody"), &module);
+    produce_hooks(&world, 3);
+    eventually("it is rolled back", || history().len() == 3);
+    let reason = history().remove(0).reason;
+    assert!(reason.starts_with("the circuit breaker of output out opened: "), "{reason}");
+    eventually("its rows are delivered by the version before", || sink.applied_once().len() == 4);
+
+    // A receiver that was in trouble before a version is not that version's fault.
+    sink.set(Mode::Status(503));
+    produce_hooks(&world, 1);
+    let is_open = || {
+        let request = proto::ListOutboxRequest { deployment: "hook".into(), ..Default::default() };
+        let answer = node.handle().outbox_list(&request);
+        answer
+            .is_ok_and(|answer| answer.outboxes.iter().any(|one| one.breaker() == proto::BreakerState::Open))
+    };
+    eventually("the breaker opens", is_open);
+    deploy(&node, &format!("{}limits: {{ memory: 32MiB }}\n", hook(&sink.url())), &module);
+    let before = sink.count();
+    produce_hooks(&world, 1);
+    eventually("the next version tries again and again", || sink.count() > before + 6);
+    assert_eq!(history().len(), 4, "{:?}", history().first());
+    sink.set(Mode::Accept);
+    eventually("all of it is delivered", || sink.applied_once().len() == 6);
     node.stop();
 }

@@ -1,10 +1,16 @@
 //! New versions of a running deployment: in place, at an offset that is known, each record by one version.
 
-use tidemill::node::Handle;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill::kafka::admin::At;
+use tidemill::kafka::tools::{self, Row};
+use tidemill::node::{Handle, Node};
+use tidemill::telemetry::{Activity, Telemetry};
 use tidemill_proto::v1 as proto;
 use tidemill_test_support::build_guest;
 
-use crate::world::{World, deploy, eventually};
+use crate::world::{PROGRAM, World, deploy, eventually};
 use crate::{WORD_COUNT, count_in};
 
 /// Where each partition's revision began, once all have adopted the current one.
@@ -63,5 +69,38 @@ fn a_version_is_swapped_in_place_and_says_where_it_began() {
     eventually("the fourth runs again", || {
         began(&node.handle()).is_some_and(|first| (first[0] == 2 || first[0] == 3) && first[1] == 1)
     });
+    node.stop();
+}
+
+#[test]
+fn a_handler_that_does_not_end_is_swapped_out_before_its_time_is_over() {
+    let world = World::new(&[("in", 1), ("out", 1)]);
+    let module = build_guest("tests/guests/hostile");
+    // So much CPU time for a record that nobody waits for it here.
+    let (config, telemetry) = (world.config("policy: { batch_time: 4m }\n"), Telemetry::new());
+    let node =
+        Node::start(config, "127.0.0.1:0".into(), PROGRAM.into(), Arc::clone(&telemetry)).expect("node");
+    let document = "name: loops\nmodule: hostile.wasm\ninputs: { in: { topic: in } }\noutputs: { out: { topic: out } }\n\
+                    limits: { batch_time: 4m }\n";
+    deploy(&node, document, &module);
+    let rows = ["ok", "loop", "ok"].map(|value| Row {
+        key: Some(b"k".to_vec()),
+        value: Some(value.into()),
+        ..Row::default()
+    });
+    tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+    let task = telemetry.task("loops", 0);
+    task.spent.sample();
+    eventually("the handler is in its loop", || {
+        let parts = task.spent.recent().expect("a sample");
+        parts.get(Activity::Handler) > Duration::from_secs(1)
+    });
+    deploy(&node, &format!("{document}config: {{ always: ok }}\n"), &module);
+    let end = || world.admin().offsets(&[("out".to_owned(), 0)], At::StableEnd).expect("an end")[0].0;
+    // Three records and, behind each transaction, its marker.
+    eventually("the next version handles all three", || {
+        node.handle().lag(Some("loops")).is_ok_and(|lags| lags.iter().all(|lag| lag.records == 0))
+    });
+    assert!(end() >= 3, "{} at the end", end());
     node.stop();
 }

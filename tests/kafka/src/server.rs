@@ -107,6 +107,11 @@ impl ApacheKafka {
         Ok(brokers)
     }
 
+    /// Where the broker keeps its logs, a directory for each partition.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
     /// Formats the data of every seat; nothing runs yet.
     fn prepare(seats: &[Seat], options: &Options) -> Result<Vec<ApacheKafka>, Error> {
         let cluster = random_id();

@@ -25,7 +25,7 @@ struct Arguments {
 enum Command {
     /// Every hostile guest, module and client, beside an innocent deployment
     Cases {
-        /// A third of them, measured for a shorter time
+        /// One of each kind, measured for a shorter time: for a gate
         #[arg(long)]
         short: bool,
         /// Those whose number or name has these words
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
                 };
                 (!short || case.short) && only.as_ref().is_none_or(named)
             });
-            let span = Duration::from_secs(if short { 3 } else { 5 });
+            let span = Duration::from_secs(if short { 2 } else { 5 });
             run_cases(cluster(), cases.collect(), Spans { undisturbed: span, disturbed: span }, seed)
         }
         Command::Churn { count, small } => run_churn(cluster, count, small),
@@ -111,6 +111,9 @@ fn show(case: &Case, outcome: &Outcome) {
     );
     for fault in &outcome.faults {
         println!("     NOT CONTAINED: {fault}");
+    }
+    if outcome.pairs > 1 {
+        println!("     the neighbour's numbers are the middle ones of {} pairs", outcome.pairs);
     }
     if !outcome.faults.is_empty() {
         println!("     others used {:.0} % of the machine meanwhile", 100.0 * outcome.foreign);

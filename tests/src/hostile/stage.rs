@@ -1,8 +1,11 @@
 //! One node with its broker and the innocent neighbour: runs one case after the other and judges each.
 //!
 //! Contained means: the operator is told the reason, in time; memory grows by no more than the limits
-//! allow; the neighbour keeps its rate, with at most twice the p99 that it had undisturbed just before,
-//! because the machine may have other work that changes from minute to minute.
+//! allow; the neighbour keeps its rate, with at most twice the p99 that it had undisturbed just before.
+//!
+//! The machine may have other work, which comes and goes, and one measurement cannot tell it from a guest.
+//! But what a guest does, it does every time: a neighbour that seems to be harmed is measured again and
+//! again, undisturbed and disturbed in turn, and what most pairs of measurements say counts.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -45,10 +48,12 @@ const TOLD_MAX: Duration = Duration::from_secs(45);
 const COMPILED_MAX: Duration = Duration::from_secs(60);
 const RUNNING_MAX: Duration = Duration::from_secs(60);
 
-/// A case that harmed the neighbour while others used more of the machine than this proves nothing, and
-/// is tried again: what a guest does, it does every time.
+/// An operator who was told too late, or the wrong limit, while others used more of the machine than this
+/// proves nothing: the case is tried again.
 const FOREIGN_MAX: f64 = 0.25;
 const TRIES: usize = 3;
+/// Pairs of measurements of a neighbour that seems to be harmed; an odd number, so that one is in the middle.
+const PAIRS: usize = 5;
 
 /// How long each of the two measurements lasts.
 #[derive(Debug, Clone, Copy)]
@@ -75,8 +80,10 @@ pub struct Outcome {
     pub reason: String,
     pub took: Duration,
     pub grown_mib: u64,
+    /// The pair of measurements that counts, and of how many it is the middle one.
     pub before: Window,
     pub during: Window,
+    pub pairs: usize,
     /// The share of the machine that others used meanwhile, of 1.
     pub foreign: f64,
     /// Why it is not contained; empty if it is.
@@ -137,7 +144,7 @@ impl Stage {
         self.node.log().lines().filter(is_bad).map(str::to_owned).collect()
     }
 
-    /// Runs one case, again if that proves nothing.
+    /// Runs one case, again if that proves nothing, and more often if the neighbour seems to be harmed.
     pub fn run(&mut self, case: &Case) -> Result<Outcome> {
         let mut outcome = self.try_once(case)?;
         for _ in 1..TRIES {
@@ -146,6 +153,14 @@ impl Stage {
             }
             outcome = self.try_once(case)?;
         }
+        if outcome.faults.is_empty() && harm(&outcome.before, &outcome.during) > 1.0 {
+            let mut tried = vec![outcome];
+            while tried.len() < PAIRS {
+                tried.push(self.try_once(case)?);
+            }
+            outcome = middle(tried);
+        }
+        outcome.faults.extend(harmed(&outcome.before, &outcome.during));
         Ok(outcome)
     }
 
@@ -175,10 +190,10 @@ impl Stage {
             Err(error) => (String::new(), Duration::ZERO, vec![format!("{error:#}")]),
         };
         let limit = if matches!(case.act, Act::Clients) { CLIENTS_MIB } else { GUEST_MIB + SLACK_MIB };
-        faults.extend(judge(case, &reason, &before, &during, (grown_mib, limit)));
+        faults.extend(judge(case, &reason, (grown_mib, limit)));
         faults.extend(self.panics());
         let foreign = Ticks::now(&own).foreign(ticks);
-        Ok(Outcome { reason, took, grown_mib, before, during, foreign, faults })
+        Ok(Outcome { reason, took, grown_mib, before, during, pairs: 1, foreign, faults })
     }
 
     /// The neighbour for so long from now.
@@ -395,14 +410,46 @@ impl Stage {
     }
 }
 
-/// Why a case is not contained.
-fn judge(
-    case: &Case,
-    reason: &str,
-    before: &Window,
-    during: &Window,
-    (grown_mib, limit_mib): (u64, u64),
-) -> Vec<String> {
+/// How the neighbour fared, of what it may: above 1 it is harmed.
+fn harm(before: &Window, during: &Window) -> f64 {
+    let slowed = during.p99_ms / allowed_p99_ms(before);
+    let starved = owed_rate(before) / during.rate.max(1.0);
+    slowed.max(starved)
+}
+
+/// Twice what it had undisturbed.
+fn allowed_p99_ms(before: &Window) -> f64 {
+    2.0 * before.p99_ms.max(FLOOR_MS / 2.0)
+}
+
+/// What it had undisturbed: the machine may not have had more for it.
+fn owed_rate(before: &Window) -> f64 {
+    0.98 * before.rate.min(RATE as f64)
+}
+
+/// Why the neighbour is harmed, if it is.
+fn harmed(before: &Window, during: &Window) -> Vec<String> {
+    let mut faults = Vec::new();
+    if during.rate < owed_rate(before) {
+        faults.push(format!("the neighbour fell from {:.0} to {:.0} records/s", before.rate, during.rate));
+    }
+    let allowed = allowed_p99_ms(before);
+    if during.p99_ms > allowed {
+        faults.push(format!("the neighbour's p99 rose to {:.0} ms, {allowed:.0} are allowed", during.p99_ms));
+    }
+    faults
+}
+
+/// Of several tries: the one in the middle by the neighbour's harm, with whatever else went wrong in any.
+fn middle(mut tried: Vec<Outcome>) -> Outcome {
+    tried.sort_by(|a, b| harm(&a.before, &a.during).total_cmp(&harm(&b.before, &b.during)));
+    let pairs = tried.len();
+    let faults = tried.iter_mut().flat_map(|outcome| std::mem::take(&mut outcome.faults)).collect();
+    Outcome { pairs, faults, ..tried.swap_remove(pairs / 2) }
+}
+
+/// What is wrong whatever the neighbour had of it.
+fn judge(case: &Case, reason: &str, (grown_mib, limit_mib): (u64, u64)) -> Vec<String> {
     let mut faults = Vec::new();
     for word in case.says {
         if !reason.contains(word) {
@@ -411,13 +458,6 @@ fn judge(
     }
     if grown_mib > limit_mib {
         faults.push(format!("memory grew by {grown_mib} MiB, {limit_mib} are allowed"));
-    }
-    if during.rate < 0.98 * RATE as f64 {
-        faults.push(format!("the neighbour fell to {:.0} records/s", during.rate));
-    }
-    let allowed = 2.0 * before.p99_ms.max(FLOOR_MS / 2.0);
-    if during.p99_ms > allowed {
-        faults.push(format!("the neighbour's p99 rose to {:.0} ms, {allowed:.0} are allowed", during.p99_ms));
     }
     faults
 }

@@ -57,11 +57,27 @@ impl Consumer {
     fn refusal(&self, id: InputPartition, error: &KafkaError) -> String {
         let out_of_range =
             [Code::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Code::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE];
-        let next = self.slot(id).map(|index| self.slots[index].next);
-        let Some(next) = next.filter(|_| out_of_range.iter().any(|&code| error.is(code))) else {
-            return error.to_string();
-        };
+        let damaged = [
+            Code::RD_KAFKA_RESP_ERR__BAD_MSG,
+            Code::RD_KAFKA_RESP_ERR__BAD_COMPRESSION,
+            Code::RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED,
+            Code::RD_KAFKA_RESP_ERR_INVALID_MSG,
+        ];
+        let is_one_of = |codes: &[Code]| codes.iter().any(|&code| error.is(code));
+        let Some(next) = self.slot(id).map(|index| self.slots[index].next) else { return error.to_string() };
         let (topic, partition, group) = (self.topic(id), id.partition, &self.spec.group);
+        if is_one_of(&damaged) {
+            return format!(
+                "{topic}/{partition} cannot be read at offset {next}: the batch of records there is damaged, on the broker's disk or on \
+                 the way, and nothing of it is handled; once it is whole, `tidemill restart NAME --partition {partition}` reads it again \
+                 (a replica that is whole can be made leader, or its log segment copied); if it is lost, begin anew: delete the \
+                 deployment and deploy it again, or, if it keeps no state, pause it and `tidemill reset NAME --to` an offset behind \
+                 it. Kafka's client says: {error}"
+            );
+        }
+        if !is_one_of(&out_of_range) {
+            return error.to_string();
+        }
         format!(
             "{topic}/{partition} does not hold offset {next}, which is next: records have been deleted before they were read, by \
              retention or by kafka-delete-records, or the brokers have lost the end of the log (an unclean election), whatever was \

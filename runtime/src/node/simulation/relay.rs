@@ -71,6 +71,10 @@ impl Relay for ModelRelay {
     }
 
     fn knock(&self, _: &str) {}
+
+    fn opened(&mut self) -> Option<String> {
+        None
+    }
 }
 
 impl Drop for ModelRelay {

@@ -29,6 +29,7 @@ use super::sink;
 use super::state::State;
 use crate::config::deployment::{CommitSpec, Guarantee};
 use crate::node::commit::{CommitHalf, Committer};
+use crate::node::retries::Retries;
 use crate::node::worker::{Command, ConsumerFactory, Parts, Swap, Worker};
 use crate::ports::Clock;
 use crate::store::{Store, StoreBudget};
@@ -236,6 +237,7 @@ impl World {
                 revision,
                 commit: self.commit_spec(),
                 trial: Arc::default(),
+                retries: Retries::default(),
                 config: Arc::clone(&config),
                 handlers: Box::new(move |_| {
                     let luck = Random::new(world.lock().random.below(1 << 30) as u64);

@@ -402,7 +402,8 @@ impl<C: Consumer> Worker<C> {
     }
 
     fn end_stall(&mut self) {
-        if !self.stalled || self.pace.must_stop_taking(waiting(&self.slots)) {
+        // With a swap that cannot be made yet, the handlers may be those whose calls are ended.
+        if !self.stalled || self.swap.is_some() || self.pace.must_stop_taking(waiting(&self.slots)) {
             return;
         }
         self.stalled = false;

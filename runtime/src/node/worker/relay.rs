@@ -66,6 +66,11 @@ impl Desk {
         self.current.relay.knock(destination);
     }
 
+    /// What speaks against the revision that sends now.
+    pub fn opened(&mut self) -> Option<String> {
+        self.current.relay.opened()
+    }
+
     fn lines(&mut self) -> impl Iterator<Item = &mut Line> {
         std::iter::once(&mut self.current).chain(&mut self.former)
     }
@@ -111,6 +116,9 @@ impl<C: Consumer> Worker<C> {
         while let Some(landing) = self.desk.land() {
             changed.insert(landing.partition);
             self.landed(&landing);
+        }
+        if let Some(reason) = self.desk.opened() {
+            self.trial.breaker_opened(reason);
         }
         let now = self.clock.monotonic();
         let mut failed = Vec::new();

@@ -18,6 +18,7 @@ use crate::config::deployment::CommitSpec;
 use crate::node::commit::SinkFactory;
 use crate::node::redrive::Letters;
 use crate::node::restore::Restorer;
+use crate::node::retries::Retries;
 use crate::node::trial::Trial;
 use crate::ports::{Handler, Relay};
 use crate::task::TaskConfig;
@@ -31,6 +32,8 @@ pub struct Swap<C> {
     pub commit: CommitSpec,
     /// Of the revision's version.
     pub trial: Arc<Trial>,
+    /// Which of the halted tasks are tried again.
+    pub retries: Retries,
     pub config: Arc<TaskConfig>,
     pub handlers: HandlerFactory,
     /// For when the consumer must be made anew.
@@ -54,10 +57,21 @@ impl<C: Consumer> Worker<C> {
             return;
         }
         let Some(swap) = self.swap.take() else { return };
-        let Swap { revision, commit, trial, config, handlers, consumers, restorer, relay, letters, sinks } =
-            *swap;
+        let Swap {
+            revision,
+            commit,
+            trial,
+            retries,
+            config,
+            handlers,
+            consumers,
+            restorer,
+            relay,
+            letters,
+            sinks,
+        } = *swap;
         tracing::info!(deployment = %self.deployment, worker = self.index, revision, "adopting a revision");
-        self.revision = revision;
+        let former = std::mem::replace(&mut self.revision, revision);
         self.trial = trial;
         self.pace = Pace::new(commit, self.clock.monotonic());
         self.consumers = consumers;
@@ -65,7 +79,7 @@ impl<C: Consumer> Worker<C> {
         self.desk.replace(relay);
         self.redrives.replace(letters);
         self.write_elsewhere(sinks);
-        self.adopt(&config, handlers);
+        self.adopt(&config, handlers, |partition| retries.include(partition, former, revision));
         self.commit_adoption();
     }
 
@@ -79,7 +93,12 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    fn adopt(&mut self, config: &Arc<TaskConfig>, mut handlers: HandlerFactory) {
+    fn adopt(
+        &mut self,
+        config: &Arc<TaskConfig>,
+        mut handlers: HandlerFactory,
+        is_retried: impl Fn(i32) -> bool,
+    ) {
         let mut recover = Vec::new();
         for (&partition, slot) in &mut self.slots {
             match &mut slot.state {
@@ -94,8 +113,10 @@ impl<C: Consumer> Worker<C> {
                 // Of the old revision: its verdict comes too late.
                 SlotState::Restoring { .. } => slot.state = SlotState::Waiting { store: None },
                 // What halted it may be what the new revision mends.
-                SlotState::Halted { store } => slot.state = SlotState::Waiting { store: store.take() },
-                SlotState::Waiting { .. } => {}
+                SlotState::Halted { store } if is_retried(partition) => {
+                    slot.state = SlotState::Waiting { store: store.take() };
+                }
+                SlotState::Halted { .. } | SlotState::Waiting { .. } => {}
             }
         }
         for partition in recover {

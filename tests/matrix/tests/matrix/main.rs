@@ -10,6 +10,7 @@
 //! | [`brokers`] | the brokers |
 //! | [`network`] | the way between them |
 //! | [`inputs`] | the topics that are read |
+//! | [`damage`] | the brokers' disks |
 //! | [`disk`] | a node's disk |
 //! | [`stores`] | what is on it |
 //! | [`planted`] | bugs that the simulation only mirrors at its own edges |
@@ -20,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod brokers;
+mod damage;
 mod disk;
 mod inputs;
 mod members;
