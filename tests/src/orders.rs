@@ -1,33 +1,80 @@
-//! The orders example on a node: repeated, poisonous and cancelled orders, and a kill in the middle.
+//! The orders example on a node: repeated, poisonous and cancelled orders, a kill in the middle, and what the
+//! outside is told: a webhook that fails every other time, and a RabbitMQ queue where there is a RabbitMQ.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use rdkafka::message::Message;
 use serde_json::Value;
+use tidemill_sink::{HttpSink, Mode};
 
 use crate::cases::block_on;
 use crate::cluster::Cluster;
-use crate::node::Node;
+use crate::node::{Node, plain};
+use crate::outbox::rabbit::Rabbit;
 use crate::pipeline::Reader;
 use crate::programs::workspace;
 use crate::wait::until;
 
 const SETTLED_MAX: Duration = Duration::from_secs(90);
-const TOPICS: [&str; 7] = ["orders", "payments", "warehouse", "commands", "outcomes", "webhook", "queue"];
+const TOPICS: [&str; 6] = ["orders", "payments", "warehouse", "commands", "outcomes", "queue"];
+/// The queue that the example's routing key names.
+const QUEUE: &str = "order-notifications";
 /// A zero quantity, an unknown kind, a known order under a new id, and two lines that are no JSON.
 const LETTERS: u64 = 5;
 
-/// Every order has the one outcome that its data calls for, and each command was given once.
-pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(cluster: &Cluster) {
+/// What a run has shown.
+#[derive(Debug)]
+pub struct Shown {
+    pub orders: usize,
+    pub cancelled: usize,
+    pub commands: usize,
+    /// Requests that the webhook got, and the orders in them.
+    pub requests: usize,
+    pub called: usize,
+    /// In the RabbitMQ queue; none where there is no RabbitMQ.
+    pub messages: Option<usize>,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shown { orders, cancelled, commands, requests, called, messages } = self;
+        let confirmed = orders - cancelled;
+        write!(f, "{orders} orders, {confirmed} confirmed, {cancelled} cancelled, {commands} commands, ")?;
+        write!(f, "{called} told by webhook in {requests} requests, ")?;
+        match messages {
+            Some(messages) => write!(f, "{messages} in the queue, ")?,
+            None => f.write_str("no RabbitMQ here, ")?,
+        }
+        write!(f, "{LETTERS} dead letters")
+    }
+}
+
+/// Every order has the one outcome that its data calls for, each command was given once, and the outside is told
+/// of every outcome.
+pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(cluster: &Cluster) -> Shown {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut node = Node::start(cluster, directory.path());
+    let webhook = HttpSink::start();
+    webhook.set(Mode::Flap);
+    let rabbit = Rabbit::is_installed().ok().map(|()| Rabbit::start());
+    let (hook_url, queue_url) = (webhook.url(), rabbit.as_ref().map(Rabbit::url).unwrap_or_default());
+    let environment = [
+        ("OUTBOX_ORDERS_WEBHOOK_URL", hook_url.as_str()),
+        ("OUTBOX_ORDERS_RABBITMQ_URL", queue_url.as_str()),
+    ];
+    if let Some(rabbit) = &rabbit {
+        rabbit.make_queue(QUEUE);
+    }
+    let mut node = Node::prepare(cluster, directory.path(), &plain(cluster));
+    node.restart_as("tidemill", &environment);
     block_on(async { node.client().await });
     let partitions = crate::pipeline::PARTITIONS.to_string();
     node.tidemill(&[&["topics", "create"], &TOPICS[..], &["--partitions", &partitions]].concat()).ok();
     let example = workspace().join("examples/orders");
-    let pipeline = example.join("pipeline.yaml").display().to_string();
+    let pipeline = pipeline(&example, directory.path(), rabbit.is_some());
     node.tidemill(&["apply", "--wait", "-f", &pipeline]).ok();
     let feed = |node: &Node, topic: &str, file: &str, key: &[&str]| {
         let file = example.join("data").join(file).display().to_string();
@@ -38,21 +85,11 @@ pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(clu
     until_all_is_handled(&node);
     feed(&node, "orders", "orders.jsonl", &["--key-field", "order"]);
     node.kill();
-    node.restart();
+    node.restart_as("tidemill", &environment);
     block_on(async { node.client().await });
     feed(&node, "orders", "poison.txt", &["--key", "o-1903"]);
 
-    let (orders, paid) = (lines("orders.jsonl"), lines("payments.jsonl"));
-    let mut expected: BTreeMap<String, &str> = BTreeMap::new();
-    for order in orders.iter().filter(|order| order["quantity"].as_u64().is_some_and(|quantity| quantity > 0))
-    {
-        let is_paid = paid.iter().any(|payment| payment["order"] == order["order"]);
-        let fails = order["sku"] == "moon-lamp"
-            || order["country"] == "AQ"
-            || !is_paid && order["cents"].as_u64() > Some(50_000);
-        let outcome = if fails { "order.cancelled" } else { "order.confirmed" };
-        expected.insert(text(&order["order"]), outcome);
-    }
+    let expected = expected();
     assert_eq!(expected.len(), 40);
     let outcomes = read(cluster, "outcomes", expected.len());
     let found: BTreeMap<String, &str> = outcomes
@@ -61,8 +98,15 @@ pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(clu
         .collect();
     assert_eq!(found, expected);
     until_all_is_handled(&node);
-    for output in ["webhook", "queue"] {
-        read(cluster, output, expected.len());
+    webhook.set(Mode::Accept);
+    until_all_is_delivered(&node);
+    assert_eq!(
+        called(&webhook),
+        expected.iter().map(|(order, kind)| (order.clone(), (*kind).to_owned())).collect()
+    );
+    let messages = rabbit.as_ref().map(|rabbit| notified(rabbit, &expected));
+    if rabbit.is_none() {
+        read(cluster, "queue", expected.len());
     }
 
     // Nothing was asked twice, and what was cancelled was undone.
@@ -77,14 +121,91 @@ pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(clu
         assert_eq!(holds, (is_confirmed, is_confirmed), "{entry}");
     }
     let commands = read(cluster, "commands", steps as usize - expected.len());
-    let ids: std::collections::BTreeSet<String> =
-        commands.iter().map(|command| text(&command["id"])).collect();
+    let ids: BTreeSet<String> = commands.iter().map(|command| text(&command["id"])).collect();
     assert_eq!(ids.len(), commands.len(), "each command has an id of its own");
     Reader::from_beginning(cluster, "tidemill.orders.dead-letters").exactly(LETTERS);
     let seen = node.tidemill(&["inbox", "get", "orders", "order-evt-003", "--output", "json"]).ok();
     let seen: Value = serde_json::from_str(&seen).expect("JSON");
     assert_eq!((seen["seen"].as_bool(), seen["entries"][0]["topic"].as_str()), (Some(true), Some("orders")));
     assert!(node.stop().success(), "{}", node.log());
+    Shown {
+        orders: expected.len(),
+        cancelled: expected.values().filter(|kind| **kind == "order.cancelled").count(),
+        commands: commands.len(),
+        requests: webhook.count(),
+        called: expected.len(),
+        messages,
+    }
+}
+
+/// The example's file; where there is no RabbitMQ, a copy with a topic in its place.
+fn pipeline(example: &Path, directory: &Path, has_rabbit: bool) -> String {
+    let file = example.join("pipeline.yaml");
+    if has_rabbit {
+        return file.display().to_string();
+    }
+    let amqp = "    amqp: { url_env: OUTBOX_ORDERS_RABBITMQ_URL, routing_key: order-notifications }\n    retry: 100ms..10s\n";
+    let text = fs::read_to_string(file).expect("the pipeline");
+    assert!(text.contains(amqp), "the queue is another one than this test knows");
+    let text = text.replace(amqp, "    topic: queue\n").replace("module: .\n", &module(example, ""));
+    let text = text.replace("module: partners\n", &module(example, "partners"));
+    let copy = directory.join("pipeline.yaml");
+    fs::write(&copy, text).expect("a file");
+    copy.display().to_string()
+}
+
+fn module(example: &Path, of: &str) -> String {
+    format!("module: {}\n", example.join(of).display())
+}
+
+/// By order, what its data calls for.
+fn expected() -> BTreeMap<String, &'static str> {
+    let (orders, paid) = (lines("orders.jsonl"), lines("payments.jsonl"));
+    let mut expected = BTreeMap::new();
+    for order in orders.iter().filter(|order| order["quantity"].as_u64().is_some_and(|quantity| quantity > 0))
+    {
+        let is_paid = paid.iter().any(|payment| payment["order"] == order["order"]);
+        let fails = order["sku"] == "moon-lamp"
+            || order["country"] == "AQ"
+            || !is_paid && order["cents"].as_u64() > Some(50_000);
+        let outcome = if fails { "order.cancelled" } else { "order.confirmed" };
+        expected.insert(text(&order["order"]), outcome);
+    }
+    expected
+}
+
+/// By order, what the webhook was told; one id each, whatever was repeated.
+fn called(webhook: &HttpSink) -> BTreeMap<String, String> {
+    let applied = webhook.applied_once();
+    let events = applied.iter().map(|one| {
+        let event: Value = serde_json::from_slice(&one.body).expect("a CloudEvent");
+        assert_eq!(
+            (text(&event["id"]).as_str(), text(&event["subject"])),
+            (one.id(), text(&event["data"]["order"]))
+        );
+        (text(&event["data"]["order"]), text(&event["data"]["type"]))
+    });
+    let told: BTreeMap<String, String> = events.collect();
+    assert_eq!(told.len(), applied.len(), "one event an order");
+    told
+}
+
+/// The messages of the queue: one id an order.
+fn notified(rabbit: &Rabbit, expected: &BTreeMap<String, &str>) -> usize {
+    let messages = rabbit.empty(QUEUE);
+    let orders: BTreeSet<&str> = messages.iter().map(|message| message.key.as_str()).collect();
+    let ids: BTreeSet<&str> = messages.iter().map(|message| message.id.as_str()).collect();
+    assert_eq!(orders, expected.keys().map(String::as_str).collect());
+    assert_eq!(ids.len(), expected.len(), "a repetition has the id of the first");
+    messages.len()
+}
+
+fn until_all_is_delivered(node: &Node) {
+    until("the outbox is empty", SETTLED_MAX, || {
+        let list = node.tidemill(&["outbox", "list", "orders", "--output", "json"]);
+        let list: Value = serde_json::from_str(&list.stdout).map_err(|_| list.stderr)?;
+        if list["total"] == 0 { Ok(()) } else { Err(list.to_string()) }
+    });
 }
 
 fn lines(file: &str) -> Vec<Value> {

@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | `commands` | order | `inventory.reserve`, `payment.charge`, `shipment.request`, `payment.refund`, `inventory.release` |
 //! | `outcomes` | order | `order.confirmed`, `order.cancelled` |
-//! | `webhook` | order | the same, for whoever asked to be called |
+//! | `webhook` | order | the same, to a URL that wants to be called |
 //! | `queue` | order | `customer.notified` |
 //!
 //! The inputs share their keys and their number of partitions, so everything about an order meets in one task
