@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test simulate mutants faults inbox matrix chaos outbox swap reads fault-node hostile soak api lint advisories bench recovery conformance clean
+.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ build: setup ## Build every program of the workspace
 
 demo: build ## Run the flights pipeline on the embedded broker (CI=1: end by itself and check every number)
 	@$(BIN)/flights-demo $(if $(CI),--check) $(DEMO_FLAGS)
+
+orders: build ## Run the orders example: a saga, a node killed in it, a webhook that fails, RabbitMQ if it is installed
+	@$(BIN)/tidemill-orders
 
 test: build ## Run every test, those against Apache Kafka included
 	@# Unit tests are built with the planted bugs in them, all switched off: `make mutants` runs the same.
@@ -87,6 +90,9 @@ inbox: fault-node ## Repeat ids through an inbox while nodes are killed, on both
 
 outbox: fault-node ## W7: misbehaving receivers, kills between commit and delivery, moves (SHORT=1: webhooks only, ONLY=, SEED=)
 	@$(BIN)/tidemill-outbox $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
+
+poison: build ## Failures under load, parks through kills and lost disks, an interrupted redrive (SHORT=1, ONLY=, SEED=)
+	@$(BIN)/tidemill-poison $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
 reads: build ## Read every write at its position, ten thousand times, across swaps, moves and kills (ROUNDS=, BROKER=embedded)
 	@$(BIN)/tidemill-reads $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(BROKER),--broker $(BROKER))

@@ -4,6 +4,7 @@ use tidemill_tests::cases;
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::inputs;
 use tidemill_tests::orders;
+use tidemill_tests::poison;
 use tidemill_tests::programs::{alone, turn_on_embedded};
 use tidemill_tests::reads;
 use tidemill_tests::security;
@@ -54,6 +55,12 @@ fn every_write_is_seen_by_a_read_at_its_position() {
 fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing() {
     let _turn = turn_on_embedded();
     orders::every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(&Cluster::embedded());
+}
+
+#[test]
+fn every_letter_comes_back_once_and_in_order_through_kills_and_a_redrive_that_is_cancelled() {
+    let _turn = turn_on_embedded();
+    poison::every_letter_comes_back_once();
 }
 
 #[test]
