@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "tidemill/v1/log.proto",
         "tidemill/v1/logs.proto",
         "tidemill/v1/outbox.proto",
+        "tidemill/v1/parked.proto",
         "tidemill/v1/state.proto",
         "google/rpc/error_details.proto",
     ];

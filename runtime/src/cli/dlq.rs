@@ -217,7 +217,7 @@ fn list(letters: &[proto::Letter]) -> View {
         table.row([
             format!("{}/{}{marked}", letter.partition, letter.offset).into(),
             key(letter).into(),
-            format!("{}/{}@{}", letter.original_topic, letter.partition, letter.original_offset).into(),
+            from(letter).into(),
             units::show_time_ms(letter.failure_timestamp_ms).into(),
             letter.error_type.clone().into(),
             letter.retry_count.to_string().into(),
@@ -228,10 +228,19 @@ fn list(letters: &[proto::Letter]) -> View {
     View::table(table, json!({ "letters": rows }))
 }
 
+/// Where it was before: a record of an input, or a row of an outbox.
+fn from(letter: &proto::Letter) -> String {
+    match letter.destination.as_str() {
+        "" => format!("{}/{}@{}", letter.original_topic, letter.partition, letter.original_offset),
+        destination => format!("outbox {destination}/{}#{}", letter.partition, letter.original_offset),
+    }
+}
+
 fn to_json(letter: &proto::Letter) -> Value {
     json!({
         "partition": letter.partition, "offset": letter.offset,
         "key": letter.key.as_deref().map(text_json),
+        "destination": (!letter.destination.is_empty()).then_some(&letter.destination),
         "original_topic": letter.original_topic, "original_partition": letter.partition,
         "original_offset": letter.original_offset, "original_timestamp_ms": letter.original_timestamp_ms,
         "failure_reason": letter.failure_reason,
@@ -253,9 +262,8 @@ impl Show {
         let mut lines = vec![
             format!("letter          {partition}/{offset}"),
             format!(
-                "record          {}/{partition}@{} of {}",
-                letter.original_topic,
-                letter.original_offset,
+                "record          {} of {}",
+                from(&letter),
                 units::show_time_ms(letter.original_timestamp_ms)
             ),
             format!("failed          {}", units::show_time_ms(letter.failure_timestamp_ms)),

@@ -89,6 +89,7 @@ pub fn sum(answer: &proto::CountLettersResponse) -> proto::LetterCounts {
         all.over_limit += part.over_limit;
         all.unbound += part.unbound;
         all.marked += part.marked;
+        all.forgotten += part.forgotten;
         for (kind, count) in &part.by_error_type {
             *all.by_error_type.entry(kind.clone()).or_default() += count;
         }
@@ -108,7 +109,7 @@ pub fn counted(answer: &proto::CountLettersResponse, what: &str) -> View {
     let mut line = format!("{} letters {what}", grouped(all.waiting));
     for (count, why) in [
         (all.over_limit, "came back too often"),
-        (all.unbound, "are of no input any more"),
+        (all.unbound, "are of no input or destination any more"),
         (all.marked, "were given back or discarded before"),
     ] {
         if count > 0 {
@@ -118,15 +119,24 @@ pub fn counted(answer: &proto::CountLettersResponse, what: &str) -> View {
     let partitions: Vec<Value> = answer.partitions.iter().map(to_json).collect();
     let json = json!({
         "waiting": all.waiting, "over_limit": all.over_limit, "unbound": all.unbound, "marked": all.marked,
-        "by_error_type": all.by_error_type, "partitions": partitions,
+        "forgotten": all.forgotten, "by_error_type": all.by_error_type, "partitions": partitions,
     });
     View { blocks: vec![Block::Table(table), Block::Line(line)], json }
+}
+
+/// For whoever gives letters back to a deployment whose inbox is younger than they are.
+pub fn forgotten(letters: u64) -> String {
+    format!(
+        "warning: {} of the letters are older than inbox.ttl: if their records were sent again and handled meanwhile, they have \
+         their effect twice",
+        grouped(letters)
+    )
 }
 
 fn to_json(part: &proto::LetterCounts) -> Value {
     json!({
         "partition": part.partition, "waiting": part.waiting, "over_limit": part.over_limit,
-        "unbound": part.unbound, "marked": part.marked, "by_error_type": part.by_error_type,
+        "unbound": part.unbound, "marked": part.marked, "forgotten": part.forgotten, "by_error_type": part.by_error_type,
     })
 }
 

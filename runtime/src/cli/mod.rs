@@ -47,6 +47,7 @@ mod node;
 mod nodes;
 mod outbox;
 mod output;
+mod parked;
 mod pause;
 mod plan;
 mod positions;
@@ -148,6 +149,7 @@ enum Command {
     State(state::State),
     Inbox(inbox::Inbox),
     Outbox(outbox::Outbox),
+    Parked(parked::Parked),
     Dlq(dlq::Dlq),
     Nodes(nodes::Nodes),
     Stores(stores::Stores),
@@ -193,6 +195,7 @@ pub fn main() -> ExitCode {
         Command::State(command) => command.run(&global),
         Command::Inbox(command) => command.run(&global),
         Command::Outbox(command) => command.run(&global),
+        Command::Parked(command) => command.run(&global),
         Command::Dlq(command) => command.run(&global),
         Command::Nodes(command) => command.run(&global),
         Command::Stores(command) => command.run(&global),

@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use super::client::author;
 use super::dlq::{count, timed};
 use super::failure::{Failure, Kind};
-use super::letters::{Which, counted};
+use super::letters::{Which, counted, forgotten, sum};
 use super::output::{Block, View};
 use super::table::{Table, grouped};
 use super::{Global, Outcome};
@@ -97,6 +97,10 @@ impl Redrive {
         }
         if self.dry_run {
             let answer = count(&mut client, &self.deployment, &self.which, self.retry_limit).await?;
+            let found = sum(&answer).forgotten;
+            if found > 0 {
+                eprintln!("{}", forgotten(found));
+            }
             return counted(&answer, "would be given back").print(global.output);
         }
         let request = proto::RedriveRequest {
@@ -154,6 +158,7 @@ struct Sums {
     over_limit: u64,
     unbound: u64,
     marked: u64,
+    forgotten: u64,
     /// Partitions that have come to the end, whose owner does not answer, and that have neither.
     ended: usize,
     unknown: usize,
@@ -176,6 +181,7 @@ impl Sums {
             sums.over_limit += progress.over_limit;
             sums.unbound += progress.unbound;
             sums.marked += progress.marked;
+            sums.forgotten += progress.forgotten;
             if progress.ended {
                 sums.ended += 1
             } else {
@@ -211,7 +217,7 @@ impl Sums {
             (self.dropped, "dropped"),
             (self.pending(redrive), "parked"),
             (self.over_limit, "left: came back too often"),
-            (self.unbound, "left: of no input"),
+            (self.unbound, "left: of no input or destination"),
             (self.marked, "decided before"),
         ] {
             if count > 0 {
@@ -226,7 +232,7 @@ impl Sums {
             "id": redrive.id, "what": what(redrive), "state": self.state(redrive),
             "asked_at": units::show_time_ms(redrive.asked_at_ms), "author": redrive.author, "rate": redrive.rate,
             "given": self.given, "ok": self.ok, "again": self.again, "dropped": self.dropped,
-            "parked": self.pending(redrive), "over_limit": self.over_limit, "unbound": self.unbound,
+            "parked": self.pending(redrive), "forgotten": self.forgotten, "over_limit": self.over_limit, "unbound": self.unbound,
             "marked": self.marked, "troubles": self.troubles,
         })
     }
@@ -298,6 +304,9 @@ fn done(redrive: &proto::RedriveStatus, sums: &Sums, global: &Global) -> Outcome
         sums.to_json(redrive),
     );
     view.blocks.extend(sums.troubles.iter().cloned().map(Block::Line));
+    if sums.forgotten > 0 {
+        eprintln!("{}", forgotten(sums.forgotten));
+    }
     view.print(global.output)?;
     match sums.troubles.is_empty() {
         true => Ok(()),

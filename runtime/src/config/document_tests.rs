@@ -153,8 +153,12 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
              line 7: failures.decode.than: unknown key, did you mean `then`?\n\
              line 8: failures.then: unknown value `bury`, known are halt, skip, dead_letter, park\n\
              line 9: failures.order: unknown value `sideways`, known are park_key, none\n\
-             line 10: failures.parked.records: 0 is outside 1 to 1000000\n\
-             line 11: failures.dead_letters: has no use: no kind of failure says `then: dead_letter`",
+             line 10: failures.parked.records: 0 is outside 1 to 1000000",
+        ),
+        (
+            format!("{base}failures: {{ transient: {{ attempts: 0 }}, dead_letters: {{ topic: dead }} }}\n"),
+            "line 4: failures.dead_letters: has no use: no kind of failure says `then: dead_letter`, and none is parked, so that it \
+             could be dropped",
         ),
         (
             format!("{base}failures: {{ transient: {{ attempts: 0 }}, order: none }}\n"),

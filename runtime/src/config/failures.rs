@@ -175,6 +175,8 @@ pub struct Failures {
     /// The dead-letter topic; none = the node's default name for the deployment.
     pub dead_letters: Option<String>,
     pub letter_format: LetterFormat,
+    /// The document has a `dead_letters:` block, and something may be parked.
+    pub drops_to_letters: bool,
 }
 
 impl Default for Failures {
@@ -207,6 +209,7 @@ impl Failures {
             parked: ParkedLimits::default(),
             dead_letters: None,
             letter_format: LetterFormat::default(),
+            drops_to_letters: false,
         }
     }
 
@@ -219,8 +222,9 @@ impl Failures {
         self.policies.iter().any(|policy| policy.attempts > 0 || policy.then == Then::Park)
     }
 
+    /// Some record may become a dead letter: by policy, or because an operator drops one that is parked.
     pub fn has_dead_letters(&self) -> bool {
-        self.policies.iter().any(|policy| policy.then == Then::DeadLetter)
+        self.policies.iter().any(|policy| policy.then == Then::DeadLetter) || self.drops_to_letters
     }
 
     /// Records must be kept whole, headers included.
@@ -270,8 +274,16 @@ pub(super) fn read(section: &mut Section<'_>, has_outbox: bool) -> Failures {
         );
     }
     failures.parked = read_parked(&mut block);
-    (failures.dead_letters, failures.letter_format) =
-        read_dead_letters(&mut block, failures.has_dead_letters() || has_outbox);
+    let letters = block.take("dead_letters");
+    failures.drops_to_letters = letters.is_some() && failures.parks();
+    if let Some(field) = &letters {
+        if !failures.has_dead_letters() && !has_outbox {
+            field.refuse(
+                "has no use: no kind of failure says `then: dead_letter`, and none is parked, so that it could be dropped",
+            );
+        }
+        (failures.dead_letters, failures.letter_format) = read_dead_letters(field);
+    }
     block.finish();
     failures
 }
@@ -321,13 +333,8 @@ fn read_parked(block: &mut Section<'_>) -> ParkedLimits {
     limits
 }
 
-fn read_dead_letters(block: &mut Section<'_>, wanted: bool) -> (Option<String>, LetterFormat) {
-    let standard = (None, LetterFormat::default());
-    let Some(field) = block.take("dead_letters") else { return standard };
-    if !wanted {
-        field.refuse("has no use: no kind of failure says `then: dead_letter`");
-    }
-    let Some(mut section) = field.section() else { return standard };
+fn read_dead_letters(field: &Field<'_>) -> (Option<String>, LetterFormat) {
+    let Some(mut section) = field.section() else { return (None, LetterFormat::default()) };
     let topic = section.take("topic");
     let format = section.choice("format", LetterFormat::default(), &LetterFormat::ALL);
     section.finish();

@@ -98,6 +98,9 @@ pub const METHODS: &[Method] = &[
     changes("/tidemill.v1.Outbox/Discard", Admin, One(inspect::<proto::DiscardOutboxRequest>)),
     changes("/tidemill.v1.Outbox/Pause", Deployer, One(inspect::<proto::PauseOutboxRequest>)),
     changes("/tidemill.v1.Outbox/Resume", Deployer, One(inspect::<proto::ResumeOutboxRequest>)),
+    reads("/tidemill.v1.Parked/List", Query, One(inspect::<proto::ListParkedRequest>)),
+    changes("/tidemill.v1.Parked/Release", Deployer, One(inspect::<proto::ReleaseParkedRequest>)),
+    changes("/tidemill.v1.Parked/Drop", Admin, One(inspect::<proto::DropParkedRequest>)),
     reads("/grpc.health.v1.Health/Check", Viewer, Seen),
     reads("/grpc.health.v1.Health/Watch", Viewer, Seen),
     reads("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Viewer, Seen),
@@ -213,6 +216,9 @@ asked! {
     DiscardOutboxRequest: deployment, author;
     PauseOutboxRequest: deployment, author;
     ResumeOutboxRequest: deployment, author;
+    ListParkedRequest: deployment;
+    ReleaseParkedRequest: deployment, author;
+    DropParkedRequest: deployment, author;
 }
 
 /// Names its deployment in its document. Only the first message is a header: [`super::upload`] refuses

@@ -32,6 +32,7 @@ mod logs;
 pub mod methods;
 mod outbox;
 pub mod page;
+mod parked;
 mod peers;
 pub mod run;
 pub mod server;

@@ -84,6 +84,7 @@ pub async fn serve(
         .add_service(bounded!(proto::fleet_server::FleetServer<Services>))
         .add_service(bounded!(proto::dead_letters_server::DeadLettersServer<Services>))
         .add_service(bounded!(proto::outbox_server::OutboxServer<Services>))
+        .add_service(bounded!(proto::parked_server::ParkedServer<Services>))
         .add_service(bounded!(proto::logs_server::LogsServer<Services>));
     let admission = Admission::new(stopping.clone());
     let routes = guarded(routes, access).layer(from_fn_with_state(admission.clone(), admit));
@@ -122,6 +123,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
         proto::inbox_server::SERVICE_NAME,
         proto::fleet_server::SERVICE_NAME,
         proto::outbox_server::SERVICE_NAME,
+        proto::parked_server::SERVICE_NAME,
         proto::dead_letters_server::SERVICE_NAME,
         proto::logs_server::SERVICE_NAME,
     ];

@@ -14,6 +14,7 @@ use crossbeam_channel::Sender;
 
 use super::edits::EditRequest;
 use super::outbox::OutboxRequest;
+use super::unpark::UnparkRequest;
 use crate::record::Offset;
 use crate::store::{StoreReader, Stores};
 use crate::task::Task;
@@ -53,6 +54,8 @@ pub struct Board {
     editors: Mutex<BTreeMap<u32, Sender<EditRequest>>>,
     /// Where each worker takes requests about outboxes.
     askers: Mutex<BTreeMap<u32, Sender<OutboxRequest>>>,
+    /// Where each worker takes requests about parked records.
+    unparkers: Mutex<BTreeMap<u32, Sender<UnparkRequest>>>,
     /// Why the deployment as a whole does not run, by worker; empty when it does.
     trouble: Mutex<BTreeMap<u32, String>>,
 }
@@ -67,6 +70,7 @@ impl Board {
             rebalanced: Mutex::default(),
             editors: Mutex::default(),
             askers: Mutex::default(),
+            unparkers: Mutex::default(),
             trouble: Mutex::default(),
         }
     }
@@ -247,6 +251,18 @@ impl Board {
         let Some(task) = self.task(request.partition) else { return false };
         let asker = lock(&self.askers).get(&task.worker).cloned();
         asker.is_some_and(|asker| asker.try_send(request).is_ok())
+    }
+
+    /// As [`Board::takes_edits`], for requests about parked records.
+    pub fn takes_unparks(&self, worker: u32, unparker: Sender<UnparkRequest>) {
+        lock(&self.unparkers).insert(worker, unparker);
+    }
+
+    /// Hands a request to the worker that runs its task; false when none does, or it has too many.
+    pub fn unpark(&self, request: UnparkRequest) -> bool {
+        let Some(task) = self.task(request.partition) else { return false };
+        let unparker = lock(&self.unparkers).get(&task.worker).cloned();
+        unparker.is_some_and(|unparker| unparker.try_send(request).is_ok())
     }
 
     /// A worker cannot work at all: no consumer or no producer.

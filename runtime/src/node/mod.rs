@@ -56,6 +56,7 @@ mod start;
 pub mod supervisor;
 mod tidy;
 pub mod trial;
+pub mod unpark;
 pub mod worker;
 
 pub use deployment::wall_ms;

@@ -1,16 +1,18 @@
-//! Which keys are parked, for answers about state: whoever reads a value has to know that records are
-//! waiting which it does not show yet.
+//! Which keys are parked, for answers about state and about what is parked: whoever reads a value has to know
+//! that records are waiting which it does not show yet.
 //!
 //! Read under the same snapshot as the values, so that both are true at one position. There are at most as
 //! many rows as `failures.parked` allows, and none at all in the ordinary case.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use prost::Message;
 use tidemill_proto::v1 as proto;
 
+use crate::config::failures::ParkOrder;
 use crate::store::{Snapshot, StoreError, Table};
+use crate::task::unpark::accepts;
 
 /// Rows read at once.
 const PAGE_ROWS: u32 = 1_000;
@@ -36,6 +38,20 @@ struct Head {
     reason: String,
     #[prost(bool, tag = "11")]
     held: bool,
+    #[prost(uint64, tag = "12")]
+    revision: u64,
+}
+
+/// What a list of parked keys is about.
+pub struct Wanted<'a> {
+    pub filter: proto::ParkedFilter,
+    /// Of the deployment: whether later records wait behind the first of their key.
+    pub order: ParkOrder,
+    /// That the task runs: what another one gave up is tried again.
+    pub revision: u64,
+    /// Behind this row; empty = from the first.
+    pub after: &'a [u8],
+    pub limit: usize,
 }
 
 /// By key, what is parked of the keys that are wanted in this partition. `inputs` are the topics.
@@ -45,25 +61,68 @@ pub fn of(
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Result<BTreeMap<Vec<u8>, proto::ParkedKey>, StoreError> {
     let mut parked = BTreeMap::new();
+    each(snapshot, |_, head| {
+        let Some(key) = head.key.clone().filter(|key| wanted(key)) else { return };
+        match parked.entry(key) {
+            // Rows of a key are in the order in which they are tried: this is its first.
+            Entry::Vacant(place) => {
+                let first = first(head, partition, inputs);
+                place.insert(first);
+            }
+            Entry::Occupied(mut known) => known.get_mut().records += 1,
+        }
+    })?;
+    Ok(parked)
+}
+
+/// One page of keys, in the order of their first rows, and the last of those rows if there are more keys.
+pub fn page(
+    snapshot: &Snapshot<'_>,
+    (partition, inputs): (i32, &[String]),
+    wanted: &Wanted<'_>,
+) -> Result<(Vec<proto::ParkedKey>, Option<Vec<u8>>), StoreError> {
+    let mut page: Vec<proto::ParkedKey> = Vec::new();
+    let (mut last, mut more) = (Vec::new(), false);
+    // Every key that has been met, and where on the page it is.
+    let mut met: HashMap<Vec<u8>, Option<usize>> = HashMap::new();
+    each(snapshot, |row, mut head| {
+        let waits = head.key.clone().filter(|_| wanted.order == ParkOrder::ParkKey);
+        if let Some(place) = waits.as_ref().and_then(|key| met.get(key)) {
+            if let Some(first) = place.and_then(|place| page.get_mut(place)) {
+                first.records += 1;
+            }
+            return;
+        }
+        head.held &= head.revision == wanted.revision;
+        let is_meant = row > wanted.after
+            && accepts(&wanted.filter, head.key.as_deref(), head.offset, &head.kind, head.held);
+        let fits = is_meant && page.len() < wanted.limit;
+        more |= is_meant && !fits;
+        if let Some(key) = waits {
+            met.insert(key, fits.then_some(page.len()));
+        }
+        if fits {
+            last = row.to_vec();
+            page.push(first(head, partition, inputs));
+        }
+    })?;
+    Ok((page, more.then_some(last)))
+}
+
+/// Every parked row of a task, in the order of the rows.
+fn each(snapshot: &Snapshot<'_>, mut take: impl FnMut(&[u8], Head)) -> Result<(), StoreError> {
     let mut start = Vec::new();
     loop {
         let page = snapshot.rows(Table::Parked, &start, PAGE_ROWS)?;
         for (row, value) in page.keys.iter().zip(page.values.iter()) {
-            start = [row.unwrap_or_default(), b"\0"].concat();
+            let row = row.unwrap_or_default();
+            start = [row, b"\0"].concat();
             let head = Head::decode(value.unwrap_or_default())
                 .map_err(|error| StoreError::Corrupt(format!("parked record: {error}")))?;
-            let Some(key) = head.key.clone().filter(|key| wanted(key)) else { continue };
-            match parked.entry(key) {
-                // Rows of a key are in the order in which they are tried: this is its first.
-                Entry::Vacant(place) => {
-                    let first = first(head, partition, inputs);
-                    place.insert(first);
-                }
-                Entry::Occupied(mut known) => known.get_mut().records += 1,
-            }
+            take(row, head);
         }
         if !page.more {
-            return Ok(parked);
+            return Ok(());
         }
     }
 }
@@ -72,6 +131,7 @@ fn first(mut head: Head, partition: i32, inputs: &[String]) -> proto::ParkedKey 
     head.reason.truncate(head.reason.floor_char_boundary(REASON_BYTES_MAX));
     proto::ParkedKey {
         partition,
+        keyless: head.key.is_none(),
         key: head.key.unwrap_or_default(),
         records: 1,
         kind: head.kind,

@@ -105,7 +105,7 @@ impl Registry {
             }
             Some(Entry::Restart(restart)) => self.restart(restart),
             // Kept for who reads the log: what became of it is in the changelog.
-            Some(Entry::Edit(_)) => Outcome::Accepted(0),
+            Some(Entry::Edit(_) | Entry::Unpark(_)) => Outcome::Accepted(0),
             Some(Entry::Redrive(redrive)) => self.redrive(redrive, timestamp_ms),
             Some(Entry::CancelRedrive(cancel)) => self.cancel_redrive(cancel),
             // Written by a newer node: what it means is not ours to guess.

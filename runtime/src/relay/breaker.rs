@@ -70,11 +70,13 @@ impl Breaker {
         opens
     }
 
-    /// Somebody asks for another attempt at once.
-    pub fn knock(&mut self, now: Instant) {
-        if matches!(self.state, State::Open { .. }) {
+    /// Somebody asks for another attempt at once. True if the breaker was open.
+    pub fn knock(&mut self, now: Instant) -> bool {
+        let was_open = matches!(self.state, State::Open { .. });
+        if was_open {
             self.state = State::Open { until: now };
         }
+        was_open
     }
 
     pub fn state(&self) -> BreakerState {

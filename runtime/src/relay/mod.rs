@@ -301,7 +301,8 @@ impl Station {
                         deployment,
                         output,
                         reason,
-                        "the destination fails again and again; it is left alone for a while"
+                        "InfraUnavailableError: Circuit breaker is OPEN; the destination fails again and again and is left alone \
+                         for a while"
                     );
                     if !self.troubled.swap(true, Ordering::Relaxed) {
                         opened = Some(format!("the circuit breaker of output {output} opened: {reason}"));
@@ -387,7 +388,10 @@ impl Relay for Courier {
 
     fn knock(&self, destination: &str) {
         if let Some(station) = self.stations.all.get(destination) {
-            station.breaker().knock(Instant::now());
+            if station.breaker().knock(Instant::now()) {
+                let (deployment, output) = &station.place;
+                tracing::warn!(deployment, output, "Circuit breaker manually reset - monitor closely");
+            }
         }
     }
 }

@@ -34,6 +34,7 @@ impl Task {
     pub fn is_clean(&self) -> bool {
         self.in_flight.is_none()
             && self.pending_records == 0
+            && self.edits == 0
             && self.outbox.unsealed() == 0
             && (self.adopting || self.next == self.committed)
     }

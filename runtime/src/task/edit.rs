@@ -80,6 +80,11 @@ impl Task {
         EditedIn { writer: self.writer, commit: self.commit + 1, drops: self.stats.drops }
     }
 
+    /// The commit is known to have succeeded; of one of this life.
+    pub fn has_committed(&self, edited: EditedIn) -> bool {
+        self.commit >= edited.commit && self.in_flight != Some(edited.commit)
+    }
+
     /// Which life of the task this is: with another one, what was not committed is gone.
     pub fn life(&self) -> (u64, u64) {
         (self.writer, self.stats.drops)

@@ -208,7 +208,7 @@ impl Task {
         self.first.get_or_insert((batch.input, record.offset as i64));
         let Err(failed) = self.attempt(&batch, taken)? else {
             applied.ok += 1;
-            self.unpark(due);
+            self.free(due);
             return self.ended(&record, Ended::Ok);
         };
         record.attempts += 1;
@@ -222,14 +222,14 @@ impl Task {
             Reaction::Halt => Some(failure.reason.clone()),
             Reaction::Skip => {
                 self.metrics.skipped.add(1);
-                self.unpark(due);
+                self.free(due);
                 self.ended(&record, Ended::Dropped)?;
                 None
             }
             Reaction::DeadLetter => {
                 let sent = self.dead_letter(&record, &failure, taken);
                 if sent.is_ok() {
-                    self.unpark(due);
+                    self.free(due);
                     self.ended(&record, Ended::Again)?;
                 }
                 sent.err()
@@ -293,7 +293,7 @@ impl Task {
         self.view.set_row(Table::Parked, &id.encode(), Some(&record.encode_to_vec()));
     }
 
-    fn unpark(&mut self, due: &Due) {
+    fn free(&mut self, due: &Due) {
         self.view.set_row(Table::Parked, &due.id.encode(), None);
         self.parked.release(due);
     }
@@ -369,7 +369,7 @@ impl Task {
         Ok(())
     }
 
-    fn failure(&self, input: u16, offset: u64, (kind, mut reason): Failed) -> Failure {
+    pub(super) fn failure(&self, input: u16, offset: u64, (kind, mut reason): Failed) -> Failure {
         reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
         let topic = self.config.inputs.get(usize::from(input)).map(|input| input.topic.clone());
         Failure {

@@ -155,6 +155,11 @@ impl Inbox {
         self.expires_ms(seen) > now_ms
     }
 
+    /// A record of this time may repeat one that is forgotten.
+    pub fn has_forgotten(&self, timestamp_ms: i64) -> bool {
+        timestamp_ms >= 0 && timestamp_ms.saturating_add(self.ttl_ms()) <= self.horizon_ms
+    }
+
     pub fn expires_ms(&self, seen: Seen) -> i64 {
         seen.horizon_ms.saturating_add(self.ttl_ms())
     }

@@ -39,6 +39,7 @@ mod seal;
 mod sweep;
 mod turn;
 mod undelivered;
+pub mod unpark;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use prost::Message;
 
-use crate::config::failures::{ParkOrder, ParkedLimits};
+use crate::config::failures::{FailureKind, ParkOrder, ParkedLimits};
 use crate::store::{ParkedRecord, StoreError, StoreReader, Table};
 
 /// Rows read from a store at once.
@@ -81,9 +81,36 @@ struct Row {
     due_ms: i64,
     /// Of the record.
     offset: u64,
+    /// Of its last failure; none = it has not been tried.
+    kind: Option<FailureKind>,
+}
+
+impl Row {
+    fn of(record: &ParkedRecord, due_ms: i64) -> Row {
+        let kind = FailureKind::ALL.into_iter().find(|kind| kind.as_str() == record.kind);
+        Row { bytes: size(record), due_ms, offset: record.offset, kind }
+    }
+}
+
+/// When a row may be tried: never, if it is held for a person.
+fn due_ms(record: &ParkedRecord) -> i64 {
+    if record.held { i64::MAX } else { record.next_attempt_ms }
 }
 
 type Queue = BTreeMap<RowId, Row>;
+
+/// One queue, for whoever chooses among them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queued {
+    /// None for a record that waits for nobody, with or without a key.
+    pub key: Option<Box<[u8]>>,
+    /// Of the first record.
+    pub kind: Option<FailureKind>,
+    pub held: bool,
+    pub offset: u64,
+    /// Its rows in their order, each with whether its time has not come yet.
+    pub rows: Vec<(RowId, bool)>,
+}
 
 /// The head of a queue, when its time has come.
 #[derive(Debug, Clone)]
@@ -123,8 +150,7 @@ impl Parked {
                 let (id, record) = decode(key, value)?;
                 let held = record.held && record.revision == revision;
                 let due_ms = if held { i64::MAX } else { record.next_attempt_ms };
-                let row = Row { bytes: size(&record), due_ms, offset: record.offset };
-                parked.insert(id, record.key.as_deref(), row);
+                parked.insert(id, record.key.as_deref(), Row::of(&record, due_ms));
                 start = [key, b"\0"].concat();
             }
             if !page.more {
@@ -187,9 +213,7 @@ impl Parked {
     }
 
     fn push_as(&mut self, id: RowId, record: &ParkedRecord) -> RowId {
-        let due_ms = if record.held { i64::MAX } else { record.next_attempt_ms };
-        let row = Row { bytes: size(record), due_ms, offset: record.offset };
-        self.insert(id, record.key.as_deref(), row);
+        self.insert(id, record.key.as_deref(), Row::of(record, due_ms(record)));
         id
     }
 
@@ -227,16 +251,65 @@ impl Parked {
 
     /// The head has failed again: it is due at that time, or held.
     pub fn postpone(&mut self, due: &Due, record: &ParkedRecord) {
-        let due_ms = if record.held { i64::MAX } else { record.next_attempt_ms };
-        let row = match &due.name {
-            Name::Alone(id) => self.alone.get_mut(id),
-            Name::Key(key) => self.keys.get_mut(key).and_then(|queue| queue.get_mut(&due.id)),
+        let Some(row) = self.row_mut(due) else { return };
+        let (before, now) = (*row, Row::of(record, due_ms(record)));
+        *row = now;
+        self.heads.remove(&(before.due_ms, due.id, due.name.clone()));
+        self.bytes = self.bytes - before.bytes + now.bytes;
+        self.heads.extend(head(due.id, now.due_ms, due.name.clone()));
+    }
+
+    /// A row, the head of its queue or not, may be tried from another time on; `i64::MAX` = not at all.
+    pub fn set_due(&mut self, id: RowId, key: Option<&[u8]>, due_ms: i64) {
+        let at = Due { id, name: self.name(id, key) };
+        let Some(row) = self.row_mut(&at) else { return };
+        let before_ms = std::mem::replace(&mut row.due_ms, due_ms);
+        let is_head = match &at.name {
+            Name::Alone(_) => true,
+            Name::Key(key) => {
+                self.keys.get(key).and_then(BTreeMap::first_key_value).is_some_and(|(&first, _)| first == id)
+            }
         };
-        let Some(row) = row else { return };
-        self.heads.remove(&(row.due_ms, due.id, due.name.clone()));
-        self.bytes = self.bytes - row.bytes + size(record);
-        (row.due_ms, row.bytes) = (due_ms, size(record));
-        self.heads.extend(head(due.id, due_ms, due.name.clone()));
+        if is_head {
+            self.heads.remove(&(before_ms, id, at.name.clone()));
+            self.heads.extend(head(id, due_ms, at.name));
+        }
+    }
+
+    /// A row, the head of its queue or not, is done with.
+    pub fn remove(&mut self, id: RowId, key: Option<&[u8]>) {
+        self.release(&Due { id, name: self.name(id, key) });
+    }
+
+    fn name(&self, id: RowId, key: Option<&[u8]>) -> Name {
+        match key.filter(|_| self.order == ParkOrder::ParkKey) {
+            Some(key) => Name::Key(key.into()),
+            None => Name::Alone(id),
+        }
+    }
+
+    fn row_mut(&mut self, at: &Due) -> Option<&mut Row> {
+        match &at.name {
+            Name::Alone(id) => self.alone.get_mut(id),
+            Name::Key(key) => self.keys.get_mut(key).and_then(|queue| queue.get_mut(&at.id)),
+        }
+    }
+
+    /// The queues of the keys that are wanted and of every record that waits for nobody, the oldest first.
+    pub fn queues(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<Queued> {
+        let of = |key: Option<&[u8]>, rows: &mut dyn Iterator<Item = (&RowId, &Row)>| {
+            let mut rows = rows.peekable();
+            let &(_, first) = rows.peek()?;
+            let (kind, held, offset) = (first.kind, first.due_ms == i64::MAX, first.offset);
+            let rows = rows.map(|(&id, row)| (id, row.due_ms != 0)).collect();
+            Some(Queued { key: key.map(Into::into), kind, held, offset, rows })
+        };
+        let keys = self.keys.iter().filter(|(key, _)| wanted(key));
+        let keyed = keys.filter_map(|(key, queue)| of(Some(key), &mut queue.iter()));
+        let alone = self.alone.iter().filter_map(|row| of(None, &mut std::iter::once(row)));
+        let mut queues: Vec<Queued> = keyed.chain(alone).collect();
+        queues.sort_unstable_by_key(|queue| queue.rows.first().map(|(id, _)| *id));
+        queues
     }
 
     /// The head is done with: the next of its key has its turn.

@@ -8,7 +8,8 @@
 //! A mark names a letter by its place in the dead-letter topic, and says that it was given back or discarded.
 //! Row, mark and progress change in one commit, so whatever happens a letter is given back once. What then
 //! becomes of the record is the failure policy's business, as for any parked record: when it fails again it is
-//! a new letter, with a `retry_count` that is one higher.
+//! a new letter, with a `retry_count` that is one higher. What could not be delivered is a row of its outbox
+//! again, behind those that are there.
 //!
 //! Invariant: below `next` of a redrive's progress every letter has been decided about.
 
@@ -17,11 +18,11 @@ use std::collections::VecDeque;
 use prost::Message;
 use tidemill_proto::v1::LetterFilter;
 
-use super::letter::Letter;
+use super::letter::{Letter, Undelivered};
 use super::{Task, TaskConfig, TaskError};
 use crate::ports::TopicRecord;
 use crate::record::Offset;
-use crate::store::{ParkedRecord, RedriveProgress, StoreError, StoreReader, Table};
+use crate::store::{OutboxRow, ParkedRecord, RedriveProgress, StoreError, StoreReader, Table};
 
 /// Kinds of rows. On disk and in Kafka since 0.2: add, never renumber.
 const MARK: u8 = 1;
@@ -42,6 +43,8 @@ pub struct Redrive {
     pub topic_id: String,
     /// The first letter beyond it, in this task's partition.
     pub end: Offset,
+    /// When it was asked for; milliseconds since the epoch.
+    pub asked_at_ms: i64,
 }
 
 /// Consecutive records of a dead-letter topic, in their order; or some that come before their turn.
@@ -67,10 +70,12 @@ pub struct Given {
 pub enum Standing {
     /// It came back too often.
     OverLimit,
-    /// Its record's topic is no input.
+    /// Its record's topic is no input, or its output no destination.
     Unbound,
     /// It is a record of this input.
     Of(u16),
+    /// It could not be delivered, and the output is a destination.
+    Delivery,
 }
 
 /// How the way of a record that came back ended.
@@ -126,24 +131,35 @@ fn decode(value: Option<&[u8]>) -> Result<RedriveProgress, StoreError> {
         .map_err(|error| StoreError::Corrupt(format!("progress of a redrive: {error}")))
 }
 
-/// Whether a letter could come back to a deployment with these inputs, and to which.
+/// Whether a letter could come back to a deployment with these inputs and destinations, and to which.
 pub fn standing<'a>(
     mut inputs: impl Iterator<Item = &'a str>,
+    mut destinations: impl Iterator<Item = &'a str>,
     letter: &Letter,
     retries_max: u32,
 ) -> Standing {
-    let input = inputs.position(|input| input == letter.topic);
-    match input.and_then(|input| u16::try_from(input).ok()) {
+    let place = match &letter.undelivered {
+        Some(undelivered) => {
+            destinations.any(|name| name == undelivered.destination).then_some(Standing::Delivery)
+        }
+        None => {
+            let input = inputs.position(|input| input == letter.topic);
+            input.and_then(|input| u16::try_from(input).ok()).map(Standing::Of)
+        }
+    };
+    match place {
         None => Standing::Unbound,
         Some(_) if letter.retry_count >= retries_max => Standing::OverLimit,
-        Some(input) => Standing::Of(input),
+        Some(place) => place,
     }
 }
 
 impl TaskConfig {
     /// Whether a letter could come back, and to which input.
     pub fn standing(&self, letter: &Letter, retries_max: u32) -> Standing {
-        standing(self.inputs.iter().map(|input| input.topic.as_str()), letter, retries_max)
+        let inputs = self.inputs.iter().map(|input| input.topic.as_str());
+        let outboxes = self.outputs.iter().filter_map(|output| output.outbox.as_ref());
+        standing(inputs, outboxes.map(|outbox| &*outbox.name), letter, retries_max)
     }
 
     /// The letter in a record of the dead-letter topic, if a redrive with this filter is about it.
@@ -255,31 +271,43 @@ impl Task {
             return Ok(true);
         }
         let standing = self.config.standing(&letter, redrive.retries_max);
-        let record = match standing {
-            _ if redrive.discard => None,
+        match standing {
+            _ if redrive.discard => {}
             Standing::OverLimit => {
                 progress.over_limit += 1;
                 log(&letter, "DLQ message received: it came back too often and is left");
                 return Ok(true);
             }
-            Standing::Of(input) => Some(self.record_of(redrive.id, input, &letter)),
             Standing::Unbound => {
                 progress.unbound += 1;
                 return Ok(true);
             }
-        };
+            Standing::Of(_) | Standing::Delivery => {}
+        }
         if !may_give {
             return Ok(false);
         }
-        if let Some(record) = record {
-            if !self.fits_changelog(&record) {
-                progress.unbound += 1;
-                return Ok(true);
+        match standing {
+            _ if redrive.discard => {}
+            Standing::OverLimit | Standing::Unbound => {}
+            Standing::Of(input) => {
+                let record = self.record_of(redrive.id, input, &letter);
+                if !self.fits_changelog(&record) {
+                    progress.unbound += 1;
+                    return Ok(true);
+                }
+                log(&letter, "DLQ message received");
+                self.note_forgotten(redrive.id, &letter, progress);
+                let id = self.parked.push_letter(&record, letter.offset);
+                self.view.set_row(Table::Parked, &id.encode(), Some(&record.encode_to_vec()));
+                self.metrics.redriven.add(1);
             }
-            log(&letter, "DLQ message received");
-            let id = self.parked.push_letter(&record, letter.offset);
-            self.view.set_row(Table::Parked, &id.encode(), Some(&record.encode_to_vec()));
-            self.metrics.redriven.add(1);
+            Standing::Delivery => {
+                log(&letter, "DLQ message received");
+                self.keep(&self.row_of(redrive, &letter));
+                self.metrics.redriven.add(1);
+                progress.ok += 1;
+            }
         }
         self.view.set_row(Table::Letters, &mark, Some(&redrive.id.to_be_bytes()));
         progress.given += 1;
@@ -291,8 +319,43 @@ impl Task {
         Ok(row.is_some_and(|row| row == id.to_be_bytes()))
     }
 
+    /// Of either kind of letter.
     fn may_give(&self, redrive: &Redrive) -> bool {
-        !self.is_full() && (redrive.discard || self.parked.has_room_for_letters())
+        let has_room = self.parked.has_room_for_letters() && self.outbox.full().is_none();
+        !self.is_full() && (redrive.discard || has_room)
+    }
+
+    /// Counts a letter whose repetitions the inbox would not notice.
+    fn note_forgotten(&self, id: u64, letter: &Letter, progress: &mut RedriveProgress) {
+        if !self.inbox.as_ref().is_some_and(|inbox| inbox.has_forgotten(letter.timestamp_ms)) {
+            return;
+        }
+        if progress.forgotten == 0 {
+            let (deployment, partition) = (&self.config.deployment, self.partition);
+            tracing::warn!(
+                deployment,
+                partition,
+                redrive = id,
+                "letters come back that are older than inbox.ttl: repetitions which had their effect meanwhile are not noticed"
+            );
+        }
+        progress.forgotten += 1;
+    }
+
+    /// The row that a letter was, behind those that are there. It fitted the changelog before.
+    fn row_of(&self, redrive: &Redrive, letter: &Letter) -> OutboxRow {
+        let Undelivered { destination, id } = letter.undelivered.clone().unwrap_or_default();
+        OutboxRow {
+            output: destination,
+            key: letter.key.clone(),
+            value: letter.value.clone(),
+            headers: letter.headers.clone().unwrap_or_default(),
+            timestamp_ms: letter.timestamp_ms,
+            id,
+            revision: self.config.revision,
+            created_ms: redrive.asked_at_ms,
+            retry_count: letter.retry_count + 1,
+        }
     }
 
     fn store_less(&self) -> bool {

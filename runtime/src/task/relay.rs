@@ -87,6 +87,7 @@ impl Task {
                     id: id(),
                     revision: config.revision,
                     created_ms: taken.wall_ms,
+                    retry_count: 0,
                 };
                 self.keep(&row);
                 continue;
@@ -110,7 +111,7 @@ impl Task {
         format!("{}/{topic}/{}/{offset}/{index}", self.config.incarnation, self.partition)
     }
 
-    fn keep(&mut self, row: &OutboxRow) {
+    pub(super) fn keep(&mut self, row: &OutboxRow) {
         let sequence = self.outbox.push(row);
         self.view.set_row(Table::Outbox, &outbox::encode_key(sequence), Some(&row.encode_to_vec()));
     }

@@ -18,6 +18,7 @@ mod redrive;
 mod restore;
 mod stores;
 mod turns;
+mod unpark;
 
 use fakes::*;
 

@@ -10,7 +10,7 @@ use crate::record::headers;
 use crate::store::OutboxRow;
 
 /// Every header that it adds, in their order. In Kafka since 0.2: add before the mark, never rename.
-pub const HEADERS: [&str; 12] = [
+pub const HEADERS: [&str; 14] = [
     "outbox_destination",
     "outbox_sequence",
     "tidemill-id",
@@ -23,10 +23,12 @@ pub const HEADERS: [&str; 12] = [
     "attempts",
     "deployment",
     "deployment_version",
+    "deployment_incarnation",
+    "retry_count",
 ];
 
 /// The headers of the letter of an outbox row, in Kafka's encoding. There is no `original_topic`: it is no
-/// record of an input, and is not given back to one.
+/// record of an input, and is given back to the outbox.
 pub fn encode_headers(
     row: &OutboxRow,
     (partition, sequence): (i32, u64),
@@ -48,6 +50,8 @@ pub fn encode_headers(
         letter.attempts.to_string(),
         sender.deployment.to_owned(),
         sender.revision.to_string(),
+        sender.incarnation.to_owned(),
+        row.retry_count.to_string(),
     ];
     let count = HEADERS.len().to_string();
     let mut all = own;

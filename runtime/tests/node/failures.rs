@@ -36,7 +36,7 @@ fn row(partition: i32, key: &str, value: &[u8]) -> Row {
 }
 
 /// Everything committed in a topic.
-fn read(world: &World, topic: &str) -> Vec<Consumed> {
+pub fn read(world: &World, topic: &str) -> Vec<Consumed> {
     let spec = ConsumeSpec {
         topic: topic.into(),
         partitions: Vec::new(),

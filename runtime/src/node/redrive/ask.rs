@@ -135,7 +135,7 @@ impl Handle {
             return Err(ControlError::Invalid(problems));
         }
         let spec = registered.parsed.spec.clone().map_err(ControlError::Unmet)?;
-        if !spec.failures.has_dead_letters() {
+        if !spec.failures.has_dead_letters() && !spec.has_outbox() {
             return Err(ControlError::Precondition(format!(
                 "{} has no dead letters: no kind of failure says `then: dead_letter`",
                 entry.deployment

@@ -27,6 +27,9 @@ pub struct Shelf {
     deployment: String,
     incarnation: String,
     inputs: Vec<String>,
+    destinations: Vec<String>,
+    /// The inbox's time to live, if there is one.
+    ttl_ms: Option<i64>,
     partition: i32,
     topic: String,
     marks: StoreReader,
@@ -74,6 +77,8 @@ impl Shelf {
             deployment: name.to_owned(),
             incarnation: registered.incarnation.clone(),
             inputs: registered.topics(),
+            destinations: spec.destinations().map(|(name, _)| name.clone()).collect(),
+            ttl_ms: spec.inbox.as_ref().map(|inbox| inbox.ttl.as_millis() as i64),
             partition,
             topic: node.letters_of(&spec),
             marks,
@@ -123,6 +128,20 @@ impl Shelf {
             Some(error) => Err(self.store_failed(error)),
             None => Ok(stopped),
         }
+    }
+
+    fn standing(&self, letter: &Letter, retries_max: u32) -> Standing {
+        let (inputs, destinations) = (self.inputs.iter(), self.destinations.iter());
+        standing(inputs.map(String::as_str), destinations.map(String::as_str), letter, retries_max)
+    }
+
+    /// Ids of records up to this time are forgotten; -1 = none are, or there is no inbox.
+    fn remembered_from_ms(&self) -> Result<i64, ControlError> {
+        let Some(ttl_ms) = self.ttl_ms else { return Ok(-1) };
+        let position = self.marks.snapshot(|marks| marks.position());
+        let position = position.map_err(|error| self.store_failed(error))?;
+        let horizon_ms = position.map_or(0, |position| position.inbox_horizon_ms);
+        Ok(if horizon_ms > ttl_ms { horizon_ms - ttl_ms } else { -1 })
     }
 
     fn state(&self, topic_id: &str, letter: &Letter) -> Result<LetterState, StoreError> {
@@ -212,6 +231,7 @@ impl Handle {
         let shelf = Shelf::find(&self.node, &request.deployment, partition)?;
         let mut counts = proto::LetterCounts { partition, ..proto::LetterCounts::default() };
         let mut by_error_type: HashMap<String, u64> = HashMap::new();
+        let remembered_ms = shelf.remembered_from_ms()?;
         let mut from = Some(Offset(0));
         while let Some(at) = from {
             from = shelf.read(&filter, at, &mut |letter, state| {
@@ -219,8 +239,13 @@ impl Handle {
                     counts.marked += 1;
                     return true;
                 }
-                match standing(shelf.inputs.iter().map(String::as_str), &letter, retries_max) {
-                    Standing::Of(_) => counts.waiting += 1,
+                match shelf.standing(&letter, retries_max) {
+                    Standing::Of(_) => {
+                        counts.waiting += 1;
+                        let is_forgotten = (0..=remembered_ms).contains(&letter.timestamp_ms);
+                        counts.forgotten += u64::from(is_forgotten);
+                    }
+                    Standing::Delivery => counts.waiting += 1,
                     Standing::OverLimit => counts.over_limit += 1,
                     Standing::Unbound => counts.unbound += 1,
                 }
@@ -245,6 +270,7 @@ fn shown(letter: Letter, state: LetterState) -> proto::Letter {
         key: letter.key,
         value: letter.value,
         original_topic: letter.topic,
+        destination: letter.undelivered.map(|undelivered| undelivered.destination).unwrap_or_default(),
         original_offset: letter.original_offset,
         original_timestamp_ms: letter.timestamp_ms,
         failure_reason: letter.reason,

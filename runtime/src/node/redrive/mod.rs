@@ -81,6 +81,7 @@ impl Order {
             retries_max: self.entry.retries_max,
             topic_id: self.entry.topic_id.clone(),
             end: self.range(partition)?.1,
+            asked_at_ms: self.asked_at_ms,
         })
     }
 }

@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
+use tidemill_proto::v1::ParkedFilter;
+
 use super::handler::Kind;
 use super::letters;
 use super::world::{DEPLOYMENT, World};
+use crate::node::unpark::UnparkRequest;
+use crate::task::unpark::Unpark;
 
 impl World {
     /// New input, an operator's hand, or one more fault.
@@ -14,6 +18,7 @@ impl World {
         self.adopt_a_revision();
         self.edit_something();
         self.redrive_something();
+        self.release_something();
         let mut state = self.lock();
         if state.calm {
             // Sessions of members that nobody stands for end, and so does a round that waits for one.
@@ -119,6 +124,22 @@ impl World {
         if let Some(process) = self.process(node) {
             state.note(|| format!("edit partition {partition} on node {node}"));
             state.edits.send(&process, partition);
+        }
+    }
+
+    /// A release changes when a parked record is tried, and nothing else.
+    fn release_something(&self) {
+        let mut state = self.lock();
+        if !self.case.parks || !state.unlucky(|rates| rates.redrive) {
+            return;
+        }
+        let node = state.random.below(self.case.nodes);
+        let partition = state.random.below(self.case.partitions as usize) as i32;
+        if let Some(process) = self.process(node) {
+            state.note(|| format!("release what is parked of partition {partition} on node {node}"));
+            let (reply, _) = crossbeam_channel::bounded(1);
+            let what = Unpark::Release { filter: ParkedFilter::default() };
+            process.board.unpark(UnparkRequest { partition, what, reply });
         }
     }
 

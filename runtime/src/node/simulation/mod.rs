@@ -13,7 +13,7 @@
 //! | `broker` | logs, transactions, the group |
 //! | `client`, `sink`, `restore`, `driver` | the edges of a worker |
 //! | `relay` | a receiver of outboxes, and the network before it |
-//! | `edits`, `letters` | an operator who edits state, and gives dead letters back, meanwhile |
+//! | `edits`, `letters` | an operator who edits state, releases what is parked, and gives dead letters back, meanwhile |
 //! | `handler` | two handlers and the truth about them |
 //! | `check` | the invariants |
 //! | `named` | three interleavings, each scripted |

@@ -4,7 +4,7 @@
 //!            +--------------------------- take ---------------------------+
 //!            v                                                            |
 //!   serve commands -> outcomes of commits -> finished restores -> edits -> deliveries -> the rest of slow batches
-//!                -> records, rebalances -> retries -> letters -> commit if due
+//!                -> records, rebalances -> parked records by hand -> retries -> letters -> commit if due
 //! ```
 //!
 //! Life of a slot (one partition number that the group gave to this worker):
@@ -31,6 +31,7 @@ mod relay;
 mod rest;
 mod swap;
 mod time;
+mod unpark;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use crossbeam_channel::Receiver;
 use edits::Edits;
 use redrive::Redrives;
 use relay::Desk;
+use unpark::Unparks;
 
 use super::board::Board;
 use super::commit::Committer;
@@ -176,6 +178,7 @@ pub struct Worker<C: Consumer> {
     swap: Option<Box<Swap<C>>>,
     edits: Edits,
     asks: Asks,
+    unparks: Unparks,
     desk: Desk,
     redrives: Redrives,
     board: Arc<Board>,
@@ -207,6 +210,8 @@ impl<C: Consumer> Worker<C> {
         parts.board.takes_edits(parts.index, editor);
         let (asker, asks) = Asks::new();
         parts.board.takes_asks(parts.index, asker);
+        let (unparker, unparks) = Unparks::new();
+        parts.board.takes_unparks(parts.index, unparker);
         Worker {
             deployment: parts.deployment,
             index: parts.index,
@@ -230,6 +235,7 @@ impl<C: Consumer> Worker<C> {
             commands: parts.commands,
             edits,
             asks,
+            unparks,
             desk: Desk::new(parts.relay),
             redrives: Redrives::new(parts.letters),
             swap: None,
@@ -284,6 +290,7 @@ impl<C: Consumer> Worker<C> {
         if !self.is_behind() {
             self.take();
         }
+        self.serve_unparks();
         self.retry_parked();
         self.serve_redrives();
         self.commit_if_due();

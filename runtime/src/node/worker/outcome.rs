@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{BACKOFF_MAX, BACKOFF_MIN, Consumer, Slot, SlotState, Standing, Worker, asks, edits, running};
+use super::{
+    BACKOFF_MAX, BACKOFF_MIN, Consumer, Slot, SlotState, Standing, Worker, asks, edits, running, unpark,
+};
 use crate::config::deployment::Guarantee;
 use crate::faults::{Bug, planted};
 use crate::node::commit::{Done, Job};
@@ -29,7 +31,7 @@ impl<C: Consumer> Worker<C> {
             }
             Done::Refused { sealed, error, .. } => {
                 self.metrics.commits_refused.add(1);
-                tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "commit refused; looking for the record at fault");
+                tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "Publish error: commit refused; looking for the record at fault");
                 self.take_back(sealed, &error.to_string());
             }
             Done::Unknown { sealed, reason } => self.recover(sealed, &reason),
@@ -71,6 +73,7 @@ impl<C: Consumer> Worker<C> {
         if applied.is_ok() {
             edits::answer_edits(&mut self.edits, &sealed);
             asks::answer_asks(&mut self.asks, &sealed);
+            unpark::answer_unparks(&mut self.unparks, &sealed);
         }
         let adopts = task.is_adopting();
         let committed = match applied {
@@ -162,7 +165,7 @@ impl<C: Consumer> Worker<C> {
     /// committed, make a new producer, recover every task by the one rule. The consumer goes on
     /// being polled meanwhile.
     fn recover(&mut self, sealed: Vec<Sealed>, reason: &str) {
-        tracing::warn!(deployment = %self.deployment, worker = self.index, reason, "outcome of a commit unknown; recovering");
+        tracing::warn!(deployment = %self.deployment, worker = self.index, reason, "Publish error: outcome of a commit unknown; recovering");
         for sealed in sealed {
             self.park(sealed.partition, Some(sealed));
         }
@@ -187,7 +190,7 @@ impl<C: Consumer> Worker<C> {
     }
 
     fn back_off_producer(&mut self, error: &SourceError) {
-        tracing::warn!(deployment = %self.deployment, worker = self.index, %error, backoff_ms = self.producer_backoff.as_millis() as u64, "no producer");
+        tracing::warn!(deployment = %self.deployment, worker = self.index, %error, backoff_ms = self.producer_backoff.as_millis() as u64, "no producer; Retrying Kafka operation");
         self.board.worker_failed(self.index, &error.to_string());
         self.producer = Standing::Down { until: self.clock.monotonic() + self.producer_backoff };
         self.producer_backoff = (self.producer_backoff * 2).min(BACKOFF_MAX);
@@ -213,7 +216,7 @@ impl<C: Consumer> Worker<C> {
                     self.consumer_backoff = BACKOFF_MIN;
                 }
                 Err(error) => {
-                    tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "no consumer");
+                    tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "no consumer; Retrying Kafka operation");
                     self.consumer_standing = Standing::Down { until: now + self.consumer_backoff };
                     self.consumer_backoff = (self.consumer_backoff * 2).min(BACKOFF_MAX);
                 }

@@ -9,7 +9,7 @@ pub mod envelope;
 mod read;
 
 use envelope::{Envelope, Message};
-pub use read::Letter;
+pub use read::{Letter, Undelivered};
 
 use super::{Failure, correlation};
 use crate::config::failures::LetterFormat;

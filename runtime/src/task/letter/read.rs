@@ -5,6 +5,8 @@ use super::{FORMAT_ENVELOPE, HEADERS, MARK_HEADER};
 use crate::config::units;
 use crate::ports::TopicRecord;
 use crate::record::headers::{self, Header};
+use crate::task::relay::ID_HEADER;
+use crate::task::undelivered;
 
 /// A dead letter. What its headers do not say is empty or 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +35,17 @@ pub struct Letter {
     pub deployment: String,
     pub revision: u64,
     pub incarnation: String,
+    /// None for a record of an input.
+    pub undelivered: Option<Undelivered>,
+}
+
+/// What could not be delivered: its number in the outbox is the letter's `original_offset`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Undelivered {
+    /// Name of the output.
+    pub destination: String,
+    /// Its `tidemill-id`.
+    pub id: String,
 }
 
 impl Letter {
@@ -53,14 +66,23 @@ impl Letter {
             }
             _ => record.value.clone(),
         };
+        let undelivered = match added.text("outbox_destination") {
+            "" => None,
+            destination => Some(Undelivered {
+                destination: destination.to_owned(),
+                id: added.text(ID_HEADER).to_owned(),
+            }),
+        };
+        let number = if undelivered.is_some() { "outbox_sequence" } else { "original_offset" };
         Some(Letter {
+            undelivered,
             offset: record.offset.0,
             key: record.key.clone(),
             value,
             headers: (!own.is_empty()).then(|| headers::encode(own.iter().copied())),
             topic: added.text("original_topic").to_owned(),
             partition: added.number("original_partition")?,
-            original_offset: added.number("original_offset")?,
+            original_offset: added.number(number)?,
             timestamp_ms: added.number("original_timestamp").unwrap_or(-1),
             reason: added.text("failure_reason").to_owned(),
             failed_at_ms: units::parse_time_ms(added.text("failure_timestamp"))
@@ -88,7 +110,8 @@ struct Added<'a>(&'a [Header<'a>]);
 
 impl<'a> Added<'a> {
     fn text(&self, name: &str) -> &'a str {
-        debug_assert!(HEADERS.contains(&name), "{name} is no header of a letter");
+        let is_known = HEADERS.contains(&name) || undelivered::HEADERS.contains(&name);
+        debug_assert!(is_known, "{name} is no header of a letter");
         let found = self.0.iter().find(|(found, _)| *found == name);
         found.and_then(|(_, value)| text((*value)?)).unwrap_or_default()
     }

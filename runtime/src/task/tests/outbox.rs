@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use tidemill_proto::v1::LetterFilter;
+
 use super::*;
 use crate::config::failures::Backoff;
-use crate::ports::{Delivery, Handler as HandlerPort, Landed, Landing};
-use crate::record::headers;
+use crate::ports::{Delivery, Handler as HandlerPort, Landed, Landing, TopicRecord};
+use crate::record::{Column, headers};
+use crate::task::redrive::{LetterPage, Redrive};
 
 /// Emits each record's value twice: to the topic and to the outbox; a value `none` only to the topic.
 struct Twice;
@@ -192,6 +195,63 @@ fn a_failed_row_is_tried_again_later_and_buried_after_the_last_attempt() {
     assert_eq!((text("error_type"), text("tidemill-id")), ("OutboxDeliveryError".into(), sent[0].id.clone()));
     commit(&mut task, sealed);
     assert_eq!(taken(&mut task, 5_300)[0].sequence, 2, "its key is free");
+}
+
+/// The dead letter that a commit emits first, as it lies in its topic.
+fn letter_of(sealed: &Sealed, offset: u64) -> TopicRecord {
+    let emissions = &sealed.emissions[0];
+    let bytes = |column: &Column| column.row(0).map(<[u8]>::to_vec);
+    TopicRecord {
+        offset: Offset(offset),
+        timestamp_ms: 0,
+        key: bytes(&emissions.keys),
+        value: bytes(&emissions.values),
+        headers: bytes(&emissions.headers),
+    }
+}
+
+#[test]
+fn what_could_not_be_delivered_comes_back_as_a_row_with_its_id_and_not_for_ever() {
+    let mut bench = Bench::new();
+    let mut task = task(&mut bench, rule());
+    task.apply(records(0, ["a", "a"]), at(0)).unwrap();
+    seal_and_commit(&mut task);
+    let never = || Landed::Permanent { reason: "404".into() };
+    let first = taken(&mut task, 0).remove(0);
+    land(&mut task, &first, never(), 0);
+    let mut sealed = task.seal(0).unwrap().unwrap();
+    for round in 0..3 {
+        let letter = letter_of(&sealed, round);
+        commit(&mut task, sealed);
+        if round == 0 {
+            let behind = taken(&mut task, 1).remove(0);
+            land(&mut task, &behind, Landed::Delivered, 1);
+        }
+        let redrive = Redrive {
+            id: round + 1,
+            discard: false,
+            filter: LetterFilter::default(),
+            retries_max: 2,
+            topic_id: "dead-id".into(),
+            end: Offset(round + 1),
+            asked_at_ms: 7,
+        };
+        let mut page = LetterPage { records: [letter].into(), next: Some(redrive.end), log_start: Offset(0) };
+        let given = task.give_back(&redrive, &mut page, 10).unwrap().letters;
+        let progress = task.progress(redrive.id).unwrap();
+        if round == 2 {
+            assert_eq!((given, progress.over_limit), (0, 1), "it came back twice");
+            return;
+        }
+        assert_eq!((given, progress.ok), (1, 1));
+        assert_eq!(taken(&mut task, 2), [], "not before the commit is known");
+        seal_and_commit(&mut task);
+        let again = taken(&mut task, 3).remove(0);
+        assert_eq!((&again.id, &again.key, &again.value), (&first.id, &first.key, &first.value));
+        assert_eq!(again.sequence, 3 + round, "behind the rows that are there");
+        land(&mut task, &again, never(), 3);
+        sealed = task.seal(0).unwrap().unwrap();
+    }
 }
 
 #[test]

@@ -34,7 +34,7 @@ impl Patient {
         Patient { task: bench.task_of(config, counter), healed, now_ms: 1_000_000 }
     }
 
-    fn taken(&self) -> TakenAt {
+    pub fn taken(&self) -> TakenAt {
         TakenAt { monotonic: Duration::from_secs(1), wall_ms: self.now_ms }
     }
 
@@ -54,7 +54,7 @@ impl Patient {
     }
 
     /// Commits what there is; what it emitted.
-    fn commit(&mut self) -> Vec<String> {
+    pub fn commit(&mut self) -> Vec<String> {
         let Some(sealed) = self.task.seal(0).unwrap() else { return Vec::new() };
         let seen = emitted(&sealed);
         commit(&mut self.task, sealed);

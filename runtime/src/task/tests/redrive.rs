@@ -58,7 +58,15 @@ impl Topic {
     /// All that is there now.
     fn redrive(&self, id: u64, filter: LetterFilter) -> Redrive {
         let end = Offset(self.0.len() as u64);
-        Redrive { id, discard: false, filter, retries_max: 5, topic_id: "dead-id".into(), end }
+        Redrive {
+            id,
+            discard: false,
+            filter,
+            retries_max: 5,
+            topic_id: "dead-id".into(),
+            end,
+            asked_at_ms: 0,
+        }
     }
 
     fn page(&self, redrive: &Redrive, from: u64) -> LetterPage {

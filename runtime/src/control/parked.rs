@@ -1,0 +1,209 @@
+//! Parked records over gRPC: each partition is asked of the node that runs its task.
+
+use std::time::{Duration, Instant};
+
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::parked_client::ParkedClient;
+use tonic::{Request, Response, Status};
+
+use super::deadline::Deadline;
+use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
+use super::grpc::Services;
+use crate::node::{ControlError, Handle};
+
+/// Keys that one page may hold at most, and holds when the caller does not say.
+const LIMIT_MAX: u32 = 1_000;
+const LIMIT_DEFAULT: u32 = 100;
+
+fn client(channel: Peer) -> ParkedClient<Peer> {
+    ParkedClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+/// The way to the owner broke after a change was asked of it.
+fn unknown(what: &str, reason: &dyn std::error::Error) -> Status {
+    Status::unknown(format!(
+        "{what}, which does not answer ({reason}): what was asked may be done or not; look at the parked records again"
+    ))
+}
+
+impl Read for proto::ListParkedRequest {
+    type Answer = proto::ListParkedResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.parked_list(self, until)
+    }
+
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).list(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+/// It waits for a commit, so it takes a thread as long.
+impl Read for proto::ReleaseParkedRequest {
+    type Answer = proto::ReleaseParkedResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        true
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.parked_release(self, until)
+    }
+
+    fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
+        unknown(what, reason)
+    }
+
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).release(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+/// As a release.
+impl Read for proto::DropParkedRequest {
+    type Answer = proto::DropParkedResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        true
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.parked_drop(self, until)
+    }
+
+    fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
+        unknown(what, reason)
+    }
+
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
+        Ok(client(channel).drop(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
+    }
+}
+
+impl Forwarder {
+    /// Partition after partition; the token is the partition and the last row of it.
+    async fn list_parked(
+        &self,
+        request: proto::ListParkedRequest,
+        deadline: Deadline,
+    ) -> Result<proto::ListParkedResponse, Status> {
+        let limit = match request.limit {
+            0 => LIMIT_DEFAULT,
+            limit if limit <= LIMIT_MAX => limit,
+            limit => {
+                let reason = format!("limit: it is {limit}; a page holds 1 to {LIMIT_MAX} keys");
+                return Err(Status::invalid_argument(reason));
+            }
+        };
+        if request.local {
+            return self.read(proto::ListParkedRequest { limit, ..request }, true, deadline).await;
+        }
+        let (first, after) = match request.page_token.split_first_chunk::<4>() {
+            None if request.page_token.is_empty() => (0, Vec::new()),
+            Some((partition, after)) => (i32::from_be_bytes(*partition), after.to_vec()),
+            None => return Err(Status::invalid_argument("page_token: it is not from a page of parked keys")),
+        };
+        let token = |partition: i32, after: &[u8]| [&partition.to_be_bytes()[..], after].concat();
+        let mut answer = proto::ListParkedResponse::default();
+        for partition in self.partitions(&request, false).await? {
+            if partition < first {
+                continue;
+            }
+            let left = limit - answer.keys.len() as u32;
+            if left == 0 {
+                answer.next_page_token = token(partition, &[]);
+                break;
+            }
+            let part = proto::ListParkedRequest {
+                partition: Some(partition),
+                limit: left,
+                page_token: if partition == first { after.clone() } else { Vec::new() },
+                ..request.clone()
+            };
+            let part = self.read(part, false, deadline).await?;
+            answer.keys.extend(part.keys);
+            if !part.next_page_token.is_empty() {
+                answer.next_page_token = token(partition, &part.next_page_token);
+                break;
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn release_parked(
+        &self,
+        request: proto::ReleaseParkedRequest,
+        deadline: Deadline,
+    ) -> Result<proto::ReleaseParkedResponse, Status> {
+        let mut answer = proto::ReleaseParkedResponse::default();
+        for partition in self.partitions(&request, request.local).await? {
+            let part = proto::ReleaseParkedRequest { partition: Some(partition), ..request.clone() };
+            let part = self.read(part, request.local, deadline).await?;
+            answer.keys += part.keys;
+            answer.records += part.records;
+        }
+        Ok(answer)
+    }
+
+    async fn drop_parked(
+        &self,
+        request: proto::DropParkedRequest,
+        deadline: Deadline,
+    ) -> Result<proto::DropParkedResponse, Status> {
+        let mut answer = proto::DropParkedResponse::default();
+        for partition in self.partitions(&request, request.local).await? {
+            let part = proto::DropParkedRequest { partition: Some(partition), ..request.clone() };
+            let part = self.read(part, request.local, deadline).await?;
+            answer.keys += part.keys;
+            answer.records += part.records;
+            answer.left += part.left;
+            if !part.reason.is_empty() {
+                answer.reason = part.reason;
+            }
+        }
+        Ok(answer)
+    }
+}
+
+#[tonic::async_trait]
+impl proto::parked_server::Parked for Services {
+    async fn list(
+        &self,
+        request: Request<proto::ListParkedRequest>,
+    ) -> Result<Response<proto::ListParkedResponse>, Status> {
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.list_parked(request, deadline)).await
+    }
+
+    async fn release(
+        &self,
+        request: Request<proto::ReleaseParkedRequest>,
+    ) -> Result<Response<proto::ReleaseParkedResponse>, Status> {
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.release_parked(request, deadline)).await
+    }
+
+    async fn drop(
+        &self,
+        request: Request<proto::DropParkedRequest>,
+    ) -> Result<Response<proto::DropParkedResponse>, Status> {
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.drop_parked(request, deadline)).await
+    }
+}

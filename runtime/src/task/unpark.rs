@@ -1,0 +1,240 @@
+//! An operator's hand in parked records: released, they are tried now; dropped, they are given up.
+//!
+//! ```text
+//!   released:  [ head, held ] <- [ waits ] <- [ waits ]     the head is due, its attempts count anew
+//!   dropped:   [ head ] --> dead letter, or gone            the next of its key has its turn
+//! ```
+//!
+//! Neither touches the order of a key: a release changes when its first record is tried and nothing else, and
+//! a drop takes records out. Both are part of the next commit, like every write, and fenced by its offsets.
+//!
+//! What is to be dropped is chosen in one moment and withheld until it is, so that a record which has its turn
+//! meanwhile is not given up in the place of the one that was meant.
+
+use std::collections::VecDeque;
+
+use prost::Message;
+use tidemill_proto::v1::ParkedFilter;
+
+use super::parked::RowId;
+use super::redrive::Ended;
+use super::{Failure, FailureKind, TakenAt, Task, TaskError};
+use crate::record::Offset;
+use crate::store::{ParkedRecord, StoreError, Table};
+
+/// Rows looked at in one go, so that input is not kept waiting.
+const ROWS_AT_ONCE: usize = 200;
+
+/// What is to become of the records that are meant.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Unpark {
+    Release {
+        filter: ParkedFilter,
+    },
+    Drop {
+        filter: ParkedFilter,
+        /// Also what waits behind them.
+        waiting: bool,
+        /// Without a dead letter.
+        discard: bool,
+    },
+}
+
+/// An [`Unpark`] on its way: the rows that it is about, as they were when it began.
+#[derive(Debug)]
+pub struct Unparking {
+    what: Unpark,
+    rows: VecDeque<Chosen>,
+    /// Why the first record of the key in hand has failed: those behind it are given up for the same.
+    failed: Option<(FailureKind, String)>,
+    /// Why the first record of the key in hand stays: those behind it stay as well.
+    stays: Option<String>,
+    pub done: Unparked,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Chosen {
+    id: RowId,
+    /// Of its key, or it has none.
+    is_first: bool,
+}
+
+/// What has become of them so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unparked {
+    /// Keys, and records without one.
+    pub keys: u64,
+    pub records: u64,
+    /// Records that stay parked, because there can be no dead letter of them, and why.
+    pub left: u64,
+    pub reason: String,
+}
+
+/// Whether a filter means the queue that begins with this record.
+pub fn accepts(filter: &ParkedFilter, key: Option<&[u8]>, offset: u64, kind: &str, held: bool) -> bool {
+    accepts_key(filter, key)
+        && (filter.kinds.is_empty() || filter.kinds.iter().any(|wanted| wanted == kind))
+        && (!filter.held || held)
+        && filter.offset.is_none_or(|wanted| wanted == offset)
+}
+
+fn accepts_key(filter: &ParkedFilter, key: Option<&[u8]>) -> bool {
+    filter.keys.is_empty() || key.is_some_and(|key| filter.keys.iter().any(|wanted| wanted == key))
+}
+
+impl Task {
+    /// Chooses the rows; none if that cannot be now, and why.
+    pub fn begin_unpark(&mut self, what: Unpark) -> Result<Result<Unparking, &'static str>, TaskError> {
+        if self.is_careful() {
+            return Ok(Err("the task looks for a record that the broker refused"));
+        }
+        if self.adopting {
+            return Ok(Err("a new version begins"));
+        }
+        let filter = match &what {
+            Unpark::Release { filter } | Unpark::Drop { filter, .. } => filter,
+        };
+        let mut unparking = Unparking {
+            what: what.clone(),
+            rows: VecDeque::new(),
+            failed: None,
+            stays: None,
+            done: Unparked::default(),
+        };
+        for queue in self.parked.queues(|key| accepts_key(filter, Some(key))) {
+            let Some(&(head, _)) = queue.rows.first() else { continue };
+            // The index does not know the key of a record that waits for nobody.
+            let key = match (queue.key, filter.keys.is_empty()) {
+                (None, false) => self.parked_record(head)?.and_then(|record| record.key).map(Into::into),
+                (key, _) => key,
+            };
+            let kind = queue.kind.map_or("", FailureKind::as_str);
+            if !accepts(filter, key.as_deref(), queue.offset, kind, queue.held) {
+                continue;
+            }
+            match what {
+                Unpark::Release { .. } => {
+                    unparking.done.keys += 1;
+                    unparking.done.records += queue.rows.len() as u64;
+                    let later = queue.rows.iter().filter(|(_, later)| *later);
+                    unparking.rows.extend(later.map(|&(id, _)| Chosen { id, is_first: id == head }));
+                }
+                // One that has not been tried is no failure that anybody has seen.
+                Unpark::Drop { .. } if queue.kind.is_none() => {}
+                Unpark::Drop { waiting, .. } => {
+                    let rows = if waiting { queue.rows.len() } else { 1 };
+                    for &(id, _) in &queue.rows[..rows] {
+                        self.parked.set_due(id, key.as_deref(), i64::MAX);
+                        unparking.rows.push_back(Chosen { id, is_first: id == head });
+                    }
+                }
+            }
+        }
+        Ok(Ok(unparking))
+    }
+
+    /// Goes on with some of the rows, as far as the overlay has room. True once that is all of them: they are
+    /// part of the next commit then.
+    pub fn unpark(&mut self, unparking: &mut Unparking, taken: TakenAt) -> Result<bool, TaskError> {
+        for _ in 0..ROWS_AT_ONCE {
+            if self.is_full() {
+                break;
+            }
+            let Some(chosen) = unparking.rows.pop_front() else { break };
+            let Some(record) = self.parked_record(chosen.id)? else { continue };
+            match unparking.what {
+                Unpark::Release { .. } => self.release_parked(chosen.id, record),
+                Unpark::Drop { .. } => self.drop_parked(chosen, &record, taken, unparking)?,
+            }
+        }
+        self.note_parked();
+        Ok(unparking.rows.is_empty())
+    }
+
+    fn release_parked(&mut self, id: RowId, mut record: ParkedRecord) {
+        (record.attempts, record.next_attempt_ms, record.held) = (0, 0, false);
+        self.view.set_row(Table::Parked, &id.encode(), Some(&record.encode_to_vec()));
+        self.parked.set_due(id, record.key.as_deref(), 0);
+        self.edits += 1;
+    }
+
+    fn drop_parked(
+        &mut self,
+        chosen: Chosen,
+        record: &ParkedRecord,
+        taken: TakenAt,
+        unparking: &mut Unparking,
+    ) -> Result<(), TaskError> {
+        let (id, key) = (chosen.id, record.key.as_deref());
+        let discard = matches!(unparking.what, Unpark::Drop { discard: true, .. });
+        if chosen.is_first {
+            (unparking.failed, unparking.stays) = (None, None);
+        }
+        let failure = self.given_up(record, &mut unparking.failed);
+        let given_up = match unparking.stays.take() {
+            None => self.give_up(record, &failure, discard, taken),
+            Some(reason) => Err(reason),
+        };
+        if let Err(reason) = given_up {
+            unparking.done.left += 1;
+            unparking.done.reason.clone_from(&reason);
+            unparking.stays = Some(reason);
+            let is_held = record.held && record.revision == self.config.revision;
+            self.parked.set_due(id, key, if is_held { i64::MAX } else { record.next_attempt_ms });
+            return Ok(());
+        }
+        unparking.done.keys += u64::from(chosen.is_first);
+        unparking.done.records += 1;
+        self.view.set_row(Table::Parked, &id.encode(), None);
+        self.parked.remove(id, key);
+        self.edits += 1;
+        self.ended(record, if discard { Ended::Dropped } else { Ended::Again })
+    }
+
+    /// The failure that a dropped record is said to have: its own, or that of the record it waited behind.
+    fn given_up(&self, record: &ParkedRecord, failed: &mut Option<(FailureKind, String)>) -> Failure {
+        let kind = FailureKind::ALL.into_iter().find(|kind| kind.as_str() == record.kind);
+        let reason = match (kind, &failed) {
+            (Some(_), _) => format!("dropped by hand: {}", record.reason),
+            (None, Some((_, reason))) => format!("dropped by hand behind a record that failed: {reason}"),
+            (None, None) => "dropped by hand".to_owned(),
+        };
+        if let Some(kind) = kind {
+            *failed = Some((kind, record.reason.clone()));
+        }
+        let kind = failed.as_ref().map_or(FailureKind::Permanent, |(kind, _)| *kind);
+        self.failure(u16::try_from(record.input).unwrap_or(u16::MAX), record.offset, (kind, reason))
+    }
+
+    /// Writes the dead letter, or says in the log what is gone.
+    fn give_up(
+        &mut self,
+        record: &ParkedRecord,
+        failure: &Failure,
+        discard: bool,
+        taken: TakenAt,
+    ) -> Result<(), String> {
+        if !discard {
+            return self.dead_letter(record, failure, taken);
+        }
+        let Failure { topic, partition, offset: Offset(offset), reason, .. } = failure;
+        tracing::warn!(
+            deployment = self.config.deployment,
+            topic,
+            partition,
+            offset,
+            reason,
+            "a parked record is discarded"
+        );
+        self.metrics.skipped.add(1);
+        Ok(())
+    }
+
+    /// None = it is parked no more.
+    fn parked_record(&self, id: RowId) -> Result<Option<ParkedRecord>, TaskError> {
+        let Some(bytes) = self.view.row(Table::Parked, &id.encode())? else { return Ok(None) };
+        let record = ParkedRecord::decode(bytes.as_slice())
+            .map_err(|error| StoreError::Corrupt(format!("parked record: {error}")))?;
+        Ok(Some(record))
+    }
+}
