@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench recovery conformance clean
+.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench bench-guard recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -116,11 +116,13 @@ $(DENY):
 	@rm -rf $(CACHE)/tools/target
 
 bench: build ## Measure tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka (WORKLOAD=b1,b4 ROUNDS=5)
-	@$(BIN)/bench-abi
 	@$(BIN)/tidemill-bench run $(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_FLAGS)
 
+bench-guard: build ## Fail if a map costs much more than the native loop: a short, interleaved ratio
+	@$(BIN)/tidemill-bench guard
+
 recovery: build ## Measure kill -9 to first new output with 1 and 3 million keys, stores kept and deleted
-	@$(BIN)/bench-recovery $(RECOVERY_FLAGS)
+	@$(BIN)/tidemill-bench restart $(RECOVERY_FLAGS)
 
 clean: ## Remove this machine's build products and the demo's data
 	rm -rf $(CARGO_TARGET_DIR) $(CACHE)/demo

@@ -14,7 +14,8 @@ use crate::table::{Contender, Guarantee, Jvm, Kind, Load, Work, Workload};
 /// What contenders need that is built once for all runs.
 pub struct Workshop {
     pub modules: Modules,
-    pub streams: Streams,
+    /// Only if a workload has it take part.
+    pub streams: Option<Streams>,
 }
 
 /// Where a run reads and writes.
@@ -55,7 +56,8 @@ impl Started {
             Kind::Tidemill => start_node(&workshop.modules, work, guarantee, place),
             Kind::Streams(_) => {
                 let jvm = jvm.context("a JVM to run Kafka Streams in")?;
-                start_streams(&workshop.streams, (work, guarantee, workload.load), jvm, place)
+                let streams = workshop.streams.as_ref().context("Kafka Streams is not built")?;
+                start_streams(streams, (work, guarantee, workload.load), jvm, place)
             }
         }
     }

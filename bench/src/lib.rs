@@ -11,9 +11,12 @@
 //! | [`latency`] | end to end, under an open load |
 //! | [`load`], [`keys`], [`topics`] | what they read |
 //! | [`group`], [`process`] | how far they are; CPU time and memory |
-//! | [`report`] | the terminal, JSON |
-//! | [`restart`] | what a restart is measured with |
+//! | [`boundary`] | what it costs to be in Wasm |
+//! | [`report`], [`charts`] | the terminal and JSON; SVG |
+//! | [`restart`] | kill -9 to first new output |
 
+pub mod boundary;
+pub mod charts;
 pub mod contender;
 pub mod group;
 pub mod keys;

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use tidemill_bench::boundary::Boundary;
 use tidemill_bench::native::{self, Job};
 use tidemill_bench::report::{Machine, Report};
+use tidemill_bench::restart;
 use tidemill_bench::run::Stage;
-use tidemill_bench::suite;
-use tidemill_bench::table::{WORKLOADS, Workload};
+use tidemill_bench::table::{GUARD, WORKLOADS, Workload};
+use tidemill_bench::{charts, suite};
 
 #[derive(Parser)]
 #[command(about = "Measures tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka")]
@@ -22,6 +24,13 @@ struct Arguments {
 enum Command {
     /// Runs workloads and prints figures and ratios; fails if a ratio misses its bar
     Run(RunArguments),
+    /// The same, short, with one ratio: for every change
+    Guard {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// Measures kill -9 to first new output, with stores kept and with stores deleted
+    Restart(restart::Arguments),
     /// The native loop, until it is killed; a contender of `run`, useful by hand to profile it
     Loop(Job),
 }
@@ -42,30 +51,48 @@ struct RunArguments {
     /// Where the results go, as JSON
     #[arg(long, default_value = "bench/results/latest.json")]
     out: PathBuf,
+    /// Where the charts go, as SVG
+    #[arg(long, default_value = "docs/charts")]
+    charts: PathBuf,
 }
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Run(arguments) => run(&arguments),
+        Command::Guard { rounds } => guard(rounds),
+        Command::Restart(arguments) => restart::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Loop(job) => native::run(&job).map(|()| ExitCode::SUCCESS),
     }
 }
 
 fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let workloads = chosen(&arguments.workload)?;
-    let machine = Machine::look()?;
     let names: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
     let command = format!("make bench WORKLOAD={} ROUNDS={}", names.join(","), arguments.rounds);
-    let stage = Stage::prepare(arguments.scale)?;
-    let mut report = Report::new(machine, command);
+    let has_tax = workloads.iter().any(|workload| workload.has_wasm_tax);
+    let boundary = if has_tax { Some(Boundary::measure()?) } else { None };
+    if let Some(boundary) = &boundary {
+        println!("{boundary}");
+    }
+    let mut report = Report::new(Machine::look()?, command, boundary);
+    let stage = Stage::prepare(&workloads, arguments.scale)?;
     for workload in workloads {
         let outcome = suite::run(&stage, workload, arguments.rounds, &arguments.only)?;
         report.add(&outcome);
         // After each, so that what was measured is kept if a later one fails.
         report.write(&arguments.out)?;
+        charts::draw(&outcome, &arguments.charts)?;
     }
     let held = report.summarize();
-    println!("written to {}", arguments.out.display());
+    println!("written to {} and {}", arguments.out.display(), arguments.charts.display());
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn guard(rounds: usize) -> Result<ExitCode> {
+    let mut report = Report::new(Machine::look()?, "make bench-guard".to_owned(), None);
+    let stage = Stage::prepare(&[&GUARD], 1.0)?;
+    report.add(&suite::run(&stage, &GUARD, rounds, "")?);
+    let held = report.ratios.iter().all(|ratio| ratio.met);
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

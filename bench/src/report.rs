@@ -7,9 +7,10 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::boundary::Boundary;
 use crate::rounds::{Figures, Spread};
 use crate::suite::{Outcome, Shown};
-use crate::table::{Bar, Ratio};
+use crate::table::{Bar, Metric, Ratio, WASM_TAX};
 
 /// Everything, as it is written to a file.
 #[derive(Serialize)]
@@ -17,6 +18,9 @@ pub struct Report {
     pub machine: Machine,
     /// The one that repeats it.
     pub command: String,
+    /// Only with a workload that is told the Wasm tax.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boundary: Option<Boundary>,
     pub ratios: Vec<RatioReport>,
     pub contenders: Vec<ContenderReport>,
 }
@@ -89,18 +93,17 @@ impl Machine {
 }
 
 impl Report {
-    pub fn new(machine: Machine, command: String) -> Report {
-        Report { machine, command, ratios: Vec::new(), contenders: Vec::new() }
+    pub fn new(machine: Machine, command: String, boundary: Option<Boundary>) -> Report {
+        Report { machine, command, boundary, ratios: Vec::new(), contenders: Vec::new() }
     }
 
     /// Adds a workload, and prints it.
     pub fn add(&mut self, outcome: &Outcome) {
         print_contenders(outcome);
-        for ratio in outcome.workload.ratios {
-            if let Some(report) = judge(outcome, ratio) {
-                print_ratio(&report);
-                self.ratios.push(report);
-            }
+        let ratios = outcome.workload.ratios.iter().filter_map(|ratio| judge(outcome, ratio));
+        for report in ratios.chain(wasm_tax(outcome, self.boundary)) {
+            print_ratio(&report);
+            self.ratios.push(report);
         }
         let workload = outcome.workload.name;
         for shown in &outcome.shown {
@@ -178,11 +181,21 @@ fn print_ratio(ratio: &RatioReport) {
 fn judge(outcome: &Outcome, ratio: &Ratio) -> Option<RatioReport> {
     let find = |name| outcome.shown.iter().find(|shown: &&Shown| shown.contender.name == name);
     let (over, under) = (find(ratio.over)?, find(ratio.under)?);
-    let ratios = over
-        .runs
-        .iter()
-        .zip(&under.runs)
-        .filter_map(|(over, under)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?));
+    let quotient =
+        |(over, under): (&Figures, &Figures)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?);
+    report(outcome, ratio, over.runs.iter().zip(&under.runs).filter_map(quotient).collect())
+}
+
+/// Of what the workload says, by what the boundary costs: a node cannot run a native handler.
+fn wasm_tax(outcome: &Outcome, boundary: Option<Boundary>) -> Option<RatioReport> {
+    let (ratio, boundary) = (outcome.workload.has_wasm_tax.then_some(&WASM_TAX)?, boundary?);
+    let shown = outcome.shown.iter().find(|shown| shown.contender.name == ratio.over)?;
+    let taxes = shown.runs.iter().filter_map(|figures| figures.get(Metric::Cpu)).map(|cpu| boundary.tax(cpu));
+    report(outcome, ratio, taxes.collect())
+}
+
+fn report(outcome: &Outcome, ratio: &Ratio, ratios: Vec<f64>) -> Option<RatioReport> {
+    let rounds = ratios.len();
     let Spread { median, min, max } = Spread::of(ratios)?;
     Some(RatioReport {
         workload: outcome.workload.name,
@@ -191,7 +204,7 @@ fn judge(outcome: &Outcome, ratio: &Ratio) -> Option<RatioReport> {
         median,
         min,
         max,
-        rounds: over.runs.len(),
+        rounds,
         bar: match ratio.bar {
             Bar::Noise => format!("noise bar {:.0} %", (max - 1.0).max(1.0 - min) * 100.0),
             bar => bar.to_string(),

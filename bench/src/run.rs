@@ -54,9 +54,12 @@ struct Mark {
 
 impl Stage {
     /// Builds the contenders and starts Apache Kafka.
-    pub fn prepare(scale: f64) -> Result<Stage> {
-        println!("building handlers and the Kafka Streams program");
-        let workshop = Workshop { modules: Modules::build()?, streams: Streams::compile()? };
+    pub fn prepare(workloads: &[&Workload], scale: f64) -> Result<Stage> {
+        println!("building what takes part");
+        let mut contenders = workloads.iter().flat_map(|workload| workload.contenders);
+        let is_streams = |contender: &Contender| matches!(contender.kind, Kind::Streams(_));
+        let streams = if contenders.any(is_streams) { Some(Streams::compile()?) } else { None };
+        let workshop = Workshop { modules: Modules::build()?, streams };
         println!("starting Apache Kafka {}", tidemill_kafka_harness::VERSION);
         // Topics are deleted after each run, and their files with them at once.
         let quick = ("log.segment.delete.delay.ms".to_owned(), "1000".to_owned());

@@ -5,10 +5,12 @@
 //! out, checked. Measured is this thread's CPU time, in short alternating rounds, of which the fastest
 //! is printed: whatever else the machine does meanwhile can only add to it.
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bench_pass::Pass;
+use serde::Serialize;
 use tidemill::config::deployment::Limits;
 use tidemill::effects::{Order, Prefetched};
 use tidemill::ports::Handler;
@@ -28,34 +30,56 @@ const ROUNDS: usize = 200;
 /// Calls in a round.
 const CALLS: usize = 100;
 
-/// What a record may cost through Wasm.
-const NANOS_MAX: f64 = 120.0;
+/// Nanoseconds of CPU time per record.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Boundary {
+    pub through_wasm_ns: f64,
+    pub natively_ns: f64,
+}
 
-fn main() -> Result<()> {
-    let batch = batch();
-    let mut wasm = handler()?;
-    let mut native = Guest::<Pass>::create(b"{}", Box::new(NoNode)).map_err(anyhow::Error::msg)?;
-    let mut state = View::default();
-    let mut through_wasm = || -> Result<()> {
-        let effects = wasm.handle(&batch, Order::Key, Prefetched::default(), &mut state)?;
-        ensure!(effects.emissions.len() == RECORDS, "the handler passes everything through");
-        Ok(())
-    };
-    let records = native_batch(&batch);
-    let mut natively = || -> Result<()> {
-        let effects = native.handle(&records, no_state());
-        ensure!(effects.emit.source.len() == RECORDS, "the handler passes everything through");
-        Ok(())
-    };
-    let (mut wasm, mut native) = (f64::MAX, f64::MAX);
-    for _ in 0..ROUNDS {
-        wasm = wasm.min(round(&mut through_wasm)?);
-        native = native.min(round(&mut natively)?);
+impl fmt::Display for Boundary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "boundary: {:.0} ns per record through Wasm ({} B, {RECORDS} a call), {:.0} ns natively",
+            self.through_wasm_ns,
+            KEY_BYTES + VALUE_BYTES,
+            self.natively_ns
+        )
     }
-    let bytes = KEY_BYTES + VALUE_BYTES;
-    println!("abi: {wasm:.0} ns per record ({bytes} B, batch {RECORDS}), native {native:.0} ns");
-    ensure!(wasm <= NANOS_MAX, "more than {NANOS_MAX} ns per record");
-    Ok(())
+}
+
+impl Boundary {
+    /// Builds the handler and measures it both ways.
+    pub fn measure() -> Result<Boundary> {
+        let batch = batch();
+        let mut wasm = handler()?;
+        let mut native = Guest::<Pass>::create(b"{}", Box::new(NoNode)).map_err(anyhow::Error::msg)?;
+        let mut state = View::default();
+        let mut through_wasm = || -> Result<()> {
+            let effects = wasm.handle(&batch, Order::Key, Prefetched::default(), &mut state)?;
+            ensure!(effects.emissions.len() == RECORDS, "the handler passes everything through");
+            Ok(())
+        };
+        let records = native_batch(&batch);
+        let mut natively = || -> Result<()> {
+            let effects = native.handle(&records, no_state());
+            ensure!(effects.emit.source.len() == RECORDS, "the handler passes everything through");
+            Ok(())
+        };
+        let mut boundary = Boundary { through_wasm_ns: f64::MAX, natively_ns: f64::MAX };
+        for _ in 0..ROUNDS {
+            boundary.through_wasm_ns = boundary.through_wasm_ns.min(round(&mut through_wasm)?);
+            boundary.natively_ns = boundary.natively_ns.min(round(&mut natively)?);
+        }
+        Ok(boundary)
+    }
+
+    /// What a node's cost would be divided by if its handler were linked natively.
+    pub fn tax(&self, cpu_seconds_per_million: f64) -> f64 {
+        let more = (self.through_wasm_ns - self.natively_ns) / 1e3;
+        cpu_seconds_per_million / (cpu_seconds_per_million - more)
+    }
 }
 
 /// Nanoseconds of CPU time per record over one round.
@@ -112,4 +136,15 @@ fn column(column: &Column) -> types::Column {
 fn no_state() -> types::Prefetched {
     let none = || column(&Column::default());
     types::Prefetched { store: Vec::new(), key: none(), value: none() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tax_is_what_the_boundary_adds_to_the_rest() {
+        let boundary = Boundary { through_wasm_ns: 150.0, natively_ns: 50.0 };
+        assert!((boundary.tax(1.1) - 1.1).abs() < 1e-9, "0.1 microseconds of 1.1");
+    }
 }

@@ -1,0 +1,86 @@
+//! Charts for the documentation: one SVG for each workload, a bar for each contender.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use crate::rounds::Spread;
+use crate::suite::{Outcome, Shown};
+use crate::table::{Load, Metric};
+
+const WIDTH: u32 = 760;
+const BAR_HEIGHT: u32 = 34;
+/// Caption and axis.
+const REST_HEIGHT: u32 = 90;
+const NAMES_WIDTH: u32 = 190;
+/// Between a bar and what stands beside it, in pixels.
+const GAP: i32 = 8;
+const OURS: RGBColor = RGBColor(0x1f, 0x77, 0x8d);
+const OTHERS: RGBColor = RGBColor(0xb4, 0xb9, 0xbd);
+const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
+
+struct Bar {
+    name: String,
+    spread: Spread,
+    is_ours: bool,
+}
+
+/// Draws `DIRECTORY/WORKLOAD.svg`.
+pub fn draw(outcome: &Outcome, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    let path = directory.join(format!("{}.svg", outcome.workload.name));
+    let (unit, metrics): (&str, &[Metric]) = match (outcome.workload.load, outcome.workload.decisive()) {
+        (Load::Open(_), _) => ("milliseconds, end to end", &[Metric::P50, Metric::P99]),
+        (Load::Backlog { .. }, Metric::PeakRss) => ("peak RSS, MiB", &[Metric::PeakRss]),
+        (Load::Backlog { .. }, _) => ("CPU-seconds per million records", &[Metric::Cpu]),
+    };
+    let bar = |shown: &Shown, metric: Metric| {
+        let several = metrics.len() > 1;
+        let name = shown.contender.name;
+        Some(Bar {
+            name: if several { format!("{name}, {metric}") } else { name.to_owned() },
+            spread: Spread::of(shown.runs.iter().filter_map(|figures| figures.get(metric)))?,
+            is_ours: name.starts_with("tidemill"),
+        })
+    };
+    let bars: Vec<Bar> =
+        outcome.shown.iter().flat_map(|shown| metrics.iter().filter_map(move |&m| bar(shown, m))).collect();
+    // The drawing's errors borrow what is drawn.
+    plot(&path, &format!("{} ({unit})", outcome.workload.title), &bars).map_err(|error| anyhow!("{error}"))
+}
+
+fn plot(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std::error::Error>> {
+    let count = u32::try_from(bars.len())?;
+    let root = SVGBackend::new(path, (WIDTH, count * BAR_HEIGHT + REST_HEIGHT)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let longest = bars.iter().map(|bar| bar.spread.max).fold(0.0, f64::max);
+    let ink = |size: u32| ("sans-serif", size).into_font().color(&INK);
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, ink(15))
+        .margin(8)
+        .x_label_area_size(30)
+        .y_label_area_size(NAMES_WIDTH)
+        // Room for the figure beside the longest bar.
+        .build_cartesian_2d(0.0..longest * 1.3, 0.0..f64::from(count))?;
+    chart.configure_mesh().disable_y_mesh().x_max_light_lines(1).y_labels(0).label_style(ink(13)).draw()?;
+    let left = ink(13).pos(Pos::new(HPos::Right, VPos::Center));
+    let right = ink(13).pos(Pos::new(HPos::Left, VPos::Center));
+    for (number, bar) in (0..count).zip(bars) {
+        let Spread { median, min, max } = bar.spread;
+        // The first contender at the top.
+        let middle = f64::from(count - number) - 0.5;
+        let color = if bar.is_ours { OURS } else { OTHERS };
+        chart
+            .draw_series([Rectangle::new([(0.0, middle - 0.35), (median, middle + 0.35)], color.filled())])?;
+        chart.draw_series([PathElement::new([(min, middle), (max, middle)], INK)])?;
+        let name = Text::new(bar.name.clone(), (-GAP, 0), left.clone());
+        chart.draw_series([EmptyElement::at((0.0, middle)) + name])?;
+        let figure = Text::new(bar.spread.to_string(), (GAP, 0), right.clone());
+        chart.draw_series([EmptyElement::at((max, middle)) + figure])?;
+    }
+    root.present()?;
+    Ok(())
+}
