@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::rounds::Spread;
 use crate::suite::{Outcome, Shown};
-use crate::table::{Load, Metric};
+use crate::terms::{Load, Metric};
 
 const WIDTH: u32 = 760;
 const BAR_HEIGHT: u32 = 34;

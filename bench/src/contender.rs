@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::node::{Modules, Node};
 use crate::process::Running;
 use crate::streams::{self, Streams};
-use crate::table::{Contender, Guarantee, Jvm, Kind, Load, Work, Workload};
+use crate::terms::{Contender, Guarantee, Jvm, Kind, Load, Work, Workload};
 
 /// What contenders need that is built once for all runs.
 pub struct Workshop {

@@ -4,7 +4,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`table`] | what is measured: workloads, contenders, ratios and their bars |
+//! | [`table`], [`terms`] | what is measured: workloads, contenders, ratios and their bars |
 //! | [`suite`], [`rounds`] | the order of runs; figures, medians, ratios within a round |
 //! | [`run`] | one run: what is counted, and from when to when |
 //! | [`contender`] | how each is started: [`native`] (over [`raw`]), [`node`], [`streams`] |
@@ -33,4 +33,5 @@ pub mod run;
 pub mod streams;
 pub mod suite;
 pub mod table;
+pub mod terms;
 pub mod topics;

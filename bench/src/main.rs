@@ -10,7 +10,8 @@ use tidemill_bench::native::{self, Job};
 use tidemill_bench::report::{Machine, Report};
 use tidemill_bench::restart;
 use tidemill_bench::run::Stage;
-use tidemill_bench::table::{GUARD, WORKLOADS, Workload};
+use tidemill_bench::table::{GUARD, WORKLOADS};
+use tidemill_bench::terms::Workload;
 use tidemill_bench::{charts, suite};
 
 #[derive(Parser)]

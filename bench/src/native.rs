@@ -19,7 +19,7 @@ use indexmap::IndexMap;
 
 use crate::load::now_ms;
 use crate::raw::{Consumer, Message, Producer, Record, Topic};
-use crate::table::{Guarantee, Work};
+use crate::terms::{Guarantee, Work};
 
 /// Records of one `consume_batch_queue`.
 const BATCH_RECORDS: usize = 1_000;

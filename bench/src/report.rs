@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::boundary::Boundary;
 use crate::rounds::{Figures, Spread};
 use crate::suite::{Outcome, Shown};
-use crate::table::{Bar, Metric, Ratio, WASM_TAX};
+use crate::table::WASM_TAX;
+use crate::terms::{Bar, Metric, Ratio};
 
 /// Everything, as it is written to a file.
 #[derive(Serialize)]

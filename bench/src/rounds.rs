@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::table::Metric;
+use crate::terms::Metric;
 
 /// What one run has shown.
 #[derive(Debug, Clone, Copy, Serialize)]

@@ -23,7 +23,7 @@ use crate::load::{Backlog, Shape};
 use crate::node::Modules;
 use crate::rounds::Figures;
 use crate::streams::Streams;
-use crate::table::{Contender, Jvm, Kind, Load, Work, Workload};
+use crate::terms::{Contender, Jvm, Kind, Load, Work, Workload};
 use crate::{process, topics};
 
 pub const PARTITIONS: i32 = 4;

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use tempfile::TempDir;
 
 use crate::process;
-use crate::table::{Collector, Guarantee, Jvm, Load, Work};
+use crate::terms::{Collector, Guarantee, Jvm, Load, Work};
 
 /// The compiled program.
 pub struct Streams {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::rounds::{Figures, order};
 use crate::run::Stage;
-use crate::table::{Contender, Jvm, Kind, Workload};
+use crate::terms::{Contender, Jvm, Kind, Workload};
 
 /// What a contender has shown in every round.
 pub struct Shown {

@@ -1,0 +1,182 @@
+//! The words that the table is written in.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+use crate::keys::Keys;
+use crate::latency::Pace;
+
+/// What is done with every record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Work {
+    /// It is passed on as it is.
+    Map,
+    /// The records of its key are counted, and the new count is emitted.
+    Count,
+    /// It is passed on if its key is new.
+    Dedupe,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Guarantee {
+    ExactlyOnce,
+    AtLeastOnce,
+}
+
+/// Who does it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// The native loop: the floor.
+    Loop,
+    Tidemill,
+    /// Kafka Streams in one of these ways. Each of them runs before the rounds, and the one that needs
+    /// least goes on.
+    Streams(&'static [Jvm]),
+}
+
+/// How Kafka Streams is run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Jvm {
+    pub collector: Collector,
+    pub threads: u32,
+    /// Of its stores; 0 emits every update, else only what a commit finds is emitted.
+    pub cache_mib: u32,
+    /// `None` leaves it to the JVM: a quarter of the machine's memory at most.
+    pub heap_mib: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Collector {
+    G1,
+    Parallel,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Contender {
+    /// Unique in its workload.
+    pub name: &'static str,
+    pub kind: Kind,
+    pub guarantee: Guarantee,
+}
+
+/// What is read off a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// CPU-seconds of the process per million records.
+    Cpu,
+    /// Peak resident memory.
+    PeakRss,
+    /// End to end, of the median record.
+    P50,
+    /// End to end, of the slowest record in a hundred.
+    P99,
+}
+
+/// What a ratio may be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bar {
+    AtMost(f64),
+    AtLeast(f64),
+    /// Of the null comparison: how far from 1 it is tells how much noise there is.
+    Noise,
+}
+
+/// One contender's figure divided by another's, of the same round.
+#[derive(Debug, Clone, Copy)]
+pub struct Ratio {
+    pub name: &'static str,
+    pub metric: Metric,
+    pub over: &'static str,
+    pub under: &'static str,
+    pub bar: Bar,
+    /// What it would be at best; as the bar, it is met from one side.
+    pub stretch: f64,
+}
+
+/// How a workload is driven.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Load {
+    /// So many records appear at once.
+    Backlog { records: u64 },
+    /// Records come at this rate, whether or not anybody keeps up.
+    Open(Pace),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Workload {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub work: Work,
+    pub keys: Keys,
+    pub value_bytes: usize,
+    pub load: Load,
+    pub contenders: &'static [Contender],
+    pub ratios: &'static [Ratio],
+    /// Whether [`crate::table::WASM_TAX`] is told of it.
+    pub has_wasm_tax: bool,
+}
+
+impl Workload {
+    /// What decides which way of running Kafka Streams is its best here.
+    pub fn decisive(&self) -> Metric {
+        self.ratios.last().map_or(Metric::Cpu, |ratio| ratio.metric)
+    }
+
+    /// `b4` means every workload whose name begins with `b4`.
+    pub fn is_meant_by(&self, name: &str) -> bool {
+        self.name == name || self.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
+    }
+}
+
+impl fmt::Display for Jvm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?}, {} thread{}",
+            self.collector,
+            self.threads,
+            if self.threads == 1 { "" } else { "s" }
+        )?;
+        match self.cache_mib {
+            0 => f.write_str(", no cache")?,
+            mib => write!(f, ", cache {mib} MiB")?,
+        }
+        match self.heap_mib {
+            Some(mib) => write!(f, ", heap {mib} MiB"),
+            None => f.write_str(", heap by default"),
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Metric::Cpu => "CPU-s per million records",
+            Metric::PeakRss => "peak RSS",
+            Metric::P50 => "p50",
+            Metric::P99 => "p99",
+        })
+    }
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bar::AtMost(bar) => write!(f, "at most {bar}"),
+            Bar::AtLeast(bar) => write!(f, "at least {bar}"),
+            Bar::Noise => f.write_str("noise"),
+        }
+    }
+}
+
+impl Bar {
+    /// Whether a ratio holds.
+    pub fn is_met_by(self, ratio: f64) -> bool {
+        match self {
+            Bar::AtMost(bar) => ratio <= bar,
+            Bar::AtLeast(bar) => ratio >= bar,
+            Bar::Noise => true,
+        }
+    }
+}
