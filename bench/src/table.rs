@@ -274,7 +274,8 @@ pub const GUARD: Workload = Workload {
     ratios: &[ratio("tidemill / loop", Metric::Cpu, ["tidemill", "loop"], Bar::AtMost(GUARD_MAX), 1.15)],
     has_wasm_tax: false,
 };
-const GUARD_MAX: f64 = 2.0;
+/// Five rounds on two cores with ten other processes to run: 1.8 (1.4..2.0).
+const GUARD_MAX: f64 = 2.2;
 
 #[cfg(test)]
 mod tests {
