@@ -21,7 +21,7 @@ use super::modules;
 use super::registered::{Parsed, Registered};
 use super::registry::{Outcome, Registry};
 use super::retries::Retries;
-use super::revision::{self, Found};
+use super::revision::{self, Found, PrepareError};
 use crate::config::changes::{Change, Contents};
 use crate::config::deployment::DeploymentSpec;
 use crate::config::manifest::Manifest;
@@ -260,8 +260,14 @@ impl Handle {
     fn check(&self, wanted: &Wanted<'_>, view: &Registry) -> Result<Candidate, ControlError> {
         let mut found = Found { deploys: true, ..Found::default() };
         let spec = self.node.spec(wanted.document).map_err(|problems| found.problems.extend(problems.0)).ok();
-        let compiled = revision::compile(&self.node, wanted.module);
-        let compiled = compiled.map_err(|problems| found.problems.extend(problems)).ok();
+        let compiled = match revision::compile(&self.node, wanted.module) {
+            Ok(module) => Some(module),
+            Err(PrepareError::Invalid(problems)) => {
+                found.problems.extend(problems);
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
         let manifest = compiled.as_ref().map(|module| module.manifest());
         let Some(spec) = spec else { return Err(ControlError::Invalid(found.problems)) };
         if let Some(manifest) = manifest {

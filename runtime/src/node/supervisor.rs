@@ -58,6 +58,7 @@ impl Retry {
 
 /// Ends the thread, and every deployment with it, when stopped.
 pub struct Supervisor {
+    node: Arc<NodeRuntime>,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -67,7 +68,9 @@ impl Supervisor {
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopping);
         let watch = Watch::start(Arc::clone(&node))?;
+        let supervised = Arc::clone(&node);
         let thread = std::thread::Builder::new().name("supervisor".into()).spawn(move || {
+            let node = supervised;
             let mut places = BTreeMap::new();
             let mut seen = Offset(0);
             let mut lives = BTreeMap::new();
@@ -83,7 +86,7 @@ impl Supervisor {
                     give_away(&node, &mut places);
                 } else {
                     node.drain.set_done(false);
-                    reconcile(&node, &mut places, &view);
+                    reconcile(&node, &mut places, &view, &flag);
                     if has_changed {
                         bury(&node, &mut lives, &view);
                     }
@@ -93,12 +96,14 @@ impl Supervisor {
             watch.stop();
             stop_all(&node, places);
         })?;
-        Ok(Supervisor { stopping, thread: Some(thread) })
+        Ok(Supervisor { node, stopping, thread: Some(thread) })
     }
 
-    /// Commits, closes and leaves every deployment; returns when all of it is done.
+    /// Commits, closes and leaves every deployment; returns when all of it is done. What is being made ready
+    /// is given up.
     pub fn stop(mut self) {
         self.stopping.store(true, Ordering::Relaxed);
+        self.node.compiler.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -107,7 +112,12 @@ impl Supervisor {
     }
 }
 
-fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view: &Registry) {
+fn reconcile(
+    node: &Arc<NodeRuntime>,
+    places: &mut BTreeMap<String, Place>,
+    view: &Registry,
+    stopping: &AtomicBool,
+) {
     let gone: Vec<String> = places
         .iter()
         .filter(|(name, place)| {
@@ -131,12 +141,15 @@ fn reconcile(node: &Arc<NodeRuntime>, places: &mut BTreeMap<String, Place>, view
         .collect();
     // Side by side: a start compiles a module and asks Kafka, and none should wait for another's.
     for some in due.chunks(STARTS_AT_ONCE) {
+        if stopping.load(Ordering::Relaxed) {
+            return;
+        }
         std::thread::scope(|scope| {
             let starting: Vec<_> = some
                 .iter()
                 .map(|&registered| {
                     let place = places.remove(&registered.name);
-                    (registered, scope.spawn(move || step(node, place, registered)))
+                    (registered, scope.spawn(move || step(node, place, registered, stopping)))
                 })
                 .collect();
             for (registered, start) in starting {
@@ -209,9 +222,18 @@ fn react(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, finding: Find
 
 /// The next place of a deployment that is due. What runs goes on while its successor is made ready, and
 /// stays if that fails.
-fn step(node: &Arc<NodeRuntime>, place: Option<Place>, registered: &Registered) -> Place {
+fn step(
+    node: &Arc<NodeRuntime>,
+    place: Option<Place>,
+    registered: &Registered,
+    stopping: &AtomicBool,
+) -> Place {
     let backoff = place.as_ref().map_or(RETRY_MIN, |place| place.backoff(registered.revision));
-    let (revision, running) = match (revision::prepare(node, registered), place) {
+    let prepared = revision::prepare(node, registered);
+    if stopping.load(Ordering::Relaxed) {
+        return place.unwrap_or_else(|| Place::to_be_started(registered));
+    }
+    let (revision, running) = match (prepared, place) {
         (Ok(revision), Some(Place::Up(running, _))) => (revision, Some(running)),
         (Ok(revision), _) => (revision, None),
         (Err(error), place) => {
@@ -346,6 +368,11 @@ impl Place {
         let incarnation = deployment.incarnation().to_owned();
         deployment.stop(leave);
         Place::Failed(incarnation, Retry { revision, again: Instant::now(), backoff: RETRY_MIN })
+    }
+
+    fn to_be_started(registered: &Registered) -> Place {
+        let retry = Retry { revision: registered.revision, again: Instant::now(), backoff: RETRY_MIN };
+        Place::Failed(registered.incarnation.clone(), retry)
     }
 
     fn running(&self) -> Option<Arc<Revision>> {

@@ -80,6 +80,8 @@ pub enum ModuleError {
         "compiling the module has not ended within 45 s, because this machine is too busy; try again later or on another node"
     )]
     TooSlow,
+    #[error("this node is stopping, and compiles nothing more; ask another one")]
+    Stopping,
     #[error("this machine cannot run WebAssembly: {0}")]
     Engine(String),
     /// At least two, none of them this.
@@ -95,6 +97,11 @@ impl ModuleError {
             1 => Err(problems.remove(0)),
             _ => Err(ModuleError::Several(problems)),
         }
+    }
+
+    /// True if the module may be good all the same: this machine, or this moment, is at fault.
+    pub fn is_of_the_machine(&self) -> bool {
+        matches!(self, ModuleError::TooSlow | ModuleError::Stopping | ModuleError::Engine(_))
     }
 
     /// Each problem by itself.

@@ -31,7 +31,7 @@ use crate::ports::SourceError;
 use crate::relay::Stations;
 use crate::store::Stores;
 use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput};
-use crate::wasm::{Linked, Module};
+use crate::wasm::{Linked, Module, ModuleError};
 
 /// Why a revision cannot run, by what can be done about it.
 #[derive(Debug, thiserror::Error)]
@@ -199,9 +199,13 @@ pub fn call_bytes_max(spec: &DeploymentSpec) -> usize {
 }
 
 /// Compiles a module under the node's limits; or what is wrong with it.
-pub fn compile(node: &NodeRuntime, bytes: &[u8]) -> Result<Module, Vec<Problem>> {
+pub fn compile(node: &NodeRuntime, bytes: &[u8]) -> Result<Module, PrepareError> {
     Module::load_with(&node.compiler, bytes).map_err(|error| {
+        if error.is_of_the_machine() {
+            return PrepareError::Unavailable(error.to_string());
+        }
         let problems = error.into_problems();
-        problems.iter().map(|problem| Problem::at("module", problem.to_string())).collect()
+        let at_module = |problem: &ModuleError| Problem::at("module", problem.to_string());
+        PrepareError::Invalid(problems.iter().map(at_module).collect())
     })
 }

@@ -17,7 +17,7 @@ use crate::wasm::Linked;
 pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, PrepareError> {
     let spec = registered.parsed.spec.clone().map_err(PrepareError::Invalid)?;
     let bytes = node.module(&registered.module)?;
-    let module = compile(node, &bytes).map_err(PrepareError::Invalid)?;
+    let module = compile(node, &bytes)?;
     let manifest = module.manifest().clone();
     let checked = check(node, &spec, Some(&manifest), Some(&registered.incarnation), Found::default())?;
     let checked = checked.ok_or_else(|| PrepareError::Unavailable("a module has its manifest".into()))?;

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::process::{Pid, Signal, kill_process};
 use wasmtime::component::Component;
 
@@ -53,6 +53,9 @@ struct Apart {
     telemetry: Arc<Telemetry>,
     /// One child at a time: it may take a core and a GiB, and records are worth more.
     turn: Mutex<()>,
+    /// Dropped when the node stops, which every child's watch hears.
+    open: Mutex<Option<Sender<()>>>,
+    stopped: Receiver<()>,
 }
 
 impl Compiler {
@@ -65,7 +68,16 @@ impl Compiler {
     /// `cache_dir`, which is made and closed to everyone else.
     pub fn apart(program: PathBuf, cache_dir: &Path, telemetry: Arc<Telemetry>) -> io::Result<Compiler> {
         let cache = Cache::open(cache_dir)?;
-        Ok(Compiler { apart: Some(Apart { program, cache, telemetry, turn: Mutex::new(()) }) })
+        let (open, stopped) = bounded(0);
+        let (turn, open) = (Mutex::new(()), Mutex::new(Some(open)));
+        Ok(Compiler { apart: Some(Apart { program, cache, telemetry, turn, open, stopped }) })
+    }
+
+    /// Ends the child that compiles, and lets no other begin: a node that stops waits for none.
+    pub fn stop(&self) {
+        if let Some(apart) = &self.apart {
+            drop(apart.open.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
     }
 
     /// `digest` names the bytes.
@@ -117,7 +129,7 @@ impl Apart {
             .stderr(Stdio::null())
             .spawn()
             .map_err(failed)?;
-        let patience = match Patience::with(&child) {
+        let patience = match Patience::with(&child, self.stopped.clone()) {
             Ok(patience) => patience,
             Err(error) => {
                 let _ = child.kill().and_then(|()| child.wait());
@@ -134,38 +146,42 @@ impl Apart {
             stdout.take(CODE_BYTES_MAX).read_to_end(&mut answer).map_err(failed)?;
         }
         // Before the child is waited for: until then its number is nobody else's.
-        let is_over = patience.ran_out();
+        let ended = patience.end();
         let status = child.wait().map_err(failed)?;
-        match status.signal() {
-            Some(_) if is_over => Err(ModuleError::TooSlow),
-            Some(_) => Err(ModuleError::TooExpensive),
-            None => child::understand(answer),
+        match (status.signal(), ended) {
+            (None, _) => child::understand(answer),
+            (Some(_), None) => Err(ModuleError::TooExpensive),
+            (Some(_), Some(reason)) => Err(reason),
         }
     }
 }
 
-/// Ends a child that is not done in time, on a thread of its own.
+/// Ends a child that is not done in time, or when the node stops, on a thread of its own.
 struct Patience {
     done: Sender<()>,
-    thread: JoinHandle<bool>,
+    thread: JoinHandle<Option<ModuleError>>,
 }
 
 impl Patience {
-    fn with(child: &Child) -> io::Result<Patience> {
+    fn with(child: &Child, stopped: Receiver<()>) -> io::Result<Patience> {
         let pid = Pid::from_child(child);
-        let (done, waiting) = bounded(1);
+        let (done, waiting) = bounded::<()>(1);
         let thread = std::thread::Builder::new().name("compile-time".into()).spawn(move || {
-            let is_over = waiting.recv_timeout(TIME_MAX) == Err(RecvTimeoutError::Timeout);
+            let reason = select! {
+                recv(waiting) -> _ => return None,
+                recv(stopped) -> _ => ModuleError::Stopping,
+                default(TIME_MAX) => ModuleError::TooSlow,
+            };
             // Fails only if the child has ended just now.
-            is_over && kill_process(pid, Signal::KILL).is_ok()
+            kill_process(pid, Signal::KILL).is_ok().then_some(reason)
         })?;
         Ok(Patience { done, thread })
     }
 
-    /// True if the child had to be ended.
-    fn ran_out(self) -> bool {
+    /// Why the child had to be ended, if it had to.
+    fn end(self) -> Option<ModuleError> {
         drop(self.done);
-        self.thread.join().unwrap_or(false)
+        self.thread.join().ok().flatten()
     }
 }
 
@@ -175,4 +191,34 @@ fn load(engine: &Engine, code: &[u8]) -> Result<Component, ModuleError> {
     // file whose MAC only this node could have made; wasmtime checks that it is of its own version.
     let component = unsafe { Component::deserialize(&engine.wasmtime, code) };
     component.map_err(|error| ModuleError::Engine(format!("compiled code: {error:#}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_stops_waits_for_no_compilation() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (program, began) = (directory.path().join("slow"), directory.path().join("began"));
+        // Written by another process: a child that another test starts just now would hold it open, and then
+        // it could not be run.
+        let write = r#"printf '#!/bin/sh\n: > "%s"\nexec sleep 600\n' "$1" > "$0" && chmod 700 "$0""#;
+        let written = Command::new("sh").arg("-c").arg(write).args([&program, &began]).status();
+        assert!(written.is_ok_and(|status| status.success()));
+        let cache = directory.path().join("cache");
+        let compiler = Compiler::apart(program, &cache, Telemetry::new()).expect("a compiler");
+        let compile = || compiler.component(Engine::shared().expect("an engine"), b"module", "digest");
+        std::thread::scope(|scope| {
+            let compiling = scope.spawn(compile);
+            while !began.exists() {
+                assert!(!compiling.is_finished(), "the program runs");
+                std::thread::yield_now();
+            }
+            compiler.stop();
+            let outcome = compiling.join().expect("no panic");
+            assert!(matches!(outcome, Err(ModuleError::Stopping)));
+        });
+        assert!(matches!(compile(), Err(ModuleError::Stopping)), "and no other begins");
+    }
 }
