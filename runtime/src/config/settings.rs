@@ -189,9 +189,9 @@ pub const SETTINGS: &[Setting] = &[
     setting("kafka.retry_backoff_base", Some("retry_backoff_base"), Kind::Number(0.1, 60.0), "1.0",
         "Accepted and without effect: a deployment's `failures` says how often and when a record is tried again. Seconds."),
     setting("kafka.circuit_breaker_threshold", Some("circuit_breaker_threshold"), Kind::Integer(1, 100), "5",
-        "Accepted and without effect in this version: the node emits to Kafka only."),
+        "Accepted and without effect: `breaker.failures` of an output says when its destination is left alone."),
     setting("kafka.circuit_breaker_reset_timeout", Some("circuit_breaker_reset_timeout"), Kind::Number(1.0, 3600.0), "30.0",
-        "Accepted and without effect in this version: the node emits to Kafka only. Seconds."),
+        "Accepted and without effect: `breaker.open` of an output says for how long its destination is left alone. Seconds."),
     setting("kafka.dead_letter_topic", Some("dead_letter_topic"), Kind::Name, "",
         "Accepted and without effect: a deployment's `failures.dead_letters.topic` says where its dead letters go."),
 ];

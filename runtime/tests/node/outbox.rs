@@ -137,6 +137,24 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     assert!(text("failure_reason").contains("410"));
     eventually("and gone", || waiting(&node) == 0);
 
+    // Given back, it is the same delivery.
+    let counted = || {
+        let asked = proto::CountLettersRequest {
+            deployment: "hook".into(),
+            partition: Some(0),
+            local: true,
+            ..proto::CountLettersRequest::default()
+        };
+        node.handle().letters_count(&asked).expect("counted").partitions.remove(0)
+    };
+    assert_eq!((counted().waiting, counted().by_error_type["OutboxDeliveryError"]), (1, 1));
+    let refused = sink.received().last().expect("it was sent").id().to_owned();
+    sink.set(Mode::Accept);
+    let redrive = proto::RedriveRequest { deployment: "hook".into(), ..proto::RedriveRequest::default() };
+    node.handle().redrive(redrive, Vec::new()).expect("accepted");
+    eventually("it is delivered", || sink.applied_once().iter().any(|one| one.id() == refused));
+    eventually("and gone again", || waiting(&node) == 0 && (counted().waiting, counted().marked) == (0, 1));
+
     let pause = |node: &Node, destination: &str| {
         node.handle().outbox_pause(proto::PauseOutboxRequest {
             deployment: "hook".into(),
@@ -147,7 +165,6 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     assert!(matches!(pause(&node, "uot"), Err(ControlError::NotFound(_))));
     assert_eq!(pause(&node, "out").expect("paused").paused, ["out"]);
     eventually("the pause is known", || list(&node, 0).iter().all(|state| state.paused));
-    sink.set(Mode::Accept);
     let count = sink.count();
     let mut sent = 1;
     produce(&world, &[(1, "y", "ok")]);
