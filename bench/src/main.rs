@@ -69,7 +69,12 @@ fn main() -> Result<ExitCode> {
 fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let workloads = chosen(&arguments.workload)?;
     let names: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
-    let command = format!("make bench WORKLOAD={} ROUNDS={}", names.join(","), arguments.rounds);
+    let flags = if arguments.scale == 1.0 {
+        String::new()
+    } else {
+        format!(" BENCH_FLAGS='--scale {}'", arguments.scale)
+    };
+    let command = format!("make bench WORKLOAD={} ROUNDS={}{flags}", names.join(","), arguments.rounds);
     let has_tax = workloads.iter().any(|workload| workload.has_wasm_tax);
     let boundary = if has_tax { Some(Boundary::measure()?) } else { None };
     if let Some(boundary) = &boundary {

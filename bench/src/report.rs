@@ -169,7 +169,7 @@ fn print_contenders(outcome: &Outcome) {
 fn print_ratio(ratio: &RatioReport) {
     let RatioReport { median, min, max, .. } = *ratio;
     println!(
-        "{:<11}{:<58}{:<22}{}{}",
+        "{:<11}{:<84}{:<20}{}{}",
         ratio.workload,
         format!("{} ({})", ratio.name, ratio.metric),
         Spread { median, min, max }.to_string(),
