@@ -75,9 +75,9 @@ impl Hub {
         for (name, destination) in destinations {
             match self.station(origin, name, destination) {
                 Ok(station) => {
-                    let was_well = former.as_ref().is_some_and(|former| former.was_well(name));
-                    station.troubled.store(!was_well, Ordering::Relaxed);
-                    all.insert(name.clone(), Arc::new(station));
+                    let troubled =
+                        former.as_ref().map(|former| former.troubled(name)).unwrap_or(station.troubled);
+                    all.insert(name.clone(), Arc::new(Station { troubled, ..station }));
                 }
                 Err(message) => problems.push(Problem::at(format!("outputs.{name}"), message)),
             }
@@ -119,7 +119,7 @@ impl Hub {
             carrier,
             timeout: destination.timeout,
             breaker: Mutex::new(Breaker::new(destination.breaker)),
-            troubled: AtomicBool::new(true),
+            troubled: Arc::new(AtomicBool::new(true)),
             paused: Arc::clone(&self.paused),
             metrics: self.telemetry.destination(&origin.deployment, name),
         })
@@ -215,12 +215,10 @@ pub struct Stations {
 }
 
 impl Stations {
-    /// Under this revision nothing speaks against a destination: it takes what it is sent, or is not there yet.
-    fn was_well(&self, name: &str) -> bool {
-        let is_well = |station: &Arc<Station>| {
-            !station.troubled.load(Ordering::Relaxed) && station.breaker().state() == BreakerState::Closed
-        };
-        self.all.get(name).is_none_or(is_well)
+    /// Whether a destination of the next revision is in trouble. One that is there already stays as it is known,
+    /// also for what still lands of this revision; one that is new has done nothing wrong yet.
+    fn troubled(&self, name: &str) -> Arc<AtomicBool> {
+        self.all.get(name).map(|station| Arc::clone(&station.troubled)).unwrap_or_default()
     }
 }
 
@@ -230,8 +228,8 @@ struct Station {
     carrier: Carrier,
     timeout: Duration,
     breaker: Mutex<Breaker>,
-    /// It was failing before this revision, for all that is known, and has taken nothing since.
-    troubled: AtomicBool,
+    /// For all that is known here it takes nothing. Revisions of a deployment share it.
+    troubled: Arc<AtomicBool>,
     paused: Arc<RwLock<BTreeSet<Place>>>,
     metrics: Arc<DestinationMetrics>,
 }
