@@ -39,6 +39,18 @@ pub mod topic_log;
 use crate::ports::SourceError;
 use ffi::{Code, KafkaError};
 
+/// A batch of records does not read as it was written; there is nothing to be had of it.
+fn is_damage(error: &KafkaError) -> bool {
+    [
+        Code::RD_KAFKA_RESP_ERR__BAD_MSG,
+        Code::RD_KAFKA_RESP_ERR__BAD_COMPRESSION,
+        Code::RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED,
+        Code::RD_KAFKA_RESP_ERR_INVALID_MSG,
+    ]
+    .iter()
+    .any(|&code| error.is(code))
+}
+
 /// Sorts a client error by what the caller can do about it.
 fn source_error(context: &str, error: &KafkaError) -> SourceError {
     use Code as C;
@@ -63,14 +75,11 @@ fn source_error(context: &str, error: &KafkaError) -> SourceError {
         C::RD_KAFKA_RESP_ERR_INVALID_PARTITIONS,
         C::RD_KAFKA_RESP_ERR_INVALID_REPLICATION_FACTOR,
         C::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION,
-        C::RD_KAFKA_RESP_ERR__BAD_MSG,
-        C::RD_KAFKA_RESP_ERR__BAD_COMPRESSION,
-        C::RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED,
     ];
     let text = format!("{context}: {error}");
     if error.fatal || error.is(C::RD_KAFKA_RESP_ERR__FATAL) || error.is(C::RD_KAFKA_RESP_ERR__STATE) {
         SourceError::Fatal(text)
-    } else if REFUSED.iter().any(|&code| error.is(code)) {
+    } else if is_damage(error) || REFUSED.iter().any(|&code| error.is(code)) {
         SourceError::Refused(text)
     } else {
         SourceError::Unavailable(text)

@@ -9,7 +9,7 @@ use super::config::KafkaConfig;
 use super::ffi::consumer::Consumer;
 use super::ffi::partitions::Partitions;
 use super::ffi::{Code, KafkaError, Message};
-use super::source_error;
+use super::{is_damage, source_error};
 use crate::ports::SourceError;
 use crate::record::Offset;
 
@@ -113,7 +113,16 @@ impl PartitionReader {
         if let Some(fatal) = self.raw.client().fatal() {
             return Err(SourceError::Fatal(fatal.to_string()));
         }
-        match source_error(&format!("{} [{}]", self.topic, self.partition), error) {
+        let place = format!("{} [{}]", self.topic, self.partition);
+        if is_damage(error) {
+            return Err(SourceError::Refused(format!(
+                "{place} cannot be read at offset {offset}: the batch of records there is damaged, on the broker's disk or on the way; \
+                 once it is whole (a replica that is whole can be made leader, or its log segment copied) it is to be tried again: \
+                 `tidemill restart NAME --partition {}`. Kafka's client says: {error}",
+                self.partition
+            )));
+        }
+        match source_error(&place, error) {
             // Retried inside librdkafka; whoever waits has a deadline.
             SourceError::Unavailable(reason) => {
                 tracing::debug!(%reason, "reading a partition");

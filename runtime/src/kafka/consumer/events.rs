@@ -2,7 +2,7 @@
 
 use super::Consumer;
 use crate::kafka::ffi::{Code, KafkaError, Message};
-use crate::kafka::source_error;
+use crate::kafka::{is_damage, source_error};
 use crate::ports::SourceError;
 use crate::record::InputPartition;
 
@@ -57,16 +57,9 @@ impl Consumer {
     fn refusal(&self, id: InputPartition, error: &KafkaError) -> String {
         let out_of_range =
             [Code::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Code::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE];
-        let damaged = [
-            Code::RD_KAFKA_RESP_ERR__BAD_MSG,
-            Code::RD_KAFKA_RESP_ERR__BAD_COMPRESSION,
-            Code::RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED,
-            Code::RD_KAFKA_RESP_ERR_INVALID_MSG,
-        ];
-        let is_one_of = |codes: &[Code]| codes.iter().any(|&code| error.is(code));
         let Some(next) = self.slot(id).map(|index| self.slots[index].next) else { return error.to_string() };
         let (topic, partition, group) = (self.topic(id), id.partition, &self.spec.group);
-        if is_one_of(&damaged) {
+        if is_damage(error) {
             return format!(
                 "{topic}/{partition} cannot be read at offset {next}: the batch of records there is damaged, on the broker's disk or on \
                  the way, and nothing of it is handled; once it is whole, `tidemill restart NAME --partition {partition}` reads it again \
@@ -75,7 +68,7 @@ impl Consumer {
                  it. Kafka's client says: {error}"
             );
         }
-        if !is_one_of(&out_of_range) {
+        if !out_of_range.iter().any(|&code| error.is(code)) {
             return error.to_string();
         }
         format!(

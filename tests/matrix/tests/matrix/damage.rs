@@ -12,6 +12,9 @@ use tidemill_tests::rig::round::Stage;
 use tidemill_tests::rig::scenario::{SOON, cluster_of, drain, judge, open, until_each_commits, until_said};
 use tidemill_tests::wait::until;
 
+/// What Kafka's client says of it.
+const CRC: &str = "failed CRC32C check";
+
 /// One byte of a record batch, flipped where the broker keeps it. The broker sends what its file holds, so
 /// that readers see it at once.
 struct Damage {
@@ -68,6 +71,7 @@ fn f31_a_damaged_batch_halts_its_task_until_it_is_whole_again() {
     let _alone = alone();
     let case = Case::plain(1, 10_000);
     let (mut stage, directory) = open("F31 input", &case, cluster_of(&case));
+    stage.fleet.ask_for(CRC);
     drain(&mut stage, 0);
     let dump = Dump::of(stage.cluster.bootstrap());
     let committed = dump.committed("chain", "chain-in").expect("offsets");
@@ -88,8 +92,10 @@ fn f31_a_damaged_batch_halts_its_task_until_it_is_whole_again() {
     assert!(now.contains(&victim), "something of it was handled: {now:?}");
     damage.flip();
     let partition = victim.partition.to_string();
-    let restart = ["restart", "chain", "--partition", partition.as_str(), "--wait"];
-    stage.fleet.node(0).tidemill(&restart).ok();
+    for reader in ["chain", "copy"] {
+        let restart = ["restart", reader, "--partition", partition.as_str(), "--wait"];
+        stage.fleet.node(0).tidemill(&restart).ok();
+    }
     until_each_commits(&stage, &[victim.partition].into());
     stage.watch.healed();
     let summary = judge("F31 input", stage);
@@ -104,6 +110,7 @@ fn f31_a_damaged_changelog_is_not_restored_from() {
     let _alone = alone();
     let case = Case::plain(1, 10_000);
     let (mut stage, directory) = open("F31 changelog", &case, cluster_of(&case));
+    stage.fleet.ask_for(CRC);
     drain(&mut stage, 0);
     let stores = stage.fleet.node(0).stores().join("chain");
     fs::remove_dir_all(stores).expect("stores can be deleted");
@@ -112,7 +119,7 @@ fn f31_a_damaged_changelog_is_not_restored_from() {
     stage.watch.fault();
     let damage = Damage::at(&stage, "tidemill.chain.changelog", victim, 5);
     stage.fleet.restart(0, None);
-    until_said(&mut stage, 0, "failed CRC32C check");
+    until_said(&mut stage, 0, CRC);
     damage.flip();
     stage.fleet.node(0).tidemill(&["restart", "chain", "--wait"]).ok();
     stage.watch.healed();
