@@ -385,11 +385,11 @@ impl Relay for Courier {
     }
 
     fn knock(&self, destination: &str) {
-        if let Some(station) = self.stations.all.get(destination) {
-            if station.breaker().knock(Instant::now()) {
-                let (deployment, output) = &station.place;
-                tracing::warn!(deployment, output, "Circuit breaker manually reset - monitor closely");
-            }
+        let Some(station) = self.stations.all.get(destination) else { return };
+        let was_open = station.breaker().knock(Instant::now());
+        if was_open {
+            let (deployment, output) = &station.place;
+            tracing::warn!(deployment, output, "Circuit breaker manually reset - monitor closely");
         }
     }
 }
