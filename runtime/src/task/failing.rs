@@ -168,7 +168,7 @@ impl Task {
         None
     }
 
-    /// Tries parked records whose time has come, the most urgent first. What it does is part of the
+    /// Tries parked records whose time has come, the most urgent first; to be asked of a careful task too. What it does is part of the
     /// next commit, like everything else, and the offsets that this commit sends fence it.
     pub fn retry(&mut self, taken: TakenAt) -> Result<Applied, TaskError> {
         let mut applied = Applied::default();
@@ -181,7 +181,10 @@ impl Task {
             if !may_go_on || self.allowance() == 0 || !is_free {
                 break;
             }
-            let Some(due) = self.parked.due(taken.wall_ms, longest_ms + AHEAD_SLACK_MS) else { break };
+            let Some(due) = self.parked.due(taken.wall_ms, longest_ms + AHEAD_SLACK_MS) else {
+                self.end_search();
+                break;
+            };
             self.try_again(&due, taken, &mut applied)?;
         }
         self.note_parked();

@@ -94,6 +94,16 @@ impl Task {
         gated.then(|| self.positions().collect())
     }
 
+    /// Everything that was refused is committed or gone, and nothing is due that could be at fault: a commit that
+    /// would tell so may never come.
+    pub(super) fn end_search(&mut self) {
+        let Some(careful) = &self.careful else { return };
+        let is_past = self.committed.iter().zip(&careful.until).all(|(committed, until)| committed >= until);
+        if is_past && !careful.gated && self.in_flight.is_none() && self.pending().is_empty() {
+            self.careful = None;
+        }
+    }
+
     /// Records that may still join the next commit.
     pub(super) fn allowance(&self) -> u64 {
         match &self.careful {

@@ -5,6 +5,7 @@
 //! writes for, so a worker that has lost its partitions cannot commit it.
 
 use super::{Consumer, Life, Slot, SlotState, TakenAt, Worker, positions, running, waiting};
+use crate::task::Task;
 use crate::telemetry::TaskState;
 
 impl<C: Consumer> Worker<C> {
@@ -14,7 +15,8 @@ impl<C: Consumer> Worker<C> {
             return;
         }
         let taken = TakenAt { monotonic: self.clock.monotonic(), wall_ms: self.clock.wall_ms() };
-        let parked = running(&mut self.slots).filter(|(_, task)| task.parked().0 > 0 || task.is_blocked());
+        let is_meant = |task: &Task| task.parked().0 > 0 || task.is_blocked() || task.is_careful();
+        let parked = running(&mut self.slots).filter(|(_, task)| is_meant(task));
         let parked: Vec<i32> = parked.map(|(partition, _)| partition).collect();
         for partition in parked {
             let Some(Slot { state: SlotState::Running(task), own_calls, metrics, .. }) =

@@ -102,6 +102,22 @@ fn bereaved(bench: &mut Bench) -> (Patient, Topic) {
 }
 
 #[test]
+fn a_redrive_goes_on_after_its_commit_was_refused_although_no_input_comes() {
+    let mut bench = Bench::new();
+    let mut patient = Patient::new(&mut bench, parking(failures(Then::DeadLetter, 1)));
+    let mut topic = Topic::default();
+    patient.apply(0, &["c!fail"]);
+    topic.commit(&mut patient);
+    let redrive = topic.redrive(1, everything());
+    assert_eq!((topic.run(&mut patient, &redrive), patient.retry_after(0)), (1, 1));
+    let sealed = patient.task.seal(0).unwrap().unwrap();
+    patient.task.refuse(sealed, "another task's record", false).unwrap();
+    assert!(patient.task.is_careful(), "the record may be at fault");
+    assert_eq!(patient.retry_after(0), 0, "it is a letter again");
+    assert_eq!(topic.run(&mut patient, &redrive), 1);
+}
+
+#[test]
 fn letters_of_a_key_are_tried_in_their_records_order_ahead_of_what_is_parked() {
     let mut bench = Bench::new();
     let (mut patient, mut topic) = bereaved(&mut bench);
