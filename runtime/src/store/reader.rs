@@ -78,6 +78,12 @@ impl StoreReader {
         })
     }
 
+    /// Returns once no compaction is due, so that what is measured does not hang on when one ran.
+    #[cfg(test)]
+    pub fn settle(&self) -> Result<(), StoreError> {
+        self.with(|db| Ok(db.wait_for_compact(&rocksdb::WaitForCompactOptions::default())?))
+    }
+
     /// 0 bytes = everything is on disk. An empty memtable still has memory, which does not count.
     pub(super) fn unflushed(&self) -> Result<Unflushed, StoreError> {
         self.with(|db| {

@@ -280,6 +280,7 @@ fn store_and_topic_stay_as_small_over_ten_ttls_as_after_one_also_if_restarts_are
             let readers = [task.reader().unwrap().clone()];
             readers[0].flush().unwrap();
             crate::store::sweep_due(&readers).unwrap();
+            readers[0].settle().unwrap();
             sizes.push((number * BATCH / A_TTL, readers[0].sizes().unwrap().disk_bytes));
         }
         // Three times a TTL.
