@@ -154,10 +154,9 @@ fn a_batch_has_the_time_of_all_its_records() {
     // One record alone is slow, in company it is not: 100 records have 10 s of CPU time together.
     let mut records = vec![("slow", "spin 400")];
     records.resize(100, ("k", "ok"));
-    let start = Instant::now();
     let effects = task.handle(Order::Key, &records).expect("there is time enough");
     assert_eq!(effects.emissions.len(), 99);
-    if start.elapsed() > Duration::from_millis(200) {
+    if task.handler.used() > Duration::from_millis(200) {
         assert_eq!(task.tell("spin 400").expect_err("too slow alone"), Fault::Timeout { limit_ms: 100 });
     }
 }
@@ -394,7 +393,8 @@ fn a_module_that_takes_too_long_to_compile_is_given_up() {
     let program = env!("CARGO_BIN_EXE_tidemill").into();
     let compiler = Compiler::apart(program, dir.path(), Telemetry::new()).expect("a compiler");
     let error = Module::load_with(&compiler, &compile_bomb()).expect_err("a bomb");
-    assert_eq!(error, ModuleError::TooExpensive);
+    // A machine with other work may not give it as much CPU time in the time that it has.
+    assert!(matches!(error, ModuleError::TooExpensive | ModuleError::TooSlow), "{error}");
     Module::load_with(&compiler, &build_guest("bench/pass")).expect("the next one is compiled");
 }
 
