@@ -8,7 +8,6 @@
 //! | `message.rs` | a fetched message |
 //! | `consumer.rs`, `producer.rs`, `admin.rs` | the three kinds of client |
 //! | `permissions.rs` | admin requests that ask what is permitted |
-//! | `sockets.rs` | how often a broker that is down is tried |
 //!
 //! Invariants that every block relies on:
 //! - A handle outlives everything made from it. Messages, queues and topic objects are fields of
@@ -26,7 +25,6 @@ mod message;
 pub(super) mod partitions;
 pub(super) mod permissions;
 pub(super) mod producer;
-mod sockets;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
@@ -169,7 +167,6 @@ impl Client {
         unsafe {
             rd::rd_kafka_conf_set_opaque(conf.0, opaque);
             rd::rd_kafka_conf_set_log_cb(conf.0, Some(callbacks::on_log));
-            rd::rd_kafka_conf_set_socket_cb(conf.0, Some(sockets::on_socket));
             match kind {
                 Kind::Consumer => {
                     rd::rd_kafka_conf_set_error_cb(conf.0, Some(callbacks::on_error));
