@@ -109,6 +109,13 @@ const MAP_RATIOS: &[Ratio] = &[
     ),
 ];
 
+const ONE_EACH: &[Contender] = &[
+    contender("loop", Kind::Loop, ExactlyOnce),
+    contender("loop again", Kind::Loop, ExactlyOnce),
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("streams", Kind::Streams(EITHER), ExactlyOnce),
+];
+
 const LATENCY: &[Contender] = &[
     contender("tidemill", Kind::Tidemill, ExactlyOnce),
     contender("streams", Kind::Streams(DEFAULTS), ExactlyOnce),
@@ -198,12 +205,7 @@ pub const WORKLOADS: &[Workload] = &[
         keys: Keys::Uniform(1_000_000),
         value_bytes: 100,
         load: Load::Backlog { records: 1_000_000 },
-        contenders: &[
-            contender("loop", Kind::Loop, ExactlyOnce),
-            contender("loop again", Kind::Loop, ExactlyOnce),
-            contender("tidemill", Kind::Tidemill, ExactlyOnce),
-            contender("streams", Kind::Streams(EITHER), ExactlyOnce),
-        ],
+        contenders: ONE_EACH,
         ratios: &[
             NULL,
             ratio("Kafka Streams / tidemill", Metric::Cpu, ["streams", "tidemill"], Bar::AtLeast(3.0), 5.0),
@@ -217,12 +219,7 @@ pub const WORKLOADS: &[Workload] = &[
         keys: Keys::Repeating { percent: 2 },
         value_bytes: 100,
         load: Load::Backlog { records: 1_000_000 },
-        contenders: &[
-            contender("loop", Kind::Loop, ExactlyOnce),
-            contender("loop again", Kind::Loop, ExactlyOnce),
-            contender("tidemill", Kind::Tidemill, ExactlyOnce),
-            contender("streams", Kind::Streams(EITHER), ExactlyOnce),
-        ],
+        contenders: ONE_EACH,
         ratios: &[
             NULL,
             ratio(

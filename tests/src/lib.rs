@@ -19,7 +19,7 @@
 //!
 //! Fault runs (`make faults`, `make chaos`): [`rig`] kills nodes under load and leaves [`evidence`],
 //! which [`check`] judges in a program of its own, `tidemill-check`. [`outbox`] does both for what leaves Kafka
-//! (`make outbox`), [`poison`] for what fails (`make poison`), and [`dedupe`] is the workload of `make inbox`.
+//! (`make outbox`), [`poison`] for what fails (`make poison`), both scene by scene ([`play`]), and [`dedupe`] is the workload of `make inbox`.
 
 #![forbid(unsafe_code)]
 
@@ -36,6 +36,7 @@ pub mod orders;
 pub mod outbox;
 pub mod permissions;
 pub mod pipeline;
+pub mod play;
 pub mod poison;
 pub mod programs;
 pub mod reading;

@@ -193,14 +193,7 @@ impl List {
             }
         }
         let mut view = list(&found);
-        if !request.page_token.is_empty() {
-            let token = STANDARD.encode(&request.page_token);
-            let shown = grouped(found.len() as u64);
-            view.blocks.push(Block::Line(format!(
-                "the first {shown}; --max-messages N gives more, --page-token {token} the next"
-            )));
-            view.json["next_page_token"] = json!(token);
-        }
+        view.note_more(found.len(), "--max-messages N", &request.page_token);
         view.print(global.output)
     }
 }

@@ -2,11 +2,13 @@
 
 use std::io::{IsTerminal, Write};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::failure::Failure;
-use super::table::Table;
+use super::table::{Table, grouped};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -36,6 +38,18 @@ impl View {
 
     pub fn line(line: impl Into<String>, json: Value) -> View {
         View { blocks: vec![Block::Line(line.into())], json }
+    }
+
+    /// Says that there is more than so many rows, which these options of the command show, or the next page.
+    pub fn note_more(&mut self, shown: usize, options: &str, page_token: &[u8]) {
+        if page_token.is_empty() {
+            return;
+        }
+        let (shown, token) = (grouped(shown as u64), STANDARD.encode(page_token));
+        self.blocks.push(Block::Line(format!(
+            "the first {shown}; {options} gives more, --page-token {token} the next"
+        )));
+        self.json["next_page_token"] = json!(token);
     }
 
     /// As text for a terminal of this width, or for a pipe (`None`), where nothing is cut.

@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 
 use super::client::{ANSWER_BYTES_MAX, author};
 use super::failure::Failure;
-use super::output::{Block, View, confirm};
+use super::output::{View, confirm};
 use super::table::{Cell, Table, Tone, grouped};
 use super::values::{KeyFormat, show_text, text_json};
 use super::{Global, Outcome, client};
@@ -209,14 +209,7 @@ impl List {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut view = list_view(&found, now.as_millis() as i64);
-        if !request.page_token.is_empty() {
-            let token = STANDARD.encode(&request.page_token);
-            let shown = grouped(found.len() as u64);
-            view.blocks.push(Block::Line(format!(
-                "the first {shown}; --limit N gives more, --page-token {token} the next"
-            )));
-            view.json["next_page_token"] = json!(token);
-        }
+        view.note_more(found.len(), "--limit N", &request.page_token);
         view.print(global.output)
     }
 }

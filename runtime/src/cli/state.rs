@@ -219,14 +219,7 @@ impl Scan {
         }
         note_positions(global, &read_at);
         let mut view = entries(&found, &parked, &read_at, &kind);
-        if !request.page_token.is_empty() {
-            let shown = grouped((found.len() + parked.len()) as u64);
-            let token = STANDARD.encode(&request.page_token);
-            view.json["next_page_token"] = json!(token);
-            view.blocks.push(Block::Line(format!(
-                "the first {shown}; --limit N or --all gives more, --page-token {token} the next"
-            )));
-        }
+        view.note_more(found.len() + parked.len(), "--limit N or --all", &request.page_token);
         view.print(global.output)
     }
 }

@@ -258,7 +258,7 @@ impl Forwarder {
             let part = proto::ScanStateRequest {
                 partition: Some(partition),
                 limit: limit - held,
-                page_token: if partition == token.partition { token.after.clone() } else { Vec::new() },
+                page_token: token.within(partition),
                 ..request.clone()
             };
             let part = self.read(part, false, deadline).await?;

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::deadline::Deadline;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::{Services, ask};
+use super::page::PageToken;
 use crate::node::{ControlError, Handle};
 
 /// Letters that one page may hold at most, and holds when the caller does not say.
@@ -117,35 +118,31 @@ impl Forwarder {
         if request.local {
             return self.read(proto::ListLettersRequest { limit, ..request }, true, deadline).await;
         }
-        let (first, offset) = match request.page_token.split_first_chunk::<4>() {
-            None if request.page_token.is_empty() => (0, Vec::new()),
-            Some((partition, offset)) if matches!(offset.len(), 0 | 8) => {
-                (i32::from_be_bytes(*partition), offset.to_vec())
-            }
-            _ => return Err(Status::invalid_argument("page_token: it is not from a page of letters")),
+        let token = PageToken::read(&request.page_token).filter(|token| matches!(token.after.len(), 0 | 8));
+        let Some(token) = token else {
+            return Err(Status::invalid_argument("page_token: it is not from a page of letters"));
         };
         let wanted = request.filter.as_ref().map(|filter| filter.partitions.clone()).unwrap_or_default();
-        let token = |partition: i32, offset: &[u8]| [&partition.to_be_bytes()[..], offset].concat();
         let mut answer = proto::ListLettersResponse::default();
         for partition in self.partitions(&request, false).await? {
-            if partition < first || !(wanted.is_empty() || wanted.contains(&partition)) {
+            if partition < token.partition || !(wanted.is_empty() || wanted.contains(&partition)) {
                 continue;
             }
             let left = limit - answer.letters.len() as u32;
             if left == 0 {
-                answer.next_page_token = token(partition, &[]);
+                answer.next_page_token = PageToken { partition, after: Vec::new() }.write();
                 break;
             }
             let part = proto::ListLettersRequest {
                 partition: Some(partition),
                 limit: left,
-                page_token: if partition == first { offset.clone() } else { Vec::new() },
+                page_token: token.within(partition),
                 ..request.clone()
             };
             let part = self.read(part, false, deadline).await?;
             answer.letters.extend(part.letters);
             if !part.next_page_token.is_empty() {
-                answer.next_page_token = token(partition, &part.next_page_token);
+                answer.next_page_token = PageToken { partition, after: part.next_page_token }.write();
                 break;
             }
         }

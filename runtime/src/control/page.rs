@@ -1,15 +1,16 @@
-//! Page tokens: where the next page of a scan begins, in words of the data and not of a node, so that
-//! a token survives restarts, moves and new versions.
+//! Page tokens: where the next page begins, in words of the data and not of a node, so that a token
+//! survives restarts, moves and new versions.
 
 use sha2::{Digest, Sha256};
 use tidemill_proto::v1::ScanStateRequest;
 use tonic::Status;
 
-/// A partition, and the last key that was returned from it; no key = at its first.
+/// A partition, and the last key that was returned from it, or what else its node says; nothing = at its
+/// beginning.
 ///
 /// | bytes | what |
 /// |---|---|
-/// | 8 | of the digest of the request, which the next request must repeat |
+/// | 8 | of a scan: of the digest of the request, which the next request must repeat |
 /// | 4 | partition, big endian |
 /// | rest | the last key |
 #[derive(Debug, PartialEq, Eq, Default)]
@@ -19,7 +20,26 @@ pub struct PageToken {
 }
 
 impl PageToken {
-    /// The token of a request; without one, the beginning.
+    /// A token that says nothing of its request; an empty one is the beginning.
+    pub fn read(token: &[u8]) -> Option<PageToken> {
+        if token.is_empty() { Some(PageToken::default()) } else { PageToken::place(token) }
+    }
+
+    pub fn write(&self) -> Vec<u8> {
+        [&self.partition.to_be_bytes()[..], &self.after].concat()
+    }
+
+    /// Where a partition is gone on with, that is not before the token's.
+    pub fn within(&self, partition: i32) -> Vec<u8> {
+        if partition == self.partition { self.after.clone() } else { Vec::new() }
+    }
+
+    fn place(bytes: &[u8]) -> Option<PageToken> {
+        let (partition, after) = bytes.split_first_chunk::<4>()?;
+        Some(PageToken { partition: i32::from_be_bytes(*partition), after: after.to_vec() })
+    }
+
+    /// The token of a scan; without one, the beginning.
     pub fn decode(request: &ScanStateRequest) -> Result<PageToken, Status> {
         let token = request.page_token.as_slice();
         if token.is_empty() {
@@ -32,15 +52,12 @@ impl PageToken {
             )
         };
         let (digest, rest) = token.split_first_chunk::<8>().ok_or_else(refuse)?;
-        let (partition, after) = rest.split_first_chunk::<4>().ok_or_else(refuse)?;
-        if *digest != digest_of(request) {
-            return Err(refuse());
-        }
-        Ok(PageToken { partition: i32::from_be_bytes(*partition), after: after.to_vec() })
+        let place = PageToken::place(rest).filter(|_| *digest == digest_of(request));
+        place.ok_or_else(refuse)
     }
 
     pub fn encode(&self, request: &ScanStateRequest) -> Vec<u8> {
-        [&digest_of(request)[..], &self.partition.to_be_bytes(), &self.after].concat()
+        [&digest_of(request)[..], &self.write()].concat()
     }
 }
 

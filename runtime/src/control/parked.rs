@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::deadline::Deadline;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::Services;
+use super::page::PageToken;
 use crate::node::{ControlError, Handle};
 
 /// Keys that one page may hold at most, and holds when the caller does not say.
@@ -114,32 +115,29 @@ impl Forwarder {
         if request.local {
             return self.read(proto::ListParkedRequest { limit, ..request }, true, deadline).await;
         }
-        let (first, after) = match request.page_token.split_first_chunk::<4>() {
-            None if request.page_token.is_empty() => (0, Vec::new()),
-            Some((partition, after)) => (i32::from_be_bytes(*partition), after.to_vec()),
-            None => return Err(Status::invalid_argument("page_token: it is not from a page of parked keys")),
+        let Some(token) = PageToken::read(&request.page_token) else {
+            return Err(Status::invalid_argument("page_token: it is not from a page of parked keys"));
         };
-        let token = |partition: i32, after: &[u8]| [&partition.to_be_bytes()[..], after].concat();
         let mut answer = proto::ListParkedResponse::default();
         for partition in self.partitions(&request, false).await? {
-            if partition < first {
+            if partition < token.partition {
                 continue;
             }
             let left = limit - answer.keys.len() as u32;
             if left == 0 {
-                answer.next_page_token = token(partition, &[]);
+                answer.next_page_token = PageToken { partition, after: Vec::new() }.write();
                 break;
             }
             let part = proto::ListParkedRequest {
                 partition: Some(partition),
                 limit: left,
-                page_token: if partition == first { after.clone() } else { Vec::new() },
+                page_token: token.within(partition),
                 ..request.clone()
             };
             let part = self.read(part, false, deadline).await?;
             answer.keys.extend(part.keys);
             if !part.next_page_token.is_empty() {
-                answer.next_page_token = token(partition, &part.next_page_token);
+                answer.next_page_token = PageToken { partition, after: part.next_page_token }.write();
                 break;
             }
         }

@@ -9,6 +9,7 @@ use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::edit_state_request::Change;
 
 use super::board::TaskEntry;
+use super::change::AUTHOR_BYTES_MAX;
 use super::edits::{EditRequest, Edited};
 use super::handle::ControlError;
 use super::query::Target;
@@ -18,8 +19,6 @@ use crate::config::manifest::StoreKind;
 use crate::task::Edit;
 use crate::telemetry::TaskState;
 
-/// Of the name of whoever asks.
-const AUTHOR_BYTES_MAX: usize = 200;
 /// Of a key that is edited by hand: it is kept in the control topic for ever.
 const KEY_BYTES_MAX: usize = 64 << 10;
 

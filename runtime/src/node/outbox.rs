@@ -11,7 +11,7 @@ use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
 
 use super::board::TaskEntry;
-use super::change::AUTHOR_BYTES_MAX;
+use super::change::check_author;
 use super::handle::{ControlError, Handle};
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
@@ -278,14 +278,6 @@ fn unknown_destination(deployment: &str, name: &str, known: &BTreeSet<String>) -
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     ControlError::NotFound(format!("{deployment} has no destination {name}; it has {known}"))
-}
-
-fn check_author(author: &str) -> Result<(), ControlError> {
-    if author.len() <= AUTHOR_BYTES_MAX {
-        return Ok(());
-    }
-    let message = format!("it has {} bytes; at most {AUTHOR_BYTES_MAX} are taken", author.len());
-    Err(ControlError::Invalid(vec![Problem::at("author", message)]))
 }
 
 fn named(destination: &str) -> Option<String> {

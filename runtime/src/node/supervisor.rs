@@ -231,7 +231,7 @@ fn step(
     let backoff = place.as_ref().map_or(RETRY_MIN, |place| place.backoff(registered.revision));
     let prepared = revision::prepare(node, registered);
     if stopping.load(Ordering::Relaxed) {
-        return place.unwrap_or_else(|| Place::to_be_started(registered));
+        return place.unwrap_or_else(|| Place::due(&registered.incarnation, registered.revision));
     }
     let (revision, running) = match (prepared, place) {
         (Ok(revision), Some(Place::Up(running, _))) => (revision, Some(running)),
@@ -364,15 +364,14 @@ impl Place {
 
     /// Stops a deployment, to be started again at once; the start says what is wrong if it cannot.
     fn tried_again(deployment: RunningDeployment, leave: Leave) -> Place {
-        let revision = deployment.revision();
-        let incarnation = deployment.incarnation().to_owned();
+        let place = Place::due(deployment.incarnation(), deployment.revision());
         deployment.stop(leave);
-        Place::Failed(incarnation, Retry { revision, again: Instant::now(), backoff: RETRY_MIN })
+        place
     }
 
-    fn to_be_started(registered: &Registered) -> Place {
-        let retry = Retry { revision: registered.revision, again: Instant::now(), backoff: RETRY_MIN };
-        Place::Failed(registered.incarnation.clone(), retry)
+    /// To be started at the next look.
+    fn due(incarnation: &str, revision: u64) -> Place {
+        Place::Failed(incarnation.to_owned(), Retry { revision, again: Instant::now(), backoff: RETRY_MIN })
     }
 
     fn running(&self) -> Option<Arc<Revision>> {

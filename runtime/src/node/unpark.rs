@@ -8,7 +8,7 @@ use prost::Message;
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
 
-use super::change::AUTHOR_BYTES_MAX;
+use super::change::check_author;
 use super::handle::{ControlError, Handle};
 use super::parked_keys::{self, Wanted};
 use super::query::Target;
@@ -99,10 +99,7 @@ impl Handle {
 
     fn unpark(&self, asked: &Asked<'_>, what: Unpark, until: Instant) -> Result<Unparked, ControlError> {
         let Asked { deployment: name, author, .. } = *asked;
-        if author.len() > AUTHOR_BYTES_MAX {
-            let message = format!("it has {} bytes; at most {AUTHOR_BYTES_MAX} are taken", author.len());
-            return Err(ControlError::Invalid(vec![Problem::at("author", message)]));
-        }
+        check_author(author)?;
         let registered = self.registered(name)?;
         let spec = keeps(&registered)?;
         let buries = matches!(what, Unpark::Drop { discard: false, .. });

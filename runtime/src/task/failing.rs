@@ -192,11 +192,8 @@ impl Task {
     }
 
     fn try_again(&mut self, due: &Due, taken: TakenAt, applied: &mut Applied) -> Result<(), TaskError> {
-        let key = due.id.encode();
         let missing = || StoreError::Corrupt("a parked record is gone from the store".into());
-        let bytes = self.view.row(Table::Parked, &key)?.ok_or_else(missing)?;
-        let mut record = ParkedRecord::decode(bytes.as_slice())
-            .map_err(|error| StoreError::Corrupt(format!("parked record: {error}")))?;
+        let mut record = self.parked_record(due.id)?.ok_or_else(missing)?;
         if record.revision != self.config.revision {
             // Another version begins anew.
             record.attempts = 0;
@@ -239,7 +236,7 @@ impl Task {
             }
             Reaction::Again { .. } | Reaction::Hold => {
                 schedule(&mut record, reaction);
-                self.view.set_row(Table::Parked, &key, Some(&record.encode_to_vec()));
+                self.view.set_row(Table::Parked, &due.id.encode(), Some(&record.encode_to_vec()));
                 self.parked.postpone(due, &record);
                 None
             }

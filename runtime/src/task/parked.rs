@@ -87,14 +87,14 @@ struct Row {
 
 impl Row {
     fn of(record: &ParkedRecord, due_ms: i64) -> Row {
-        let kind = FailureKind::ALL.into_iter().find(|kind| kind.as_str() == record.kind);
-        Row { bytes: size(record), due_ms, offset: record.offset, kind }
+        Row { bytes: size(record), due_ms, offset: record.offset, kind: FailureKind::parse(&record.kind) }
     }
 }
 
-/// When a row may be tried: never, if it is held for a person.
-fn due_ms(record: &ParkedRecord) -> i64 {
-    if record.held { i64::MAX } else { record.next_attempt_ms }
+/// When a record may be tried by this revision: never, if this is the one that holds it for a person. What
+/// another one gave up is tried again.
+pub fn due_ms(record: &ParkedRecord, revision: u64) -> i64 {
+    if record.held && record.revision == revision { i64::MAX } else { record.next_attempt_ms }
 }
 
 type Queue = BTreeMap<RowId, Row>;
@@ -148,9 +148,8 @@ impl Parked {
             for (key, value) in page.keys.iter().zip(page.values.iter()) {
                 let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
                 let (id, record) = decode(key, value)?;
-                let held = record.held && record.revision == revision;
-                let due_ms = if held { i64::MAX } else { record.next_attempt_ms };
-                parked.insert(id, record.key.as_deref(), Row::of(&record, due_ms));
+                let row = Row::of(&record, due_ms(&record, revision));
+                parked.insert(id, record.key.as_deref(), row);
                 start = [key, b"\0"].concat();
             }
             if !page.more {
@@ -213,7 +212,7 @@ impl Parked {
     }
 
     fn push_as(&mut self, id: RowId, record: &ParkedRecord) -> RowId {
-        self.insert(id, record.key.as_deref(), Row::of(record, due_ms(record)));
+        self.insert(id, record.key.as_deref(), Row::of(record, due_ms(record, record.revision)));
         id
     }
 
@@ -252,7 +251,7 @@ impl Parked {
     /// The head has failed again: it is due at that time, or held.
     pub fn postpone(&mut self, due: &Due, record: &ParkedRecord) {
         let Some(row) = self.row_mut(due) else { return };
-        let (before, now) = (*row, Row::of(record, due_ms(record)));
+        let (before, now) = (*row, Row::of(record, due_ms(record, record.revision)));
         *row = now;
         self.heads.remove(&(before.due_ms, due.id, due.name.clone()));
         self.bytes = self.bytes - before.bytes + now.bytes;

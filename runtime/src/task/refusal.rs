@@ -25,6 +25,13 @@ pub(super) struct Careful {
     pub gated: bool,
 }
 
+impl Careful {
+    /// Everything of the range is committed.
+    fn is_past(&self, committed: &[Offset]) -> bool {
+        committed.iter().zip(&self.until).all(|(committed, until)| committed >= until)
+    }
+}
+
 /// A record that is not run in company any more.
 #[derive(Debug)]
 pub(super) struct Suspect {
@@ -86,7 +93,7 @@ impl Task {
     pub fn rewind(&mut self) -> Option<Vec<(InputPartition, Offset)>> {
         let careful = self.careful.as_mut()?;
         let gated = std::mem::replace(&mut careful.gated, false);
-        if self.committed.iter().zip(&careful.until).all(|(committed, until)| committed >= until) {
+        if careful.is_past(&self.committed) {
             self.careful = None;
         } else {
             careful.records_max = careful.records_max.saturating_mul(2);
@@ -98,8 +105,11 @@ impl Task {
     /// would tell so may never come.
     pub(super) fn end_search(&mut self) {
         let Some(careful) = &self.careful else { return };
-        let is_past = self.committed.iter().zip(&careful.until).all(|(committed, until)| committed >= until);
-        if is_past && !careful.gated && self.in_flight.is_none() && self.pending().is_empty() {
+        if careful.is_past(&self.committed)
+            && !careful.gated
+            && self.in_flight.is_none()
+            && self.pending().is_empty()
+        {
             self.careful = None;
         }
     }

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use tidemill_proto::v1::{OffsetMetadata, StoreSize};
 
-use super::{Task, TaskConfig, TaskError};
+use super::{EditedIn, Task, TaskConfig, TaskError};
 use crate::config::deployment::Guarantee;
 use crate::effects::Emissions;
 use crate::ports::{ChangelogRows, TaskOffset};
@@ -50,6 +50,11 @@ impl Sealed {
     /// Numbers of the writer and of its commit, as in the position record.
     pub fn stamp(&self) -> (u64, u64) {
         (self.writer, self.commit)
+    }
+
+    /// True if an operator's change to this partition's task is part of this commit, or of one before it.
+    pub fn includes(&self, partition: i32, edited: EditedIn) -> bool {
+        self.partition == partition && self.writer == edited.writer && edited.commit <= self.commit
     }
 
     /// Writes the changes to the store, as one batch. Runs on the commit thread, only after the

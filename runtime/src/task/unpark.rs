@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use prost::Message;
 use tidemill_proto::v1::ParkedFilter;
 
-use super::parked::RowId;
+use super::parked::{RowId, due_ms};
 use super::redrive::Ended;
 use super::{Failure, FailureKind, TakenAt, Task, TaskError};
 use crate::record::Offset;
@@ -179,8 +179,7 @@ impl Task {
             unparking.done.left += 1;
             unparking.done.reason.clone_from(&reason);
             unparking.stays = Some(reason);
-            let is_held = record.held && record.revision == self.config.revision;
-            self.parked.set_due(id, key, if is_held { i64::MAX } else { record.next_attempt_ms });
+            self.parked.set_due(id, key, due_ms(record, self.config.revision));
             return Ok(());
         }
         unparking.done.keys += u64::from(chosen.is_first);
@@ -193,7 +192,7 @@ impl Task {
 
     /// The failure that a dropped record is said to have: its own, or that of the record it waited behind.
     fn given_up(&self, record: &ParkedRecord, failed: &mut Option<(FailureKind, String)>) -> Failure {
-        let kind = FailureKind::ALL.into_iter().find(|kind| kind.as_str() == record.kind);
+        let kind = FailureKind::parse(&record.kind);
         let reason = match (kind, &failed) {
             (Some(_), _) => format!("dropped by hand: {}", record.reason),
             (None, Some((_, reason))) => format!("dropped by hand behind a record that failed: {reason}"),
@@ -231,7 +230,7 @@ impl Task {
     }
 
     /// None = it is parked no more.
-    fn parked_record(&self, id: RowId) -> Result<Option<ParkedRecord>, TaskError> {
+    pub(super) fn parked_record(&self, id: RowId) -> Result<Option<ParkedRecord>, TaskError> {
         let Some(bytes) = self.view.row(Table::Parked, &id.encode())? else { return Ok(None) };
         let record = ParkedRecord::decode(bytes.as_slice())
             .map_err(|error| StoreError::Corrupt(format!("parked record: {error}")))?;

@@ -15,8 +15,8 @@ use super::process::{Usage, thread_names};
 use super::stage::deploy;
 use crate::cluster::Cluster;
 use crate::node::Node;
-use crate::programs::{run, tidemill, workspace};
 use crate::reading::{assign, reading};
+use crate::rig::fleet::build_module;
 
 const INPUT: &str = "churn-in";
 const OUTPUT: &str = "churn-out";
@@ -43,9 +43,8 @@ impl Bench {
         runtime.block_on(node.client());
         let channel = runtime.block_on(Endpoint::from_shared(format!("http://{}", node.grpc))?.connect())?;
         node.tidemill(&["topics", "create", INPUT, OUTPUT, "--partitions", "1"]).ok();
-        let out = directory.join("count.wasm");
-        run(tidemill(["build"]).arg(workspace().join("plugins/count")).arg("--out").arg(&out)).ok();
-        let (bootstrap, module) = (cluster.bootstrap().to_owned(), std::fs::read(out)?);
+        let module = build_module("count", "plugins/count", directory);
+        let (bootstrap, module) = (cluster.bootstrap().to_owned(), std::fs::read(module)?);
         Ok(Bench { _cluster: cluster, bootstrap, node, runtime, channel, module })
     }
 

@@ -18,6 +18,8 @@ pub mod stage;
 
 use std::fmt;
 
+use crate::play::Findings;
+
 /// What a run has found.
 #[derive(Debug, Default)]
 pub struct Summary {
@@ -31,8 +33,13 @@ pub struct Summary {
     pub notes: Vec<String>,
 }
 
-impl Summary {
-    pub fn add(&mut self, other: Summary) {
+impl Findings for Summary {
+    fn of_early_end(scene: &str) -> Summary {
+        // It proves nothing then.
+        Summary { invalid: vec![format!("INVALID {scene}: it ended early")], ..Summary::default() }
+    }
+
+    fn add(&mut self, other: Summary) {
         self.rows += other.rows;
         self.deliveries += other.deliveries;
         self.violations.extend(other.violations);
@@ -40,8 +47,13 @@ impl Summary {
         self.notes.extend(other.notes);
     }
 
-    pub fn is_good(&self) -> bool {
+    fn is_good(&self) -> bool {
         self.violations.is_empty() && self.invalid.is_empty()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let violations = self.violations.iter().map(|line| format!("violation {line}"));
+        self.notes.iter().chain(&self.invalid).cloned().chain(violations).collect()
     }
 }
 

@@ -15,6 +15,7 @@ use super::rabbit::Rabbit;
 use super::scenes::Length;
 use super::stage::{Feeder, PARTITIONS, Stage};
 use crate::cluster::Cluster;
+use crate::play::Findings;
 use crate::programs::tidemill;
 use crate::reading::{assign, reading};
 use crate::wait::until;

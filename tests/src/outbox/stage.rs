@@ -15,7 +15,6 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::node::{Node, plain};
-use crate::programs::{run, tidemill, workspace};
 use crate::wait::until;
 
 pub const DEPLOYMENT: &str = "w7";
@@ -105,14 +104,6 @@ impl Stage {
         let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         kib.unwrap_or(0) / 1024
     }
-}
-
-/// Builds the handler, once for all scenes.
-pub fn build_module(directory: &Path) -> PathBuf {
-    let out = directory.join("courier.wasm");
-    let path = workspace().join("tests/guests/courier");
-    run(tidemill(["build"]).arg(path).arg("--out").arg(&out)).ok();
-    out
 }
 
 /// What was fed: texts by key, in their order.

@@ -21,6 +21,7 @@ pub mod stage;
 
 use std::fmt;
 
+use crate::play::Findings;
 use crate::rig::fleet::build_module;
 
 /// The shortest form of `make poison`: letters of a handler that fails, given back to one that does not.
@@ -45,8 +46,12 @@ pub struct Summary {
     pub notes: Vec<String>,
 }
 
-impl Summary {
-    pub fn add(&mut self, other: Summary) {
+impl Findings for Summary {
+    fn of_early_end(scene: &str) -> Summary {
+        Summary { violations: vec![format!("{scene}: it ended early")], ..Summary::default() }
+    }
+
+    fn add(&mut self, other: Summary) {
         self.records += other.records;
         self.letters += other.letters;
         self.p99_ms = self.p99_ms.or(other.p99_ms);
@@ -54,10 +59,17 @@ impl Summary {
         self.notes.extend(other.notes);
     }
 
-    pub fn is_good(&self) -> bool {
+    fn is_good(&self) -> bool {
         self.violations.is_empty()
     }
 
+    fn lines(&self) -> Vec<String> {
+        let violations = self.violations.iter().map(|line| format!("violation {line}"));
+        self.notes.iter().cloned().chain(violations).collect()
+    }
+}
+
+impl Summary {
     /// A violation unless it holds.
     pub fn hold(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
         if !holds {

@@ -233,13 +233,26 @@ impl Client {
     }
 
     pub fn describe_topics(&self, names: &[String], wait: Duration) -> Result<Vec<Described>, KafkaError> {
+        // SAFETY: descriptions are live while they are read; a topic id is never null in one.
+        self.read_topics(names, wait, |_| {}, |topic| unsafe { topic_info(topic) })
+    }
+
+    /// Describes topics, with what `prepare` sets in the options; `read` is given each description while it lives.
+    pub(super) fn read_topics<T>(
+        &self,
+        names: &[String],
+        wait: Duration,
+        prepare: impl FnOnce(&Post),
+        read: impl Fn(*const rd::rd_kafka_TopicDescription_t) -> T,
+    ) -> Result<Vec<T>, KafkaError> {
         let names: Vec<_> = names.iter().map(|name| c_string(name)).collect();
         let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
         // SAFETY: the collection copies the names and is destroyed here; descriptions are read
-        // while the reply lives; a topic id is never null in a description.
+        // while the reply lives.
         unsafe {
             let topics = rd::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
             let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, wait, |post| {
+                prepare(post);
                 rd::rd_kafka_DescribeTopics(post.rk, topics, post.options, post.queue);
             });
             rd::rd_kafka_TopicCollection_destroy(topics);
@@ -249,7 +262,7 @@ impl Client {
                 rd::rd_kafka_event_DescribeTopics_result(reply.0),
                 &mut count,
             );
-            Ok((0..count).map(|index| topic_info(*found.add(index))).collect())
+            Ok((0..count).map(|index| read(*found.add(index))).collect())
         }
     }
 
@@ -353,11 +366,27 @@ impl Client {
     }
 
     pub fn describe_group(&self, group: &str, wait: Duration) -> Result<GroupInfo, KafkaError> {
+        // SAFETY: the description is live while it is read.
+        let found = self.read_group(group, wait, |_| {}, |group| unsafe { group_info(group) })?;
+        found.unwrap_or_else(|| {
+            Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND, "no such group"))
+        })
+    }
+
+    /// As [`Client::read_topics`], of one group; none if there is no description.
+    pub(super) fn read_group<T>(
+        &self,
+        group: &str,
+        wait: Duration,
+        prepare: impl FnOnce(&Post),
+        read: impl FnOnce(*const rd::rd_kafka_ConsumerGroupDescription_t) -> T,
+    ) -> Result<Option<T>, KafkaError> {
         let name = c_string(group);
         let mut names = [name.as_ptr()];
         // SAFETY: descriptions are read while the reply lives.
         unsafe {
             let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, wait, |post| {
+                prepare(post);
                 rd::rd_kafka_DescribeConsumerGroups(post.rk, names.as_mut_ptr(), 1, post.options, post.queue);
             })?;
             let mut count = 0;
@@ -365,10 +394,7 @@ impl Client {
                 rd::rd_kafka_event_DescribeConsumerGroups_result(reply.0),
                 &mut count,
             );
-            if count == 0 {
-                return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND, "no such group"));
-            }
-            group_info(*found)
+            Ok((count > 0).then(|| read(*found)))
         }
     }
 

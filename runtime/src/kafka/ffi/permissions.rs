@@ -4,11 +4,10 @@
 use std::ffi::c_int;
 use std::time::Duration;
 
-use rd::rd_kafka_admin_op_t as Op;
 use rdkafka_sys as rd;
 
 use super::admin::{Described, Post, TopicSpec, borrowed, topic_info};
-use super::{Client, KafkaError, c_string, consume};
+use super::{Client, KafkaError, consume};
 
 // The same functions as in the bindings, with operations as the integers they are in C.
 unsafe extern "C" {
@@ -32,57 +31,24 @@ impl Client {
         names: &[String],
         wait: Duration,
     ) -> Result<Vec<(Described, Allowed)>, KafkaError> {
-        let names: Vec<_> = names.iter().map(|name| c_string(name)).collect();
-        let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
-        // SAFETY: the collection copies the names and is destroyed here; descriptions and their
-        // operations are read while the reply lives.
-        unsafe {
-            let topics = rd::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
-            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, wait, |post| {
-                with_operations(post);
-                rd::rd_kafka_DescribeTopics(post.rk, topics, post.options, post.queue);
-            });
-            rd::rd_kafka_TopicCollection_destroy(topics);
-            let reply = reply?;
+        // SAFETY: a description and its operations are live while they are read.
+        self.read_topics(names, wait, with_operations, |topic| unsafe {
             let mut count = 0;
-            let found = rd::rd_kafka_DescribeTopics_result_topics(
-                rd::rd_kafka_event_DescribeTopics_result(reply.0),
-                &mut count,
-            );
-            Ok((0..count)
-                .map(|index| {
-                    let topic = *found.add(index);
-                    let mut count = 0;
-                    let operations = rd_kafka_TopicDescription_authorized_operations(topic, &mut count);
-                    (topic_info(topic), allowed(operations, count))
-                })
-                .collect())
-        }
+            let operations = rd_kafka_TopicDescription_authorized_operations(topic, &mut count);
+            (topic_info(topic), allowed(operations, count))
+        })
     }
 
     /// What this client may do with a group, whether or not the group exists.
     pub fn group_operations(&self, group: &str, wait: Duration) -> Result<Allowed, KafkaError> {
-        let name = c_string(group);
-        let mut names = [name.as_ptr()];
         // SAFETY: as for `describe_permitted`.
-        unsafe {
-            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, wait, |post| {
-                with_operations(post);
-                rd::rd_kafka_DescribeConsumerGroups(post.rk, names.as_mut_ptr(), 1, post.options, post.queue);
-            })?;
+        let found = self.read_group(group, wait, with_operations, |group| unsafe {
+            borrowed(rd::rd_kafka_ConsumerGroupDescription_error(group))?;
             let mut count = 0;
-            let found = rd::rd_kafka_DescribeConsumerGroups_result_groups(
-                rd::rd_kafka_event_DescribeConsumerGroups_result(reply.0),
-                &mut count,
-            );
-            if count == 0 {
-                return Ok(None);
-            }
-            borrowed(rd::rd_kafka_ConsumerGroupDescription_error(*found))?;
-            let mut count = 0;
-            let operations = rd_kafka_ConsumerGroupDescription_authorized_operations(*found, &mut count);
+            let operations = rd_kafka_ConsumerGroupDescription_authorized_operations(group, &mut count);
             Ok(allowed(operations, count))
-        }
+        })?;
+        found.unwrap_or(Ok(None))
     }
 
     /// Whether a topic could be made; nothing is.
@@ -91,11 +57,9 @@ impl Client {
     }
 }
 
-/// # Safety
-/// The options of `post` are live.
-unsafe fn with_operations(post: &Post) {
-    // SAFETY: by the function's contract; the error object, if there is one, is ours. It says that the request
-    // cannot list operations, and then the reply has none.
+fn with_operations(post: &Post) {
+    // SAFETY: the options of a request are live until it is posted; the error object, if there is one, is ours.
+    // It says that the request cannot list operations, and then the reply has none.
     let _ = unsafe { consume(rd::rd_kafka_AdminOptions_set_include_authorized_operations(post.options, 1)) };
 }
 

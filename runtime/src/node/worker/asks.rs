@@ -3,7 +3,7 @@
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Consumer, Slot, SlotState, Worker, running};
+use super::{Consumer, NOT_RUNNING, Slot, SlotState, Worker, running};
 use crate::node::outbox::{Answer, Ask, OutboxRequest, REQUESTS_MAX};
 use crate::task::{EditedIn, Sealed, Task, TaskError};
 
@@ -30,11 +30,8 @@ impl Asks {
 
 /// The commit of a task is known: so are the deletions up to it.
 pub(super) fn answer_asks(asks: &mut Asks, sealed: &Sealed) {
-    let (writer, commit) = sealed.stamp();
     asks.waiting.retain(|waiting| {
-        let edited = waiting.edited;
-        let is_in =
-            waiting.partition == sealed.partition && edited.writer == writer && edited.commit <= commit;
+        let is_in = sealed.includes(waiting.partition, waiting.edited);
         if is_in {
             answer(&waiting.reply, Answer::Done(waiting.rows));
         }
@@ -70,7 +67,7 @@ impl<C: Consumer> Worker<C> {
         self.give_up_asks();
         while let Ok(OutboxRequest { partition, ask, reply }) = self.asks.arrived.try_recv() {
             let Some(Slot { state: SlotState::Running(task), .. }) = self.slots.get_mut(&partition) else {
-                answer(&reply, Answer::NotRunning("it restores, is halted, or is on its way elsewhere"));
+                answer(&reply, Answer::NotRunning(NOT_RUNNING));
                 continue;
             };
             if let Ask::Retry { destination, .. } = &ask {

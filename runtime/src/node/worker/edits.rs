@@ -2,7 +2,7 @@
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Consumer, Slot, SlotState, Worker, running};
+use super::{Consumer, NOT_RUNNING, Slot, SlotState, Worker, still_holds};
 use crate::node::edits::{EDITS_MAX, EditRequest, Edited};
 use crate::task::{EditError, EditedIn, Sealed};
 
@@ -28,11 +28,8 @@ impl Edits {
 
 /// The commit of a task is known: so are the edits up to it.
 pub(super) fn answer_edits(edits: &mut Edits, sealed: &Sealed) {
-    let (writer, commit) = sealed.stamp();
     edits.waiting.retain(|waiting| {
-        let is_in = waiting.partition == sealed.partition
-            && waiting.edited.writer == writer
-            && waiting.edited.commit <= commit;
+        let is_in = sealed.includes(waiting.partition, waiting.edited);
         if is_in {
             let at = sealed.offsets.iter().map(|offset| (offset.partition.input, offset.offset));
             answer(&waiting.reply, Edited::Done(at.collect()));
@@ -51,7 +48,7 @@ impl<C: Consumer> Worker<C> {
         self.give_up_edits();
         while let Ok(EditRequest { partition, edit, reply }) = self.edits.inbox.try_recv() {
             let Some(Slot { state: SlotState::Running(task), .. }) = self.slots.get_mut(&partition) else {
-                answer(&reply, Edited::NotRunning("it restores, is halted, or is on its way elsewhere"));
+                answer(&reply, Edited::NotRunning(NOT_RUNNING));
                 continue;
             };
             match task.edit(&edit) {
@@ -73,9 +70,7 @@ impl<C: Consumer> Worker<C> {
         }
         let mut waiting = std::mem::take(&mut self.edits.waiting);
         waiting.retain(|waiting| {
-            let mut tasks = running(&mut self.slots);
-            let holds = tasks
-                .any(|(partition, task)| partition == waiting.partition && task.still_holds(waiting.edited));
+            let holds = still_holds(&mut self.slots, waiting.partition, waiting.edited);
             if !holds {
                 answer(&waiting.reply, Edited::Unknown);
             }

@@ -55,7 +55,7 @@ use crate::faults::{Bug, planted};
 use crate::ports::{Clock, Group, Membership, Relay, Source, SourceError, Taken};
 use crate::record::{Batch, InputPartition, Offset};
 use crate::store::Store;
-use crate::task::{Applied, Sealed, TakenAt, Task, TaskState as Life};
+use crate::task::{Applied, EditedIn, Sealed, TakenAt, Task, TaskState as Life};
 use crate::telemetry::{Activity, TaskMetrics, WorkerMetrics};
 
 /// A take never waits longer, so that commands and restores are served.
@@ -500,6 +500,14 @@ fn running(slots: &mut BTreeMap<i32, Slot>) -> impl Iterator<Item = (i32, &mut B
         SlotState::Running(task) => Some((partition, task)),
         _ => None,
     })
+}
+
+/// What an operator asks of a task that does not run is answered so.
+const NOT_RUNNING: &str = "it restores, is halted, or is on its way elsewhere";
+
+/// False once an operator's change that is not known to be committed never will be by the task that has it.
+fn still_holds(slots: &mut BTreeMap<i32, Slot>, partition: i32, edited: EditedIn) -> bool {
+    running(slots).any(|(number, task)| number == partition && task.still_holds(edited))
 }
 
 /// Where every input of a task continues.

@@ -3,7 +3,7 @@
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Consumer, Slot, SlotState, TakenAt, Worker, running, waiting};
+use super::{Consumer, NOT_RUNNING, Slot, SlotState, TakenAt, Worker, running, still_holds, waiting};
 use crate::node::unpark::{Answer, REQUESTS_MAX, UnparkRequest};
 use crate::task::unpark::{Unparked, Unparking};
 use crate::task::{EditedIn, Sealed, Task, TaskError};
@@ -43,11 +43,8 @@ impl Unparks {
 
 /// The commit of a task is known: so is what was asked up to it.
 pub(super) fn answer_unparks(unparks: &mut Unparks, sealed: &Sealed) {
-    let (writer, commit) = sealed.stamp();
     unparks.waiting.retain_mut(|waiting| {
-        let edited = waiting.edited;
-        let is_in =
-            waiting.partition == sealed.partition && edited.writer == writer && edited.commit <= commit;
+        let is_in = sealed.includes(waiting.partition, waiting.edited);
         if is_in {
             answer(&waiting.reply, Answer::Done(std::mem::take(&mut waiting.done)));
         }
@@ -65,7 +62,7 @@ impl<C: Consumer> Worker<C> {
         self.give_up_unparks();
         while let Ok(UnparkRequest { partition, what, reply }) = self.unparks.arrived.try_recv() {
             let Some(Slot { state: SlotState::Running(task), .. }) = self.slots.get_mut(&partition) else {
-                answer(&reply, Answer::NotRunning("it restores, is halted, or is on its way elsewhere"));
+                answer(&reply, Answer::NotRunning(NOT_RUNNING));
                 continue;
             };
             match task.begin_unpark(what) {
@@ -130,9 +127,7 @@ impl<C: Consumer> Worker<C> {
             goes_on
         });
         waiting.retain(|one| {
-            let mut tasks = running(&mut self.slots);
-            let holds =
-                tasks.any(|(partition, task)| partition == one.partition && task.still_holds(one.edited));
+            let holds = still_holds(&mut self.slots, one.partition, one.edited);
             if !holds {
                 answer(&one.reply, Answer::Unknown);
             }
