@@ -36,8 +36,17 @@ pub mod sink;
 pub mod tools;
 pub mod topic_log;
 
+use std::time::{Duration, Instant};
+
 use crate::ports::SourceError;
+use crate::record::Offset;
 use ffi::{Code, KafkaError};
+
+/// A broker's answer about one partition.
+const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// Until every broker knows a topic that one of them has answered for.
+const KNOWN_WAIT: Duration = Duration::from_secs(5);
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// A batch of records does not read as it was written; there is nothing to be had of it.
 fn is_damage(error: &KafkaError) -> bool {
@@ -49,6 +58,22 @@ fn is_damage(error: &KafkaError) -> bool {
     ]
     .iter()
     .any(|&code| error.is(code))
+}
+
+/// Log start and end, as [`Client::watermarks`](ffi::Client::watermarks) tells them, of a partition of a topic that is
+/// there. A broker that has just come up may not know it yet, and librdkafka takes one such answer for the truth: it is
+/// asked again for a while.
+fn bounds(client: &ffi::Client, topic: &str, partition: i32) -> Result<(Offset, Offset), SourceError> {
+    let deadline = Instant::now() + KNOWN_WAIT;
+    loop {
+        match client.watermarks(topic, partition, REQUEST_WAIT) {
+            Ok((low, high)) => return Ok((Offset(low.max(0) as u64), Offset(high.max(0) as u64))),
+            Err(error) if admin::is_missing(&error) && Instant::now() < deadline => {
+                std::thread::sleep(ASK_EVERY)
+            }
+            Err(error) => return Err(source_error(topic, &error)),
+        }
+    }
 }
 
 /// Sorts a client error by what the caller can do about it.

@@ -9,16 +9,14 @@ use super::ffi::partitions::{Partitions, Row};
 use super::ffi::{Code, KafkaError, Message};
 use super::reader::{PartitionReader, TO_THE_END};
 use super::sink::read_stamp;
-use super::source_error;
+use super::{REQUEST_WAIT, bounds, source_error};
 use crate::faults::{Bug, planted};
 use crate::ports::{CommittedOffset, Log, LogRecord, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
 
-/// One request's wait; requests are repeated until `PATIENCE` runs out.
-const REQUEST_WAIT: Duration = Duration::from_secs(10);
-
-/// Undecided transactions end after their time-out and the broker's next abort scan, 10 s each by
-/// default. A reader that makes no progress for much longer than that says so instead of hanging.
+/// Requests are repeated until this runs out. Undecided transactions end after their time-out and
+/// the broker's next abort scan, 10 s each by default. A reader that makes no progress for much
+/// longer than that says so instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Reads back what a deployment committed.
@@ -150,13 +148,9 @@ impl Recovery for LogReader {
         let to_stable = planted(Bug::RestoreToStable);
         let reader = if to_stable { self.committed.raw() } else { &self.uncommitted };
         loop {
-            match reader.client().watermarks(&topic, partition, REQUEST_WAIT) {
-                Ok((low, high)) => return Ok((Offset(low.max(0) as u64), Offset(high.max(0) as u64))),
-                Err(error) => match source_error(&topic, &error) {
-                    // A topic or partition made a moment ago is not in the client's metadata yet.
-                    SourceError::Unavailable(_) if Instant::now() < deadline => {}
-                    other => return Err(other),
-                },
+            match bounds(reader.client(), &topic, partition) {
+                Err(SourceError::Unavailable(_)) if Instant::now() < deadline => {}
+                other => return other,
             }
         }
     }

@@ -1,17 +1,12 @@
 //! Reads a range of one partition, whole records, outside any group.
 
-use std::time::Duration;
-
+use super::bounds;
 use super::config::KafkaConfig;
 use super::ffi::Message;
 use super::reader::{PartitionReader, TO_THE_END};
 use super::recovery::read_until;
-use super::source_error;
 use crate::ports::{SourceError, TopicRecord};
 use crate::record::Offset;
-
-/// Longest wait for the answer to one request about the log's ends.
-const REQUEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Sees committed records only.
 pub struct TopicScan {
@@ -28,11 +23,7 @@ impl TopicScan {
 
     /// Where the partition begins, and where it ends.
     pub fn bounds(&self) -> Result<(Offset, Offset), SourceError> {
-        let client = self.reader.raw().client();
-        let (low, high) = client
-            .watermarks(&self.topic, self.partition, REQUEST_WAIT)
-            .map_err(|error| source_error(&self.topic, &error))?;
-        Ok((Offset(low.max(0) as u64), Offset(high.max(0) as u64)))
+        bounds(self.reader.raw().client(), &self.topic, self.partition)
     }
 
     /// Reads from the first offset, which the log must have, until the position reaches the second; waits for

@@ -6,17 +6,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::bounds;
 use super::config::{APPEND_TIMEOUT, KafkaConfig};
 use super::ffi::Code;
 use super::ffi::producer::{Outgoing, Producer};
 use super::reader::{FOLLOW, PartitionReader};
 use super::recovery::{log_record, read_until};
-use super::source_error;
 use crate::ports::{LogRecord, SourceError};
 use crate::record::Offset;
-
-/// Longest wait for the answer to one request about the log's end.
-const REQUEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Why an append has no offset.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,18 +81,14 @@ impl TopicLog {
 
     /// Where the log ends now.
     pub fn end(&self) -> Result<Offset, SourceError> {
-        let (_, high) = self
-            .producer
-            .client()
-            .watermarks(&self.topic, 0, REQUEST_WAIT)
-            .map_err(|error| source_error(&self.topic, &error))?;
-        Ok(Offset(high.max(0) as u64))
+        let (_, high) = bounds(self.producer.client(), &self.topic, 0)?;
+        Ok(high)
     }
 
     /// A reader that starts at `from`, or at the log's start if that is higher.
     pub fn tail(&self, from: Offset) -> Result<Tail, SourceError> {
         let mut reader = PartitionReader::new(&self.config, "tidemill-log", false, FOLLOW)?;
-        let (low, _) = watermarks(&reader, &self.topic)?;
+        let (low, _) = bounds(reader.raw().client(), &self.topic, 0)?;
         reader.open(&self.topic, 0, from.max(low))?;
         Ok(Tail { reader, topic: self.topic.clone() })
     }
@@ -132,20 +125,11 @@ impl Tail {
 
     /// Reads until everything that was in the log when this was called has been handed out.
     pub fn read_to_end(&mut self, apply: &mut dyn FnMut(LogRecord)) -> Result<Offset, SourceError> {
-        let (_, high) = watermarks(&self.reader, &self.topic)?;
+        let (_, high) = bounds(self.reader.raw().client(), &self.topic, 0)?;
         read_until(&mut self.reader, high, &mut |message| {
             apply(log_record(message));
             true
         })?;
         Ok(self.position())
     }
-}
-
-fn watermarks(reader: &PartitionReader, topic: &str) -> Result<(Offset, Offset), SourceError> {
-    reader
-        .raw()
-        .client()
-        .watermarks(topic, 0, REQUEST_WAIT)
-        .map(|(low, high)| (Offset(low.max(0) as u64), Offset(high.max(0) as u64)))
-        .map_err(|error| source_error(topic, &error))
 }
