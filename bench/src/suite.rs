@@ -67,7 +67,14 @@ fn choose(
     let mut best: Option<(f64, Jvm)> = None;
     for (way, &jvm) in ways.iter().enumerate() {
         let name = format!("{}-try-{}-{way}", outcome.workload.name, outcome.shown.len());
-        let figures = stage.run(outcome.workload, contender, Some(jvm), &name)?;
+        let figures = match stage.run(outcome.workload, contender, Some(jvm), &name) {
+            Ok(figures) => figures,
+            // Such as one whose cache does not fit its heap. It is no way, and the others are tried.
+            Err(error) => {
+                progress.failed(contender, jvm, &error);
+                continue;
+            }
+        };
         progress.ran("trying", contender, Some(jvm), &figures);
         outcome.tried.push((*contender, jvm, figures));
         let figure = figures.get(outcome.workload.decisive()).context("nothing to choose by")?;
@@ -75,7 +82,8 @@ fn choose(
             best = Some((figure, jvm));
         }
     }
-    Ok(best.map(|(_, jvm)| jvm))
+    let (_, jvm) = best.with_context(|| format!("{} got through in none of its ways", contender.name))?;
+    Ok(Some(jvm))
 }
 
 /// Tells what ran, and how long the rest will take.
@@ -93,6 +101,14 @@ impl Progress {
         };
         let all = taking_part(workload, only).map(runs).sum();
         Progress { started: Instant::now(), done: 0, all }
+    }
+
+    fn failed(&mut self, contender: &Contender, jvm: Jvm, error: &anyhow::Error) {
+        self.done += 1;
+        println!(
+            "{:>3}/{}  trying   {} ({jvm}) did not get through: {error:#}",
+            self.done, self.all, contender.name
+        );
     }
 
     fn ran(&mut self, what: &str, contender: &Contender, jvm: Option<Jvm>, figures: &Figures) {

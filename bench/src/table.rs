@@ -10,7 +10,8 @@ const fn contender(name: &'static str, kind: Kind, guarantee: Guarantee) -> Cont
 }
 
 const fn jvm(collector: Collector, threads: u32, cache_mib: u32) -> Jvm {
-    Jvm { collector, threads, cache_mib, heap_mib: Some(1_024) }
+    // A large cache needs several times its size of the heap.
+    Jvm { collector, threads, cache_mib, heap_mib: Some(if cache_mib > 100 { 2_048 } else { 1_024 }) }
 }
 
 const fn ratio(
