@@ -37,6 +37,7 @@ pub(super) fn node_config(values: &Values<'_>, roles: Vec<Grant>, notes: Vec<Str
         shutdown_timeout: duration(values, "shutdown_timeout"),
         replication_factor: integer(values, "replication_factor") as i16,
         memory: MemoryBudget {
+            value_cache_bytes: integer(values, "memory.value_cache"),
             block_cache_bytes: integer(values, "memory.block_cache"),
             write_buffers_bytes: integer(values, "memory.write_buffers"),
             queues_bytes: integer(values, "memory.queues"),

@@ -12,6 +12,7 @@ use super::build;
 use super::kafka_properties::{Fate, Scope, is_secret, judge};
 use super::node::NodeConfig;
 use super::problem::{Problems, Report, nearest};
+use super::profiles;
 use super::roles::{self, Grant};
 use super::settings::{self, Kind, PROPERTIES, SETTINGS, Setting, Value};
 use super::yaml::{self, Node, Yaml};
@@ -55,6 +56,7 @@ pub struct Shown {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     Default,
+    Profile(&'static str),
     File { name: String, line: u32 },
     Variable(String),
     Flag(String),
@@ -64,6 +66,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Default => f.write_str("default"),
+            Source::Profile(key) => f.write_str(key),
             Source::File { name, line } => write!(f, "{name}:{line}"),
             Source::Variable(name) => write!(f, "${name}"),
             Source::Flag(name) => f.write_str(name),
@@ -112,6 +115,7 @@ impl NodeConfig {
         }
         read_variables(&sources.variables, &mut raw, &report);
         read_flags(&sources.flags, &mut raw, &mut properties, &report);
+        add_profiles(&raw, &mut properties);
 
         let mut notes = Vec::new();
         let properties = judge_properties(properties, &mut raw, &mut notes, &report);
@@ -321,6 +325,24 @@ fn read_flags(
     }
 }
 
+/// What the profiles stand for, beneath whatever is given.
+fn add_profiles(raw: &BTreeMap<&'static str, Raw>, properties: &mut BTreeMap<String, (String, Source)>) {
+    for key in [profiles::PRODUCER_KEY, profiles::CONSUMER_KEY] {
+        let Some(profile) = raw.get(key) else { continue };
+        for (name, value) in profiles::properties(key, &profile.text) {
+            let target = |name: &str| judge(name, value).target();
+            let is_given = properties.contains_key(name)
+                || target(name).is_some_and(|own| {
+                    raw.contains_key(own.as_str())
+                        || properties.keys().any(|given| target(given).as_ref() == Some(&own))
+                });
+            if !is_given {
+                properties.insert(name.to_owned(), (value.to_owned(), Source::Profile(key)));
+            }
+        }
+    }
+}
+
 fn judge_properties(
     properties: BTreeMap<String, (String, Source)>,
     raw: &mut BTreeMap<&'static str, Raw>,
@@ -360,7 +382,7 @@ fn judge_properties(
 fn line(source: &Source) -> Option<u32> {
     match source {
         Source::File { line, .. } => Some(*line),
-        Source::Default | Source::Variable(_) | Source::Flag(_) => None,
+        Source::Default | Source::Profile(_) | Source::Variable(_) | Source::Flag(_) => None,
     }
 }
 
@@ -378,7 +400,7 @@ fn check<'a>(
         let value = value.unwrap_or_else(|message| {
             let name = match &source {
                 Source::Variable(name) | Source::Flag(name) => name,
-                Source::Default | Source::File { .. } => setting.key,
+                Source::Default | Source::Profile(_) | Source::File { .. } => setting.key,
             };
             report.add(line(&source), name, message);
             // Reading goes on with the default, so that one pass finds every problem.

@@ -209,6 +209,25 @@ proptest! {
 }
 
 #[test]
+fn a_profile_stands_for_its_properties_beneath_what_is_given() {
+    let file = "kafka:\n  producer_profile: high_throughput\n  consumer_profile: lag_recovery\n  \
+                properties: { fetch.wait.max.ms: 20 }\ndefaults: { batch_records: 50 }\n";
+    let config = load(file, &[], &[]).expect("valid").config;
+    let property = |name: &str| config.kafka.properties.get(name).map(|property| property.value.as_str());
+    assert_eq!(property("compression.type"), Some("lz4"));
+    assert_eq!(property("max.in.flight.requests.per.connection"), Some("10"));
+    assert_eq!((config.kafka.acks.as_str(), config.kafka.enable_idempotence), ("1", false));
+    assert_eq!(
+        (property("fetch.min.bytes"), property("session.timeout.ms")),
+        (Some("1048576"), Some("45000"))
+    );
+    assert_eq!(property("fetch.wait.max.ms"), Some("20"), "given by itself, by another name");
+    assert_eq!(config.defaults.batch_records, 50, "given by itself, as a setting");
+    let refused = refusal("kafka: { producer_profile: fast }\n", &[], &[]);
+    assert!(refused.contains("kafka.producer_profile") && refused.contains("high_durability"), "{refused}");
+}
+
+#[test]
 fn certificates_come_as_three_files_and_with_roles() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = |name: &str| {

@@ -14,7 +14,7 @@
 //! | [`node`], [`load`], `build`, `listen` | what a node's configuration means; reading and combining it |
 //! | [`roles`] | who may do what |
 //! | [`roles_file`] | the same on a node that runs, as its file changes |
-//! | [`settings`], [`kafka_properties`] | the tables behind it |
+//! | [`settings`], [`kafka_properties`], `profiles` | the tables behind it |
 //! | [`manifest`] | what a module says about itself |
 //! | [`units`], [`problem`], `section`, `yaml` | the parts |
 
@@ -32,6 +32,7 @@ pub mod node;
 pub mod outbox;
 pub mod policy;
 pub mod problem;
+mod profiles;
 pub mod roles;
 pub mod roles_file;
 pub mod rollout;

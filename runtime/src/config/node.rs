@@ -66,6 +66,8 @@ pub struct TlsFiles {
 /// Bounds for the whole process, shared by all its tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryBudget {
+    /// Committed values, in front of the stores.
+    pub value_cache_bytes: u64,
     pub block_cache_bytes: u64,
     pub write_buffers_bytes: u64,
     /// librdkafka's consumer and producer queues; each worker has a share.

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::problem::suggestion;
+use super::profiles::{CONSUMER_KEY, CONSUMER_NAMES, PRODUCER_KEY, PRODUCER_NAMES};
 use super::units;
 
 pub struct Setting {
@@ -110,6 +111,8 @@ pub const SETTINGS: &[Setting] = &[
         "How long a stopping node may take to finish its work, commit and leave, before it exits anyway."),
     setting("replication_factor", None, Kind::Integer(1, 15), "1",
         "Replication factor of internal topics that are created (changelogs, registry). Use 3 in production."),
+    setting("memory.value_cache", None, Kind::Bytes(0, 1024 * GIB), "128MiB",
+        "Values that were read or written lately, of all stores of the node together; each task has an equal share."),
     setting("memory.block_cache", None, Kind::Bytes(MIB, 1024 * GIB), "64MiB",
         "Block cache of all stores of the node together."),
     setting("memory.write_buffers", None, Kind::Bytes(4 * MIB, 256 * GIB), "64MiB",
@@ -176,6 +179,10 @@ pub const SETTINGS: &[Setting] = &[
         "Acknowledgements a write waits for. exactly_once deployments always use all."),
     setting("kafka.enable_idempotence", Some("enable_idempotence"), Kind::Bool, "true",
         "Repeated sends are written once; needs acks: all. exactly_once deployments always use it."),
+    setting(PRODUCER_KEY, None, Kind::Choice(PRODUCER_NAMES), "",
+        "A set of producer properties: docs/operations.md lists them. What is given by itself wins."),
+    setting(CONSUMER_KEY, None, Kind::Choice(CONSUMER_NAMES), "",
+        "A set of consumer properties: docs/operations.md lists them. What is given by itself wins."),
     setting("kafka.auto_offset_reset", Some("auto_offset_reset"), Kind::Choice(&["earliest", "latest"]), "earliest",
         "Where an input that was never read begins when a deployment's document has no `start`."),
     setting("kafka.partitioner", None, Kind::Choice(&["murmur2_random", "murmur2", "consistent_random", "consistent", "fnv1a_random", "fnv1a", "random"]), "murmur2_random",

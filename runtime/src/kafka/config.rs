@@ -253,6 +253,13 @@ impl KafkaConfig {
             ("queue.buffering.max.messages", &limits.produce_queue_records.to_string()),
             ("delivery.report.only.error", "true"),
         ]);
+        let in_flight = self.properties.get("max.in.flight.requests.per.connection");
+        if idempotent
+            && in_flight.and_then(|given| given.parse().ok()).is_some_and(|given: u32| given > IN_FLIGHT_MAX)
+        {
+            let most = IN_FLIGHT_MAX.to_string();
+            ours.extend(settings(&[("max.in.flight.requests.per.connection", &most)]));
+        }
         if let Some(id) = transactional_id {
             ours.extend(settings(&[
                 ("transactional.id", id),
@@ -294,6 +301,9 @@ impl KafkaConfig {
         self.compose(&[PRODUCER_ONLY, CONSUMER_ONLY].concat(), settings(&[("socket.timeout.ms", "30000")]))
     }
 }
+
+/// Requests that a broker orders by their sequence numbers; an idempotent producer may have no more under way.
+const IN_FLIGHT_MAX: u32 = 5;
 
 /// Of members whose operator does not say; one or two that are late must not end the session.
 const HEARTBEATS_PER_SESSION: u32 = 5;

@@ -26,7 +26,7 @@ use crate::kafka::epochs::Epochs;
 use crate::kafka::peek::Peek;
 use crate::ports::SourceError;
 use crate::relay::{Hub, Origin};
-use crate::store::{StateDir, StoreBudget};
+use crate::store::{CacheBudget, StateDir, StoreBudget};
 use crate::telemetry::{HandlerLogs, Telemetry};
 use crate::wasm::Compiler;
 
@@ -64,6 +64,7 @@ pub struct NodeRuntime {
     pub former_workers: FormerWorkers,
     pub state_dir: StateDir,
     pub store_budget: StoreBudget,
+    pub value_cache: Arc<CacheBudget>,
     pub telemetry: Arc<Telemetry>,
     /// What the handlers of this node have logged.
     pub handler_logs: HandlerLogs,
@@ -103,6 +104,7 @@ impl NodeRuntime {
         NodeRuntime {
             id: from.id,
             handler_logs: HandlerLogs::new(from.config.handler_logs),
+            value_cache: CacheBudget::new(from.config.memory.value_cache_bytes as usize),
             config: from.config,
             kafka: from.kafka,
             epochs: Epochs::default(),

@@ -29,9 +29,25 @@ struct Entry {
     /// Bytes that `value_at` has room for.
     value_room: u32,
     store: u16,
-    /// At most 257: type byte, length byte, name.
+    /// At most 257: type byte, length byte, name. With [`DELETED`], which makes an entry 40 bytes
+    /// instead of 48.
     prefix_len: u16,
-    deleted: bool,
+}
+
+const DELETED: u16 = 1 << 15;
+
+impl Entry {
+    fn prefix_len(&self) -> usize {
+        usize::from(self.prefix_len & !DELETED)
+    }
+
+    fn is_deleted(&self) -> bool {
+        self.prefix_len & DELETED != 0
+    }
+
+    fn set_deleted(&mut self, deleted: bool) {
+        self.prefix_len = self.prefix_len & !DELETED | if deleted { DELETED } else { 0 };
+    }
 }
 
 /// Bytes an entry costs beside its key and value: the entry, and its index and control byte in a
@@ -95,8 +111,7 @@ impl KeyMap {
             value_len: bytes.len() as u32,
             value_room: bytes.len() as u32,
             store: key.store,
-            prefix_len: key.prefix.len() as u16,
-            deleted: value.is_none(),
+            prefix_len: key.prefix.len() as u16 | if value.is_none() { DELETED } else { 0 },
         });
         let entries = &self.entries;
         self.table.insert_unique(key.hash, index, |&other| entries[other as usize].hash);
@@ -108,8 +123,7 @@ impl KeyMap {
             let entry = &self.entries[index as usize];
             entry.hash == key.hash
                 && entry.store == key.store
-                && self.arena
-                    [entry.key_at + usize::from(entry.prefix_len)..entry.key_at + entry.key_len as usize]
+                && self.arena[entry.key_at + entry.prefix_len()..entry.key_at + entry.key_len as usize]
                     == *key.key
         });
         found.copied()
@@ -117,7 +131,7 @@ impl KeyMap {
 
     fn overwrite(&mut self, index: u32, value: Option<&[u8]>) {
         let entry = &mut self.entries[index as usize];
-        entry.deleted = value.is_none();
+        entry.set_deleted(value.is_none());
         let Some(value) = value else { return };
         if value.len() > entry.value_room as usize {
             // Room to grow by half, so that a value that grows with every record costs its size a
@@ -141,7 +155,7 @@ impl KeyMap {
 
     pub fn value(&self, index: u32) -> Known<'_> {
         let entry = &self.entries[index as usize];
-        (!entry.deleted).then(|| &self.arena[entry.value_at..entry.value_at + entry.value_len as usize])
+        (!entry.is_deleted()).then(|| &self.arena[entry.value_at..entry.value_at + entry.value_len as usize])
     }
 
     /// Every entry, for copying into another map.
@@ -152,7 +166,7 @@ impl KeyMap {
     /// What an entry is the value of.
     pub fn key(&self, index: u32) -> KeyRef<'_> {
         let entry = &self.entries[index as usize];
-        let (prefix, key) = self.full_key(index).split_at(usize::from(entry.prefix_len));
+        let (prefix, key) = self.full_key(index).split_at(entry.prefix_len());
         KeyRef { hash: entry.hash, store: entry.store, prefix, key }
     }
 

@@ -37,6 +37,7 @@ use std::path::PathBuf;
 
 pub use ages::Ages;
 pub use budget::{BudgetConfig, StoreBudget};
+pub use cache::CacheBudget;
 pub use db::{Identity, Opening, Progress, Store, Unusable};
 pub use dir::{StateDir, StoreDir};
 pub use flush::{FlushRule, flush_due};

@@ -226,7 +226,8 @@ fn a_batch_gets_the_state_of_its_distinct_keys_from_every_layer() {
     let budget = StoreBudget::new(BudgetConfig::default()).unwrap();
     let mut store = Store::create(&budget, root.path(), &identity()).unwrap();
     write(&mut store, &[("disk", Some("d")), ("frozen", Some("old")), ("active", Some("old"))], 1);
-    let mut view = View::new(stores(), Some(store.reader()), ViewLimits::default());
+    let mut view =
+        View::new(stores(), Some(store.reader()), &CacheBudget::new(8 << 20), ViewLimits::default());
     let change = |view: &mut View, name: &str, value: Option<&str>| {
         let mut writes = Writes { sources: vec![0], stores: vec![0], ..Writes::default() };
         writes.keys.push(Some(name.as_bytes()));
@@ -261,14 +262,14 @@ fn a_batch_gets_the_state_of_its_distinct_keys_from_every_layer() {
 #[test]
 fn a_prefetch_stops_at_its_bound_and_the_rest_is_asked_for() {
     let limits = ViewLimits { prefetch_bytes_max: 25, ..ViewLimits::default() };
-    let mut view = View::new(stores(), None, limits);
+    let mut view = View::new(stores(), None, &CacheBudget::new(0), limits);
     assert_eq!(prefetched(&mut view, &["0123456789", "1123456789", "2123456789"]).len(), 2);
 }
 
 #[test]
 fn hostile_scratch_is_refused() {
     let limits = ViewLimits { scratch_bytes_max: 1000, ..ViewLimits::default() };
-    let mut view = View::new(stores(), None, limits);
+    let mut view = View::new(stores(), None, &CacheBudget::new(0), limits);
     let writes = |store, size: usize| {
         let mut writes = Writes { sources: vec![0], stores: vec![store], ..Writes::default() };
         writes.keys.push(Some(b"k"));

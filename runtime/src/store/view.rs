@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::cache::Cache;
+use super::cache::{Cache, CacheBudget};
 use super::keymap::KeyRef;
 use super::keys::{self, Stores, Table};
 use super::overlay::Overlay;
@@ -35,8 +35,6 @@ use crate::record::Column;
 /// Bounds of one view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ViewLimits {
-    /// Committed values kept in memory.
-    pub cache_bytes: usize,
     /// What one call may hand over in `put_many`.
     pub scratch_bytes_max: usize,
     /// Values handed to a call beforehand; the handler asks for the rest.
@@ -47,12 +45,7 @@ pub struct ViewLimits {
 
 impl Default for ViewLimits {
     fn default() -> ViewLimits {
-        ViewLimits {
-            cache_bytes: 8 << 20,
-            scratch_bytes_max: 64 << 20,
-            prefetch_bytes_max: 1 << 20,
-            overlay_keep_bytes: 16 << 20,
-        }
+        ViewLimits { scratch_bytes_max: 64 << 20, prefetch_bytes_max: 1 << 20, overlay_keep_bytes: 16 << 20 }
     }
 }
 
@@ -91,17 +84,29 @@ pub struct View {
 
 impl Default for View {
     fn default() -> View {
-        View::over(None, None, ViewLimits::default())
+        View::over(None, None, CacheBudget::new(8 << 20), ViewLimits::default())
     }
 }
 
 impl View {
     /// The state of one task. Without a reader nothing is committed yet, nor will it be.
-    pub fn new(stores: Arc<Stores>, reader: Option<StoreReader>, limits: ViewLimits) -> View {
-        View::over(Some(stores), reader, limits)
+    pub fn new(
+        stores: Arc<Stores>,
+        reader: Option<StoreReader>,
+        cache: &Arc<CacheBudget>,
+        limits: ViewLimits,
+    ) -> View {
+        // Nothing to keep, no share.
+        let cache = if reader.is_some() { Arc::clone(cache) } else { CacheBudget::new(0) };
+        View::over(Some(stores), reader, cache, limits)
     }
 
-    fn over(stores: Option<Arc<Stores>>, reader: Option<StoreReader>, limits: ViewLimits) -> View {
+    fn over(
+        stores: Option<Arc<Stores>>,
+        reader: Option<StoreReader>,
+        cache: Arc<CacheBudget>,
+        limits: ViewLimits,
+    ) -> View {
         View {
             stores,
             reader,
@@ -112,7 +117,7 @@ impl View {
             active: Overlay::default(),
             frozen: None,
             spare: Overlay::default(),
-            cache: RefCell::new(Cache::new(limits.cache_bytes)),
+            cache: RefCell::new(Cache::new(cache)),
             prefetcher: Prefetcher::default(),
             reading: Cell::default(),
             quota: None,

@@ -64,7 +64,12 @@ impl Task {
         self.outbox.bind(config.outbox_rules());
         self.blocked = None;
         if config.view_limits() != self.config.view_limits() {
-            let view = View::new(Arc::clone(&config.stores), self.reader.clone(), config.view_limits());
+            let view = View::new(
+                Arc::clone(&config.stores),
+                self.reader.clone(),
+                &config.cache,
+                config.view_limits(),
+            );
             let mut former = std::mem::replace(&mut self.view, view);
             self.view.count_on(&mut former);
         }

@@ -6,7 +6,7 @@ use super::parked::Parked;
 use crate::config::deployment::{Failures, Guarantee, InboxSpec};
 use crate::config::failures::{FailureKind, Then};
 use crate::effects::Order;
-use crate::store::{StoreError, StoreReader, Stores, ViewLimits};
+use crate::store::{CacheBudget, StoreError, StoreReader, Stores, ViewLimits};
 use crate::task::OutputRule;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,8 +56,8 @@ pub struct TaskConfig {
     pub store_bytes_max: Option<u64>,
     /// Uncommitted effects at which the task is full.
     pub overlay_bytes_max: usize,
-    /// Committed values kept in memory.
-    pub cache_bytes: usize,
+    /// For committed values.
+    pub cache: Arc<CacheBudget>,
     /// Values handed to a call beforehand.
     pub prefetch_bytes_max: usize,
 }
@@ -88,7 +88,6 @@ impl TaskConfig {
 
     pub(super) fn view_limits(&self) -> ViewLimits {
         ViewLimits {
-            cache_bytes: self.cache_bytes,
             scratch_bytes_max: self.overlay_bytes_max,
             prefetch_bytes_max: self.prefetch_bytes_max,
             overlay_keep_bytes: self.overlay_bytes_max / 2,

@@ -5,7 +5,7 @@ use crate::config::deployment::{Failures, Guarantee};
 use crate::config::manifest::{StoreKind, StoreManifest};
 use crate::effects::{Effects, Order, Prefetched, Status};
 use crate::record::Batch;
-use crate::store::{BudgetConfig, Identity, StoreBudget, Stores, View};
+use crate::store::{BudgetConfig, CacheBudget, Identity, StoreBudget, Stores, View};
 
 mod decisions;
 mod fakes;

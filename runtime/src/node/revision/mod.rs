@@ -29,7 +29,7 @@ use crate::config::problem::Problem;
 use crate::kafka::admin::AdminError;
 use crate::ports::SourceError;
 use crate::relay::Stations;
-use crate::store::Stores;
+use crate::store::{CacheBudget, Stores};
 use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput};
 use crate::wasm::{Linked, Module, ModuleError};
 
@@ -113,10 +113,10 @@ pub struct Revision {
     pub stations: Arc<Stations>,
     /// Of its version.
     pub trial: Arc<Trial>,
+    /// The node's, for committed values.
+    pub cache: Arc<CacheBudget>,
 }
 
-/// Committed values that a task keeps in memory in front of its store.
-const CACHE_BYTES: usize = 16 << 20;
 /// Values handed to one call beforehand.
 const PREFETCH_BYTES_MAX: usize = 4 << 20;
 
@@ -178,7 +178,7 @@ impl Revision {
             call_bytes_max: call_bytes_max(&self.spec),
             store_bytes_max: self.spec.limits.store_bytes,
             overlay_bytes_max: self.spec.commit.overlay_bytes as usize,
-            cache_bytes: CACHE_BYTES,
+            cache: Arc::clone(&self.cache),
             prefetch_bytes_max: PREFETCH_BYTES_MAX,
         }
     }

@@ -54,6 +54,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         stores,
         stations,
         trial: node.trials.of(registered),
+        cache: Arc::clone(&node.value_cache),
     })
 }
 

@@ -9,7 +9,7 @@ use super::random::Random;
 use crate::config::deployment::{Failures, Guarantee, IdSource, InboxSpec, Start};
 use crate::config::failures::{Backoff, FailureKind, Policy, Then};
 use crate::config::manifest::{StoreKind, StoreManifest};
-use crate::store::Stores;
+use crate::store::{CacheBudget, Stores};
 use crate::task::{ChangelogConfig, OutboxRule, OutputRule, TaskConfig, TaskInput};
 
 /// Longer than any case.
@@ -235,7 +235,7 @@ impl Case {
             call_bytes_max: 1 << 20,
             store_bytes_max: None,
             overlay_bytes_max: 16 << 20,
-            cache_bytes: self.cache_bytes,
+            cache: CacheBudget::new(self.cache_bytes),
             prefetch_bytes_max: 1 << 20,
         }
     }

@@ -364,7 +364,7 @@ pub fn config(failures: Failures) -> TaskConfig {
         call_bytes_max: 1 << 20,
         store_bytes_max: None,
         overlay_bytes_max: 16 << 20,
-        cache_bytes: 1 << 20,
+        cache: CacheBudget::new(1 << 20),
         prefetch_bytes_max: 1 << 20,
     }
 }

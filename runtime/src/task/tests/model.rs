@@ -122,7 +122,7 @@ impl<'a> Simulation<'a> {
         config.changelog.record_bytes_max = 1500;
         config.outputs[0].record_bytes_max = 1500;
         // Small enough to be turned over in every run; without one no size is known beforehand.
-        config.cache_bytes = if seed.is_multiple_of(2) { 4096 } else { 0 };
+        config.cache = CacheBudget::new(if seed.is_multiple_of(2) { 4096 } else { 0 });
         config.store_bytes_max = Some(1 << 40);
         config.prefetch_bytes_max = if random.one_in(2) { 20 } else { 1 << 20 };
         let keys = 1 + random.below(20);

@@ -1,0 +1,103 @@
+//! Named sets of client properties: what `kafka.producer_profile` and `kafka.consumer_profile` stand for.
+//!
+//! A profile is written in the names that Kafka's documentation uses, and each of its properties has the
+//! fate of one that is given by hand ([`super::kafka_properties`]): some are noted as without effect,
+//! because commits decide when records are sent. A property or setting that is given stays as it is.
+
+pub(super) const PRODUCER_KEY: &str = "kafka.producer_profile";
+pub(super) const CONSUMER_KEY: &str = "kafka.consumer_profile";
+
+/// A name, and the properties that it stands for.
+type Profile = (&'static str, &'static [(&'static str, &'static str)]);
+
+/// What [`super::settings`] offers for producers.
+pub(super) const PRODUCER_NAMES: &[&str] =
+    &["high_throughput", "low_latency", "high_durability", "throughput_idempotence"];
+/// The same for consumers.
+pub(super) const CONSUMER_NAMES: &[&str] = &["high_throughput", "low_latency", "lag_recovery"];
+
+const PRODUCER: &[Profile] = &[
+    (
+        "high_throughput",
+        &[
+            // One replica's acknowledgement, which idempotence excludes. Transactions use all in any case.
+            ("acks", "1"),
+            ("enable.idempotence", "false"),
+            ("batch.size", "65536"),
+            ("linger.ms", "100"),
+            ("compression.type", "lz4"),
+            ("max.in.flight.requests.per.connection", "10"),
+        ],
+    ),
+    ("low_latency", &[("batch.size", "1024"), ("linger.ms", "0"), ("compression.type", "none")]),
+    (
+        "high_durability",
+        &[
+            ("acks", "all"),
+            ("enable.idempotence", "true"),
+            ("retries", "10"),
+            ("max.in.flight.requests.per.connection", "1"),
+        ],
+    ),
+    (
+        "throughput_idempotence",
+        &[
+            ("enable.idempotence", "true"),
+            ("batch.size", "32768"),
+            ("linger.ms", "20"),
+            ("compression.type", "zstd"),
+            ("retries", "10"),
+            ("max.in.flight.requests.per.connection", "1"),
+        ],
+    ),
+];
+
+/// Their 1,000 records a poll are the 500 that a handler may be called with.
+const CONSUMER: &[Profile] = &[
+    (
+        "high_throughput",
+        &[
+            ("max.poll.records", "500"),
+            ("fetch.min.bytes", "10240"),
+            ("fetch.max.wait.ms", "100"),
+            ("max.partition.fetch.bytes", "2097152"),
+        ],
+    ),
+    ("low_latency", &[("max.poll.records", "100"), ("fetch.min.bytes", "1"), ("fetch.max.wait.ms", "10")]),
+    (
+        "lag_recovery",
+        &[
+            ("max.poll.records", "500"),
+            ("fetch.min.bytes", "1048576"),
+            ("fetch.max.wait.ms", "500"),
+            ("fetch.max.bytes", "10485760"),
+            ("session.timeout.ms", "45000"),
+        ],
+    ),
+];
+
+/// The properties of a profile of that kind; those of an unknown name are none.
+pub(super) fn properties(key: &str, name: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let profiles = if key == PRODUCER_KEY { PRODUCER } else { CONSUMER };
+    let found = profiles.iter().find(|(known, _)| *known == name);
+    found.map_or(&[][..], |(_, properties)| properties).iter().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kafka_properties::{Fate, judge};
+    use super::*;
+
+    #[test]
+    fn every_profile_that_is_offered_is_there_and_none_of_its_properties_is_refused() {
+        let names = |profiles: &[Profile]| profiles.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        assert_eq!(names(PRODUCER), PRODUCER_NAMES);
+        assert_eq!(names(CONSUMER), CONSUMER_NAMES);
+        for (profile, properties) in PRODUCER.iter().chain(CONSUMER) {
+            for (name, value) in *properties {
+                let fate = judge(name, value);
+                assert!(!matches!(fate, Fate::Refuse(_)), "{profile}: {name}: {fate:?}");
+            }
+        }
+    }
+}
