@@ -177,7 +177,14 @@ fn dead_letters(spec: &DeploymentSpec) -> Check {
         kinds.map(FailureKind::as_str).collect::<Vec<_>>().join(", ")
     };
     let name = format!("dead letters {}", spec.name);
+    let sampled = FailureKind::ALL.into_iter().filter(|kind| spec.failures.policy(*kind).is_sampled());
+    let sampled = sampled.map(FailureKind::as_str).collect::<Vec<_>>().join(", ");
     match (then(Then::Skip).as_str(), then(Then::DeadLetter).as_str()) {
+        ("", _) if !sampled.is_empty() => row(
+            name,
+            Verdict::Warning,
+            format!("most records that fail as {sampled} are skipped for good (sample)"),
+        ),
         ("", "") => {
             row(name, Verdict::Warning, "none: a record that keeps failing halts its task, or stays parked")
         }

@@ -166,6 +166,11 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
              leave it out, or give a kind `attempts` or `then: park`",
         ),
         (
+            format!("{base}failures: {{ decode: {{ then: park, sample: 1% }}, trap: {{ then: dead_letter, sample: 101% }} }}\n"),
+            "line 4: failures.decode.sample: says how many become dead letters, and none does: say `then: dead_letter` as well\n\
+             line 4: failures.trap.sample: 101% is outside 0% to 100%",
+        ),
+        (
             format!("{base}guarantee: at_least_once\ninbox: {{ id: \"heder:x\", ttl: 0s, tll: 1h }}\n"),
             "line 5: inbox: needs `guarantee: exactly_once`: an id and the effects of its record change in one commit\n\
              line 5: inbox.ttl: 0s is outside 1s to 87600h\n\

@@ -126,14 +126,32 @@ pub struct Policy {
     pub attempts: u32,
     pub backoff: Backoff,
     pub then: Then,
+    /// Of the records that would become dead letters, in millionths; the others are skipped.
+    pub sample_ppm: u32,
 }
+
+/// Every record.
+const WHOLE_PPM: u32 = 1_000_000;
 
 impl Policy {
     /// Of a kind that the document does not mention.
     pub fn default_for(kind: FailureKind, then: Then) -> Policy {
         let attempts = if kind == FailureKind::Transient { 5 } else { 0 };
         let backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
-        Policy { attempts, backoff, then }
+        Policy { attempts, backoff, then, sample_ppm: WHOLE_PPM }
+    }
+
+    /// Some records that would become dead letters do not.
+    pub fn is_sampled(&self) -> bool {
+        self.then == Then::DeadLetter && self.sample_ppm < WHOLE_PPM
+    }
+
+    /// What a record that has come to its end comes to. `dice` is its own, from 0 to 1.
+    pub fn end(&self, dice: f64) -> Then {
+        match self.then {
+            Then::DeadLetter if dice * f64::from(WHOLE_PPM) >= f64::from(self.sample_ppm) => Then::Skip,
+            then => then,
+        }
     }
 }
 
@@ -294,10 +312,17 @@ fn read_policy(section: &mut Section<'_>, standard: Policy) -> Policy {
     if let (Some(field), 0) = (&backoff, attempts) {
         field.refuse("is the pause between attempts, and there are none: give it `attempts` as well");
     }
+    let then = section.choice("then", standard.then, &Then::ALL);
+    let sample = section.take("sample");
+    let sample_ppm = section.share("sample", standard.sample_ppm);
+    if let (Some(field), true) = (sample, then != Then::DeadLetter) {
+        field.refuse("says how many become dead letters, and none does: say `then: dead_letter` as well");
+    }
     Policy {
         attempts,
         backoff: backoff.as_ref().and_then(read_backoff).unwrap_or(standard.backoff),
-        then: section.choice("then", standard.then, &Then::ALL),
+        then,
+        sample_ppm,
     }
 }
 

@@ -46,7 +46,9 @@ use ffi::{Code, KafkaError};
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
 /// Until every broker knows a topic that one of them has answered for.
 const KNOWN_WAIT: Duration = Duration::from_secs(5);
-const ASK_EVERY: Duration = Duration::from_millis(50);
+/// Until a partition whose leader has died has another one, or the same one again.
+const LEADER_WAIT: Duration = Duration::from_secs(30);
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// A batch of records does not read as it was written; there is nothing to be had of it.
 fn is_damage(error: &KafkaError) -> bool {
@@ -61,17 +63,29 @@ fn is_damage(error: &KafkaError) -> bool {
 }
 
 /// Log start and end, as [`Client::watermarks`](ffi::Client::watermarks) tells them, of a partition of a topic that is
-/// there. A broker that has just come up may not know it yet, and librdkafka takes one such answer for the truth: it is
-/// asked again for a while.
+/// there.
+///
+/// librdkafka calls a partition unknown that has no leader at the moment, and does not look again by itself
+/// (`rd_kafka_topic_partition_list_query_leaders`). Asking for the metadata is what makes it look, and tells the
+/// two apart; that a topic is missing is believed after a while, because a broker that has just come up may not know it.
 fn bounds(client: &ffi::Client, topic: &str, partition: i32) -> Result<(Offset, Offset), SourceError> {
-    let deadline = Instant::now() + KNOWN_WAIT;
+    let began = Instant::now();
     loop {
-        match client.watermarks(topic, partition, REQUEST_WAIT) {
+        let error = match client.watermarks(topic, partition, REQUEST_WAIT) {
             Ok((low, high)) => return Ok((Offset(low.max(0) as u64), Offset(high.max(0) as u64))),
-            Err(error) if admin::is_missing(&error) && Instant::now() < deadline => {
-                std::thread::sleep(ASK_EVERY)
+            Err(error) => error,
+        };
+        if !admin::is_missing(&error) {
+            return Err(source_error(topic, &error));
+        }
+        let topics = client.metadata(REQUEST_WAIT).map_err(|error| source_error(topic, &error))?;
+        let is_there = topics.iter().any(|(name, count)| name == topic && partition < *count);
+        match is_there {
+            false if began.elapsed() > KNOWN_WAIT => return Err(source_error(topic, &error)),
+            true if began.elapsed() > LEADER_WAIT => {
+                return Err(SourceError::Unavailable(format!("{topic} [{partition}] has no leader")));
             }
-            Err(error) => return Err(source_error(topic, &error)),
+            _ => std::thread::sleep(ASK_EVERY),
         }
     }
 }

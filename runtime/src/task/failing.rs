@@ -36,6 +36,8 @@ const RECORD_OVERHEAD_BYTES: usize = 512;
 const LETTER_BYTES_MAX: usize = REASON_BYTES_MAX + 2048 + RECORD_OVERHEAD_BYTES;
 /// What a byte takes in a JSON text at most.
 const ESCAPED_BYTES_MAX: usize = 6;
+/// Keeps the dice of samples apart from those of pauses.
+const SAMPLE_SEED: u64 = 0x5A5A_5A5A_5A5A_5A5A;
 /// A due time further ahead than any back-off comes from a clock that has been set back since.
 const AHEAD_SLACK_MS: i64 = 1_000;
 
@@ -64,7 +66,8 @@ impl Task {
             let pause_ms = pause_ms / 2 + ((pause_ms - pause_ms / 2) as f64 * dice) as u64;
             return Reaction::Again { at_ms: now_ms.saturating_add(pause_ms as i64) };
         }
-        match policy.then {
+        // Not the dice of a pause, and the same whenever the record comes here.
+        match policy.end(jitter(offset ^ SAMPLE_SEED ^ self.partition as u64)) {
             Then::Halt => Reaction::Halt,
             Then::Skip => Reaction::Skip,
             Then::DeadLetter => Reaction::DeadLetter,

@@ -171,9 +171,11 @@ impl Case {
         let backoff = Backoff { min: Duration::from_millis(5), max: Duration::from_millis(40) };
         let mut failures = Failures::by_kind(|kind| match kind {
             // One in two attempts fails, so this many in a row do not.
-            FailureKind::Transient => Policy { attempts: 60, backoff, then: Then::Halt },
-            FailureKind::Limit => Policy { attempts: 0, backoff, then: Then::Skip },
-            _ => Policy { attempts: 0, backoff, then: Then::DeadLetter },
+            FailureKind::Transient => {
+                Policy { attempts: 60, backoff, ..Policy::default_for(kind, Then::Halt) }
+            }
+            FailureKind::Limit => Policy { attempts: 0, backoff, ..Policy::default_for(kind, Then::Skip) },
+            _ => Policy { attempts: 0, backoff, ..Policy::default_for(kind, Then::DeadLetter) },
         });
         failures.parked.records = self.park_room;
         failures

@@ -117,7 +117,8 @@ fn a_record_without_an_id_follows_the_failure_policy() {
 #[test]
 fn a_repetition_of_a_parked_record_waits_behind_it_and_then_has_no_effect() {
     let backoff = Backoff { min: Duration::from_millis(10), max: Duration::from_millis(10) };
-    let failures = Failures::by_kind(|_| Policy { attempts: 9, backoff, then: Then::Halt });
+    let failures =
+        Failures::by_kind(|kind| Policy { attempts: 9, backoff, ..Policy::default_for(kind, Then::Halt) });
     let healed = Arc::new(AtomicBool::new(false));
     let mut bench = Bench::new();
     let counter = Counter { healed: Arc::clone(&healed), ..Counter::default() };

@@ -16,7 +16,7 @@ pub fn failures(then: Then, attempts: u32) -> Failures {
     Failures::by_kind(|kind| Policy {
         attempts: if kind == FailureKind::Transient { attempts } else { 0 },
         backoff,
-        then,
+        ..Policy::default_for(kind, then)
     })
 }
 
@@ -163,6 +163,25 @@ fn without_attempts_a_dead_letter_is_written_at_once_and_nothing_waits() {
     let applied = patient.apply(0, &["a", "b!garbled", "b", "b!trap", "b"]);
     assert_eq!((applied.ok, applied.failed, applied.waiting), (3, 2, 0));
     assert_eq!(patient.commit(), ["a=1", "b=garbled", "b=1", "b=trap", "b=2"]);
+}
+
+#[test]
+fn of_a_sample_some_become_letters_and_the_others_are_skipped_the_same_ones_every_time() {
+    let run = || {
+        let mut bench = Bench::new();
+        let sampled =
+            |kind| Policy { sample_ppm: 100_000, attempts: 0, ..Policy::default_for(kind, Then::DeadLetter) };
+        let mut patient = Patient::new(&mut bench, parking(Failures::by_kind(sampled)));
+        let applied = patient.apply(0, &["b!garbled"; 400]);
+        assert_eq!((applied.ok, applied.failed, applied.waiting), (0, 400, 0));
+        let letters = patient.commit();
+        let skipped = patient.task.metrics.skipped.get();
+        assert_eq!(letters.len() as u64 + skipped, 400);
+        skipped
+    };
+    let skipped = run();
+    assert!((320..390).contains(&skipped), "one in ten of 400 was to be kept, {skipped} were not");
+    assert_eq!(run(), skipped);
 }
 
 #[test]
