@@ -4,6 +4,7 @@
 //! `spawn_blocking`.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -99,19 +100,42 @@ pub struct GroupOffset {
 }
 
 pub struct Admin {
-    pub(super) client: Client,
+    config: KafkaConfig,
+    client: RwLock<Arc<Client>>,
 }
 
 impl Admin {
     pub fn new(config: &KafkaConfig) -> Result<Admin, AdminError> {
-        let client = Client::new(Kind::Producer, &config.admin(), "admin")
-            .map_err(|error| refused("the configuration", &error))?;
-        Ok(Admin { client })
+        Ok(Admin { config: config.clone(), client: RwLock::new(Arc::new(new_client(config)?)) })
+    }
+
+    /// The handle of now; nobody keeps it beyond one request.
+    pub(super) fn client(&self) -> Arc<Client> {
+        Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks a group's coordinator. A request without an answer is given up together with the handle that it was made
+    /// with ([`Client::request`] says why), once whoever else uses that has ended.
+    pub(super) fn ask_coordinator<T>(
+        &self,
+        ask: impl FnOnce(&Client) -> Result<T, KafkaError>,
+    ) -> Result<T, KafkaError> {
+        let client = self.client();
+        let answer = ask(&client);
+        if matches!(&answer, Err(error) if error.is(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))
+            && let Ok(next) = new_client(&self.config)
+        {
+            let mut current = self.client.write().unwrap_or_else(PoisonError::into_inner);
+            if Arc::ptr_eq(&current, &client) {
+                *current = Arc::new(next);
+            }
+        }
+        answer
     }
 
     /// The cluster's id; survives restarts, differs between clusters.
     pub fn cluster_id(&self) -> Result<String, AdminError> {
-        self.client.cluster_id(REQUEST_WAIT).ok_or_else(|| AdminError::Unavailable {
+        self.client().cluster_id(REQUEST_WAIT).ok_or_else(|| AdminError::Unavailable {
             what: "the cluster id".to_owned(),
             reason: "no broker answered".to_owned(),
         })
@@ -119,7 +143,8 @@ impl Admin {
 
     /// Names and partition counts of all topics.
     pub fn topics(&self) -> Result<BTreeMap<String, i32>, AdminError> {
-        let all = self.client.metadata(REQUEST_WAIT).map_err(|error| sorted("the list of topics", &error))?;
+        let all =
+            self.client().metadata(REQUEST_WAIT).map_err(|error| sorted("the list of topics", &error))?;
         Ok(all.into_iter().collect())
     }
 
@@ -129,7 +154,7 @@ impl Admin {
             return Ok(Vec::new());
         }
         let answers =
-            self.client.describe_topics(names, REQUEST_WAIT).map_err(|error| sorted("topics", &error))?;
+            self.client().describe_topics(names, REQUEST_WAIT).map_err(|error| sorted("topics", &error))?;
         let mut found = BTreeMap::new();
         for answer in answers {
             match answer {
@@ -153,7 +178,7 @@ impl Admin {
     /// A topic's settings, defaults included.
     pub fn topic_configs(&self, name: &str) -> Result<BTreeMap<String, String>, AdminError> {
         let configs = self
-            .client
+            .client()
             .describe_configs(name, REQUEST_WAIT)
             .map_err(|error| sorted(&topic_text(name), &error))?;
         Ok(configs.into_iter().collect())
@@ -167,7 +192,7 @@ impl Admin {
             replication: topic.replication.map_or(-1, i32::from),
             configs: &topic.configs,
         };
-        self.client
+        self.client()
             .create_topic(&spec, REQUEST_WAIT)
             .map_err(|error| sorted(&topic_text(&topic.name), &error))?;
         self.made_topic(&topic.name).map(drop)
@@ -226,7 +251,7 @@ impl Admin {
             return Ok(());
         }
         let outcomes =
-            self.client.delete_topics(names, REQUEST_WAIT).map_err(|error| sorted("topics", &error))?;
+            self.client().delete_topics(names, REQUEST_WAIT).map_err(|error| sorted("topics", &error))?;
         for (name, outcome) in outcomes {
             outcome.map_err(|error| sorted(&topic_text(&name), &error))?;
         }
@@ -236,7 +261,7 @@ impl Admin {
     /// Raises the number of partitions.
     pub fn add_partitions(&self, topic: &str, total: i32) -> Result<(), AdminError> {
         let total = usize::try_from(total).unwrap_or(0);
-        self.client
+        self.client()
             .create_partitions(topic, total, REQUEST_WAIT)
             .map_err(|error| sorted(&topic_text(topic), &error))
     }
@@ -245,7 +270,8 @@ impl Admin {
     pub fn delete_records(&self, topic: &str, partition: i32, before: Offset) -> Result<(), AdminError> {
         let list = Partitions::one(topic, partition, before.0 as i64);
         let what = format!("records of `{topic}` [{partition}]");
-        let rows = self.client.delete_records(&list, REQUEST_WAIT).map_err(|error| sorted(&what, &error))?;
+        let rows =
+            self.client().delete_records(&list, REQUEST_WAIT).map_err(|error| sorted(&what, &error))?;
         match rows.into_iter().find_map(|row| row.error) {
             None => Ok(()),
             Some(error) => Err(sorted(&what, &error)),
@@ -266,7 +292,7 @@ impl Admin {
         let mut list = Partitions::with_capacity(partitions.len());
         partitions.iter().for_each(|(topic, partition)| list.add(topic, *partition, spec, ""));
         let rows = self
-            .client
+            .client()
             .list_offsets(&list, committed, REQUEST_WAIT)
             .map_err(|error| sorted("offsets", &error))?;
         let mut offsets = Vec::with_capacity(partitions.len());
@@ -288,13 +314,12 @@ impl Admin {
     }
 
     pub fn groups(&self) -> Result<Vec<String>, AdminError> {
-        self.client.list_groups(REQUEST_WAIT).map_err(|error| sorted("the list of groups", &error))
+        self.client().list_groups(REQUEST_WAIT).map_err(|error| sorted("the list of groups", &error))
     }
 
     pub fn describe_group(&self, group: &str) -> Result<GroupDescription, AdminError> {
         let found = self
-            .client
-            .describe_group(group, REQUEST_WAIT)
+            .ask_coordinator(|client| client.describe_group(group, REQUEST_WAIT))
             .map_err(|error| sorted(&format!("group `{group}`"), &error))?;
         let members = found
             .members
@@ -323,8 +348,7 @@ impl Admin {
             list
         });
         let rows = self
-            .client
-            .group_offsets(group, list.as_ref(), REQUEST_WAIT)
+            .ask_coordinator(|client| client.group_offsets(group, list.as_ref(), REQUEST_WAIT))
             .map_err(|error| sorted(&what, &error))?;
         rows.into_iter()
             .map(|row| match row.error {
@@ -341,10 +365,14 @@ impl Admin {
 
     /// Deletes a group that has no members, with its offsets.
     pub fn delete_group(&self, group: &str) -> Result<(), AdminError> {
-        self.client
-            .delete_group(group, REQUEST_WAIT)
+        self.ask_coordinator(|client| client.delete_group(group, REQUEST_WAIT))
             .map_err(|error| sorted(&format!("group `{group}`"), &error))
     }
+}
+
+fn new_client(config: &KafkaConfig) -> Result<Client, AdminError> {
+    Client::new(Kind::Producer, &config.admin(), "admin")
+        .map_err(|error| refused("the configuration", &error))
 }
 
 fn topic_text(name: &str) -> String {

@@ -98,8 +98,10 @@ impl Admin {
         if names.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let answers =
-            self.client.describe_permitted(names, REQUEST_WAIT).map_err(|error| sorted("topics", &error))?;
+        let answers = self
+            .client()
+            .describe_permitted(names, REQUEST_WAIT)
+            .map_err(|error| sorted("topics", &error))?;
         let looked = |answer| match answer {
             (Ok(info), allowed) => {
                 let topic = Topic::from(info);
@@ -114,7 +116,7 @@ impl Admin {
 
     /// What may be done with a group, whether or not it exists.
     pub fn group_permissions(&self, group: &str) -> Result<Permitted, AdminError> {
-        match self.client.group_operations(group, REQUEST_WAIT) {
+        match self.ask_coordinator(|client| client.group_operations(group, REQUEST_WAIT)) {
             Ok(allowed) => Ok(Permitted(allowed)),
             Err(error) if is_denied(&error) => Ok(Permitted::NOTHING),
             // A broker that does not describe what is not there does not say what would be permitted either.
@@ -131,7 +133,7 @@ impl Admin {
             replication: topic.replication.map_or(-1, i32::from),
             configs: &topic.configs,
         };
-        match self.client.could_create(&spec, REQUEST_WAIT) {
+        match self.client().could_create(&spec, REQUEST_WAIT) {
             Ok(()) => Ok(Creation::Possible),
             Err(error) if is_denied(&error) => Ok(Creation::Denied),
             Err(error) => match sorted(&topic.name, &error) {

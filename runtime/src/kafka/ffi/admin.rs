@@ -87,8 +87,25 @@ pub(super) struct Post {
     pub queue: *mut rd::rd_kafka_queue_t,
 }
 
+/// The longest time-out that librdkafka takes.
+const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
+
+/// Requests that go to a group's coordinator.
+fn asks_coordinator(op: Op) -> bool {
+    matches!(
+        op,
+        Op::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS
+            | Op::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS
+            | Op::RD_KAFKA_ADMIN_OP_DELETEGROUPS
+    )
+}
+
 impl Client {
-    /// Posts a request and waits for its reply.
+    /// Posts a request and waits for its reply. One to a coordinator that has had no answer in time stays under way
+    /// for up to [`TIMEOUT_MAX`]; by then the handle must be gone.
+    ///
+    /// librdkafka uses memory of such a request after its own time-out if the coordinator comes back after that, and
+    /// the process ends (`rd_kafka_admin_coord_request`; librdkafka issue 3663). So it is not to time out there.
     pub(super) fn request(
         &self,
         op: Op,
@@ -101,9 +118,13 @@ impl Client {
             let queue = rd::rd_kafka_queue_new(self.raw());
             let options = rd::rd_kafka_AdminOptions_new(self.raw(), op);
             let mut reason = [0 as c_char; 256];
+            let (timeout, patience) = match asks_coordinator(op) {
+                true => (TIMEOUT_MAX, wait),
+                false => (wait, wait + Duration::from_secs(1)),
+            };
             rd::rd_kafka_AdminOptions_set_request_timeout(
                 options,
-                millis(wait),
+                millis(timeout),
                 reason.as_mut_ptr(),
                 reason.len(),
             );
@@ -116,7 +137,7 @@ impl Client {
                 );
             }
             post(&Post { rk: self.raw(), options, queue });
-            let event = rd::rd_kafka_queue_poll(queue, millis(wait + Duration::from_secs(1)));
+            let event = rd::rd_kafka_queue_poll(queue, millis(patience));
             rd::rd_kafka_AdminOptions_destroy(options);
             rd::rd_kafka_queue_destroy(queue);
             if event.is_null() {

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -19,6 +20,9 @@ use tidemill_tests::rig::scenario::{SOON, cluster_of, play, until_commits};
 use tidemill_tests::wait::{until, within};
 
 use crate::SESSION;
+
+/// For so long F09 leaves a node alone.
+const OUTAGE: Duration = Duration::from_secs(60);
 
 /// F07: the broker, which leads every partition and coordinates every group and transaction, is
 /// restarted in order, twice. Nobody's handler hears of it.
@@ -67,8 +71,8 @@ fn f09_a_node_outlives_its_brokers_and_does_not_start_without_them() {
             Some(200) => Err("ready"),
             _ => Ok(()),
         });
-        // Longer than a session and than a transaction may last.
-        std::thread::sleep(2 * SESSION);
+        // Longer than a session and than a transaction may last, and than any request of the node's waits.
+        std::thread::sleep(OUTAGE);
         assert!(stage.fleet.node(0).ended().is_none(), "the node ended: {}", stage.fleet.node(0).log());
         broker(stage).restart().expect("the broker comes back");
         until("the node is ready again", SOON, || match ready(stage) {
