@@ -105,10 +105,14 @@ fn f08_records_that_an_unclean_election_replaced_halt_their_readers() {
     let mut cluster = Cluster::three_brokers();
     on_the_first_two_brokers(&cluster, "words");
     let reader = |fleet: &str, place: &Path| {
-        let kafka = format!("kafka:\n  bootstrap_servers: '{}'\nfleet: {fleet}\n", cluster.bootstrap());
+        let kafka = format!(
+            "kafka:\n  bootstrap_servers: '{}'\nfleet: {fleet}\nreplication_factor: 3\n",
+            cluster.bootstrap()
+        );
         let node = Node::start_with(&cluster, &place.join(fleet), &kafka);
         until("the node answers", SOON, || ok(&node, &["deployments"]));
-        node.tidemill(&["topics", "create", &format!("{fleet}-out"), "--partitions", "1"]).ok();
+        let out = format!("{fleet}-out");
+        node.tidemill(&["topics", "create", &out, "--partitions", "1", "--replication-factor", "3"]).ok();
         let file = place.join(format!("{fleet}.yaml"));
         let document = format!(
             "name: {fleet}\nmodule: rekey.wasm\ninputs: {{ in: {{ topic: words }} }}\n\
