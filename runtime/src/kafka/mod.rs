@@ -75,19 +75,37 @@ fn bounds(client: &ffi::Client, topic: &str, partition: i32) -> Result<(Offset, 
             Ok((low, high)) => return Ok((Offset(low.max(0) as u64), Offset(high.max(0) as u64))),
             Err(error) => error,
         };
-        if !admin::is_missing(&error) {
-            return Err(source_error(topic, &error));
-        }
-        let topics = client.metadata(REQUEST_WAIT).map_err(|error| source_error(topic, &error))?;
-        let is_there = topics.iter().any(|(name, count)| name == topic && partition < *count);
+        let is_there = is_electing(&error) || {
+            if !admin::is_missing(&error) {
+                return Err(source_error(topic, &error));
+            }
+            let topics = client.metadata(REQUEST_WAIT).map_err(|error| source_error(topic, &error))?;
+            topics.iter().any(|(name, count)| name == topic && partition < *count)
+        };
         match is_there {
             false if began.elapsed() > KNOWN_WAIT => return Err(source_error(topic, &error)),
             true if began.elapsed() > LEADER_WAIT => {
-                return Err(SourceError::Unavailable(format!("{topic} [{partition}] has no leader")));
+                return Err(SourceError::Unavailable(format!(
+                    "{topic} [{partition}] has no leader: {error}"
+                )));
             }
             _ => std::thread::sleep(ASK_EVERY),
         }
     }
+}
+
+/// The broker that was asked does not lead the partition, or not yet.
+fn is_electing(error: &KafkaError) -> bool {
+    [
+        Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+        Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        Code::RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE,
+        Code::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH,
+        Code::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH,
+        Code::RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE,
+    ]
+    .iter()
+    .any(|&code| error.is(code))
 }
 
 /// Sorts a client error by what the caller can do about it.
