@@ -5,6 +5,11 @@
 //! librdkafka then asks the broker where that epoch ended (OffsetForLeaderEpoch), and a position beyond that
 //! is an error of the partition instead of a silent skip. Without an epoch nothing is asked.
 //!
+//! librdkafka does not tell the epoch of a transaction marker (`rd_kafka_q_serve_rkmessages` reads it from a
+//! message without a topic). It may be a later one than that of the record before, so a position behind a
+//! marker has none: with the record's, a marker written after a change of the leader looked like a log that
+//! was cut off.
+//!
 //! One value is shared by the clients of a node: the consumer learns epochs from what it takes, the sink
 //! and the consumer commit them, recovery reads them back. Locked when an epoch changes and once a
 //! commit, never for a record.
@@ -19,7 +24,8 @@ const CHANGES_MAX: usize = 16;
 #[derive(Debug, Clone, Default)]
 pub struct Epochs(Arc<Mutex<Known>>);
 
-/// By topic and partition: epochs that rise, each with the first offset that is known to be of it.
+/// By topic and partition: epochs that rise, each with the first offset that is known to be of it; -1 = from there on
+/// it is not known.
 type Known = HashMap<(String, i32), VecDeque<(i64, i32)>>;
 
 impl Epochs {
@@ -30,15 +36,17 @@ impl Epochs {
 
     /// The record, or transaction marker, at `offset` is of `epoch`; below 0 = it does not say.
     pub(super) fn saw(&self, topic: &str, partition: i32, offset: i64, epoch: i32) {
-        if epoch < 0 || offset < 0 {
+        if offset < 0 {
             return;
         }
+        let epoch = epoch.max(-1);
         let mut known = self.known();
         let changes = known.entry((topic.to_owned(), partition)).or_default();
+        let highest = changes.iter().map(|&(_, epoch)| epoch).max().unwrap_or(-1);
         match changes.back() {
             Some(&(_, last)) if last == epoch => return,
             // Another topic of the same name: it begins again from zero.
-            Some(&(_, last)) if last > epoch => changes.clear(),
+            _ if epoch >= 0 && highest > epoch => changes.clear(),
             _ => {}
         }
         changes.retain(|&(from, _)| from < offset);
@@ -77,6 +85,18 @@ mod tests {
         let before = |offset| epochs.before("words", 0, offset);
         assert_eq!([6, 7, 9, 10, 20].map(before), [-1, 2, 2, 3, 3]);
         assert_eq!(epochs.before("words", 1, 9), -1, "another partition");
+    }
+
+    /// F09: the broker came back, ended an open transaction in its next epoch, and the node was started again.
+    #[test]
+    fn a_position_behind_a_marker_has_no_epoch_and_the_next_record_has_its_own() {
+        let epochs = Epochs::default();
+        epochs.saw("entries", 3, 33, 0);
+        epochs.saw("entries", 3, 44, -1);
+        let before = |offset| epochs.before("entries", 3, offset);
+        assert_eq!([34, 44, 45].map(before), [0, 0, -1]);
+        epochs.saw("entries", 3, 45, 1);
+        assert_eq!([44, 45, 46].map(before), [0, -1, 1]);
     }
 
     #[test]
