@@ -21,7 +21,7 @@ use super::table::grouped;
 use super::upload::{Meant, Upload, send};
 use super::{Global, Outcome, apply, client, deployments};
 use crate::config::deployment::DeploymentSpec;
-use crate::config::failures::{FailureKind, Then};
+use crate::config::failures::{FailureKind, Policy, Then};
 use crate::config::units;
 
 /// A lag older than this is worth a word.
@@ -171,14 +171,13 @@ fn problems(name: &str, message: &str) -> Vec<Check> {
 }
 
 fn dead_letters(spec: &DeploymentSpec) -> Check {
-    let then = |wanted| {
-        let kinds = FailureKind::ALL.into_iter();
-        let kinds = kinds.filter(move |kind| spec.failures.policy(*kind).then == wanted);
+    let kinds = |is_meant: &dyn Fn(&Policy) -> bool| {
+        let kinds = FailureKind::ALL.into_iter().filter(|kind| is_meant(spec.failures.policy(*kind)));
         kinds.map(FailureKind::as_str).collect::<Vec<_>>().join(", ")
     };
+    let then = |wanted| kinds(&|policy| policy.then == wanted);
+    let sampled = kinds(&Policy::is_sampled);
     let name = format!("dead letters {}", spec.name);
-    let sampled = FailureKind::ALL.into_iter().filter(|kind| spec.failures.policy(*kind).is_sampled());
-    let sampled = sampled.map(FailureKind::as_str).collect::<Vec<_>>().join(", ");
     match (then(Then::Skip).as_str(), then(Then::DeadLetter).as_str()) {
         ("", _) if !sampled.is_empty() => row(
             name,

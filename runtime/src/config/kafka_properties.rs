@@ -34,17 +34,6 @@ pub(super) enum Fate {
     Refuse(String),
 }
 
-impl Fate {
-    /// What the property is by its last name: the client's, or a setting of ours.
-    pub fn target(self) -> Option<String> {
-        match self {
-            Fate::Pass { name, .. } => Some(name),
-            Fate::Setting { key, .. } => Some(key.to_owned()),
-            Fate::Implied(_) | Fate::Refuse(_) => None,
-        }
-    }
-}
-
 /// Java's names and librdkafka's for the same thing.
 const RENAMED: &[(&str, &str)] = &[
     ("fetch.max.wait.ms", "fetch.wait.max.ms"),

@@ -115,7 +115,6 @@ impl NodeConfig {
         }
         read_variables(&sources.variables, &mut raw, &report);
         read_flags(&sources.flags, &mut raw, &mut properties, &report);
-        add_profiles(&raw, &mut properties);
 
         let mut notes = Vec::new();
         let properties = judge_properties(properties, &mut raw, &mut notes, &report);
@@ -325,22 +324,17 @@ fn read_flags(
     }
 }
 
-/// What the profiles stand for, beneath whatever is given.
-fn add_profiles(raw: &BTreeMap<&'static str, Raw>, properties: &mut BTreeMap<String, (String, Source)>) {
-    for key in [profiles::PRODUCER_KEY, profiles::CONSUMER_KEY] {
-        let Some(profile) = raw.get(key) else { continue };
-        for (name, value) in profiles::properties(key, &profile.text) {
-            let target = |name: &str| judge(name, value).target();
-            let is_given = properties.contains_key(name)
-                || target(name).is_some_and(|own| {
-                    raw.contains_key(own.as_str())
-                        || properties.keys().any(|given| target(given).as_ref() == Some(&own))
-                });
-            if !is_given {
-                properties.insert(name.to_owned(), (value.to_owned(), Source::Profile(key)));
-            }
-        }
-    }
+/// What the profiles stand for, of which none is given by the same name.
+fn of_profiles(
+    raw: &BTreeMap<&'static str, Raw>,
+    given: &BTreeMap<String, (String, Source)>,
+) -> Vec<(String, (String, Source))> {
+    let chosen = profiles::KINDS.iter().filter_map(|(key, profiles)| Some((*key, profiles, raw.get(key)?)));
+    let properties = chosen.flat_map(|(key, profiles, name)| {
+        let properties = profiles::properties(profiles, &name.text);
+        properties.map(move |(name, value)| (name.to_owned(), (value.to_owned(), Source::Profile(key))))
+    });
+    properties.filter(|(name, _)| !given.contains_key(name)).collect()
 }
 
 fn judge_properties(
@@ -350,9 +344,13 @@ fn judge_properties(
     report: &Report,
 ) -> BTreeMap<String, (String, Scope, Source)> {
     let mut passed: BTreeMap<String, (String, Scope, Source)> = BTreeMap::new();
-    for (given, (value, source)) in properties {
+    // Profiles last: whatever is given, by another name or as a setting, stays as it is.
+    let of_profiles = of_profiles(raw, &properties);
+    for (given, (value, source)) in properties.into_iter().chain(of_profiles) {
         let key = format!("{PROPERTIES}.{given}");
+        let is_profile = matches!(source, Source::Profile(_));
         match judge(&given, &value) {
+            Fate::Pass { name, .. } if is_profile && passed.contains_key(&name) => {}
             Fate::Pass { name, value, scope } => {
                 if name != given && passed.contains_key(&name) {
                     let message = format!("means the same as {PROPERTIES}.{name}, which is given too");
@@ -363,7 +361,7 @@ fn judge_properties(
             Fate::Setting { key: own, value } => match raw.get(own) {
                 // A variable or flag may override what the file passes through; twice in the same
                 // kind of place is a contradiction waiting to happen.
-                Some(Raw { source: Source::File { .. }, .. }) => {
+                Some(Raw { source: Source::File { .. }, .. }) if !is_profile => {
                     report.add(line(&source), &key, format!("is given twice, also as `{own}`"));
                 }
                 Some(_) => {}

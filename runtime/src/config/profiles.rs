@@ -8,15 +8,27 @@ pub(super) const PRODUCER_KEY: &str = "kafka.producer_profile";
 pub(super) const CONSUMER_KEY: &str = "kafka.consumer_profile";
 
 /// A name, and the properties that it stands for.
-type Profile = (&'static str, &'static [(&'static str, &'static str)]);
+pub(super) type Profile = (&'static str, &'static [(&'static str, &'static str)]);
+
+/// By the setting that chooses one of them.
+pub(super) const KINDS: [(&str, &[Profile]); 2] = [(PRODUCER_KEY, &PRODUCER), (CONSUMER_KEY, &CONSUMER)];
 
 /// What [`super::settings`] offers for producers.
-pub(super) const PRODUCER_NAMES: &[&str] =
-    &["high_throughput", "low_latency", "high_durability", "throughput_idempotence"];
+pub(super) const PRODUCER_NAMES: &[&str] = &names(&PRODUCER);
 /// The same for consumers.
-pub(super) const CONSUMER_NAMES: &[&str] = &["high_throughput", "low_latency", "lag_recovery"];
+pub(super) const CONSUMER_NAMES: &[&str] = &names(&CONSUMER);
 
-const PRODUCER: &[Profile] = &[
+const fn names<const N: usize>(profiles: &[Profile; N]) -> [&'static str; N] {
+    let mut names = [""; N];
+    let mut at = 0;
+    while at < N {
+        names[at] = profiles[at].0;
+        at += 1;
+    }
+    names
+}
+
+const PRODUCER: [Profile; 4] = [
     (
         "high_throughput",
         &[
@@ -53,7 +65,7 @@ const PRODUCER: &[Profile] = &[
 ];
 
 /// Their 1,000 records a poll are the 500 that a handler may be called with.
-const CONSUMER: &[Profile] = &[
+const CONSUMER: [Profile; 3] = [
     (
         "high_throughput",
         &[
@@ -76,9 +88,11 @@ const CONSUMER: &[Profile] = &[
     ),
 ];
 
-/// The properties of a profile of that kind; those of an unknown name are none.
-pub(super) fn properties(key: &str, name: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let profiles = if key == PRODUCER_KEY { PRODUCER } else { CONSUMER };
+/// The properties of the profile of that name; those of an unknown one are none.
+pub(super) fn properties(
+    profiles: &[Profile],
+    name: &str,
+) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
     let found = profiles.iter().find(|(known, _)| *known == name);
     found.map_or(&[][..], |(_, properties)| properties).iter().copied()
 }
@@ -91,9 +105,9 @@ mod tests {
     #[test]
     fn every_profile_that_is_offered_is_there_and_none_of_its_properties_is_refused() {
         let names = |profiles: &[Profile]| profiles.iter().map(|(name, _)| *name).collect::<Vec<_>>();
-        assert_eq!(names(PRODUCER), PRODUCER_NAMES);
-        assert_eq!(names(CONSUMER), CONSUMER_NAMES);
-        for (profile, properties) in PRODUCER.iter().chain(CONSUMER) {
+        assert_eq!(names(&PRODUCER), PRODUCER_NAMES);
+        assert_eq!(names(&CONSUMER), CONSUMER_NAMES);
+        for (profile, properties) in PRODUCER.iter().chain(&CONSUMER) {
             for (name, value) in *properties {
                 let fate = judge(name, value);
                 assert!(!matches!(fate, Fate::Refuse(_)), "{profile}: {name}: {fate:?}");

@@ -404,15 +404,13 @@ fn once_known<T>(
 }
 
 pub(super) fn is_missing(error: &KafkaError) -> bool {
-    [
+    error.is_any(&[
         Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
         Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
         Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
         Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID,
         Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND,
-    ]
-    .iter()
-    .any(|&code| error.is(code))
+    ])
 }
 
 /// Sorts an error by what it says about the thing asked for. Negative codes are the client's own:

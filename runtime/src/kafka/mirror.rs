@@ -84,7 +84,7 @@ impl Mirror {
             Code::RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE,
         ];
         let text = format!("{}: {error}", self.topic);
-        match REFUSED.iter().any(|&code| error.is(code)) && !error.fatal {
+        match error.is_any(&REFUSED) && !error.fatal {
             true => MirrorError::Refused(text),
             false => MirrorError::Unknown(text),
         }

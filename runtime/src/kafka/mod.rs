@@ -52,14 +52,12 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// A batch of records does not read as it was written; there is nothing to be had of it.
 fn is_damage(error: &KafkaError) -> bool {
-    [
+    error.is_any(&[
         Code::RD_KAFKA_RESP_ERR__BAD_MSG,
         Code::RD_KAFKA_RESP_ERR__BAD_COMPRESSION,
         Code::RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED,
         Code::RD_KAFKA_RESP_ERR_INVALID_MSG,
-    ]
-    .iter()
-    .any(|&code| error.is(code))
+    ])
 }
 
 /// Log start and end, as [`Client::watermarks`](ffi::Client::watermarks) tells them, of a partition of a topic that is
@@ -96,16 +94,14 @@ fn bounds(client: &ffi::Client, topic: &str, partition: i32) -> Result<(Offset, 
 
 /// The broker that was asked does not lead the partition, or not yet.
 fn is_electing(error: &KafkaError) -> bool {
-    [
+    error.is_any(&[
         Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
         Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
         Code::RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE,
         Code::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH,
         Code::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH,
         Code::RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE,
-    ]
-    .iter()
-    .any(|&code| error.is(code))
+    ])
 }
 
 /// Sorts a client error by what the caller can do about it.
@@ -136,7 +132,7 @@ fn source_error(context: &str, error: &KafkaError) -> SourceError {
     let text = format!("{context}: {error}");
     if error.fatal || error.is(C::RD_KAFKA_RESP_ERR__FATAL) || error.is(C::RD_KAFKA_RESP_ERR__STATE) {
         SourceError::Fatal(text)
-    } else if is_damage(error) || REFUSED.iter().any(|&code| error.is(code)) {
+    } else if is_damage(error) || error.is_any(REFUSED) {
         SourceError::Refused(text)
     } else {
         SourceError::Unavailable(text)

@@ -158,13 +158,11 @@ pub fn may_transact(config: &KafkaConfig, transactional_id: &str) -> bool {
 }
 
 fn is_denied(error: &KafkaError) -> bool {
-    [
+    error.is_any(&[
         Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
         Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
         Code::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED,
-    ]
-    .iter()
-    .any(|&code| error.is(code))
+    ])
 }
 
 impl From<super::ffi::admin::TopicInfo> for Topic {

@@ -104,7 +104,7 @@ impl LogReader {
 
 /// Errors of an offset fetch that time heals.
 fn is_passing(error: &KafkaError) -> bool {
-    [
+    error.is_any(&[
         Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT,
         Code::RD_KAFKA_RESP_ERR__WAIT_COORD,
         Code::RD_KAFKA_RESP_ERR__TIMED_OUT,
@@ -113,9 +113,7 @@ fn is_passing(error: &KafkaError) -> bool {
         Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
         Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
         Code::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
-    ]
-    .iter()
-    .any(|&code| error.is(code))
+    ])
 }
 
 impl Recovery for LogReader {

@@ -320,7 +320,7 @@ impl Sink for TransactionalSink {
         self.topics.producer.send_offsets(&list, membership, self.patience).map_err(|error| {
             // By code, never by librdkafka's "abortable" flag, which it also sets where the outcome
             // is not known.
-            match GENERATION.iter().any(|&code| error.is(code)) && !error.fatal {
+            match error.is_any(&GENERATION) && !error.fatal {
                 true => CommitError::Generation(error.to_string()),
                 false => indefinite(error),
             }
@@ -364,7 +364,7 @@ fn indefinite(error: KafkaError) -> CommitError {
 }
 
 fn refusal(topic: &str, error: &KafkaError) -> CommitError {
-    match RECORD.iter().any(|&code| error.is(code)) && !error.fatal {
+    match error.is_any(&RECORD) && !error.fatal {
         true => CommitError::Record { topic: topic.to_owned(), reason: error.to_string() },
         false => CommitError::Indefinite(format!("{topic}: {error}")),
     }
@@ -374,7 +374,7 @@ fn refusal(topic: &str, error: &KafkaError) -> CommitError {
 /// nothing by itself; a refused record counts only if no outcome is unknown.
 fn worst(failures: Vec<Failure>) -> Result<(), CommitError> {
     let purged = [Code::RD_KAFKA_RESP_ERR__PURGE_QUEUE, Code::RD_KAFKA_RESP_ERR__PURGE_INFLIGHT];
-    let is_purged = |failure: &Failure| purged.iter().any(|&code| failure.error.is(code));
+    let is_purged = |failure: &Failure| failure.error.is_any(&purged);
     let (purged, told): (Vec<_>, Vec<_>) = failures.into_iter().partition(is_purged);
     let mut refused = None;
     for failure in if told.is_empty() { purged } else { told } {

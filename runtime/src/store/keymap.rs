@@ -36,6 +36,10 @@ struct Entry {
 
 const DELETED: u16 = 1 << 15;
 
+fn flagged(prefix_len: u16, deleted: bool) -> u16 {
+    if deleted { prefix_len | DELETED } else { prefix_len }
+}
+
 impl Entry {
     fn prefix_len(&self) -> usize {
         usize::from(self.prefix_len & !DELETED)
@@ -46,7 +50,7 @@ impl Entry {
     }
 
     fn set_deleted(&mut self, deleted: bool) {
-        self.prefix_len = self.prefix_len & !DELETED | if deleted { DELETED } else { 0 };
+        self.prefix_len = flagged(self.prefix_len & !DELETED, deleted);
     }
 }
 
@@ -111,7 +115,7 @@ impl KeyMap {
             value_len: bytes.len() as u32,
             value_room: bytes.len() as u32,
             store: key.store,
-            prefix_len: key.prefix.len() as u16 | if value.is_none() { DELETED } else { 0 },
+            prefix_len: flagged(key.prefix.len() as u16, value.is_none()),
         });
         let entries = &self.entries;
         self.table.insert_unique(key.hash, index, |&other| entries[other as usize].hash);

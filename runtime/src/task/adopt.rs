@@ -16,7 +16,6 @@ use super::{Task, TaskConfig, TaskError, TaskStats};
 use crate::faults::{Bug, planted};
 use crate::ports::Handler;
 use crate::record::Offset;
-use crate::store::View;
 
 impl Task {
     /// True until a commit says where this revision begins. Records that are handed over meanwhile are
@@ -64,12 +63,7 @@ impl Task {
         self.outbox.bind(config.outbox_rules());
         self.blocked = None;
         if config.view_limits() != self.config.view_limits() {
-            let view = View::new(
-                Arc::clone(&config.stores),
-                self.reader.clone(),
-                &config.cache,
-                config.view_limits(),
-            );
+            let view = config.view(self.reader.clone());
             let mut former = std::mem::replace(&mut self.view, view);
             self.view.count_on(&mut former);
         }

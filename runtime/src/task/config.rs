@@ -6,7 +6,7 @@ use super::parked::Parked;
 use crate::config::deployment::{Failures, Guarantee, InboxSpec};
 use crate::config::failures::{FailureKind, Then};
 use crate::effects::Order;
-use crate::store::{CacheBudget, StoreError, StoreReader, Stores, ViewLimits};
+use crate::store::{CacheBudget, StoreError, StoreReader, Stores, View, ViewLimits};
 use crate::task::OutputRule;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +84,11 @@ impl TaskConfig {
 
     pub(super) fn load_parked(&self, reader: Option<&StoreReader>) -> Result<Parked, StoreError> {
         Parked::load(reader, self.failures.order, self.failures.parked, self.revision)
+    }
+
+    /// What a handler of this configuration sees of the store.
+    pub(super) fn view(&self, reader: Option<StoreReader>) -> View {
+        View::new(Arc::clone(&self.stores), reader, &self.cache, self.view_limits())
     }
 
     pub(super) fn view_limits(&self) -> ViewLimits {

@@ -279,8 +279,7 @@ impl Task {
         let position = start.store.as_ref().and_then(Store::position);
         let outbox_next = position.map_or(0, |position| position.outbox_next);
         let outbox = Outbox::load(reader.as_ref(), config.outbox_rules(), outbox_next)?;
-        let mut view =
-            View::new(Arc::clone(&config.stores), reader.clone(), &config.cache, config.view_limits());
+        let mut view = config.view(reader.clone());
         if let Some(bytes_max) = config.store_bytes_max {
             let sizes = position.map(|position| position.stores.as_slice()).unwrap_or_default();
             let known =

@@ -25,13 +25,11 @@ impl Consumer {
         let topic = message.topic();
         // What concerns a topic as a whole comes without an offset, and with partition 0.
         let whole_topic = message.offset() < 0
-            && [
+            && error.is_any(&[
                 C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
                 C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
                 C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION,
-            ]
-            .iter()
-            .any(|&code| error.is(code));
+            ]);
         if !topic.is_empty() && !whole_topic {
             return match self.input_partition(&topic, message.partition()) {
                 Some(id) => Event::Partition(id, self.refusal(id, &error)),
@@ -46,7 +44,7 @@ impl Consumer {
             C::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN,
             C::RD_KAFKA_RESP_ERR__RESOLVE,
         ];
-        if passing.iter().any(|&code| error.is(code)) {
+        if error.is_any(&passing) {
             tracing::warn!(group = %self.spec.group, %error, "consumer");
             return Event::Nothing;
         }
@@ -68,7 +66,7 @@ impl Consumer {
                  it. Kafka's client says: {error}"
             );
         }
-        if !out_of_range.iter().any(|&code| error.is(code)) {
+        if !error.is_any(&out_of_range) {
             return error.to_string();
         }
         format!(

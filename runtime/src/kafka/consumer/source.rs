@@ -46,13 +46,11 @@ impl Source for Consumer {
         match self.raw.seek(&list, SEEK_WAIT) {
             Ok(()) => {}
             Err(error)
-                if [
+                if error.is_any(&[
                     Code::RD_KAFKA_RESP_ERR__STATE,
                     Code::RD_KAFKA_RESP_ERR__PREV_IN_PROGRESS,
                     Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
-                ]
-                .iter()
-                .any(|&code| error.is(code)) =>
+                ]) =>
             {
                 self.assign_again(partition, at).map_err(told)?;
             }

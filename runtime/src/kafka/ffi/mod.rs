@@ -68,6 +68,10 @@ impl KafkaError {
     pub fn is(&self, code: Code) -> bool {
         self.code == code as i32
     }
+
+    pub fn is_any(&self, codes: &[Code]) -> bool {
+        codes.iter().any(|&code| self.is(code))
+    }
 }
 
 /// Turns the code of a call into a result.

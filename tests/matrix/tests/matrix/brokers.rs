@@ -72,8 +72,8 @@ fn f09_a_node_outlives_its_brokers_and_does_not_start_without_them() {
             _ => Ok(()),
         });
         // Longer than a session and than a transaction may last, and than any request of the node's waits.
-        std::thread::sleep(OUTAGE);
-        assert!(stage.fleet.node(0).ended().is_none(), "the node ended: {}", stage.fleet.node(0).log());
+        let ended = within(OUTAGE, || stage.fleet.node(0).ended());
+        assert!(ended.is_none(), "the node ended: {}", stage.fleet.node(0).log());
         broker(stage).restart().expect("the broker comes back");
         until("the node is ready again", SOON, || match ready(stage) {
             Some(200) => Ok(()),
