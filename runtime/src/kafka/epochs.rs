@@ -10,6 +10,9 @@
 //! marker has none: with the record's, a marker written after a change of the leader looked like a log that
 //! was cut off.
 //!
+//! Kept by group: each reads a topic at its own pace, and what one has just been told of its committed offset
+//! says nothing about where another stands.
+//!
 //! One value is shared by the clients of a node: the consumer learns epochs from what it takes, the sink
 //! and the consumer commit them, recovery reads them back. Locked when an epoch changes and once a
 //! commit, never for a record.
@@ -21,6 +24,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const CHANGES_MAX: usize = 16;
 
 /// What the clients of one node know of leader epochs.
+#[derive(Debug, Clone, Default)]
+pub struct NodeEpochs(Arc<Mutex<HashMap<String, Epochs>>>);
+
+impl NodeEpochs {
+    /// What the members of `group` on this node share.
+    pub fn of(&self, group: &str) -> Epochs {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.entry(group.to_owned()).or_default().clone()
+    }
+}
+
+/// What the members of one group know.
 #[derive(Debug, Clone, Default)]
 pub struct Epochs(Arc<Mutex<Known>>);
 
@@ -97,6 +112,15 @@ mod tests {
         assert_eq!([34, 44, 45].map(before), [0, 0, -1]);
         epochs.saw("entries", 3, 45, 1);
         assert_eq!([44, 45, 46].map(before), [0, -1, 1]);
+    }
+
+    #[test]
+    fn a_group_does_not_know_what_another_was_told() {
+        let node = NodeEpochs::default();
+        node.of("ahead").saw("words", 0, 40, 3);
+        node.of("behind").committed("words", 0, 7, 1);
+        assert_eq!(node.of("ahead").before("words", 0, 41), 3);
+        assert_eq!(node.of("behind").before("words", 0, 41), 1);
     }
 
     #[test]

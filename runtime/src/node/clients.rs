@@ -60,7 +60,7 @@ pub fn consumer_spec(node: &NodeRuntime, revision: &Revision, index: u32) -> Con
     spec.wants_headers = revision.reads_headers();
     spec.batch_records = revision::call_records_max(&revision.spec);
     spec.batch_bytes = revision::call_bytes_max(&revision.spec);
-    spec.epochs = node.epochs.clone();
+    spec.epochs = node.epochs.of(&revision.group);
     spec
 }
 
@@ -97,7 +97,7 @@ pub fn sinks(node: &NodeRuntime, revision: &Revision, index: u32) -> SinkFactory
     let spec = sink_spec(revision);
     let kafka = worker_kafka(node);
     let id = transactional_id(node, &revision.registered.name, index);
-    let epochs = node.epochs.clone();
+    let epochs = node.epochs.of(&revision.group);
     match revision.spec.guarantee {
         Guarantee::ExactlyOnce => Box::new(move || {
             let sink = TransactionalSink::new(&kafka, &id, spec.clone())?.knowing(epochs.clone());

@@ -275,7 +275,7 @@ impl Context {
                 inbox: revision.inbox.clone(),
             },
         )?
-        .telling(self.node.epochs.clone());
+        .telling(self.node.epochs.of(&revision.group));
         let dir = self.dir(partition);
         // Twice at most: a `start:` that had to be resolved is in the registry the second time.
         let mut resolved = false;

@@ -22,7 +22,7 @@ use crate::config::deployment::DeploymentSpec;
 use crate::config::{NodeConfig, Problems};
 use crate::kafka::admin::{Admin, AdminError};
 use crate::kafka::config::KafkaConfig;
-use crate::kafka::epochs::Epochs;
+use crate::kafka::epochs::NodeEpochs;
 use crate::kafka::peek::Peek;
 use crate::ports::SourceError;
 use crate::relay::{Hub, Origin};
@@ -54,7 +54,7 @@ pub struct NodeRuntime {
     pub config: NodeConfig,
     pub kafka: KafkaConfig,
     /// Learned by the consumers of all workers, used by whoever commits and restores.
-    pub epochs: Epochs,
+    pub epochs: NodeEpochs,
     pub cluster_id: String,
     pub admin: Admin,
     pub control_log: ControlLog,
@@ -107,7 +107,7 @@ impl NodeRuntime {
             value_cache: CacheBudget::new(from.config.memory.value_cache_bytes as usize),
             config: from.config,
             kafka: from.kafka,
-            epochs: Epochs::default(),
+            epochs: NodeEpochs::default(),
             cluster_id: from.cluster_id,
             admin: from.admin,
             control_log: from.control_log,
