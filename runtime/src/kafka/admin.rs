@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::config::KafkaConfig;
-use super::ffi::admin::TopicSpec;
+use super::ffi::admin::{Coordinator, TopicSpec};
 use super::ffi::partitions::Partitions;
 use super::ffi::{Client, Code, KafkaError, Kind};
 use crate::record::Offset;
@@ -115,13 +115,13 @@ impl Admin {
     }
 
     /// Asks a group's coordinator. A request without an answer is given up together with the handle that it was made
-    /// with ([`Client::request`] says why), once whoever else uses that has ended.
+    /// with ([`Coordinator`] says why), once whoever else uses that has ended.
     pub(super) fn ask_coordinator<T>(
         &self,
-        ask: impl FnOnce(&Client) -> Result<T, KafkaError>,
+        ask: impl FnOnce(Coordinator<'_>) -> Result<T, KafkaError>,
     ) -> Result<T, KafkaError> {
         let client = self.client();
-        let answer = ask(&client);
+        let answer = ask(Coordinator(&client));
         if matches!(&answer, Err(error) if error.is(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))
             && let Ok(next) = new_client(&self.config)
         {
@@ -319,7 +319,7 @@ impl Admin {
 
     pub fn describe_group(&self, group: &str) -> Result<GroupDescription, AdminError> {
         let found = self
-            .ask_coordinator(|client| client.describe_group(group, REQUEST_WAIT))
+            .ask_coordinator(|coordinator| coordinator.describe_group(group, REQUEST_WAIT))
             .map_err(|error| sorted(&format!("group `{group}`"), &error))?;
         let members = found
             .members
@@ -348,7 +348,7 @@ impl Admin {
             list
         });
         let rows = self
-            .ask_coordinator(|client| client.group_offsets(group, list.as_ref(), REQUEST_WAIT))
+            .ask_coordinator(|coordinator| coordinator.group_offsets(group, list.as_ref(), REQUEST_WAIT))
             .map_err(|error| sorted(&what, &error))?;
         rows.into_iter()
             .map(|row| match row.error {
@@ -365,7 +365,7 @@ impl Admin {
 
     /// Deletes a group that has no members, with its offsets.
     pub fn delete_group(&self, group: &str) -> Result<(), AdminError> {
-        self.ask_coordinator(|client| client.delete_group(group, REQUEST_WAIT))
+        self.ask_coordinator(|coordinator| coordinator.delete_group(group, REQUEST_WAIT))
             .map_err(|error| sorted(&format!("group `{group}`"), &error))
     }
 }

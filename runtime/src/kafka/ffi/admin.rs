@@ -90,26 +90,30 @@ pub(super) struct Post {
 /// The longest time-out that librdkafka takes.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
-/// Requests that go to a group's coordinator.
-fn asks_coordinator(op: Op) -> bool {
-    matches!(
-        op,
-        Op::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS
-            | Op::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS
-            | Op::RD_KAFKA_ADMIN_OP_DELETEGROUPS
-    )
+/// A client for requests that go to a group's coordinator. One that has had no answer in time stays under way for up
+/// to [`TIMEOUT_MAX`]; by then the client must be gone. Only `Admin::ask_coordinator` makes one, and sees to that.
+///
+/// librdkafka uses memory of such a request after its own time-out if the coordinator comes back after that, and
+/// the process ends (`rd_kafka_admin_coord_request`; librdkafka issue 3663). So it is not to time out there.
+pub(in crate::kafka) struct Coordinator<'a>(pub &'a Client);
+
+impl Coordinator<'_> {
+    fn request(&self, op: Op, wait: Duration, post: impl FnOnce(&Post)) -> Result<Reply, KafkaError> {
+        self.0.post(op, TIMEOUT_MAX, wait, post)
+    }
 }
 
 impl Client {
-    /// Posts a request and waits for its reply. One to a coordinator that has had no answer in time stays under way
-    /// for up to [`TIMEOUT_MAX`]; by then the handle must be gone.
-    ///
-    /// librdkafka uses memory of such a request after its own time-out if the coordinator comes back after that, and
-    /// the process ends (`rd_kafka_admin_coord_request`; librdkafka issue 3663). So it is not to time out there.
-    pub(super) fn request(
+    fn request(&self, op: Op, wait: Duration, post: impl FnOnce(&Post)) -> Result<Reply, KafkaError> {
+        self.post(op, wait, wait + Duration::from_secs(1), post)
+    }
+
+    /// Posts a request, which librdkafka gives up after `timeout`, and waits for its reply for as long as `patience`.
+    fn post(
         &self,
         op: Op,
-        wait: Duration,
+        timeout: Duration,
+        patience: Duration,
         post: impl FnOnce(&Post),
     ) -> Result<Reply, KafkaError> {
         // SAFETY: queue and options are made, used and destroyed here; a reply that comes after the
@@ -118,10 +122,6 @@ impl Client {
             let queue = rd::rd_kafka_queue_new(self.raw());
             let options = rd::rd_kafka_AdminOptions_new(self.raw(), op);
             let mut reason = [0 as c_char; 256];
-            let (timeout, patience) = match asks_coordinator(op) {
-                true => (TIMEOUT_MAX, wait),
-                false => (wait, wait + Duration::from_secs(1)),
-            };
             rd::rd_kafka_AdminOptions_set_request_timeout(
                 options,
                 millis(timeout),
@@ -131,7 +131,7 @@ impl Client {
             if matches!(op, Op::RD_KAFKA_ADMIN_OP_CREATETOPICS | Op::RD_KAFKA_ADMIN_OP_DELETETOPICS) {
                 rd::rd_kafka_AdminOptions_set_operation_timeout(
                     options,
-                    millis(wait),
+                    millis(timeout),
                     reason.as_mut_ptr(),
                     reason.len(),
                 );
@@ -386,6 +386,27 @@ impl Client {
         }
     }
 
+    /// Names and partition counts of every topic of the cluster.
+    pub fn metadata(&self, wait: Duration) -> Result<Vec<(String, i32)>, KafkaError> {
+        let mut metadata: *const rd::rd_kafka_metadata = std::ptr::null();
+        // SAFETY: the out-pointer is to a local; the metadata is ours until destroyed and holds
+        // `topic_cnt` topics, read field by field because of their error codes.
+        unsafe {
+            let code = rd::rd_kafka_metadata(self.raw(), 1, std::ptr::null_mut(), &mut metadata, millis(wait))
+                as i32;
+            check(code)?;
+            let count = usize::try_from((*metadata).topic_cnt).unwrap_or(0);
+            let topics = (0..count)
+                .map(|index| (*metadata).topics.add(index))
+                .map(|topic| (text((*topic).topic), (*topic).partition_cnt))
+                .collect();
+            rd::rd_kafka_metadata_destroy(metadata);
+            Ok(topics)
+        }
+    }
+}
+
+impl Coordinator<'_> {
     pub fn describe_group(&self, group: &str, wait: Duration) -> Result<GroupInfo, KafkaError> {
         // SAFETY: the description is live while it is read.
         let found = self.read_group(group, wait, |_| {}, |group| unsafe { group_info(group) })?;
@@ -473,25 +494,6 @@ impl Client {
                 &mut count,
             );
             if count == 0 { Ok(()) } else { borrowed(rd::rd_kafka_group_result_error(*found)) }
-        }
-    }
-
-    /// Names and partition counts of every topic of the cluster.
-    pub fn metadata(&self, wait: Duration) -> Result<Vec<(String, i32)>, KafkaError> {
-        let mut metadata: *const rd::rd_kafka_metadata = std::ptr::null();
-        // SAFETY: the out-pointer is to a local; the metadata is ours until destroyed and holds
-        // `topic_cnt` topics, read field by field because of their error codes.
-        unsafe {
-            let code = rd::rd_kafka_metadata(self.raw(), 1, std::ptr::null_mut(), &mut metadata, millis(wait))
-                as i32;
-            check(code)?;
-            let count = usize::try_from((*metadata).topic_cnt).unwrap_or(0);
-            let topics = (0..count)
-                .map(|index| (*metadata).topics.add(index))
-                .map(|topic| (text((*topic).topic), (*topic).partition_cnt))
-                .collect();
-            rd::rd_kafka_metadata_destroy(metadata);
-            Ok(topics)
         }
     }
 }

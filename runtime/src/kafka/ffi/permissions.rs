@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rdkafka_sys as rd;
 
-use super::admin::{Described, Post, TopicSpec, borrowed, topic_info};
+use super::admin::{Coordinator, Described, Post, TopicSpec, borrowed, topic_info};
 use super::{Client, KafkaError, consume};
 
 // The same functions as in the bindings, with operations as the integers they are in C.
@@ -39,6 +39,13 @@ impl Client {
         })
     }
 
+    /// Whether a topic could be made; nothing is.
+    pub fn could_create(&self, spec: &TopicSpec<'_>, wait: Duration) -> Result<(), KafkaError> {
+        self.create(spec, true, wait)
+    }
+}
+
+impl Coordinator<'_> {
     /// What this client may do with a group, whether or not the group exists.
     pub fn group_operations(&self, group: &str, wait: Duration) -> Result<Allowed, KafkaError> {
         // SAFETY: as for `describe_permitted`.
@@ -49,11 +56,6 @@ impl Client {
             Ok(allowed(operations, count))
         })?;
         found.unwrap_or(Ok(None))
-    }
-
-    /// Whether a topic could be made; nothing is.
-    pub fn could_create(&self, spec: &TopicSpec<'_>, wait: Duration) -> Result<(), KafkaError> {
-        self.create(spec, true, wait)
     }
 }
 
