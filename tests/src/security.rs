@@ -25,7 +25,7 @@ roles:
   - { san: spiffe://test/node, role: node }
   - { san: spiffe://test/admin, role: admin }
   - { san: '*.team-a.test', role: query, deployments: [ 'team-a-*' ] }
-  - { san: '*.team-a.test', role: deployer, deployments: [ 'team-a-*' ] }
+  - { san: '*.team-a.test', role: deployer, deployments: [ 'team-a-*' ], topics: [ words, counts ] }
 ";
 
 /// Somebody with a certificate.
@@ -85,6 +85,7 @@ pub fn a_fleet_with_certificates_answers_to_roles(cluster: &Cluster) {
     strangers_are_told_why(&nodes[0], &authority.ca);
     a_tenant_sees_what_is_his(&nodes, &tenant);
     a_tenant_changes_what_is_his(&nodes[1], &tenant);
+    a_tenant_names_topics_of_his_own_only(&nodes[0], &tenant, directory.path());
     until_shared(&nodes, &admin);
     let put = ["state", "edit", "put", "team-a-count", "counts", "a", "41", "--yes"];
     nodes.iter().for_each(|node| drop(admin.at(node, &put).ok()));
@@ -178,6 +179,19 @@ fn a_tenant_changes_what_is_his(node: &Node, tenant: &Person<'_>) {
     tenant.refused(node, &["pause", "team-b-count"], "needs the role");
     tenant.at(node, &["pause", "team-a-count"]).ok();
     tenant.at(node, &["resume", "team-a-count"]).ok();
+}
+
+/// He is not told whether the others exist.
+fn a_tenant_names_topics_of_his_own_only(node: &Node, tenant: &Person<'_>, directory: &Path) {
+    node.tidemill(&["topics", "create", "secrets", "--partitions", "4"]).ok();
+    let file = directory.join("spy.yaml");
+    let document = "name: team-a-spy\nmodule: count.wasm\ninputs: { in: { topic: secrets } }\noutputs: { out: { topic: nowhere } }\n";
+    std::fs::write(&file, document).expect("a file");
+    let apply = ["apply", "-f", &file.display().to_string()];
+    for (key, topic) in [("inputs.in.topic", "secrets"), ("outputs.out.topic", "nowhere")] {
+        let why = format!("{key}: the node's `roles` do not let you name the topic {topic} in team-a-spy");
+        tenant.refused(node, &apply, &why);
+    }
 }
 
 /// Without a restart. What cannot be read changes nothing.

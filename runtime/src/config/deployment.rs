@@ -78,6 +78,19 @@ impl OutputSpec {
 }
 
 impl DeploymentSpec {
+    /// Every topic that the document names, and where it does.
+    pub fn topics(&self) -> impl Iterator<Item = (String, &str)> {
+        let inputs =
+            self.inputs.iter().map(|(name, input)| (format!("inputs.{name}.topic"), input.topic.as_str()));
+        let outputs = self
+            .outputs
+            .iter()
+            .filter_map(|(name, output)| Some((format!("outputs.{name}.topic"), output.topic()?)));
+        let letters = self.failures.dead_letters.as_deref();
+        let letters = letters.map(|topic| ("failures.dead_letters.topic".to_owned(), topic));
+        inputs.chain(outputs).chain(letters)
+    }
+
     /// Outputs that go through the outbox.
     pub fn destinations(&self) -> impl Iterator<Item = (&String, &Destination)> {
         self.outputs.iter().filter_map(|(name, output)| match output {

@@ -4,7 +4,7 @@
 //! roles:
 //!   - { san: "spiffe://example.org/tidemill/node/*", role: node }
 //!   - { san: "*.ops.example.org", role: admin }
-//!   - { san: "spiffe://example.org/team-a/*", role: deployer, deployments: [ "team-a-*" ] }
+//!   - { san: "spiffe://example.org/team-a/*", role: deployer, deployments: [ "team-a-*" ], topics: [ "team-a.*" ] }
 //! ```
 //!
 //! An entry with a `:` is about names of the kind URI, every other one about DNS names; `*` stands for any
@@ -133,6 +133,8 @@ pub struct Grant {
     pub role: Role,
     /// Empty = every deployment, and what concerns the fleet as a whole.
     pub deployments: Vec<Pattern>,
+    /// Topics that documents deployed by it may name; empty = every one that the node may use.
+    pub topics: Vec<Pattern>,
 }
 
 impl Grant {
@@ -148,19 +150,39 @@ impl Grant {
 impl fmt::Display for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is {}", self.san, self.role.as_str())?;
-        for (at, deployment) in self.deployments.iter().enumerate() {
-            write!(f, "{} {deployment}", if at == 0 { " of" } else { "," })?;
+        for (word, patterns) in [(" of", &self.deployments), (" with topics", &self.topics)] {
+            for (at, pattern) in patterns.iter().enumerate() {
+                write!(f, "{} {pattern}", if at == 0 { word } else { "," })?;
+            }
         }
         Ok(())
     }
 }
 
-/// The deployments that a call may be about and see.
+/// The deployments that a call may be about and see, and the topics that it may bind them to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// Every one, and the fleet as a whole.
     All,
-    Only(Arc<[Pattern]>),
+    Only(Arc<[Share]>),
+}
+
+/// What one grant adds to a scope; of both an empty list stands for all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    deployments: Vec<Pattern>,
+    topics: Vec<Pattern>,
+}
+
+impl Share {
+    fn covers(&self, deployment: &str) -> bool {
+        is_among(&self.deployments, deployment)
+    }
+}
+
+/// Whether a name is meant; an empty list means every one.
+fn is_among(patterns: &[Pattern], name: &str) -> bool {
+    patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name, None))
 }
 
 impl Scope {
@@ -176,10 +198,10 @@ impl Scope {
             if !names.iter().any(|name| grant.is_for(name)) {
                 continue;
             }
-            if grant.deployments.is_empty() {
+            if grant.deployments.is_empty() && grant.topics.is_empty() {
                 return Scope::All;
             }
-            only.extend(grant.deployments.iter().cloned());
+            only.push(Share { deployments: grant.deployments.clone(), topics: grant.topics.clone() });
         }
         Scope::Only(only.into())
     }
@@ -191,7 +213,25 @@ impl Scope {
     pub fn covers(&self, deployment: &str) -> bool {
         match self {
             Scope::All => true,
-            Scope::Only(only) => only.iter().any(|pattern| pattern.matches(deployment, None)),
+            Scope::Only(only) => only.iter().any(|share| share.covers(deployment)),
+        }
+    }
+
+    /// Every deployment, and so the fleet as a whole.
+    pub fn covers_fleet(&self) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Only(only) => only.iter().any(|share| share.deployments.is_empty()),
+        }
+    }
+
+    /// Whether a document of this deployment may name the topic.
+    pub fn binds(&self, deployment: &str, topic: &str) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Only(only) => {
+                only.iter().any(|share| share.covers(deployment) && is_among(&share.topics, topic))
+            }
         }
     }
 }
@@ -199,7 +239,8 @@ impl Scope {
 /// Reads the list; what is wrong is reported, and left out.
 pub(super) fn read(node: &Node, line: u32, report: &Report) -> Vec<(u32, Grant)> {
     let Yaml::List(items) = &node.value else {
-        let message = format!("expected a list of {{ san, role, deployments }}, found {}", node.value.kind());
+        let message =
+            format!("expected a list of {{ san, role, deployments, topics }}, found {}", node.value.kind());
         report.add(Some(line), "roles", message);
         return Vec::new();
     };
@@ -218,15 +259,27 @@ pub(super) fn read(node: &Node, line: u32, report: &Report) -> Vec<(u32, Grant)>
         }
         let role =
             role.map(|_| section.choice("role", None, &Role::ALL.map(|(name, role)| (name, Some(role)))));
-        let deployments =
-            section.take("deployments").map_or_else(|| Some(Vec::new()), |field| patterns(&field));
-        if role == Some(Some(Role::Node)) && deployments.as_ref().is_some_and(|list| !list.is_empty()) {
-            let message = "does not go with role node: a node passes on calls about every deployment";
-            report.add(section.line_of("deployments"), &section.sub_path("deployments"), message);
+        let mut list =
+            |name| section.take(name).map_or_else(|| Some(Vec::new()), |field| patterns(&field, name));
+        let (deployments, topics) = (list("deployments"), list("topics"));
+        let misplaced = |name: &str, list: &Option<Vec<Pattern>>, message: &str| {
+            if list.as_ref().is_some_and(|list| !list.is_empty()) {
+                report.add(section.line_of(name), &section.sub_path(name), message);
+            }
+        };
+        if let Some(Some(role)) = role {
+            if role == Role::Node {
+                let message = "does not go with role node: a node passes on calls about every deployment";
+                misplaced("deployments", &deployments, message);
+            }
+            if !role.covers(Role::Deployer) {
+                let message = format!("does not go with role {}: it deploys nothing", role.as_str());
+                misplaced("topics", &topics, &message);
+            }
         }
         section.finish();
-        let (san, role, deployments) = (san_pattern(&san?)?, role??, deployments?);
-        Some((item.line, Grant { san, role, deployments }))
+        let (san, role, deployments, topics) = (san_pattern(&san?)?, role??, deployments?, topics?);
+        Some((item.line, Grant { san, role, deployments, topics }))
     };
     items.iter().enumerate().filter_map(grant).collect()
 }
@@ -242,8 +295,8 @@ fn san_pattern(field: &Field<'_>) -> Option<Pattern> {
     Some(Pattern(if is_uri { text } else { text.to_ascii_lowercase() }))
 }
 
-/// Names or patterns of deployments; an empty list would read as "none" and mean "all".
-fn patterns(field: &Field<'_>) -> Option<Vec<Pattern>> {
+/// Names or patterns of `what`; an empty list would read as "none" and mean "all".
+fn patterns(field: &Field<'_>, what: &str) -> Option<Vec<Pattern>> {
     let Yaml::List(items) = &field.node.value else {
         field.refuse(format!("expected a list of names, found {}", field.node.value.kind()));
         return None;
@@ -258,9 +311,9 @@ fn patterns(field: &Field<'_>) -> Option<Vec<Pattern>> {
     match texts {
         Some(texts) if !texts.is_empty() => Some(texts),
         _ => {
-            field.refuse(
-                "expected names of deployments, with `*` for any characters; leave it out for all of them",
-            );
+            field.refuse(format!(
+                "expected names of {what}, with `*` for any characters; leave it out for all of them"
+            ));
             None
         }
     }
@@ -288,7 +341,12 @@ mod tests {
             ("spiffe:*", "spiffe", false),
         ];
         for (san, name, expected) in cases {
-            let grant = Grant { san: Pattern::new(san), role: Role::Admin, deployments: Vec::new() };
+            let grant = Grant {
+                san: Pattern::new(san),
+                role: Role::Admin,
+                deployments: Vec::new(),
+                topics: Vec::new(),
+            };
             assert_eq!(grant.is_for(&Name::parse(name)), expected, "{san} for {name}");
         }
         for (pattern, name, expected) in [
@@ -320,6 +378,7 @@ mod tests {
             san: Pattern::new("a.b"),
             role,
             deployments: deployments.iter().map(|text| Pattern::new(*text)).collect(),
+            topics: Vec::new(),
         };
         let grants = [grant(Role::Deployer, &["x-*"]), grant(Role::Admin, &["y"]), grant(Role::Query, &[])];
         let names = [Name::parse("a.b")];
@@ -328,5 +387,40 @@ mod tests {
         assert_eq!(Scope::of(&grants, &names, Role::Viewer), Scope::All);
         assert!(Scope::of(&grants, &names, Role::Node).is_none());
         assert!(Scope::of(&grants, &[Name::parse("other")], Role::Viewer).is_none());
+    }
+
+    #[test]
+    fn a_document_may_name_the_topics_of_the_grants_for_its_deployment_only() {
+        let patterns = |texts: &[&str]| texts.iter().map(|text| Pattern::new(*text)).collect::<Vec<_>>();
+        let grant = |role, deployments: &[&str], topics: &[&str]| Grant {
+            san: Pattern::new("a.b"),
+            role,
+            deployments: patterns(deployments),
+            topics: patterns(topics),
+        };
+        let names = [Name::parse("a.b")];
+        let scope = |grants: &[Grant]| Scope::of(grants, &names, Role::Deployer);
+
+        let two = scope(&[
+            grant(Role::Deployer, &["x-*"], &["x.*", "shared"]),
+            grant(Role::Admin, &["y"], &[]),
+            grant(Role::Viewer, &[], &[]),
+        ]);
+        for (deployment, topic, expected) in [
+            ("x-1", "x.a.b", true),
+            ("x-1", "shared", true),
+            ("x-1", "shared-2", false),
+            ("x-1", "y.a", false),
+            ("y", "x.a", true),
+            ("z", "x.a", false),
+        ] {
+            assert_eq!(two.binds(deployment, topic), expected, "{topic} by {deployment}");
+        }
+        assert!(!two.covers_fleet());
+
+        let topics_only = scope(&[grant(Role::Deployer, &[], &["x.*"])]);
+        assert!(topics_only.covers("z") && topics_only.covers_fleet());
+        assert!(topics_only.binds("z", "x.a") && !topics_only.binds("z", "y.a"));
+        assert!(Scope::All.binds("z", "y.a"));
     }
 }

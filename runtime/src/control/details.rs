@@ -21,6 +21,7 @@ pub fn status(error: ControlError) -> Status {
         ControlError::Unmet(problems) => {
             with(Code::FailedPrecondition, lines(&problems), &precondition(&problems))
         }
+        ControlError::Denied(problems) => with(Code::PermissionDenied, lines(&problems), &bad(&problems)),
         ControlError::Precondition(reason) => {
             let problem = Problem::from(reason.as_str());
             with(Code::FailedPrecondition, reason, &precondition(&[problem]))

@@ -193,7 +193,7 @@ fn allowed(method: &Method, scope: &Scope, deployment: &str) -> Result<(), Strin
         About::One(_) | About::OneOrSeen(_) => Err(format!(
             "{name} needs the role {role} for {deployment}, and the node's `roles` give it for others only"
         )),
-        About::Fleet | About::Node(_) if *scope == Scope::All => Ok(()),
+        About::Fleet | About::Node(_) if scope.covers_fleet() => Ok(()),
         About::Fleet | About::Node(_) => Err(format!(
             "{name} concerns the whole fleet: it needs the role {role} without a restriction to deployments"
         )),
@@ -282,7 +282,12 @@ mod tests {
 
     #[test]
     fn a_certificate_that_has_expired_or_names_nobody_is_not_believed_on_a_connection_that_is_there() {
-        let roles = vec![Grant { san: Pattern::new("a.b"), role: Role::Admin, deployments: Vec::new() }];
+        let roles = vec![Grant {
+            san: Pattern::new("a.b"),
+            role: Role::Admin,
+            deployments: Vec::new(),
+            topics: Vec::new(),
+        }];
         let guard = Guard::new(Access::Roles(Arc::new(Roles::new(roles, None))), Telemetry::new());
         let code = |names: &[&str], valid_to_s: i64| {
             let names = names.iter().map(|name| Name::parse(name)).collect();

@@ -260,6 +260,7 @@ impl Handle {
     fn check(&self, wanted: &Wanted<'_>, view: &Registry) -> Result<Candidate, ControlError> {
         let mut found = Found { deploys: true, ..Found::default() };
         let spec = self.node.spec(wanted.document).map_err(|problems| found.problems.extend(problems.0)).ok();
+        spec.as_ref().map_or(Ok(()), |spec| self.may_name(spec))?;
         let compiled = match revision::compile(&self.node, wanted.module) {
             Ok(module) => Some(module),
             Err(PrepareError::Invalid(problems)) => {
@@ -288,6 +289,21 @@ impl Handle {
             partitions: checked.partitions,
             drops: wanted.drops.to_vec(),
         })
+    }
+
+    /// Refuses a document with topics that are not the caller's to name, before anything is said about them.
+    fn may_name(&self, spec: &DeploymentSpec) -> Result<(), ControlError> {
+        let foreign = spec.topics().filter(|(_, topic)| !self.scope.binds(&spec.name, topic));
+        let problems: Vec<Problem> = foreign
+            .map(|(key, topic)| {
+                let message = format!(
+                    "the node's `roles` do not let you name the topic {topic} in {}: have it added to `topics` there",
+                    spec.name
+                );
+                Problem::at(key, message)
+            })
+            .collect();
+        if problems.is_empty() { Ok(()) } else { Err(ControlError::Denied(problems)) }
     }
 
     /// What the registry would hold.

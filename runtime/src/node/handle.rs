@@ -31,6 +31,9 @@ pub enum ControlError {
     /// The same, with several things to mend.
     #[error("{}", lines(.0))]
     Unmet(Vec<Problem>),
+    /// The caller may not name what the request names.
+    #[error("{}", lines(.0))]
+    Denied(Vec<Problem>),
     #[error("{0}")]
     NotFound(String),
     /// Somebody else changed the same thing; 0 = the name is not deployed.
@@ -91,8 +94,8 @@ pub struct VitalSigns {
 #[derive(Clone)]
 pub struct Handle {
     pub(super) node: Arc<NodeRuntime>,
-    /// For this handle no other deployment exists.
-    scope: Scope,
+    /// For this handle no other deployment exists, and documents name no other topic.
+    pub(super) scope: Scope,
 }
 
 impl Handle {
