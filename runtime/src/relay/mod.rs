@@ -270,6 +270,8 @@ impl Station {
         if landed == Landed::Delivered {
             crash_point(CrashPoint::AfterDelivery);
         }
+        let ((deployment, output), id) = (&self.place, &delivery.id);
+        tracing::debug!(target: "tidemill::ids", deployment, output, id, outcome = ?landed, "delivery attempted");
         landed
     }
 

@@ -144,7 +144,10 @@ impl Task {
                     );
                     match repeats {
                         None => return Ok((fresh, row)),
-                        Some(true) => continue,
+                        Some(true) => {
+                            self.tell_repetition(id, batch.offsets[row]);
+                            continue;
+                        }
                         Some(false) => {}
                     }
                 }
@@ -154,6 +157,12 @@ impl Task {
             at = to;
         }
         Ok((fresh, rows.end))
+    }
+
+    fn tell_repetition(&self, id: &[u8], offset: i64) {
+        let (deployment, partition) = (&self.config.deployment, self.partition);
+        let id = id.escape_ascii();
+        tracing::debug!(target: "tidemill::ids", deployment, partition, offset, %id, "repetition dropped");
     }
 
     fn look_up<'a>(&self, inbox: &Inbox, asked: &[&'a [u8]], met: &mut Met<'a>) -> Result<(), StoreError> {
@@ -273,6 +282,7 @@ impl Task {
             let Some(id) = batch.ids.row(0) else { return Ok(Err((FailureKind::Decode, inbox.missing()))) };
             // Only a record that was parked can have been overtaken by another of its id.
             if self.is_seen(id, batch.timestamps[0], taken)? {
+                self.tell_repetition(id, batch.offsets[0]);
                 self.metrics.duplicates.add(1);
                 return Ok(Ok(()));
             }
