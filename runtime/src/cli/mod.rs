@@ -42,6 +42,7 @@ mod kafka;
 mod lag;
 mod letters;
 mod logs;
+mod malloc;
 mod new;
 mod node;
 mod nodes;

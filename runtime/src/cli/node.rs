@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use super::failure::Failure;
 use super::settings::{NodeArgs, SettingArgs};
 use super::signals::Signals;
-use super::{Global, Outcome};
+use super::{Global, Outcome, malloc};
 use crate::config::NodeConfig;
 use crate::config::state_dir;
 use crate::config::units::show_duration;
@@ -47,6 +47,7 @@ impl Node {
 
 /// Runs a node until it is told to stop. `ready` is called once it answers.
 pub fn serve(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Outcome {
+    malloc::bound_arenas();
     for note in &config.notes {
         tracing::warn!("{note}");
     }
