@@ -285,12 +285,6 @@ impl Store {
     /// A task with an inbox takes the store over, which was swept up to there.
     pub fn begin_inbox(&self, swept: Offset) {
         self.shared.sweep.begin(swept);
-        // From its next memtable on. It costs time only if it is refused, never an answer.
-        if let Some(open) = &*read_lock(&self.shared)
-            && let Err(error) = open.db.set_options(&budget::FILTERED_MEMTABLES)
-        {
-            tracing::warn!(dir = %self.dir.display(), %error, "an inbox's memtables have no filter");
-        }
     }
 
     pub fn dir(&self) -> &Path {
