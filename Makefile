@@ -65,11 +65,11 @@ fault-node: build
 	@# The node with crash points in it; it lies beside the others and is for tests only.
 	$(CARGO) build --release --workspace --bin tidemill-faults --features tidemill-tests/faults
 
-faults: fault-node ## Kill a node at every step of a commit and at random, on Apache Kafka (FULL=1: ten times as many)
-	@$(BIN)/tidemill-chaos faults $(if $(FULL),--full) $(if $(SEED),--seed $(SEED))
+faults: fault-node ## Kill a node at every step of a commit and at random, on Apache Kafka (FULL=1: ten times as many; EACH=50 of each step)
+	@$(BIN)/tidemill-chaos faults $(if $(FULL),--full) $(if $(EACH),--each $(EACH)) $(if $(SEED),--seed $(SEED))
 
-matrix: fault-node ## Run the fault matrix: each fault a named test, on Apache Kafka (ONLY=f07: one row, BROKER=embedded)
-	TIDEMILL_KAFKA=$(or $(BROKER),apache) $(CARGO) test --release --workspace --test matrix -- --nocapture $(ONLY)
+matrix: fault-node ## Run the fault matrix: each fault a named test, on Apache Kafka (ONLY=f07: one row, BROKER=embedded; ONLY=f17 MINUTES=10)
+	TIDEMILL_KAFKA=$(or $(BROKER),apache) TIDEMILL_STORM_MINUTES=$(or $(MINUTES),0) $(CARGO) test --release --workspace --test matrix -- --nocapture $(ONLY)
 
 chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTES= or ROUNDS=, SEED=, BROKER= or BROKERS=3)
 	@$(BIN)/tidemill-chaos chaos $(if $(MINUTES),--minutes $(MINUTES),--rounds $(or $(ROUNDS),1)) \

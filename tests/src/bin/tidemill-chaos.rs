@@ -29,6 +29,9 @@ enum Command {
         /// Ten of each step, 60 at random, 300,000 records
         #[arg(long)]
         full: bool,
+        /// So many of each step, and 300,000 records
+        #[arg(long, conflicts_with = "full")]
+        each: Option<usize>,
         #[arg(long)]
         seed: Option<u64>,
     },
@@ -68,11 +71,12 @@ impl Command {
         let modules = tempfile::tempdir()?;
         build_modules(modules.path());
         match self {
-            Command::Faults { full, seed } => {
+            Command::Faults { full, each, seed } => {
                 let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-                let case = match full {
-                    true => Case::gate(seed, 10, 60, 300_000),
-                    false => Case::gate(seed, 1, 10, 50_000),
+                let case = match each {
+                    Some(each) => Case::gate(seed, each, 10, 300_000),
+                    None if full => Case::gate(seed, 10, 60, 300_000),
+                    None => Case::gate(seed, 1, 10, 50_000),
                 };
                 println!("seed {seed}");
                 let summary = round(&case, modules.path(), keep)?;

@@ -1,6 +1,6 @@
 //! Faults of a node as a member of its groups: it stands still, stops, comes late, or is not alone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -189,18 +189,24 @@ fn f16_a_transaction_that_outlasts_its_time_is_recovered_from() {
     });
 }
 
-/// F17: a third node joins and leaves again and again. What it does not take never stops.
+/// F17: a third node joins and leaves again and again, five times and for as long as is asked for. What it
+/// does not take never stops.
 #[test]
 fn f17_a_rebalance_storm_stops_only_what_moves() {
     let _alone = alone();
+    let minutes =
+        std::env::var("TIDEMILL_STORM_MINUTES").map_or(0, |minutes| minutes.parse().expect("minutes"));
     let case = Case { partitions: 6, ..case(3, 15_000) };
     play("F17", &case, cluster_of(&case), |stage| {
+        let started = Instant::now();
         let mut pauses = Pauses::default();
-        for _ in 0..5 {
+        let mut rounds = 0;
+        while rounds < 5 || started.elapsed() < Duration::from_secs(60 * minutes) {
             pauses.add(moving(stage, "n2 leaves", |stage| drain(stage, 2)).pauses);
             pauses.add(moving(stage, "n2 joins", |stage| comes_back(stage, 2)).pauses);
+            rounds += 1;
         }
-        println!("F17: {pauses}");
+        println!("F17: {rounds} times, {pauses}");
         assert!(pauses.moved() >= 10, "{pauses}");
     });
 }
