@@ -93,12 +93,36 @@ impl LogReader {
                 Ok(()) => rows.iter().find_map(|row| row.error.clone()),
             };
             let Some(error) = error else { return Ok(rows) };
-            if !is_passing(&error) || Instant::now() >= deadline {
+            if !is_passing(&error) {
                 return Err(source_error("cannot fetch committed offsets", &error));
+            }
+            if Instant::now() >= deadline {
+                return Err(self.never_stable(&list, &error));
             }
             tracing::debug!(%error, "committed offsets are not stable yet");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+}
+
+impl LogReader {
+    /// Why offsets have not become stable in a time in which every transaction ends. If the coordinator answers whoever
+    /// takes unstable ones, then it is there, and only the end of a transaction is missing.
+    ///
+    /// Apache Kafka 4.x loses it when a broker dies between the two phases of a commit and comes back while the group's
+    /// partition has no leader: `KRaftMetadataCache.getPartitionLeaderEndpoint` then answers as for a deleted topic, and
+    /// `TransactionMarkerChannelManager` completes the transaction without its marker there.
+    fn never_stable(&self, list: &Partitions, error: &KafkaError) -> SourceError {
+        let answered = self.uncommitted.committed(list, REQUEST_WAIT).is_ok()
+            && list.rows().iter().all(|row| row.error.is_none());
+        if !answered {
+            return source_error("cannot fetch committed offsets", error);
+        }
+        SourceError::Unavailable(format!(
+            "the offsets of group {} are part of a transaction that does not end: the brokers have lost its end; \
+             docs/operations.md, \"A transaction that hangs\", says how to find and end it",
+            self.group
+        ))
     }
 }
 

@@ -239,7 +239,11 @@ impl Context {
                 (Outcome::Again { store: None }, DISK_PAUSE)
             }
             RecoveryError::Kafka(_) | RecoveryError::Store(_) => {
-                tracing::warn!(deployment = self.revision.registered.name, partition, %error, "restore failed; trying again");
+                let name = &self.revision.registered.name;
+                tracing::warn!(deployment = name, partition, %error, "restore failed; trying again");
+                if let Some(board) = self.node.board(name) {
+                    board.task_state(partition, self.worker, TaskState::Restoring, &error.to_string());
+                }
                 (Outcome::Again { store: None }, AGAIN_PAUSE)
             }
         }

@@ -10,7 +10,7 @@ pub const CRASH_POINTS: [&str; 6] =
 pub const KILL: &str = "kill";
 pub const BROKER_KILL: &str = "broker kill";
 /// Brokers of [`Broker::ThreeOfApache`].
-const BROKERS: usize = 3;
+pub const BROKERS: usize = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Broker {

@@ -13,7 +13,7 @@ use tidemill_kafka_harness::ApacheKafka;
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::node::Node;
 use tidemill_tests::programs::alone;
-use tidemill_tests::rig::case::Case;
+use tidemill_tests::rig::case::{BROKERS, Broker, Case};
 use tidemill_tests::rig::fleet::build_modules;
 use tidemill_tests::rig::round::Stage;
 use tidemill_tests::rig::scenario::{SOON, cluster_of, play, until_commits};
@@ -41,16 +41,17 @@ fn f07_a_restarted_broker_is_waited_for() {
     });
 }
 
-/// F08: the broker is killed in full flight, twice, and comes back with what it had.
+/// F08: each of three brokers is killed in full flight and comes back with what it had. (Of a broker that is the only
+/// one Apache Kafka 4.x loses ends of transactions: docs/operations.md, "A transaction that hangs".)
 #[test]
 fn f08_a_killed_broker_is_waited_for() {
     let _alone = alone();
-    let case = Case::plain(2, 10_000);
+    let case = Case { broker: Broker::ThreeOfApache, ..Case::plain(2, 10_000) };
     play("F08", &case, cluster_of(&case), |stage| {
-        for _ in 0..2 {
+        for broker in 0..BROKERS {
             stage.watch.fault();
-            broker(stage).kill();
-            broker(stage).restart().expect("the broker comes back");
+            stage.cluster.kill_broker(broker);
+            stage.cluster.restart_broker(broker);
             until_commits(stage);
             stage.watch.healed();
         }
