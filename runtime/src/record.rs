@@ -167,8 +167,10 @@ pub struct Batch {
     pub values: Column,
     /// Kafka's own encoding of the headers of a record.
     pub headers: Column,
-    /// What tells repetitions apart; filled in by a task with an inbox, otherwise it has no rows.
+    /// What tells repetitions apart; filled in by a task whose inbox has ids, otherwise it has no rows.
     pub ids: Column,
+    /// Its number in the sequence of its key; filled in by a task whose inbox has sequences, otherwise empty.
+    pub numbers: Vec<Option<u64>>,
 }
 
 impl Batch {
@@ -216,6 +218,7 @@ impl Batch {
             values: take(&self.values),
             headers: take(&self.headers),
             ids: take(&self.ids),
+            numbers: rows.iter().filter_map(|&row| self.numbers.get(row).copied()).collect(),
         }
     }
 
@@ -235,6 +238,7 @@ impl Batch {
             values: take(&self.values),
             headers: take(&self.headers),
             ids: take(&self.ids),
+            numbers: self.numbers.get(rows).unwrap_or_default().to_vec(),
         }
     }
 }

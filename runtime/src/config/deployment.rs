@@ -104,32 +104,83 @@ impl DeploymentSpec {
     }
 }
 
-/// What makes a record a repetition of an earlier one of its partition, and for how long.
+/// What is remembered of the records that have come in, and for how long. It has an id, a sequence, or both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxSpec {
-    pub id: IdSource,
-    /// How long an id is remembered, in the time of the records.
+    /// What makes a record a repetition of an earlier one of its partition.
+    pub id: Option<IdSource>,
+    /// What tells that records of a key are missing, late or repeated.
+    pub sequence: Option<SequenceSpec>,
+    /// How long an id, or the last number of a key, is remembered, in the time of the records.
     pub ttl: Duration,
+}
+
+impl InboxSpec {
+    /// Something of it is in a header.
+    pub fn reads_headers(&self) -> bool {
+        let id = match &self.id {
+            Some(IdSource::In(place)) => Some(place),
+            _ => None,
+        };
+        let places = id.into_iter().chain(self.sequence.as_ref().map(|sequence| &sequence.number));
+        places.into_iter().any(|place| matches!(place, Place::Header(_)))
+    }
 }
 
 /// Where a record's id is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdSource {
-    Header(String),
+    In(Place),
     Key,
+    /// The record's own place in its topic: no two records have the same.
+    Offset,
+}
+
+/// Where in a record something is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The first header of that name.
+    Header(String),
     /// A JSON pointer into the value.
     Json(String),
-    /// The record's own place: no two records have the same.
-    Offset,
+}
+
+/// The numbers that a producer gives to the records of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceSpec {
+    pub number: Place,
+    pub gaps: Gaps,
+}
+
+/// What a number means that is above the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gaps {
+    /// Records are missing: numbers rise by one.
+    #[default]
+    Report,
+    /// Nothing: numbers rise by as much as they like.
+    Ignore,
+}
+
+impl Gaps {
+    pub const ALL: [(&'static str, Gaps); 2] = [("report", Gaps::Report), ("ignore", Gaps::Ignore)];
 }
 
 impl std::fmt::Display for IdSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            IdSource::Header(name) => write!(f, "header:{name}"),
+            IdSource::In(place) => place.fmt(f),
             IdSource::Key => f.write_str("key"),
-            IdSource::Json(pointer) => write!(f, "json:{pointer}"),
             IdSource::Offset => f.write_str("offset"),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Header(name) => write!(f, "header:{name}"),
+            Place::Json(pointer) => write!(f, "json:{pointer}"),
         }
     }
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::deployment::{
-    ChangelogSpec, CommitSpec, DeploymentSpec, Guarantee, IdSource, InboxSpec, InputSpec, Limits, OutputSpec,
-    Ownership, Start, TopicSpec,
+    ChangelogSpec, CommitSpec, DeploymentSpec, Gaps, Guarantee, IdSource, InboxSpec, InputSpec, Limits,
+    OutputSpec, Ownership, Place, SequenceSpec, Start, TopicSpec,
 };
 use super::failures;
 use super::outbox;
@@ -377,33 +377,57 @@ fn inbox(section: &mut Section<'_>, guarantee: Guarantee) -> Option<InboxSpec> {
         );
     }
     let mut inbox = field.section()?;
-    let id = inbox.take("id");
-    if id.is_none() {
-        inbox.missing("id", "write id: \"header:NAME\", key, \"json:/POINTER\" or offset");
+    let (id, sequence) = (inbox.take("id"), inbox.take("sequence"));
+    if id.is_none() && sequence.is_none() {
+        inbox.missing(
+            "id",
+            "write id: \"header:NAME\", key, \"json:/POINTER\" or offset; or sequence: \"header:NAME\" or \"json:/POINTER\"",
+        );
     }
     let has_ttl = inbox.take("ttl").is_some();
     if !has_ttl {
-        inbox.missing("ttl", "write how long an id is remembered, like ttl: 24h");
+        inbox.missing("ttl", "write how long an id or a number is remembered, like ttl: 24h");
     }
     let ttl = inbox.duration("ttl", DAY, Duration::from_secs(1)..=DAY * 3650);
+    if let (Some(field), None) = (inbox.take("gaps"), &sequence) {
+        field.refuse("says what a gap in a sequence means, and there is none: give it a `sequence` as well");
+    }
+    let gaps = inbox.choice("gaps", Gaps::default(), &Gaps::ALL);
     inbox.finish();
-    let id = id.and_then(id_source)?;
-    has_ttl.then_some(InboxSpec { id, ttl })
+    let id = id.and_then(|field| id_source(&field));
+    let sequence = sequence.and_then(|field| {
+        let text = field.text()?;
+        let number = place(&text);
+        if number.is_none() {
+            field.refuse(format!(
+                "unknown value `{text}`: write header:NAME or json:/POINTER (from the value's root)"
+            ));
+        }
+        Some(SequenceSpec { number: number?, gaps })
+    });
+    (has_ttl && (id.is_some() || sequence.is_some())).then_some(InboxSpec { id, sequence, ttl })
 }
 
-fn id_source(field: Field<'_>) -> Option<IdSource> {
+fn id_source(field: &Field<'_>) -> Option<IdSource> {
     let text = field.text()?;
-    match (text.as_str(), text.split_once(':')) {
-        ("key", _) => Some(IdSource::Key),
-        ("offset", _) => Some(IdSource::Offset),
-        (_, Some(("header", name))) if !name.is_empty() => Some(IdSource::Header(name.to_owned())),
-        (_, Some(("json", pointer))) if pointer.starts_with('/') => Some(IdSource::Json(pointer.to_owned())),
-        _ => {
-            field.refuse(format!(
-                "unknown value `{text}`: write header:NAME, key, json:/POINTER (from the value's root) or offset"
-            ));
-            None
-        }
+    let source = match text.as_str() {
+        "key" => Some(IdSource::Key),
+        "offset" => Some(IdSource::Offset),
+        _ => place(&text).map(IdSource::In),
+    };
+    if source.is_none() {
+        field.refuse(format!(
+            "unknown value `{text}`: write header:NAME, key, json:/POINTER (from the value's root) or offset"
+        ));
+    }
+    source
+}
+
+fn place(text: &str) -> Option<Place> {
+    match text.split_once(':')? {
+        ("header", name) if !name.is_empty() => Some(Place::Header(name.to_owned())),
+        ("json", pointer) if pointer.starts_with('/') => Some(Place::Json(pointer.to_owned())),
+        _ => None,
     }
 }
 

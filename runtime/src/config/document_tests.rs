@@ -179,7 +179,18 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
         ),
         (
             format!("{base}inbox: {{ id: key }}\n"),
-            "line 4: inbox.ttl: is missing: write how long an id is remembered, like ttl: 24h",
+            "line 4: inbox.ttl: is missing: write how long an id or a number is remembered, like ttl: 24h",
+        ),
+        (
+            format!("{base}inbox: {{ ttl: 1h, gaps: ignroe }}\n"),
+            "line 4: inbox.gaps: says what a gap in a sequence means, and there is none: give it a `sequence` as well\n\
+             line 4: inbox.gaps: unknown value `ignroe`, did you mean `ignore`?\n\
+             line 4: inbox.id: is missing: write id: \"header:NAME\", key, \"json:/POINTER\" or offset; or sequence: \
+             \"header:NAME\" or \"json:/POINTER\"",
+        ),
+        (
+            format!("{base}inbox: {{ sequence: key, ttl: 1h }}\n"),
+            "line 4: inbox.sequence: unknown value `key`: write header:NAME or json:/POINTER (from the value's root)",
         ),
         (
             format!("{base}failures: retry\n"),

@@ -95,10 +95,8 @@ impl Handle {
         beginnings: &[(&Topic, i32, Offset)],
         committed: &[proto::InputPosition],
     ) -> Result<(), ControlError> {
-        let Some(inbox) = current.spec().and_then(|spec| spec.inbox.as_ref()) else { return Ok(()) };
-        if !current.keeps_only_ids() {
-            return Ok(());
-        }
+        let inbox = current.spec().and_then(|spec| spec.inbox.as_ref()).filter(|inbox| inbox.id.is_some());
+        let Some(inbox) = inbox.filter(|_| current.keeps_only_ids()) else { return Ok(()) };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since_ms = now.saturating_sub(inbox.ttl).as_millis() as i64;
         let partitions: Vec<(String, i32)> =

@@ -360,7 +360,10 @@ impl Context {
             }
         };
         match Task::new(Arc::clone(&self.task_config), partition, handler, start) {
-            Ok(task) => Outcome::Start(Box::new(task.counting(Arc::clone(metrics)))),
+            Ok(task) => {
+                let log = self.node.handler_logs.ring(&self.revision.registered.name);
+                Outcome::Start(Box::new(task.counting(Arc::clone(metrics)).logging_to(log)))
+            }
             Err(error) => Outcome::Halt { reason: error.to_string(), store: None },
         }
     }

@@ -56,9 +56,9 @@ pub fn get(
 fn ttl_ms(registered: &Registered) -> Result<i64, ControlError> {
     let name = &registered.name;
     let spec = registered.parsed.spec.as_ref().map_err(|problems| ControlError::Unmet(problems.clone()))?;
-    let inbox = spec.inbox.as_ref().ok_or_else(|| {
+    let inbox = spec.inbox.as_ref().filter(|inbox| inbox.id.is_some()).ok_or_else(|| {
         ControlError::Precondition(format!(
-            "{name} has no inbox, so it remembers no ids; `inbox: {{ id: ..., ttl: ... }}` in its document gives it one"
+            "{name} has no inbox with an `id`, so it remembers no ids; `inbox: {{ id: ..., ttl: ... }}` in its document gives it one"
         ))
     })?;
     Ok(i64::try_from(inbox.ttl.as_millis()).unwrap_or(i64::MAX))

@@ -11,7 +11,7 @@ use rocksdb::{
 };
 
 use super::StoreError;
-use super::keys::is_inbox_key;
+use super::keys::{inbox_date_ms, is_inbox_key};
 
 /// Bounds on what the stores of one process use together (ST-10).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,10 +132,9 @@ impl Expiry {
         self.0.store(before_ms, Ordering::Relaxed);
     }
 
-    /// The row of an id begins with its date.
     fn is_over(&self, key: &[u8], value: &[u8]) -> bool {
-        let date = value.get(..8).and_then(|date| date.try_into().ok()).map(i64::from_le_bytes);
-        is_inbox_key(key) && date.is_some_and(|date| date < self.0.load(Ordering::Relaxed))
+        let is_before = |date_ms| date_ms < self.0.load(Ordering::Relaxed);
+        is_inbox_key(key) && inbox_date_ms(value).is_some_and(is_before)
     }
 }
 

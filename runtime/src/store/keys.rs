@@ -9,6 +9,7 @@
 //! | `0x01` state | length of the store's name (u8), name, key | the handler's bytes |
 //! | `0x04` parked | the task's own ([`Table::Parked`]) | `tidemill.v1.ParkedRecord` |
 //! | `0x02` inbox | the id | when and where it was seen ([`Table::Inbox`]) |
+//! | `0x07` sequences | the task's own ([`Table::Sequences`]) | the last numbers of a key |
 //! | `0x06` letters | the task's own ([`Table::Letters`]) | marks, and `tidemill.v1.RedriveProgress` |
 //! | `0x03` outbox | its sequence number ([`Table::Outbox`]) | `tidemill.v1.OutboxRow` |
 //! | `0x05` | kept for timers | |
@@ -28,11 +29,18 @@ pub const INBOX_AGES: &[u8] = b"\0inbox-ages";
 /// Whose data this is: format, cluster, incarnation, changelog topic id, one per line.
 pub(super) const IDENTITY: &[u8] = b"\0identity";
 
-pub(super) const INBOX: &[u8] = &[0x02];
+/// What is kept in the inbox's topic, not in the changelog. Every row begins with its date, which says when it
+/// is forgotten.
+pub(super) const INBOX: [Table; 2] = [Table::Inbox, Table::Sequences];
 
 /// True for rows that are kept in the inbox's topic, not in the changelog.
 pub fn is_inbox_key(key: &[u8]) -> bool {
-    key.starts_with(INBOX)
+    INBOX.iter().any(|table| key.starts_with(table.prefix()))
+}
+
+/// What a row of the inbox's topic is dated with; ms since the epoch.
+pub fn inbox_date_ms(row: &[u8]) -> Option<i64> {
+    row.first_chunk().copied().map(i64::from_le_bytes)
 }
 
 /// Rows that a task keeps for itself beside its handler's state, in the same store and changelog.
@@ -46,15 +54,18 @@ pub enum Table {
     Outbox,
     /// Dead letters that have been given back, and how far that is.
     Letters,
+    /// The last numbers of the keys that have come in.
+    Sequences,
 }
 
 impl Table {
     pub(super) fn prefix(self) -> &'static [u8] {
         match self {
-            Table::Inbox => INBOX,
+            Table::Inbox => &[0x02],
             Table::Parked => &[0x04],
             Table::Outbox => &[0x03],
             Table::Letters => &[0x06],
+            Table::Sequences => &[0x07],
         }
     }
 
@@ -64,6 +75,7 @@ impl Table {
             Table::Inbox => u16::MAX - 1,
             Table::Parked => u16::MAX,
             Table::Outbox => u16::MAX - 2,
+            Table::Sequences => u16::MAX - 3,
             Table::Letters => u16::MAX - 4,
         }
     }

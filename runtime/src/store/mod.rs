@@ -41,7 +41,9 @@ pub use cache::CacheBudget;
 pub use db::{Identity, Opening, Progress, Store, Unusable};
 pub use dir::{StateDir, StoreDir};
 pub use flush::{FlushRule, flush_due};
-pub use keys::{INBOX_AGES, POSITION, StoreDef, Stores, Table, is_changelog_key, is_inbox_key, key_name};
+pub use keys::{
+    INBOX_AGES, POSITION, StoreDef, Stores, Table, inbox_date_ms, is_changelog_key, is_inbox_key, key_name,
+};
 pub use lock::FileLock;
 pub use quota::StoreBytes;
 pub use reader::{Sizes, Snapshot, StoreReader};

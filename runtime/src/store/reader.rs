@@ -58,7 +58,9 @@ impl StoreReader {
             options.set_exclusive_manual_compaction(false);
             // What is lowest has the oldest ids, and is left alone otherwise.
             options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
-            db.compact_range_opt(Some(keys::INBOX), Some(keys::prefix_end(keys::INBOX)), &options);
+            for prefix in keys::INBOX.map(keys::Table::prefix) {
+                db.compact_range_opt(Some(prefix), Some(keys::prefix_end(prefix)), &options);
+            }
             Ok(())
         })
     }

@@ -165,12 +165,33 @@ impl View {
         &self,
         table: Table,
         keys: &[&[u8]],
+        found: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), StoreError> {
+        self.read_rows(table, keys, None, found)
+    }
+
+    /// The same of rows that are asked for again and again.
+    pub fn rows(
+        &self,
+        table: Table,
+        keys: &[&[u8]],
+        found: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), StoreError> {
+        self.read_rows(table, keys, Some(&mut *self.cache.borrow_mut()), found)
+    }
+
+    fn read_rows(
+        &self,
+        table: Table,
+        keys: &[&[u8]],
+        mut cache: Option<&mut Cache>,
         mut found: impl FnMut(usize, Option<&[u8]>),
     ) -> Result<(), StoreError> {
         let mut misses = Vec::with_capacity(keys.len());
         for (number, key) in keys.iter().enumerate() {
             let key = self.row_key(table, key);
-            match self.layers().find_map(|layer| layer.map().get(key)) {
+            let known = self.layers().find_map(|layer| layer.map().get(key));
+            match known.or_else(|| cache.as_mut()?.get(key)) {
                 Some(known) => found(number, known),
                 None => misses.push(number),
             }
@@ -191,7 +212,13 @@ impl View {
         }
         let starts = std::iter::once(0).chain(ends.iter().copied());
         let full = starts.zip(&ends).map(|(start, &end)| &arena[start..end]);
-        reader.multi_get(full, |nth, row| found(misses[nth], row))
+        reader.multi_get(full, |nth, row| {
+            let number = misses[nth];
+            if let Some(cache) = &mut cache {
+                cache.put(self.row_key(table, keys[number]), row);
+            }
+            found(number, row);
+        })
     }
 
     /// Sets a row of the task's own, or deletes it. Part of the next commit, like every change.
@@ -354,14 +381,15 @@ impl View {
     }
 
     /// Freezes the active overlay and answers its changes; reads go on seeing them. `None` while a
-    /// frozen overlay awaits its commit: there is at most one. Ids of the inbox are answered apart.
+    /// frozen overlay awaits its commit: there is at most one. What goes to the inbox's topic is answered apart.
     pub fn freeze(&mut self) -> Option<(Changes, Changes)> {
         if self.frozen.is_some() {
             return None;
         }
         let frozen = std::mem::replace(&mut self.active, std::mem::take(&mut self.spare));
         let map = frozen.map();
-        let ids = map.of_store(Table::Inbox.number()).count();
+        let of_inbox = keys::INBOX.map(Table::number);
+        let ids = map.iter().filter(|(key, _)| of_inbox.contains(&key.store)).count();
         let room = |rows: usize| {
             // One more row and some bytes: the caller adds the position record.
             let bytes = map.bytes() / 2 * rows / map.len().max(1);

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::checks::{Checks, Refused, check_statuses};
-use super::inbox::{Inbox, Met};
+use super::inbox::{Inbox, Met, lacks_id, lacks_number};
 use super::relay::Blocked;
 use super::{Applied, FailureKind, SUSPECTS_MAX, Seen, Suspect, TakenAt, Task, TaskError};
 use crate::effects::{Effects, Emissions, Fault, Order, Status, Writes};
@@ -29,7 +29,7 @@ impl Task {
         let mut applied = Applied::default();
         let at = batch.offsets.partition_point(|&offset| offset < 0 || (offset as u64) < next.0);
         if let Some(inbox) = &self.inbox {
-            batch.ids = inbox.ids(&batch);
+            inbox.fill(&mut batch);
         }
         self.turn.begin();
         self.drive(&batch, at, usize::MAX, taken, &mut applied)?;
@@ -71,7 +71,7 @@ impl Task {
                 break;
             }
             if self.parked.holds(key(at)) {
-                self.wait_behind(batch, at, taken, applied);
+                self.wait_behind(batch, at, taken, applied)?;
                 at += 1;
                 continue;
             }
@@ -93,9 +93,9 @@ impl Task {
         taken: TakenAt,
         applied: &mut Applied,
     ) -> Result<usize, TaskError> {
-        let (fresh, to) = match self.inbox {
-            None => (rows.clone().collect(), rows.end),
-            Some(_) => self.fresh(batch, ids, rows.clone(), taken)?,
+        let (fresh, to) = match ids.is_empty() {
+            true => (rows.clone().collect(), rows.end),
+            false => self.fresh(batch, ids, rows.clone(), taken)?,
         };
         if fresh.len() == batch.len() {
             self.run(batch, taken, applied)?;
@@ -110,7 +110,7 @@ impl Task {
             let duplicates = (to - rows.start) - fresh.len();
             applied.duplicates += duplicates;
             self.metrics.duplicates.add(duplicates as u64);
-            self.pass(batch, to, taken);
+            self.pass_repetitions(batch, to, taken);
         }
         Ok(to)
     }
@@ -209,17 +209,17 @@ impl Task {
     /// suspect alone, and none that must wait behind a parked one.
     fn stretch<'a>(&self, batch: &Batch, at: usize, key: impl Fn(usize) -> Option<&'a [u8]>) -> usize {
         let is_whole = at == 0 && batch.len() <= self.config.call_records_max;
-        let has_ids = batch.ids.lengths().iter().all(|&length| length >= 0);
+        let lacks = |row: usize| lacks_id(batch, row) || lacks_number(batch, row);
+        let lacks_nothing = self.inbox.is_none() || !(0..batch.len()).any(lacks);
         let alone_until = self.alone_until.get(usize::from(batch.input)).copied().unwrap_or(-1);
         let is_alone = |row: usize| batch.offsets[row] <= alone_until;
-        let is_calm = self.suspects.is_empty() && self.parked.is_empty() && has_ids && !is_alone(at);
+        let is_calm = self.suspects.is_empty() && self.parked.is_empty() && lacks_nothing && !is_alone(at);
         if is_whole && batch.bytes() <= self.config.call_bytes_max && is_calm {
             return batch.len();
         }
-        // A record without an id fails alone, uncalled.
-        let has_no_id = |row: usize| batch.ids.lengths().get(row).is_some_and(|&length| length < 0);
+        // A record without an id or a number fails alone, uncalled.
         let is_suspect = |row: usize| {
-            has_no_id(row) || is_alone(row) || self.suspected(batch.input, batch.offsets[row]).is_some()
+            lacks(row) || is_alone(row) || self.suspected(batch.input, batch.offsets[row]).is_some()
         };
         if is_suspect(at) {
             return at + 1;
@@ -250,9 +250,9 @@ impl Task {
             match self.attempt(batch, taken)? {
                 Ok(()) => {
                     applied.ok += 1;
-                    self.pass(batch, 1, taken);
+                    self.pass(batch, 1, taken)?;
                 }
-                Err(failed) => self.fail(batch, 0, failed, taken, applied),
+                Err(failed) => self.fail(batch, 0, failed, taken, applied)?,
             }
             return Ok(());
         }
@@ -272,16 +272,20 @@ impl Task {
         // Later records of that call may have seen the refused record's writes, and so may the instance.
         self.handler.renew().map_err(TaskError::Handler)?;
         let behind = refused.row + 1;
-        self.fail(batch, refused.row, (FailureKind::Limit, refused.reason), taken, applied);
+        self.fail(batch, refused.row, (FailureKind::Limit, refused.reason), taken, applied)?;
         self.drive(batch, behind, usize::MAX, taken, applied)
     }
 
     /// Runs one record alone: its effects are in the overlay, or the answer says why it failed.
     pub(super) fn attempt(&mut self, batch: &Batch, taken: TakenAt) -> Result<Result<(), Failed>, TaskError> {
         if let Some(inbox) = &self.inbox {
-            let Some(id) = batch.ids.row(0) else { return Ok(Err((FailureKind::Decode, inbox.missing()))) };
+            if let Some(reason) = inbox.missing(batch, 0) {
+                return Ok(Err((FailureKind::Decode, reason)));
+            }
             // Only a record that was parked can have been overtaken by another of its id.
-            if self.is_seen(id, batch.timestamps[0], taken)? {
+            if let Some(id) = batch.ids.row(0)
+                && self.is_seen(id, batch.timestamps[0], taken)?
+            {
                 self.tell_repetition(id, batch.offsets[0]);
                 self.metrics.duplicates.add(1);
                 return Ok(Ok(()));
@@ -363,7 +367,7 @@ impl Task {
             self.release(effects.emissions, batch, taken);
             self.remember(batch, taken, |_| true);
             applied.ok += batch.len();
-            self.pass(batch, batch.len(), taken);
+            self.pass(batch, batch.len(), taken)?;
             return Ok(None);
         }
         let taken_over = refused.as_ref().map_or(batch.len(), |refused| refused.row);
@@ -379,13 +383,13 @@ impl Task {
         for (row, reason) in effects.reasons.iter().enumerate().take(judged) {
             match failed(&effects, row, reason) {
                 None if statuses.get(row) == Some(&Status::Blocked) => {
-                    self.wait_behind(batch, row, taken, applied);
+                    self.wait_behind(batch, row, taken, applied)?;
                 }
                 None => applied.ok += 1,
-                Some(failed) => self.fail(batch, row, failed, taken, applied),
+                Some(failed) => self.fail(batch, row, failed, taken, applied)?,
             }
         }
-        self.pass(batch, rows, taken);
+        self.pass(batch, rows, taken)?;
         if stop.is_some() {
             if self.config.order() != Order::All {
                 // Records behind it were run, and what the instance remembers of them never happened.
@@ -398,8 +402,16 @@ impl Task {
         Ok(refused)
     }
 
-    /// Moves the position past the first `rows` records of `batch`, unless it is there already.
-    pub(super) fn pass(&mut self, batch: &Batch, rows: usize, taken: TakenAt) {
+    /// Moves the position past the first `rows` records of `batch`, unless it is there already. Those that
+    /// it moves past have come in, whatever becomes of them: their numbers are heard.
+    pub(super) fn pass(&mut self, batch: &Batch, rows: usize, taken: TakenAt) -> Result<(), TaskError> {
+        self.hear(batch, rows, taken)?;
+        self.pass_repetitions(batch, rows, taken);
+        Ok(())
+    }
+
+    /// The same where those records have come in before.
+    fn pass_repetitions(&mut self, batch: &Batch, rows: usize, taken: TakenAt) {
         let Some(next) = self.next(batch.input) else {
             return;
         };

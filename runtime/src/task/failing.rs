@@ -83,7 +83,7 @@ impl Task {
         failed: Failed,
         taken: TakenAt,
         applied: &mut Applied,
-    ) {
+    ) -> Result<(), TaskError> {
         let offset = batch.offsets[row] as u64;
         let failure = self.failure(batch.input, offset, failed);
         let mut record = kept(batch, row);
@@ -91,8 +91,7 @@ impl Task {
         let reaction = self.reaction(failure.kind, 1, offset, taken.wall_ms);
         let parks = matches!(reaction, Reaction::Again { .. } | Reaction::Hold);
         if parks && self.fits_changelog(&record) && !self.parked.has_room(1, parked::size(&record)) {
-            self.block(batch, row, taken);
-            return;
+            return self.block(batch, row, taken);
         }
         applied.failed += 1;
         applied.failure.get_or_insert_with(|| failure.clone());
@@ -114,36 +113,42 @@ impl Task {
             }
         };
         match reason {
-            None => self.pass(batch, row + 1, taken),
+            None => self.pass(batch, row + 1, taken)?,
             Some(reason) => {
-                self.pass(batch, row, taken);
+                self.pass(batch, row, taken)?;
                 // The record itself may lie beyond a gap.
                 self.advance(batch.input, failure.offset);
                 self.state = TaskState::Halted(Failure { reason, ..failure });
             }
         }
+        Ok(())
     }
 
     /// A record whose key is parked, or was when its call began: it waits for its turn.
-    pub(super) fn wait_behind(&mut self, batch: &Batch, row: usize, taken: TakenAt, applied: &mut Applied) {
+    pub(super) fn wait_behind(
+        &mut self,
+        batch: &Batch,
+        row: usize,
+        taken: TakenAt,
+        applied: &mut Applied,
+    ) -> Result<(), TaskError> {
         let mut record = kept(batch, row);
         record.revision = self.config.revision;
         if !self.fits_changelog(&record) {
             let reason =
                 "its key is parked, and it is too large for the changelog to wait behind it".to_owned();
             let failure = self.failure(batch.input, record.offset, (FailureKind::Limit, reason));
-            self.pass(batch, row, taken);
+            self.pass(batch, row, taken)?;
             self.advance(batch.input, failure.offset);
             self.state = TaskState::Halted(failure);
-            return;
+            return Ok(());
         }
         if !self.parked.has_room(1, parked::size(&record)) {
-            self.block(batch, row, taken);
-            return;
+            return self.block(batch, row, taken);
         }
         self.park(&record);
         applied.waiting += 1;
-        self.pass(batch, row + 1, taken);
+        self.pass(batch, row + 1, taken)
     }
 
     /// The first of these rows that the task may not get past: it halts, or there may be no room for
@@ -203,7 +208,7 @@ impl Task {
         }
         let mut batch = batch_of(&record, self.partition);
         if let Some(inbox) = &self.inbox {
-            batch.ids = inbox.ids(&batch);
+            inbox.fill(&mut batch);
         }
         self.metrics.retries.add(1);
         self.pending_records += 1;
@@ -286,9 +291,10 @@ impl Task {
     }
 
     /// Stops exactly before this record.
-    fn block(&mut self, batch: &Batch, row: usize, taken: TakenAt) {
-        self.pass(batch, row, taken);
+    fn block(&mut self, batch: &Batch, row: usize, taken: TakenAt) -> Result<(), TaskError> {
+        self.pass(batch, row, taken)?;
         self.blocked = Some(Blocked::Park);
+        Ok(())
     }
 
     fn park(&mut self, record: &ParkedRecord) {

@@ -17,7 +17,12 @@
 //! Because dates rise with the commits, the rows of the inbox's topic expire in their order. What has
 //! expired by the last commit that is known is trimmed: `inbox_start` of the position record says up to
 //! where, before anything is deleted.
+//!
+//! The last numbers of keys ([`super::sequence`]) are rows beside the ids: dated, forgotten and trimmed
+//! in the same way. With them every record that is passed moves the horizon, repetitions of an id
+//! excepted: a key whose records all fail is forgotten in its time, too.
 
+use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -25,12 +30,13 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use super::TakenAt;
-use crate::config::deployment::{IdSource, InboxSpec};
+use super::sequence::Lines;
+use crate::config::deployment::{Gaps, IdSource, InboxSpec, Place};
 use crate::faults::{Bug, planted};
 use crate::record::{Batch, Column, Offset, headers};
 use crate::store::{Ages, Store};
 
-/// Longest id, in bytes.
+/// Longest id, and longest key that has a sequence, in bytes.
 pub const ID_BYTES_MAX: usize = 1024;
 /// Clocks of producers may be ahead of this one by so much.
 const CLOCK_SLACK_MS: i64 = 60_000;
@@ -85,6 +91,8 @@ pub struct Inbox {
     trimmed: Offset,
     /// The first time that was seen: from then on the clock at least keeps up with the monotonic one.
     began: Option<TakenAt>,
+    /// Of breaks of sequences.
+    pub(super) lines: Lines,
     /// Of the planted bug: ids that were seen, whatever became of their commit.
     pub outside: HashSet<Vec<u8>>,
 }
@@ -112,59 +120,101 @@ impl Inbox {
             ages_changed: true,
             trimmed: start,
             began: None,
+            lines: Lines::default(),
             outside: HashSet::new(),
         }
     }
 
-    /// The ids of a batch's records; null = it has none.
-    pub fn ids(&self, batch: &Batch) -> Column {
-        let mut ids = Column::with_capacity(batch.len(), batch.len() * 16);
+    /// Says what tells the batch's records apart: ids and numbers; none = a record has none.
+    pub fn fill(&self, batch: &mut Batch) {
+        let (id, sequence) = (self.spec.id.as_ref(), self.spec.sequence.as_ref());
+        let rows = batch.len();
+        let mut ids = Column::with_capacity(id.map_or(0, |_| rows), id.map_or(0, |_| rows * 16));
+        let mut numbers = Vec::with_capacity(sequence.map_or(0, |_| rows));
         let mut values = batch.values.iter();
         let (mut keys, mut all_headers) = (batch.keys.iter(), batch.headers.iter());
         for &offset in &batch.offsets {
             let (key, value) = (keys.next().flatten(), values.next().flatten());
             let own = all_headers.next().flatten();
+            // At most once, whatever lies within it.
+            let json = LazyCell::new(|| serde_json::from_slice::<serde_json::Value>(value?).ok());
+            let within = |pointer: &str| json.as_ref().and_then(|json| member(json, pointer));
+            let header = |name: &str| own.and_then(|own| headers::find(own, name).ok()?);
             let fits = |id: &&[u8]| !id.is_empty() && id.len() <= ID_BYTES_MAX;
-            match &self.spec.id {
-                IdSource::Key => ids.push(key.filter(fits)),
-                IdSource::Header(name) => {
-                    ids.push(own.and_then(|own| headers::find(own, name).ok()?).filter(fits))
-                }
-                IdSource::Json(pointer) => {
-                    let id = value.and_then(|value| member(value, pointer));
+            match id {
+                None => {}
+                Some(IdSource::Key) => ids.push(key.filter(fits)),
+                Some(IdSource::In(Place::Header(name))) => ids.push(header(name).filter(fits)),
+                Some(IdSource::In(Place::Json(pointer))) => {
+                    let id = within(pointer);
                     ids.push(id.as_deref().map(str::as_bytes).filter(fits));
                 }
-                IdSource::Offset => {
+                Some(IdSource::Offset) => {
                     let id = [&batch.input.to_be_bytes()[..], &offset.to_be_bytes()].concat();
                     ids.push(Some(&id));
                 }
             }
+            let Some(sequence) = sequence else { continue };
+            let number = match &sequence.number {
+                // A record without a key has no place in a sequence.
+                _ if key.is_none_or(|key| key.len() > ID_BYTES_MAX) => None,
+                Place::Header(name) => header(name).and_then(number),
+                Place::Json(pointer) => within(pointer).and_then(|text| number(text.as_bytes())),
+            };
+            numbers.push(number);
         }
-        ids
+        (batch.ids, batch.numbers) = (ids, numbers);
     }
 
-    /// Why a record without an id fails.
-    pub fn missing(&self) -> String {
-        format!("the record has no id of 1 to {ID_BYTES_MAX} bytes at {} (inbox.id)", self.spec.id)
+    /// Why this record of a batch fails: it has no id, or a key and no number.
+    pub fn missing(&self, batch: &Batch, row: usize) -> Option<String> {
+        if lacks_id(batch, row) {
+            let id = self.spec.id.as_ref()?;
+            return Some(format!("the record has no id of 1 to {ID_BYTES_MAX} bytes at {id} (inbox.id)"));
+        }
+        let sequence = self.spec.sequence.as_ref().filter(|_| lacks_number(batch, row))?;
+        let long = batch.keys.lengths().get(row).is_some_and(|&length| length > ID_BYTES_MAX as i32);
+        Some(match long {
+            true => {
+                format!("the record's key is longer than the {ID_BYTES_MAX} bytes of one with a sequence")
+            }
+            false => format!(
+                "the record has no whole number from 0 to {} at {} (inbox.sequence)",
+                u64::MAX,
+                sequence.number
+            ),
+        })
+    }
+
+    /// What a number says that is above the next one.
+    pub fn gaps(&self) -> Gaps {
+        self.spec.sequence.as_ref().map_or(Gaps::Ignore, |sequence| sequence.gaps)
     }
 
     /// Whether a record of this time repeats what was seen: judged by the horizon, or by its own time if
     /// that is later.
     pub fn is_remembered(&self, seen: Seen, timestamp_ms: i64, taken: TakenAt) -> bool {
+        self.is_current(seen.horizon_ms, timestamp_ms, taken)
+    }
+
+    /// The same of any row with this date.
+    pub fn is_current(&self, dated_ms: i64, timestamp_ms: i64, taken: TakenAt) -> bool {
         let now_ms = self.horizon_ms.max(self.time_ms(timestamp_ms, taken));
-        self.expires_ms(seen) > now_ms
+        dated_ms.saturating_add(self.ttl_ms()) > now_ms
     }
 
     /// A record of this time may repeat one that is forgotten.
     pub fn has_forgotten(&self, timestamp_ms: i64) -> bool {
-        timestamp_ms >= 0 && timestamp_ms.saturating_add(self.ttl_ms()) <= self.horizon_ms
+        self.spec.id.is_some()
+            && timestamp_ms >= 0
+            && timestamp_ms.saturating_add(self.ttl_ms()) <= self.horizon_ms
     }
 
     pub fn expires_ms(&self, seen: Seen) -> i64 {
         seen.horizon_ms.saturating_add(self.ttl_ms())
     }
 
-    /// A record of this time has ended `ok`: what its id is dated with.
+    /// A record of this time has ended `ok`, or has been passed and has a number: what its row is dated with.
     pub fn pass(&mut self, timestamp_ms: i64, taken: TakenAt) -> i64 {
         self.began.get_or_insert(taken);
         self.horizon_ms = self.horizon_ms.max(self.time_ms(timestamp_ms, taken));
@@ -295,9 +345,25 @@ impl<'a> Met<'a> {
     }
 }
 
+/// The inbox has ids, and this record has none.
+pub fn lacks_id(batch: &Batch, row: usize) -> bool {
+    batch.ids.lengths().get(row).is_some_and(|&length| length < 0)
+}
+
+/// The inbox has sequences, and this record has a key but no place in its sequence.
+pub fn lacks_number(batch: &Batch, row: usize) -> bool {
+    batch.numbers.get(row).is_some_and(Option::is_none)
+        && batch.keys.lengths().get(row).is_some_and(|&length| length >= 0)
+}
+
+/// Decimal digits, at most as many as a `u64` has.
+fn number(text: &[u8]) -> Option<u64> {
+    let is_plain = text.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(text).ok().filter(|_| is_plain)?.parse().ok()
+}
+
 /// A text, number or boolean within a JSON value.
-fn member(value: &[u8], pointer: &str) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_slice(value).ok()?;
+fn member(value: &serde_json::Value, pointer: &str) -> Option<String> {
     match value.pointer(pointer)? {
         serde_json::Value::String(text) => Some(text.clone()),
         serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => None,

@@ -36,6 +36,7 @@ pub mod redrive;
 mod refusal;
 mod relay;
 mod seal;
+mod sequence;
 mod sweep;
 mod turn;
 mod undelivered;
@@ -67,7 +68,7 @@ use crate::faults::{Bug, planted};
 use crate::ports::Handler;
 use crate::record::{Batch, InputPartition, Offset};
 use crate::store::{PositionInput, Store, StoreDef, StoreError, StoreReader, View};
-use crate::telemetry::{self, TaskMetrics};
+use crate::telemetry::{self, LogRing, TaskMetrics};
 
 /// Offsets of records that brought down a call, so that they are not tried in company again.
 const SUSPECTS_MAX: usize = 256;
@@ -257,6 +258,8 @@ pub struct Task {
     stats: TaskStats,
     /// Outlives the task: what operators see of its failures.
     metrics: Arc<TaskMetrics>,
+    /// Where lines are kept for whoever asks, beside those of its handler.
+    log: Option<Arc<LogRing>>,
 }
 
 impl Task {
@@ -320,12 +323,18 @@ impl Task {
             state: TaskState::Running,
             stats: TaskStats::default(),
             metrics: Arc::default(),
+            log: None,
         })
     }
 
     /// Counts failures there as well.
     pub fn counting(self, metrics: Arc<TaskMetrics>) -> Task {
         Task { metrics, ..self }
+    }
+
+    /// Keeps what it has to say about records there as well.
+    pub fn logging_to(self, log: Arc<LogRing>) -> Task {
+        Task { log: Some(log), ..self }
     }
 
     pub fn config(&self) -> &Arc<TaskConfig> {

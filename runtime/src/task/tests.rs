@@ -16,6 +16,7 @@ mod parking;
 mod policy;
 mod redrive;
 mod restore;
+mod sequences;
 mod stores;
 mod turns;
 mod unpark;

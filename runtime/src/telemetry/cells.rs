@@ -148,6 +148,10 @@ pub struct TaskMetrics {
     pub limit_faults: Counter,
     /// Records whose id the inbox had seen: they had no effect.
     pub duplicates: Counter,
+    /// Records whose number breaks the sequence of their key.
+    pub sequence_losses: Counter,
+    pub sequence_reorderings: Counter,
+    pub sequence_repetitions: Counter,
     /// Records tried again after a failure, and records sent to the dead-letter topic.
     pub retries: Counter,
     pub dead_letters: Counter,

@@ -69,6 +69,11 @@ pub const TASK: &[Row<TaskMetrics>] = &[
     }),
     counter("tidemill_duplicates", "Records that the inbox had seen, and that had no effect",
         |c, emit| emit(None, Count(c.duplicates.get()))),
+    counter("tidemill_sequence_breaks", "Records whose number breaks the sequence of their key, by what it tells", |c, emit| {
+        emit(Some(("kind", "loss")), Count(c.sequence_losses.get()));
+        emit(Some(("kind", "reordering")), Count(c.sequence_reorderings.get()));
+        emit(Some(("kind", "repetition")), Count(c.sequence_repetitions.get()));
+    }),
     counter("tidemill_retries", "Records tried again after a failure",
         |c, emit| emit(None, Count(c.retries.get()))),
     counter("tidemill_dead_letters", "Records sent to the dead-letter topic",

@@ -36,6 +36,7 @@ const EXPECTED: &[(&str, &str, f64, f64)] = &[
     ("tidemill_records_failed", "decode", 1.0, 1.0),
     ("tidemill_records_failed", "trap", 0.0, 0.0),
     ("tidemill_duplicates", "", 0.0, 0.0),
+    ("tidemill_sequence_breaks", "loss", 0.0, 0.0),
     ("tidemill_retries", "", 0.0, 0.0),
     ("tidemill_dead_letters", "", 0.0, 0.0),
     ("tidemill_redriven", "", 0.0, 0.0),

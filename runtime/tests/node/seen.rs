@@ -1,16 +1,17 @@
-//! What an inbox has seen, asked of any node, across versions and moves.
+//! What an inbox has seen, asked of any node, across versions and moves, and what it reports by itself.
 
 use std::time::Duration;
 
+use tidemill::kafka::tools::{self, Row};
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::inbox_client::InboxClient;
 use tidemill_test_support::build_guest;
 use tokio::runtime::Runtime;
 use tonic::Code;
 
-use crate::WORD_COUNT;
 use crate::queries::{Served, at_least};
-use crate::world::{World, deploy};
+use crate::world::{World, deploy, eventually};
+use crate::{WORD_COUNT, count};
 
 const INBOX: &str = "inbox: { id: key, ttl: 1h }\n";
 
@@ -73,4 +74,35 @@ fn an_inbox_says_which_record_it_saw_and_by_which_version_and_is_never_silently_
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     a.stop();
     b.stop();
+}
+
+/// Of one key: its records have these numbers.
+fn number(world: &World, numbers: &[&str]) {
+    let rows = numbers.iter().map(|number| Row {
+        key: Some(b"k".to_vec()),
+        value: Some(Vec::new()),
+        headers: vec![("n".into(), Some(number.as_bytes().to_vec()))],
+        ..Row::default()
+    });
+    tools::produce(&world.kafka(), "words", rows, None, &mut |_| {}).expect("produced");
+}
+
+#[test]
+fn a_gap_in_a_sequence_is_reported_where_operators_look_also_when_it_spans_a_restart() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    let node = world.node();
+    let document = format!("{WORD_COUNT}inbox: {{ sequence: \"header:n\", ttl: 1h }}\n");
+    deploy(&node, &document, &build_guest("plugins/count"));
+    number(&world, &["1", "2"]);
+    eventually("both are handled", || count(&node, "k") == Some(2));
+    node.stop();
+
+    let node = world.node();
+    number(&world, &["5", "4"]);
+    eventually("they are handled like any others", || count(&node, "k") == Some(4));
+    let (lines, _) = node.handle().handler_log("word-count").expect("deployed").kept(10, |_| true);
+    let [line] = &lines[..] else { panic!("one line, and the other is held back: {lines:?}") };
+    assert!(line.text.starts_with("record words/0 at offset "), "{line:?}");
+    assert!(line.text.contains("its key k: numbers are missing before it; expected 3, found 5"), "{line:?}");
+    node.stop();
 }

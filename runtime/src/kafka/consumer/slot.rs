@@ -63,6 +63,7 @@ impl Slot {
             values: Column::with_capacity(rows, bytes),
             headers: Column::default(),
             ids: Column::default(),
+            numbers: Vec::new(),
         };
     }
 

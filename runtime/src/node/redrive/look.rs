@@ -78,7 +78,11 @@ impl Shelf {
             incarnation: registered.incarnation.clone(),
             inputs: registered.topics(),
             destinations: spec.destinations().map(|(name, _)| name.clone()).collect(),
-            ttl_ms: spec.inbox.as_ref().map(|inbox| inbox.ttl.as_millis() as i64),
+            ttl_ms: spec
+                .inbox
+                .as_ref()
+                .filter(|inbox| inbox.id.is_some())
+                .map(|inbox| inbox.ttl.as_millis() as i64),
             partition,
             topic: node.letters_of(&spec),
             marks,

@@ -23,7 +23,7 @@ pub use topics::InternalTopics;
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use super::trial::Trial;
-use crate::config::deployment::{DeploymentSpec, IdSource, Start};
+use crate::config::deployment::{DeploymentSpec, InboxSpec, Start};
 use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
 use crate::kafka::admin::AdminError;
@@ -142,9 +142,8 @@ impl Revision {
 
     /// Headers of records are read for the handler, or because the node itself has a use for them.
     pub fn reads_headers(&self) -> bool {
-        let by_header = self.spec.inbox.as_ref().is_some_and(|inbox| matches!(inbox.id, IdSource::Header(_)));
         self.manifest.wants_headers
-            || by_header
+            || self.spec.inbox.as_ref().is_some_and(InboxSpec::reads_headers)
             || self.spec.failures.keeps_records()
             || self.spec.correlation
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::handler::{DELETE, DOOMED, FLAKY, Kind, PLAIN, POISON};
 use super::random::Random;
-use crate::config::deployment::{Failures, Guarantee, IdSource, InboxSpec, Start};
+use crate::config::deployment::{Failures, Guarantee, IdSource, InboxSpec, Place, Start};
 use crate::config::failures::{Backoff, FailureKind, Policy, Then};
 use crate::config::manifest::{StoreKind, StoreManifest};
 use crate::store::{CacheBudget, Stores};
@@ -223,7 +223,8 @@ impl Case {
             stores: Arc::new(Stores::new(stores).expect("one store is a valid manifest")),
             keeps_rows: self.parks || self.inbox || self.outbox,
             inbox: self.inbox.then(|| InboxSpec {
-                id: IdSource::Header("id".into()),
+                id: Some(IdSource::In(Place::Header("id".into()))),
+                sequence: None,
                 ttl: Duration::from_millis(self.ttl_ms),
             }),
             correlation: false,

@@ -7,8 +7,8 @@
 use super::{Hooks, RecoveryError, Restore, Restored, SHORT_LOG_LOOKS, SHORT_LOG_PAUSE};
 use crate::ports::{Log, LogRecord, Recovery};
 use crate::record::Offset;
-use crate::store::{Ages, INBOX_AGES, Progress, Store, StoreError, is_inbox_key};
-use crate::task::inbox::{Seen, millis};
+use crate::store::{Ages, INBOX_AGES, Progress, Store, StoreError, inbox_date_ms, is_inbox_key};
+use crate::task::inbox::millis;
 
 /// Rows written as one batch.
 const CHUNK_ROWS: usize = 50_000;
@@ -50,8 +50,8 @@ impl Restore<'_> {
         let mut failed = None;
         kafka.read_log(Log::Inbox, self.partition, (stored.max(bounds.0), bounds.1), &mut |record| {
             let next = Offset(record.offset.0 + 1);
-            if let Some(seen) = record.value.as_deref().and_then(Seen::decode) {
-                newest_ms = newest_ms.max(seen.horizon_ms);
+            if let Some(date_ms) = record.value.as_deref().and_then(inbox_date_ms) {
+                newest_ms = newest_ms.max(date_ms);
                 ages.note(next, newest_ms, ttl_ms);
             }
             rows.push(record);

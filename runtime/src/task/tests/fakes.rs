@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::effects::Writes;
 use crate::ports::{CommittedOffset, Log, LogRecord, Recovery, SourceError};
-use crate::record::InputPartition;
+use crate::record::{InputPartition, headers};
 
 pub const PARTITION: i32 = 3;
 
@@ -416,6 +416,19 @@ pub fn records<'a>(from: i64, keys: impl IntoIterator<Item = &'a str>) -> Batch 
         batch.timestamps.push(1_000);
         batch.keys.push(Some(key.as_bytes()));
         batch.values.push(Some(command.as_bytes()));
+    }
+    batch
+}
+
+/// Gives each record one header.
+pub fn with_header<'a>(
+    mut batch: Batch,
+    name: &str,
+    values: impl IntoIterator<Item = Option<&'a str>>,
+) -> Batch {
+    for value in values {
+        let own = value.map(|value| headers::encode([(name, Some(value.as_bytes()))].into_iter()));
+        batch.headers.push(own.as_deref());
     }
     batch
 }

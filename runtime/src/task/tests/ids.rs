@@ -6,16 +6,16 @@ use prost::Message;
 
 use super::super::recovery::*;
 use super::*;
-use crate::config::deployment::{IdSource, InboxSpec};
+use crate::config::deployment::{IdSource, InboxSpec, Place};
 use crate::config::failures::{Backoff, Policy, Then};
-use crate::record::headers;
 use crate::store::{POSITION, Position};
 
 const TTL_MS: i64 = 3_600_000;
 
 fn inbox(failures: Failures) -> TaskConfig {
     let ttl = Duration::from_millis(TTL_MS as u64);
-    TaskConfig { inbox: Some(InboxSpec { id: IdSource::Header("id".into()), ttl }), ..parking(failures) }
+    let id = Some(IdSource::In(Place::Header("id".into())));
+    TaskConfig { inbox: Some(InboxSpec { id, sequence: None, ttl }), ..parking(failures) }
 }
 
 /// Records whose ids stand behind a colon: `key!command:id`. Without one there is no id.
@@ -24,15 +24,11 @@ fn with_ids(from: i64, records_with_ids: &[&str]) -> Batch {
         |text: &&str| text.rsplit_once(':').map(|(record, id)| (record.to_owned(), Some(id.to_owned())));
     let parts: Vec<(String, Option<String>)> =
         records_with_ids.iter().map(|text| split(text).unwrap_or(((*text).to_owned(), None))).collect();
-    let mut batch = records(from, parts.iter().map(|(record, _)| record.as_str()));
-    for (_, id) in &parts {
-        let own = id.as_ref().map(|id| headers::encode([("id", Some(id.as_bytes()))].into_iter()));
-        batch.headers.push(own.as_deref());
-    }
-    batch
+    let batch = records(from, parts.iter().map(|(record, _)| record.as_str()));
+    with_header(batch, "id", parts.iter().map(|(_, id)| id.as_deref()))
 }
 
-fn at(ms: i64) -> TakenAt {
+pub(super) fn at(ms: i64) -> TakenAt {
     TakenAt { monotonic: Duration::from_millis(ms as u64), wall_ms: ms }
 }
 
@@ -304,15 +300,16 @@ fn ids_are_found_where_the_deployment_says() {
     let mut batch = records(7, ["key"]);
     batch.values = crate::record::Column::default();
     batch.values.push(Some(br#"{"order":{"id":17},"name":"n"}"#));
-    let id = |source: IdSource| {
-        let spec = InboxSpec { id: source, ttl: Duration::from_secs(1) };
-        let ids = super::super::inbox::Inbox::new(spec, None).ids(&batch);
-        ids.row(0).map(|id| String::from_utf8_lossy(id).into_owned())
+    let mut id = |source: IdSource| {
+        let spec = InboxSpec { id: Some(source), sequence: None, ttl: Duration::from_secs(1) };
+        super::super::inbox::Inbox::new(spec, None).fill(&mut batch);
+        batch.ids.row(0).map(|id| String::from_utf8_lossy(id).into_owned())
     };
+    let json = |pointer: &str| IdSource::In(Place::Json(pointer.into()));
     assert_eq!(id(IdSource::Key).as_deref(), Some("key"));
-    assert_eq!(id(IdSource::Json("/order/id".into())).as_deref(), Some("17"));
-    assert_eq!(id(IdSource::Json("/name".into())).as_deref(), Some("n"));
-    assert_eq!(id(IdSource::Json("/order".into())), None);
-    assert_eq!(id(IdSource::Header("id".into())), None);
+    assert_eq!(id(json("/order/id")).as_deref(), Some("17"));
+    assert_eq!(id(json("/name")).as_deref(), Some("n"));
+    assert_eq!(id(json("/order")), None);
+    assert_eq!(id(IdSource::In(Place::Header("id".into()))), None);
     assert_eq!(id(IdSource::Offset).as_deref(), Some("\0\0\0\0\0\0\0\0\0\u{7}"));
 }

@@ -1,11 +1,15 @@
 //! Random work against a model: batches, scans, seals, commits, drops, crashes with stores reopened
 //! unflushed, outcomes that nobody learns, stores lost, logs compacted. Whatever happens, what is
-//! committed equals a fold of the input up to the committed offset.
+//! committed equals a fold of the input up to the committed offset; and so do the numbers that were heard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::recovery::*;
+use super::super::sequence::Heard;
+use super::sequences::sequences;
 use super::*;
+use crate::config::deployment::Gaps;
+use crate::store::Table;
 
 /// Seeds of one run; a failed one is printed and can be put here alone.
 const SEEDS_IN_MEMORY: std::ops::Range<u64> = 0..100;
@@ -100,12 +104,33 @@ impl Model {
     }
 }
 
+/// The numbers of each key that have come, whatever has become of their records.
+fn check_heard(store: &StoreReader, input: &[(String, &str)], numbers: &[u64]) {
+    let mut come: BTreeMap<&str, (BTreeSet<u64>, u64)> = BTreeMap::new();
+    for (offset, ((key, _), &number)) in input.iter().zip(numbers).enumerate() {
+        let (come, last) = come.entry(key.as_str()).or_default();
+        come.insert(number);
+        *last = offset as u64;
+    }
+    for (key, (come, offset)) in come {
+        let name = [&[0u8, 0][..], key.as_bytes()].concat();
+        let row = store.snapshot(|snapshot| snapshot.row(Table::Sequences, &name)).unwrap().unwrap();
+        let heard = Heard::decode(&row).unwrap();
+        let highest = *come.last().unwrap();
+        let is_in = |bit: &u64| highest.checked_sub(bit + 1).is_some_and(|number| come.contains(&number));
+        let below = (0..64).filter(is_in).map(|bit| 1u64 << bit).sum::<u64>();
+        assert_eq!((heard.highest, heard.below, heard.offset), (highest, below, offset), "{key}");
+    }
+}
+
 struct Simulation<'a> {
     random: Random,
     bench: &'a Bench,
     dir: std::path::PathBuf,
     config: TaskConfig,
     input: Vec<(String, &'static str)>,
+    /// Of each record in the sequence of its key; empty = there are no sequences.
+    numbers: Vec<u64>,
     kafka: FakeKafka,
     task: Option<Task>,
     sealed: Option<Sealed>,
@@ -130,7 +155,23 @@ impl<'a> Simulation<'a> {
             let key = format!("k{}", random.below(keys));
             (key, COMMANDS[random.below(COMMANDS.len())])
         });
-        let input = input.collect();
+        let input: Vec<(String, &str)> = input.collect();
+        let mut numbers = Vec::new();
+        if config.guarantee == Guarantee::ExactlyOnce && random.one_in(2) {
+            config.inbox = Some(sequences(Gaps::Report));
+            let mut highest: BTreeMap<&str, u64> = BTreeMap::new();
+            for (key, _) in &input {
+                let highest = highest.entry(key).or_insert(10);
+                // Mostly the next one, sometimes one that is late or repeated, sometimes one beyond a gap.
+                let number = match random.below(8) {
+                    0 => *highest - random.below(6) as u64,
+                    1 => *highest + 1 + random.below(4) as u64,
+                    _ => *highest + 1,
+                };
+                *highest = number.max(*highest);
+                numbers.push(number);
+            }
+        }
         let dir = bench.dir.path().join(seed.to_string());
         let kafka = FakeKafka::default();
         Simulation {
@@ -139,6 +180,7 @@ impl<'a> Simulation<'a> {
             dir,
             config,
             input,
+            numbers,
             kafka,
             task: None,
             sealed: None,
@@ -181,6 +223,10 @@ impl<'a> Simulation<'a> {
         let model = Model::of(&self.input[..self.committed.0 as usize]);
         let task = self.task.as_ref().unwrap();
         model.check(task.reader().unwrap(), self.committed);
+        let committed = self.committed.0 as usize;
+        if let Some(numbers) = self.numbers.get(..committed) {
+            check_heard(task.reader().unwrap(), &self.input[..committed], numbers);
+        }
         if self.config.guarantee == Guarantee::ExactlyOnce {
             assert_eq!(self.kafka.emitted, model.emitted);
         }
@@ -210,7 +256,11 @@ impl<'a> Simulation<'a> {
         let to = (next + 1 + self.random.below(30)).min(self.input.len());
         let keys: Vec<String> =
             self.input[from..to].iter().map(|(key, command)| format!("{key}!{command}")).collect();
-        let batch = records(from as i64, keys.iter().map(String::as_str));
+        let mut batch = records(from as i64, keys.iter().map(String::as_str));
+        if let Some(numbers) = self.numbers.get(from..to) {
+            let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
+            batch = with_header(batch, "number", numbers.iter().map(|number| Some(number.as_str())));
+        }
         let applied = task.apply(batch, TakenAt::default()).unwrap();
         assert_eq!(applied.ok + applied.failed + applied.ignored, to - from);
         assert_eq!(task.next(0), Some(Offset(to as u64)));
