@@ -206,21 +206,31 @@ fn ownership(section: &mut Section<'_>) -> Ownership {
     Ownership { owner: text("owner"), oncall: text("oncall"), tier: text("tier"), slo: text("slo") }
 }
 
-/// Dead letters that the deployment reads again, or that readers of an output would meet.
+/// Dead letters and events that the deployment reads again, or that readers of an output would meet; events among
+/// letters.
 fn refuse_own_topics(
     failures: &failures::Failures,
     (inputs, outputs): (&BTreeMap<String, InputSpec>, &BTreeMap<String, OutputSpec>),
     line: Option<u32>,
     report: &Report,
 ) {
-    let Some(topic) = &failures.dead_letters else { return };
+    let letters = failures.dead_letters.as_deref();
+    let events = failures.events.as_ref().and_then(|events| events.topic.as_deref());
     let inputs = inputs.values().map(|input| input.topic.as_str());
-    let bound = inputs.chain(outputs.values().filter_map(OutputSpec::topic));
-    if bound.into_iter().any(|bound| bound == topic) {
-        let message = format!(
-            "`{topic}` is an input or output of this deployment: dead letters need a topic of their own"
-        );
-        report.add(line, "failures.dead_letters.topic", message);
+    let bound: Vec<&str> = inputs.chain(outputs.values().filter_map(OutputSpec::topic)).collect();
+    for (key, what, topic) in
+        [("dead_letters", "dead letters", letters), ("events", "failure events", events)]
+    {
+        if let Some(topic) = topic.filter(|topic| bound.contains(topic)) {
+            let message = format!(
+                "`{topic}` is an input or output of this deployment: {what} need a topic of their own"
+            );
+            report.add(line, &format!("failures.{key}.topic"), message);
+        }
+    }
+    if let Some(topic) = events.filter(|_| events == letters) {
+        let message = format!("`{topic}` takes dead letters: failure events need a topic of their own");
+        report.add(line, "failures.events.topic", message);
     }
 }
 

@@ -161,6 +161,16 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
              could be dropped",
         ),
         (
+            format!("{base}failures: {{ dead_letters: {{ topic: dead }}, events: {{ topic: dead }} }}\n"),
+            "line 4: failures.events.topic: `dead` takes dead letters: failure events need a topic of their own",
+        ),
+        (
+            format!("{base}failures: {{ events: {{ topic: words, form: x }} }}\n"),
+            "line 4: failures.events.form: unknown key, known are topic\n\
+             line 4: failures.events.topic: `words` is an input or output of this deployment: failure events need a topic of \
+             their own",
+        ),
+        (
             format!("{base}failures: {{ transient: {{ attempts: 0 }}, order: none }}\n"),
             "line 4: failures.order: says what waits behind a parked record, but no kind of failure is tried again or parked: \
              leave it out, or give a kind `attempts` or `then: park`",

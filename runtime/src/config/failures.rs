@@ -183,6 +183,13 @@ impl LetterFormat {
         [("raw", LetterFormat::Raw), ("envelope", LetterFormat::Envelope)];
 }
 
+/// The topic in which failures are told as they happen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FailureEvents {
+    /// None = the node's default name for the deployment.
+    pub topic: Option<String>,
+}
+
 /// The whole failure policy of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failures {
@@ -193,6 +200,8 @@ pub struct Failures {
     /// The dead-letter topic; none = the node's default name for the deployment.
     pub dead_letters: Option<String>,
     pub letter_format: LetterFormat,
+    /// None = failures are not told.
+    pub events: Option<FailureEvents>,
     /// The document has a `dead_letters:` block, and something may be parked.
     pub drops_to_letters: bool,
 }
@@ -227,6 +236,7 @@ impl Failures {
             parked: ParkedLimits::default(),
             dead_letters: None,
             letter_format: LetterFormat::default(),
+            events: None,
             drops_to_letters: false,
         }
     }
@@ -302,6 +312,11 @@ pub(super) fn read(section: &mut Section<'_>, has_outbox: bool) -> Failures {
         }
         (failures.dead_letters, failures.letter_format) = read_dead_letters(field);
     }
+    failures.events = block.section("events").map(|mut events| {
+        let topic = read_topic(&mut events);
+        events.finish();
+        FailureEvents { topic }
+    });
     block.finish();
     failures
 }
@@ -360,17 +375,17 @@ fn read_parked(block: &mut Section<'_>) -> ParkedLimits {
 
 fn read_dead_letters(field: &Field<'_>) -> (Option<String>, LetterFormat) {
     let Some(mut section) = field.section() else { return (None, LetterFormat::default()) };
-    let topic = section.take("topic");
+    let topic = read_topic(&mut section);
     let format = section.choice("format", LetterFormat::default(), &LetterFormat::ALL);
     section.finish();
-    let name = topic.as_ref().and_then(Field::text).filter(|name| match check_topic(name) {
-        Ok(()) => true,
-        Err(message) => {
-            topic.as_ref().inspect(|topic| topic.refuse(message));
-            false
-        }
-    });
-    (name, format)
+    (topic, format)
+}
+
+fn read_topic(section: &mut Section<'_>) -> Option<String> {
+    let topic = section.take("topic")?;
+    let name = topic.text()?;
+    check_topic(&name).map_err(|message| topic.refuse(message)).ok()?;
+    Some(name)
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ fn internal_topic(
                 let reason = outgrown(&internal.input, wanted.partitions, name, found.partitions);
                 problems.push(Problem::at("name", reason));
             } else if wanted.partitions > 0 && permitted.allows(Operation::DescribeConfigs) {
-                match node.admin.fits(&found, &internal.as_it_may_be(wanted)) {
+                match node.admin.fits(&found, &internal.as_it_may_be(wanted, &found)) {
                     Ok(()) => {}
                     Err(AdminError::Refused { reason, .. }) => problems.push(say(reason)),
                     Err(error) => return Err(error.into()),

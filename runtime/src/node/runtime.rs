@@ -153,6 +153,12 @@ impl NodeRuntime {
         spec.failures.dead_letters.clone().unwrap_or_else(|| self.dead_letter_topic(&spec.name))
     }
 
+    /// Where the failures of a deployment are told, if they are.
+    pub fn events_of(&self, spec: &DeploymentSpec) -> Option<String> {
+        let events = spec.failures.events.as_ref()?;
+        Some(events.topic.clone().unwrap_or_else(|| format!("{}.{}.failures", self.config.fleet, spec.name)))
+    }
+
     pub fn inbox_topic(&self, deployment: &str) -> String {
         format!("{}.{deployment}.inbox", self.config.fleet)
     }

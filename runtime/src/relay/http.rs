@@ -81,7 +81,7 @@ impl Carrier {
             format: spec.format,
             secret: read("secret", &spec.secret)?,
             authorization: authorization.transpose()?,
-            source: format!("/tidemill/{}/{}", origin.fleet, origin.deployment),
+            source: origin.source(),
             kind: spec.event_type.clone().unwrap_or_else(|| format!("{}.{output}", origin.deployment)),
         })
     }

@@ -194,6 +194,13 @@ pub struct Origin {
     pub deployment: String,
 }
 
+impl Origin {
+    /// The `source` of its CloudEvents.
+    pub fn source(&self) -> String {
+        format!("/tidemill/{}/{}", self.fleet, self.deployment)
+    }
+}
+
 /// How a destination is.
 pub struct StationState {
     pub name: String,

@@ -478,7 +478,7 @@ impl Task {
         }
     }
 
-    fn suspected(&self, input: u16, offset: i64) -> Option<&Suspect> {
+    pub(super) fn suspected(&self, input: u16, offset: i64) -> Option<&Suspect> {
         self.suspects.iter().find(|suspect| (suspect.input, suspect.offset) == (input, offset))
     }
 

@@ -24,6 +24,15 @@ pub struct ChangelogConfig {
     pub record_bytes_max: usize,
 }
 
+/// Where failures are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventsRule {
+    /// Which of the outputs; not one of the manifest's.
+    pub output: u16,
+    /// Of every event: `/tidemill/FLEET/DEPLOYMENT`.
+    pub source: Arc<str>,
+}
+
 #[derive(Debug, Clone)]
 pub struct TaskConfig {
     pub deployment: String,
@@ -46,6 +55,8 @@ pub struct TaskConfig {
     pub correlation: bool,
     /// Which of the outputs takes dead letters; not one of the manifest's.
     pub dead_letters: Option<u16>,
+    /// None = failures are not told.
+    pub events: Option<EventsRule>,
     /// Ignored by a stateless task.
     pub changelog: ChangelogConfig,
     /// Records a call.

@@ -16,6 +16,7 @@
 use prost::Message;
 
 use super::apply::{Failed, kind_of};
+use super::event::Verdict;
 use super::letter::{self, Sender, Written};
 use super::parked::{self, Due};
 use super::redrive::Ended;
@@ -29,9 +30,9 @@ use crate::store::{ParkedRecord, StoreError, Table};
 /// Parked records tried in one go, so that input is not kept waiting.
 const RETRIES_MAX: usize = 100;
 /// Longest reason that is kept, in bytes.
-const REASON_BYTES_MAX: usize = 1024;
+pub(super) const REASON_BYTES_MAX: usize = 1024;
 /// What the envelope of a record in Kafka adds at most, as in the checks of effects.
-const RECORD_OVERHEAD_BYTES: usize = 512;
+pub(super) const RECORD_OVERHEAD_BYTES: usize = 512;
 /// What a letter adds to a record: its headers' names and values, the reason among them, and the envelope.
 const LETTER_BYTES_MAX: usize = REASON_BYTES_MAX + 2048 + RECORD_OVERHEAD_BYTES;
 /// What a byte takes in a JSON text at most.
@@ -112,6 +113,7 @@ impl Task {
                 None
             }
         };
+        self.tell_reaction(&record, &failure, (reaction, reason.as_deref()), taken);
         match reason {
             None => self.pass(batch, row + 1, taken)?,
             Some(reason) => {
@@ -140,6 +142,7 @@ impl Task {
             let failure = self.failure(batch.input, record.offset, (FailureKind::Limit, reason));
             self.pass(batch, row, taken)?;
             self.advance(batch.input, failure.offset);
+            self.tell(&record, &failure, Verdict::Halted, taken);
             self.state = TaskState::Halted(failure);
             return Ok(());
         }
@@ -249,10 +252,36 @@ impl Task {
                 None
             }
         };
+        self.tell_reaction(&record, &failure, (reaction, reason.as_deref()), taken);
         if let Some(reason) = reason {
             self.state = TaskState::Halted(Failure { reason, ..failure });
         }
         Ok(())
+    }
+
+    /// Tells what a failure has led to; with a reason to a halt, whatever the reaction was to be.
+    fn tell_reaction(
+        &mut self,
+        record: &ParkedRecord,
+        failure: &Failure,
+        (reaction, halts): (Reaction, Option<&str>),
+        taken: TakenAt,
+    ) {
+        if self.config.events.is_none() {
+            return;
+        }
+        let verdict = match (halts, reaction) {
+            (Some(reason), _) => {
+                let failure = Failure { reason: reason.to_owned(), ..failure.clone() };
+                return self.tell(record, &failure, Verdict::Halted, taken);
+            }
+            (None, Reaction::Halt) => Verdict::Halted,
+            (None, Reaction::Skip) => Verdict::Skipped,
+            (None, Reaction::DeadLetter) => Verdict::DeadLettered,
+            (None, Reaction::Again { .. }) => Verdict::RetryScheduled,
+            (None, Reaction::Hold) => Verdict::Parked,
+        };
+        self.tell(record, failure, verdict, taken);
     }
 
     /// The task stands before a record that it has no room to park, or whose effects its outbox has no room
@@ -336,14 +365,8 @@ impl Task {
             return Err(format!("{}; and the deployment has no dead-letter topic", failure.reason));
         };
         let input = u16::try_from(record.input).unwrap_or(u16::MAX);
-        let sender = Sender {
-            deployment: &self.config.deployment,
-            incarnation: &self.config.incarnation,
-            revision: self.config.revision,
-            format: self.config.failures.letter_format,
-            place: &self.config.place(input, self.partition, record.offset),
-            now_ms: taken.wall_ms,
-        };
+        let place = self.config.place(input, self.partition, record.offset);
+        let sender = self.config.sender(&place, taken.wall_ms);
         let Written { value, headers } = letter::write(record, failure, &sender);
         let parts = (record.key.as_deref(), value.as_deref(), &headers[..]);
         self.send_letter(output, parts, taken).map_err(|why| format!("{}; {why}", failure.reason))
@@ -397,6 +420,18 @@ impl Task {
 }
 
 impl super::TaskConfig {
+    /// Who tells of the record at that place.
+    pub(super) fn sender<'a>(&'a self, place: &'a str, now_ms: i64) -> Sender<'a> {
+        Sender {
+            deployment: &self.deployment,
+            incarnation: &self.incarnation,
+            revision: self.revision,
+            format: self.failures.letter_format,
+            place,
+            now_ms,
+        }
+    }
+
     /// Records behind a parked one of their key wait.
     pub(super) fn parks_keys(&self) -> bool {
         self.failures.parks() && self.failures.order == ParkOrder::ParkKey

@@ -26,6 +26,7 @@ mod checks;
 mod config;
 pub mod correlation;
 mod edit;
+mod event;
 mod failing;
 mod inbox;
 pub mod letter;
@@ -46,7 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use checks::{OutputRule, TimestampRule};
-pub use config::{ChangelogConfig, TaskConfig, TaskInput};
+pub use config::{ChangelogConfig, EventsRule, TaskConfig, TaskInput};
 pub use edit::{Edit, EditError, EditedIn};
 use failing::jitter;
 use inbox::Inbox;
@@ -184,8 +185,8 @@ pub struct Pending {
     pub edits: u64,
     /// Outbox rows that are done with, and that the next commit deletes.
     pub acknowledged: u64,
-    /// An idle position moved, past transaction markers for example, a revision is to be adopted, or
-    /// dropped rows are to be deleted.
+    /// An idle position moved, past transaction markers for example, a revision is to be adopted, dropped rows
+    /// are to be deleted, or the event of a halt is all there is.
     pub moved: bool,
 }
 
@@ -390,7 +391,10 @@ impl Task {
             edits: self.edits,
             acknowledged: self.outbox.unsealed(),
             moved: self.in_flight.is_none()
-                && (self.next != self.committed || self.adopting || self.is_sweeping()),
+                && (self.next != self.committed
+                    || self.adopting
+                    || self.is_sweeping()
+                    || !self.emissions.is_empty()),
         }
     }
 

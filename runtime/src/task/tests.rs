@@ -8,6 +8,7 @@ use crate::record::Batch;
 use crate::store::{BudgetConfig, CacheBudget, Identity, StoreBudget, Stores, View};
 
 mod decisions;
+mod events;
 mod fakes;
 mod ids;
 mod model;

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use prost::Message;
 use tidemill_proto::v1::ParkedFilter;
 
+use super::event::Verdict;
 use super::parked::{RowId, due_ms};
 use super::redrive::Ended;
 use super::{Failure, FailureKind, TakenAt, Task, TaskError};
@@ -214,8 +215,11 @@ impl Task {
         taken: TakenAt,
     ) -> Result<(), String> {
         if !discard {
-            return self.dead_letter(record, failure, taken);
+            self.dead_letter(record, failure, taken)?;
+            self.tell(record, failure, Verdict::DeadLettered, taken);
+            return Ok(());
         }
+        self.tell(record, failure, Verdict::Discarded, taken);
         let Failure { topic, partition, offset: Offset(offset), reason, .. } = failure;
         tracing::warn!(
             deployment = self.config.deployment,

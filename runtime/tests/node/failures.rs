@@ -14,7 +14,7 @@ name: buries
 module: hostile.wasm
 inputs: { in: { topic: in } }
 outputs: { out: { topic: out } }
-failures: { transient: { attempts: 2, backoff: 20ms..40ms }, then: dead_letter }
+failures: { transient: { attempts: 2, backoff: 20ms..40ms }, then: dead_letter, events: {} }
 ";
 
 const FULL: &str = "\
@@ -104,6 +104,31 @@ fn failed_records_are_tried_again_buried_or_parked_and_a_full_park_pauses_its_pa
         (text(garbled, "correlation_id"), text(garbled, "original_topic")),
         ("c-1".into(), "in".into())
     );
+
+    // Everything that has become of them is told, in the order of each record.
+    let mut told: Vec<_> = read(&world, "test.buries.failures")
+        .iter()
+        .map(|event| {
+            let event: serde_json::Value =
+                serde_json::from_slice(event.value.as_deref().expect("a value")).expect("JSON");
+            assert_eq!(
+                (&event["specversion"], &event["source"]),
+                (&"1.0".into(), &"/tidemill/test/buries".into())
+            );
+            assert_eq!(event["correlationid"], "c-1");
+            let text = |name: &str| event["data"][name].as_str().unwrap_or_default().to_owned();
+            (text("original_offset"), text("verdict"))
+        })
+        .collect();
+    told.sort_by_key(|(offset, _)| offset.clone());
+    let expected = [
+        ("1", "retry_scheduled"),
+        ("1", "retry_scheduled"),
+        ("1", "dead_lettered"),
+        ("3", "dead_lettered"),
+        ("4", "dead_lettered"),
+    ];
+    assert_eq!(told, expected.map(|(offset, verdict)| (offset.into(), verdict.into())));
 
     // The other has room for two, and pauses the partition of the third.
     eventually("the full park says so", || lag(&node, "full")[&0].1.starts_with("paused: 2 records"));

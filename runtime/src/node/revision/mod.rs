@@ -30,7 +30,7 @@ use crate::kafka::admin::AdminError;
 use crate::ports::SourceError;
 use crate::relay::Stations;
 use crate::store::{CacheBudget, Stores};
-use crate::task::{ChangelogConfig, OutputRule, TaskConfig, TaskInput};
+use crate::task::{ChangelogConfig, EventsRule, OutputRule, TaskConfig, TaskInput};
 use crate::wasm::{Linked, Module, ModuleError};
 
 /// Why a revision cannot run, by what can be done about it.
@@ -97,10 +97,12 @@ pub struct Revision {
     pub manifest: Manifest,
     pub group: String,
     pub inputs: Vec<InputTopic>,
-    /// The manifest's, then the dead-letter topic if there is one.
+    /// The manifest's, then the topics of dead letters and of events, if there are such.
     pub outputs: Vec<OutputRule>,
     /// Which of the outputs takes dead letters.
     pub dead_letters: Option<u16>,
+    /// Where failures are told.
+    pub events: Option<EventsRule>,
     /// None for a deployment that keeps nothing.
     pub changelog: Option<ChangelogTopic>,
     /// The topic of a deployment with an inbox.
@@ -145,6 +147,7 @@ impl Revision {
         self.manifest.wants_headers
             || self.spec.inbox.as_ref().is_some_and(InboxSpec::reads_headers)
             || self.spec.failures.keeps_records()
+            || self.spec.failures.events.is_some()
             || self.spec.correlation
     }
 
@@ -168,6 +171,7 @@ impl Revision {
             inbox: self.spec.inbox.clone(),
             correlation: self.spec.correlation,
             dead_letters: self.dead_letters,
+            events: self.events.clone(),
             changelog: ChangelogConfig {
                 topic: changelog.map(|changelog| changelog.topic.clone()).unwrap_or_default(),
                 topic_id: changelog.map(|changelog| changelog.topic_id.clone()).unwrap_or_default(),

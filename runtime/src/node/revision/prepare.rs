@@ -6,10 +6,11 @@ use super::topics::FoundTopic;
 use super::{ChangelogTopic, Found, InternalTopics, PrepareError, Revision, check, compile, outgrown};
 use crate::config::deployment::DeploymentSpec;
 use crate::config::problem::Problem;
+use crate::kafka::admin::NewTopic;
 use crate::node::registered::Registered;
 use crate::node::runtime::NodeRuntime;
 use crate::store::Stores;
-use crate::task::OutputRule;
+use crate::task::{EventsRule, OutputRule};
 use crate::wasm::Linked;
 
 /// Makes a registered revision ready to run: fetches and compiles its module, checks it, makes the
@@ -24,10 +25,15 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
     let changelog = changelog(node, &spec, &checked.internal)?;
     let inbox = checked.internal.inbox.as_ref().map(|topic| node.admin.ensure_topic(topic)).transpose()?;
     let mut outputs = checked.outputs.clone();
-    let dead_letters = dead_letters(node, &checked.internal)?.map(|topic| {
-        outputs.push(topic);
-        (outputs.len() - 1) as u16
-    });
+    let mut add = |wanted: Option<&NewTopic>| -> Result<Option<u16>, PrepareError> {
+        let Some(wanted) = wanted else { return Ok(None) };
+        outputs.push(own_output(node, &checked.internal, wanted)?);
+        Ok(Some((outputs.len() - 1) as u16))
+    };
+    let dead_letters = add(checked.internal.dead_letters.as_ref())?;
+    let events = add(checked.internal.events.as_ref())?;
+    let origin = node.origin(&registered.name);
+    let events = events.map(|output| EventsRule { output, source: origin.source().into() });
     let ledger = &registered.ledger;
     let generation = |store: &str| ledger.generation(store);
     let stores = Stores::with_generations(&manifest.stores, generation, ledger.dropped())
@@ -37,7 +43,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         .map_err(|error| PrepareError::Invalid(vec![Problem::at("config", error.to_string())]))?
         .counting(&node.telemetry)
         .logging_to(node.handler_logs.ring(&registered.name));
-    let stations = node.relays.open(&node.origin(&registered.name), spec.destinations());
+    let stations = node.relays.open(&origin, spec.destinations());
     let stations = stations.map_err(PrepareError::Precondition)?;
     Ok(Revision {
         group: node.group(&registered.name),
@@ -47,6 +53,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
         inputs: checked.inputs,
         outputs,
         dead_letters,
+        events,
         changelog,
         inbox: inbox.map(|topic| topic.name),
         partitions: checked.partitions,
@@ -58,16 +65,19 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
     })
 }
 
-/// Finds the dead-letter topic, or makes it.
-fn dead_letters(node: &NodeRuntime, internal: &InternalTopics) -> Result<Option<OutputRule>, PrepareError> {
-    let Some(wanted) = &internal.dead_letters else { return Ok(None) };
+/// Finds the topic of dead letters or events, or makes it.
+fn own_output(
+    node: &NodeRuntime,
+    internal: &InternalTopics,
+    wanted: &NewTopic,
+) -> Result<OutputRule, PrepareError> {
     let found = node.admin.describe_topics(std::slice::from_ref(&wanted.name))?;
     let topic = match found.into_iter().flatten().next() {
-        Some(_) => node.admin.ensure_topic(&internal.as_it_may_be(wanted))?,
+        Some(found) => node.admin.ensure_topic(&internal.as_it_may_be(wanted, &found))?,
         None => node.admin.ensure_topic(wanted)?,
     };
     let configs = node.admin.topic_configs(&topic.name)?;
-    Ok(Some(FoundTopic { topic, configs }.as_output()))
+    Ok(FoundTopic { topic, configs }.as_output())
 }
 
 /// Finds the changelog, or makes it. One that does not fit its deployment any more is refused.

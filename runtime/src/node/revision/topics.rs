@@ -81,6 +81,7 @@ pub struct InternalTopics {
     pub(super) changelog: Option<NewTopic>,
     pub(super) inbox: Option<NewTopic>,
     pub(super) dead_letters: Option<NewTopic>,
+    pub(super) events: Option<NewTopic>,
     pub(super) record_bytes_max: usize,
 }
 
@@ -130,18 +131,21 @@ impl InternalTopics {
                 .with("retention.ms", -1)
                 .with("retention.bytes", -1)
         };
+        // Nobody but their readers has a use for events: they go when the brokers let records go.
+        let events = |name| topic(name).with("cleanup.policy", "delete");
         Ok(InternalTopics {
             partitions,
             input: inputs.first().map(|input| input.topic.name.clone()).unwrap_or_default(),
             changelog: keeps_anything(node, spec, manifest)?.then(changelog),
             inbox: spec.inbox.as_ref().map(|_| inbox()),
             dead_letters: (spec.failures.has_dead_letters() || spec.has_outbox()).then(dead_letters),
+            events: node.events_of(spec).map(events),
             record_bytes_max,
         })
     }
 
     pub fn all(&self) -> impl Iterator<Item = &NewTopic> {
-        [&self.changelog, &self.inbox, &self.dead_letters].into_iter().flatten()
+        [&self.changelog, &self.inbox, &self.dead_letters, &self.events].into_iter().flatten()
     }
 
     pub fn is_changelog(&self, topic: &NewTopic) -> bool {
@@ -150,20 +154,24 @@ impl InternalTopics {
 
     /// What the node does with one of them once it is there.
     pub fn operations(&self, topic: &NewTopic) -> Vec<Operation> {
-        let mut needed = vec![Operation::Read, Operation::Write, Operation::DescribeConfigs];
+        let mut needed = vec![Operation::Write, Operation::DescribeConfigs];
+        needed.extend((self.events.as_ref() != Some(topic)).then_some(Operation::Read));
         // Expired ids are deleted from its beginning.
         needed.extend((self.inbox.as_ref() == Some(topic)).then_some(Operation::Delete));
         needed
     }
 
     /// What is demanded of one that is there already. A dead-letter topic that somebody made for the
-    /// purpose may keep letters as long as they like.
-    pub fn as_it_may_be(&self, topic: &NewTopic) -> NewTopic {
-        let mut topic = topic.clone();
-        if self.dead_letters.as_ref() == Some(&topic) {
-            topic.configs.retain(|(name, _)| name == "cleanup.policy" || name == "message.timestamp.type");
+    /// purpose may keep letters as long as they like, and one for events may be that of many deployments.
+    pub fn as_it_may_be(&self, topic: &NewTopic, found: &Topic) -> NewTopic {
+        let mut wanted = topic.clone();
+        if self.dead_letters.as_ref() == Some(topic) {
+            wanted.configs.retain(|(name, _)| name == "cleanup.policy" || name == "message.timestamp.type");
         }
-        topic
+        if self.events.as_ref() == Some(topic) {
+            wanted.partitions = found.partitions;
+        }
+        wanted
     }
 }
 

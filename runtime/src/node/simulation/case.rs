@@ -229,6 +229,7 @@ impl Case {
             }),
             correlation: false,
             dead_letters: Some(1),
+            events: None,
             changelog: ChangelogConfig {
                 topic: "changelog".into(),
                 topic_id: "changelog-id".into(),

@@ -74,7 +74,7 @@ impl Carrier {
             exchange: spec.exchange.clone(),
             routing_key: spec.routing_key.clone(),
             kind: format!("{}.{output}", origin.deployment),
-            source: format!("/tidemill/{}/{}", origin.fleet, origin.deployment),
+            source: origin.source(),
             link: tokio::sync::Mutex::default(),
         })
     }

@@ -56,7 +56,7 @@ impl Message {
 }
 
 /// As text, or in base64.
-fn split(bytes: Option<&[u8]>) -> (Option<String>, Option<String>) {
+pub fn split(bytes: Option<&[u8]>) -> (Option<String>, Option<String>) {
     match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
         None => (None, None),
         Some((Ok(text), _)) => (Some(text.to_owned()), None),

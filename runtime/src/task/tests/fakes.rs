@@ -355,6 +355,7 @@ pub fn config(failures: Failures) -> TaskConfig {
         inbox: None,
         correlation: false,
         dead_letters: None,
+        events: None,
         changelog: ChangelogConfig {
             topic: "fleet.count.changelog".into(),
             topic_id: "changelog-id".into(),
