@@ -86,9 +86,13 @@ impl DeploymentSpec {
             .outputs
             .iter()
             .filter_map(|(name, output)| Some((format!("outputs.{name}.topic"), output.topic()?)));
-        let letters = self.failures.dead_letters.as_deref();
-        let letters = letters.map(|topic| ("failures.dead_letters.topic".to_owned(), topic));
-        inputs.chain(outputs).chain(letters)
+        let Failures { dead_letters, events, .. } = &self.failures;
+        let events = events.as_ref().and_then(|events| events.topic.as_ref());
+        let failures =
+            [("failures.dead_letters.topic", dead_letters.as_ref()), ("failures.events.topic", events)];
+        let failures =
+            failures.into_iter().filter_map(|(key, topic)| Some((key.to_owned(), topic?.as_str())));
+        inputs.chain(outputs).chain(failures)
     }
 
     /// Outputs that go through the outbox.
