@@ -103,6 +103,10 @@ fn handle(
     let (timestamp, key, value) = (record.timestamp, record.key, record.value);
     match work {
         Work::Map => emit(&Message { timestamp, key, value }),
+        Work::Filter if key.context("a record without a key")?.ends_with(b"0") => {
+            emit(&Message { timestamp, key, value })
+        }
+        Work::Filter => Ok(()),
         Work::Count => {
             let count = state.add(key.context("a record without a key")?);
             let mut text = [0; 20];

@@ -118,6 +118,8 @@ impl Node {
 pub struct Modules {
     /// Passes every record on.
     pub pass: PathBuf,
+    /// Passes a tenth of them on.
+    pub tenth: PathBuf,
     /// Counts records per key.
     pub count: PathBuf,
     _directory: tempfile::TempDir,
@@ -136,8 +138,12 @@ impl Modules {
                 .arg(&out))?;
             Ok(out)
         };
-        let (pass, count) = (build("pass.wasm", "bench/pass")?, build("count.wasm", "plugins/count")?);
-        Ok(Modules { pass, count, _directory: directory })
+        Ok(Modules {
+            pass: build("pass.wasm", "bench/pass")?,
+            tenth: build("tenth.wasm", "bench/tenth")?,
+            count: build("count.wasm", "plugins/count")?,
+            _directory: directory,
+        })
     }
 }
 

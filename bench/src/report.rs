@@ -49,8 +49,10 @@ pub struct RatioReport {
     pub min: f64,
     pub max: f64,
     pub rounds: usize,
-    pub bar: String,
-    pub stretch: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bar: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stretch: Option<f64>,
     pub met: bool,
 }
 
@@ -173,7 +175,7 @@ fn print_ratio(ratio: &RatioReport) {
         ratio.workload,
         format!("{} ({})", ratio.name, ratio.metric),
         Spread { median, min, max }.to_string(),
-        ratio.bar,
+        ratio.bar.as_deref().unwrap_or_default(),
         if ratio.met { "" } else { "  MISSED" }
     );
 }
@@ -206,11 +208,11 @@ fn report(outcome: &Outcome, ratio: &Ratio, ratios: Vec<f64>) -> Option<RatioRep
         min,
         max,
         rounds,
-        bar: match ratio.bar {
+        bar: ratio.bar.map(|bar| match bar {
             Bar::Noise => format!("noise bar {:.0} %", (max - 1.0).max(1.0 - min) * 100.0),
             bar => bar.to_string(),
-        },
+        }),
         stretch: ratio.stretch,
-        met: ratio.bar.is_met_by(median),
+        met: ratio.bar.is_none_or(|bar| bar.is_met_by(median)),
     })
 }

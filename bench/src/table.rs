@@ -21,8 +21,13 @@ const fn ratio(
     bar: Bar,
     stretch: f64,
 ) -> Ratio {
+    Ratio { bar: Some(bar), stretch: Some(stretch), ..shown(name, metric, sides) }
+}
+
+/// A ratio of which nothing is asked.
+const fn shown(name: &'static str, metric: Metric, sides: [&'static str; 2]) -> Ratio {
     let [over, under] = sides;
-    Ratio { name, metric, over, under, bar, stretch }
+    Ratio { name, metric, over, under, bar: None, stretch: None }
 }
 
 const NULL: Ratio = ratio("null comparison", Metric::Cpu, ["loop", "loop again"], Bar::Noise, 1.0);
@@ -110,6 +115,20 @@ const MAP_RATIOS: &[Ratio] = &[
     ),
 ];
 
+/// One each without state.
+const STATELESS: &[Contender] = &[
+    contender("loop", Kind::Loop, ExactlyOnce),
+    contender("loop again", Kind::Loop, ExactlyOnce),
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("streams", Kind::Streams(EVERY_UPDATE), ExactlyOnce),
+];
+const STATELESS_RATIOS: &[Ratio] = &[
+    NULL,
+    shown("tidemill / loop", Metric::Cpu, ["tidemill", "loop"]),
+    shown("Kafka Streams / tidemill", Metric::Cpu, ["streams", "tidemill"]),
+];
+
+/// The same with state.
 const ONE_EACH: &[Contender] = &[
     contender("loop", Kind::Loop, ExactlyOnce),
     contender("loop again", Kind::Loop, ExactlyOnce),
@@ -161,8 +180,19 @@ pub const WORKLOADS: &[Workload] = &[
         value_bytes: 1_000,
         load: Load::Backlog { records: 500_000 },
         contenders: MAP,
-        // What the issue asks for is asked of 100 B.
+        // The bars are for 100 B.
         ratios: &[NULL],
+        has_wasm_tax: false,
+    },
+    Workload {
+        name: "b2",
+        title: "B2: filter that passes a tenth, 100 B, exactly once",
+        work: Work::Filter,
+        keys: Keys::New,
+        value_bytes: 100,
+        load: Load::Backlog { records: 2_000_000 },
+        contenders: STATELESS,
+        ratios: STATELESS_RATIOS,
         has_wasm_tax: false,
     },
     Workload {

@@ -12,10 +12,28 @@ use crate::latency::Pace;
 pub enum Work {
     /// It is passed on as it is.
     Map,
+    /// It is passed on as it is if its key ends in the digit 0, which a tenth of them do.
+    Filter,
     /// The records of its key are counted, and the new count is emitted.
     Count,
     /// It is passed on if its key is new.
     Dedupe,
+}
+
+impl Work {
+    /// How many records come out of so many, at least: with state, it depends on keys and caches.
+    pub fn least_out(self, records: u64) -> u64 {
+        match self {
+            Work::Map => records,
+            Work::Filter => records / 10,
+            Work::Count | Work::Dedupe => 0,
+        }
+    }
+
+    /// Whether it keeps something for each key.
+    pub fn is_stateful(self) -> bool {
+        matches!(self, Work::Count | Work::Dedupe)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,9 +107,10 @@ pub struct Ratio {
     pub metric: Metric,
     pub over: &'static str,
     pub under: &'static str,
-    pub bar: Bar,
+    /// `None` of a ratio that is only shown.
+    pub bar: Option<Bar>,
     /// What it would be at best; as the bar, it is met from one side.
-    pub stretch: f64,
+    pub stretch: Option<f64>,
 }
 
 /// How a workload is driven.

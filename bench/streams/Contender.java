@@ -93,6 +93,7 @@ public final class Contender {
     private static KStream<Bytes, byte[]> work(KStream<Bytes, byte[]> input, String work, boolean cached) {
         return switch (work) {
             case "map" -> input.mapValues(value -> value);
+            case "filter" -> input.filter((key, value) -> lastOf(key.get()) == '0');
             case "count" -> input.groupByKey(Grouped.with(Serdes.Bytes(), Serdes.ByteArray()))
                     .count(counts(cached))
                     .toStream()
@@ -100,6 +101,10 @@ public final class Contender {
             case "dedupe" -> input.process(new Dedupe(cached));
             default -> throw new IllegalArgumentException("no such work: " + work);
         };
+    }
+
+    private static byte lastOf(byte[] bytes) {
+        return bytes[bytes.length - 1];
     }
 
     private static Materialized<Bytes, Long, KeyValueStore<Bytes, byte[]>> counts(boolean cached) {
