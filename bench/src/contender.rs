@@ -111,6 +111,7 @@ fn start_node(modules: &Modules, work: Work, guarantee: Guarantee, place: &Place
     let (module, more) = match work {
         Work::Map => (&modules.pass, ""),
         Work::Filter => (&modules.tenth, ""),
+        Work::Json => (&modules.order, ""),
         Work::Count => (&modules.count, ""),
         Work::Dedupe => (&modules.pass, "inbox: { id: key, ttl: 24h }\n"),
     };

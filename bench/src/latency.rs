@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::keys::{Keys, Stream};
-use crate::load::{VALUE_BYTES, now_ms, value};
+use crate::load::{VALUE_BYTES, Values, now_ms};
 use crate::raw::{Consumer, Message, Producer};
 use crate::rounds::Latency;
 
@@ -65,7 +65,7 @@ impl Ends {
             partitions,
             BATCH_RECORDS,
         )?;
-        let value = value(VALUE_BYTES).into_bytes();
+        let value = Values::Text(VALUE_BYTES).text().into_bytes();
         let keys = Stream::new(Keys::New);
         Ok(Ends { producer, consumer, input: input.to_owned(), keys, value, epoch: Instant::now() })
     }

@@ -19,7 +19,25 @@ const SERVE_EVERY: u64 = 1_000;
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     pub keys: Keys,
-    pub value_bytes: usize,
+    pub values: Values,
+}
+
+/// What stands in every record of a topic.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Values {
+    /// So many bytes of text.
+    Text(usize),
+    /// An order in JSON, 500 bytes.
+    Order,
+}
+
+impl Values {
+    pub fn text(self) -> String {
+        match self {
+            Values::Text(bytes) => "tidemill ".repeat(bytes / 9 + 1)[..bytes].to_owned(),
+            Values::Order => bench_order::SAMPLE.to_owned(),
+        }
+    }
 }
 
 /// Records in a topic: some to warm up with, and others that nobody sees before [`Backlog::appear`].
@@ -44,7 +62,7 @@ impl Backlog {
     ) -> Result<Backlog> {
         let producer = transactional(bootstrap, topic)?;
         let mut keys = Stream::new(shape.keys);
-        let value = value(shape.value_bytes);
+        let value = shape.values.text();
         producer.begin()?;
         write(&producer, topic, &mut keys, &value, first)?;
         producer.commit()?;
@@ -65,7 +83,7 @@ impl Backlog {
 /// Writes `records` records that are there at once, each with a key of its own.
 pub fn fill(bootstrap: &str, topic: &str, records: u64) -> Result<()> {
     let producer = Producer::new(&settings(bootstrap))?;
-    write(&producer, topic, &mut Stream::new(Keys::New), &value(VALUE_BYTES), records)
+    write(&producer, topic, &mut Stream::new(Keys::New), &Values::Text(VALUE_BYTES).text(), records)
 }
 
 fn settings(bootstrap: &str) -> Vec<(&str, &str)> {
@@ -106,9 +124,4 @@ fn write(producer: &Producer, topic: &str, keys: &mut Stream, value: &str, recor
 /// Milliseconds since the epoch.
 pub fn now_ms() -> Result<i64> {
     Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?)
-}
-
-/// Text of this length.
-pub fn value(bytes: usize) -> String {
-    "tidemill ".repeat(bytes / 9 + 1)[..bytes].to_owned()
 }

@@ -13,6 +13,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bench_order::Order;
 use clap::Args;
 use hashbrown::DefaultHashBuilder;
 use indexmap::IndexMap;
@@ -107,16 +108,18 @@ fn handle(
             emit(&Message { timestamp, key, value })
         }
         Work::Filter => Ok(()),
+        Work::Json => {
+            let mut order: Order<'_> = serde_json::from_slice(value.context("a record without a value")?)?;
+            order.total_up();
+            state.text.clear();
+            serde_json::to_writer(&mut state.text, &order)?;
+            emit(&Message { timestamp, key, value: Some(&state.text) })
+        }
         Work::Count => {
             let count = state.add(key.context("a record without a key")?);
-            let mut text = [0; 20];
-            let left = {
-                let mut rest = &mut text[..];
-                write!(rest, "{count}")?;
-                rest.len()
-            };
-            let used = text.len() - left;
-            emit(&Message { timestamp, key, value: Some(&text[..used]) })
+            state.text.clear();
+            write!(state.text, "{count}")?;
+            emit(&Message { timestamp, key, value: Some(&state.text) })
         }
         Work::Dedupe if state.insert(key.context("a record without a key")?, timestamp) => {
             emit(&Message { timestamp, key, value })
@@ -130,6 +133,8 @@ fn handle(
 struct State {
     numbers: IndexMap<Box<[u8]>, Number, DefaultHashBuilder>,
     changed: Vec<usize>,
+    /// A value on its way out; one allocation for all of them.
+    text: Vec<u8>,
 }
 
 struct Number {

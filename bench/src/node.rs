@@ -120,6 +120,8 @@ pub struct Modules {
     pub pass: PathBuf,
     /// Passes a tenth of them on.
     pub tenth: PathBuf,
+    /// Parses, changes and writes JSON.
+    pub order: PathBuf,
     /// Counts records per key.
     pub count: PathBuf,
     _directory: tempfile::TempDir,
@@ -141,6 +143,7 @@ impl Modules {
         Ok(Modules {
             pass: build("pass.wasm", "bench/pass")?,
             tenth: build("tenth.wasm", "bench/tenth")?,
+            order: build("order.wasm", "bench/order")?,
             count: build("count.wasm", "plugins/count")?,
             _directory: directory,
         })

@@ -94,7 +94,7 @@ impl Trickle {
             .set("linger.ms", "0")
             .set("partitioner", "murmur2_random")
             .create()?;
-        let (topic, value) = (topic.to_owned(), load::value(load::VALUE_BYTES));
+        let (topic, value) = (topic.to_owned(), load::Values::Text(load::VALUE_BYTES).text());
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopping);
         let thread = std::thread::spawn(move || {

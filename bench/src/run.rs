@@ -112,7 +112,7 @@ impl Stage {
         (place, records): (&Place<'_>, u64),
     ) -> Result<Figures> {
         let bootstrap = &self.kafka.bootstrap;
-        let shape = Shape { keys: workload.keys, value_bytes: workload.value_bytes };
+        let shape = Shape { keys: workload.keys, values: workload.values };
         let warm_up =
             if matches!(contender.kind, Kind::Streams(_)) { JVM_WARM_UP * records } else { records };
         let backlog = Backlog::write(bootstrap, (place.input, PARTITIONS), shape, (warm_up, records))?;

@@ -38,7 +38,8 @@ impl Streams {
         let libraries = tidemill_kafka_harness::class_path_of(&sources.join("pom.xml"), &cache)?;
         let classes = tempfile::tempdir()?;
         let mut javac = Command::new("javac");
-        javac.args(["-cp", &libraries, "-d"]).arg(classes.path()).arg(sources.join("Contender.java"));
+        javac.args(["-cp", &libraries, "-sourcepath"]).arg(&sources);
+        javac.arg("-d").arg(classes.path()).arg(sources.join("Contender.java"));
         process::run(&mut javac).context("javac (is a JDK installed? `make setup` says)")?;
         Ok(Streams { classes, libraries })
     }

@@ -3,6 +3,7 @@
 
 use crate::keys::Keys;
 use crate::latency::Pace;
+use crate::load::{VALUE_BYTES, Values};
 use crate::terms::{Bar, Collector, Contender, Guarantee, Jvm, Kind, Load, Metric, Ratio, Work, Workload};
 
 const fn contender(name: &'static str, kind: Kind, guarantee: Guarantee) -> Contender {
@@ -151,7 +152,7 @@ const fn latency(name: &'static str, title: &'static str, per_second: u64) -> Wo
         title,
         work: Work::Map,
         keys: Keys::New,
-        value_bytes: 100,
+        values: Values::Text(VALUE_BYTES),
         load: Load::Open(Pace { per_second, seconds: 20 }),
         contenders: LATENCY,
         ratios: LATENCY_RATIOS,
@@ -166,7 +167,7 @@ pub const WORKLOADS: &[Workload] = &[
         title: "B1: map, 100 B",
         work: Work::Map,
         keys: Keys::New,
-        value_bytes: 100,
+        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 2_000_000 },
         contenders: MAP,
         ratios: MAP_RATIOS,
@@ -177,7 +178,7 @@ pub const WORKLOADS: &[Workload] = &[
         title: "B1: map, 1 KB",
         work: Work::Map,
         keys: Keys::New,
-        value_bytes: 1_000,
+        values: Values::Text(1_000),
         load: Load::Backlog { records: 500_000 },
         contenders: MAP,
         // The bars are for 100 B.
@@ -189,7 +190,7 @@ pub const WORKLOADS: &[Workload] = &[
         title: "B2: filter that passes a tenth, 100 B, exactly once",
         work: Work::Filter,
         keys: Keys::New,
-        value_bytes: 100,
+        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 2_000_000 },
         contenders: STATELESS,
         ratios: STATELESS_RATIOS,
@@ -200,7 +201,7 @@ pub const WORKLOADS: &[Workload] = &[
         title: "B4: count per key, 10,000 keys by Zipf's law, exactly once",
         work: Work::Count,
         keys: Keys::Zipf(10_000),
-        value_bytes: 100,
+        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 1_000_000 },
         contenders: &[
             contender("loop", Kind::Loop, ExactlyOnce),
@@ -234,7 +235,7 @@ pub const WORKLOADS: &[Workload] = &[
         title: "B4: count per key, 1,000,000 keys, each as likely as any other, exactly once",
         work: Work::Count,
         keys: Keys::Uniform(1_000_000),
-        value_bytes: 100,
+        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 1_000_000 },
         contenders: ONE_EACH,
         ratios: &[
@@ -248,7 +249,7 @@ pub const WORKLOADS: &[Workload] = &[
         title: "B8: dedupe by id, two in a hundred repeated, exactly once",
         work: Work::Dedupe,
         keys: Keys::Repeating { percent: 2 },
-        value_bytes: 100,
+        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 1_000_000 },
         contenders: ONE_EACH,
         ratios: &[
@@ -264,11 +265,22 @@ pub const WORKLOADS: &[Workload] = &[
         has_wasm_tax: false,
     },
     Workload {
+        name: "b10",
+        title: "B10: JSON of 500 B, parsed, changed and written again, exactly once",
+        work: Work::Json,
+        keys: Keys::New,
+        values: Values::Order,
+        load: Load::Backlog { records: 500_000 },
+        contenders: STATELESS,
+        ratios: STATELESS_RATIOS,
+        has_wasm_tax: false,
+    },
+    Workload {
         name: "memory",
         title: "Memory: count per key, 10,000 keys by Zipf's law, default settings",
         work: Work::Count,
         keys: Keys::Zipf(10_000),
-        value_bytes: 100,
+        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 1_000_000 },
         contenders: &[
             contender("tidemill", Kind::Tidemill, ExactlyOnce),
@@ -293,7 +305,7 @@ pub const GUARD: Workload = Workload {
     title: "guard: map, 100 B, exactly once",
     work: Work::Map,
     keys: Keys::New,
-    value_bytes: 100,
+    values: Values::Text(VALUE_BYTES),
     load: Load::Backlog { records: 300_000 },
     contenders: &[
         contender("loop", Kind::Loop, ExactlyOnce),

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 use crate::keys::Keys;
 use crate::latency::Pace;
+use crate::load::Values;
 
 /// What is done with every record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -14,6 +15,8 @@ pub enum Work {
     Map,
     /// It is passed on as it is if its key ends in the digit 0, which a tenth of them do.
     Filter,
+    /// It is an order in JSON: parsed into a typed form, added up, and written again.
+    Json,
     /// The records of its key are counted, and the new count is emitted.
     Count,
     /// It is passed on if its key is new.
@@ -24,7 +27,7 @@ impl Work {
     /// How many records come out of so many, at least: with state, it depends on keys and caches.
     pub fn least_out(self, records: u64) -> u64 {
         match self {
-            Work::Map => records,
+            Work::Map | Work::Json => records,
             Work::Filter => records / 10,
             Work::Count | Work::Dedupe => 0,
         }
@@ -128,7 +131,7 @@ pub struct Workload {
     pub title: &'static str,
     pub work: Work,
     pub keys: Keys,
-    pub value_bytes: usize,
+    pub values: Values,
     pub load: Load,
     pub contenders: &'static [Contender],
     pub ratios: &'static [Ratio],

@@ -94,6 +94,7 @@ public final class Contender {
         return switch (work) {
             case "map" -> input.mapValues(value -> value);
             case "filter" -> input.filter((key, value) -> lastOf(key.get()) == '0');
+            case "json" -> input.mapValues(Order::totalled);
             case "count" -> input.groupByKey(Grouped.with(Serdes.Bytes(), Serdes.ByteArray()))
                     .count(counts(cached))
                     .toStream()
