@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use tempfile::TempDir;
 
-use crate::node::{Modules, Node};
+use crate::node::{Deployment, Modules, Node, Output};
 use crate::process::Running;
 use crate::streams::{self, Streams};
 use crate::terms::{Contender, Guarantee, Jvm, Kind, Load, Work, Workload};
@@ -53,7 +53,12 @@ impl Started {
         let (work, guarantee) = (workload.work, contender.guarantee);
         match contender.kind {
             Kind::Loop => start_loop(work, guarantee, place),
-            Kind::Tidemill => start_node(&workshop.modules, work, guarantee, place),
+            Kind::Tidemill => {
+                start_node(&workshop.modules, (work, guarantee), Output::Topic(place.output), place)
+            }
+            Kind::Outbox => {
+                start_node(&workshop.modules, (work, guarantee), Output::Outbox(place.output), place)
+            }
             Kind::Streams(_) => {
                 let jvm = jvm.context("a JVM to run Kafka Streams in")?;
                 let streams = workshop.streams.as_ref().context("Kafka Streams is not built")?;
@@ -103,7 +108,12 @@ fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Sta
     Ok(Started { running: Process::Program(running, None), group: place.name.to_owned() })
 }
 
-fn start_node(modules: &Modules, work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Started> {
+fn start_node(
+    modules: &Modules,
+    (work, guarantee): (Work, Guarantee),
+    output: Output<'_>,
+    place: &Place<'_>,
+) -> Result<Started> {
     let guarantee = match guarantee {
         Guarantee::ExactlyOnce => "exactly_once",
         Guarantee::AtLeastOnce => "at_least_once",
@@ -116,7 +126,7 @@ fn start_node(modules: &Modules, work: Work, guarantee: Guarantee, place: &Place
         Work::Dedupe => (&modules.pass, "inbox: { id: key, ttl: 24h }\n"),
     };
     let node = Node::start(place.bootstrap, place.name)?;
-    node.deploy(place.name, module, [place.input, place.output], guarantee, more)?;
+    node.deploy(place.name, &Deployment { module, input: place.input, output, guarantee, more })?;
     let group = node.group(place.name);
     Ok(Started { running: Process::Node(Box::new(node)), group })
 }

@@ -80,28 +80,22 @@ impl Node {
         format!("local.default.{deployment}")
     }
 
-    /// Deploys a module between two topics; `more` is added to the document.
-    pub fn deploy(
-        &self,
-        name: &str,
-        module: &Path,
-        topics: [&str; 2],
-        guarantee: &str,
-        more: &str,
-    ) -> Result<()> {
-        let [input, output] = topics;
+    /// Deploys a module that reads a topic from its beginning.
+    pub fn deploy(&self, name: &str, deployment: &Deployment<'_>) -> Result<()> {
+        let Deployment { module, input, output, guarantee, more } = deployment;
+        let output = match output {
+            Output::Topic(topic) => format!("{{ topic: {topic} }}"),
+            Output::Outbox(topic) => {
+                format!("{{ kafka: {{ bootstrap_servers: '{}', topic: {topic} }} }}", self.bootstrap)
+            }
+        };
         let document = format!(
             "name: {name}\nmodule: {}\ninputs: {{ in: {{ topic: {input}, start: earliest }} }}\n\
-             outputs: {{ out: {{ topic: {output} }} }}\nguarantee: {guarantee}\n{more}",
+             outputs: {{ out: {output} }}\nguarantee: {guarantee}\n{more}",
             module.display()
         );
-        self.apply(&document)
-    }
-
-    /// Deploys what a document says.
-    fn apply(&self, document: &str) -> Result<()> {
         let file = self.directory.path().join("deployment.yaml");
-        std::fs::write(&file, document)?;
+        std::fs::write(&file, &document)?;
         let mut apply = self.tidemill(&["apply", "-f"]);
         run(apply.arg(&file)).context("deploy")
     }
@@ -112,6 +106,25 @@ impl Node {
         command.args(arguments).env("TIDEMILL_ADDRESS", &self.grpc);
         command
     }
+}
+
+/// What a node is given to do.
+pub struct Deployment<'a> {
+    pub module: &'a Path,
+    pub input: &'a str,
+    pub output: Output<'a>,
+    pub guarantee: &'a str,
+    /// Further lines of its document.
+    pub more: &'a str,
+}
+
+/// How records get to a topic.
+#[derive(Debug, Clone, Copy)]
+pub enum Output<'a> {
+    /// In the transaction.
+    Topic(&'a str),
+    /// From an outbox, as if the topic was another cluster's.
+    Outbox(&'a str),
 }
 
 /// The handlers, built.

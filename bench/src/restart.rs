@@ -17,7 +17,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::group::GroupProgress;
-use crate::node::{Modules, Node, State};
+use crate::node::{Deployment, Modules, Node, Output, State};
 use crate::rounds::Spread;
 use crate::topics::{self, ANSWER_MAX, config};
 use crate::{keys, load};
@@ -52,7 +52,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         println!("writing and counting {keys} keys");
         load::fill(&kafka.bootstrap, &input, keys)?;
         let mut node = Node::start(&kafka.bootstrap, &name)?;
-        node.deploy(&name, &modules.count, [&input, &output], "exactly_once", "")?;
+        let deployment = Deployment {
+            module: &modules.count,
+            input: &input,
+            output: Output::Topic(&output),
+            guarantee: "exactly_once",
+            more: "",
+        };
+        node.deploy(&name, &deployment)?;
         let group = node.group(&name);
         let all = topics::ends(&kafka.bootstrap, &input, PARTITIONS)?;
         GroupProgress::new(&kafka.bootstrap, &group, &input, PARTITIONS)?

@@ -31,6 +31,9 @@ pub const PARTITIONS: i32 = 4;
 const JVM_WARM_UP: u64 = 2;
 /// Of the warm-up, and of what is measured.
 const HANDLED_MAX: Duration = Duration::from_secs(600);
+/// Of what is handled.
+const DELIVERED_MAX: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A process that uses less of a core than this has nothing to do but to wait.
 const IDLE_SHARE: f64 = 0.2;
 const IDLE_WINDOW: Duration = Duration::from_millis(250);
@@ -118,15 +121,22 @@ impl Stage {
         let backlog = Backlog::write(bootstrap, (place.input, PARTITIONS), shape, (warm_up, records))?;
         let mut started = Started::start(&self.workshop, workload, contender, jvm, place)?;
         let progress = GroupProgress::new(bootstrap, &started.group, place.input, PARTITIONS)?;
+        // An outbox's rows are committed first, and delivered later.
+        let is_outbox = contender.kind == Kind::Outbox;
+        let [warm, all] = [warm_up, warm_up + records].map(|records| workload.work.least_out(records));
         progress.wait_for(&backlog.warm, HANDLED_MAX, || started.check()).context("warm-up")?;
+        if is_outbox {
+            wait_for_output(place, warm).context("warm-up")?;
+        }
         self.settle(&started)?;
         let before = self.mark(&started)?;
         backlog.appear()?;
         progress.wait_for(&backlog.end, HANDLED_MAX, || started.check())?;
+        if is_outbox {
+            wait_for_output(place, all)?;
+        }
         let after = self.mark(&started)?;
-        let out: i64 = topics::ends(bootstrap, place.output, PARTITIONS)?.iter().sum();
-        let least = workload.work.least_out(warm_up + records);
-        ensure!(out.cast_unsigned() >= least, "only {out} records came out, and not {least}");
+        wait_for_output(place, all)?;
         figures(&started, &before, &after, records)
     }
 
@@ -171,6 +181,19 @@ impl Stage {
             contender: process::cpu_time(started.pid())?,
             broker: process::cpu_time(self.broker)?,
         })
+    }
+}
+
+/// Waits until so many records are in the output topic, markers of transactions included.
+fn wait_for_output(place: &Place<'_>, least: u64) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let out: i64 = topics::ends(place.bootstrap, place.output, place.partitions)?.iter().sum();
+        if out.cast_unsigned() >= least {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < DELIVERED_MAX, "only {out} records came out, and not {least}");
+        thread::sleep(LOOK_EVERY);
     }
 }
 

@@ -276,6 +276,20 @@ pub const WORKLOADS: &[Workload] = &[
         has_wasm_tax: false,
     },
     Workload {
+        name: "outbox",
+        title: "Outbox: map, 100 B, exactly once, to a topic and through an outbox to a topic",
+        work: Work::Map,
+        keys: Keys::New,
+        values: Values::Text(VALUE_BYTES),
+        load: Load::Backlog { records: 200_000 },
+        contenders: &[
+            contender("tidemill", Kind::Tidemill, ExactlyOnce),
+            contender("tidemill, outbox", Kind::Outbox, ExactlyOnce),
+        ],
+        ratios: &[shown("outbox / topic", Metric::Cpu, ["tidemill, outbox", "tidemill"])],
+        has_wasm_tax: false,
+    },
+    Workload {
         name: "memory",
         title: "Memory: count per key, 10,000 keys by Zipf's law, default settings",
         work: Work::Count,
