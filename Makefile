@@ -121,8 +121,8 @@ bench: build ## Measure tidemill beside a native loop and Kafka Streams, interle
 bench-guard: build ## Fail if a map costs much more than the native loop: a short, interleaved ratio
 	@$(BIN)/tidemill-bench guard
 
-recovery: build ## Measure kill -9 to first new output with 1 and 3 million keys, stores kept and deleted
-	@$(BIN)/tidemill-bench restart $(RECOVERY_FLAGS)
+recovery: build ## Measure kill -9 to first new output beside Kafka Streams, 1 and 3 million keys, stores kept and deleted (ROUNDS=3)
+	@$(BIN)/tidemill-bench restart $(if $(ROUNDS),--rounds $(ROUNDS)) $(RECOVERY_FLAGS)
 
 clean: ## Remove this machine's build products and the demo's data
 	rm -rf $(CARGO_TARGET_DIR) $(CACHE)/demo

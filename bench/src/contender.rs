@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tempfile::TempDir;
 
@@ -77,10 +77,7 @@ impl Started {
     /// Fails if it has ended.
     pub fn check(&mut self) -> Result<()> {
         match &mut self.running {
-            Process::Program(running, _) => match running.0.try_wait()? {
-                None => Ok(()),
-                Some(status) => bail!("it ended with {status}"),
-            },
+            Process::Program(running, _) => running.check(),
             Process::Node(node) => node.check(),
         }
     }
@@ -138,7 +135,7 @@ fn start_streams(
     place: &Place<'_>,
 ) -> Result<Started> {
     let state = tempfile::tempdir()?;
-    let child = streams.start(&streams::Job {
+    let job = streams::Job {
         bootstrap: place.bootstrap,
         application: place.name,
         input: place.input,
@@ -148,6 +145,7 @@ fn start_streams(
         load,
         jvm,
         state: state.path(),
-    })?;
+    };
+    let child = streams.start(&job, Stdio::null())?;
     Ok(Started { running: Process::Program(Running(child), Some(state)), group: place.name.to_owned() })
 }

@@ -13,7 +13,7 @@
 //! | [`group`], [`process`] | how far they are; CPU time and memory |
 //! | [`boundary`] | what it costs to be in Wasm |
 //! | [`report`], [`charts`] | the terminal and JSON; SVG |
-//! | [`restart`] | kill -9 to first new output |
+//! | [`restart`], [`survivor`] | kill -9 to first new output; who is killed |
 
 pub mod boundary;
 pub mod charts;
@@ -32,6 +32,7 @@ pub mod rounds;
 pub mod run;
 pub mod streams;
 pub mod suite;
+pub mod survivor;
 pub mod table;
 pub mod terms;
 pub mod topics;

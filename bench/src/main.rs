@@ -30,7 +30,7 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
-    /// Measures kill -9 to first new output, with stores kept and with stores deleted
+    /// Measures kill -9 to first new output and how fast stores are restored, beside Kafka Streams
     Restart(restart::Arguments),
     /// The native loop, until it is killed; a contender of `run`, useful by hand to profile it
     Loop(Job),
@@ -61,7 +61,7 @@ fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Run(arguments) => run(&arguments),
         Command::Guard { rounds } => guard(rounds),
-        Command::Restart(arguments) => restart::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Restart(arguments) => restart::run(&arguments).map(exit_code),
         Command::Loop(job) => native::run(&job).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -91,7 +91,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     }
     let held = report.summarize();
     println!("written to {} and {}", arguments.out.display(), arguments.charts.display());
-    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit_code(held))
 }
 
 fn guard(rounds: usize) -> Result<ExitCode> {
@@ -99,7 +99,12 @@ fn guard(rounds: usize) -> Result<ExitCode> {
     let stage = Stage::prepare(&[&GUARD], 1.0)?;
     report.add(&suite::run(&stage, &GUARD, rounds, "")?);
     let held = report.ratios.iter().all(|ratio| ratio.met);
-    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit_code(held))
+}
+
+/// Of whether every ratio meets its bar.
+fn exit_code(held: bool) -> ExitCode {
+    if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Workload>> {

@@ -1,7 +1,8 @@
 //! A tidemill node for one run: started fresh, given one deployment, stopped.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -50,16 +51,35 @@ impl Node {
         Ok(node)
     }
 
-    /// SIGKILL, then a new process at once, on the same directory and ports.
-    pub fn kill_and_restart(&mut self, state: State) -> Result<()> {
-        self.process.0.kill()?;
-        self.process.0.wait()?;
-        if state == State::Deleted {
-            std::fs::remove_dir_all(self.directory.path().join("state/stores"))?;
-        }
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Of a killed one.
+    pub fn delete_stores(&self) -> Result<()> {
+        Ok(std::fs::remove_dir_all(self.directory.path().join("state/stores"))?)
+    }
+
+    /// A new process on the directory and the ports of the killed one.
+    pub fn start_again(&mut self) -> Result<()> {
         let names = [&self.bootstrap[..], &self.fleet, &self.grpc, &self.http];
         self.process = Running(launch(&names, self.directory.path())?);
         Ok(())
+    }
+
+    /// The values of a metric, one for each set of labels.
+    pub fn metric(&self, name: &str) -> Result<Vec<f64>> {
+        let mut connection = TcpStream::connect(&self.http)?;
+        write!(connection, "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http)?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer)?;
+        let samples = answer.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+        let values = samples.map(|sample| {
+            let (_, value) = sample.rsplit_once(' ').context("a sample without a value")?;
+            value.parse().with_context(|| format!("{name}: {value}"))
+        });
+        values.collect()
     }
 
     pub fn pid(&self) -> u32 {
@@ -161,13 +181,6 @@ impl Modules {
             _directory: directory,
         })
     }
-}
-
-/// What becomes of the stores between a kill and the restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    Kept,
-    Deleted,
 }
 
 fn launch([bootstrap, fleet, grpc, http]: &[&str; 4], directory: &Path) -> Result<Child> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// `/proc/PID/stat` counts in ticks of 10 ms on every Linux there is (USER_HZ is part of its ABI).
 const TICK: Duration = Duration::from_millis(10);
@@ -45,11 +45,27 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// A child that does not outlive this value.
 pub struct Running(pub Child);
 
+impl Running {
+    /// Fails if it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        match self.0.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("it ended with {status}"),
+        }
+    }
+
+    /// SIGKILL, and waits for its end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only if it is gone already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // Fails only if it is gone already.
+        let _ = self.kill();
     }
 }
 

@@ -1,17 +1,22 @@
 //! What came out: a table and the ratios on the terminal, and all of it as JSON.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::boundary::Boundary;
 use crate::rounds::{Figures, Spread};
 use crate::suite::{Outcome, Shown};
 use crate::table::WASM_TAX;
 use crate::terms::{Bar, Metric, Ratio};
+
+/// The ratios of `make recovery` are of this workload.
+pub const RECOVERY: &str = "recovery";
 
 /// Everything, as it is written to a file.
 #[derive(Serialize)]
@@ -136,13 +141,44 @@ impl Report {
         self.ratios.iter().all(|ratio| ratio.met)
     }
 
+    /// Replaces a file, but for what [`write_recovery`] has put there.
     pub fn write(&self, path: &Path) -> Result<()> {
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        fs::write(path, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| path.display().to_string())
+        let before = read(path)?.unwrap_or_default();
+        let is_recovery = |ratio: &&Value| ratio["workload"] == RECOVERY;
+        let kept: Vec<Value> =
+            before["ratios"].as_array().into_iter().flatten().filter(is_recovery).cloned().collect();
+        let mut file = serde_json::to_value(self)?;
+        file["ratios"].as_array_mut().context("ratios")?.extend(kept);
+        write(&file, path)
     }
+}
+
+/// Puts the ratios of `make recovery` into a file, and leaves those of `make bench` there.
+pub fn write_recovery(ratios: &[RatioReport], path: &Path) -> Result<()> {
+    let new = || Ok(serde_json::to_value(Report::new(Machine::look()?, "make recovery".to_owned(), None))?);
+    let mut file = read(path)?.map_or_else(new, anyhow::Ok)?;
+    let all = file["ratios"].as_array_mut().context("ratios")?;
+    all.retain(|ratio| ratio["workload"] != RECOVERY);
+    for ratio in ratios {
+        all.push(serde_json::to_value(ratio)?);
+    }
+    write(&file, path)
+}
+
+/// `None` if there is no such file.
+fn read(path: &Path) -> Result<Option<Value>> {
+    match fs::read(path) {
+        Ok(text) => Ok(serde_json::from_slice(&text).with_context(|| path.display().to_string())?),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+fn write(file: &Value, path: &Path) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    fs::write(path, serde_json::to_string_pretty(file)? + "\n").with_context(|| path.display().to_string())
 }
 
 fn print_contenders(outcome: &Outcome) {
@@ -168,7 +204,7 @@ fn print_contenders(outcome: &Outcome) {
     }
 }
 
-fn print_ratio(ratio: &RatioReport) {
+pub fn print_ratio(ratio: &RatioReport) {
     let RatioReport { median, min, max, .. } = *ratio;
     println!(
         "{:<11}{:<84}{:<20}{}{}",
@@ -186,7 +222,7 @@ fn judge(outcome: &Outcome, ratio: &Ratio) -> Option<RatioReport> {
     let (over, under) = (find(ratio.over)?, find(ratio.under)?);
     let quotient =
         |(over, under): (&Figures, &Figures)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?);
-    report(outcome, ratio, over.runs.iter().zip(&under.runs).filter_map(quotient).collect())
+    judged(outcome.workload.name, ratio, over.runs.iter().zip(&under.runs).filter_map(quotient).collect())
 }
 
 /// Of what the workload says, by what the boundary costs: a node cannot run a native handler.
@@ -194,14 +230,15 @@ fn wasm_tax(outcome: &Outcome, boundary: Option<Boundary>) -> Option<RatioReport
     let (ratio, boundary) = (outcome.workload.has_wasm_tax.then_some(&WASM_TAX)?, boundary?);
     let shown = outcome.shown.iter().find(|shown| shown.contender.name == ratio.over)?;
     let taxes = shown.runs.iter().filter_map(|figures| figures.get(Metric::Cpu)).map(|cpu| boundary.tax(cpu));
-    report(outcome, ratio, taxes.collect())
+    judged(outcome.workload.name, ratio, taxes.collect())
 }
 
-fn report(outcome: &Outcome, ratio: &Ratio, ratios: Vec<f64>) -> Option<RatioReport> {
+/// Of the rounds' ratios; `None` without rounds.
+pub fn judged(workload: &'static str, ratio: &Ratio, ratios: Vec<f64>) -> Option<RatioReport> {
     let rounds = ratios.len();
     let Spread { median, min, max } = Spread::of(ratios)?;
     Some(RatioReport {
-        workload: outcome.workload.name,
+        workload,
         name: ratio.name,
         metric: ratio.metric.to_string(),
         median,

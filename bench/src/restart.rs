@@ -1,89 +1,193 @@
-//! How long a killed node stays silent: from kill -9, restarted at once, to its first new output, with
-//! many keys in its stores, once with the stores kept and once with them deleted.
+//! How long a killed process stays silent, and how fast it has its stores back: tidemill beside Kafka
+//! Streams, from kill -9 to the first new output, with many keys, their stores kept or deleted.
 //!
-//! The deployment is the `count` plugin, `exactly_once`, four partitions, on Apache Kafka. A trickle of
-//! new records keeps coming, so that "first new output" is the first record handled after the kill.
+//! Both count per key, exactly once, four partitions, on Apache Kafka, each from a topic of its own. While
+//! one is measured, a trickle of new records keeps coming to it, so that "first new output" is the first
+//! record handled after the kill; the other has nothing to do. What is killed when is [`KILLS`].
+//!
+//! ```text
+//!  trickle ... output ... kill -9 ---(at once, or session and transaction expire)--- start
+//!                           |                                                          |
+//!                           `-------------- the clock starts at one of them -----------'--- first output
+//!                                                                                       ... of every partition
+//! ```
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::group::GroupProgress;
-use crate::node::{Deployment, Modules, Node, Output, State};
-use crate::rounds::Spread;
+use crate::node::Modules;
+use crate::report::{self, RECOVERY, RatioReport};
+use crate::rounds::{Spread, order};
+use crate::streams::Streams;
+use crate::survivor::{Survivor, Topics};
+use crate::table::KILLS;
+use crate::terms::{Again, Kill, Metric, State};
 use crate::topics::{self, ANSWER_MAX, config};
 use crate::{keys, load};
 
 const PARTITIONS: i32 = 4;
 const FILL_MAX: Duration = Duration::from_secs(600);
 const FIRST_OUTPUT_MAX: Duration = Duration::from_secs(120);
-/// Work between two kills, so that each meets a node in motion.
+/// Work between two kills, so that each meets a process in motion.
 const BETWEEN: Duration = Duration::from_secs(3);
+/// Kafka Streams' session ends after 45 s by default, its transaction after 10 s and the broker's next look.
+const EXPIRY: Duration = Duration::from_secs(55);
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Keys, in millions; one measurement for each number
+    /// Only kills with so many million keys
     #[arg(long, value_delimiter = ',', default_values_t = [1, 3])]
     millions: Vec<u64>,
-    /// Kills with the stores kept, and as many with them deleted
+    /// Kills of each kind
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// So many times the keys; small ones are for work on this program itself
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Where the ratios go, beside those of `make bench`
+    #[arg(long, default_value = "bench/results/latest.json")]
+    out: PathBuf,
 }
 
-/// Fills stores, and kills.
-pub fn run(arguments: &Arguments) -> Result<()> {
-    let modules = Modules::build()?;
+/// Fills stores, and kills. True if every ratio meets its bar.
+pub fn run(arguments: &Arguments) -> Result<bool> {
+    println!("building what takes part");
+    let (modules, streams) = (Modules::build()?, Streams::compile()?);
     println!("starting Apache Kafka {}", tidemill_kafka_harness::VERSION);
-    let kafka = ApacheKafka::start_with(&Options::default())?;
+    let kafka = ApacheKafka::start_with(&Options { for_load: true, ..Options::default() })?;
+    let mut ratios = Vec::new();
     for &millions in &arguments.millions {
-        let keys = millions * 1_000_000;
-        let name = format!("count-{millions}m");
-        let (input, output) = (format!("{name}-in"), format!("{name}-out"));
-        topics::create(&kafka.bootstrap, &input, PARTITIONS)?;
-        topics::create(&kafka.bootstrap, &output, PARTITIONS)?;
-        println!("writing and counting {keys} keys");
-        load::fill(&kafka.bootstrap, &input, keys)?;
-        let mut node = Node::start(&kafka.bootstrap, &name)?;
-        let deployment = Deployment {
-            module: &modules.count,
-            input: &input,
-            output: Output::Topic(&output),
-            guarantee: "exactly_once",
-            more: "",
-        };
-        node.deploy(&name, &deployment)?;
-        let group = node.group(&name);
-        let all = topics::ends(&kafka.bootstrap, &input, PARTITIONS)?;
-        GroupProgress::new(&kafka.bootstrap, &group, &input, PARTITIONS)?
-            .wait_for(&all, FILL_MAX, || Ok(()))?;
-
-        let _trickle = Trickle::start(&kafka.bootstrap, &input, keys)?;
-        for state in [State::Kept, State::Deleted] {
-            let mut silences = Vec::new();
-            for _ in 0..arguments.rounds {
-                std::thread::sleep(BETWEEN);
-                let before = FirstOutput::of(&kafka.bootstrap, &output, PARTITIONS)?;
-                before.wait(FIRST_OUTPUT_MAX)?; // In motion before the kill.
-                let started = Instant::now();
-                node.kill_and_restart(state)?;
-                // What was committed before the kill is not new.
-                let after = FirstOutput::of(&kafka.bootstrap, &output, PARTITIONS)?;
-                after.wait(FIRST_OUTPUT_MAX)?;
-                silences.push(started.elapsed().as_secs_f64());
-            }
-            let Some(silence) = Spread::of(silences) else { continue };
-            println!("{millions} million keys, stores {state:?}: first new output after {silence} s");
+        let keys = (millions as f64 * 1e6 * arguments.scale) as u64;
+        let topics = ["tidemill", "streams"].map(|who| Topics {
+            bootstrap: kafka.bootstrap.clone(),
+            name: format!("{who}-{millions}m"),
+            input: format!("{who}-{millions}m-in"),
+            output: format!("{who}-{millions}m-out"),
+        });
+        for topics in &topics {
+            topics::create(&kafka.bootstrap, &topics.input, PARTITIONS)?;
+            topics::create(&kafka.bootstrap, &topics.output, PARTITIONS)?;
+            load::fill(&kafka.bootstrap, &topics.input, keys)?;
+        }
+        println!("counting {keys} keys");
+        let survivors = [Survivor::node(&modules, &topics[0])?, Survivor::streams(&streams, &topics[1])?];
+        let pairs = survivors.into_iter().zip(&topics);
+        let mut measured: Vec<_> =
+            pairs.map(|(survivor, topics)| Measured { survivor, topics, keys }).collect();
+        measured.iter_mut().try_for_each(Measured::until_filled)?;
+        for kill in KILLS.iter().filter(|kill| kill.millions == millions) {
+            ratios.extend(rounds(kill, arguments.rounds, &mut measured)?);
         }
     }
-    Ok(())
+    report::write_recovery(&ratios, &arguments.out)?;
+    println!("\nratios");
+    ratios.iter().for_each(report::print_ratio);
+    println!("written to {}", arguments.out.display());
+    Ok(ratios.iter().all(|ratio| ratio.met))
+}
+
+/// Kills each in turn, so many times.
+fn rounds(kill: &Kill, rounds: usize, measured: &mut [Measured<'_>]) -> Result<Option<RatioReport>> {
+    println!("\n{kill}");
+    let mut comebacks: Vec<Vec<Comeback>> = vec![Vec::new(); measured.len()];
+    for round in 0..rounds {
+        for number in order(measured.len(), round) {
+            let who = &mut measured[number];
+            comebacks[number].push(who.kill(kill).with_context(|| who.survivor.name())?);
+        }
+    }
+    let metrics: &[Metric] = match kill.state {
+        State::Kept => &[Metric::FirstOutput],
+        State::Deleted => &[Metric::FirstOutput, Metric::RestoredKeys],
+    };
+    for &metric in metrics {
+        for (who, comebacks) in measured.iter().zip(&comebacks) {
+            let figures = comebacks.iter().filter_map(|comeback| comeback.get(metric));
+            let spread = Spread::of(figures).map(|spread| spread.to_string()).unwrap_or_default();
+            println!("{:<12}{metric}: {spread}", who.survivor.name());
+        }
+    }
+    let Some(ratio) = &kill.ratio else { return Ok(None) };
+    let of = |name: &str| {
+        let number = measured.iter().position(|who| who.survivor.name() == name);
+        number.map(|number| &comebacks[number]).with_context(|| format!("{name} takes no part"))
+    };
+    let pairs = of(ratio.over)?.iter().zip(of(ratio.under)?);
+    let ratios = pairs.filter_map(|(over, under)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?));
+    Ok(report::judged(RECOVERY, ratio, ratios.collect()))
+}
+
+/// What one kill has shown.
+#[derive(Debug, Clone, Copy)]
+struct Comeback {
+    first_output: Duration,
+    /// `None` if the stores were there.
+    restored_keys_per_second: Option<f64>,
+}
+
+impl Comeback {
+    fn get(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::FirstOutput => Some(self.first_output.as_secs_f64()),
+            Metric::RestoredKeys => self.restored_keys_per_second,
+            Metric::Cpu | Metric::PeakRss | Metric::P50 | Metric::P99 => None,
+        }
+    }
+}
+
+struct Measured<'a> {
+    survivor: Survivor<'a>,
+    topics: &'a Topics,
+    keys: u64,
+}
+
+impl Measured<'_> {
+    fn until_filled(&mut self) -> Result<()> {
+        let Topics { bootstrap, input, .. } = self.topics;
+        let all = topics::ends(bootstrap, input, PARTITIONS)?;
+        let progress = GroupProgress::new(bootstrap, &self.survivor.group(), input, PARTITIONS)?;
+        progress.wait_for(&all, FILL_MAX, || self.survivor.check())
+    }
+
+    fn kill(&mut self, kill: &Kill) -> Result<Comeback> {
+        let Topics { bootstrap, input, output, .. } = self.topics;
+        let _trickle = Trickle::start(bootstrap, input, self.keys)?;
+        std::thread::sleep(BETWEEN);
+        Outputs::of(bootstrap, output)?.first()?; // In motion before the kill.
+        let mut started = Instant::now();
+        self.survivor.kill()?;
+        if kill.state == State::Deleted {
+            self.survivor.delete_stores()?;
+        }
+        if kill.again == Again::AfterExpiry {
+            std::thread::sleep(EXPIRY);
+            started = Instant::now();
+        }
+        self.survivor.start_again()?;
+        // What was committed before the kill is not new.
+        let after = Outputs::of(bootstrap, output)?;
+        after.first()?;
+        let first_output = started.elapsed();
+        after.of_every_partition()?;
+        let restored_keys_per_second = match kill.state {
+            State::Kept => None,
+            State::Deleted => Some(self.keys as f64 / self.survivor.restoring_seconds()?),
+        };
+        Ok(Comeback { first_output, restored_keys_per_second })
+    }
 }
 
 /// Writes a few hundred records a second, of keys that [`crate::load::fill`] wrote, until it is dropped.
@@ -126,13 +230,13 @@ impl Drop for Trickle {
     }
 }
 
-/// Waits for a record that is committed to a topic after this was made.
-struct FirstOutput {
+/// Waits for records that are committed to a topic after this was made.
+struct Outputs {
     consumer: BaseConsumer,
 }
 
-impl FirstOutput {
-    fn of(bootstrap: &str, topic: &str, partitions: i32) -> Result<FirstOutput> {
+impl Outputs {
+    fn of(bootstrap: &str, topic: &str) -> Result<Outputs> {
         let consumer: BaseConsumer = config(bootstrap)
             .set("group.id", "bench-first-output")
             .set("enable.auto.commit", "false")
@@ -140,18 +244,30 @@ impl FirstOutput {
             .set("fetch.wait.max.ms", "10")
             .create()?;
         let mut list = TopicPartitionList::new();
-        for partition in 0..partitions {
+        for partition in 0..PARTITIONS {
             let (_, end) = consumer.fetch_watermarks(topic, partition, ANSWER_MAX)?;
             list.add_partition_offset(topic, partition, Offset::Offset(end))?;
         }
         consumer.assign(&list)?;
-        Ok(FirstOutput { consumer })
+        Ok(Outputs { consumer })
     }
 
-    fn wait(&self, limit: Duration) -> Result<()> {
-        match self.consumer.poll(limit) {
-            Some(record) => record.map(drop).context("the output topic"),
-            None => bail!("no output after {limit:?}"),
+    /// Waits for the next record and answers its partition.
+    fn first(&self) -> Result<i32> {
+        match self.consumer.poll(FIRST_OUTPUT_MAX) {
+            Some(record) => Ok(record.context("the output topic")?.partition()),
+            None => bail!("no output after {FIRST_OUTPUT_MAX:?}"),
         }
+    }
+
+    /// Every task runs when each has had an output.
+    fn of_every_partition(&self) -> Result<()> {
+        let started = Instant::now();
+        let mut seen = HashSet::new();
+        while seen.len() < PARTITIONS as usize {
+            seen.insert(self.first()?);
+            ensure!(started.elapsed() < FIRST_OUTPUT_MAX, "output of the partitions {seen:?} only");
+        }
+        Ok(())
     }
 }

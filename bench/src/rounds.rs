@@ -37,13 +37,15 @@ impl fmt::Display for Latency {
 }
 
 impl Figures {
-    /// `None` for a latency where none was measured.
+    /// `None` for what this run did not measure.
     pub fn get(&self, metric: Metric) -> Option<f64> {
         match metric {
             Metric::Cpu => Some(self.cpu_seconds_per_million),
             Metric::PeakRss => Some(self.peak_rss_mib),
             Metric::P50 => self.latency_ms.map(|latency| latency.p50),
             Metric::P99 => self.latency_ms.map(|latency| latency.p99),
+            // Of a restart, which is no run.
+            Metric::FirstOutput | Metric::RestoredKeys => None,
         }
     }
 }

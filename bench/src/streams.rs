@@ -44,7 +44,8 @@ impl Streams {
         Ok(Streams { classes, libraries })
     }
 
-    pub fn start(&self, job: &Job<'_>) -> Result<Child> {
+    /// What it says of its restores goes to `says`.
+    pub fn start(&self, job: &Job<'_>, says: Stdio) -> Result<Child> {
         let mut java = Command::new("java");
         if let Some(heap) = job.jvm.heap_mib {
             java.arg(format!("-Xmx{heap}m"));
@@ -77,6 +78,6 @@ impl Streams {
         ] {
             java.arg(format!("{name}={value}"));
         }
-        java.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("java")
+        java.stdin(Stdio::null()).stdout(says).spawn().context("java")
     }
 }

@@ -4,7 +4,9 @@
 use crate::keys::Keys;
 use crate::latency::Pace;
 use crate::load::{VALUE_BYTES, Values};
-use crate::terms::{Bar, Collector, Contender, Guarantee, Jvm, Kind, Load, Metric, Ratio, Work, Workload};
+use crate::terms::{
+    Again, Bar, Collector, Contender, Guarantee, Jvm, Kill, Kind, Load, Metric, Ratio, State, Work, Workload,
+};
 
 const fn contender(name: &'static str, kind: Kind, guarantee: Guarantee) -> Contender {
     Contender { name, kind, guarantee }
@@ -311,6 +313,50 @@ pub const WORKLOADS: &[Workload] = &[
     },
     latency("latency-1k", "End to end: map, exactly once, 1,000 records a second", 1_000),
     latency("latency-5k", "End to end: map, exactly once, 5,000 records a second", 5_000),
+];
+
+/// How Kafka Streams runs where it is killed: two threads restore side by side.
+pub const KILLED: Jvm = Jvm { collector: Collector::G1, threads: 2, cache_mib: 0, heap_mib: None };
+
+const fn kill(millions: u64, again: Again, state: State, ratio: Option<Ratio>) -> Kill {
+    Kill { millions, again, state, ratio }
+}
+
+const fn first_output(name: &'static str, at_least: f64) -> Option<Ratio> {
+    let bar = Some(Bar::AtLeast(at_least));
+    Some(Ratio { bar, ..shown(name, Metric::FirstOutput, ["streams", "tidemill"]) })
+}
+
+/// `make recovery`, in the order in which it runs.
+pub const KILLS: &[Kill] = &[
+    kill(
+        1,
+        Again::AtOnce,
+        State::Kept,
+        first_output("Kafka Streams / tidemill, restarted at once, 1 M keys", 10.0),
+    ),
+    kill(1, Again::AtOnce, State::Deleted, None),
+    kill(3, Again::AtOnce, State::Kept, None),
+    kill(3, Again::AtOnce, State::Deleted, None),
+    kill(
+        3,
+        Again::AfterExpiry,
+        State::Kept,
+        first_output("Kafka Streams / tidemill, restarted after expiry, 3 M keys", 4.0),
+    ),
+    kill(
+        3,
+        Again::AfterExpiry,
+        State::Deleted,
+        Some(Ratio {
+            bar: Some(Bar::AtLeast(1.0)),
+            ..shown(
+                "tidemill / Kafka Streams, from an empty disk, 3 M keys",
+                Metric::RestoredKeys,
+                ["tidemill", "streams"],
+            )
+        }),
+    ),
 ];
 
 /// What stands in the way of every change: short, and with a bar beyond the noise of a busy machine.

@@ -94,6 +94,10 @@ pub enum Metric {
     P50,
     /// End to end, of the slowest record in a hundred.
     P99,
+    /// Seconds from a kill, or from a start long after it, to the first new output.
+    FirstOutput,
+    /// Keys restored in a second, by what the contender says of itself.
+    RestoredKeys,
 }
 
 /// What a ratio may be.
@@ -141,6 +145,31 @@ pub struct Workload {
     pub has_wasm_tax: bool,
 }
 
+/// A way to be killed, with so many keys, and to come back.
+#[derive(Debug, Clone, Copy)]
+pub struct Kill {
+    pub millions: u64,
+    pub again: Again,
+    pub state: State,
+    /// `None` of figures that are only shown.
+    pub ratio: Option<Ratio>,
+}
+
+/// When a killed process is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    AtOnce,
+    /// The dead member's session and its transaction have ended.
+    AfterExpiry,
+}
+
+/// What becomes of the stores between a kill and the restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Kept,
+    Deleted,
+}
+
 impl Workload {
     /// What decides which way of running Kafka Streams is its best here.
     pub fn decisive(&self) -> Metric {
@@ -173,6 +202,20 @@ impl fmt::Display for Jvm {
     }
 }
 
+impl fmt::Display for Kill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let again = match self.again {
+            Again::AtOnce => "at once",
+            Again::AfterExpiry => "after expiry",
+        };
+        let state = match self.state {
+            State::Kept => "kept",
+            State::Deleted => "deleted",
+        };
+        write!(f, "{} M keys, started again {again}, stores {state}", self.millions)
+    }
+}
+
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -180,6 +223,8 @@ impl fmt::Display for Metric {
             Metric::PeakRss => "peak RSS",
             Metric::P50 => "p50",
             Metric::P99 => "p99",
+            Metric::FirstOutput => "s to first new output",
+            Metric::RestoredKeys => "keys/s restored",
         })
     }
 }

@@ -6,6 +6,7 @@ import java.util.Set;
 import java.util.TreeMap;
 import org.apache.kafka.clients.consumer.ConsumerConfig;
 import org.apache.kafka.clients.producer.ProducerConfig;
+import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.serialization.Serdes;
 import org.apache.kafka.common.utils.Bytes;
 import org.apache.kafka.streams.KafkaStreams;
@@ -17,6 +18,7 @@ import org.apache.kafka.streams.kstream.Grouped;
 import org.apache.kafka.streams.kstream.KStream;
 import org.apache.kafka.streams.kstream.Materialized;
 import org.apache.kafka.streams.kstream.Produced;
+import org.apache.kafka.streams.processor.StateRestoreListener;
 import org.apache.kafka.streams.processor.api.Processor;
 import org.apache.kafka.streams.processor.api.ProcessorContext;
 import org.apache.kafka.streams.processor.api.ProcessorSupplier;
@@ -50,7 +52,26 @@ public final class Contender {
         }
         KafkaStreams streams = new KafkaStreams(topology(arguments), new StreamsConfig(properties(arguments)));
         Runtime.getRuntime().addShutdownHook(new Thread(() -> streams.close(Duration.ofSeconds(30))));
+        streams.setGlobalStateRestoreListener(new Restores());
         streams.start();
+    }
+
+    /** Says after each store how many seconds restoring has taken since the first one began. */
+    private static final class Restores implements StateRestoreListener {
+        private long began;
+
+        @Override
+        public synchronized void onRestoreStart(TopicPartition log, String store, long from, long to) {
+            began = began == 0 ? System.nanoTime() : began;
+        }
+
+        @Override
+        public void onBatchRestored(TopicPartition log, String store, long to, long records) {}
+
+        @Override
+        public synchronized void onRestoreEnd(TopicPartition log, String store, long records) {
+            System.out.println((System.nanoTime() - began) / 1e9);
+        }
     }
 
     private static Properties properties(Map<String, String> arguments) {
