@@ -38,7 +38,7 @@ enum Command {
 
 #[derive(Args)]
 struct RunArguments {
-    /// Only these; `b4` means all that begin with it
+    /// Only these; `b4` means all that begin with it, but for long ones
     #[arg(long, value_delimiter = ',')]
     workload: Vec<String>,
     #[arg(long, default_value_t = 5)]

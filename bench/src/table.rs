@@ -148,17 +148,30 @@ const LATENCY_RATIOS: &[Ratio] = &[
     ratio("tidemill / Kafka Streams, p99", Metric::P99, ["tidemill", "streams"], Bar::AtMost(0.4), 0.2),
 ];
 
+/// What most workloads have in common.
+const USUAL: Workload = Workload {
+    name: "",
+    title: "",
+    work: Work::Map,
+    keys: Keys::New,
+    values: Values::Text(VALUE_BYTES),
+    load: Load::Backlog { records: 1_000_000 },
+    contenders: &[],
+    ratios: &[],
+    has_wasm_tax: false,
+    is_long: false,
+};
+
 const fn latency(name: &'static str, title: &'static str, per_second: u64) -> Workload {
     Workload {
         name,
         title,
         work: Work::Map,
         keys: Keys::New,
-        values: Values::Text(VALUE_BYTES),
         load: Load::Open(Pace { per_second, seconds: 20 }),
         contenders: LATENCY,
         ratios: LATENCY_RATIOS,
-        has_wasm_tax: false,
+        ..USUAL
     }
 }
 
@@ -169,11 +182,11 @@ pub const WORKLOADS: &[Workload] = &[
         title: "B1: map, 100 B",
         work: Work::Map,
         keys: Keys::New,
-        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 2_000_000 },
         contenders: MAP,
         ratios: MAP_RATIOS,
         has_wasm_tax: true,
+        ..USUAL
     },
     Workload {
         name: "b1-1k",
@@ -185,25 +198,23 @@ pub const WORKLOADS: &[Workload] = &[
         contenders: MAP,
         // The bars are for 100 B.
         ratios: &[NULL],
-        has_wasm_tax: false,
+        ..USUAL
     },
     Workload {
         name: "b2",
         title: "B2: filter that passes a tenth, 100 B, exactly once",
         work: Work::Filter,
         keys: Keys::New,
-        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 2_000_000 },
         contenders: STATELESS,
         ratios: STATELESS_RATIOS,
-        has_wasm_tax: false,
+        ..USUAL
     },
     Workload {
         name: "b4-zipf",
         title: "B4: count per key, 10,000 keys by Zipf's law, exactly once",
         work: Work::Count,
         keys: Keys::Zipf(10_000),
-        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 1_000_000 },
         contenders: &[
             contender("loop", Kind::Loop, ExactlyOnce),
@@ -230,28 +241,37 @@ pub const WORKLOADS: &[Workload] = &[
                 3.0,
             ),
         ],
-        has_wasm_tax: false,
+        ..USUAL
     },
     Workload {
         name: "b4-uniform",
         title: "B4: count per key, 1,000,000 keys, each as likely as any other, exactly once",
         work: Work::Count,
         keys: Keys::Uniform(1_000_000),
-        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 1_000_000 },
         contenders: ONE_EACH,
         ratios: &[
             NULL,
             ratio("Kafka Streams / tidemill", Metric::Cpu, ["streams", "tidemill"], Bar::AtLeast(3.0), 5.0),
         ],
-        has_wasm_tax: false,
+        ..USUAL
+    },
+    Workload {
+        name: "b4-uniform-10m",
+        title: "B4: count per key, 10,000,000 keys, each as likely as any other, exactly once",
+        work: Work::Count,
+        keys: Keys::Uniform(10_000_000),
+        load: Load::Backlog { records: 5_000_000 },
+        contenders: ONE_EACH,
+        ratios: &[NULL, shown("Kafka Streams / tidemill", Metric::Cpu, ["streams", "tidemill"])],
+        is_long: true,
+        ..USUAL
     },
     Workload {
         name: "b8",
         title: "B8: dedupe by id, two in a hundred repeated, exactly once",
         work: Work::Dedupe,
         keys: Keys::Repeating { percent: 2 },
-        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 1_000_000 },
         contenders: ONE_EACH,
         ratios: &[
@@ -264,7 +284,7 @@ pub const WORKLOADS: &[Workload] = &[
                 6.0,
             ),
         ],
-        has_wasm_tax: false,
+        ..USUAL
     },
     Workload {
         name: "b10",
@@ -275,28 +295,26 @@ pub const WORKLOADS: &[Workload] = &[
         load: Load::Backlog { records: 500_000 },
         contenders: STATELESS,
         ratios: STATELESS_RATIOS,
-        has_wasm_tax: false,
+        ..USUAL
     },
     Workload {
         name: "outbox",
         title: "Outbox: map, 100 B, exactly once, to a topic and through an outbox to a topic",
         work: Work::Map,
         keys: Keys::New,
-        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 200_000 },
         contenders: &[
             contender("tidemill", Kind::Tidemill, ExactlyOnce),
             contender("tidemill, outbox", Kind::Outbox, ExactlyOnce),
         ],
         ratios: &[shown("outbox / topic", Metric::Cpu, ["tidemill, outbox", "tidemill"])],
-        has_wasm_tax: false,
+        ..USUAL
     },
     Workload {
         name: "memory",
         title: "Memory: count per key, 10,000 keys by Zipf's law, default settings",
         work: Work::Count,
         keys: Keys::Zipf(10_000),
-        values: Values::Text(VALUE_BYTES),
         load: Load::Backlog { records: 1_000_000 },
         contenders: &[
             contender("tidemill", Kind::Tidemill, ExactlyOnce),
@@ -309,10 +327,11 @@ pub const WORKLOADS: &[Workload] = &[
             Bar::AtLeast(3.0),
             6.0,
         )],
-        has_wasm_tax: false,
+        ..USUAL
     },
     latency("latency-1k", "End to end: map, exactly once, 1,000 records a second", 1_000),
     latency("latency-5k", "End to end: map, exactly once, 5,000 records a second", 5_000),
+    latency("latency-20k", "End to end: map, exactly once, 20,000 records a second", 20_000),
 ];
 
 /// How Kafka Streams runs where it is killed: two threads restore side by side.
@@ -365,14 +384,13 @@ pub const GUARD: Workload = Workload {
     title: "guard: map, 100 B, exactly once",
     work: Work::Map,
     keys: Keys::New,
-    values: Values::Text(VALUE_BYTES),
     load: Load::Backlog { records: 300_000 },
     contenders: &[
         contender("loop", Kind::Loop, ExactlyOnce),
         contender("tidemill", Kind::Tidemill, ExactlyOnce),
     ],
     ratios: &[ratio("tidemill / loop", Metric::Cpu, ["tidemill", "loop"], Bar::AtMost(GUARD_MAX), 1.15)],
-    has_wasm_tax: false,
+    ..USUAL
 };
 /// Five rounds on two cores with ten other processes to run: 1.8 (1.4..2.0).
 const GUARD_MAX: f64 = 2.2;
@@ -399,6 +417,7 @@ mod tests {
             |name| WORKLOADS.iter().filter(|w| w.is_meant_by(name)).map(|w| w.name).collect::<Vec<_>>();
         assert_eq!(meant("b4"), ["b4-zipf", "b4-uniform"]);
         assert_eq!(meant("b1-1k"), ["b1-1k"]);
+        assert_eq!(meant("b4-uniform-10m"), ["b4-uniform-10m"], "which takes too long to be meant by b4");
         assert_eq!(meant("b"), Vec::<&str>::new());
     }
 }

@@ -143,6 +143,8 @@ pub struct Workload {
     pub ratios: &'static [Ratio],
     /// Whether [`crate::table::WASM_TAX`] is told of it.
     pub has_wasm_tax: bool,
+    /// Runs only if it is named, or everything is to run.
+    pub is_long: bool,
 }
 
 /// A way to be killed, with so many keys, and to come back.
@@ -176,9 +178,10 @@ impl Workload {
         self.ratios.last().map_or(Metric::Cpu, |ratio| ratio.metric)
     }
 
-    /// `b4` means every workload whose name begins with `b4`.
+    /// `b4` means every workload whose name begins with `b4-`, but for long ones.
     pub fn is_meant_by(&self, name: &str) -> bool {
-        self.name == name || self.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
+        let begins = || self.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'));
+        self.name == name || !self.is_long && begins()
     }
 }
 
