@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::hostile::case::{self, Case};
-use tidemill_tests::hostile::churn;
+use tidemill_tests::hostile::churn::{self, Small};
 use tidemill_tests::hostile::stage::{Outcome, Spans, Stage};
 
 #[derive(Parser)]
@@ -39,10 +39,12 @@ enum Command {
     },
     /// Deploys and deletes in a row, then small deployments at once
     Churn {
+        /// None in a row if it is 0
         #[arg(long, default_value_t = 1_000)]
         count: usize,
-        #[arg(long, default_value_t = 200)]
-        small: usize,
+        /// So many at once, on a node of their own for each number
+        #[arg(long, value_delimiter = ',', default_values_t = [200])]
+        small: Vec<usize>,
     },
 }
 
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
             let span = Duration::from_secs(if short { 2 } else { 5 });
             run_cases(cluster(), cases.collect(), Spans { undisturbed: span, disturbed: span }, seed)
         }
-        Command::Churn { count, small } => run_churn(cluster, count, small),
+        Command::Churn { count, small } => run_churn(cluster, count, &small),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -121,19 +123,41 @@ fn show(case: &Case, outcome: &Outcome) {
 }
 
 /// True if nothing has grown and all of many deployments worked.
-fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: usize) -> Result<bool> {
+fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: &[usize]) -> Result<bool> {
     let directory = tempfile::tempdir()?;
-    let (first, last) = churn::in_a_row(cluster(), &directory.path().join("row"), count)?;
-    println!("{count} deploys and deletes: at first {first:.1?}, at last {last:.1?}");
-    let grown = churn::grown(&first, &last);
+    let mut grown = Vec::new();
+    if count > 0 {
+        let (first, last) = churn::in_a_row(cluster(), &directory.path().join("row"), count)?;
+        println!("{count} deploys and deletes: at first {first:.1?}, at last {last:.1?}");
+        grown = churn::grown(&first, &last);
+    }
     for line in &grown {
         println!("  grown: {line}");
     }
-    let each = churn::at_once(cluster(), &directory.path().join("many"), small)?;
+    for &small in small {
+        let found = churn::at_once(cluster(), &directory.path().join(format!("many-{small}")), small)?;
+        show_small(small, &found);
+    }
+    let small: Vec<String> = small.iter().map(usize::to_string).collect();
     println!(
-        "{small} small deployments at once: each {:.0} KiB, {:.1} threads, {:.1} descriptors, {:.1} mappings",
-        each.rss_kib, each.threads, each.descriptors, each.mappings
+        "soak: {count} deploys and deletes, {} things grown, {} small deployments at once",
+        grown.len(),
+        small.join(", ")
     );
-    println!("soak: {count} deploys and deletes, {} things grown, {small} deployments at once", grown.len());
     Ok(grown.is_empty())
+}
+
+fn show_small(count: usize, small: &Small) {
+    let Small { node, cores: [alone, idle, busy], millicores: [each_idle, each_busy], .. } = small;
+    println!(
+        "{count} small deployments at once: {} MiB, {} threads; {alone:.2} cores with none, {idle:.2} with all idle, \
+         {busy:.2} with a record a second to each",
+        node.rss_kib / 1_024,
+        node.threads
+    );
+    println!(
+        "  each {:.0} KiB, {:.1} threads, {:.1} descriptors, {:.1} mappings, {each_idle:.2} thousandths of a core idle, \
+         {each_busy:.2} busy",
+        small.rss_kib, small.threads, small.descriptors, small.mappings
+    );
 }

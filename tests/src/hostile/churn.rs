@@ -4,14 +4,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::BaseConsumer;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::Offset;
+use rdkafka::util::Timeout;
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
-use super::process::{Usage, thread_names};
+use super::process::{Ticks, Usage, thread_names};
 use super::stage::deploy;
 use crate::cluster::Cluster;
 use crate::node::Node;
@@ -23,8 +26,10 @@ const OUTPUT: &str = "churn-out";
 const RUNNING_MAX: Duration = Duration::from_secs(60);
 /// Until many deployments have handled what they are given.
 const HANDLED_MAX: Duration = Duration::from_secs(180);
-/// Records that each of many deployments handles.
-const RECORDS: usize = 10;
+/// Of each measurement of CPU time, with a record a second or none.
+const SECONDS: usize = 10;
+/// After the last of many deployments runs, before they count as idle.
+const STARTING: Duration = Duration::from_secs(3);
 
 /// A node to fill.
 struct Bench {
@@ -81,6 +86,32 @@ impl Bench {
 
     fn usage(&self) -> Usage {
         Usage::of(self.node.pid())
+    }
+
+    /// How many cores the node keeps busy on average, while something is done every second.
+    fn cores(&self, mut every_second: impl FnMut() -> Result<()>) -> Result<f64> {
+        let (since, started) = (Ticks::now(&[self.node.pid()]), Instant::now());
+        for _ in 0..SECONDS {
+            every_second()?;
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let used = Ticks::now(&[self.node.pid()]).own_seconds(since);
+        Ok(used / started.elapsed().as_secs_f64())
+    }
+
+    /// Waits until so many records have come out.
+    fn until_out(&self, records: usize) -> Result<()> {
+        let consumer: BaseConsumer = reading(&self.bootstrap, "churn", true).create()?;
+        assign(&consumer, OUTPUT, 0..1, Offset::Beginning)?;
+        let (mut seen, until) = (0, Instant::now() + HANDLED_MAX);
+        while seen < records {
+            ensure!(Instant::now() < until, "{seen} of {records} records came out");
+            if let Some(record) = consumer.poll(Duration::from_millis(100)) {
+                record?;
+                seen += 1;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -143,46 +174,52 @@ pub fn grown(first: &Average, last: &Average) -> Vec<String> {
     .collect()
 }
 
-/// What one of many small deployments costs while it has nothing to do.
+/// What many small deployments cost a node.
 #[derive(Debug, Clone, Copy)]
-pub struct Each {
+pub struct Small {
+    /// The node with all of them, while they have nothing to do.
+    pub node: Usage,
+    /// In cores, of the node with none, with all of them idle, and with all of them busy.
+    pub cores: [f64; 3],
+    /// What each adds while it has nothing to do.
     pub rss_kib: f64,
     pub threads: f64,
     pub descriptors: f64,
     pub mappings: f64,
+    /// What each adds, idle and busy, in thousandths of a core.
+    pub millicores: [f64; 2],
 }
 
-/// So many deployments at once, all of which run and handle every record.
-pub fn at_once(cluster: Cluster, directory: &Path, count: usize) -> Result<Each> {
+/// So many deployments at once, all of which run and handle every record: first none comes, then one a second.
+pub fn at_once(cluster: Cluster, directory: &Path, count: usize) -> Result<Small> {
     let bench = Bench::start(cluster, directory)?;
     let before = bench.usage();
+    let alone = bench.cores(|| Ok(()))?;
     let names: Vec<String> = (0..count).map(|number| format!("small-{number}")).collect();
     names.iter().try_for_each(|name| bench.deploy(name))?;
     names.iter().try_for_each(|name| bench.until_running(name))?;
-    let after = bench.usage();
+    std::thread::sleep(STARTING);
+    let node = bench.usage();
     for (name, threads) in thread_names(bench.node.pid()) {
         println!("  {threads:4} x {name}");
     }
+    let idle = bench.cores(|| Ok(()))?;
 
-    let lines = directory.join("lines.txt");
-    std::fs::write(&lines, "word\n".repeat(RECORDS))?;
-    let keyed = ["produce", INPUT, "--key", "k", "--file", &lines.display().to_string()];
-    bench.node.tidemill(&keyed).ok();
-    let consumer: BaseConsumer = reading(&bench.bootstrap, "churn", true).create()?;
-    assign(&consumer, OUTPUT, 0..1, Offset::Beginning)?;
-    let (mut seen, until) = (0, Instant::now() + HANDLED_MAX);
-    while seen < count * RECORDS {
-        ensure!(Instant::now() < until, "{seen} of {} records came out", count * RECORDS);
-        if let Some(record) = consumer.poll(Duration::from_millis(100)) {
-            record?;
-            seen += 1;
-        }
-    }
-    let each = |of: fn(&Usage) -> u64| (of(&after) as f64 - of(&before) as f64) / count as f64;
-    Ok(Each {
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", &bench.bootstrap).create()?;
+    let busy = bench.cores(|| {
+        producer.send(BaseRecord::to(INPUT).key("k").payload("word")).map_err(|(error, _)| error)?;
+        Ok(producer.flush(Timeout::Never)?)
+    })?;
+    bench.until_out(count * SECONDS)?;
+    let share = |more: f64| more / count as f64;
+    let each = |of: fn(&Usage) -> u64| share(of(&node) as f64 - of(&before) as f64);
+    Ok(Small {
+        node,
+        cores: [alone, idle, busy],
         rss_kib: each(|usage| usage.rss_kib),
         threads: each(|usage| usage.threads),
         descriptors: each(|usage| usage.descriptors),
         mappings: each(|usage| usage.mappings),
+        millicores: [idle, busy].map(|cores| 1e3 * share(cores - alone)),
     })
 }

@@ -69,6 +69,11 @@ impl Ticks {
         let others = (self.busy - since.busy).saturating_sub(self.own.saturating_sub(since.own));
         others as f64 / (self.whole - since.whole).max(1) as f64
     }
+
+    /// What the processes have used since. A tick is a hundredth of a second on every Linux.
+    pub fn own_seconds(self, since: Ticks) -> f64 {
+        self.own.saturating_sub(since.own) as f64 / 100.0
+    }
 }
 
 /// Names of a process's threads, and how many have each; numbers in them are left out.
