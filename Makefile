@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench bench-guard recovery conformance clean
+.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench bench-guard bench-steps recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -120,6 +120,9 @@ bench: build ## Measure tidemill beside a native loop and Kafka Streams, interle
 
 bench-guard: build ## Fail if a map costs much more than the native loop: a short, interleaved ratio
 	@$(BIN)/tidemill-bench guard
+
+bench-steps: setup ## Measure each step of a record's way that can be called by itself, in ns per record
+	$(CARGO) bench --profile release -p tidemill-bench --bench steps
 
 recovery: build ## Measure kill -9 to first new output beside Kafka Streams, 1 and 3 million keys, stores kept and deleted (ROUNDS=3)
 	@$(BIN)/tidemill-bench restart $(if $(ROUNDS),--rounds $(ROUNDS)) $(RECOVERY_FLAGS)

@@ -16,12 +16,13 @@ use tidemill::effects::{Order, Prefetched};
 use tidemill::ports::Handler;
 use tidemill::record::{Batch, Column};
 use tidemill::store::View;
-use tidemill::wasm::{Linked, Module, WasmHandler, thread_cpu_time};
+use tidemill::wasm::{Linked, Module, thread_cpu_time};
 use tidemill_sdk::bindings::tidemill::handler::types;
 use tidemill_sdk::guest::{Guest, NoNode};
 use tidemill_test_support::build_guest;
 
-const RECORDS: usize = 500;
+/// Of a call.
+pub const RECORDS: usize = 500;
 const KEY_BYTES: usize = 16;
 const VALUE_BYTES: usize = 84;
 
@@ -52,21 +53,7 @@ impl fmt::Display for Boundary {
 impl Boundary {
     /// Builds the handler and measures it both ways.
     pub fn measure() -> Result<Boundary> {
-        let batch = batch();
-        let mut wasm = handler()?;
-        let mut native = Guest::<Pass>::create(b"{}", Box::new(NoNode)).map_err(anyhow::Error::msg)?;
-        let mut state = View::default();
-        let mut through_wasm = || -> Result<()> {
-            let effects = wasm.handle(&batch, Order::Key, Prefetched::default(), &mut state)?;
-            ensure!(effects.emissions.len() == RECORDS, "the handler passes everything through");
-            Ok(())
-        };
-        let records = native_batch(&batch);
-        let mut natively = || -> Result<()> {
-            let effects = native.handle(&records, no_state());
-            ensure!(effects.emit.source.len() == RECORDS, "the handler passes everything through");
-            Ok(())
-        };
+        let (mut through_wasm, mut natively) = (through_wasm()?, natively()?);
         let mut boundary = Boundary { through_wasm_ns: f64::MAX, natively_ns: f64::MAX };
         for _ in 0..ROUNDS {
             boundary.through_wasm_ns = boundary.through_wasm_ns.min(round(&mut through_wasm)?);
@@ -82,6 +69,28 @@ impl Boundary {
     }
 }
 
+/// A call with a batch, through Wasm.
+pub fn through_wasm() -> Result<impl FnMut() -> Result<()>> {
+    let (batch, mut state) = (batch(), View::default());
+    let mut handler = link("bench/pass")?.instantiate(0)?;
+    Ok(move || {
+        let effects = handler.handle(&batch, Order::Key, Prefetched::default(), &mut state)?;
+        ensure!(effects.emissions.len() == RECORDS, "the handler passes everything through");
+        Ok(())
+    })
+}
+
+/// The same natively.
+pub fn natively() -> Result<impl FnMut() -> Result<()>> {
+    let records = native_batch(&batch());
+    let mut handler = Guest::<Pass>::create(b"{}", Box::new(NoNode)).map_err(anyhow::Error::msg)?;
+    Ok(move || {
+        let effects = handler.handle(&records, no_state());
+        ensure!(effects.emit.source.len() == RECORDS, "the handler passes everything through");
+        Ok(())
+    })
+}
+
 /// Nanoseconds of CPU time per record over one round.
 fn round(call: &mut impl FnMut() -> Result<()>) -> Result<f64> {
     let start = thread_cpu_time();
@@ -91,7 +100,8 @@ fn round(call: &mut impl FnMut() -> Result<()>) -> Result<f64> {
     Ok((thread_cpu_time() - start).as_nanos() as f64 / (CALLS * RECORDS) as f64)
 }
 
-fn handler() -> Result<WasmHandler> {
+/// A guest of the workspace, by its directory.
+pub fn link(guest: &str) -> Result<Linked> {
     let limits = Limits {
         memory_bytes: 64 << 20,
         batch_time: Duration::from_secs(5),
@@ -101,8 +111,8 @@ fn handler() -> Result<WasmHandler> {
         batch_records: RECORDS as u32,
         ..Limits::default()
     };
-    let module = Module::load(&build_guest("bench/pass"))?;
-    Ok(Linked::new(&module, "bench", &serde_json::Value::Null, &limits)?.instantiate(0)?)
+    let module = Module::load(&build_guest(guest))?;
+    Ok(Linked::new(&module, "bench", &serde_json::Value::Null, &limits)?)
 }
 
 fn batch() -> Batch {
