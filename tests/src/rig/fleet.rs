@@ -371,6 +371,7 @@ fn documents(case: &Case) -> String {
             case.batch_records
         )
     };
-    let documents: Vec<String> = DEPLOYMENTS.iter().map(one).collect();
+    // The chain comes last: a scenario may have a node die at its first commit, and the others are to be there by then.
+    let documents: Vec<String> = DEPLOYMENTS.iter().rev().map(one).collect();
     documents.join("---\n")
 }
