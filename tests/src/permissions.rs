@@ -71,7 +71,7 @@ pub fn a_deploy_names_every_missing_permission_and_what_grants_it(cluster: &Clus
         "--operation Read --operation DescribeConfigs --topic in",
         "--operation Write --topic out",
         "--operation Read --group local.default.guarded",
-        "--operation Create --operation Read --operation Write --operation DescribeConfigs --topic tidemill.guarded.changelog",
+        "--operation Create --operation Write --operation DescribeConfigs --operation Read --topic tidemill.guarded.changelog",
         "--operation Write --transactional-id tidemill.guarded. --resource-pattern-type prefixed",
     ] {
         let is_named = commands.iter().any(|command| command.join(" ").ends_with(resource));
