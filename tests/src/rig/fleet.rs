@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::case::{Case, Fault, KILL, Special, Step};
+use super::moves::held;
 use crate::cluster::Cluster;
 use crate::evidence::Row;
 use crate::node::Node;
@@ -103,8 +104,17 @@ impl Fleet {
         let partitions = case.partitions.to_string();
         let create = ["--partitions", partitions.as_str()];
         node.tidemill(&[&["topics", "create"], &TOPICS[..], &create[..]].concat()).ok();
-        // Whoever waits for what a dying node runs only hears that it died.
-        fleet.deploy(0, case, if special.dies_at.is_none() { &["--wait"] } else { &[] });
+        if special.dies_at.is_none() {
+            fleet.deploy(0, case, &["--wait"]);
+            return fleet;
+        }
+        // Whoever asks a dying node to wait only hears that it died; its log says that every task has its start.
+        fleet.deploy(0, case, &[]);
+        let all = case.partitions as usize;
+        until("the chain has begun", FIRST_ANSWER_MAX, || match held(&fleet.log(0)).len() {
+            begun if begun == all => Ok(()),
+            begun => Err(begun),
+        });
         fleet
     }
 
