@@ -36,6 +36,8 @@ pub struct Sealed {
     pub(super) first: Option<(u16, i64)>,
     writer: u64,
     commit: u64,
+    /// Overlays that the task had dropped by then.
+    drops: u64,
     progress: Option<Progress>,
     /// Row of the store alone, if it changes.
     inbox_ages: Option<Vec<u8>>,
@@ -52,9 +54,12 @@ impl Sealed {
         (self.writer, self.commit)
     }
 
-    /// True if an operator's change to this partition's task is part of this commit, or of one before it.
+    /// True if an operator's change to this partition's task is part of this commit, or of one before it. One that was
+    /// dropped with its overlay is not: the next commit has the number of the one that failed.
     pub fn includes(&self, partition: i32, edited: EditedIn) -> bool {
-        self.partition == partition && self.writer == edited.writer && edited.commit <= self.commit
+        self.partition == partition
+            && (self.writer, self.drops) == (edited.writer, edited.drops)
+            && edited.commit <= self.commit
     }
 
     /// Writes the changes to the store, as one batch. Runs on the commit thread, only after the
@@ -105,6 +110,7 @@ impl Task {
             first: self.first,
             writer: self.writer,
             commit: self.commit,
+            drops: self.stats.drops,
             progress: None,
             applied: false,
             store: None,
