@@ -323,6 +323,11 @@ fn patterns(field: &Field<'_>, what: &str) -> Option<Vec<Pattern>> {
 mod tests {
     use super::*;
 
+    fn grant(san: &str, role: Role, deployments: &[&str], topics: &[&str]) -> Grant {
+        let patterns = |texts: &[&str]| texts.iter().map(|text| Pattern::new(*text)).collect();
+        Grant { san: Pattern::new(san), role, deployments: patterns(deployments), topics: patterns(topics) }
+    }
+
     #[test]
     fn a_star_stays_within_its_segment_of_a_san_and_runs_through_names_of_deployments() {
         let cases = [
@@ -341,12 +346,7 @@ mod tests {
             ("spiffe:*", "spiffe", false),
         ];
         for (san, name, expected) in cases {
-            let grant = Grant {
-                san: Pattern::new(san),
-                role: Role::Admin,
-                deployments: Vec::new(),
-                topics: Vec::new(),
-            };
+            let grant = grant(san, Role::Admin, &[], &[]);
             assert_eq!(grant.is_for(&Name::parse(name)), expected, "{san} for {name}");
         }
         for (pattern, name, expected) in [
@@ -374,12 +374,7 @@ mod tests {
 
     #[test]
     fn grants_add_up_and_an_unrestricted_one_is_everything() {
-        let grant = |role, deployments: &[&str]| Grant {
-            san: Pattern::new("a.b"),
-            role,
-            deployments: deployments.iter().map(|text| Pattern::new(*text)).collect(),
-            topics: Vec::new(),
-        };
+        let grant = |role, deployments: &[&str]| grant("a.b", role, deployments, &[]);
         let grants = [grant(Role::Deployer, &["x-*"]), grant(Role::Admin, &["y"]), grant(Role::Query, &[])];
         let names = [Name::parse("a.b")];
         let scope = Scope::of(&grants, &names, Role::Deployer);
@@ -391,13 +386,7 @@ mod tests {
 
     #[test]
     fn a_document_may_name_the_topics_of_the_grants_for_its_deployment_only() {
-        let patterns = |texts: &[&str]| texts.iter().map(|text| Pattern::new(*text)).collect::<Vec<_>>();
-        let grant = |role, deployments: &[&str], topics: &[&str]| Grant {
-            san: Pattern::new("a.b"),
-            role,
-            deployments: patterns(deployments),
-            topics: patterns(topics),
-        };
+        let grant = |role, deployments: &[&str], topics: &[&str]| grant("a.b", role, deployments, topics);
         let names = [Name::parse("a.b")];
         let scope = |grants: &[Grant]| Scope::of(grants, &names, Role::Deployer);
 

@@ -103,9 +103,7 @@ impl LogReader {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-}
 
-impl LogReader {
     /// Why offsets have not become stable in a time in which every transaction ends. If the coordinator answers whoever
     /// takes unstable ones, then it is there, and only the end of a transaction is missing.
     ///
