@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::node::{Deployment, Modules, Node, Output};
 use crate::process::Running;
 use crate::streams::{self, Streams};
-use crate::terms::{Contender, Guarantee, Jvm, Kind, Load, Work, Workload};
+use crate::terms::{Contender, Guarantee, Jvm, Kind, Work, Workload};
 
 /// What contenders need that is built once for all runs.
 pub struct Workshop {
@@ -51,18 +51,25 @@ impl Started {
         place: &Place<'_>,
     ) -> Result<Started> {
         let (work, guarantee) = (workload.work, contender.guarantee);
+        let batch_records = workload.batch_records;
         match contender.kind {
             Kind::Loop => start_loop(work, guarantee, place),
-            Kind::Tidemill => {
-                start_node(&workshop.modules, (work, guarantee), Output::Topic(place.output), place)
-            }
-            Kind::Outbox => {
-                start_node(&workshop.modules, (work, guarantee), Output::Outbox(place.output), place)
-            }
+            Kind::Tidemill => start_node(
+                &workshop.modules,
+                (work, guarantee, batch_records),
+                Output::Topic(place.output),
+                place,
+            ),
+            Kind::Outbox => start_node(
+                &workshop.modules,
+                (work, guarantee, batch_records),
+                Output::Outbox(place.output),
+                place,
+            ),
             Kind::Streams(_) => {
                 let jvm = jvm.context("a JVM to run Kafka Streams in")?;
                 let streams = workshop.streams.as_ref().context("Kafka Streams is not built")?;
-                start_streams(streams, (work, guarantee, workload.load), jvm, place)
+                start_streams(streams, (work, guarantee, workload.is_tuned), jvm, place)
             }
         }
     }
@@ -107,7 +114,7 @@ fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Sta
 
 fn start_node(
     modules: &Modules,
-    (work, guarantee): (Work, Guarantee),
+    (work, guarantee, batch_records): (Work, Guarantee, u32),
     output: Output<'_>,
     place: &Place<'_>,
 ) -> Result<Started> {
@@ -122,6 +129,7 @@ fn start_node(
         Work::Count => (&modules.count, ""),
         Work::Dedupe => (&modules.pass, "inbox: { id: key, ttl: 24h }\n"),
     };
+    let more = &format!("{more}limits: {{ batch_records: {batch_records} }}\n");
     let node = Node::start(place.bootstrap, place.name)?;
     node.deploy(place.name, &Deployment { module, input: place.input, output, guarantee, more })?;
     let group = node.group(place.name);
@@ -130,7 +138,7 @@ fn start_node(
 
 fn start_streams(
     streams: &Streams,
-    (work, guarantee, load): (Work, Guarantee, Load),
+    (work, guarantee, is_tuned): (Work, Guarantee, bool),
     jvm: Jvm,
     place: &Place<'_>,
 ) -> Result<Started> {
@@ -142,7 +150,7 @@ fn start_streams(
         output: place.output,
         work,
         guarantee,
-        load,
+        is_tuned,
         jvm,
         state: state.path(),
     };

@@ -15,15 +15,18 @@ use crate::load::{VALUE_BYTES, Values, now_ms};
 use crate::raw::{Consumer, Message, Producer};
 use crate::rounds::Latency;
 
-/// Before the load starts, so that everybody is up: one by one, then counted.
+/// Before the load starts, so that everybody is up.
 const FIRST_RECORDS: u64 = 100;
 const UP_MAX: Duration = Duration::from_secs(120);
 /// Load that nobody measures.
-const WARM_UP: Duration = Duration::from_secs(15);
+const WARM_UP: Duration = Duration::from_secs(20);
 /// For the last record, after it is written.
 const LAST_MAX: Duration = Duration::from_secs(60);
 /// What the writer and the reader serve their clients with.
 const BATCH_RECORDS: usize = 1_000;
+/// The reader takes what is there once in this many milliseconds: a batch waits all of them, whether or not records
+/// have come, so that they are added to what everybody's records have waited.
+const READ_MS: i32 = 1;
 
 /// The two ends of a contender.
 pub struct Ends {
@@ -82,7 +85,7 @@ impl Ends {
         let started = Instant::now();
         let mut arrived = 0;
         while arrived < FIRST_RECORDS {
-            arrived += self.consumer.take(10)?.len() as u64;
+            arrived += self.consumer.take(READ_MS)?.len() as u64;
             alive()?;
             ensure!(started.elapsed() < UP_MAX, "only {arrived} of {FIRST_RECORDS} records after {UP_MAX:?}");
         }
@@ -118,7 +121,7 @@ impl Ends {
         let (mut waits, mut arrived, mut all) = (Vec::new(), 0, None);
         let mut writer = Some(writer);
         while all.is_none_or(|all| arrived < all) {
-            for record in consumer.take(10)?.records() {
+            for record in consumer.take(READ_MS)?.records() {
                 let value = record?.value.and_then(|value| value.first_chunk::<8>());
                 let due = Duration::from_micros(u64::from_le_bytes(*value.context("not a record of ours")?));
                 arrived += 1;

@@ -17,6 +17,7 @@ use bench_order::Order;
 use clap::Args;
 use hashbrown::DefaultHashBuilder;
 use indexmap::IndexMap;
+use indexmap::map::Entry;
 
 use crate::load::now_ms;
 use crate::raw::{Consumer, Message, Producer, Record, Topic};
@@ -158,11 +159,12 @@ impl State {
 
     /// Keeps a timestamp for a key; false if there is one.
     fn insert(&mut self, key: &[u8], timestamp: i64) -> bool {
-        let new = !self.numbers.contains_key(key);
-        if new {
-            self.insert_new(key, timestamp.cast_unsigned());
-        }
-        new
+        let number = Number { number: timestamp.cast_unsigned(), changed: true };
+        // Ids are new as a rule, so a key is hashed once.
+        let Entry::Vacant(entry) = self.numbers.entry(key.into()) else { return false };
+        self.changed.push(entry.index());
+        entry.insert(number);
+        true
     }
 
     fn insert_new(&mut self, key: &[u8], number: u64) {
@@ -190,6 +192,10 @@ fn consumer(job: &Job) -> Result<Consumer> {
         ("auto.offset.reset", "error"),
         ("isolation.level", "read_committed"),
         ("check.crcs", "true"),
+        // As the node has them: beyond the default of 100,000 a partition is left alone for a second, and what
+        // is taken from a long queue is not in the cache any more.
+        ("queued.min.messages", "20000"),
+        ("fetch.queue.backoff.ms", "5"),
     ];
     Consumer::new(&settings, &job.input, job.partitions, BATCH_RECORDS)
 }

@@ -1,5 +1,6 @@
 //! What came out: a table and the ratios on the terminal, and all of it as JSON.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -7,10 +8,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::boundary::Boundary;
-use crate::rounds::{Figures, Spread};
+use crate::rounds::{Figures, Latency, Spread};
 use crate::suite::{Outcome, Shown};
 use crate::table::WASM_TAX;
 use crate::terms::{Bar, Metric, Ratio};
@@ -18,14 +19,12 @@ use crate::terms::{Bar, Metric, Ratio};
 /// The ratios of `make recovery` are of this workload.
 pub const RECOVERY: &str = "recovery";
 
-/// Everything, as it is written to a file.
-#[derive(Serialize)]
+/// What one command has measured. Its file holds, of each workload, what the last command that ran it has.
 pub struct Report {
     pub machine: Machine,
     /// The one that repeats it.
     pub command: String,
     /// Only with a workload that is told the Wasm tax.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub boundary: Option<Boundary>,
     pub ratios: Vec<RatioReport>,
     pub contenders: Vec<ContenderReport>,
@@ -141,28 +140,33 @@ impl Report {
         self.ratios.iter().all(|ratio| ratio.met)
     }
 
-    /// Replaces a file, but for what [`write_recovery`] has put there.
+    /// Puts it into a file, in the place of what was there of the same workloads.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let before = read(path)?.unwrap_or_default();
-        let is_recovery = |ratio: &&Value| ratio["workload"] == RECOVERY;
-        let kept: Vec<Value> =
-            before["ratios"].as_array().into_iter().flatten().filter(is_recovery).cloned().collect();
-        let mut file = serde_json::to_value(self)?;
-        file["ratios"].as_array_mut().context("ratios")?.extend(kept);
-        write(&file, path)
+        let mut file =
+            read(path)?.unwrap_or_else(|| json!({ "measured": {}, "ratios": [], "contenders": [] }));
+        let of_ratios = self.ratios.iter().map(|ratio| ratio.workload);
+        let workloads: BTreeSet<&str> =
+            of_ratios.chain(self.contenders.iter().map(|contender| contender.workload)).collect();
+        for workload in &workloads {
+            let Report { machine, command, boundary, .. } = self;
+            file["measured"][workload] =
+                json!({ "machine": machine, "command": command, "boundary": boundary });
+        }
+        let mine = [serde_json::to_value(&self.ratios)?, serde_json::to_value(&self.contenders)?];
+        for (list, mine) in ["ratios", "contenders"].into_iter().zip(mine) {
+            let list =
+                file[list].as_array_mut().with_context(|| format!("no {list} in {}", path.display()))?;
+            list.retain(|entry| {
+                entry["workload"].as_str().is_none_or(|workload| !workloads.contains(workload))
+            });
+            list.extend(mine.as_array().into_iter().flatten().cloned());
+        }
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        fs::write(path, serde_json::to_string_pretty(&file)? + "\n")
+            .with_context(|| path.display().to_string())
     }
-}
-
-/// Puts the ratios of `make recovery` into a file, and leaves those of `make bench` there.
-pub fn write_recovery(ratios: &[RatioReport], path: &Path) -> Result<()> {
-    let new = || Ok(serde_json::to_value(Report::new(Machine::look()?, "make recovery".to_owned(), None))?);
-    let mut file = read(path)?.map_or_else(new, anyhow::Ok)?;
-    let all = file["ratios"].as_array_mut().context("ratios")?;
-    all.retain(|ratio| ratio["workload"] != RECOVERY);
-    for ratio in ratios {
-        all.push(serde_json::to_value(ratio)?);
-    }
-    write(&file, path)
 }
 
 /// `None` if there is no such file.
@@ -174,12 +178,15 @@ fn read(path: &Path) -> Result<Option<Value>> {
     }
 }
 
-fn write(file: &Value, path: &Path) -> Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    fs::write(path, serde_json::to_string_pretty(file)? + "\n").with_context(|| path.display().to_string())
-}
+type Share = fn(&Latency) -> f64;
+
+/// What is printed of it.
+const LATENCIES: [(&str, Share); 4] = [
+    ("p50", |latency| latency.p50),
+    ("p99", |latency| latency.p99),
+    ("p99.9", |latency| latency.p99_9),
+    ("max", |latency| latency.max),
+];
 
 fn print_contenders(outcome: &Outcome) {
     println!(
@@ -198,6 +205,14 @@ fn print_contenders(outcome: &Outcome) {
             column(|figures| figures.peak_rss_mib),
             column(|figures| figures.broker_cpu_seconds_per_million),
         );
+        let latencies = || shown.runs.iter().filter_map(|figures| figures.latency_ms);
+        let spread = |&(name, share): &(&str, Share)| {
+            Some(format!("{name} {}", Spread::of(latencies().map(|latency| share(&latency)))?))
+        };
+        let waits: Vec<String> = LATENCIES.iter().filter_map(spread).collect();
+        if !waits.is_empty() {
+            println!("{:<28}ms end to end: {}", "", waits.join("  "));
+        }
         if let Some(jvm) = shown.jvm {
             println!("{:<28}with {jvm}", "");
         }

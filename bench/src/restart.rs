@@ -29,7 +29,7 @@ use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::group::GroupProgress;
 use crate::node::Modules;
-use crate::report::{self, RECOVERY, RatioReport};
+use crate::report::{self, Machine, RECOVERY, RatioReport, Report};
 use crate::rounds::{Spread, order};
 use crate::streams::Streams;
 use crate::survivor::{Survivor, Topics};
@@ -92,11 +92,14 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
             ratios.extend(rounds(kill, arguments.rounds, &mut measured)?);
         }
     }
-    report::write_recovery(&ratios, &arguments.out)?;
-    println!("\nratios");
-    ratios.iter().for_each(report::print_ratio);
-    println!("written to {}", arguments.out.display());
-    Ok(ratios.iter().all(|ratio| ratio.met))
+    let mut report = Report::new(Machine::look()?, "make recovery".to_owned(), None);
+    report.ratios = ratios;
+    // What was tried at another size is no result.
+    if arguments.scale == 1.0 {
+        report.write(&arguments.out)?;
+        println!("written to {}", arguments.out.display());
+    }
+    Ok(report.summarize())
 }
 
 /// Kills each in turn, so many times.

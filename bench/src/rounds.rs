@@ -85,9 +85,19 @@ impl fmt::Display for Spread {
     }
 }
 
-/// Contender numbers in an order that starts with another one each round.
-pub fn order(contenders: usize, round: usize) -> impl Iterator<Item = usize> {
-    (0..contenders).map(move |position| (position + round) % contenders)
+/// Contender numbers in an order of the round's own, the same in every suite: nobody always follows the same one.
+pub fn order(contenders: usize, round: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..contenders).collect();
+    order.sort_by_key(|&number| mixed(((round as u64) << 32) | number as u64));
+    order
+}
+
+/// The output function of SplitMix64.
+fn mixed(number: u64) -> u64 {
+    let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]
@@ -104,11 +114,13 @@ mod tests {
 
     #[test]
     fn every_round_runs_every_contender_once() {
+        let mut orders = std::collections::BTreeSet::new();
         for round in 0..5 {
-            let mut ran: Vec<usize> = order(3, round).collect();
-            assert_eq!(ran[0], round % 3);
-            ran.sort();
+            let mut ran = order(3, round);
+            orders.insert(ran.clone());
+            ran.sort_unstable();
             assert_eq!(ran, [0, 1, 2]);
         }
+        assert!(orders.len() > 2, "always in the same order: {orders:?}");
     }
 }

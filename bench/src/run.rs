@@ -26,9 +26,11 @@ use crate::streams::Streams;
 use crate::terms::{Contender, Jvm, Kind, Load, Workload};
 use crate::{process, topics};
 
-pub const PARTITIONS: i32 = 4;
-/// A JVM warms up with so many times the records that are measured; the others, with as many.
-const JVM_WARM_UP: u64 = 2;
+/// So many times the records that are measured warm up whoever has state, so that all have the same keys; a JVM
+/// without any; and everybody else.
+const STATE_WARM_UP: u64 = 2;
+const JVM_WARM_UP: u64 = 4;
+const WARM_UP: u64 = 1;
 /// Of the warm-up, and of what is measured.
 const HANDLED_MAX: Duration = Duration::from_secs(600);
 /// Of what is handled.
@@ -81,21 +83,16 @@ impl Stage {
         name: &str,
     ) -> Result<Figures> {
         let bootstrap = &self.kafka.bootstrap;
+        let partitions = workload.partitions;
         let [input, output, changelog] = ["in", "out", "changelog"].map(|role| format!("{name}-{role}"));
         for topic in [&input, &output] {
-            topics::create(bootstrap, topic, PARTITIONS)?;
+            topics::create(bootstrap, topic, partitions)?;
         }
         if contender.kind == Kind::Loop && workload.work.is_stateful() {
-            topics::create(bootstrap, &changelog, PARTITIONS)?;
+            topics::create(bootstrap, &changelog, partitions)?;
         }
-        let place = Place {
-            bootstrap,
-            name,
-            input: &input,
-            output: &output,
-            changelog: &changelog,
-            partitions: PARTITIONS,
-        };
+        let place =
+            Place { bootstrap, name, input: &input, output: &output, changelog: &changelog, partitions };
         let figures = match workload.load {
             Load::Backlog { records } => {
                 let records = (records as f64 * self.scale) as u64;
@@ -116,11 +113,15 @@ impl Stage {
     ) -> Result<Figures> {
         let bootstrap = &self.kafka.bootstrap;
         let shape = Shape { keys: workload.keys, values: workload.values };
-        let warm_up =
-            if matches!(contender.kind, Kind::Streams(_)) { JVM_WARM_UP * records } else { records };
-        let backlog = Backlog::write(bootstrap, (place.input, PARTITIONS), shape, (warm_up, records))?;
+        let warm_up = records
+            * match contender.kind {
+                _ if workload.work.is_stateful() => STATE_WARM_UP,
+                Kind::Streams(_) => JVM_WARM_UP,
+                _ => WARM_UP,
+            };
+        let backlog = Backlog::write(bootstrap, (place.input, place.partitions), shape, (warm_up, records))?;
         let mut started = Started::start(&self.workshop, workload, contender, jvm, place)?;
-        let progress = GroupProgress::new(bootstrap, &started.group, place.input, PARTITIONS)?;
+        let progress = GroupProgress::new(bootstrap, &started.group, place.input, place.partitions)?;
         // An outbox's rows are committed first, and delivered later.
         let is_outbox = contender.kind == Kind::Outbox;
         let [warm, all] = [warm_up, warm_up + records].map(|records| workload.work.least_out(records));
@@ -147,7 +148,7 @@ impl Stage {
         jvm: Option<Jvm>,
         (place, pace): (&Place<'_>, Pace),
     ) -> Result<Figures> {
-        let mut ends = Ends::open(place.bootstrap, [place.input, place.output], PARTITIONS)?;
+        let mut ends = Ends::open(place.bootstrap, [place.input, place.output], place.partitions)?;
         let mut started = Started::start(&self.workshop, workload, contender, jvm, place)?;
         ends.wait_until_up(|| started.check())?;
         let mut before = None;

@@ -24,8 +24,8 @@ pub struct Outcome {
     pub tried: Vec<(Contender, Jvm, Figures)>,
 }
 
-/// Runs a workload, with those of its contenders whose name has `only` in it.
-pub fn run(stage: &Stage, workload: &'static Workload, rounds: usize, only: &str) -> Result<Outcome> {
+/// Runs a workload, with those of its contenders whose name has one of `only` in it; with all, if it is empty.
+pub fn run(stage: &Stage, workload: &'static Workload, rounds: usize, only: &[String]) -> Result<Outcome> {
     println!("\n{}", workload.title);
     let mut outcome = Outcome { workload, shown: Vec::new(), tried: Vec::new() };
     let mut progress = Progress::new(workload, rounds, only);
@@ -45,8 +45,12 @@ pub fn run(stage: &Stage, workload: &'static Workload, rounds: usize, only: &str
     Ok(outcome)
 }
 
-fn taking_part(workload: &'static Workload, only: &str) -> impl Iterator<Item = &'static Contender> {
-    workload.contenders.iter().filter(move |contender| contender.name.contains(only))
+fn taking_part<'a>(
+    workload: &'static Workload,
+    only: &'a [String],
+) -> impl Iterator<Item = &'static Contender> + use<'a> {
+    let is_named = |contender: &&Contender| only.iter().any(|part| contender.name.contains(part.as_str()));
+    workload.contenders.iter().filter(move |contender| only.is_empty() || is_named(contender))
 }
 
 fn ways(contender: &Contender) -> &'static [Jvm] {
@@ -94,7 +98,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(workload: &'static Workload, rounds: usize, only: &str) -> Progress {
+    fn new(workload: &'static Workload, rounds: usize, only: &[String]) -> Progress {
         let runs = |contender| {
             let ways = ways(contender).len();
             rounds + if ways < 2 { 0 } else { ways }

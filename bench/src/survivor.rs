@@ -12,7 +12,7 @@ use crate::node::{Deployment, Modules, Node, Output};
 use crate::process::Running;
 use crate::streams::{Job, Streams};
 use crate::table::KILLED;
-use crate::terms::{Guarantee, Load, Work};
+use crate::terms::{Guarantee, Work};
 
 /// Where it reads and writes.
 #[derive(Debug, Clone)]
@@ -124,7 +124,7 @@ fn start(streams: &Streams, topics: &Topics, directory: &TempDir) -> Result<Runn
         work: Work::Count,
         guarantee: Guarantee::ExactlyOnce,
         // Large fetches serve a restore as well.
-        load: Load::Backlog { records: 0 },
+        is_tuned: true,
         jvm: KILLED,
         state: &state(directory),
     };

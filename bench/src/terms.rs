@@ -139,6 +139,12 @@ pub struct Workload {
     pub keys: Keys,
     pub values: Values,
     pub load: Load,
+    /// Of its topics.
+    pub partitions: i32,
+    /// Records that a handler is called with at most.
+    pub batch_records: u32,
+    /// Kafka Streams is set for throughput, with everybody's commit interval; else all are at their defaults.
+    pub is_tuned: bool,
     pub contenders: &'static [Contender],
     pub ratios: &'static [Ratio],
     /// Whether [`crate::table::WASM_TAX`] is told of it.
