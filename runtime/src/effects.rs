@@ -111,13 +111,23 @@ pub struct Prefetched {
     pub values: Column,
 }
 
+/// `30 seconds`, `1500 ms`.
+fn spelled_out(ms: u64) -> String {
+    match (ms / 1000, ms % 1000) {
+        (1, 0) => "1 second".to_owned(),
+        (seconds @ 2.., 0) => format!("{seconds} seconds"),
+        _ => format!("{ms} ms"),
+    }
+}
+
 /// Why a call failed as a whole. Which record is at fault is known only after a replay one by one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The guest trapped, or what it returned breaks the ABI.
     #[error("trap: {0}")]
     Trap(String),
-    #[error("timeout: used more than {limit_ms} ms of CPU time for one record")]
+    /// The first words are the operations handbook's.
+    #[error("Handler timeout after {} of CPU time for one record", spelled_out(*.limit_ms))]
     Timeout { limit_ms: u64 },
     /// A limit of the deployment: memory, table, output bytes, output records.
     #[error("limit: {0}")]

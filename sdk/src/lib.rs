@@ -46,6 +46,41 @@
 //! `reads: [1]`, further versions that the handler understands, without which a node refuses to let it loose
 //! on what they wrote; `field: name`, the field that holds it if not that of its name.
 //!
+//! # Side outputs
+//!
+//! A record that is fine but not for the main way goes to an output of its own; one that the handler cannot
+//! take at all is a [`Failure`], and the deployment's failure policy says what becomes of it.
+//!
+//! ```
+//! use tidemill_sdk::{Context, Failure, Handler, Record, Store};
+//! use tidemill_sdk::testing::{Driver, record};
+//!
+//! const LATE_MS: i64 = 60_000;
+//!
+//! /// Passes readings on; those that are a minute behind the newest of their sensor go aside.
+//! struct Readings { newest: Store<i64> }
+//!
+//! impl Handler for Readings {
+//!     fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
+//!         let at = record.timestamp().ok_or_else(|| Failure::permanent("a reading without a time"))?;
+//!         let newest = self.newest.get(ctx, record.key()?)?.unwrap_or(at);
+//!         if at < newest - LATE_MS {
+//!             return ctx.emit("late", record.key()?, record.value()?);
+//!         }
+//!         self.newest.put(ctx, record.key()?, &at.max(newest));
+//!         ctx.emit("readings", record.key()?, record.value()?)
+//!     }
+//! }
+//!
+//! tidemill_sdk::export!(Readings { inputs: ["in"], outputs: ["readings", "late"], stores: ["newest"] });
+//!
+//! let at = |value: &str, ms| record("in").key("s1").value(value).timestamp(ms);
+//! let mut driver = Driver::<Readings>::new();
+//! driver.feed([at("a", 100_000), at("b", 30_000), at("c", 90_000)]);
+//! assert_eq!(driver.emitted("readings"), ["s1=a", "s1=c"]);
+//! assert_eq!(driver.emitted("late"), ["s1=b"]);
+//! ```
+//!
 //! # Layout
 //!
 //! | module | what lives there |

@@ -23,6 +23,8 @@ const WAIT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(250);
 /// Looks without news after which records that have not ended are left: they are tried again later, or held.
 const QUIET_LOOKS: u32 = 8;
+/// Looks without any change after which a redrive that is not at its end seems to stand.
+const STANDS_LOOKS: u32 = 40;
 /// Looks between two lines about progress.
 const SAY_EVERY: u32 = 8;
 
@@ -259,6 +261,13 @@ pub async fn follow(
                 let has_ended = redrive.cancelled || sums.open + sums.unknown == 0;
                 if has_ended && (sums.pending(&redrive) == 0 || quiet >= QUIET_LOOKS) {
                     return done(&redrive, &sums, global);
+                }
+                if quiet == STANDS_LOOKS && !has_ended {
+                    eprintln!(
+                        "redrive {id}: nothing has changed for {} s. Letters fill at most half of `parked`, and wait for room in an \
+                         outbox: see `tidemill parked list {deployment}` and `tidemill outbox list {deployment}`",
+                        (LOOK * STANDS_LOOKS).as_secs()
+                    );
                 }
                 if looks.is_multiple_of(SAY_EVERY) && sums != Sums::default() {
                     eprintln!("redrive {id}: {}", sums.line(&redrive));

@@ -12,6 +12,7 @@ use super::load::Values;
 use super::node::{
     GroupProtocol, KafkaConfig, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl, Secret, Ssl,
 };
+use super::outbox::BreakerSpec;
 use super::policy::Policy;
 use super::roles::Grant;
 use super::settings::Value;
@@ -51,6 +52,13 @@ pub(super) fn node_config(values: &Values<'_>, roles: Vec<Grant>, notes: Vec<Str
             commit_interval: duration(values, "defaults.commit_interval"),
             batch_records: integer(values, "defaults.batch_records") as u32,
             policy: policy(values),
+            attempts: integer(values, "kafka.max_retry_attempts") as u32,
+            first_pause: seconds(values, "kafka.retry_backoff_base"),
+            breaker: BreakerSpec {
+                failures: integer(values, "kafka.circuit_breaker_threshold") as u32,
+                open: seconds(values, "kafka.circuit_breaker_reset_timeout"),
+            },
+            dead_letters: text(values, "kafka.dead_letter_topic"),
         },
         log: LogConfig {
             format: match text(values, "log.format").as_deref() {
@@ -277,6 +285,14 @@ fn integer(values: &Values<'_>, key: &str) -> u64 {
 
 pub(super) fn flag(values: &Values<'_>, key: &str) -> bool {
     matches!(values.get(key), Value::Bool(true))
+}
+
+/// A bare number of seconds.
+fn seconds(values: &Values<'_>, key: &str) -> Duration {
+    match values.get(key) {
+        Value::Number(value) => Duration::from_secs_f64(*value),
+        _ => Duration::ZERO,
+    }
 }
 
 fn duration(values: &Values<'_>, key: &str) -> Duration {

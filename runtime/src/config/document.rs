@@ -10,7 +10,7 @@ use super::deployment::{
     OutputSpec, Ownership, Place, SequenceSpec, Start, TopicSpec,
 };
 use super::failures;
-use super::outbox;
+use super::outbox::{self, BreakerSpec};
 use super::policy::Policy;
 use super::problem::{Problem, Problems, Report};
 use super::rollout;
@@ -35,6 +35,12 @@ pub struct SpecDefaults {
     pub batch_records: u32,
     /// Caps the limits that a document does not set; those that it sets are judged at the deploy.
     pub policy: Policy,
+    /// How often a transient failure is tried again, and the first pause between attempts.
+    pub attempts: u32,
+    pub first_pause: Duration,
+    pub breaker: BreakerSpec,
+    /// Where dead letters go. None = a topic of the deployment's own.
+    pub dead_letters: Option<String>,
 }
 
 impl Default for SpecDefaults {
@@ -45,6 +51,10 @@ impl Default for SpecDefaults {
             commit_interval: Duration::from_millis(100),
             batch_records: 500,
             policy: Policy::default(),
+            attempts: failures::ATTEMPTS,
+            first_pause: failures::BACKOFF.min,
+            breaker: outbox::BREAKER,
+            dead_letters: None,
         }
     }
 }
@@ -141,7 +151,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
         section.missing("module", "write the path of a .wasm file or of a handler's crate");
     }
     let inputs = inputs(&mut section, defaults, report);
-    let outputs = outputs(&mut section);
+    let outputs = outputs(&mut section, defaults);
     let guarantee = section.choice(
         "guarantee",
         Guarantee::default(),
@@ -150,7 +160,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
     let workers = section.integer("workers", defaults.workers.into(), 1..=64) as u32;
     let config = section.take("config").map_or(serde_json::json!({}), |field| field.node.value.json());
     let has_outbox = outputs.values().any(|output| output.topic().is_none());
-    let failures = failures::read(&mut section, has_outbox);
+    let failures = failures::read(&mut section, has_outbox, defaults);
     let rollout = rollout::read(&mut section);
     let limits = limits(&mut section, defaults);
     let commit = commit(&mut section, defaults, report);
@@ -288,7 +298,7 @@ fn inputs(
     inputs
 }
 
-fn outputs(section: &mut Section<'_>) -> BTreeMap<String, OutputSpec> {
+fn outputs(section: &mut Section<'_>, defaults: &SpecDefaults) -> BTreeMap<String, OutputSpec> {
     let mut outputs = BTreeMap::new();
     let Some(mut bindings) = section.section("outputs") else {
         return outputs;
@@ -301,7 +311,7 @@ fn outputs(section: &mut Section<'_>) -> BTreeMap<String, OutputSpec> {
         let Some(mut output) = field.section() else {
             continue;
         };
-        let spec = output_spec(&mut output, &field);
+        let spec = output_spec(&mut output, &field, defaults);
         output.finish();
         if let Some(spec) = spec {
             outputs.insert(logical.to_owned(), spec);
@@ -311,7 +321,7 @@ fn outputs(section: &mut Section<'_>) -> BTreeMap<String, OutputSpec> {
 }
 
 /// A topic, or a destination outside the transaction.
-fn output_spec(output: &mut Section<'_>, field: &Field<'_>) -> Option<OutputSpec> {
+fn output_spec(output: &mut Section<'_>, field: &Field<'_>, defaults: &SpecDefaults) -> Option<OutputSpec> {
     if !outbox::is_destination(output) {
         let ids = output.flag("ids");
         return topic(output).map(|topic| OutputSpec::Topic(TopicSpec { topic, ids }));
@@ -323,7 +333,8 @@ fn output_spec(output: &mut Section<'_>, field: &Field<'_>) -> Option<OutputSpec
             ways.collect::<Vec<_>>().join(" and ")
         ));
     }
-    outbox::read(output, field).map(|destination| OutputSpec::Destination(Box::new(destination)))
+    let destination = outbox::read(output, field, defaults)?;
+    Some(OutputSpec::Destination(Box::new(destination)))
 }
 
 fn topic(section: &mut Section<'_>) -> Option<String> {

@@ -7,6 +7,8 @@ use tidemill_test_support::proptest::prelude::*;
 
 use super::deployment::*;
 use super::document::{SpecDefaults, split_documents};
+use super::failures::FailureKind;
+use super::outbox::BreakerSpec;
 use super::policy::Policy;
 
 const MINIMAL: &str = "name: word-count\nmodule: count.wasm\ninputs: { words: { topic: words } }\n";
@@ -72,7 +74,20 @@ fn a_node_may_change_what_a_silent_document_gets() {
         commit_interval: Duration::from_millis(5),
         batch_records: 50,
         policy: Policy { memory_bytes: Some(32 << 20), ..Policy::default() },
+        attempts: 7,
+        first_pause: Duration::from_secs(2),
+        breaker: BreakerSpec { failures: 9, open: Duration::from_secs(3) },
+        dead_letters: Some("dlq-events".to_owned()),
     };
+    let failing = format!(
+        "{MINIMAL}failures: {{ then: dead_letter }}\noutputs: {{ hook: {{ http: {{ url: 'http://h/' }} }} }}\n"
+    );
+    let spec = DeploymentSpec::parse_with(&failing, &defaults).expect("valid");
+    let transient = spec.failures.policy(FailureKind::Transient);
+    assert_eq!((transient.attempts, transient.backoff.min), (7, Duration::from_secs(2)));
+    assert_eq!(spec.failures.dead_letters.as_deref(), Some("dlq-events"));
+    let hook = spec.destinations().next().expect("a destination").1;
+    assert_eq!((hook.breaker.failures, hook.breaker.open), (9, Duration::from_secs(3)));
     let spec = DeploymentSpec::parse_with(MINIMAL, &defaults).expect("valid");
     assert_eq!(spec.inputs["words"].start, Start::Latest);
     assert_eq!((spec.workers, spec.limits.batch_records), (3, 50));

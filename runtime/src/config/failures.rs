@@ -10,7 +10,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::document::check_topic;
+use super::document::{SpecDefaults, check_topic};
 use super::section::{Field, Section};
 use super::units;
 use super::yaml::Yaml;
@@ -130,15 +130,17 @@ pub struct Policy {
     pub sample_ppm: u32,
 }
 
+/// Of transient failures of which nobody says how often and when they are tried again.
+pub const ATTEMPTS: u32 = 3;
+pub const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(30) };
 /// Every record.
 const WHOLE_PPM: u32 = 1_000_000;
 
 impl Policy {
     /// Of a kind that the document does not mention.
     pub fn default_for(kind: FailureKind, then: Then) -> Policy {
-        let attempts = if kind == FailureKind::Transient { 5 } else { 0 };
-        let backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
-        Policy { attempts, backoff, then, sample_ppm: WHOLE_PPM }
+        let attempts = if kind == FailureKind::Transient { ATTEMPTS } else { 0 };
+        Policy { attempts, backoff: BACKOFF, then, sample_ppm: WHOLE_PPM }
     }
 
     /// Some records that would become dead letters do not.
@@ -261,12 +263,18 @@ impl Failures {
     }
 }
 
-const ATTEMPTS: RangeInclusive<u64> = 0..=1000;
+const ATTEMPTS_RANGE: RangeInclusive<u64> = 0..=1000;
 const BACKOFF_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Reads `failures:`, a word or a mapping.
 /// `has_outbox`: what can never be delivered becomes a dead letter too.
-pub(super) fn read(section: &mut Section<'_>, has_outbox: bool) -> Failures {
+pub(super) fn read(section: &mut Section<'_>, has_outbox: bool, defaults: &SpecDefaults) -> Failures {
+    let mut failures = read_given(section, has_outbox, defaults);
+    failures.dead_letters = failures.dead_letters.or_else(|| defaults.dead_letters.clone());
+    failures
+}
+
+fn read_given(section: &mut Section<'_>, has_outbox: bool, defaults: &SpecDefaults) -> Failures {
     let Some(field) = section.take("failures") else {
         return Failures::default();
     };
@@ -286,7 +294,7 @@ pub(super) fn read(section: &mut Section<'_>, has_outbox: bool) -> Failures {
     }
     let Some(mut block) = field.section() else { return Failures::default() };
     let then = block.choice("then", Then::default(), &Then::ALL);
-    let mut failures = Failures::by_kind(|kind| Policy::default_for(kind, then));
+    let mut failures = Failures::by_kind(|kind| standard_for(kind, then, defaults));
     for kind in FailureKind::ALL {
         if let Some(mut policy) = block.section(kind.as_str()) {
             failures.policies[kind as usize] = read_policy(&mut policy, failures.policies[kind as usize]);
@@ -321,8 +329,19 @@ pub(super) fn read(section: &mut Section<'_>, has_outbox: bool) -> Failures {
     failures
 }
 
+/// As built in, but for what this node's operator has said.
+fn standard_for(kind: FailureKind, then: Then, defaults: &SpecDefaults) -> Policy {
+    let mut policy = Policy::default_for(kind, then);
+    if kind == FailureKind::Transient {
+        policy.attempts = defaults.attempts;
+    }
+    let first = defaults.first_pause;
+    policy.backoff = Backoff { min: first, max: policy.backoff.max.max(first) };
+    policy
+}
+
 fn read_policy(section: &mut Section<'_>, standard: Policy) -> Policy {
-    let attempts = section.integer("attempts", standard.attempts.into(), ATTEMPTS) as u32;
+    let attempts = section.integer("attempts", standard.attempts.into(), ATTEMPTS_RANGE) as u32;
     let backoff = section.take("backoff");
     if let (Some(field), 0) = (&backoff, attempts) {
         field.refuse("is the pause between attempts, and there are none: give it `attempts` as well");

@@ -74,6 +74,7 @@ const IMPLIED: &[(&str, &str)] = &[
     ("linger.ms", "every commit sends its records at once; without effect"),
     ("queue.buffering.max.ms", "every commit sends its records at once; without effect"),
     ("batch.size", "batches are as large as their topic allows; without effect"),
+    ("max.block.ms", "the client never blocks in a send; without effect"),
 ];
 
 /// Properties that would break a guarantee, or that have no counterpart; each with what to do.
@@ -96,10 +97,6 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     ("application.id", "set `fleet`; a deployment's group is {environment}.{group}.{deployment}"),
     ("allow.auto.create.topics", "topics are never created by accident: use `tidemill topics create`"),
-    (
-        "max.block.ms",
-        "the client never blocks in a send; set `delivery.timeout.ms` for how long a send may take",
-    ),
     ("sasl.jaas.config", "set kafka.sasl.username and TIDEMILL_KAFKA_SASL_PASSWORD instead"),
     ("sasl.username", "set kafka.sasl.username instead"),
     (
@@ -230,12 +227,11 @@ mod tests {
         ] {
             assert_eq!(judge(given, value), Fate::Setting { key, value: own.into() }, "{given}");
         }
-        for implied in ["batch.size", "linger.ms"] {
+        for implied in ["batch.size", "linger.ms", "max.block.ms"] {
             assert!(matches!(judge(implied, "10"), Fate::Implied(_)), "{implied}");
         }
         for refused in [
             "processing.guarantee",
-            "max.block.ms",
             "sasl.jaas.config",
             "ssl.truststore.location",
             "transactional.id",

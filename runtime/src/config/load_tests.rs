@@ -64,15 +64,19 @@ fn a_flag_beats_a_variable_beats_a_documented_variable_beats_the_file() {
 fn the_documented_flat_file_and_variables_are_understood() {
     let file = "bootstrap_servers: localhost:9092\nenvironment: prod\ngroup: my-service\ntimeout_seconds: 45\n\
                 acks: all\nenable_idempotence: true\nauto_offset_reset: latest\nenable_auto_commit: true\n\
-                max_retry_attempts: 3\nretry_backoff_base: 1.0\ncircuit_breaker_threshold: 5\n\
-                circuit_breaker_reset_timeout: 30.0\nconsumer_sleep_interval: 0.1\ndead_letter_topic: dlq-events\n";
+                max_retry_attempts: 4\nretry_backoff_base: 1.5\ncircuit_breaker_threshold: 6\n\
+                circuit_breaker_reset_timeout: 60.0\nconsumer_sleep_interval: 0.1\ndead_letter_topic: dlq-events\n";
     let effective = load(file, &[("KAFKA_TIMEOUT_SECONDS", "60")], &[]).expect("valid");
     let config = effective.config;
     assert_eq!(config.group_of("orders"), "prod.my-service.orders");
     assert_eq!(config.kafka.connect_timeout, Duration::from_secs(60));
     assert_eq!(config.defaults.start, Start::Latest);
-    // Auto-commit and the settings without effect are said aloud, never silently dropped.
-    for word in ["enable_auto_commit", "dead_letter_topic", "max_retry_attempts", "consumer_sleep_interval"] {
+    let defaults = &config.defaults;
+    assert_eq!((defaults.attempts, defaults.first_pause), (4, Duration::from_millis(1500)));
+    assert_eq!((defaults.breaker.failures, defaults.breaker.open), (6, Duration::from_secs(60)));
+    assert_eq!(defaults.dead_letters.as_deref(), Some("dlq-events"));
+    // Auto-commit and the setting without effect are said aloud, never silently dropped.
+    for word in ["enable_auto_commit", "consumer_sleep_interval"] {
         assert!(config.notes.iter().any(|note| note.contains(word)), "{word}: {:?}", config.notes);
     }
 }
@@ -190,8 +194,11 @@ fn documented_client_settings_reach_the_client_they_concern() {
     // Understood, without effect, and said so.
     assert_eq!(scope("batch.size"), None);
     assert!(config.notes.iter().any(|note| note.contains("batch.size")), "{:?}", config.notes);
-    let text = refusal("kafka: { properties: { max.block.ms: 120000, max.poll.records: 1000 } }", &[], &[]);
-    assert!(text.contains("delivery.timeout.ms") && text.contains("1000 is outside 1 to 500"), "{text}");
+    let text = refusal("kafka: { properties: { group.id: mine, max.poll.records: 1000 } }", &[], &[]);
+    assert!(
+        text.contains("set `environment` and `group`") && text.contains("1000 is outside 1 to 500"),
+        "{text}"
+    );
 }
 
 proptest! {

@@ -15,7 +15,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::document::check_topic;
+use super::document::{SpecDefaults, check_topic};
 use super::failures::{Backoff, read_backoff};
 use super::section::{Field, Section};
 
@@ -160,15 +160,21 @@ impl SecurityProtocol {
 /// What a document that does not say gets.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
-pub const BREAKER: BreakerSpec = BreakerSpec { failures: 5, open: Duration::from_secs(10) };
+pub const BREAKER: BreakerSpec = BreakerSpec { failures: 5, open: Duration::from_secs(30) };
 pub const ROWS: u64 = 10_000;
 pub const BYTES: u64 = 64 << 20;
 pub const IN_FLIGHT: u64 = 32;
+/// Of a Kafka topic, which takes many at once.
+pub const KAFKA_IN_FLIGHT: u64 = 500;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Reads an output that names no topic. `None` only if something was reported.
-pub(super) fn read(output: &mut Section<'_>, field: &Field<'_>) -> Option<Destination> {
+pub(super) fn read(
+    output: &mut Section<'_>,
+    field: &Field<'_>,
+    defaults: &SpecDefaults,
+) -> Option<Destination> {
     let ways =
         [("http", output.take("http")), ("amqp", output.take("amqp")), ("kafka", output.take("kafka"))];
     let given: Vec<&str> = ways.iter().filter(|(_, way)| way.is_some()).map(|(name, _)| *name).collect();
@@ -188,10 +194,11 @@ pub(super) fn read(output: &mut Section<'_>, field: &Field<'_>) -> Option<Destin
     let timeout = output.duration("timeout", TIMEOUT, Duration::from_millis(10)..=SECOND * 300);
     let retry = output.take("retry").as_ref().and_then(read_backoff).unwrap_or(RETRY);
     let attempts = output.integer("attempts", u64::MAX, 0..=1_000_000);
-    let breaker = breaker(output);
+    let breaker = breaker(output, defaults.breaker);
     let rows = output.integer("rows", ROWS, 1..=1_000_000);
     let bytes = output.bytes("bytes", BYTES, 64 << 10..=16 << 30);
-    let in_flight = output.integer("in_flight", IN_FLIGHT, 1..=1_000) as u32;
+    let in_flight = if given == ["kafka"] { KAFKA_IN_FLIGHT } else { IN_FLIGHT };
+    let in_flight = output.integer("in_flight", in_flight, 1..=1_000) as u32;
     let way = found.pop().flatten().filter(|_| given.len() == 1)?;
     let attempts = u32::try_from(attempts).ok();
     Some(Destination { way, timeout, retry, attempts, breaker, rows, bytes, in_flight })
@@ -202,11 +209,11 @@ pub(super) fn is_destination(output: &mut Section<'_>) -> bool {
     ["http", "amqp", "kafka"].into_iter().any(|way| output.take(way).is_some())
 }
 
-fn breaker(output: &mut Section<'_>) -> BreakerSpec {
-    let Some(mut section) = output.section("breaker") else { return BREAKER };
+fn breaker(output: &mut Section<'_>, standard: BreakerSpec) -> BreakerSpec {
+    let Some(mut section) = output.section("breaker") else { return standard };
     let breaker = BreakerSpec {
-        failures: section.integer("failures", BREAKER.failures.into(), 1..=1_000) as u32,
-        open: section.duration("open", BREAKER.open, Duration::from_millis(100)..=SECOND * 3600),
+        failures: section.integer("failures", standard.failures.into(), 1..=1_000) as u32,
+        open: section.duration("open", standard.open, Duration::from_millis(100)..=SECOND * 3600),
     };
     section.finish();
     breaker
@@ -393,7 +400,9 @@ mod tests {
         assert_eq!((queue.attempts, queue.retry.min, queue.rows), (Some(3), SECOND, 7));
         let mirror = "{ kafka: { bootstrap_servers: 'b:9092', topic: t, security_protocol: SASL_SSL, \
                       sasl: { mechanism: PLAIN, username: u, password_file: /run/p } } }";
-        let Way::Kafka(kafka) = parse(mirror).expect("valid").way else { panic!("kafka") };
+        let mirror = parse(mirror).expect("valid");
+        assert_eq!((mirror.in_flight, queue.in_flight), (500, 32), "a topic takes many at once");
+        let Way::Kafka(kafka) = mirror.way else { panic!("kafka") };
         assert_eq!(kafka.sasl.map(|sasl| sasl.password), Some(Source::File("/run/p".into())));
     }
 
@@ -454,6 +463,8 @@ mod tests {
                 "{name}: {default}: {row:?}"
             );
         }
+        let of_kafka = format!("{KAFKA_IN_FLIGHT} to a `kafka` topic");
+        assert!(text.contains(&of_kafka), "{of_kafka} is not in docs/outbox.md");
         for name in [
             "secret_file",
             "secret_env",

@@ -28,7 +28,7 @@ const fn names<const N: usize>(profiles: &[Profile; N]) -> [&'static str; N] {
     names
 }
 
-const PRODUCER: [Profile; 4] = [
+const PRODUCER: [Profile; 5] = [
     (
         "high_throughput",
         &[
@@ -60,6 +60,15 @@ const PRODUCER: [Profile; 4] = [
             ("compression.type", "zstd"),
             ("retries", "10"),
             ("max.in.flight.requests.per.connection", "1"),
+        ],
+    ),
+    (
+        "long_timeouts",
+        &[
+            ("request.timeout.ms", "60000"),
+            ("delivery.timeout.ms", "180000"),
+            ("max.block.ms", "120000"),
+            ("retries", "3"),
         ],
     ),
 ];

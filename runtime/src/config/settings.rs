@@ -192,26 +192,19 @@ pub const SETTINGS: &[Setting] = &[
     setting("kafka.consumer_sleep_interval", Some("consumer_sleep_interval"), Kind::Number(0.01, 10.0), "0.1",
         "Accepted and not needed: the node wakes when records arrive and never sleeps between polls. Seconds."),
     setting("kafka.max_retry_attempts", Some("max_retry_attempts"), Kind::Integer(0, 10), "3",
-        "Accepted and without effect: a deployment's `failures` says how often and when a record is tried again."),
+        "How often a transient failure is tried again by deployments whose `failures` do not say."),
     setting("kafka.retry_backoff_base", Some("retry_backoff_base"), Kind::Number(0.1, 60.0), "1.0",
-        "Accepted and without effect: a deployment's `failures` says how often and when a record is tried again. Seconds."),
+        "The first pause between attempts of deployments whose `failures` do not say. Seconds."),
     setting("kafka.circuit_breaker_threshold", Some("circuit_breaker_threshold"), Kind::Integer(1, 100), "5",
-        "Accepted and without effect: `breaker.failures` of an output says when its destination is left alone."),
+        "After how many failures in a row a destination is left alone, for outputs without `breaker.failures`."),
     setting("kafka.circuit_breaker_reset_timeout", Some("circuit_breaker_reset_timeout"), Kind::Number(1.0, 3600.0), "30.0",
-        "Accepted and without effect: `breaker.open` of an output says for how long its destination is left alone. Seconds."),
+        "For how long a destination is left alone, for outputs without `breaker.open`. Seconds."),
     setting("kafka.dead_letter_topic", Some("dead_letter_topic"), Kind::Name, "",
-        "Accepted and without effect: a deployment's `failures.dead_letters.topic` says where its dead letters go."),
+        "Where dead letters of deployments go that name no topic. Not set = each has its own."),
 ];
 
 /// Settings that are read but do nothing yet; a node that is given one says so at its start.
-pub(super) const WITHOUT_EFFECT: &[&str] = &[
-    "kafka.consumer_sleep_interval",
-    "kafka.max_retry_attempts",
-    "kafka.retry_backoff_base",
-    "kafka.circuit_breaker_threshold",
-    "kafka.circuit_breaker_reset_timeout",
-    "kafka.dead_letter_topic",
-];
+pub(super) const WITHOUT_EFFECT: &[&str] = &["kafka.consumer_sleep_interval"];
 
 /// Pass-through client properties live below this key.
 pub const PROPERTIES: &str = "kafka.properties";

@@ -272,6 +272,14 @@ impl KafkaConfig {
                 ("transactional.id", id),
                 ("transaction.timeout.ms", &millis(limits.transaction_timeout)),
             ]));
+            // A request or a record cannot outlast the transaction that it is part of; librdkafka refuses more.
+            let most = limits.transaction_timeout.as_millis();
+            for name in ["socket.timeout.ms", "message.timeout.ms", "delivery.timeout.ms"] {
+                let given = self.properties.get(name).and_then(|given| given.parse().ok());
+                if given.is_some_and(|given: u128| given > most) {
+                    ours.extend(settings(&[(name, &most.to_string())]));
+                }
+            }
         }
         self.compose(CONSUMER_ONLY, ours)
     }
@@ -470,6 +478,20 @@ mod tests {
         assert_eq!(share(1024), (16, 64, 16), "never above what a client needs");
         assert_eq!(share(16), (4, 12, 12));
         assert_eq!(share(1), (1, 4, 4));
+    }
+
+    #[test]
+    fn a_transaction_bounds_how_long_its_records_may_take() {
+        let mut config = KafkaConfig::new("localhost:9092");
+        for name in ["socket.timeout.ms", "delivery.timeout.ms"] {
+            config.properties.insert(name.to_owned(), "180000".to_owned());
+        }
+        let settings = |id| config.producer(id, 1_000_000).into_iter().collect::<BTreeMap<_, _>>();
+        let most = millis(config.limits.transaction_timeout);
+        assert_eq!(settings(Some("fleet.words.n1.0"))["delivery.timeout.ms"], most);
+        assert_eq!(settings(None)["delivery.timeout.ms"], "180000");
+        ffi::producer::Producer::new(&config.producer(Some("fleet.words.n1.0"), 1_000_000), "test")
+            .expect("librdkafka takes it");
     }
 
     #[test]

@@ -275,6 +275,16 @@ impl Task {
             _ if redrive.discard => {}
             Standing::OverLimit => {
                 progress.over_limit += 1;
+                let (deployment, partition) = (&self.config.deployment, self.partition);
+                let (retry_count, offset) = (letter.retry_count, letter.offset);
+                tracing::warn!(
+                    deployment,
+                    partition,
+                    offset,
+                    retry_count,
+                    "a dead letter came back too often and is left: find out why it fails, then redrive it with a higher --retry-limit, \
+                     or discard it"
+                );
                 log(&letter, "DLQ message received: it came back too often and is left");
                 return Ok(true);
             }

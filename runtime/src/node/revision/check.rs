@@ -71,6 +71,11 @@ pub fn check(
     if !unmet.is_empty() {
         return Err(PrepareError::Precondition(unmet));
     }
+    if deploys {
+        for warning in outliving(spec, &found) {
+            tracing::warn!(deployment = spec.name, "{warning}");
+        }
+    }
     let (Some(manifest), Some(internal)) = (manifest, internal) else { return Ok(None) };
     let inputs: Vec<&FoundTopic> =
         manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
@@ -142,6 +147,24 @@ fn too_slow(spec: &DeploymentSpec, poll_interval: Duration) -> Option<Problem> {
         )
     };
     (longest >= poll_interval).then(|| Problem::at("limits.batch_time", message()))
+}
+
+/// Inputs that keep records for longer than the inbox keeps their ids. What repeats them that late (a replay, a
+/// redrive) has their effects again: nothing is wrong yet, and somebody should know.
+fn outliving(spec: &DeploymentSpec, found: &BTreeMap<String, FoundTopic>) -> Vec<String> {
+    let Some(inbox) = spec.inbox.as_ref().filter(|inbox| inbox.id.is_some()) else { return Vec::new() };
+    let outlives = |topic: &FoundTopic| {
+        let kept = topic.kept_for()?;
+        (kept > inbox.ttl).then(|| {
+            let kept = if kept == Duration::MAX { "without end".to_owned() } else { show_duration(kept) };
+            format!(
+                "{} keeps records {kept}, inbox.ttl is {}: a repetition that comes later has its effects again",
+                topic.topic.name,
+                show_duration(inbox.ttl)
+            )
+        })
+    };
+    spec.inputs.values().filter_map(|input| outlives(found.get(&input.topic)?)).collect()
 }
 
 /// Inputs are read together, partition by partition.
@@ -236,4 +259,33 @@ fn missing<'a>(
             Problem::at(format!("{what}s.{name}"), message)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn an_inbox_that_forgets_before_its_input_does_is_told() {
+        let kept = |retention: &str| {
+            let topic = Topic { name: "words".into(), id: Uuid::nil(), partitions: 1 };
+            let configs = BTreeMap::from([("retention.ms".to_owned(), retention.to_owned())]);
+            BTreeMap::from([("words".to_owned(), FoundTopic { topic, configs })])
+        };
+        let parse = |more: &str| {
+            let text = format!("name: n\nmodule: m.wasm\ninputs: {{ in: {{ topic: words }} }}\n{more}");
+            DeploymentSpec::parse(&text).expect("valid")
+        };
+        let spec = parse("inbox: { id: key, ttl: 24h }");
+        assert!(outliving(&spec, &kept("86400000")).is_empty(), "as long as the input");
+        for (retention, said) in
+            [("604800000", "words keeps records 168h"), ("-1", "words keeps records without end")]
+        {
+            let warnings = outliving(&spec, &kept(retention)).join("; ");
+            assert!(warnings.starts_with(said) && warnings.contains("ttl is 24h"), "{warnings}");
+        }
+        assert!(outliving(&parse(""), &kept("-1")).is_empty(), "no inbox");
+    }
 }

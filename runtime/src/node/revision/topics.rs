@@ -1,6 +1,7 @@
 //! The topics of a document as they are found, and those that the deployment has for itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::PrepareError;
 use crate::config::deployment::DeploymentSpec;
@@ -20,6 +21,14 @@ pub(super) struct FoundTopic {
 impl FoundTopic {
     fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
         self.configs.get(name)?.parse().ok()
+    }
+
+    /// How long its records are there; none where the broker does not say, or size alone decides.
+    pub fn kept_for(&self) -> Option<Duration> {
+        match self.number::<i64>("retention.ms")? {
+            -1 => Some(Duration::MAX),
+            ms => u64::try_from(ms).ok().map(Duration::from_millis),
+        }
     }
 
     /// Kafka's default where the broker does not say.
