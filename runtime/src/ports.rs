@@ -265,12 +265,15 @@ pub struct Delivery {
     pub timestamp_ms: i64,
 }
 
+/// The longest that a destination is left alone because it asks for it.
+pub const AFTER_MAX: Duration = Duration::from_secs(3600);
+
 /// How a delivery ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Landed {
     /// The destination has it.
     Delivered,
-    /// It may have it or not: to be sent again, not before `after` if that is given.
+    /// It may have it or not: to be sent again, not before `after`, or [`AFTER_MAX`], if that is given.
     Transient { reason: String, after: Option<Duration> },
     /// It will never take it.
     Permanent { reason: String },

@@ -7,12 +7,9 @@ use std::time::Duration;
 
 use super::config::KafkaConfig;
 use super::ffi::producer::{Outgoing, Producer};
-use super::ffi::{Code, KafkaError};
+use super::ffi::{Code, Delivered, KafkaError};
 use crate::ports::SourceError;
 use crate::record::headers::{self, Header};
-
-/// Beyond the time-out of a record the producer has surely given it up.
-const SLACK: Duration = Duration::from_secs(5);
 
 /// A record for it.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +37,6 @@ pub struct Mirror {
     topic: String,
     index: usize,
     tickets: AtomicU64,
-    timeout: Duration,
 }
 
 impl Mirror {
@@ -49,14 +45,34 @@ impl Mirror {
         let refused = |error: KafkaError| SourceError::Refused(error.to_string());
         let mut producer = Producer::new(&config.mirror(timeout), topic).map_err(refused)?;
         let index = producer.topic(topic).map_err(refused)?;
-        Ok(Mirror { producer, topic: topic.to_owned(), index, tickets: AtomicU64::new(1), timeout })
+        Ok(Mirror { producer, topic: topic.to_owned(), index, tickets: AtomicU64::new(1) })
     }
 
-    /// Sends a record and waits until every replica in sync has it. Records of a key keep their order, also
-    /// one that was given up and is sent again.
-    pub fn send(&self, record: MirrorRecord<'_>) -> Result<(), MirrorError> {
+    /// The error after which nothing is sent any more: another one must be made.
+    pub fn fatal(&self) -> Option<String> {
+        self.producer.client().fatal().map(|error| error.to_string())
+    }
+
+    /// Makes it have such an error.
+    #[cfg(test)]
+    pub fn fail(&self) {
+        self.producer.client().fail();
+    }
+
+    /// Queues a record. `done` hears once whether every replica in sync has it, on a thread of the client's, which
+    /// it must not hold up; it is dropped unheard if the producer ends before. Records of a key keep the order in
+    /// which they were queued, also one that was given up and is queued again.
+    pub fn send(
+        &self,
+        record: MirrorRecord<'_>,
+        done: impl FnOnce(Result<(), MirrorError>) + Send + 'static,
+    ) -> Result<(), MirrorError> {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
-        self.producer.expect_ticket(ticket);
+        let topic = self.topic.clone();
+        let notice = move |delivered: Delivered| {
+            done(delivered.result.map(drop).map_err(|error| sorted(&topic, &error)));
+        };
+        self.producer.expect_ticket(ticket, Box::new(notice));
         let outgoing = Outgoing {
             partition: -1,
             key: record.key,
@@ -64,30 +80,27 @@ impl Mirror {
             timestamp: record.timestamp_ms,
             ticket,
         };
-        if let Err(error) = self.producer.produce(self.index, outgoing, record.headers) {
-            let _ = self.producer.wait_ticket(ticket, Duration::ZERO);
-            return Err(self.sorted(&error));
-        }
-        match self.producer.wait_ticket(ticket, self.timeout + SLACK) {
-            None => Err(MirrorError::Unknown(format!("{}: no acknowledgement in time", self.topic))),
-            Some(delivered) => delivered.result.map(drop).map_err(|error| self.sorted(&error)),
-        }
+        self.producer.produce(self.index, outgoing, record.headers).map_err(|error| {
+            self.producer.forget_ticket(ticket);
+            sorted(&self.topic, &error)
+        })
     }
+}
 
-    fn sorted(&self, error: &KafkaError) -> MirrorError {
-        /// Refusals of a record for what it is.
-        const REFUSED: [Code; 5] = [
-            Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
-            Code::RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE,
-            Code::RD_KAFKA_RESP_ERR_INVALID_RECORD,
-            Code::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP,
-            Code::RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE,
-        ];
-        let text = format!("{}: {error}", self.topic);
-        match error.is_any(&REFUSED) && !error.fatal {
-            true => MirrorError::Refused(text),
-            false => MirrorError::Unknown(text),
-        }
+/// Refusals of a record for what it is.
+const REFUSED: [Code; 5] = [
+    Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
+    Code::RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE,
+    Code::RD_KAFKA_RESP_ERR_INVALID_RECORD,
+    Code::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP,
+    Code::RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE,
+];
+
+fn sorted(topic: &str, error: &KafkaError) -> MirrorError {
+    let text = format!("{topic}: {error}");
+    match error.is_any(&REFUSED) && !error.fatal {
+        true => MirrorError::Refused(text),
+        false => MirrorError::Unknown(text),
     }
 }
 

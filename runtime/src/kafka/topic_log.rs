@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::bounded;
+
 use super::bounds;
 use super::config::{APPEND_TIMEOUT, KafkaConfig};
 use super::ffi::Code;
@@ -57,15 +59,16 @@ impl TopicLog {
     /// Appends a record and waits until every replica in sync has it.
     pub fn append(&self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Offset, AppendError> {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
-        self.producer.expect_ticket(ticket);
+        let (tell, told) = bounded(1);
+        self.producer.expect_ticket(ticket, Box::new(move |delivered| drop(tell.send(delivered))));
         let record = Outgoing { partition: 0, key, value, timestamp: -1, ticket };
         if let Err(error) = self.producer.produce(self.index, record, &[]) {
-            let _ = self.producer.wait_ticket(ticket, Duration::ZERO);
+            self.producer.forget_ticket(ticket);
             return Err(AppendError::Refused(format!("{}: {error}", self.topic)));
         }
         // The producer gives the record up by itself before that, and says so.
-        let outcome = self.producer.wait_ticket(ticket, APPEND_TIMEOUT + Duration::from_secs(5));
-        let Some(delivered) = outcome else {
+        let Ok(delivered) = told.recv_timeout(APPEND_TIMEOUT + Duration::from_secs(5)) else {
+            self.producer.forget_ticket(ticket);
             return Err(AppendError::Unknown(format!("{}: no acknowledgement in time", self.topic)));
         };
         match delivered.result {

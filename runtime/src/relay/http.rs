@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sha2::Sha256;
 
 use super::event::Event;
-use super::{Origin, secrets, tls};
+use super::{Origin, Unsent, secrets, tls};
 use crate::config::node::Secret;
 use crate::config::outbox::{HttpFormat, HttpSpec, check_url};
 use crate::ports::{Delivery, Landed};
@@ -86,19 +86,16 @@ impl Carrier {
         })
     }
 
-    pub async fn deliver(&self, delivery: &Delivery) -> Landed {
+    pub async fn deliver(&self, delivery: &Delivery) -> Result<Landed, Unsent> {
         let event = Event::of(delivery, &self.source, &self.kind);
-        let (headers, body) = match self.message(delivery, &event) {
-            Ok(message) => message,
-            Err(reason) => return Landed::Permanent { reason },
-        };
+        let (headers, body) = self.message(delivery, &event).map_err(Unsent)?;
         let mut request = Request::new(Full::from(body));
         (*request.method_mut(), *request.uri_mut()) = (Method::POST, self.url.clone());
         *request.headers_mut() = headers;
-        match self.client.request(request).await {
+        Ok(match self.client.request(request).await {
             Ok(answer) => judge(answer).await,
             Err(error) => Landed::Transient { reason: format!("{error}{}", cause(&error)), after: None },
-        }
+        })
     }
 
     fn message(&self, delivery: &Delivery, event: &Event) -> Result<(HeaderMap, Vec<u8>), String> {
@@ -113,8 +110,11 @@ impl Carrier {
         put(USER_AGENT.as_str(), concat!("tidemill/", env!("CARGO_PKG_VERSION")))?;
         put("tidemill-id", &delivery.id)?;
         put("tidemill-sequence", &delivery.sequence.to_string())?;
+        // These come from upstream, unseen: a row is delivered without what no header can say.
+        let can_be_said = |value: &str| HeaderValue::from_str(value).is_ok();
         for name in ["traceparent", "tracestate"] {
-            if let Some((_, value)) = event.attributes.iter().find(|(found, _)| *found == name) {
+            let found = event.attributes.iter().find(|(found, _)| *found == name);
+            if let Some((_, value)) = found.filter(|(_, value)| can_be_said(value)) {
                 put(name, value)?;
             }
         }
@@ -127,7 +127,7 @@ impl Carrier {
                 for (name, value) in event.binary_headers() {
                     put(&name, &value)?;
                 }
-                if let Some(content_type) = &event.content_type {
+                if let Some(content_type) = event.content_type.as_ref().filter(|text| can_be_said(text)) {
                     put(CONTENT_TYPE.as_str(), content_type)?;
                 }
                 event.value.clone().unwrap_or_default()
@@ -203,6 +203,44 @@ fn cause(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::outbox::Source;
+    use crate::record::headers;
+
+    #[test]
+    fn a_header_of_the_row_that_http_cannot_say_is_left_out_and_the_row_is_delivered() {
+        let spec = |format| HttpSpec {
+            url: Source::Plain("http://shop.example/hook".to_owned()),
+            format,
+            secret: None,
+            authorization: None,
+            event_type: None,
+            ca: None,
+        };
+        let origin = Origin { fleet: "f".to_owned(), deployment: "d".to_owned() };
+        let own = [("traceparent", "00-ab-cd-01"), ("tracestate", "käse"), ("content-type", "text/plain\n")];
+        let delivery = Delivery {
+            partition: 0,
+            sequence: 7,
+            destination: "hook".into(),
+            id: "life/topic/0/1/2".to_owned(),
+            key: Some(b"k".to_vec()),
+            value: Some(b"v".to_vec()),
+            headers: headers::encode(own.iter().map(|(name, value)| (*name, Some(value.as_bytes())))),
+            timestamp_ms: 5,
+        };
+        for (format, content_type) in [
+            (HttpFormat::Binary, None),
+            (HttpFormat::Structured, Some("application/cloudevents+json; charset=UTF-8")),
+        ] {
+            let carrier = Carrier::new(&spec(format), &origin, "hook").expect("a carrier");
+            let event = Event::of(&delivery, &carrier.source, &carrier.kind);
+            let (headers, _) = carrier.message(&delivery, &event).expect("it can be sent");
+            let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+            assert_eq!(text("tidemill-id"), Some("life/topic/0/1/2"));
+            assert_eq!((text("traceparent"), text("tracestate")), (Some("00-ab-cd-01"), None));
+            assert_eq!(text("content-type"), content_type);
+        }
+    }
 
     #[test]
     fn answers_are_sorted_by_what_they_mean() {

@@ -111,7 +111,7 @@ impl Hub {
         let carrier = match &destination.way {
             Way::Http(spec) => Carrier::Http(Box::new(http::Carrier::new(spec, origin, name)?)),
             Way::Amqp(spec) => Carrier::Amqp(Box::new(amqp::Carrier::new(spec, origin, name)?)),
-            Way::Kafka(spec) => Carrier::Kafka(kafka::Carrier::new(spec, destination.timeout)?),
+            Way::Kafka(spec) => Carrier::Kafka(Box::new(kafka::Carrier::new(spec, destination.timeout)?)),
         };
         Ok(Station {
             place: (origin.deployment.clone(), name.to_owned()),
@@ -244,11 +244,11 @@ struct Station {
 enum Carrier {
     Http(Box<http::Carrier>),
     Amqp(Box<amqp::Carrier>),
-    Kafka(kafka::Carrier),
+    Kafka(Box<kafka::Carrier>),
 }
 
 impl Carrier {
-    async fn deliver(&self, delivery: &Delivery) -> Landed {
+    async fn deliver(&self, delivery: &Delivery) -> Result<Landed, Unsent> {
         match self {
             Carrier::Http(http) => http.deliver(delivery).await,
             Carrier::Amqp(amqp) => amqp.deliver(delivery).await,
@@ -256,6 +256,10 @@ impl Carrier {
         }
     }
 }
+
+/// Why a row can never be said to its destination. Nothing was sent, so it says nothing of the destination either.
+#[derive(Debug)]
+struct Unsent(String);
 
 impl Station {
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
@@ -266,42 +270,49 @@ impl Station {
         self.paused.read().unwrap_or_else(PoisonError::into_inner).contains(&self.place)
     }
 
-    /// One attempt.
-    async fn attempt(&self, delivery: &Delivery) -> Landed {
+    /// One attempt: how it ended, and whether anything was sent.
+    async fn attempt(&self, delivery: &Delivery) -> (Landed, bool) {
         crash_point(CrashPoint::BeforeDelivery);
-        let landed = tokio::time::timeout(self.timeout, self.carrier.deliver(delivery)).await;
-        let landed = landed.unwrap_or_else(|_| Landed::Transient {
-            reason: format!("no answer within {} ms", self.timeout.as_millis()),
-            after: None,
-        });
+        let ended = tokio::time::timeout(self.timeout, self.carrier.deliver(delivery)).await;
+        let (landed, was_sent) = match ended {
+            Ok(Ok(landed)) => (landed, true),
+            Ok(Err(Unsent(reason))) => (Landed::Permanent { reason }, false),
+            Err(_) => {
+                let reason = format!("no answer within {} ms", self.timeout.as_millis());
+                (Landed::Transient { reason, after: None }, true)
+            }
+        };
         if landed == Landed::Delivered {
             crash_point(CrashPoint::AfterDelivery);
         }
         let ((deployment, output), id) = (&self.place, &delivery.id);
         tracing::debug!(target: "tidemill::ids", deployment, output, id, outcome = ?landed, "delivery attempted");
-        landed
+        (landed, was_sent)
     }
 
     /// The breaker and the metrics hear how an attempt ended. Answers why the breaker has opened, if that is
     /// this revision's doing.
-    fn note(&self, landed: &Landed, took: Duration) -> Option<String> {
-        let mut opened = None;
+    fn note(&self, landed: &Landed, was_sent: bool, took: Duration) -> Option<String> {
+        let (mut opened, now) = (None, Instant::now());
         let metrics = &self.metrics;
         let mut breaker = self.breaker();
         match landed {
             Landed::Delivered => {
                 metrics.deliveries.add(1);
                 metrics.duration.observe(took);
-                breaker.succeeded();
+                breaker.succeeded(now);
                 self.troubled.store(false, Ordering::Relaxed);
             }
             Landed::Permanent { .. } => {
                 metrics.refused.add(1);
-                breaker.succeeded();
+                match was_sent {
+                    true => breaker.succeeded(now),
+                    false => breaker.unsent(now),
+                }
             }
-            Landed::Transient { reason, .. } => {
+            Landed::Transient { reason, after } => {
                 metrics.failed.add(1);
-                if breaker.failed(Instant::now()) {
+                if breaker.failed(now, *after) {
                     metrics.opened.add(1);
                     let (deployment, output) = &self.place;
                     tracing::warn!(
@@ -326,6 +337,7 @@ impl Station {
 struct Flight {
     station: Arc<Station>,
     landing: Option<Landing>,
+    was_sent: bool,
     began: Instant,
     landings: Sender<Landing>,
     opened: Arc<OnceLock<String>>,
@@ -334,7 +346,8 @@ struct Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         let Some(landing) = self.landing.take() else { return };
-        if let Some(reason) = self.station.note(&landing.landed, self.began.elapsed()) {
+        let took = self.began.elapsed();
+        if let Some(reason) = self.station.note(&landing.landed, self.was_sent, took) {
             self.opened.get_or_init(|| reason);
         }
         // A worker that has ended needs no landing.
@@ -370,12 +383,14 @@ impl Relay for Courier {
         let mut flight = Flight {
             station: Arc::clone(station),
             landing: Some(Landing { partition: delivery.partition, sequence: delivery.sequence, landed }),
+            was_sent: true,
             began: now,
             landings: self.landings.clone(),
             opened: Arc::clone(&self.stations.opened),
         };
         handle.spawn(async move {
-            let landed = flight.station.attempt(&delivery).await;
+            let (landed, was_sent) = flight.station.attempt(&delivery).await;
+            flight.was_sent = was_sent;
             if let Some(landing) = &mut flight.landing {
                 landing.landed = landed;
             }

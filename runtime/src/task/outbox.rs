@@ -22,17 +22,17 @@ use prost::Message;
 use super::jitter;
 use crate::config::failures::Backoff;
 use crate::faults::{Bug, planted};
-use crate::ports::Landed;
+use crate::ports::{AFTER_MAX, Landed};
 use crate::store::{OutboxRow, StoreError, StoreReader, Table};
 
 /// Rows read from a store at once.
 const PAGE_ROWS: u32 = 1000;
+/// Bytes of one task that are under way to one destination, but for the last row.
+const AIR_BYTES: u64 = 16 << 20;
 /// What a row costs in memory beside its bytes, which are in the store.
 const INDEX_BYTES: u64 = 256;
 /// Longest reason that is kept, in bytes.
 const REASON_BYTES_MAX: usize = 512;
-/// A destination says how long to leave it alone; nobody is left alone for longer.
-const AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// What a task is told of an output whose records go through the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,8 @@ struct Lane {
     /// Every row that is not done with.
     waiting: BTreeSet<u64>,
     in_air: usize,
+    /// Bytes of those.
+    air_bytes: u64,
     rows: u64,
     bytes: u64,
 }
@@ -258,7 +260,8 @@ impl Outbox {
             lane.ripen(now);
             let Some(rule) = &lane.rule else { continue };
             let Some(&sequence) = lane.ready.first() else { continue };
-            let takes = lane.in_air < rule.in_flight && oldest.is_none_or(|oldest| sequence < oldest);
+            let has_room = lane.in_air < rule.in_flight && lane.air_bytes < AIR_BYTES;
+            let takes = has_room && oldest.is_none_or(|oldest| sequence < oldest);
             if takes && admits(name) {
                 oldest = Some(sequence);
             }
@@ -273,6 +276,7 @@ impl Outbox {
         if row.stand == Stand::Queued {
             row.stand = Stand::InAir;
             lane.in_air += 1;
+            lane.air_bytes += row.bytes;
         }
     }
 
@@ -291,6 +295,7 @@ impl Outbox {
         row.stand = Stand::Queued;
         if let Some(lane) = self.lanes.get_mut(&row.destination) {
             lane.in_air -= 1;
+            lane.air_bytes -= row.bytes;
         }
         true
     }
@@ -433,7 +438,10 @@ impl Outbox {
         let Some(lane) = self.lanes.get_mut(&row.destination) else { return };
         lane.leave(row.due, sequence);
         lane.waiting.remove(&sequence);
-        lane.in_air -= usize::from(row.stand == Stand::InAir);
+        if row.stand == Stand::InAir {
+            lane.in_air -= 1;
+            lane.air_bytes -= row.bytes;
+        }
         lane.rows -= 1;
         lane.bytes -= row.bytes;
         if let Some(key) = &row.key
@@ -551,4 +559,38 @@ fn decode(key: &[u8], value: &[u8]) -> Result<(u64, OutboxRow), StoreError> {
 
 pub fn decode_row(value: &[u8]) -> Result<OutboxRow, StoreError> {
     OutboxRow::decode(value).map_err(|error| StoreError::Corrupt(format!("outbox row: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_bytes_are_under_way_as_may_be_and_one_row() {
+        let rule = OutboxRule {
+            name: "hook".into(),
+            rows: 100,
+            bytes: 1 << 30,
+            in_flight: 100,
+            retry: Backoff { min: Duration::from_secs(1), max: Duration::from_secs(1) },
+            attempts: None,
+        };
+        let mut outbox = Outbox::load(None, [Arc::new(rule)].into_iter(), 1).expect("nothing is read");
+        let large =
+            OutboxRow { output: "hook".into(), value: Some(vec![0; 5 << 20]), ..OutboxRow::default() };
+        for _ in 0..6 {
+            outbox.push(&large);
+        }
+        outbox.seal();
+        outbox.committed();
+        let send = |outbox: &mut Outbox| {
+            let sequence = outbox.due(Duration::ZERO, |_| true)?;
+            outbox.sent(sequence);
+            Some(sequence)
+        };
+        let sent: Vec<u64> = std::iter::from_fn(|| send(&mut outbox)).collect();
+        assert_eq!(sent, [1, 2, 3, 4], "three are less than 16 MiB, and the fourth is the last");
+        outbox.landed(2, &Landed::Delivered, Duration::ZERO);
+        assert_eq!((send(&mut outbox), send(&mut outbox)), (Some(5), None));
+    }
 }

@@ -1,5 +1,7 @@
-//! Outboxes on a whole node: webhooks, what becomes of them when their receiver misbehaves, and an operator's hand.
+//! Outboxes on a whole node: webhooks, what becomes of them when their receiver misbehaves, topics outside the
+//! transaction, and an operator's hand.
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tidemill::kafka::tools::{self, ConsumeSpec, Consumed, From, Row};
@@ -20,9 +22,11 @@ fn document(sink: &HttpSink, more: &str) -> String {
     )
 }
 
+const SECRET: &str = "canary-of-the-outbox";
+
 fn secret_file() -> std::path::PathBuf {
     let path = std::env::temp_dir().join("tidemill-test-outbox-secret");
-    std::fs::write(&path, "canary-of-the-outbox\n").expect("a secret");
+    std::fs::write(&path, format!("{SECRET}\n")).expect("a secret");
     path
 }
 
@@ -34,6 +38,24 @@ fn produce(world: &World, rows: &[(i32, &str, &str)]) {
         ..Row::default()
     });
     tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+}
+
+/// Every committed record of a topic, each partition in its order; none if it cannot be read.
+fn read(world: &World, topic: &str) -> Vec<Consumed> {
+    let spec = ConsumeSpec {
+        topic: topic.into(),
+        partitions: Vec::new(),
+        from: From::Beginning,
+        max: None,
+        committed: true,
+        follow: false,
+    };
+    let mut records = Vec::new();
+    let mut each = |record: Option<Consumed>| {
+        records.extend(record);
+        true
+    };
+    tools::consume(&world.kafka(), &spec, &mut each).map(|_| records).unwrap_or_default()
 }
 
 fn list(node: &Node, partition: i32) -> Vec<proto::OutboxState> {
@@ -84,7 +106,7 @@ fn rows_reach_a_receiver_that_fails_in_every_way_once_per_id_and_in_order_per_ke
         sink.set(Mode::Accept);
         eventually("everything goes out", || waiting(&node) == 0 && sink.applied_once().len() == applied + 4);
     }
-    let mut last = std::collections::HashMap::new();
+    let mut last = HashMap::new();
     for one in sink.applied_once() {
         let key = one.header("ce-partitionkey").expect("a key").to_owned();
         let before = last.insert(key, one.sequence());
@@ -107,22 +129,7 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     deploy(&node, &document(&sink, "    rows: 3\n"), &build_guest("tests/guests/hostile"));
     sink.set(Mode::Status(410));
     produce(&world, &[(0, "a", "ok")]);
-    let letters = || -> Vec<Consumed> {
-        let spec = ConsumeSpec {
-            topic: "test.hook.dead-letters".into(),
-            partitions: Vec::new(),
-            from: From::Beginning,
-            max: None,
-            committed: true,
-            follow: false,
-        };
-        let mut records = Vec::new();
-        let mut each = |record: Option<Consumed>| {
-            records.extend(record);
-            true
-        };
-        tools::consume(&world.kafka(), &spec, &mut each).map(|_| records).unwrap_or_default()
-    };
+    let letters = || read(&world, "test.hook.dead-letters");
     eventually("it is buried", || letters().len() == 1);
     let letter = letters().remove(0);
     let text = |name: &str| {
@@ -220,8 +227,63 @@ fn a_secret_that_is_not_there_is_a_problem_of_the_deploy_and_one_that_is_there_i
     produce(&world, &[(0, "a", "ok")]);
     eventually("delivered", || sink.count() == 1);
     let seen = sink.received().remove(0);
-    assert!(!format!("{seen:?}").contains("canary"));
-    assert!(!format!("{:?}", node.handle().deployments()).contains("canary"));
+    assert!(!format!("{seen:?}").contains(SECRET));
+    assert!(!format!("{:?}", node.handle().deployments()).contains(SECRET));
+    let show = proto::ShowOutboxRequest { deployment: "hook".into(), ..proto::ShowOutboxRequest::default() };
+    assert!(!format!("{:?}", node.handle().outbox_show(&show, soon())).contains(SECRET));
+    // Registry, control topic, changelog and all others.
+    let topics = world.admin().topics().expect("topics");
+    assert!(topics.contains_key("_test.control") && topics.contains_key("test.hook.changelog"), "{topics:?}");
+    for topic in topics.keys() {
+        for record in read(&world, topic) {
+            let bytes = [record.key, record.value].into_iter().flatten().collect::<Vec<_>>().concat();
+            let holds = bytes.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
+            assert!(!holds, "{topic} holds it");
+        }
+    }
+    node.stop();
+}
+
+/// A topic outside the transaction: here of the same cluster.
+#[test]
+fn a_topic_has_every_row_with_its_id_and_sequence_and_the_rows_of_a_key_in_their_order() {
+    let world = World::new(&[("in", 2), ("mirrored", 3)]);
+    let node = world.node();
+    let document = format!(
+        "name: hook\nmodule: hostile.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs:\n  out:\n    \
+         kafka: {{ bootstrap_servers: '{}', topic: mirrored }}\n",
+        world.kafka().bootstrap_servers
+    );
+    deploy(&node, &document, &build_guest("tests/guests/hostile"));
+    let keys: Vec<String> = (0..10).map(|number| format!("k{number}")).collect();
+    let rows: Vec<(i32, &str, &str)> = (0..10)
+        .flat_map(|_| (0..).zip(&keys))
+        .map(|(number, key)| (number % 2, key.as_str(), "ok"))
+        .collect();
+    produce(&world, &rows);
+    eventually("all are delivered and their rows are gone", || {
+        read(&world, "mirrored").len() >= rows.len() && waiting(&node) == 0
+    });
+    let records = read(&world, "mirrored");
+    assert_eq!(records.len(), rows.len(), "none twice");
+    let (mut ids, mut last) = (HashSet::new(), HashMap::new());
+    for record in records {
+        let text = |name: &str| {
+            let found = record.headers.iter().find(|(found, _)| found == name);
+            found.and_then(|(_, value)| String::from_utf8(value.clone()?).ok()).expect("a header of ours")
+        };
+        assert_eq!(record.value.as_deref(), Some(&b"ok"[..]));
+        let (id, sequence) = (text("tidemill-id"), text("tidemill-sequence"));
+        assert_eq!(id.split('/').count(), 5, "{id}");
+        assert!(ids.insert(id), "{record:?} has the id of another");
+        let sequence: u64 = sequence.parse().expect("a number");
+        let before = last.insert(record.key.clone(), (record.partition, sequence));
+        assert!(
+            before.is_none_or(|(at, before)| at == record.partition && before < sequence),
+            "{record:?} after {before:?}"
+        );
+    }
+    assert_eq!(last.len(), keys.len());
     node.stop();
 }
 
@@ -238,23 +300,7 @@ fn ids_on_a_topic_let_an_inbox_drop_every_repeat() {
     deploy(&node, first, &module);
     deploy(&node, second, &module);
     produce(&world, &[(0, "a", "ok"), (0, "a", "ok"), (0, "b", "ok")]);
-    let read = |topic: &str| -> Vec<Consumed> {
-        let spec = ConsumeSpec {
-            topic: topic.into(),
-            partitions: Vec::new(),
-            from: From::Beginning,
-            max: None,
-            committed: true,
-            follow: false,
-        };
-        let mut records = Vec::new();
-        let mut each = |record: Option<Consumed>| {
-            records.extend(record);
-            true
-        };
-        tools::consume(&world.kafka(), &spec, &mut each).expect("read");
-        records
-    };
+    let read = |topic: &str| read(&world, topic);
     eventually("three go through", || read("end").len() == 3);
     // What a producer's retry, or a node that dies before its offsets are committed, does: the same again.
     let again = read("middle").into_iter().map(|record| Row {
@@ -264,7 +310,7 @@ fn ids_on_a_topic_let_an_inbox_drop_every_repeat() {
         ..Row::default()
     });
     let again: Vec<Row> = again.collect();
-    let ids: std::collections::HashSet<_> =
+    let ids: HashSet<_> =
         again.iter().map(|row| row.headers.iter().find(|(name, _)| name == "tidemill-id").cloned()).collect();
     assert_eq!(ids.len(), 3, "each its own id: {ids:?}");
     tools::produce(&world.kafka(), "middle", again, None, &mut |_| {}).expect("produced");

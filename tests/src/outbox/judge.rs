@@ -1,12 +1,13 @@
 //! What must hold when everything has come to rest, from raw dumps of the topics and the receiver's log.
 //!
 //! - the topic has each record's link once, in order;
-//! - every committed row was applied at least once, or is a dead letter, and no row is both a letter and undelivered
-//!   for another reason;
+//! - every committed row was applied at least once, or is a dead letter, which only a row may be that a receiver was
+//!   told to refuse for good;
 //! - nothing was delivered that is not committed, or before it was;
 //! - the first deliveries of a key come in the order of its records, so a receiver that uses the sequence never
 //!   goes back;
-//! - a repetition has the id, the sequence and the content of the first.
+//! - a repetition has the id, the sequence and the content of the first, and where no node dies and no task moves it
+//!   comes before the next row of its key.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -19,12 +20,14 @@ use rdkafka::topic_partition_list::Offset;
 use tidemill_proto::v1::OutboxRow;
 
 use super::Summary;
-use super::stage::{DEPLOYMENT, FLEET, Fed, OUTPUT, PARTITIONS};
+use super::stage::{DEPLOYMENT, FLEET, Fed, MARK, OUTPUT, PARTITIONS};
 use crate::reading::{assign, reading};
 
 const READ_MAX: Duration = Duration::from_secs(60);
 /// Longest list of violations of one kind.
 const TOLD_MAX: usize = 5;
+/// The scene whose receiver refuses marked rows for good, and whose only node lives on.
+const SINKS: &str = "sinks";
 /// First byte of an outbox row's key.
 const OUTBOX: u8 = 0x03;
 
@@ -151,6 +154,11 @@ impl Judge<'_> {
                 wrong.push(format!("{} was delivered as something else", arrival.id));
             }
             if first.insert(&arrival.id, arrival).is_some() {
+                let newest = last.get(arrival.key.as_str()).copied();
+                if self.scene == SINKS && newest > Some(arrival.sequence) {
+                    let (key, sequence) = (&arrival.key, arrival.sequence);
+                    wrong.push(format!("row {sequence} of {key} was repeated after row {newest:?}"));
+                }
                 continue;
             }
             let before = last.insert(&arrival.key, arrival.sequence);
@@ -159,12 +167,21 @@ impl Judge<'_> {
                 wrong.push(format!("row {sequence} of {key} was first delivered after row {before:?}"));
             }
         }
+        let is_refused = |row: &Row| self.scene == SINKS && is_marked(row);
+        let buried = letters.iter().filter(|id| rows.get(*id).is_some_and(|row| !is_refused(row)));
+        wrong.extend(buried.map(|id| format!("{id} is a dead letter although nothing refuses it for good")));
         let lost = rows.keys().filter(|id| !first.contains_key(id.as_str()) && !letters.contains(*id));
         wrong.extend(lost.map(|id| format!("{id} was committed and never delivered")));
         let strange = letters.iter().filter(|id| !rows.contains_key(*id));
         wrong.extend(strange.map(|id| format!("{id} is a dead letter and was never committed")));
         self.blame(wrong);
     }
+}
+
+/// The text that it was made of has the mark.
+fn is_marked(row: &Row) -> bool {
+    let value = row.row.value.as_deref().unwrap_or_default();
+    value.split(|&byte| byte == b',').next().is_some_and(|text| text.ends_with(MARK.as_bytes()))
 }
 
 /// What the handler makes of a key's records.
@@ -238,13 +255,15 @@ mod tests {
         Arrival { id: id.into(), sequence, key: key.into(), body: b"v".to_vec(), at_ms: Some(10) }
     }
 
+    /// Of a text that is marked, if it is `c`.
     fn row(id: &str, sequence: u64) -> (String, Row) {
-        let row = OutboxRow { id: id.into(), value: Some(b"v".to_vec()), ..OutboxRow::default() };
+        let value = if id == "c" { format!("v{MARK},1,2") } else { "v".to_owned() };
+        let row = OutboxRow { id: id.into(), value: Some(value.into_bytes()), ..OutboxRow::default() };
         (id.to_owned(), Row { row, sequence, appended_ms: 10 })
     }
 
-    fn found(rows: &[(&str, u64)], letters: &[&str], applied: &[Arrival]) -> Vec<String> {
-        let mut judge = Judge { scene: "s", summary: Summary::default() };
+    fn found(scene: &str, rows: &[(&str, u64)], letters: &[&str], applied: &[Arrival]) -> Vec<String> {
+        let mut judge = Judge { scene, summary: Summary::default() };
         let rows = rows.iter().map(|(id, sequence)| row(id, *sequence)).collect();
         let letters = letters.iter().map(|id| (*id).to_owned()).collect();
         judge.arrivals(&rows, &letters, applied);
@@ -255,7 +274,13 @@ mod tests {
     fn each_kind_of_wrong_is_seen_and_a_repetition_is_none() {
         let rows = [("a", 1), ("b", 2), ("c", 3)];
         let (a, b) = (arrival("a", 1, "k"), arrival("b", 2, "k"));
-        assert_eq!(found(&rows, &["c"], &[a.clone(), b.clone(), a.clone()]), Vec::<String>::new());
+        assert_eq!(found(SINKS, &rows, &["c"], &[a.clone(), a.clone(), b.clone()]), Vec::<String>::new());
+        let late = [a.clone(), b.clone(), a.clone()];
+        assert_eq!(found("moves", &rows[..2], &[], &late), Vec::<String>::new(), "of another owner");
+        let violations = found(SINKS, &rows, &["c"], &late).join("\n");
+        assert!(violations.contains("row 1 of k was repeated after"), "{violations}");
+        let violations = found("moves", &rows, &["c"], &[a.clone(), b.clone()]).join("\n");
+        assert!(violations.contains("c is a dead letter although"), "nobody refuses it there: {violations}");
         let early = Arrival { at_ms: Some(9), ..b.clone() };
         let other = Arrival { body: b"w".to_vec(), ..b.clone() };
         for (letters, applied, part) in [
@@ -264,9 +289,10 @@ mod tests {
             (&["c"], vec![a.clone(), b.clone(), arrival("d", 4, "k")], "never committed"),
             (&["c"], vec![a.clone(), early], "before it was committed"),
             (&["c"], vec![a.clone(), other], "as something else"),
-            (&["c", "d"], vec![a, b], "is a dead letter"),
+            (&["c", "d"], vec![a.clone(), b.clone()], "d is a dead letter and was never committed"),
+            (&["c", "b"], vec![a, b], "b is a dead letter although"),
         ] {
-            let violations = found(&rows, letters, &applied).join("\n");
+            let violations = found(SINKS, &rows, letters, &applied).join("\n");
             assert!(violations.contains(part), "{part} is not in {violations}");
         }
     }

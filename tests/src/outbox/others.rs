@@ -23,6 +23,8 @@ use crate::wait::until;
 const SHOWN_MAX: Duration = Duration::from_secs(60);
 const QUEUE: &str = "w7";
 const MIRROR: &str = "w7-mirror";
+/// More of each partition than may be under way to a topic at once.
+const MIRROR_KEYS: u64 = 4_000;
 
 const COMMON: &str = "timeout: 2s, retry: 50ms..500ms, breaker: { failures: 10, open: 500ms }";
 
@@ -79,7 +81,7 @@ pub fn mirror(length: &Length, module: &Path) -> Summary {
     );
     let mut stage = Stage::new(1, &place, module);
     stage.begin("tidemill", &[]);
-    let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate);
+    let feeder = Feeder::with_keys(stage.cluster.bootstrap(), length.rate, MIRROR_KEYS);
     std::thread::sleep(length.phase);
     other.kill_embedded();
     std::thread::sleep(length.gone.min(length.phase * 4));

@@ -7,7 +7,7 @@ use tidemill_sink::{HttpSink, Mode};
 
 use super::Summary;
 use super::judge::{Arrival, judge};
-use super::stage::{DEPLOYMENT, Feeder, MARK, Stage, Watcher};
+use super::stage::{DEPLOYMENT, Feeder, MARK, PARTITIONS, Stage, Watcher};
 use crate::play::Findings;
 use crate::wait::{until, within};
 
@@ -63,6 +63,8 @@ const STEPS: [&str; 8] = [
 const CRASH_MAX: Duration = Duration::from_secs(45);
 /// Until a pause, a breaker's state or a reason shows.
 const SHOWN_MAX: Duration = Duration::from_secs(60);
+/// Looks at the lag before an outbox is full; fewer do not tell that the topic kept its pace.
+const LOOKS_MIN: u64 = 3;
 /// What a node's memory may grow by while its receiver is gone: caches and write buffers fill in any case.
 const GROWTH_MIB_MAX: u64 = 256;
 
@@ -124,12 +126,17 @@ pub fn sinks(length: &Length, module: &Path) -> Summary {
     sink.close();
     std::thread::sleep(length.phase / 4);
     sink.reopen();
-    until("it catches up", SHOWN_MAX, || match stage.waiting(0) {
-        Some(waiting) if waiting < length.rows / 2 => Ok(()),
-        waiting => Err(waiting),
-    });
-    let mut found = gone(length, &stage, &sink, &feeder, &watcher);
-    let fed = feeder.finish();
+    // What fills the outbox from here on is what is fed from here on.
+    let mut fed = feeder.finish();
+    stage.until_drained(0);
+    until("no metric shows a full outbox", SHOWN_MAX, || if watcher.seen().full { Err(()) } else { Ok(()) });
+    sink.close();
+    let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate);
+    let mut found = gone(length, &stage, &feeder, &watcher);
+    sink.reopen();
+    for (key, texts) in feeder.finish() {
+        fed.entry(key).or_default().extend(texts);
+    }
     stage.until_drained(0);
     let seen = watcher.seen();
     for state in ["closed", "open", "half_open"] {
@@ -145,24 +152,33 @@ pub fn sinks(length: &Length, module: &Path) -> Summary {
     found
 }
 
-/// The receiver is gone for long: the topic keeps its pace until the bound, then the input pauses and says why.
-fn gone(length: &Length, stage: &Stage, sink: &HttpSink, feeder: &Feeder, watcher: &Watcher) -> Summary {
+/// The receiver is gone for long, and nothing waited when it went: the topic keeps its pace until the bound, then the
+/// input pauses and says why.
+fn gone(length: &Length, stage: &Stage, feeder: &Feeder, watcher: &Watcher) -> Summary {
     let mut found = Summary::default();
-    let before = (Instant::now(), feeder.sent(), stage.memory_mib(0));
-    sink.close();
+    let (began, memory_before) = (Instant::now(), stage.memory_mib(0));
     let behind = |stage: &Stage| stage.ask(0, &["lag", DEPLOYMENT]).and_then(|lag| lag["total"].as_u64());
-    let mut largest_before_full = 0;
+    let (mut largest_before_full, mut looks) = (0, 0);
     let full = within(SHOWN_MAX, || {
         let lag = behind(stage)?;
         if watcher.seen().full {
             return Some(());
         }
         largest_before_full = largest_before_full.max(lag);
+        looks += 1;
         None
     });
-    let (took, fed) = (before.0.elapsed(), feeder.sent() - before.1);
+    let (took, fed) = (began.elapsed(), feeder.sent());
     if full.is_none() {
         found.violations.push("sinks: the outbox never said that it is full".to_owned());
+    }
+    if looks < LOOKS_MIN {
+        found.invalid.push(format!("INVALID sinks: only {looks} looks at the lag before the bound"));
+    }
+    // Every record has a row, and every partition its share of the records.
+    let bound = length.rows * PARTITIONS as u64;
+    if fed < bound * 4 / 5 {
+        found.violations.push(format!("sinks: full after {fed} records, the bounds allow {bound}"));
     }
     // A second's worth of records under way is no lag.
     if largest_before_full > length.rate * 2 {
@@ -177,16 +193,16 @@ fn gone(length: &Length, stage: &Stage, sink: &HttpSink, feeder: &Feeder, watche
     if reason.is_none() {
         found.violations.push("sinks: no lag says why the input is paused".to_owned());
     }
-    std::thread::sleep(length.gone.saturating_sub(before.0.elapsed()));
+    std::thread::sleep(length.gone.saturating_sub(began.elapsed()));
     let (rows, memory) = (watcher.seen().rows_max, stage.memory_mib(0));
-    if memory > before.2 + GROWTH_MIB_MAX {
-        found.violations.push(format!("sinks: memory grew from {} to {memory} MiB", before.2));
+    if memory > memory_before + GROWTH_MIB_MAX {
+        found.violations.push(format!("sinks: memory grew from {memory_before} to {memory} MiB"));
     }
     found.notes.push(format!(
-        "sinks: gone for {:.0?}; {fed} records in {took:.1?} until the bound, at most {largest_before_full} behind; {rows} rows, {} to {memory} MiB",
-        length.gone, before.2
+        "sinks: gone for {:.0?}; {fed} records in {took:.1?} until the bound, at most {largest_before_full} behind in {looks} looks; \
+         {rows} rows, {memory_before} to {memory} MiB",
+        length.gone
     ));
-    sink.reopen();
     found
 }
 

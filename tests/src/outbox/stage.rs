@@ -22,6 +22,7 @@ pub const FLEET: &str = "w7";
 pub const INPUT: &str = "w7-in";
 pub const OUTPUT: &str = "w7-out";
 pub const PARTITIONS: i32 = 4;
+/// Of a scene that does not say how many it has.
 const KEYS: u64 = 40;
 /// Every so many records' text has this mark, which a receiver may refuse for good.
 pub const MARK: &str = "x";
@@ -119,6 +120,11 @@ pub struct Feeder {
 impl Feeder {
     /// `rate` in records a second.
     pub fn start(bootstrap: &str, rate: u64) -> Feeder {
+        Feeder::with_keys(bootstrap, rate, KEYS)
+    }
+
+    /// `keys` is a multiple of the number of partitions.
+    pub fn with_keys(bootstrap: &str, rate: u64, keys: u64) -> Feeder {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap)
             .set("enable.idempotence", "true")
@@ -134,7 +140,7 @@ impl Feeder {
             while !stopping.load(Ordering::Relaxed) {
                 let due = (began.elapsed().as_secs_f64() * rate as f64) as u64;
                 while number < due {
-                    feed(&producer, number, &mut fed);
+                    feed(&producer, (number, keys), &mut fed);
                     number += 1;
                 }
                 counting.store(number, Ordering::Relaxed);
@@ -156,11 +162,11 @@ impl Feeder {
     }
 }
 
-fn feed(producer: &BaseProducer, number: u64, fed: &mut Fed) {
-    let key = format!("k{}", number % KEYS);
+fn feed(producer: &BaseProducer, (number, keys): (u64, u64), fed: &mut Fed) {
+    let key = format!("k{}", number % keys);
     let mark = if number % MARK_EVERY == MARK_EVERY - 1 { MARK } else { "" };
     let text = format!("t{number}{mark}");
-    let partition = (number % KEYS) as i32 % PARTITIONS;
+    let partition = (number % keys) as i32 % PARTITIONS;
     let record = || BaseRecord::to(INPUT).key(&key).payload(&text).partition(partition);
     while producer.send(record()).is_err() {
         producer.poll(Duration::from_millis(20));
@@ -179,7 +185,7 @@ pub struct Watcher {
 pub struct Seen {
     /// States of the circuit breaker.
     pub breaker: BTreeSet<String>,
-    /// An outbox was full.
+    /// An outbox is full, by the last look. Not kept, because each trouble of a receiver may fill one.
     pub full: bool,
     /// Rows of all partitions at once, the most of any look.
     pub rows_max: u64,
@@ -217,20 +223,21 @@ impl Drop for Watcher {
 
 impl Seen {
     fn note(&mut self, text: &str) {
-        let mut rows = 0;
+        let (mut rows, mut full) = (0, false);
         for line in text.lines().filter(|line| line.contains("destination=\"hook\"")) {
             let Some((name, value)) = line.rsplit_once(' ') else { continue };
             let value: f64 = value.parse().unwrap_or_default();
             if name.starts_with("tidemill_outbox_rows{") {
                 rows += value as u64;
             }
-            self.full |= name.starts_with("tidemill_outbox_full{") && value > 0.0;
+            full |= name.starts_with("tidemill_outbox_full{") && value > 0.0;
             if name.starts_with("tidemill_breaker_state{") && value > 0.0 {
                 let state = name.split("state=\"").nth(1).and_then(|rest| rest.split('"').next());
                 self.breaker.extend(state.map(str::to_owned));
             }
         }
         self.rows_max = self.rows_max.max(rows);
+        self.full = full;
     }
 }
 

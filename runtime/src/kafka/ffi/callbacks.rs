@@ -9,7 +9,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rdkafka_sys as rd;
 
@@ -49,6 +49,10 @@ pub(in crate::kafka) struct Delivered {
     pub possibly_persisted: bool,
 }
 
+/// What is called once with the outcome of a record, on librdkafka's background thread: it must not wait. It is
+/// dropped without a call if the client ends before.
+pub(in crate::kafka) type Notice = Box<dyn FnOnce(Delivered) + Send>;
+
 /// Failures kept for one transaction. One says what went wrong; the rest only cost memory.
 const FAILURES_MAX: usize = 64;
 
@@ -62,9 +66,8 @@ pub(in crate::kafka) struct Shared {
     /// Set while the consumer leaves: rebalance callbacks then answer for themselves.
     answers: AtomicBool,
     failures: Mutex<Vec<Failure>>,
-    /// Outcomes awaited by ticket; an entry exists only while somebody waits for it.
-    tickets: Mutex<HashMap<u64, Option<Delivered>>>,
-    ticket_changed: Condvar,
+    /// Who wants to hear what became of a record, by its ticket.
+    tickets: Mutex<HashMap<u64, Notice>>,
     /// Next offset by partition of what was delivered; kept only for whoever asked for it.
     positions: Mutex<Option<BTreeMap<i32, u64>>>,
     /// A request of a transaction went out, or may have, and no answer came back.
@@ -89,7 +92,6 @@ impl Shared {
             answers: AtomicBool::new(false),
             failures: Mutex::default(),
             tickets: Mutex::default(),
-            ticket_changed: Condvar::new(),
             positions: Mutex::default(),
             unanswered: AtomicBool::new(false),
             last_error: Mutex::default(),
@@ -135,23 +137,12 @@ impl Shared {
         std::mem::take(&mut *lock(&self.failures))
     }
 
-    pub fn expect_ticket(&self, ticket: u64) {
-        lock(&self.tickets).insert(ticket, None);
+    pub fn expect_ticket(&self, ticket: u64, notice: Notice) {
+        lock(&self.tickets).insert(ticket, notice);
     }
 
-    /// Waits for the outcome of a ticket; `None` when it is still open at the deadline.
-    pub fn wait_ticket(&self, ticket: u64, wait: Duration) -> Option<Delivered> {
-        let deadline = Instant::now() + wait;
-        let mut tickets = lock(&self.tickets);
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let arrived = tickets.get(&ticket).is_some_and(Option::is_some);
-            if arrived || left.is_zero() {
-                return tickets.remove(&ticket).flatten();
-            }
-            tickets =
-                self.ticket_changed.wait_timeout(tickets, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+    pub fn forget_ticket(&self, ticket: u64) {
+        lock(&self.tickets).remove(&ticket);
     }
 
     pub fn follow_positions(&self) {
@@ -195,17 +186,18 @@ impl Shared {
         }
     }
 
-    fn note_delivery(&self, ticket: u64, topic: String, delivered: Delivered) {
-        if let (0, Err(error)) = (ticket, &delivered.result) {
-            let mut failures = lock(&self.failures);
-            if failures.len() < FAILURES_MAX {
-                failures.push(Failure { topic, error: error.clone() });
-            }
-            return;
+    fn note_failure(&self, topic: String, error: KafkaError) {
+        let mut failures = lock(&self.failures);
+        if failures.len() < FAILURES_MAX {
+            failures.push(Failure { topic, error });
         }
-        if let Some(outcome) = lock(&self.tickets).get_mut(&ticket) {
-            *outcome = Some(delivered);
-            self.ticket_changed.notify_all();
+    }
+
+    fn note_delivery(&self, ticket: u64, delivered: Delivered) {
+        // Called without the lock: a notice may be anything.
+        let notice = lock(&self.tickets).remove(&ticket);
+        if let Some(notice) = notice {
+            notice(delivered);
         }
     }
 }
@@ -335,7 +327,6 @@ pub(super) unsafe extern "C" fn on_event(
                     break;
                 }
                 let code = super::message::code(message);
-                let topic = text(rd::rd_kafka_topic_name((*message).rkt));
                 let result = if code == 0 {
                     shared.note_position((*message).partition, (*message).offset);
                     Ok((*message).offset)
@@ -345,11 +336,15 @@ pub(super) unsafe extern "C" fn on_event(
                     let error = KafkaError::from_code(code);
                     Err(if reason.is_empty() { error } else { KafkaError { text: reason, ..error } })
                 };
-                let status = rd::rd_kafka_message_status(message);
-                let possibly_persisted =
-                    status != rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED;
                 let ticket = (*message)._private as u64;
-                shared.note_delivery(ticket, topic, Delivered { result, possibly_persisted });
+                if ticket != 0 {
+                    let status = rd::rd_kafka_message_status(message);
+                    let possibly_persisted =
+                        status != rd::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED;
+                    shared.note_delivery(ticket, Delivered { result, possibly_persisted });
+                } else if let Err(error) = result {
+                    shared.note_failure(text(rd::rd_kafka_topic_name((*message).rkt)), error);
+                }
             }
         });
         rd::rd_kafka_event_destroy(event);

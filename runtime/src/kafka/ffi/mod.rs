@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use rdkafka_sys as rd;
 
-pub(super) use callbacks::{Change, Failure, Shared};
+pub(super) use callbacks::{Change, Delivered, Failure, Shared};
 pub(super) use message::Message;
 
 pub(super) use rd::rd_kafka_resp_err_t as Code;
@@ -305,6 +305,16 @@ impl Client {
         }
         // SAFETY: the callee wrote a NUL-terminated reason.
         Some(KafkaError { code, text: unsafe { text(reason.as_ptr()) }, fatal: true })
+    }
+
+    /// Makes the handle useless, as a broker's refusal may.
+    #[cfg(test)]
+    pub fn fail(&self) {
+        // SAFETY: the handle is live; the reason is copied. A handle that has failed already stays as it is.
+        unsafe {
+            let code = Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+            rd::rd_kafka_test_fatal_error(self.raw(), code, c"as told".as_ptr());
+        }
     }
 }
 

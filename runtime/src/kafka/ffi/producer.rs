@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rdkafka_sys as rd;
 
-use super::callbacks::Delivered;
+use super::callbacks::Notice;
 use super::partitions::Partitions;
 use super::{Client, Code, Failure, KafkaError, Kind, c_string, check, consume, millis};
 use crate::ports::Membership;
@@ -42,7 +42,7 @@ pub(in crate::kafka) struct Outgoing<'a> {
     pub value: Option<&'a [u8]>,
     /// Milliseconds since the epoch; negative = now.
     pub timestamp: i64,
-    /// Asks for the outcome, through [`Producer::wait_ticket`]; 0 = failures only.
+    /// Asks for the outcome, through [`Producer::expect_ticket`]; 0 = failures only.
     pub ticket: u64,
 }
 
@@ -157,12 +157,14 @@ impl Producer {
         self.client.shared.positions()
     }
 
-    pub fn expect_ticket(&self, ticket: u64) {
-        self.client.shared.expect_ticket(ticket);
+    /// Asks to be told once what became of the record with this ticket, which is produced next.
+    pub fn expect_ticket(&self, ticket: u64, notice: Notice) {
+        self.client.shared.expect_ticket(ticket, notice);
     }
 
-    pub fn wait_ticket(&self, ticket: u64, wait: Duration) -> Option<Delivered> {
-        self.client.shared.wait_ticket(ticket, wait)
+    /// Nobody waits for it any more, or it was not produced.
+    pub fn forget_ticket(&self, ticket: u64) {
+        self.client.shared.forget_ticket(ticket);
     }
 
     pub fn client(&self) -> &Client {

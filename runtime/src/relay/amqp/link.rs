@@ -19,6 +19,8 @@ const HEARTBEAT_S: u16 = 10;
 const QUEUE_MAX: usize = 256;
 /// Of this side's only channel.
 pub const CHANNEL: u16 = 1;
+/// What a server closes a channel with that cannot take a message for what it is, such as one that is too large.
+const PRECONDITION_FAILED: u16 = 406;
 
 /// A connection that can be published to, until one of its tasks has ended.
 #[derive(Clone)]
@@ -45,6 +47,8 @@ struct Waiting {
     open: BTreeMap<u64, (String, oneshot::Sender<Landed>)>,
     /// Ids of messages that came back; their acks follow.
     returned: HashSet<String>,
+    /// Ids of messages for one of which, and nobody knows which, the server has closed the channel.
+    suspects: HashSet<String>,
     /// Why the connection is no more.
     broken: Option<String>,
 }
@@ -190,6 +194,11 @@ impl Link {
         confirmed.await.unwrap_or_else(|_| self.shared.broken())
     }
 
+    /// Ids of messages one of which has broken this connection; to the first who asks.
+    pub fn suspects(&self) -> HashSet<String> {
+        std::mem::take(&mut self.shared.lock().suspects)
+    }
+
     pub fn is_whole(&self) -> bool {
         !self.publishes.is_closed() && self.shared.lock().broken.is_none()
     }
@@ -203,6 +212,22 @@ impl Shared {
     fn broken(&self) -> Landed {
         let reason = self.lock().broken.clone().unwrap_or_else(|| "the connection broke".to_owned());
         Landed::Transient { reason, after: None }
+    }
+
+    /// The server has closed the channel for what a message is, and does not say which one: if only one waits, that
+    /// will never be taken.
+    fn refused(&self, why: &str) {
+        let mut waiting = self.lock();
+        // Before anybody is told, so that nobody goes on with this connection.
+        waiting.broken.get_or_insert_with(|| why.to_owned());
+        if waiting.open.len() > 1 {
+            waiting.suspects = waiting.open.values().map(|(id, _)| id.clone()).collect();
+            return;
+        }
+        for (_, (_, confirm)) in std::mem::take(&mut waiting.open) {
+            // Whoever gave up waiting needs no answer.
+            let _ = confirm.send(Landed::Permanent { reason: why.to_owned() });
+        }
     }
 
     /// Everything that waits for a confirm will not get one.
@@ -310,6 +335,11 @@ impl Shared {
             }
             // The message follows in frames of its own, and its ack after it.
             wire::BASIC_RETURN => {}
+            wire::CHANNEL_CLOSE if Reader(arguments.0).u16()? == PRECONDITION_FAILED => {
+                let why = closed(name, arguments);
+                why.iter().for_each(|why| self.refused(why));
+                return Ok(why);
+            }
             wire::CONNECTION_UNBLOCKED => tracing::info!("the AMQP server takes messages again"),
             _ => return Ok(closed(name, arguments)),
         }
@@ -352,16 +382,47 @@ mod tests {
     use super::super::wire::Properties;
     use super::*;
 
+    fn open(shared: &Shared, tag: u64, id: &str) -> oneshot::Receiver<Landed> {
+        let (confirm, confirmed) = oneshot::channel();
+        shared.lock().open.insert(tag, (id.to_owned(), confirm));
+        confirmed
+    }
+
+    #[tokio::test]
+    async fn the_only_message_that_a_channel_can_be_closed_for_is_refused_and_of_several_none_is() {
+        let close = |code| {
+            let frame =
+                Arguments::of(wire::CHANNEL_CLOSE).u16(code).short("too large").u16(60).u16(40).frame(1);
+            // Without its head and its end.
+            Frame { kind: wire::METHOD, channel: 1, payload: frame[7..frame.len() - 1].to_vec() }
+        };
+        for (code, ids, is_refused) in
+            [(406, &["a"][..], true), (406, &["a", "b"], false), (404, &["a"], false)]
+        {
+            let shared = Shared::default();
+            let confirmed: Vec<_> = (1..).zip(ids).map(|(tag, id)| open(&shared, tag, id)).collect();
+            let why = shared.method(&close(code)).expect("well-formed").expect("it has closed");
+            assert!(why.contains(&code.to_string()), "{why}");
+            shared.break_off(why);
+            let suspects = shared.lock().suspects.len();
+            assert_eq!(suspects, if ids.len() > 1 { ids.len() } else { 0 }, "{code} {ids:?}");
+            for confirmed in confirmed {
+                let landed = confirmed.await.expect("it has landed");
+                assert_eq!(
+                    matches!(landed, Landed::Permanent { .. }),
+                    is_refused,
+                    "{code} {ids:?} {landed:?}"
+                );
+            }
+        }
+    }
+
     #[tokio::test]
     async fn confirms_are_told_apart_and_a_returned_message_is_not_delivered() {
         let shared = Shared::default();
-        let open = |tag, id: &str| {
-            let (confirm, confirmed) = oneshot::channel();
-            shared.lock().open.insert(tag, (id.to_owned(), confirm));
-            confirmed
-        };
+        let open = |tag, id| open(&shared, tag, id);
         let (first, second, third, fourth) = (open(1, "a"), open(2, "b"), open(3, "c"), open(4, "d"));
-        let header = Properties { message_id: "b".into(), ..Properties::default() }.header(0);
+        let header = Properties { message_id: Some("b".into()), ..Properties::default() }.header(0);
         shared.returned(&header, &mut 0).expect("a header");
         shared.confirm(2, true, true);
         shared.confirm(3, false, false);

@@ -13,21 +13,24 @@
 //! |---|---|
 //! | acks | delivered |
 //! | returns it (no queue is bound for it) | transient: a queue that is not there yet may come |
-//! | nacks, closes, does not answer | transient |
+//! | closes the channel for what a message is (406) | permanent for the only one; of several, each goes alone next |
+//! | nacks, closes otherwise, does not answer | transient |
 //!
 //! A client of our own and no library: see docs/decisions.
 
 mod link;
 mod wire;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::RwLock;
 use tokio_rustls::TlsConnector;
 
 use super::event::Event;
-use super::{Origin, secrets, tls};
+use super::{Origin, Unsent, lock, secrets, tls};
 use crate::config::node::Secret;
 use crate::config::outbox::AmqpSpec;
 use crate::ports::{Delivery, Landed};
@@ -45,6 +48,10 @@ pub struct Carrier {
     kind: String,
     source: String,
     link: tokio::sync::Mutex<Option<Link>>,
+    /// Held by every delivery: with others, or alone.
+    turn: RwLock<()>,
+    /// Ids of messages for one of which the server has closed the channel. Those of the last time only.
+    suspects: Mutex<HashSet<String>>,
 }
 
 /// A URL, taken apart.
@@ -69,26 +76,53 @@ impl Carrier {
                 ));
             }
         }
+        let place = Place::parse(url.expose(), spec)?;
+        if place.vhost.len() > wire::SHORT_MAX {
+            return Err(format!("url names a virtual host of more than {} bytes", wire::SHORT_MAX));
+        }
         Ok(Carrier {
-            place: Place::parse(url.expose(), spec)?,
+            place,
             exchange: spec.exchange.clone(),
             routing_key: spec.routing_key.clone(),
             kind: format!("{}.{output}", origin.deployment),
             source: origin.source(),
             link: tokio::sync::Mutex::default(),
+            turn: RwLock::default(),
+            suspects: Mutex::default(),
         })
     }
 
-    pub async fn deliver(&self, delivery: &Delivery) -> Landed {
+    pub async fn deliver(&self, delivery: &Delivery) -> Result<Landed, Unsent> {
+        let is_suspect = self.suspects().contains(&delivery.id);
+        // A suspect goes alone, so that it is known if it is the one.
+        let (_with_others, _alone) = match is_suspect {
+            false => (Some(self.turn.read().await), None),
+            true => (None, Some(self.turn.write().await)),
+        };
         let link = match self.link().await {
             Ok(link) => link,
-            Err(reason) => return Landed::Transient { reason, after: None },
+            Err(reason) => return Ok(Landed::Transient { reason, after: None }),
         };
-        let frames = match self.frames(delivery, link.frame_max) {
-            Ok(frames) => frames,
-            Err(reason) => return Landed::Permanent { reason },
-        };
-        link.publish(frames, delivery.id.clone()).await
+        let frames = self.frames(delivery, link.frame_max).map_err(Unsent)?;
+        let landed = link.publish(frames, delivery.id.clone()).await;
+        let mut suspects = self.suspects();
+        match landed {
+            Landed::Transient { .. } => {
+                // None of them is told before, so none is tried again as if nothing were known.
+                let found = link.suspects();
+                if !found.is_empty() {
+                    *suspects = found;
+                }
+            }
+            Landed::Delivered | Landed::Permanent { .. } => {
+                suspects.remove(&delivery.id);
+            }
+        }
+        Ok(landed)
+    }
+
+    fn suspects(&self) -> MutexGuard<'_, HashSet<String>> {
+        lock(&self.suspects)
     }
 
     /// The connection, made if there is none. One at a time makes it; the others wait for that.
@@ -120,18 +154,20 @@ impl Carrier {
         if let Some(key) = &delivery.key {
             table = table.text("tidemill-key", key);
         }
-        for (name, value) in own.iter().filter(|(name, _)| !name.is_empty() && !name.starts_with("tidemill-"))
-        {
+        let can_be_said =
+            |name: &str| (1..=wire::SHORT_MAX).contains(&name.len()) && !name.starts_with("tidemill-");
+        for (name, value) in own.iter().filter(|(name, _)| can_be_said(name)) {
             table = table.text(name, value.unwrap_or_default());
         }
         let body = delivery.value.as_deref().unwrap_or_default();
         let properties = Properties {
-            content_type: event.content_type.clone().unwrap_or_default(),
+            // What is too long for one of these is among the headers, as the row's own.
+            content_type: event.content_type.clone(),
             headers: table,
             correlation_id: attribute("correlationid"),
-            message_id: delivery.id.clone(),
+            message_id: Some(delivery.id.clone()),
             timestamp_s: u64::try_from(delivery.timestamp_ms).ok().map(|ms| ms / 1_000),
-            kind: attribute("type").unwrap_or_default(),
+            kind: attribute("type"),
         };
         let part = frame_max as usize - wire::FRAME_OVERHEAD;
         let header = properties.header(body.len());
@@ -225,17 +261,124 @@ fn unescape(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
     use crate::config::outbox::Source;
 
-    fn place(url: &str) -> Result<(String, u16, String, String, String), String> {
-        let spec = AmqpSpec {
+    fn spec(url: &str) -> AmqpSpec {
+        AmqpSpec {
             url: Source::Plain(url.to_owned()),
             exchange: String::new(),
             routing_key: "q".into(),
             ca: None,
+        }
+    }
+
+    fn carrier(url: &str) -> Carrier {
+        let origin = Origin { fleet: "f".to_owned(), deployment: "d".to_owned() };
+        Carrier::new(&spec(url), &origin, "out").expect("a carrier")
+    }
+
+    fn delivery(id: &str, value: &[u8], own: &[(&str, &str)]) -> Delivery {
+        Delivery {
+            partition: 0,
+            sequence: 1,
+            destination: "out".into(),
+            id: id.to_owned(),
+            key: None,
+            value: Some(value.to_vec()),
+            headers: headers::encode(own.iter().map(|(name, value)| (*name, Some(value.as_bytes())))),
+            timestamp_ms: 5,
+        }
+    }
+
+    /// Messages with a larger body close the channel.
+    const BODY_MAX: u64 = 10;
+
+    /// Serves one connection, which has its channel closed at once for a message that is too large, or if `crowd`
+    /// when three messages are under way; without `crowd` all others are confirmed.
+    async fn serve(mut socket: TcpStream, crowd: bool) -> std::io::Result<()> {
+        socket.read_exact(&mut [0; 8]).await?;
+        let tune = Arguments::of(wire::CONNECTION_TUNE).u16(1).u32(0).u16(10);
+        for (method, channel) in [
+            (Arguments::of(wire::CONNECTION_START), 0),
+            (tune, 0),
+            (Arguments::of(wire::CONNECTION_OPEN_OK), 0),
+            (Arguments::of(wire::CHANNEL_OPEN_OK), CHANNEL),
+            (Arguments::of(wire::CONFIRM_SELECT_OK), CHANNEL),
+        ] {
+            socket.write_all(&method.frame(channel)).await?;
+        }
+        let mut tag = 0;
+        loop {
+            let mut head = [0; 7];
+            socket.read_exact(&mut head).await?;
+            let (kind, _, size) = wire::frame_head(head, 1 << 20).expect("a frame");
+            let mut payload = vec![0; size + 1];
+            socket.read_exact(&mut payload).await?;
+            if kind != wire::HEADER {
+                continue;
+            }
+            tag += 1;
+            let (body_bytes, _) = wire::read_header(&payload).expect("a header");
+            let closes = if crowd { tag == 3 } else { body_bytes > BODY_MAX };
+            let answer = match closes {
+                true => Arguments::of(wire::CHANNEL_CLOSE).u16(406).short("too large").u16(60).u16(40),
+                false if crowd => continue,
+                false => Arguments::of(wire::BASIC_ACK).u32(0).u32(tag).u8(0),
+            };
+            socket.write_all(&answer.frame(CHANNEL)).await?;
+        }
+    }
+
+    #[tokio::test]
+    async fn of_several_messages_the_one_that_closes_the_channel_is_found_and_the_others_are_delivered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let carrier = carrier(&format!("amqp://{}", listener.local_addr().expect("its address")));
+        tokio::spawn(async move {
+            let mut crowd = true;
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::spawn(serve(socket, crowd));
+                crowd = false;
+            }
+        });
+        let all = [delivery("a", b"small", &[]), delivery("b", &[0; 11], &[]), delivery("c", b"small", &[])];
+        let deliver = async || {
+            let [a, b, c] = all.each_ref().map(|delivery| carrier.deliver(delivery));
+            let (a, b, c) = tokio::join!(a, b, c);
+            [a, b, c].map(|landed| landed.expect("it was sent"))
         };
-        let place = Place::parse(url, &spec)?;
+        let first = deliver().await;
+        assert!(first.iter().all(|landed| matches!(landed, Landed::Transient { .. })), "{first:?}");
+        assert_eq!(carrier.suspects().len(), 3);
+        let again = deliver().await;
+        assert!(matches!(&again[1], Landed::Permanent { reason } if reason.contains("406")), "{again:?}");
+        assert_eq!([&again[0], &again[2]], [&Landed::Delivered; 2]);
+        assert_eq!(carrier.suspects().len(), 0);
+    }
+
+    #[test]
+    fn what_no_property_can_say_is_a_header_and_a_name_that_no_header_can_have_is_left_out() {
+        let (long, name) = ("c".repeat(1_024), "n".repeat(256));
+        let carrier = carrier("amqp://rabbit");
+        let frames =
+            |own: &[(&str, &str)]| carrier.frames(&delivery("id", b"v", own), 4_096).expect("frames");
+        let count = |frames: &[u8], text: &str| {
+            frames.windows(text.len()).filter(|window| *window == text.as_bytes()).count()
+        };
+        assert_eq!(
+            count(&frames(&[("correlation-id", "short")]), "short"),
+            2,
+            "a property, and the row's own header"
+        );
+        let frames = frames(&[("correlation-id", long.as_str()), (name.as_str(), "value")]);
+        assert_eq!((count(&frames, &long), count(&frames, &"n".repeat(9))), (1, 0));
+    }
+
+    fn place(url: &str) -> Result<(String, u16, String, String, String), String> {
+        let place = Place::parse(url, &spec(url))?;
         Ok((place.host, place.port, place.vhost, place.user, place.password.expose().to_owned()))
     }
 

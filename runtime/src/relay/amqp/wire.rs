@@ -42,7 +42,7 @@ pub const BASIC_NACK: Name = (60, 120);
 pub const CONFIRM_SELECT: Name = (85, 10);
 pub const CONFIRM_SELECT_OK: Name = (85, 11);
 
-/// Longest short string.
+/// Longest short string, in bytes.
 pub const SHORT_MAX: usize = 255;
 
 /// A server that does not speak the protocol.
@@ -125,9 +125,10 @@ impl Arguments {
     }
 }
 
-/// What is longer than a short string may be is cut at a character: only texts for people are that long.
+/// The text fits: whatever may be longer is left out before it comes here, because a part of an id or of a name is
+/// another one.
 fn write_short(out: &mut Vec<u8>, text: &str) {
-    let text = &text[..text.floor_char_boundary(SHORT_MAX)];
+    assert!(text.len() <= SHORT_MAX, "{} bytes are no short string", text.len());
     out.push(text.len() as u8);
     out.extend_from_slice(text.as_bytes());
 }
@@ -142,6 +143,7 @@ fn write_long(out: &mut Vec<u8>, bytes: &[u8]) {
 pub struct Table(Vec<u8>);
 
 impl Table {
+    /// The name has at most [`SHORT_MAX`] bytes, as in all of these.
     pub fn text(mut self, name: &str, value: &[u8]) -> Table {
         write_short(&mut self.0, name);
         self.0.push(b'S');
@@ -174,16 +176,16 @@ impl Table {
     }
 }
 
-/// Properties of a message that this program sets.
+/// Properties of a message that this program sets. A text above [`SHORT_MAX`] is left out: none of them can say it.
 #[derive(Debug, Default)]
 pub struct Properties {
-    pub content_type: String,
+    pub content_type: Option<String>,
     pub headers: Table,
     pub correlation_id: Option<String>,
-    pub message_id: String,
+    pub message_id: Option<String>,
     /// Seconds since the epoch.
     pub timestamp_s: Option<u64>,
-    pub kind: String,
+    pub kind: Option<String>,
 }
 
 const CONTENT_TYPE: u16 = 1 << 15;
@@ -203,24 +205,31 @@ const PERSISTENT: u8 = 2;
 impl Properties {
     /// The payload of a header frame.
     pub fn header(&self, body_bytes: usize) -> Vec<u8> {
-        let mut flags = CONTENT_TYPE | HEADERS | DELIVERY_MODE | MESSAGE_ID | TYPE | APP_ID;
-        flags |= if self.correlation_id.is_some() { CORRELATION_ID } else { 0 };
-        flags |= if self.timestamp_s.is_some() { TIMESTAMP } else { 0 };
+        let texts = [&self.content_type, &self.correlation_id, &self.message_id, &self.kind];
+        let texts = texts.map(|text| text.as_deref().filter(|text| text.len() <= SHORT_MAX));
+        let [content_type, correlation_id, message_id, kind] = texts;
+        let mut flags = HEADERS | DELIVERY_MODE | APP_ID;
+        for (flag, is_there) in [
+            (CONTENT_TYPE, content_type.is_some()),
+            (CORRELATION_ID, correlation_id.is_some()),
+            (MESSAGE_ID, message_id.is_some()),
+            (TIMESTAMP, self.timestamp_s.is_some()),
+            (TYPE, kind.is_some()),
+        ] {
+            flags |= if is_there { flag } else { 0 };
+        }
         let mut out = BASIC_PUBLISH.0.to_be_bytes().to_vec();
         out.extend(0u16.to_be_bytes());
         out.extend((body_bytes as u64).to_be_bytes());
         out.extend(flags.to_be_bytes());
-        write_short(&mut out, &self.content_type);
+        content_type.iter().for_each(|text| write_short(&mut out, text));
         write_long(&mut out, self.headers.bytes());
         out.push(PERSISTENT);
-        if let Some(id) = &self.correlation_id {
-            write_short(&mut out, id);
-        }
-        write_short(&mut out, &self.message_id);
+        [correlation_id, message_id].iter().flatten().for_each(|text| write_short(&mut out, text));
         if let Some(seconds) = self.timestamp_s {
             out.extend(seconds.to_be_bytes());
         }
-        write_short(&mut out, &self.kind);
+        kind.iter().for_each(|text| write_short(&mut out, text));
         write_short(&mut out, "tidemill");
         out
     }
@@ -318,12 +327,12 @@ mod tests {
     #[test]
     fn a_returned_message_is_known_by_its_id() {
         let properties = Properties {
-            content_type: "application/json".into(),
+            content_type: Some("application/json".into()),
             headers: Table::default().text("k", b"v").number("n", 7),
             correlation_id: Some("c".into()),
-            message_id: "life/topic/0/1/2".into(),
+            message_id: Some("life/topic/0/1/2".into()),
             timestamp_s: Some(5),
-            kind: "paid".into(),
+            kind: Some("paid".into()),
         };
         let header = properties.header(300);
         assert_eq!(read_header(&header), Ok((300, "life/topic/0/1/2".to_owned())));
@@ -334,9 +343,22 @@ mod tests {
     }
 
     #[test]
-    fn a_short_string_is_cut_at_a_character() {
-        let mut out = Vec::new();
-        write_short(&mut out, &"ä".repeat(200));
-        assert_eq!((out[0], out.len()), (254, 255));
+    fn a_text_that_is_no_short_string_is_left_out_and_not_cut() {
+        let of = |bytes: usize| {
+            let long = Some("l".repeat(bytes));
+            let properties = Properties {
+                content_type: long.clone(),
+                correlation_id: long.clone(),
+                message_id: Some("id".into()),
+                kind: long,
+                ..Properties::default()
+            };
+            properties.header(3)
+        };
+        let (whole, without) = (of(SHORT_MAX), of(SHORT_MAX + 1));
+        assert_eq!(whole.len() - without.len(), 3 * 256);
+        for header in [whole, without] {
+            assert_eq!(read_header(&header), Ok((3, "id".to_owned())));
+        }
     }
 }
