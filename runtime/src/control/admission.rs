@@ -5,16 +5,24 @@
 //! cut, does not stop a change half-way, and the call keeps its place until its work is done: the bound
 //! is one on what the node has in hand, not on who still waits for it.
 //!
+//! What the work waits for of its caller is bounded for that reason: a request that is not there when the
+//! call's time is over ends in an error. Of all RPCs only reflection has a request that goes on, and its
+//! clients ask again.
+//!
 //! Health is asked without a place and until the end: it is how others learn that the node stops.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{Request, State};
 use axum::http::HeaderValue;
 use axum::middleware::Next;
 use axum::response::Response;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::{Sleep, sleep_until};
+use tokio_stream::Stream;
 use tonic::{Code, Status};
 
 use super::deadline::Deadline;
@@ -45,6 +53,36 @@ impl Admission {
     }
 }
 
+/// What a caller sends, for as long as its call has time.
+struct InTime {
+    body: BodyDataStream,
+    over: Pin<Box<Sleep>>,
+    deadline: Deadline,
+}
+
+impl InTime {
+    fn new(body: Body, deadline: Deadline) -> InTime {
+        let over = Box::pin(sleep_until(deadline.until().into()));
+        InTime { body: body.into_data_stream(), over, deadline }
+    }
+}
+
+impl Stream for InTime {
+    type Item = Result<Bytes, axum::Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        // First, so that who sends a little again and again does not go on for ever either.
+        if self.over.as_mut().poll(cx).is_ready() {
+            let reason = format!(
+                "the request did not arrive whole within {:?}; send it again",
+                self.deadline.allowed()
+            );
+            return Poll::Ready(Some(Err(axum::Error::new(Status::deadline_exceeded(reason)))));
+        }
+        Pin::new(&mut self.body).poll_next(cx)
+    }
+}
+
 /// Lets a call in, or answers why not.
 pub async fn admit(State(admission): State<Admission>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
@@ -59,6 +97,8 @@ pub async fn admit(State(admission): State<Admission>, request: Request, next: N
         return refuse(Status::resource_exhausted(reason));
     };
     let deadline = Deadline::of_call(path, request.headers());
+    let mut request = request.map(|body| Body::from_stream(InTime::new(body, deadline)));
+    request.extensions_mut().insert(deadline);
     let call = tokio::spawn(async move {
         let answer = next.run(request).await;
         drop(place);
@@ -85,4 +125,121 @@ fn translated(mut answer: Response) -> Response {
         headers.insert(STATUS, HeaderValue::from(Code::ResourceExhausted as i32));
     }
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::net::SocketAddr;
+    use std::time::{Duration, Instant};
+
+    use axum::Router;
+    use axum::middleware::from_fn_with_state;
+    use tidemill_proto::v1 as proto;
+    use tokio::task::JoinSet;
+    use tokio_stream::StreamExt;
+    use tonic::client::GrpcService;
+    use tonic::service::Routes;
+
+    use super::*;
+    use crate::control::guard::{Access, Guard};
+    use crate::control::server::guarded;
+    use crate::control::streams::Answers;
+    use crate::telemetry::Telemetry;
+    use crate::tls::connection::Peer;
+
+    /// Read by tonic alone, and by the guard before it.
+    const PATHS: [&str; 2] = ["/tidemill.v1.Lag/Get", "/tidemill.v1.Deployments/Pause"];
+
+    struct Answering;
+
+    #[tonic::async_trait]
+    impl proto::lag_server::Lag for Answering {
+        async fn get(
+            &self,
+            _: tonic::Request<proto::GetLagRequest>,
+        ) -> Result<tonic::Response<proto::GetLagResponse>, Status> {
+            Ok(tonic::Response::new(proto::GetLagResponse::default()))
+        }
+
+        type WatchStream = Answers<proto::WatchLagResponse>;
+
+        async fn watch(
+            &self,
+            _: tonic::Request<proto::WatchLagRequest>,
+        ) -> Result<tonic::Response<Self::WatchStream>, Status> {
+            Err(Status::unimplemented("nobody watches"))
+        }
+    }
+
+    /// What a node puts around its services; the sender keeps it running.
+    fn node() -> (watch::Sender<bool>, Admission, Router) {
+        let (stop, stopping) = watch::channel(false);
+        let admission = Admission::new(stopping);
+        let routes = Routes::new(proto::lag_server::LagServer::new(Answering));
+        let guard = Guard::new(Access::Open, Telemetry::new());
+        let router = guarded(routes, guard).layer(from_fn_with_state(admission.clone(), admit));
+        (stop, admission, router)
+    }
+
+    async fn call(mut router: Router, path: &str, timeout: &str, body: Body) -> Code {
+        let peer = Peer { address: SocketAddr::from(([127, 0, 0, 1], 1)), certificate: None };
+        let request = Request::post(path)
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", timeout)
+            .extension(peer);
+        let request = request.body(body).expect("a request");
+        let answer = GrpcService::call(&mut router, request).await.expect("an answer");
+        // An answer that is more than its status has that in its trailers.
+        Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code())
+    }
+
+    fn whole() -> Body {
+        Body::from(vec![0; 5])
+    }
+
+    /// Nothing, and no end.
+    fn half_open() -> Body {
+        Body::from_stream(tokio_stream::pending::<Result<Bytes, Infallible>>())
+    }
+
+    /// A message of a mebibyte, byte by byte.
+    fn trickling() -> Body {
+        let prefix = tokio_stream::once(Bytes::from_static(&[0, 0, 16, 0, 0]));
+        let bytes = tokio_stream::iter(std::iter::repeat(Bytes::from_static(&[0])));
+        Body::from_stream(prefix.chain(bytes.throttle(Duration::from_millis(5))).map(Ok::<_, Infallible>))
+    }
+
+    async fn is_drained(admission: &Admission) {
+        tokio::time::timeout(Duration::from_secs(30), admission.drained())
+            .await
+            .expect("every place is free");
+    }
+
+    #[tokio::test]
+    async fn calls_whose_requests_never_come_give_their_places_back() {
+        let (_stop, admission, router) = node();
+        assert_eq!(call(router.clone(), PATHS[0], "30S", whole()).await, Code::Ok);
+        let mut calls = JoinSet::new();
+        for n in 0..CALLS_MAX {
+            calls.spawn(call(router.clone(), PATHS[n % 2], "2S", half_open()));
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while admission.places.available_permits() > 0 && Instant::now() < deadline {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(call(router.clone(), PATHS[0], "30S", whole()).await, Code::ResourceExhausted);
+        assert!(calls.join_all().await.iter().all(|code| *code == Code::DeadlineExceeded));
+        is_drained(&admission).await;
+        assert_eq!(call(router, PATHS[0], "30S", whole()).await, Code::Ok);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_comes_byte_by_byte_has_no_more_time_than_another() {
+        for path in PATHS {
+            let (_stop, admission, router) = node();
+            assert_eq!(call(router, path, "100m", trickling()).await, Code::DeadlineExceeded, "{path}");
+            is_drained(&admission).await;
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! Errors as gRPC statuses: the code says what kind it is, the message what a person should read, the
 //! details the same for programs.
 
+use std::collections::HashMap;
+
+use axum::http::HeaderMap;
 use prost::Message;
 use tidemill_proto::rpc::bad_request::FieldViolation;
 use tidemill_proto::rpc::precondition_failure::Violation;
@@ -10,88 +13,118 @@ use tonic::{Code, Status};
 use crate::config::problem::{Problem, lines};
 use crate::node::ControlError;
 
-/// What of an error's text and details goes out at most. Both travel in trailers, which clients bound.
-const MESSAGE_BYTES_MAX: usize = 4 << 10;
-const PROBLEMS_MAX: usize = 20;
+/// What of an error goes out at most, text and details together, as HTTP/2 counts it. Both travel in trailers,
+/// of which clients take 16 KiB, and whoever gets more of them than it takes gets neither.
+const TRAILERS_BYTES_MAX: usize = 14 << 10;
+/// Beside its name and its value, each of them counts so much.
+const TRAILER_BYTES: usize = 32;
+/// More problems than that are never listed, however short they are.
+const PROBLEMS_MAX: usize = 100;
 
 /// The one place where a reaction becomes a gRPC status.
 pub fn status(error: ControlError) -> Status {
     match error {
-        ControlError::Invalid(problems) => with(Code::InvalidArgument, lines(&problems), &bad(&problems)),
-        ControlError::Unmet(problems) => {
-            with(Code::FailedPrecondition, lines(&problems), &precondition(&problems))
-        }
-        ControlError::Denied(problems) => with(Code::PermissionDenied, lines(&problems), &bad(&problems)),
+        ControlError::Invalid(problems) => listed(Code::InvalidArgument, &problems, bad),
+        ControlError::Unmet(problems) => listed(Code::FailedPrecondition, &problems, precondition),
+        ControlError::Denied(problems) => listed(Code::PermissionDenied, &problems, bad),
         ControlError::Precondition(reason) => {
-            let problem = Problem::from(reason.as_str());
-            with(Code::FailedPrecondition, reason, &precondition(&[problem]))
+            listed(Code::FailedPrecondition, &[Problem::from(reason)], precondition)
         }
         ControlError::Conflict { ref name, expected, current } => {
-            let info = ErrorInfo {
-                reason: "REVISION_CONFLICT".into(),
-                domain: "tidemill".into(),
-                metadata: [
-                    ("deployment".to_owned(), name.clone()),
-                    ("expected".to_owned(), expected.to_string()),
-                    ("current".to_owned(), current.to_string()),
-                ]
-                .into(),
-            };
-            with(Code::Aborted, error.to_string(), &Detail::new("ErrorInfo", &info))
+            let metadata = [
+                ("deployment".to_owned(), name.clone()),
+                ("expected".to_owned(), expected.to_string()),
+                ("current".to_owned(), current.to_string()),
+            ];
+            informed(Code::Aborted, error.to_string(), "REVISION_CONFLICT", metadata.into())
         }
-        ControlError::NotFound(what) => Status::not_found(what),
-        ControlError::Unavailable(reason) => Status::unavailable(reason),
-        ControlError::Deadline(reason) => Status::deadline_exceeded(reason),
+        // The reason says no more than the code, its domain does: it was a node that said so, and nothing
+        // on the way to it.
+        ControlError::NotFound(what) => informed(Code::NotFound, what, "NOT_FOUND", HashMap::new()),
+        ControlError::Unavailable(reason) => {
+            informed(Code::Unavailable, reason, "UNAVAILABLE", HashMap::new())
+        }
+        ControlError::Deadline(reason) => {
+            informed(Code::DeadlineExceeded, reason, "DEADLINE_EXCEEDED", HashMap::new())
+        }
         ControlError::Unknown(reason) => Status::unknown(reason),
         ControlError::Exhausted(reason) => Status::resource_exhausted(reason),
         ControlError::Internal(reason) => Status::internal(reason),
     }
 }
 
-/// One detail, encoded.
-struct Detail {
-    type_url: String,
-    value: Vec<u8>,
+/// As many problems as fit, from the first one on: in the text, which is for people and comes first, and then
+/// in the details. Whichever does not have all of them says how many more there are.
+fn listed(code: Code, problems: &[Problem], detail: fn(&[Problem]) -> Any) -> Status {
+    let list = |told: usize, detailed: usize| {
+        let detail = (detailed > 0).then(|| detail(&first(problems, detailed)));
+        with(code, lines(&first(problems, told)), detail)
+    };
+    let counts = || (1..=problems.len().min(PROBLEMS_MAX)).rev();
+    let Some(told) = counts().find(|&told| fits(&list(told, 0))) else {
+        return cut(code, lines(problems), None);
+    };
+    let detailed = counts().find(|&detailed| fits(&list(told, detailed)));
+    list(told, detailed.unwrap_or(0))
 }
 
-impl Detail {
-    fn new(name: &str, message: &impl Message) -> Detail {
-        Detail { type_url: format!("type.googleapis.com/google.rpc.{name}"), value: message.encode_to_vec() }
+fn first(problems: &[Problem], count: usize) -> Vec<Problem> {
+    let mut first: Vec<Problem> = problems.iter().take(count).cloned().collect();
+    let more = problems.len() - first.len();
+    if more > 0 {
+        first.push(Problem::from(format!("and {more} more")));
     }
+    first
 }
 
-fn bad(problems: &[Problem]) -> Detail {
+fn bad(problems: &[Problem]) -> Any {
     let violation = |problem: &Problem| FieldViolation {
         field: problem.key.clone(),
         description: Problem { key: String::new(), ..problem.clone() }.to_string(),
     };
-    let field_violations = problems.iter().take(PROBLEMS_MAX).map(violation).collect();
-    Detail::new("BadRequest", &BadRequest { field_violations })
+    any("BadRequest", &BadRequest { field_violations: problems.iter().map(violation).collect() })
 }
 
-fn precondition(problems: &[Problem]) -> Detail {
+fn precondition(problems: &[Problem]) -> Any {
     let violation = |problem: &Problem| Violation {
         r#type: "STATE".into(),
         subject: problem.key.clone(),
         description: problem.message.clone(),
     };
-    let violations = problems.iter().take(PROBLEMS_MAX).map(violation).collect();
-    Detail::new("PreconditionFailure", &PreconditionFailure { violations })
+    any("PreconditionFailure", &PreconditionFailure { violations: problems.iter().map(violation).collect() })
 }
 
-fn with(code: Code, mut message: String, detail: &Detail) -> Status {
-    if message.len() > MESSAGE_BYTES_MAX {
-        let end = message.floor_char_boundary(MESSAGE_BYTES_MAX);
-        message.truncate(end);
-        message.push_str("\n...");
+fn informed(code: Code, text: String, reason: &str, metadata: HashMap<String, String>) -> Status {
+    let info = ErrorInfo { reason: reason.into(), domain: "tidemill".into(), metadata };
+    cut(code, text, Some(any("ErrorInfo", &info)))
+}
+
+/// A text that is no list, cut until it fits.
+fn cut(code: Code, mut text: String, detail: Option<Any>) -> Status {
+    let mut status = with(code, text.clone(), detail.clone());
+    while !fits(&status) && !text.is_empty() {
+        text.truncate(text.floor_char_boundary(text.len() / 4 * 3));
+        status = with(code, format!("{text}\n..."), detail.clone());
     }
-    let detail = Any { type_url: detail.type_url.clone(), value: detail.value.clone() };
-    let mut details = rpc::Status { code: code as i32, message: message.clone(), details: vec![detail] };
-    // Beyond that the trailer itself would be refused, and with it the message.
-    if details.encoded_len() > 2 * MESSAGE_BYTES_MAX {
-        details.details.clear();
-    }
+    status
+}
+
+fn fits(status: &Status) -> bool {
+    let mut trailers = HeaderMap::new();
+    let bytes = |trailers: &HeaderMap| -> usize {
+        trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + TRAILER_BYTES).sum()
+    };
+    status.add_header(&mut trailers).is_ok() && bytes(&trailers) <= TRAILERS_BYTES_MAX
+}
+
+fn with(code: Code, message: String, detail: Option<Any>) -> Status {
+    let details =
+        rpc::Status { code: code as i32, message: message.clone(), details: Vec::from_iter(detail) };
     Status::with_details(code, message, details.encode_to_vec().into())
+}
+
+fn any(name: &str, message: &impl Message) -> Any {
+    Any { type_url: format!("type.googleapis.com/google.rpc.{name}"), value: message.encode_to_vec() }
 }
 
 #[cfg(test)]
@@ -125,9 +158,52 @@ mod tests {
     }
 
     #[test]
-    fn a_long_list_is_cut_so_that_it_arrives() {
+    fn who_asks_can_tell_that_it_was_a_node_that_answered() {
+        for (error, code, reason) in [
+            (ControlError::NotFound("a".into()), Code::NotFound, "NOT_FOUND"),
+            (ControlError::Unavailable("a".into()), Code::Unavailable, "UNAVAILABLE"),
+            (ControlError::Deadline("a".into()), Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        ] {
+            let status = status(error);
+            let info = ErrorInfo::decode(details(&status).details[0].value.as_slice()).expect("ErrorInfo");
+            assert_eq!((status.code(), status.message()), (code, "a"));
+            assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "tidemill"));
+        }
+    }
+
+    #[test]
+    fn a_deploy_that_lacks_thirteen_grants_names_them_all() {
+        let grant = |n: usize| {
+            let message = format!(
+                "internal topic tidemill.orders-{n}.changelog: Kafka does not permit User:orders to Read, Write, \
+                 DescribeConfigs; grant it with kafka-acls --bootstrap-server kafka-1:9092,kafka-2:9092 --add \
+                 --allow-principal User:orders --operation Read --operation Write --operation DescribeConfigs \
+                 --topic tidemill.orders-{n}.changelog"
+            );
+            Problem::at("name", message)
+        };
+        let problems: Vec<Problem> = (0..13).map(grant).collect();
+        let status = status(ControlError::Unmet(problems.clone()));
+        assert_eq!(status.message(), lines(&problems));
+        let unmet = PreconditionFailure::decode(details(&status).details[0].value.as_slice());
+        let violations = unmet.expect("PreconditionFailure").violations;
+        let (last, listed) = violations.split_last().expect("as many as fit");
+        assert_eq!(last.description, format!("and {} more", 13 - listed.len()));
+        assert!(!listed.is_empty());
+        assert!(listed.iter().zip(&problems).all(|(listed, problem)| listed.description == problem.message));
+        assert!(fits(&status));
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_so_that_it_arrives() {
         let problems = (0..1000).map(|n| Problem::at(format!("inputs.{n}"), "ä".repeat(100))).collect();
-        let status = status(ControlError::Invalid(problems));
-        assert!(status.message().len() < 5000 && status.details().len() < 10_000);
+        let many = status(ControlError::Invalid(problems));
+        let (listed, last) = many.message().rsplit_once('\n').expect("lines");
+        assert_eq!(last, format!("and {} more", 1000 - listed.lines().count()));
+        let one = status(ControlError::Precondition("ä".repeat(100_000)));
+        let text = status(ControlError::NotFound("ä".repeat(100_000)));
+        for status in [many, one, text] {
+            assert!(fits(&status) && status.message().len() > 1000, "{status:?}");
+        }
     }
 }

@@ -51,7 +51,7 @@ impl Services {
 
     /// The same for what concerns other nodes, with the time that there is.
     pub(super) fn forwarded<T>(&self, request: Request<T>) -> (Forwarder, T, Deadline) {
-        let deadline = Deadline::of(request.metadata());
+        let deadline = deadline(&request);
         (self.forwarder.on_behalf_of(&caller(&request)), request.into_inner(), deadline)
     }
 
@@ -82,6 +82,12 @@ fn caller<T>(request: &Request<T>) -> Caller {
     caller.unwrap_or_else(|| Caller { identity: None, scope: Scope::none() })
 }
 
+/// Counted from when the call was let in.
+fn deadline<T>(request: &Request<T>) -> Deadline {
+    let admitted = request.extensions().get::<Deadline>().copied();
+    admitted.unwrap_or_else(|| Deadline::of(request.metadata()))
+}
+
 /// Tells the audit log which revision a change got.
 fn revised<T>(mut answer: Response<T>, deployment: fn(&T) -> &Option<proto::Deployment>) -> Response<T> {
     if let Some(deployment) = deployment(answer.get_ref()) {
@@ -109,9 +115,10 @@ impl proto::deployments_server::Deployments for Services {
         &self,
         request: Request<Streaming<proto::DeployRequest>>,
     ) -> Result<Response<proto::DeployResponse>, Status> {
+        let until = deadline(&request).until();
         let (node, stream) = self.admitted(request);
         let deployed = self.counted(async {
-            let upload = upload::receive(&self.uploads, stream).await?;
+            let upload = upload::receive(&self.uploads, stream, until).await?;
             let (header, module) = (upload.header, upload.module);
             let answer = ask(&node, move |node| node.deploy(header, module)).await;
             drop(upload.place);

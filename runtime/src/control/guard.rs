@@ -221,6 +221,13 @@ struct First {
     body: axum::body::BodyDataStream,
 }
 
+/// Why nothing more of a call comes: its time is over, or its caller has gone.
+fn broken_off(error: axum::Error) -> Status {
+    Status::try_from_error(error.into_inner())
+        .unwrap_or_else(|error| Status::cancelled(format!("the call broke off: {error}")))
+}
+
+/// Each part of it has its time here, the whole has that of the call: `admission` ends the body then.
 async fn first_message(body: Body) -> Result<First, Status> {
     let mut body = body.into_data_stream();
     let mut read = bytes::BytesMut::new();
@@ -232,7 +239,7 @@ async fn first_message(body: Body) -> Result<First, Status> {
         };
         match next {
             Some(Ok(data)) => read.extend_from_slice(&data),
-            Some(Err(error)) => return Err(Status::cancelled(format!("the call broke off: {error}"))),
+            Some(Err(error)) => return Err(broken_off(error)),
             None => return Err(Status::invalid_argument("the call ends before its first message does")),
         }
         if let Some(prefix) = read.first_chunk::<PREFIX_BYTES>() {

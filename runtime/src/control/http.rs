@@ -8,22 +8,33 @@
 //! | `/health/live` | 200 as long as the process answers, whatever Kafka does |
 //!
 //! With TLS they are encrypted and ask nobody for a certificate: they show names and numbers, never what
-//! records or state hold. Readiness steers traffic only; it never makes a node leave its group, and an idle node is ready.
+//! records or state hold. A connection is for one question and has its time: silent ones cannot take all places
+//! and keep probes out. Readiness steers traffic only; it never makes a node leave its group, and an idle node is ready.
 
-use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::incoming::Established;
 use crate::telemetry::{CONTENT_TYPE, Telemetry};
+use crate::tls::connection::Io;
+
+/// Of a connection, from its begin to the end of its answer. Whoever asks for metrics gives up before.
+const CONNECTION_MAX: Duration = Duration::from_secs(15);
 
 /// What the node says about itself. Cheap: it is asked at every probe.
 pub trait HealthSource: Send + Sync + 'static {
@@ -82,13 +93,13 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|reason| ListenError { address, reason })
 }
 
-/// Serves until `shutdown` resolves, then lets answers in flight end.
+/// Serves until told to stop, then lets answers in flight end.
 pub async fn serve(
-    incoming: Established,
+    mut incoming: Established,
     telemetry: Arc<Telemetry>,
     health: Arc<dyn HealthSource>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
+    mut stopping: watch::Receiver<bool>,
+) {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/health/event-bus", get(event_bus))
@@ -96,7 +107,46 @@ pub async fn serve(
         .route("/health/live", get(live))
         .fallback(unknown)
         .with_state(Endpoints { telemetry, health });
-    axum::serve(incoming, router).with_graceful_shutdown(shutdown).await
+    let stopped = stopping.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            connection = incoming.next() => {
+                connections.spawn(answer(connection, router.clone(), CONNECTION_MAX, stopped.clone()));
+            }
+            // What has ended is forgotten.
+            Some(_) = connections.join_next() => {}
+            () = until(&mut stopping) => break,
+        }
+    }
+    drop(incoming);
+    while connections.join_next().await.is_some() {}
+}
+
+/// One connection: a question, its answer, and its end, all within so long.
+async fn answer(
+    stream: impl Io + 'static,
+    router: Router,
+    within: Duration,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let whole = async {
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = until(&mut stopping) => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    };
+    // Why it has ended concerns nobody but its other end.
+    let _ = tokio::time::timeout(within, whole).await;
+}
+
+async fn until(stopping: &mut watch::Receiver<bool>) {
+    // An error says that the sender is gone, which means stop as well.
+    let _ = stopping.wait_for(|&stop| stop).await;
 }
 
 async fn metrics(State(endpoints): State<Endpoints>) -> Response {
@@ -135,7 +185,7 @@ struct Status {
 mod tests {
     use std::sync::Mutex;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::net::TcpStream;
 
     use super::*;
@@ -165,10 +215,12 @@ mod tests {
 
     async fn get(address: SocketAddr, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(address).await.expect("the server listens");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("sent");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("answered");
+        // It says, and does, that it is for one question.
+        assert!(answer.contains("connection: close"), "{answer}");
         let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
         (status, body.to_owned())
@@ -179,15 +231,15 @@ mod tests {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let fake = Arc::new(Fake(Mutex::new(well())));
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let (stop, stopped) = watch::channel(false);
         let health: Arc<dyn HealthSource> = Arc::clone(&fake) as _;
         let telemetry = Telemetry::new();
         let door = Door { side: Side::Http, tls: None, telemetry: Arc::clone(&telemetry) };
         let incoming = Established::new(listener, door);
-        let server = tokio::spawn(serve(incoming, telemetry, health, async {
-            let _ = stopped.await;
-        }));
+        let server = tokio::spawn(serve(incoming, telemetry, health, stopped));
 
+        // One that says nothing neither keeps others out nor holds up the end.
+        let _silent = TcpStream::connect(address).await.expect("the server listens");
         let (status, body) = get(address, "/health/event-bus").await;
         let json: serde_json::Value = serde_json::from_str(&body).expect("JSON");
         assert_eq!(status, 200);
@@ -210,8 +262,45 @@ mod tests {
         assert_eq!(get(address, "/health/event-bus").await.0, 503);
         assert_eq!(get(address, "/health/live").await.0, 200);
 
-        stop.send(()).expect("the server waits");
-        server.await.expect("no panic").expect("a clean end");
+        stop.send(true).expect("the server waits");
+        tokio::time::timeout(CONNECTION_MAX / 2, server).await.expect("a prompt end").expect("no panic");
+    }
+
+    /// Whether a connection ends whose other end does this.
+    async fn ends<F: Future<Output = ()> + Send + 'static>(
+        other_end: impl FnOnce(DuplexStream) -> F,
+    ) -> bool {
+        let router = Router::new().route("/", axum::routing::get(|| async { "a".repeat(1 << 16) }));
+        let (_stop, stopping) = watch::channel(false);
+        let (here, there) = tokio::io::duplex(64);
+        let client = tokio::spawn(other_end(there));
+        let answer = answer(here, router, Duration::from_millis(50), stopping);
+        let ended = tokio::time::timeout(Duration::from_secs(30), answer).await.is_ok();
+        client.abort();
+        ended
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_that_says_nothing_or_never_enough_or_does_not_listen() {
+        let silent = |stream: DuplexStream| async move {
+            std::future::pending::<()>().await;
+            drop(stream);
+        };
+        assert!(ends(silent).await, "it says nothing");
+        let slow = |mut stream: DuplexStream| async move {
+            let mut text: &[u8] = b"GET / HTTP/1.1\r\n";
+            while stream.write_all(text).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                text = b"more: 1\r\n";
+            }
+        };
+        assert!(ends(slow).await, "its headers do not end");
+        let deaf = |mut stream: DuplexStream| async move {
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").await.expect("sent");
+            std::future::pending::<()>().await;
+            drop(stream);
+        };
+        assert!(ends(deaf).await, "it does not read its answer");
     }
 
     #[tokio::test]

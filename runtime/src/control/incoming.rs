@@ -35,7 +35,6 @@ pub enum Side {
 /// Established connections, in the order in which they are ready. Dropping it closes the listener.
 pub struct Established {
     ready: mpsc::Receiver<Connection>,
-    address: Option<SocketAddr>,
 }
 
 /// What a listener demands of who comes in.
@@ -49,35 +48,23 @@ pub struct Door {
 
 impl Established {
     pub fn new(listener: TcpListener, door: Door) -> Established {
-        let address = listener.local_addr().ok();
         let (send, ready) = mpsc::channel(READY_MAX);
         tokio::spawn(accept(listener, send, door));
-        Established { ready, address }
+        Established { ready }
     }
 
-    /// As a gRPC server wants it.
-    pub fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
-        ReceiverStream::new(self.ready).map(Ok)
-    }
-}
-
-impl axum::serve::Listener for Established {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    /// The next one.
+    pub async fn next(&mut self) -> Connection {
         match self.ready.recv().await {
-            Some(connection) => {
-                let address = connection.peer().address;
-                (connection, address)
-            }
+            Some(connection) => connection,
             // The acceptor ends only with its receiver, or with the whole program.
             None => std::future::pending().await,
         }
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.address.ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    /// As a gRPC server wants it.
+    pub fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
+        ReceiverStream::new(self.ready).map(Ok)
     }
 }
 

@@ -74,7 +74,7 @@ pub async fn run(
     let source: Arc<dyn HealthSource> = Arc::clone(&health) as _;
     let door = |side| Door { side, tls: tls.clone(), telemetry: Arc::clone(&telemetry) };
     let (grpc, http) = (Established::new(grpc, door(Side::Grpc)), Established::new(http, door(Side::Http)));
-    let http = tokio::spawn(http::serve(http, Arc::clone(&telemetry), source, until(stopped.clone())));
+    let http = tokio::spawn(http::serve(http, Arc::clone(&telemetry), source, stopped.clone()));
     let roles = Arc::new(Roles::new(config.roles.clone(), config.roles_file.clone()));
     // If it fails, `stop` is dropped, which ends the server.
     let node = blocking({
@@ -143,11 +143,6 @@ async fn follow(roles: Arc<Roles>) {
             Err(_) => {}
         }
     }
-}
-
-async fn until(mut stopped: watch::Receiver<bool>) {
-    // An error says that the sender is gone, which means stop as well.
-    let _ = stopped.wait_for(|&stop| stop).await;
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RunError> {

@@ -1,11 +1,12 @@
 //! A module on its way in: one header, then its bytes in order, bounded.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidemill_proto::v1::{DeployHeader, DeployRequest, deploy_request::Part};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tokio::time::{timeout, timeout_at};
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
 
 /// A larger module is refused while it arrives, before it is held.
 pub const MODULE_BYTES_MAX: usize = 16 << 20;
@@ -26,7 +27,26 @@ pub struct Upload<'a> {
     pub module: Vec<u8>,
 }
 
-pub async fn receive(places: &Semaphore, mut stream: Streaming<DeployRequest>) -> Result<Upload<'_>, Status> {
+/// What a caller sends until then, in a place of its own.
+pub async fn receive(
+    places: &Semaphore,
+    stream: impl Stream<Item = Result<DeployRequest, Status>> + Unpin,
+    until: Instant,
+) -> Result<Upload<'_>, Status> {
+    // As a whole: a little of it, again and again, would otherwise hold a place for ever.
+    timeout_at(until.into(), receive_whole(places, stream)).await.unwrap_or_else(|_| {
+        let reason = format!(
+            "the deploy did not arrive whole in its time; {UPLOADS_MAX} are received at once, and others wait: \
+             send it again"
+        );
+        Err(Status::deadline_exceeded(reason))
+    })
+}
+
+async fn receive_whole(
+    places: &Semaphore,
+    mut stream: impl Stream<Item = Result<DeployRequest, Status>> + Unpin,
+) -> Result<Upload<'_>, Status> {
     let place = places.acquire().await.map_err(|_| Status::unavailable("this node is stopping"))?;
     let first = next(&mut stream).await?.and_then(|message| message.part);
     let Some(Part::Header(header)) = first else {
@@ -56,9 +76,49 @@ pub async fn receive(places: &Semaphore, mut stream: Streaming<DeployRequest>) -
     Ok(Upload { place, header, module })
 }
 
-async fn next(stream: &mut Streaming<DeployRequest>) -> Result<Option<DeployRequest>, Status> {
-    timeout(SILENCE_MAX, stream.message()).await.unwrap_or_else(|_| {
-        let reason = format!("nothing of the deploy has arrived for {SILENCE_MAX:?}; send it again");
-        Err(Status::deadline_exceeded(reason))
-    })
+async fn next(
+    stream: &mut (impl Stream<Item = Result<DeployRequest, Status>> + Unpin),
+) -> Result<Option<DeployRequest>, Status> {
+    match timeout(SILENCE_MAX, stream.next()).await {
+        Ok(message) => message.transpose(),
+        Err(_) => {
+            let reason = format!("nothing of the deploy has arrived for {SILENCE_MAX:?}; send it again");
+            Err(Status::deadline_exceeded(reason))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    fn message(part: Part) -> Result<DeployRequest, Status> {
+        Ok(DeployRequest { part: Some(part) })
+    }
+
+    /// A header, and then empty chunks for ever.
+    fn trickle() -> impl Stream<Item = Result<DeployRequest, Status>> {
+        let chunks = std::iter::repeat_with(|| message(Part::Chunk(Vec::new())));
+        let chunks = tokio_stream::iter(chunks).throttle(Duration::from_millis(5));
+        tokio_stream::once(message(Part::Header(DeployHeader::default()))).chain(chunks)
+    }
+
+    #[tokio::test]
+    async fn a_module_that_comes_for_ever_gives_its_place_to_the_next() {
+        let places = Semaphore::new(1);
+        let until = || Instant::now() + Duration::from_millis(100);
+        let slow = receive(&places, Box::pin(trickle()), until()).await;
+        assert_eq!(slow.expect_err("too slow").code(), Code::DeadlineExceeded);
+
+        let parts = [Part::Header(DeployHeader::default()), Part::Chunk(vec![1, 2]), Part::Chunk(vec![3])];
+        let whole = tokio_stream::iter(parts.map(message));
+        let upload = receive(&places, whole, Instant::now() + Duration::from_secs(60)).await;
+        let upload = upload.expect("it is whole");
+        assert_eq!(upload.module, [1, 2, 3]);
+
+        let second = receive(&places, Box::pin(trickle()), until()).await;
+        assert_eq!(second.expect_err("there is one place").code(), Code::DeadlineExceeded);
+    }
 }

@@ -27,6 +27,8 @@ pub struct Heart {
 impl Heart {
     pub fn start(node: Arc<NodeRuntime>, address: String, log: TopicLog) -> Result<Heart, SourceError> {
         let mut tail = log.tail(Offset(0))?;
+        // What is behind it comes while this node listens.
+        let found = log.end()?;
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopping);
         let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
@@ -45,7 +47,11 @@ impl Heart {
                     }
                 }
                 let read = tail.next(READ_WAIT, &mut |record| {
-                    node.fleet.apply(&record.key, record.value.as_deref(), record.timestamp_ms, wall_ms());
+                    let (key, value) = (&record.key, record.value.as_deref());
+                    match record.offset < found {
+                        true => node.fleet.found(key, value, record.timestamp_ms, wall_ms()),
+                        false => node.fleet.heard(key, value),
+                    }
                 });
                 if let Err(error) = read {
                     tracing::debug!(%error, "cannot read heartbeats");
