@@ -229,6 +229,12 @@ impl Board {
         self.changed.notify_all();
     }
 
+    /// A worker has ended without a word: what it had is nobody's here.
+    pub fn worker_lost(&self, worker: u32) {
+        let lost: Vec<i32> = self.lock().keys().filter(|key| key.1 == worker).map(|key| key.0).collect();
+        lost.into_iter().for_each(|partition| self.gone(partition, worker));
+    }
+
     /// A worker begins; the one before it under this number takes no more.
     pub fn takes_edits(&self, worker: u32, editor: Sender<EditRequest>) {
         lock(&self.editors).insert(worker, editor);

@@ -17,7 +17,7 @@
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use crate::faults::{Bug, CrashPoint, crash_point, planted};
 use crate::ports::{Clock, CommitError, End, Membership, Produce, Sink, SourceError};
@@ -174,12 +174,22 @@ impl Driver for CommitThread {
     }
 
     fn poll(&mut self) -> Option<Done> {
-        self.results.try_recv().ok()
+        match self.results.try_recv() {
+            Ok(done) => Some(done),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => abandoned(),
+        }
     }
 
     fn wait(&mut self) -> Option<Done> {
-        self.results.recv().ok()
+        Some(self.results.recv().unwrap_or_else(|_| abandoned()))
     }
+}
+
+/// The thread ends before its worker only by a panic. The worker, which would wait for an outcome for
+/// ever, goes the same way: that is seen, and it is started anew.
+fn abandoned() -> ! {
+    panic!("the commit thread has panicked")
 }
 
 impl Drop for CommitThread {
@@ -379,5 +389,22 @@ fn produce(sink: &mut dyn Sink, task: &Sealed) -> Result<(), CommitError> {
         // One row per distinct key, then the position record.
         Some(changelog) => sink.produce(Produce::Changelog(changelog)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::node::deployment::SystemClock;
+
+    #[test]
+    fn a_panic_of_the_commit_thread_is_its_workers() {
+        let half = CommitHalf::new(Box::new(|| panic!("no sink")), Box::new(SystemClock));
+        let mut committer = Committer::on_thread("test", half).expect("a thread");
+        committer.renew();
+        assert!(catch_unwind(AssertUnwindSafe(|| committer.wait())).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| committer.poll())).is_err());
     }
 }

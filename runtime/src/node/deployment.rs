@@ -1,5 +1,6 @@
 //! One revision of a deployment, running on this node: its workers.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -31,6 +32,7 @@ pub enum Leave {
 const SWAP_PATIENCE: Duration = Duration::from_millis(100);
 
 pub struct RunningDeployment {
+    node: Arc<NodeRuntime>,
     revision: Arc<Revision>,
     workers: Vec<RunningWorker>,
     /// Of former workers, for as long as these ones want their partitions.
@@ -49,9 +51,10 @@ impl RunningDeployment {
         evictions: Evictions,
     ) -> Result<RunningDeployment, PrepareError> {
         node.board_for(&revision.registered.name).begin();
-        let mut running = RunningDeployment { revision, workers: Vec::new(), _evictions: evictions };
+        let (node, workers) = (Arc::clone(node), Vec::new());
+        let mut running = RunningDeployment { node, revision, workers, _evictions: evictions };
         for index in 0..running.revision.spec.workers {
-            match start_worker(node, &running.revision, index) {
+            match start_worker(&running.node, &running.revision, index) {
                 Ok(worker) => running.workers.push(worker),
                 Err(error) => {
                     running.stop(Leave::Nobody);
@@ -72,12 +75,13 @@ impl RunningDeployment {
         self.revision.registered.revision
     }
 
-    pub fn incarnation(&self) -> &str {
-        &self.revision.registered.incarnation
-    }
-
     pub fn shared(&self) -> Arc<Revision> {
         Arc::clone(&self.revision)
+    }
+
+    /// True once a worker has panicked; see [`is_broken`].
+    pub fn is_broken(&self) -> bool {
+        is_broken(&self.workers)
     }
 
     /// Makes the group look at its topics again: one member that comes and goes is enough.
@@ -93,7 +97,7 @@ impl RunningDeployment {
     pub fn swap(&mut self, node: &Arc<NodeRuntime>, next: Arc<Revision>) {
         node.board_for(&next.registered.name).begin();
         for (index, worker) in (0..).zip(&self.workers) {
-            // One that has ended is started anew with everything else when it shows.
+            // One that has panicked is started anew with everything else: the supervisor looks for it.
             let _ = worker.commands.send(Command::Swap(Box::new(swap(node, &self.revision, &next, index))));
         }
         // Calls that end by themselves lose nothing; what does not is handled by the next revision.
@@ -101,7 +105,8 @@ impl RunningDeployment {
         self.revision = next;
     }
 
-    /// Commits, closes, and returns when every worker has ended.
+    /// Commits, closes, and returns when every worker has ended. What one that panicked held counts as
+    /// closed, as after a crash.
     pub fn stop(self, leave: Leave) {
         for worker in &self.workers {
             let leave = leave == Leave::All;
@@ -110,12 +115,39 @@ impl RunningDeployment {
         }
         // Only now, so that a worker whose call has ended finds the command.
         self.revision.linked.interrupt_in(Duration::ZERO);
-        for worker in self.workers {
-            if worker.thread.join().is_err() {
-                tracing::error!(deployment = self.revision.registered.name, "a worker panicked");
+        let panicked = join(self.workers);
+        if panicked.is_empty() {
+            return;
+        }
+        let registered = &self.revision.registered;
+        for (worker, reason) in panicked {
+            tracing::error!(deployment = registered.name, worker, reason, "a worker panicked");
+            if let Some(board) = self.node.board(&registered.name) {
+                board.worker_lost(worker);
             }
         }
+        // Of the others, which have given theirs back, nothing is held.
+        for partition in 0..self.revision.partitions {
+            self.node.leases.reclaim(&self.node.store_dir(registered, partition));
+        }
     }
+}
+
+/// True if a worker has ended. Before it is told to it does so only by a panic, which is a fault of this
+/// program: its partitions would stand still, and be shown as running.
+fn is_broken(workers: &[RunningWorker]) -> bool {
+    workers.iter().any(|worker| worker.thread.is_finished())
+}
+
+/// Waits for the end of every worker. Answers which ones panicked, and what they said.
+fn join(workers: Vec<RunningWorker>) -> Vec<(u32, String)> {
+    let ended = (0..).zip(workers).map(|(index, worker)| (index, worker.thread.join()));
+    ended.filter_map(|(index, end)| Some((index, words(&*end.err()?)))).collect()
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason").to_owned()
 }
 
 /// What a worker of `former` needs to go on in `next`.
@@ -211,4 +243,40 @@ impl Clock for SystemClock {
 pub fn wall_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that does `work` once it is told anything.
+    fn worker(work: impl FnOnce() + Send + 'static) -> RunningWorker {
+        let (commands, inbox) = unbounded::<Command<Consumer>>();
+        let thread = std::thread::spawn(move || {
+            inbox.recv().expect("a command");
+            work();
+        });
+        RunningWorker { commands, thread }
+    }
+
+    #[test]
+    fn a_worker_that_panics_shows_and_is_named_with_its_words() {
+        let number = 7;
+        let workers = vec![
+            worker(|| {}),
+            worker(|| panic!("one")),
+            worker(move || panic!("number {number}")),
+            worker(move || std::panic::panic_any(number)),
+        ];
+        assert!(!is_broken(&workers));
+        workers[1].commands.send(Command::Rejoin).expect("it waits");
+        while !is_broken(&workers) {
+            std::thread::yield_now();
+        }
+        for index in [0, 2, 3] {
+            workers[index].commands.send(Command::Rejoin).expect("it waits");
+        }
+        let said = |worker, words: &str| (worker, words.to_owned());
+        assert_eq!(join(workers), [said(1, "one"), said(2, "number 7"), said(3, "no reason")]);
+    }
 }

@@ -1,5 +1,12 @@
 //! Stores that are open but held by no task, and who may open which: a store moves from worker to
 //! worker of a node without being closed, and is never opened twice.
+//!
+//! ```text
+//!   closed --acquire--> restoring --restored--> held --put--> idle --acquire--> restoring
+//!     ^                  |    ^                 |  |
+//!     |                  |    +----restoring----+  |
+//!     +-------free-------+------free, reclaim------+
+//! ```
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,10 +17,18 @@ use crate::store::Store;
 
 #[expect(clippy::large_enum_variant, reason = "one is moved a restore; a box would say nothing")]
 enum Entry {
-    /// Open, and a task, a commit or a restore owns it.
+    /// Somebody restores it, or deletes it, and says when that is over.
+    Restoring,
+    /// Open, and a task or a commit owns it.
     Held,
     /// Open, and nobody does.
     Idle(Store),
+}
+
+impl Entry {
+    fn is_taken(&self) -> bool {
+        matches!(self, Entry::Restoring | Entry::Held)
+    }
 }
 
 /// One per node.
@@ -37,20 +52,41 @@ impl Leases {
     /// Waits up to `timeout` for the present holder of `dir` to let go.
     pub fn acquire(&self, dir: &Path, timeout: Duration) -> Lease {
         let entries = self.lock();
-        let waited = self
-            .freed
-            .wait_timeout_while(entries, timeout, |entries| matches!(entries.get(dir), Some(Entry::Held)));
+        let is_taken = |entries: &mut HashMap<PathBuf, Entry>| entries.get(dir).is_some_and(Entry::is_taken);
+        let waited = self.freed.wait_timeout_while(entries, timeout, is_taken);
         let (mut entries, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        match entries.insert(dir.to_owned(), Entry::Held) {
-            None => Lease::Closed,
+        if is_taken(&mut entries) {
+            return Lease::Busy;
+        }
+        match entries.insert(dir.to_owned(), Entry::Restoring) {
             Some(Entry::Idle(store)) => Lease::Open(store),
-            Some(Entry::Held) => Lease::Busy,
+            _ => Lease::Closed,
+        }
+    }
+
+    /// The store that a task held is about to be restored, while it is open.
+    pub fn restoring(&self, dir: &Path) {
+        self.lock().insert(dir.to_owned(), Entry::Restoring);
+    }
+
+    /// The open store is about to be a task's.
+    pub fn restored(&self, dir: &Path) {
+        self.lock().insert(dir.to_owned(), Entry::Held);
+    }
+
+    /// Says that whoever held a directory has ended without a word, and its store with it. Only to be
+    /// called once that is certain; what is being restored comes back by itself.
+    pub fn reclaim(&self, dir: &Path) {
+        let mut entries = self.lock();
+        if matches!(entries.get(dir), Some(Entry::Held)) {
+            entries.remove(dir);
+            self.freed.notify_all();
         }
     }
 
     /// Somebody has it open, or is about to open it.
     pub fn is_held(&self, dir: &Path) -> bool {
-        matches!(self.lock().get(dir), Some(Entry::Held))
+        self.lock().get(dir).is_some_and(Entry::is_taken)
     }
 
     /// Gives an open store back; the next owner takes it as it is.
@@ -69,9 +105,9 @@ impl Leases {
     pub fn close_idle(&self, root: &Path) {
         let mut closing = Vec::new();
         for (dir, entry) in self.lock().iter_mut().filter(|(dir, _)| dir.starts_with(root)) {
-            match std::mem::replace(entry, Entry::Held) {
+            match std::mem::replace(entry, Entry::Restoring) {
                 Entry::Idle(store) => closing.push((dir.clone(), store)),
-                Entry::Held => {}
+                taken => *entry = taken,
             }
         }
         // Closing writes to disk: not under the lock. Nobody opens the directory meanwhile.
@@ -91,5 +127,30 @@ impl Leases {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_task_held_that_has_ended_can_be_opened_again_and_what_is_being_restored_cannot() {
+        let leases = Leases::default();
+        let dirs = ["a", "b"].map(Path::new);
+        let is_busy = |dir| matches!(leases.acquire(dir, Duration::ZERO), Lease::Busy);
+        assert!(dirs.iter().all(|dir| !is_busy(dir)));
+        leases.restored(dirs[0]);
+        assert!(dirs.iter().all(|dir| is_busy(dir) && leases.is_held(dir)));
+        dirs.iter().for_each(|dir| leases.reclaim(dir));
+        assert!(!leases.is_held(dirs[0]) && leases.is_held(dirs[1]));
+        assert!(!is_busy(dirs[0]) && is_busy(dirs[1]));
+        // A task that is restored anew.
+        leases.restored(dirs[0]);
+        leases.restoring(dirs[0]);
+        leases.reclaim(dirs[0]);
+        assert!(is_busy(dirs[0]));
+        leases.free(dirs[0]);
+        assert!(!is_busy(dirs[0]));
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -77,6 +78,27 @@ impl ModuleDir {
         std::fs::rename(&partial, &path).map_err(|reason| disk(&path, reason))
     }
 
+    /// Deletes the files of modules that nothing names, and what a crash left half-written, once they are
+    /// `grace` old: a module is kept before a version names it. One that is wanted after all is fetched again.
+    pub fn tidy(&self, is_named: impl Fn(&str) -> bool, grace: Duration) -> Result<(), ModuleError> {
+        let failed = |reason| disk(&self.dir, reason);
+        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            let is_ours = path.extension().is_some_and(|ending| ending == "wasm" || ending == "partial");
+            if !is_ours || path.file_stem().and_then(|stem| stem.to_str()).is_some_and(&is_named) {
+                continue;
+            }
+            let written = entry.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
+            // A time of the future is from a clock that has been set back since.
+            if written.elapsed().unwrap_or_default() >= grace {
+                std::fs::remove_file(&path).map_err(|reason| disk(&path, reason))?;
+                tracing::info!(path = %path.display(), "deleted a module that no version names");
+            }
+        }
+        Ok(())
+    }
+
     /// A file whose bytes do not have their name's digest is as good as none.
     fn on_disk(&self, wanted: &str) -> Result<Option<Vec<u8>>, ModuleError> {
         let path = self.path(wanted);
@@ -136,5 +158,27 @@ mod tests {
         assert_eq!(modules.on_disk(&name).expect("reads"), Some(b"module".to_vec()));
         modules.keep(&name, b"modulf").expect("keeps");
         assert_eq!(modules.on_disk(&name).expect("reads"), None);
+    }
+
+    #[test]
+    fn modules_that_nothing_names_go_once_they_are_old() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let modules = ModuleDir::open(dir.path()).expect("opens");
+        let (hour, now) = (Duration::from_secs(3600), std::time::SystemTime::now());
+        let write = |name: &str, time| {
+            let file = std::fs::File::create(dir.path().join(name)).expect("creates");
+            file.set_modified(time).expect("sets its time");
+        };
+        for name in ["named.wasm", "old.wasm", "old.partial", "other"] {
+            write(name, now - 2 * hour);
+        }
+        for (name, time) in [("new.wasm", now), ("future.wasm", now + 2 * hour)] {
+            write(name, time);
+        }
+        modules.tidy(|module| module == "named", hour).expect("tidies");
+        let left =
+            std::fs::read_dir(dir.path()).expect("lists").map(|entry| entry.expect("lists").file_name());
+        let left: std::collections::BTreeSet<_> = left.collect();
+        assert_eq!(left, ["future.wasm", "named.wasm", "new.wasm", "other"].map(Into::into).into());
     }
 }

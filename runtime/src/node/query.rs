@@ -80,7 +80,7 @@ pub fn get_many(
     Ok(answer)
 }
 
-/// `page_token` is the last key of the page before; `next_page_token` of the answer likewise.
+/// `page_token` is of the last key of the page before; `next_page_token` of the answer likewise.
 pub fn scan(
     node: &NodeRuntime,
     request: &proto::ScanStateRequest,
@@ -115,7 +115,7 @@ pub fn scan(
 }
 
 /// Marks the entries of a page that are parked, and puts the parked keys without a value among them as far
-/// as the page goes. Answers the last key as well if there is more; empty if not.
+/// as the page goes. Answers the token of the last key as well if there is more; empty if not.
 fn marked(
     mut entries: Vec<proto::StateEntry>,
     mut more: bool,
@@ -134,15 +134,31 @@ fn marked(
     let last = keys.get(keys.len().min(limit).saturating_sub(1)).map(|key| key.to_vec()).unwrap_or_default();
     entries.retain(|entry| entry.key <= last);
     bare.retain(|parked| parked.key <= last);
-    (entries, bare, if more { last } else { Vec::new() })
+    (entries, bare, if more { token(last) } else { Vec::new() })
+}
+
+/// The token of a page's last key, which is the key itself but for one that consists of zero bytes, or of
+/// nothing: that has one zero byte more, because an empty token says that there is no more.
+fn token(mut last: Vec<u8>) -> Vec<u8> {
+    if last.iter().all(|&byte| byte == 0) {
+        last.push(0);
+    }
+    last
+}
+
+/// The least key above the one that a token is of.
+fn behind(token: &[u8]) -> Vec<u8> {
+    match token.iter().all(|&byte| byte == 0) {
+        true => token.to_vec(),
+        false => [token, &[0]].concat(),
+    }
 }
 
 /// The first key of a page, and the first one beyond all of them; none = there is no such.
 fn bounds(request: &proto::ScanStateRequest) -> (Vec<u8>, Option<Vec<u8>>) {
     let mut start = request.prefix.clone().max(request.from.clone());
     if !request.page_token.is_empty() {
-        // The least key above the last one.
-        start = start.max([request.page_token.as_slice(), &[0]].concat());
+        start = start.max(behind(&request.page_token));
     }
     let ends = [prefix_end(&request.prefix), Some(request.to.clone()).filter(|to| !to.is_empty())];
     (start, ends.into_iter().flatten().min())
@@ -456,6 +472,17 @@ mod tests {
         assert_eq!(of("b", "", "", ""), (b"b".to_vec(), Some(b"c".to_vec())));
         assert_eq!(of("b", "ba", "bc", ""), (b"ba".to_vec(), Some(b"bc".to_vec())));
         assert_eq!(of("b", "a", "z", "bb"), (b"bb\0".to_vec(), Some(b"c".to_vec())));
+        assert_eq!(of("", "", "", "\0"), (b"\0".to_vec(), None), "behind the empty key");
+        assert_eq!(of("b", "", "", "\0"), (b"b".to_vec(), Some(b"c".to_vec())));
+    }
+
+    #[test]
+    fn a_token_says_that_there_is_more_and_what_is_next_whatever_the_last_key_is() {
+        for key in [&b""[..], b"\0", b"\0\0", b"\0a", b"a", b"a\0", b"\xff"] {
+            let token = token(key.to_vec());
+            assert!(!token.is_empty());
+            assert_eq!(behind(&token), [key, b"\0"].concat(), "{key:?}");
+        }
     }
 
     #[test]
@@ -484,6 +511,9 @@ mod tests {
         assert_eq!(page(&[], false, &["a", "b"], 1), row("", "a", "a"));
         assert_eq!(page(&[], false, &[], 1), row("", "", ""));
         assert_eq!(page(&["a", "b"], true, &[], 2), row("a b", "", "b"));
+        // A page that ends at the empty key is not the last one for that.
+        assert_eq!(page(&[""], true, &[], 1), row("", "", "\0"));
+        assert_eq!(page(&["b"], false, &[""], 1), row("", "", "\0"));
     }
 
     #[test]

@@ -140,6 +140,13 @@ impl Registry {
         current.or_else(|| self.kept.get(name).map(|kept| kept.incarnation.as_str()))
     }
 
+    /// Digests of the modules that a version names which is remembered, of a life that was kept as well.
+    pub fn modules(&self) -> HashSet<&str> {
+        let current = self.deployments.values().map(|registered| &registered.history);
+        let histories = current.chain(self.kept.values().map(|kept| &kept.history));
+        histories.flat_map(History::iter).map(|version| version.module.as_str()).collect()
+    }
+
     /// What the stores of that life hold; nothing, of a name that has none.
     pub fn ledger(&self, name: &str) -> Arc<Ledger> {
         let current = self.deployments.get(name).map(|registered| &registered.ledger);
@@ -265,9 +272,7 @@ impl Registry {
             self.kept.insert(delete.name.clone(), kept);
             return Outcome::Accepted(0);
         }
-        self.started.retain(|(incarnation, _, _), _| *incarnation != gone.incarnation);
-        self.first_commits.retain(|(incarnation, _, _)| *incarnation != gone.incarnation);
-        self.redrives.remove(&gone.incarnation);
+        self.end(&gone.incarnation);
         if delete.retires {
             self.retiring.insert(delete.name.clone(), gone.incarnation);
         }
@@ -338,9 +343,7 @@ impl Registry {
         ledger.accept(registered.manifest(), &[]);
         registered.ledger = Arc::new(ledger);
         let old = std::mem::replace(&mut registered.incarnation, reset.incarnation.clone());
-        self.started.retain(|(incarnation, _, _), _| *incarnation != old);
-        self.first_commits.retain(|(incarnation, _, _)| *incarnation != old);
-        self.redrives.remove(&old);
+        self.end(&old);
         for at in &reset.beginnings {
             let beginning = (reset.incarnation.clone(), at.topic.clone(), at.partition);
             let began = Began { topic_id: at.topic_id.clone(), offset: Offset(at.offset) };
@@ -348,6 +351,14 @@ impl Registry {
         }
         self.retiring.insert(reset.name.clone(), old);
         Outcome::Accepted(revision)
+    }
+
+    /// Forgets what belongs to a life that is over.
+    fn end(&mut self, life: &str) {
+        self.started.retain(|(incarnation, _, _), _| incarnation != life);
+        self.first_commits.retain(|(incarnation, _, _)| incarnation != life);
+        self.outbox_pauses.retain(|(incarnation, _)| incarnation != life);
+        self.redrives.remove(life);
     }
 
     fn retired(&mut self, retired: &RetiredEntry) -> Outcome {
@@ -430,7 +441,7 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use tidemill_proto::v1::Beginning;
+    use tidemill_proto::v1::{Beginning, OutboxPauseEntry};
 
     use super::*;
 
@@ -687,6 +698,59 @@ mod tests {
         registry.apply(Offset(4), 1, &delete("a", 4, false));
         registry.apply(Offset(5), 1, &deploy("a", 0, "i3"));
         assert_eq!(registry.deployments["a"].incarnation, "i3");
+    }
+
+    fn outbox_pause(incarnation: &str) -> ControlEntry {
+        let entry = OutboxPauseEntry {
+            incarnation: incarnation.into(),
+            destination: "hook".into(),
+            paused: true,
+            ..OutboxPauseEntry::default()
+        };
+        ControlEntry { entry: Some(Entry::OutboxPause(entry)), ..ControlEntry::default() }
+    }
+
+    #[test]
+    fn the_pause_of_a_destination_ends_with_the_life_that_it_is_of() {
+        let mut registry = Registry::default();
+        registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
+        registry.apply(Offset(1), 1, &outbox_pause("i1"));
+        registry.apply(Offset(2), 1, &delete("a", 1, true));
+        registry.apply(Offset(3), 1, &deploy("a", 0, ""));
+        assert_eq!(registry.outbox_paused("a").len(), 1, "it was kept");
+        registry.apply(Offset(4), 1, &pause(4, true));
+        let entry = ResetEntry {
+            name: "a".into(),
+            expected_revision: 5,
+            incarnation: "i2".into(),
+            ..ResetEntry::default()
+        };
+        let reset = ControlEntry { entry: Some(Entry::Reset(entry)), ..ControlEntry::default() };
+        assert_eq!(registry.apply(Offset(5), 1, &reset), Outcome::Accepted(6));
+        assert!(registry.outbox_pauses.is_empty());
+        registry.apply(Offset(6), 1, &outbox_pause("i2"));
+        registry.apply(Offset(7), 1, &delete("a", 6, false));
+        assert!(registry.outbox_pauses.is_empty());
+        registry.apply(Offset(8), 1, &deploy("a", 0, "i3"));
+        assert!(registry.outbox_paused("a").is_empty());
+    }
+
+    #[test]
+    fn modules_of_every_version_that_can_come_back_are_named() {
+        let mut registry = Registry::default();
+        let with_module = |mut entry: ControlEntry, module: &str| {
+            if let Some(Entry::Deploy(deploy)) = &mut entry.entry {
+                deploy.module = module.into();
+            }
+            entry
+        };
+        registry.apply(Offset(0), 1, &with_module(deploy("a", 0, "i1"), "m1"));
+        registry.apply(Offset(1), 1, &with_module(deploy("a", 1, ""), "m2"));
+        registry.apply(Offset(2), 1, &with_module(deploy("b", 0, "i2"), "m3"));
+        assert_eq!(registry.modules(), HashSet::from(["m1", "m2", "m3"]));
+        registry.apply(Offset(3), 1, &delete("a", 2, true));
+        registry.apply(Offset(4), 1, &delete("b", 3, false));
+        assert_eq!(registry.modules(), HashSet::from(["m1", "m2"]));
     }
 
     #[test]

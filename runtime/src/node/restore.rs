@@ -35,6 +35,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Of a task that has one.
+    pub fn holds_store(&self) -> bool {
+        match self {
+            Outcome::Start(_) => true,
+            Outcome::Halt { store, .. } | Outcome::Again { store } => store.is_some(),
+        }
+    }
+
     pub fn into_store(self) -> Option<Store> {
         match self {
             Outcome::Start(task) => task.close(None).store,

@@ -77,9 +77,16 @@ impl Restorer for KafkaRestorer {
         let (partition, ticket) = (request.partition, request.ticket);
         let name = format!("restore-{}-{partition}", context.revision.registered.name);
         let for_failure = verdicts.clone();
+        let is_open = request.store.is_some();
+        if is_open {
+            self.context.node.leases.restoring(&self.context.dir(partition));
+        }
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
             let (outcome, pause) = context.restore(partition, request.store);
             std::thread::park_timeout(pause);
+            if !context.is_stateless() && outcome.holds_store() {
+                context.node.leases.restored(&context.dir(partition));
+            }
             // A worker that has ended gave its stores back; this one goes the same way.
             if let Err(late) = verdicts.deliver(Verdict { partition, ticket, outcome })
                 && let Some(store) = late.outcome.into_store()
@@ -88,6 +95,10 @@ impl Restorer for KafkaRestorer {
             }
         });
         if let Err(error) = spawned {
+            if is_open {
+                // It has gone with the thread that there is not.
+                self.context.node.leases.free(&self.context.dir(partition));
+            }
             let reason = format!("no thread to restore on: {error}; raise the limit on threads");
             // The worker that is calling has not ended.
             let _ = for_failure.deliver(Verdict {
@@ -207,11 +218,7 @@ impl Context {
         metrics.restore_remaining.set(0);
         metrics.restore_time.add(start.elapsed());
         // Whatever has not come back open is closed.
-        let holds_store = match &outcome {
-            Outcome::Start(_) => true,
-            Outcome::Halt { store, .. } | Outcome::Again { store } => store.is_some(),
-        };
-        if !self.is_stateless() && !holds_store {
+        if !self.is_stateless() && !outcome.holds_store() {
             self.node.leases.free(&self.dir(partition));
         }
         (outcome, pause)

@@ -1,4 +1,5 @@
-//! Directories of state that no task will ever take up again: found, told of, and deleted after a while.
+//! Directories of state that no task will ever take up again: found, told of, and deleted after a while. So are
+//! the files of modules that no version names.
 //!
 //! ```text
 //!   open      a task has it
@@ -30,6 +31,9 @@ use crate::store::{StoreDir, StoreError};
 /// Time between two looks.
 pub const EVERY: Duration = Duration::from_secs(60);
 
+/// Age of a module's file that no version names. Longer than it takes from an upload to its version.
+const MODULE_KEEP: Duration = Duration::from_secs(3600);
+
 /// How long a task that is just ending may keep what is to be deleted.
 const LET_GO_WAIT: Duration = Duration::from_secs(5);
 
@@ -60,6 +64,10 @@ pub fn look(node: &NodeRuntime) {
             node.telemetry.node.unused_state_bytes.set(waiting_bytes);
         }
         Err(error) => tracing::warn!(%error, "cannot look for unused state"),
+    }
+    let named = view.modules();
+    if let Err(error) = node.modules.tidy(|module| named.contains(module), MODULE_KEEP) {
+        tracing::warn!(%error, "cannot collect modules that no version names");
     }
 }
 

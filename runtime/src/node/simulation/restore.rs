@@ -130,11 +130,7 @@ impl Restore {
             };
         }
         let outcome = self.recover(world, open);
-        let holds_store = match &outcome {
-            Outcome::Start(_) => true,
-            Outcome::Halt { store, .. } | Outcome::Again { store } => store.is_some(),
-        };
-        if !stateless && !holds_store {
+        if !stateless && !outcome.holds_store() {
             self.process.leases.free(&dir);
         }
         outcome

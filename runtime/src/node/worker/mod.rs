@@ -495,6 +495,13 @@ impl<C: Consumer> Worker<C> {
     }
 }
 
+impl<C: Consumer> Drop for Worker<C> {
+    /// Of one that panics as well, so that what is being restored finds its way back without it.
+    fn drop(&mut self) {
+        drop(self.verdicts.close());
+    }
+}
+
 fn running(slots: &mut BTreeMap<i32, Slot>) -> impl Iterator<Item = (i32, &mut Box<Task>)> {
     slots.iter_mut().filter_map(|(&partition, slot)| match &mut slot.state {
         SlotState::Running(task) => Some((partition, task)),

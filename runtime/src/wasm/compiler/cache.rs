@@ -26,7 +26,7 @@ use wasmtime::Engine;
 const KEY_BYTES: usize = 64;
 const MAC_BYTES: usize = 32;
 
-/// Files that are kept; the oldest go first.
+/// Files that are kept; those go first that nobody has asked for in the longest time.
 const FILES_MAX: usize = 256;
 
 pub struct Cache {
@@ -58,7 +58,16 @@ impl Cache {
             return None;
         }
         file.drain(..MAC_BYTES);
+        self.touch(&name);
         Some(file)
+    }
+
+    /// The time of a file is that of its last use.
+    fn touch(&self, name: &str) {
+        let touched = File::open(self.dir.join(name)).and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = touched {
+            tracing::debug!(%error, name, "compiled code counts as used longer ago than it was");
+        }
     }
 
     /// A crash half-way leaves a file that does not check out.
@@ -152,6 +161,24 @@ mod tests {
         stranger.put("abc", &engine, b"code").expect("puts");
         fs::copy(file_of(&stranger, &engine), file_of(&cache, &engine)).expect("copies");
         assert_eq!(cache.get("abc", &engine), None);
+    }
+
+    #[test]
+    fn of_too_many_files_the_one_goes_that_nobody_has_asked_for_in_the_longest_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cache, engine) = (Cache::open(dir.path()).expect("opens"), Engine::default());
+        let put = |index: usize| cache.put(&index.to_string(), &engine, b"code").expect("puts");
+        let long_ago = SystemTime::now() - std::time::Duration::from_secs(3600);
+        for index in 0..FILES_MAX {
+            put(index);
+            let path = dir.path().join(name(&index.to_string(), &engine));
+            let time = long_ago + std::time::Duration::from_secs(index as u64);
+            File::open(path).and_then(|file| file.set_modified(time)).expect("sets its time");
+        }
+        assert!(cache.get("0", &engine).is_some());
+        put(FILES_MAX);
+        assert!(cache.get("0", &engine).is_some() && cache.get("1", &engine).is_none());
+        assert!(cache.get("2", &engine).is_some());
     }
 
     #[test]
