@@ -42,7 +42,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("rocksdb", &["store"]),
     ("tonic", &["control", "cli"]),
     ("axum", &["control"]),
-    ("hyper", &["relay", "tls"]),
+    ("hyper", &["control", "relay", "tls"]),
     ("tower", &["tls"]),
     ("tokio", &["control", "cli", "relay", "tls"]),
     ("tokio_rustls", &["relay", "tls"]),

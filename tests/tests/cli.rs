@@ -1,10 +1,16 @@
 //! The commands that talk to Kafka, on the embedded broker: topics, records in and out, groups, and
-//! what they say when something is wrong.
+//! what they say when something is wrong. And the checklist of a deploy, which asks a node as well.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::Value;
+use tidemill_test_support::build_guest;
 
 use tidemill_tests::cluster::Cluster;
+use tidemill_tests::node::Node;
 use tidemill_tests::programs::{Finished, alone, free_address, run, tidemill};
+use tidemill_tests::wait::until;
 
 /// A command against this cluster.
 fn ask(cluster: &Cluster, arguments: &[&str]) -> Finished {
@@ -134,6 +140,72 @@ fn the_doctor_finds_a_healthy_cluster_and_a_missing_node() {
     };
     assert_eq!((result("kafka"), result("state directory")), (Value::from("ok"), Value::from("ok")));
     assert_eq!(result("node"), "note");
+}
+
+/// The rows of a `check -o json`, and its exit code.
+fn rows(finished: &Finished) -> (Option<i32>, BTreeMap<String, String>) {
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{finished:#?}"));
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let rows = report["checks"].as_array().expect("a list");
+    let rows = rows.iter().map(|row| (text(&row["check"]), text(&row["result"]))).collect();
+    (finished.status.code(), rows)
+}
+
+#[test]
+fn the_checklist_is_gone_through_before_and_after_a_deploy() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    let node = Node::start(&cluster, &directory.path().join("n1"));
+    until("the node answers", Duration::from_secs(30), || {
+        let finished = node.tidemill(&["deployments"]);
+        if finished.status.success() { Ok(()) } else { Err(finished) }
+    });
+    node.tidemill(&["topics", "create", "words", "counts", "--partitions", "1"]).ok();
+    std::fs::write(directory.path().join("count.wasm"), build_guest("plugins/count")).expect("a module");
+    let file = |name: &str, input: &str| {
+        let path = directory.path().join(format!("{name}.yaml"));
+        let text = format!(
+            "name: count\nmodule: count.wasm\ninputs: {{ in: {{ topic: {input} }} }}\noutputs: {{ out: {{ topic: counts }} }}\n"
+        );
+        std::fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    };
+    let (good, bad) = (file("good", "words"), file("bad", "wrods"));
+    let before = |file: &str| node.tidemill(&["check", "-f", file, "--http", &node.http, "-o", "json"]);
+    let of_document = ["environment count", "topics count", "dead letters count", "limits count"];
+
+    let (code, found) = rows(&before(&good));
+    assert_eq!((code, found.len()), (Some(0), 8), "{found:?}");
+    assert!(of_document.iter().all(|row| found[*row] != "failed"), "{found:?}");
+    assert_eq!((found["topics count"].as_str(), found["alerts"].as_str()), ("ok", "ok"));
+
+    let refused = before(&bad);
+    let (code, found) = rows(&refused);
+    assert_eq!(code, Some(1), "{refused:#?}");
+    assert!(refused.stdout.contains("wrods"), "{refused:#?}");
+    assert!(of_document.iter().chain(&["document count"]).all(|row| found[*row] == "failed"), "{found:?}");
+    assert_eq!(found["alerts"], "ok", "the fleet is looked at all the same");
+    assert_eq!(node.tidemill(&["check", "count"]).status.code(), Some(5), "nothing was deployed by that");
+
+    node.tidemill(&["apply", "--wait", "-f", &good]).ok();
+    let nodes = json(node.tidemill(&["nodes", "-o", "json"]));
+    let id = nodes["nodes"][0]["id"].as_str().expect("an id").to_owned();
+    let (code, found) = rows(&node.tidemill(&["check", "--node", &id, "-o", "json"]));
+    assert_eq!(code, Some(0), "{found:?}");
+    for what in ["tasks", "state", "rollout", "failures", "errors", "lag"] {
+        assert_eq!(found[&format!("{what} count")], "ok", "{found:?}");
+    }
+    assert_eq!((found[&format!("node {id}")].as_str(), found["cluster"].as_str()), ("ok", "ok"));
+
+    let missing =
+        ["check", "--node", &id, "--node", "n9", "--wait", "300ms", "--poll", "100ms", "-o", "json"];
+    let missed = node.tidemill(&missing);
+    let (code, found) = rows(&missed);
+    assert_eq!((code, found["node n9"].as_str()), (Some(1), "failed"), "{missed:#?}");
+    assert!(missed.took > Duration::from_millis(300) && missed.stderr.contains("node n9"), "{missed:#?}");
+    let nobody = run(&mut tidemill(["check", "--address", &free_address()]));
+    assert_eq!(nobody.status.code(), Some(3), "{nobody:#?}");
 }
 
 #[test]

@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::failure::{Failure, in_file};
-use super::output::View;
 use super::plan::show_plan;
-use super::upload::{Options, Upload, carry_out, load_module, relative_to, result_rows};
+use super::upload::{Options, Upload, carry_out, load_module, relative_to};
 use super::{Global, Outcome, client};
 use crate::config::document::split_documents;
 
@@ -44,9 +43,7 @@ impl Apply {
         }
         client::block_on(async {
             let channel = client::connect(global).await?;
-            let answers = carry_out(&channel, uploads, &self.options, show_plan).await?;
-            let (table, json) = result_rows(&answers, self.options.is_dry_run());
-            View::table(table, json).print(global.output)
+            carry_out(&channel, uploads, &self.options, show_plan).await?.print(global.output)
         })
     }
 }

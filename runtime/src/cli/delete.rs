@@ -21,6 +21,9 @@ pub struct Delete {
     /// Keep its state and its progress: the next deployment of the name goes on from there
     #[arg(long)]
     keep_state: bool,
+    /// Delete only if the registry still holds this revision
+    #[arg(long, value_name = "REVISION")]
+    if_revision: Option<u64>,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -35,7 +38,7 @@ impl Delete {
             let request = proto::DeleteDeploymentRequest {
                 name: self.name.clone(),
                 keep_state: self.keep_state,
-                expected_revision: None,
+                expected_revision: self.if_revision,
                 author: client::author(),
             };
             client.delete(request).await?;

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use super::output::View;
 use super::plan::show_plan;
-use super::upload::{Options, Upload, carry_out, load_module, result_rows};
+use super::upload::{Options, Upload, carry_out, load_module};
 use super::{Global, Outcome, client};
 use crate::config::deployment::DeploymentSpec;
 
@@ -35,7 +34,7 @@ pub struct Deploy {
     /// Binds a logical output of the handler to a topic
     #[arg(long = "out", value_parser = binding, value_name = "NAME=TOPIC")]
     bound_output: Vec<(String, String)>,
-    /// Where inputs begin that were never read: earliest, latest or a time
+    /// Where inputs begin that were never read: earliest, latest or a time, which is UTC unless it names its zone
     #[arg(long, value_name = "WHERE")]
     start: Option<String>,
     /// exactly_once or at_least_once
@@ -67,9 +66,7 @@ impl Deploy {
         let upload = Upload { name: self.name.clone(), document, module: load_module(&self.module)? };
         client::block_on(async {
             let channel = client::connect(global).await?;
-            let answers = carry_out(&channel, vec![upload], &self.options, show_plan).await?;
-            let (table, json) = result_rows(&answers, self.options.is_dry_run());
-            View::table(table, json).print(global.output)
+            carry_out(&channel, vec![upload], &self.options, show_plan).await?.print(global.output)
         })
     }
 

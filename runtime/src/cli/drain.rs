@@ -85,7 +85,12 @@ impl Drain {
         let mut client = FleetClient::new(channel.clone());
         let mut left = None;
         loop {
-            let request = proto::DrainRequest { node: self.node.clone(), undo: self.undo, local: false };
+            let request = proto::DrainRequest {
+                node: self.node.clone(),
+                undo: self.undo,
+                local: false,
+                author: client::author(),
+            };
             let answer = client.drain(request).await?.into_inner();
             if answer.state() != proto::DrainState::Draining || self.wait.is_zero() {
                 return Ok(answer);

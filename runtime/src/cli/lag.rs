@@ -23,7 +23,8 @@ Examples:
 /// Show how far deployments are behind
 ///
 /// COMMITTED is the next record to read, as Kafka's own tools show it; SECONDS is the age of the
-/// oldest record that is not committed yet. With --explain, where the time of each task went over the
+/// oldest record that is not committed yet. Of one deployment the committed positions follow in the form
+/// that `tidemill state get --at-least` takes. With --explain, where the time of each task went over the
 /// last half minute: waiting for records, in the handler, reading state, committing, waiting for another
 /// task of the same worker, or stopped (restoring, halted, or paused).
 #[derive(Debug, clap::Args)]
@@ -92,7 +93,16 @@ fn view(partitions: &[proto::PartitionLag]) -> View {
     }
     let mut blocks = vec![Block::Table(table)];
     blocks.extend(total_line(partitions));
+    blocks.extend(committed_line(partitions));
     View { blocks, json: to_json(partitions) }
+}
+
+/// To be copied; of several deployments nobody could say whose they are.
+fn committed_line(partitions: &[proto::PartitionLag]) -> Option<Block> {
+    let first = partitions.first()?;
+    let is_one = partitions.iter().all(|lag| lag.deployment == first.deployment);
+    let positions: Vec<String> = partitions.iter().filter_map(position).collect();
+    (is_one && !positions.is_empty()).then(|| Block::Line(format!("committed {}", positions.join(","))))
 }
 
 fn total(partitions: &[proto::PartitionLag]) -> u64 {
@@ -218,10 +228,13 @@ mod tests {
         };
         behind.set_state(proto::TaskState::Running);
         let new = proto::PartitionLag { partition: 1, committed: None, seconds: Some(0.0), ..behind.clone() };
+        let other = proto::PartitionLag { deployment: "other".into(), ..behind.clone() };
+        assert!(!view(&[behind.clone(), other]).render(Some(80), false).contains("words/0@"), "whose?");
         let view = view(&[behind, new]);
         let text = view.render(Some(80), false);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("12,345,678") && text.contains(" ? ") && text.contains(" - "), "{text}");
+        assert!(text.ends_with("\ncommitted words/0@12345678\n"), "{text}");
         assert_eq!(view.json["total"], 600);
         assert_eq!(view.json["partitions"][0]["seconds"], Value::Null);
     }

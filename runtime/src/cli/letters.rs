@@ -24,7 +24,7 @@ pub struct Which {
     /// Only failures of this error type or kind, like DecodeError or decode; may be given several times
     #[arg(long, value_name = "TYPE")]
     error_type: Vec<String>,
-    /// Only what failed at or after this: a time, or how long ago, like 2h
+    /// Only what failed at or after this: a time (UTC unless it names its zone), or how long ago, like 2h
     #[arg(long, value_parser = moment, value_name = "TIME|DURATION")]
     since: Option<i64>,
     /// Only what failed before this
@@ -157,6 +157,7 @@ mod tests {
     #[test]
     fn a_moment_is_a_time_or_lies_that_long_back() {
         assert_eq!(moment("2025-01-15T00:00:00Z"), Ok(1_736_899_200_000));
+        assert_eq!(moment("2025-01-15T00:00:00.000"), Ok(1_736_899_200_000));
         let (before, now) = (moment("1h").unwrap(), moment("0s").unwrap());
         assert!((3_600_000..3_601_000).contains(&(now - before)), "{before} {now}");
         assert!(moment("yesterday").is_err());

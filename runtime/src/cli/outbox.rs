@@ -327,6 +327,7 @@ impl Retry {
             partition: self.rows.partition,
             rows: Some(rows),
             local: false,
+            author: author(),
         };
         let rows = connect(global).await?.retry(timed(request)).await?.into_inner().rows;
         View::line(format!("{} rows are tried", grouped(rows)), json!({ "rows": rows })).print(global.output)

@@ -9,11 +9,13 @@ use super::{Global, Outcome, client};
 
 const PAUSE_EXAMPLES: &str = "\
 Examples:
-  tidemill pause word-count";
+  tidemill pause word-count
+  tidemill pause word-count --if-revision 17";
 
 const RESUME_EXAMPLES: &str = "\
 Examples:
-  tidemill resume word-count";
+  tidemill resume word-count
+  tidemill resume word-count --if-revision 18";
 
 /// Stop a deployment on every node, and keep all it has
 ///
@@ -23,6 +25,9 @@ Examples:
 #[command(after_help = PAUSE_EXAMPLES)]
 pub struct Pause {
     name: String,
+    /// Pause only if the registry still holds this revision
+    #[arg(long, value_name = "REVISION")]
+    if_revision: Option<u64>,
 }
 
 /// Start a paused deployment again where it was
@@ -30,6 +35,9 @@ pub struct Pause {
 #[command(after_help = RESUME_EXAMPLES)]
 pub struct Resume {
     name: String,
+    /// Resume only if the registry still holds this revision
+    #[arg(long, value_name = "REVISION")]
+    if_revision: Option<u64>,
 }
 
 impl Pause {
@@ -38,7 +46,7 @@ impl Pause {
             let mut client = DeploymentsClient::new(client::connect(global).await?);
             let request = proto::PauseRequest {
                 name: self.name.clone(),
-                expected_revision: None,
+                expected_revision: self.if_revision,
                 author: client::author(),
             };
             let answer = client.pause(request).await?.into_inner();
@@ -55,7 +63,7 @@ impl Resume {
             let mut client = DeploymentsClient::new(client::connect(global).await?);
             let request = proto::ResumeRequest {
                 name: self.name.clone(),
-                expected_revision: None,
+                expected_revision: self.if_revision,
                 author: client::author(),
             };
             let answer = client.resume(request).await?.into_inner();

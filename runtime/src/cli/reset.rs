@@ -5,6 +5,7 @@ use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use tidemill_proto::v1::reset_request::To;
 
+use super::failure::Failure;
 use super::output::{Block, View, confirm};
 use super::table::{Table, grouped};
 use super::{Global, Outcome, client, positions};
@@ -14,21 +15,28 @@ const EXAMPLES: &str = "\
 Examples:
   tidemill reset word-count --to earliest
   tidemill reset copy --to 1000 --dry-run
-  tidemill reset copy --to 2025-01-15T00:00:00.000Z
-  tidemill reset copy --to latest --yes";
+  tidemill reset copy --to 2025-01-15T00:00:00.000
+  tidemill reset copy --to latest --accept-loss --yes";
 
 /// Let a stopped deployment begin again at other offsets
 ///
 /// Refused while it runs: pause it first. A deployment with state only goes back to `earliest`, and its
 /// state is wiped: a compacted changelog cannot give back the state of another position. To keep the state
-/// that is there, deploy under a fresh name instead.
+/// that is there, deploy under a fresh name instead. Records that were not handled are only passed over with
+/// --accept-loss, and how many they are is said in any case.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Reset {
     name: String,
-    /// earliest, latest (skips what is there), an offset, or a time
+    /// earliest, latest (skips what is there), an offset, or a time, which is UTC unless it names its zone
     #[arg(long, value_parser = to, value_name = "earliest|latest|OFFSET|TIME")]
     to: To,
+    /// Pass over records that were not handled: they never will be
+    #[arg(long)]
+    accept_loss: bool,
+    /// Reset only if the registry still holds this revision
+    #[arg(long, value_name = "REVISION")]
+    if_revision: Option<u64>,
     /// Say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -58,36 +66,50 @@ impl Reset {
                 name: self.name.clone(),
                 to: Some(self.to),
                 dry_run: true,
-                expected_revision: None,
+                expected_revision: self.if_revision,
                 author: client::author(),
+                accept_loss: self.accept_loss,
             };
             let plan = client.reset(request.clone()).await?.into_inner();
+            match loss(&self.name, &plan) {
+                Some(loss) if !self.dry_run && !self.accept_loss => {
+                    let message = format!("{loss}: --accept-loss says that they may be lost");
+                    return Err(Failure::refused(message));
+                }
+                Some(loss) => eprintln!("warning: {loss}"),
+                None => {}
+            }
             if self.dry_run {
                 return view(&self.name, &plan, "would begin").print(global.output);
             }
-            confirm(&question(&self.name, &self.to, &plan), self.yes)?;
+            confirm(&question(&self.name, &plan), self.yes)?;
             let done = client.reset(proto::ResetRequest { dry_run: false, ..request }).await?.into_inner();
             view(&self.name, &done, "begins").print(global.output)
         })
     }
 }
 
+/// Said before anything is done, asked or not.
+fn loss(name: &str, plan: &proto::ResetResponse) -> Option<String> {
+    let records = grouped(plan.skipped);
+    (plan.skipped > 0).then(|| format!("{records} records will NEVER be handled by {name}"))
+}
+
 /// Says what is lost.
-fn question(name: &str, to: &To, plan: &proto::ResetResponse) -> String {
-    let (mut skipped, mut again) = (0u64, 0u64);
+fn question(name: &str, plan: &proto::ResetResponse) -> String {
+    let mut again = 0u64;
     for at in &plan.to {
         let same = |from: &&proto::InputPosition| from.topic == at.topic && from.partition == at.partition;
         let from = plan.from.iter().find(same).map_or(0, |from| from.offset);
-        skipped += at.offset.saturating_sub(from);
         again += from.saturating_sub(at.offset);
     }
     let state = if plan.wipes_state { " and WIPE its state" } else { "" };
-    let loss = match to {
-        _ if skipped > 0 => format!("; {} records will NEVER be handled", grouped(skipped)),
-        _ if again > 0 => {
+    let loss = match plan.skipped {
+        0 if again > 0 => {
             format!("; {} offsets are handled again, and what they emit is emitted again", grouped(again))
         }
-        _ => String::new(),
+        0 => String::new(),
+        skipped => format!("; {} records will NEVER be handled", grouped(skipped)),
     };
     format!("Reset {name}{state}{loss}. Continue?")
 }
@@ -101,7 +123,7 @@ fn view(name: &str, plan: &proto::ResetResponse, what: &str) -> View {
     }
     let state = if plan.wipes_state { ", its state wiped" } else { "" };
     let json = json!({
-        "name": name, "wipes_state": plan.wipes_state,
+        "name": name, "wipes_state": plan.wipes_state, "skipped": plan.skipped,
         "from": positions::to_json(&plan.from), "to": positions::to_json(&plan.to),
     });
     let blocks =
@@ -117,7 +139,9 @@ mod tests {
     fn a_target_is_a_word_an_offset_or_a_time() {
         assert_eq!(to("earliest"), Ok(To::Earliest(true)));
         assert_eq!(to("1000"), Ok(To::Offset(1000)));
-        assert_eq!(to("2025-01-15T00:00:00Z"), Ok(To::TimestampMs(1_736_899_200_000)));
+        for time in ["2025-01-15T00:00:00Z", "2025-01-15T00:00:00.000", "2025-01-15T01:00:00+01:00"] {
+            assert_eq!(to(time), Ok(To::TimestampMs(1_736_899_200_000)), "{time}");
+        }
         for wrong in ["", "newest", "-1", "99999999999999999999999"] {
             assert!(to(wrong).is_err(), "{wrong}");
         }
@@ -126,10 +150,14 @@ mod tests {
     #[test]
     fn the_question_names_what_is_skipped_wiped_or_done_again() {
         let at = |offset| vec![proto::InputPosition { topic: "in".into(), partition: 0, offset }];
-        let plan = |from, to, wipes_state| proto::ResetResponse { from: at(from), to: at(to), wipes_state };
-        let latest = question("copy", &To::Latest(true), &plan(100, 1_500, false));
-        assert!(latest.contains("1,400 records will NEVER be handled"), "{latest}");
-        let earliest = question("count", &To::Earliest(true), &plan(100, 0, true));
+        let plan = |from, to| proto::ResetResponse { from: at(from), to: at(to), ..Default::default() };
+        let latest = proto::ResetResponse { skipped: 1_400, ..plan(100, 1_500) };
+        let lost = "1,400 records will NEVER be handled";
+        assert!(question("copy", &latest).contains(lost), "{}", question("copy", &latest));
+        assert!(loss("copy", &latest).is_some_and(|loss| loss.contains(lost)));
+        let earliest = proto::ResetResponse { wipes_state: true, ..plan(100, 0) };
+        assert_eq!(loss("count", &earliest), None);
+        let earliest = question("count", &earliest);
         assert!(earliest.contains("WIPE its state") && earliest.contains("100 offsets"), "{earliest}");
     }
 }

@@ -29,6 +29,9 @@ pub struct Restart {
     /// Try that partition's task again and leave other halted ones as they are
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     partition: Option<i32>,
+    /// Restart only if the registry still holds this revision
+    #[arg(long, value_name = "REVISION")]
+    if_revision: Option<u64>,
     /// Wait until every task runs, or that of --partition, at most this long
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
     wait: Option<Duration>,
@@ -42,7 +45,7 @@ impl Restart {
                 DeploymentsClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
             let request = proto::RestartRequest {
                 name: self.name.clone(),
-                expected_revision: None,
+                expected_revision: self.if_revision,
                 author: client::author(),
                 partition: self.partition,
             };

@@ -15,6 +15,7 @@ use super::client::{self, ANSWER_BYTES_MAX};
 use super::deployments::{module_short, state_cell};
 use super::failure::Failure;
 use super::history::changes_json;
+use super::output::{Format, View};
 use super::positions;
 use super::rollout;
 use super::table::Table;
@@ -103,13 +104,14 @@ pub struct Meant {
 }
 
 /// Checks deployments, all of them before any is changed, and then carries them out: each only if it is
-/// still what it was when it was checked. `plan` is shown in between.
+/// still what it was when it was checked. `plan` is shown in between. What fails after that does not hide
+/// what is deployed already.
 pub async fn carry_out(
     channel: &Channel,
     uploads: Vec<Upload>,
     options: &Options,
     plan: impl FnOnce(&[proto::DeployResponse]) -> Result<(), Failure>,
-) -> Result<Vec<Answer>, Failure> {
+) -> Result<Done, Failure> {
     let drops = options.drops(&uploads)?;
     let mut planned = Vec::new();
     let mut failures = Vec::new();
@@ -126,37 +128,78 @@ pub async fn carry_out(
     }
     plan(&planned)?;
     if options.dry_run {
-        return Ok(planned.into_iter().map(|answer| Answer { answer, first: Vec::new() }).collect());
+        let answers = planned.into_iter().map(|answer| Answer { answer, first: Vec::new() }).collect();
+        return Ok(Done { answers, failure: None, dry_run: true });
     }
+    let (sent, mut failure) =
+        one_by_one(uploads.into_iter().zip(drops).zip(planned), async |upload, meant| {
+            send(channel, upload, meant).await
+        })
+        .await;
     let mut answers = Vec::new();
-    for ((upload, drop_stores), planned) in uploads.into_iter().zip(drops).zip(planned) {
+    for mut answer in sent {
+        let asked = answer.deployment.take().unwrap_or_default();
+        let waited = match options.wait.filter(|_| failure.is_none()) {
+            Some(limit) => rollout::wait(channel, &asked, limit).await.map(Some),
+            None => Ok(None),
+        };
+        let adopted = waited.unwrap_or_else(|error| {
+            failure = Some(error);
+            None
+        });
+        let (deployment, first) =
+            adopted.map_or((asked, Vec::new()), |adopted| (adopted.deployment, adopted.first));
+        answer.deployment = Some(deployment);
+        answers.push(Answer { answer, first });
+    }
+    Ok(Done { answers, failure, dry_run: false })
+}
+
+/// Sends what has changed, up to the first one that fails: what follows may need it.
+async fn one_by_one(
+    planned: impl Iterator<Item = ((Upload, Vec<String>), proto::DeployResponse)>,
+    send: impl AsyncFn(Upload, Meant) -> Result<proto::DeployResponse, Failure>,
+) -> (Vec<proto::DeployResponse>, Option<Failure>) {
+    let mut answers = Vec::new();
+    for ((upload, drop_stores), planned) in planned {
         if planned.unchanged {
             answers.push(planned);
             continue;
         }
         let seen = planned.deployment.map_or(0, |deployment| deployment.revision);
         let meant = Meant { dry_run: false, expected_revision: Some(seen), drop_stores };
-        answers.push(send(channel, upload, meant).await?);
+        match send(upload, meant).await {
+            Ok(answer) => answers.push(answer),
+            Err(failure) => return (answers, Some(failure)),
+        }
     }
-    let mut done = Vec::new();
-    for mut answer in answers {
-        let asked = answer.deployment.take().unwrap_or_default();
-        let adopted = match options.wait {
-            Some(limit) => Some(rollout::wait(channel, &asked, limit).await?),
-            None => None,
-        };
-        let deployment = adopted.as_ref().map_or(asked, |adopted| adopted.deployment.clone());
-        answer.deployment = Some(deployment);
-        done.push(Answer { answer, first: adopted.map(|adopted| adopted.first).unwrap_or_default() });
+    (answers, None)
+}
+
+/// What became of all of them.
+pub struct Done {
+    answers: Vec<Answer>,
+    /// Why there are no more, or why they were not waited for.
+    failure: Option<Failure>,
+    dry_run: bool,
+}
+
+impl Done {
+    /// What is deployed is said before what is not.
+    pub fn print(self, format: Format) -> Result<(), Failure> {
+        if !self.answers.is_empty() || self.failure.is_none() {
+            let (table, json) = result_rows(&self.answers, self.dry_run);
+            View::table(table, json).print(format)?;
+        }
+        self.failure.map_or(Ok(()), Err)
     }
-    Ok(done)
 }
 
 /// What became of one upload.
-pub struct Answer {
-    pub answer: proto::DeployResponse,
+struct Answer {
+    answer: proto::DeployResponse,
     /// Where its revision began, if that was waited for.
-    pub first: Vec<proto::InputPosition>,
+    first: Vec<proto::InputPosition>,
 }
 
 /// Sends one deployment.
@@ -192,7 +235,7 @@ fn progress(name: &str, bytes: u64) -> ProgressBar {
 }
 
 /// What was deployed, for people and programs.
-pub fn result_rows(answers: &[Answer], dry_run: bool) -> (Table, Value) {
+fn result_rows(answers: &[Answer], dry_run: bool) -> (Table, Value) {
     let mut table = Table::new(
         &["NAME", ">VERSION", ">REV", "RESULT", "STATE", "MODULE", "FIRST"],
         "nothing was deployed",
@@ -224,10 +267,6 @@ pub fn result_rows(answers: &[Answer], dry_run: bool) -> (Table, Value) {
 }
 
 impl Options {
-    pub fn is_dry_run(&self) -> bool {
-        self.dry_run
-    }
-
     /// Which stores each upload drops.
     fn drops(&self, uploads: &[Upload]) -> Result<Vec<Vec<String>>, Failure> {
         let mut drops = vec![Vec::new(); uploads.len()];
@@ -274,5 +313,34 @@ mod tests {
         assert_eq!(drops, [vec![], vec!["s".to_owned()]]);
         assert!(options(&["s"]).drops(&[upload("a"), upload("b")]).is_err(), "whose?");
         assert!(options(&["c/s"]).drops(&[upload("a")]).is_err(), "nobody's");
+    }
+
+    #[test]
+    fn what_is_deployed_before_a_conflict_is_told() {
+        let answer = |name: &str, unchanged| {
+            let deployment = proto::Deployment { name: name.into(), revision: 7, ..Default::default() };
+            proto::DeployResponse { deployment: Some(deployment), unchanged, ..Default::default() }
+        };
+        let planned = |name: &str, unchanged| {
+            let upload = Upload { name: name.into(), document: String::new(), module: Vec::new() };
+            ((upload, Vec::new()), answer(name, unchanged))
+        };
+        let all = [planned("a", true), planned("b", false), planned("c", false), planned("d", false)];
+        let (answers, failure) = client::block_on(async {
+            let send = async |upload: Upload, meant: Meant| match upload.name.as_str() {
+                "c" => Err(Failure::refused("somebody else changed it")),
+                "d" => panic!("what follows is not sent"),
+                name => {
+                    assert_eq!(meant.expected_revision, Some(7));
+                    Ok(answer(name, false))
+                }
+            };
+            Ok(one_by_one(all.into_iter(), send).await)
+        })
+        .expect("it runs");
+        let names: Vec<String> =
+            answers.into_iter().filter_map(|answer| Some(answer.deployment?.name)).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(failure.is_some_and(|failure| failure.message.contains("somebody else")));
     }
 }

@@ -115,10 +115,12 @@ pub fn show_bytes(bytes: u64) -> String {
     format!("{bytes}B")
 }
 
-/// Milliseconds since the epoch of an RFC 3339 time: `2013-01-01T00:00:00Z`, `...T00:00:00.250+01:00`.
+/// Milliseconds since the epoch of an RFC 3339 time: `2013-01-01T00:00:00Z`, `...T00:00:00.250+01:00`. One
+/// without a zone, which RFC 3339 does not have, is UTC, as Kafka's own tools take it.
 pub fn parse_time_ms(text: &str) -> Result<i64, String> {
-    time_ms(text.as_bytes())
-        .ok_or_else(|| format!("`{text}` is no time: write it like 2013-01-31T12:00:00Z (RFC 3339)"))
+    time_ms(text.as_bytes()).ok_or_else(|| {
+        format!("`{text}` is no time: write it like 2013-01-31T12:00:00Z (RFC 3339; UTC without a zone)")
+    })
 }
 
 fn time_ms(text: &[u8]) -> Option<i64> {
@@ -154,13 +156,14 @@ fn time_ms(text: &[u8]) -> Option<i64> {
             (0..3).fold(0, |sum, i| sum * 10 + fraction.get(i).map_or(0, |&digit| i64::from(digit - b'0')));
         at = end;
     }
-    let offset_minutes = match text.get(at)? {
-        b'Z' | b'z' if text.len() == at + 1 => 0,
-        sign @ (b'+' | b'-') if text.len() == at + 6 && is(at + 3, b":") => {
+    let offset_minutes = match text.get(at) {
+        None => 0,
+        Some(b'Z' | b'z') if text.len() == at + 1 => 0,
+        Some(sign @ (b'+' | b'-')) if text.len() == at + 6 && is(at + 3, b":") => {
             let minutes = digits(at + 1..at + 3)? * 60 + digits(at + 4..at + 6)?;
             if *sign == b'+' { minutes } else { -minutes }
         }
-        _ => return None,
+        Some(_) => return None,
     };
     let seconds = days_from_civil(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second;
     Some((seconds - offset_minutes * 60) * 1_000 + millis)
@@ -258,13 +261,21 @@ mod tests {
             ("2013-01-01T00:00:00.250Z", 1_356_998_400_250),
             ("2000-02-29T23:59:59+01:00", 951_865_199_000),
             ("1969-12-31T23:59:59Z", -1_000),
+            ("2025-01-15T00:00:00.000", 1_736_899_200_000),
+            ("2025-01-15T00:00:00", 1_736_899_200_000),
         ] {
             assert_eq!(parse_time_ms(text), Ok(ms), "{text}");
             assert_eq!(parse_time_ms(&show_time_ms(ms)), Ok(ms), "{text}");
         }
-        for bad in
-            ["2013-02-29T00:00:00Z", "2013-01-01", "2013-01-01T00:00:00", "2013-13-01T00:00:00Z", "now"]
-        {
+        for bad in [
+            "2013-02-29T00:00:00Z",
+            "2013-01-01",
+            "2013-01-01T00:00",
+            "2013-01-01T00:00:00.",
+            "2013-01-01T00:00:00+01",
+            "2013-13-01T00:00:00Z",
+            "now",
+        ] {
             assert!(parse_time_ms(bad).is_err(), "{bad}");
         }
     }

@@ -18,15 +18,15 @@ impl Forwarder {
         request: proto::DrainRequest,
         deadline: Deadline,
     ) -> Result<proto::DrainResponse, Status> {
-        let proto::DrainRequest { node: id, undo, local } = request;
+        let proto::DrainRequest { node: id, undo, local, author } = request;
         let asked = id.clone();
         match ask(&self.node, move |node| node.member(&asked)).await? {
-            Owner::Here => ask(&self.node, move |node| Ok(node.drain(undo))).await,
+            Owner::Here => ask(&self.node, move |node| node.drain(undo, &author)).await,
             Owner::At { .. } if local => Err(Status::not_found(format!("this is not node {id}"))),
             Owner::At { node, address } => {
                 let mut client = FleetClient::new(self.channel(&address).await?);
                 let left = deadline.until().saturating_duration_since(Instant::now());
-                let request = proto::DrainRequest { node: id, undo, local: true };
+                let request = proto::DrainRequest { node: id, undo, local: true, author };
                 let answer = client.drain(timed(request, left)).await;
                 answer.map(|answer| answer.into_inner()).map_err(|status| {
                     match std::error::Error::source(&status) {

@@ -193,7 +193,7 @@ asked! {
     ResumeRequest: name, author, expected_revision;
     ResetRequest: name, author, expected_revision, dry_run;
     RestartRequest: name, author, expected_revision;
-    DrainRequest: node;
+    DrainRequest: node, author;
     GetInboxRequest: deployment;
     GetLagRequest: deployment;
     WatchLagRequest: deployment;
@@ -212,7 +212,7 @@ asked! {
     RedrivesRequest: deployment;
     ListOutboxRequest: deployment;
     ShowOutboxRequest: deployment;
-    RetryOutboxRequest: deployment;
+    RetryOutboxRequest: deployment, author;
     DiscardOutboxRequest: deployment, author;
     PauseOutboxRequest: deployment, author;
     ResumeOutboxRequest: deployment, author;

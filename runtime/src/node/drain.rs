@@ -45,13 +45,14 @@ impl Drain {
 
 impl Handle {
     /// Drains this node, or ends that; answers how far it is. To be asked again and again.
-    pub fn drain(&self, undo: bool) -> proto::DrainResponse {
+    pub fn drain(&self, undo: bool, author: &str) -> Result<proto::DrainResponse, ControlError> {
+        super::change::bounded("author", author, super::change::AUTHOR_BYTES_MAX)?;
         let drain = &self.node.drain;
         if drain.wanted.swap(!undo, Ordering::Relaxed) == undo {
-            tracing::info!(undo, "a drain was asked for");
+            tracing::info!(undo, author, "a drain was asked for");
         }
         let tasks = tasks(&self.node);
-        proto::DrainResponse { node: self.node.id.clone(), state: drain.state().into(), tasks }
+        Ok(proto::DrainResponse { node: self.node.id.clone(), state: drain.state().into(), tasks })
     }
 
     /// Where a node of the fleet answers.

@@ -11,7 +11,7 @@ use super::runtime::NodeRuntime;
 use crate::config::state_dir::free_bytes;
 use crate::kafka::admin::{AdminError, At};
 use crate::record::Offset;
-use crate::telemetry::{InputLags, TaskMetrics};
+use crate::telemetry::{InputLag, InputLags, TaskMetrics};
 
 /// Time between two looks at the lag, which asks Kafka.
 pub const LAG_EVERY: Duration = Duration::from_secs(5);
@@ -46,10 +46,7 @@ pub fn lag(node: &NodeRuntime) {
         let tasks = inputs_of_tasks(node, registered);
         match records_behind(node, &tasks) {
             Ok(records) => {
-                for (task, records) in tasks.into_iter().zip(records) {
-                    task.note(&node.group(&registered.name), &records);
-                    behind.push((task, records));
-                }
+                behind.extend(tasks.into_iter().zip(records));
             }
             Err(error) => {
                 tracing::debug!(deployment = registered.name, %error, "the lag is unknown");
@@ -64,28 +61,34 @@ pub fn lag(node: &NodeRuntime) {
     behind.sort_by_key(|(_, records)| std::cmp::Reverse(records.iter().sum::<u64>()));
     let deadline = Instant::now() + AGES_TIME_MAX;
     for (task, records) in behind {
-        task.metrics.lag_records.set(Some(records.iter().sum::<u64>() as f64));
         let ages = task.inputs.iter().zip(&records).map(|((topic, next), &records)| {
             let late = records > 0 && Instant::now() >= deadline;
             if late { None } else { seconds(node, topic, task.partition, *next, records) }
         });
-        let oldest = ages.collect::<Option<Vec<f64>>>().map(|ages| ages.into_iter().fold(0.0, f64::max));
-        task.metrics.lag_seconds.set(oldest);
+        let ages: Vec<Option<f64>> = ages.collect();
+        task.note(&records, &ages);
+        task.metrics.lag_records.set(Some(records.iter().sum::<u64>() as f64));
+        task.metrics.lag_seconds.set(ages.into_iter().try_fold(0.0, |oldest, age| Some(age?.max(oldest))));
     }
 }
 
 /// A task of this node that has a position.
 struct TaskInputs {
     metrics: Arc<TaskMetrics>,
+    group: String,
     partition: i32,
     /// Topic and committed offset.
     inputs: Vec<(String, Offset)>,
 }
 
 impl TaskInputs {
-    fn note(&self, group: &str, records: &[u64]) {
-        let topics = self.inputs.iter().map(|(topic, _)| topic.clone()).zip(records.iter().copied());
-        let lags = InputLags { group: group.to_owned(), topics: topics.collect() };
+    fn note(&self, records: &[u64], ages: &[Option<f64>]) {
+        let lags = self.inputs.iter().zip(records.iter().zip(ages));
+        let topics = lags.map(|((topic, _), (&records, &seconds))| {
+            let topic = topic.clone();
+            InputLag { topic, records, seconds }
+        });
+        let lags = InputLags { group: self.group.clone(), topics: topics.collect() };
         *self.metrics.lag_inputs.lock().unwrap_or_else(PoisonError::into_inner) = lags;
     }
 }
@@ -96,6 +99,7 @@ fn inputs_of_tasks(node: &NodeRuntime, registered: &Registered) -> Vec<TaskInput
     let of = |(input, next): &(u16, Offset)| Some((topics.get(usize::from(*input))?.clone(), *next));
     let tasks = board.tasks().into_iter().map(|(partition, task)| TaskInputs {
         metrics: task.metrics,
+        group: node.group(&registered.name),
         partition,
         inputs: task.positions.iter().filter_map(of).collect(),
     });

@@ -127,6 +127,7 @@ impl Handle {
         request: &proto::RetryOutboxRequest,
         until: Instant,
     ) -> Result<proto::RetryOutboxResponse, ControlError> {
+        check_author(&request.author)?;
         let (destination, sequences) = chosen(&request.rows, request.partition)?;
         let partition = request.partition.unwrap_or_default();
         let ask = Ask::Retry { destination, sequences };

@@ -15,8 +15,10 @@
 //! An inbox alone is no state of a position: it says what has had its effects. A deployment that keeps
 //! nothing else goes anywhere and keeps it, so that what is handled again has no second effect. It does
 //! not go back to records that are older than the inbox remembers.
+//!
+//! Going forward loses what was not handled, so it is only done for a request that accepts the loss.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
@@ -24,10 +26,12 @@ use tidemill_proto::v1::reset_request::To;
 
 use super::handle::{ControlError, Handle};
 use super::registered::Registered;
+use super::registry::Registry;
 use crate::config::problem::Problem;
 use crate::config::units;
 use crate::kafka::admin::{AdminError, At, Topic};
 use crate::record::Offset;
+use crate::task::CLOCK_SLACK_MS;
 
 #[cfg(doc)]
 use super::runtime::NodeRuntime;
@@ -49,12 +53,19 @@ impl Handle {
         let beginnings = self.resolve(&topics, &to)?;
         let from = self.committed(&current, &topics)?;
         self.is_remembered(&current, &beginnings, &from)?;
+        let skipped = self.skipped(&view, &current, &beginnings, &from)?;
         let wipes_state = current.keeps_state() && !current.keeps_only_ids();
-        let answer = proto::ResetResponse { from, to: positions(&beginnings), wipes_state };
+        let to = positions(&beginnings);
+        let answer = proto::ResetResponse { from, to, wipes_state, skipped: skipped.records };
         if request.dry_run {
             return Ok(answer);
         }
         self.is_stopped(&current)?;
+        skipped.is_accepted(&current.name, request.accept_loss)?;
+        if skipped.records > 0 {
+            let (records, author) = (skipped.records, &request.author);
+            tracing::warn!(deployment = current.name, records, author, "a reset passes over records");
+        }
         let entry = proto::ResetEntry {
             name: current.name.clone(),
             expected_revision: current.revision,
@@ -98,10 +109,8 @@ impl Handle {
         let inbox = current.spec().and_then(|spec| spec.inbox.as_ref()).filter(|inbox| inbox.id.is_some());
         let Some(inbox) = inbox.filter(|_| current.keeps_only_ids()) else { return Ok(()) };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let since_ms = now.saturating_sub(inbox.ttl).as_millis() as i64;
-        let partitions: Vec<(String, i32)> =
-            beginnings.iter().map(|(topic, partition, _)| (topic.name.clone(), *partition)).collect();
-        let remembered = self.node.admin.offsets(&partitions, At::Time(since_ms))?;
+        let since_ms = remembered_since_ms(now, inbox.ttl);
+        let remembered = self.node.admin.offsets(&places(beginnings), At::Time(since_ms))?;
         let forgotten = beginnings.iter().zip(remembered).filter_map(|((topic, partition, to), from)| {
             let handled = committed.iter().find(|at| (&at.topic, at.partition) == (&topic.name, *partition));
             let first = from.0.min(handled.map_or(0, |at| at.offset));
@@ -119,6 +128,32 @@ impl Handle {
         });
         let forgotten: Vec<Problem> = forgotten.collect();
         if forgotten.is_empty() { Ok(()) } else { Err(ControlError::Unmet(forgotten)) }
+    }
+
+    /// What was not handled and lies before the beginnings.
+    fn skipped(
+        &self,
+        view: &Registry,
+        current: &Registered,
+        beginnings: &[(&Topic, i32, Offset)],
+        committed: &[proto::InputPosition],
+    ) -> Result<Skipped, ControlError> {
+        let life = &current.incarnation;
+        let starts = self.node.admin.offsets(&places(beginnings), At::Start)?;
+        let mut skipped = Skipped { records: 0, is_known: true };
+        for ((topic, partition, to), start) in beginnings.iter().zip(starts) {
+            let handled = committed.iter().find(|at| (&at.topic, at.partition) == (&topic.name, *partition));
+            let next = match handled {
+                Some(at) => Some(Offset(at.offset)),
+                // A committed offset that is gone says nothing.
+                None if view.has_committed(life, &topic.name, *partition) => None,
+                None => view.started(life, &topic.name, *partition).map(|began| began.offset),
+            };
+            // Offsets of a topic that was deleted and made again since are those of other records.
+            let is_same = view.began_with(life, &topic.name).is_none_or(|id| id == topic.id.to_string());
+            skipped.add(next.filter(|_| is_same), start, *to);
+        }
+        Ok(skipped)
     }
 
     /// Nothing may commit for the old life any more.
@@ -232,6 +267,44 @@ impl Handle {
     }
 }
 
+/// Records that a reset passes over.
+#[derive(Debug, PartialEq, Eq)]
+struct Skipped {
+    records: u64,
+    /// False = some of them may have been handled: nobody knows how far a partition is.
+    is_known: bool,
+}
+
+impl Skipped {
+    /// A partition whose log begins at `start`, and of which `next` would be handled next.
+    fn add(&mut self, next: Option<Offset>, start: Offset, to: Offset) {
+        let from = next.map_or(start, |next| next.max(start));
+        let records = to.0.saturating_sub(from.0);
+        self.records += records;
+        self.is_known &= next.is_some() || records == 0;
+    }
+
+    fn is_accepted(&self, name: &str, accept_loss: bool) -> Result<(), ControlError> {
+        if accept_loss || self.records == 0 {
+            return Ok(());
+        }
+        let (records, how) = (self.records, if self.is_known { "" } else { "up to " });
+        Err(ControlError::Precondition(format!(
+            "{how}{records} records before that position were not handled by {name}, and never would be: \
+             --accept-loss (`accept_loss`) says that they may be lost"
+        )))
+    }
+}
+
+/// What is older may be forgotten. The inbox measures ages from its horizon, which may be ahead of the clock.
+fn remembered_since_ms(now: Duration, ttl: Duration) -> i64 {
+    now.saturating_sub(ttl).as_millis() as i64 + CLOCK_SLACK_MS
+}
+
+fn places(beginnings: &[(&Topic, i32, Offset)]) -> Vec<(String, i32)> {
+    beginnings.iter().map(|(topic, partition, _)| (topic.name.clone(), *partition)).collect()
+}
+
 fn positions(beginnings: &[(&Topic, i32, Offset)]) -> Vec<proto::InputPosition> {
     let one = |(topic, partition, offset): &(&Topic, i32, Offset)| proto::InputPosition {
         topic: topic.name.clone(),
@@ -239,4 +312,44 @@ fn positions(beginnings: &[(&Topic, i32, Offset)]) -> Vec<proto::InputPosition> 
         offset: offset.0,
     };
     beginnings.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_between_is_lost_and_what_nobody_knows_of_may_be() {
+        let skipped = |next: Option<u64>, start, to| {
+            let mut skipped = Skipped { records: 0, is_known: true };
+            skipped.add(next.map(Offset), Offset(start), Offset(to));
+            (skipped.records, skipped.is_known)
+        };
+        assert_eq!(skipped(Some(100), 0, 1_500), (1_400, true), "forward");
+        assert_eq!(skipped(Some(100), 0, 100), (0, true), "where it stands");
+        assert_eq!(skipped(Some(100), 0, 20), (0, true), "back");
+        assert_eq!(skipped(Some(100), 400, 1_500), (1_100, true), "what Kafka has deleted is lost already");
+        assert_eq!(skipped(None, 400, 1_500), (1_100, false), "it cannot be told");
+        assert_eq!(skipped(None, 400, 400), (0, true), "nothing is there that could be lost");
+    }
+
+    #[test]
+    fn loss_is_refused_with_its_size_unless_it_is_accepted() {
+        let refused = |records, is_known, accept_loss| {
+            let outcome = Skipped { records, is_known }.is_accepted("copy", accept_loss);
+            outcome.err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        let known = refused(1_400, true, false);
+        assert!(known.starts_with("1400 records") && known.contains("--accept-loss"), "{known}");
+        assert!(refused(7, false, false).starts_with("up to 7 records"));
+        assert_eq!((refused(7, false, true), refused(0, true, false)), (String::new(), String::new()));
+    }
+
+    #[test]
+    fn an_inbox_whose_horizon_is_ahead_of_the_clock_has_forgotten_more() {
+        let now = Duration::from_millis(1_736_899_200_000);
+        let hour = Duration::from_secs(3_600);
+        assert_eq!(remembered_since_ms(now, hour), 1_736_899_200_000 - 3_600_000 + 60_000);
+        assert_eq!(remembered_since_ms(now, Duration::ZERO), 1_736_899_260_000, "nothing is remembered");
+    }
 }

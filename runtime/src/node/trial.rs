@@ -217,12 +217,14 @@ pub struct Judge {
     since: Option<(Duration, Duration)>,
     /// Looks at the lag so far; none once they say nothing.
     lags: Option<Vec<Lag>>,
+    /// For how long it had been watched at the first of them.
+    lags_since: Duration,
 }
 
 impl Judge {
     pub fn new(spec: RolloutSpec) -> Judge {
         let judges_lag = spec.lag && spec.watch >= LAG_WATCH_MIN;
-        Judge { spec, since: None, lags: judges_lag.then(Vec::new) }
+        Judge { spec, since: None, lags: judges_lag.then(Vec::new), lags_since: Duration::ZERO }
     }
 
     /// `age` is the version's, by the registry's clock. `lag` answers none while it is unknown.
@@ -248,7 +250,7 @@ impl Judge {
         if let Some(reason) = trial.unfit.get().filter(|_| watched.is_some() || age <= self.spec.watch) {
             return Verdict::Unfit(Cause::Halted, cut(reason.clone()));
         }
-        if let Some(reason) = self.failures(tried, failed) {
+        if let Some(reason) = too_many(&self.spec, tried, failed) {
             let such = trial.failure.get().map_or("", String::as_str);
             return Verdict::Unfit(Cause::Failures, cut(format!("{reason}, such as {such}")));
         }
@@ -261,30 +263,26 @@ impl Judge {
         }
     }
 
-    fn failures(&self, tried: u64, failed: u64) -> Option<String> {
-        if failed == 0 {
-            return None;
-        }
-        if failed == tried && tried >= ALL_FAILED.min(self.spec.records) {
-            return Some(format!("every one of the first {tried} records failed"));
-        }
-        let share = u128::from(failed) * 1_000_000;
-        let over = share > u128::from(tried) * u128::from(self.spec.failures_ppm);
-        (over && tried >= self.spec.records).then(|| {
-            let percent = failed as f64 * 100.0 / tried as f64;
-            let allowed = units::show_share(self.spec.failures_ppm);
-            format!("{failed} of {tried} records failed ({percent:.1}%, allowed are {allowed})")
-        })
-    }
-
-    /// Ten looks, evenly over the watch, each further behind than the one before. It began with a tenth of
-    /// the last one at most, so that the version before is not to blame.
+    /// Ten looks, evenly over what is left of the watch when the lag is known first, each further behind than
+    /// the one before. It began with a tenth of the last one at most, so that the version before is not to blame.
     fn lag(&mut self, watched: Duration, lag: impl FnOnce() -> Option<Lag>) -> Option<String> {
         let looks = self.lags.as_mut()?;
-        if watched < self.spec.watch * looks.len() as u32 / LAG_LOOKS {
+        let left = self.spec.watch.saturating_sub(self.lags_since);
+        if watched < self.lags_since + left * looks.len() as u32 / LAG_LOOKS {
             return None;
         }
-        let now = lag();
+        let now = lag().filter(|now| !now.tasks.is_empty());
+        if looks.is_empty() {
+            // A version that is not swapped in place begins with tasks that restore, and lags that nobody has
+            // looked up yet: that says nothing about how it does.
+            now.as_ref()?;
+            self.lags_since = watched;
+            if watched > self.spec.watch / 2 {
+                // What is left is too short for a verdict about the whole.
+                self.lags = None;
+                return None;
+            }
+        }
         let grows = now.as_ref().is_some_and(|now| {
             looks.last().is_none_or(|last| last.tasks == now.tasks && last.records < now.records)
         });
@@ -303,6 +301,23 @@ impl Judge {
             format!("its lag grew throughout the {watch} that it was watched, from {first} to {last} records")
         })
     }
+}
+
+/// Why that many failed records speak against a version; none while they are allowed, or too few were tried.
+pub fn too_many(spec: &RolloutSpec, tried: u64, failed: u64) -> Option<String> {
+    if failed == 0 {
+        return None;
+    }
+    if failed == tried && tried >= ALL_FAILED.min(spec.records) {
+        return Some(format!("every one of the first {tried} records failed"));
+    }
+    let share = u128::from(failed) * 1_000_000;
+    let over = share > u128::from(tried) * u128::from(spec.failures_ppm);
+    (over && tried >= spec.records).then(|| {
+        let percent = failed as f64 * 100.0 / tried as f64;
+        let allowed = units::show_share(spec.failures_ppm);
+        format!("{failed} of {tried} records failed ({percent:.1}%, allowed are {allowed})")
+    })
 }
 
 fn cut(mut reason: String) -> String {
@@ -473,6 +488,26 @@ mod tests {
             Verdict::Closed,
             "unknown once"
         );
+    }
+
+    #[test]
+    fn a_lag_that_is_unknown_at_first_is_judged_from_when_it_is_known() {
+        for known in [6, 11, 35] {
+            let lag = |second: u64| second.checked_sub(known).map(|since| (0, 10 + since * 100));
+            assert!(matches!(watch(lag), Verdict::Unfit(Cause::Lag, _)), "known after {known} s");
+            // As it really is: known anew every five seconds.
+            let gauge = |second: u64| second.checked_sub(known).map(|since| (0, 10 + since / 5 * 500));
+            assert!(matches!(watch(gauge), Verdict::Unfit(Cause::Lag, _)), "known after {known} s");
+        }
+        let late = |second: u64| second.checked_sub(60).map(|since| (0, 10 + since * 100));
+        assert_eq!(watch(late), Verdict::Closed, "less than half of the watch is left");
+        assert_eq!(watch(|_| None), Verdict::Closed, "never known");
+        let mut judge = Judge::new(spec());
+        let trial = Trial::default();
+        count(&trial, 1, 0);
+        let nobody = || Some(Lag { tasks: BTreeSet::new(), records: 0 });
+        assert_eq!(judge.look(S, S, &trial, nobody), Verdict::Open);
+        assert_eq!(judge.lags, Some(Vec::new()), "a node without tasks has no lag");
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::store::{Ages, Store};
 /// Longest id, and longest key that has a sequence, in bytes.
 pub const ID_BYTES_MAX: usize = 1024;
 /// Clocks of producers may be ahead of this one by so much.
-const CLOCK_SLACK_MS: i64 = 60_000;
+pub const CLOCK_SLACK_MS: i64 = 60_000;
 
 /// The row of an id. On disk and in Kafka since 0.2: little endian, add at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -51,7 +51,7 @@ pub use config::{ChangelogConfig, EventsRule, TaskConfig, TaskInput};
 pub use edit::{Edit, EditError, EditedIn};
 use failing::jitter;
 use inbox::Inbox;
-pub use inbox::{ID_BYTES_MAX, Seen};
+pub use inbox::{CLOCK_SLACK_MS, ID_BYTES_MAX, Seen};
 use outbox::Outbox;
 pub use outbox::{OutboxRule, OutboxStatus, RowStatus};
 use parked::Parked;

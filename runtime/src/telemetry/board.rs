@@ -12,8 +12,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::cells::{DestinationMetrics, NodeMetrics, OutboxMetrics, TaskMetrics, WorkerMetrics};
-use super::table::{DESTINATION, INFO, KAFKA_LAG, KAFKA_LAG_HELP, NODE, OUTBOX, Row, Sample, TASK, WORKER};
+use super::cells::{DestinationMetrics, InputLag, NodeMetrics, OutboxMetrics, TaskMetrics, WorkerMetrics};
+use super::table::{
+    DESTINATION, INFO, KAFKA_LAG, KAFKA_LAG_HELP, KAFKA_LAG_SECONDS, KAFKA_LAG_SECONDS_HELP, NODE, OUTBOX,
+    Row, Sample, TASK, WORKER,
+};
 
 /// Tasks beyond this share one set of cells with the partition `other`, so that a cluster with very
 /// many partitions cannot make a scrape arbitrarily large.
@@ -197,14 +200,20 @@ fn encode_lag(
     encoder: &mut DescriptorEncoder<'_>,
     tasks: &BTreeMap<(String, Place), Arc<TaskMetrics>>,
 ) -> Result<(), fmt::Error> {
-    for (name, group_label) in KAFKA_LAG {
-        let mut metric = encoder.encode_descriptor(name, KAFKA_LAG_HELP, None, MetricType::Gauge)?;
+    type Value = fn(&InputLag) -> Option<f64>;
+    let records: Value = |lag| Some(lag.records as f64);
+    let records = KAFKA_LAG.map(|(name, group_label)| (name, group_label, KAFKA_LAG_HELP, records));
+    let seconds: Value = |lag| lag.seconds;
+    let seconds = (KAFKA_LAG_SECONDS, "group", KAFKA_LAG_SECONDS_HELP, seconds);
+    for (name, group_label, help, value) in records.into_iter().chain([seconds]) {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for ((_, place), cells) in tasks.iter().filter(|(_, cells)| cells.lag_records.get().is_some()) {
             let (lags, partition) = (lock(&cells.lag_inputs), place.to_string());
-            for (topic, records) in &lags.topics {
-                let labels =
-                    [(group_label, lags.group.as_str()), ("topic", topic), ("partition", partition.as_str())];
-                metric.encode_family(&labels)?.encode_gauge(&(*records as f64))?;
+            for lag in &lags.topics {
+                let Some(value) = value(lag) else { continue };
+                let (group, topic) = (lags.group.as_str(), lag.topic.as_str());
+                let labels = [(group_label, group), ("topic", topic), ("partition", partition.as_str())];
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
             }
         }
     }
@@ -240,7 +249,10 @@ mod tests {
         task.handler_time.add(Duration::from_millis(1500));
         task.set_state(TaskState::Running);
         task.lag_records.set(Some(12.0));
-        *lock(&task.lag_inputs) = InputLags { group: "a.count".into(), topics: vec![("words".into(), 12)] };
+        let topics = [("words", 12, Some(1.5)), ("others", 7, None)];
+        let topics =
+            topics.map(|(topic, records, seconds)| InputLag { topic: topic.into(), records, seconds });
+        *lock(&task.lag_inputs) = InputLags { group: "a.count".into(), topics: topics.into() };
         telemetry.worker("count", 0).commit_latency.observe(Duration::from_millis(3));
         telemetry.node.deployments.set(1);
         let text = telemetry.render();
@@ -253,6 +265,8 @@ mod tests {
             "kafka_consumer_lag{consumer_group=\"a.count\",topic=\"words\",partition=\"3\"} 12.0",
             "consumer_lag{group=\"a.count\",topic=\"words\",partition=\"3\"} 12.0",
             "kafka_consumergroup_lag{group=\"a.count\",topic=\"words\",partition=\"3\"} 12.0",
+            "kafka_consumergroup_lag{group=\"a.count\",topic=\"others\",partition=\"3\"} 7.0",
+            "lag_seconds{group=\"a.count\",topic=\"words\",partition=\"3\"} 1.5",
             "tidemill_commit_latency_seconds_bucket{le=\"0.0025\",deployment=\"count\",worker=\"0\"} 0",
             "tidemill_commit_latency_seconds_bucket{le=\"0.005\",deployment=\"count\",worker=\"0\"} 1",
             "tidemill_commit_latency_seconds_bucket{le=\"+Inf\",deployment=\"count\",worker=\"0\"} 1",
@@ -261,6 +275,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nnot in\n{text}");
         }
+        assert!(!text.contains("lag_seconds{group=\"a.count\",topic=\"others\""), "it is unknown");
         assert!(text.contains("tidemill_build_info{version="));
         assert!(text.ends_with("# EOF\n"));
         for name in names() {

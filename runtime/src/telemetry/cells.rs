@@ -78,8 +78,16 @@ impl OptionalGauge {
 #[derive(Debug, Default)]
 pub struct InputLags {
     pub group: String,
-    /// Topic and records.
-    pub topics: Vec<(String, u64)>,
+    pub topics: Vec<InputLag>,
+}
+
+/// How far it is behind in one of them.
+#[derive(Debug)]
+pub struct InputLag {
+    pub topic: String,
+    pub records: u64,
+    /// Age of the oldest record that is not committed; none while it is unknown.
+    pub seconds: Option<f64>,
 }
 
 /// Upper bounds of a latency histogram, in seconds: from a loopback round trip to a stuck call.

@@ -13,8 +13,8 @@ pub mod table;
 
 pub use board::{CONTENT_TYPE, Telemetry};
 pub use cells::{
-    BreakerState, Counter, DestinationMetrics, Gauge, Histogram, InputLags, NodeMetrics, OutboxMetrics,
-    TaskMetrics, TaskState, WorkerMetrics,
+    BreakerState, Counter, DestinationMetrics, Gauge, Histogram, InputLag, InputLags, NodeMetrics,
+    OutboxMetrics, TaskMetrics, TaskState, WorkerMetrics,
 };
 pub use handler_logs::{HandlerLogs, Level, Line, LogBounds, LogRing, Since};
 pub use spent::{Activity, Parts, Spent};

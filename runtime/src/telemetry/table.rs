@@ -242,11 +242,15 @@ pub const KAFKA_LAG: [(&str, &str); 3] = [
 ];
 pub const KAFKA_LAG_HELP: &str = "Records between the group's committed offset and the end of the partition";
 
+/// The same in time, with the labels `group`, `topic` and `partition`.
+pub const KAFKA_LAG_SECONDS: &str = "lag_seconds";
+pub const KAFKA_LAG_SECONDS_HELP: &str = "Age of the oldest record of the partition that is not committed";
+
 /// Every exported family name, as a scrape shows it without suffixes.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let task = TASK.iter().map(|row| row.name);
     let worker = WORKER.iter().map(|row| row.name);
-    let lag = KAFKA_LAG.iter().map(|(name, _)| *name);
+    let lag = KAFKA_LAG.iter().map(|(name, _)| *name).chain([KAFKA_LAG_SECONDS]);
     let outbox = OUTBOX.iter().map(|row| row.name).chain(DESTINATION.iter().map(|row| row.name));
     task.chain(lag).chain(worker).chain(outbox).chain(NODE.iter().map(|row| row.name)).chain([INFO])
 }

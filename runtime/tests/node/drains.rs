@@ -25,10 +25,11 @@ fn the_tasks_of_a_node_that_drains_move_and_it_stays_up() {
     };
     eventually("all is counted", || counted(&a, 2) + counted(&b, 2) == 4);
 
-    let first = a.handle().drain(false);
+    let drain = |undo| a.handle().drain(undo, "somebody").expect("it answers");
+    let first = drain(false);
     assert_eq!((first.node.as_str(), first.state()), ("a", proto::DrainState::Draining));
     eventually("it has given all away", || {
-        let now = a.handle().drain(false);
+        let now = drain(false);
         (now.state(), now.tasks) == (proto::DrainState::Drained, 0)
     });
     // Its session goes on for seconds, and it is no member any more.
@@ -54,9 +55,9 @@ fn the_tasks_of_a_node_that_drains_move_and_it_stays_up() {
     eventually("the other runs it", || {
         b.handle().deployment("other").is_ok_and(|other| other.tasks.len() == 4)
     });
-    assert_eq!((tasks(&a), a.handle().drain(false).tasks), (0, 0));
+    assert_eq!((tasks(&a), drain(false).tasks), (0, 0));
 
-    assert_eq!(a.handle().drain(true).state(), proto::DrainState::Active);
+    assert_eq!(drain(true).state(), proto::DrainState::Active);
     eventually("it takes tasks again", || tasks(&a) == 2 && tasks(&b) == 2);
     a.stop();
     b.stop();

@@ -60,6 +60,7 @@ const EXPECTED: &[(&str, &str, f64, f64)] = &[
     ("kafka_consumer_lag", "topic=\"words\"", 0.0, 0.0),
     ("consumer_lag", "group=\"local.default.word-count\"", 0.0, 0.0),
     ("kafka_consumergroup_lag", "partition=\"0\"", 0.0, 0.0),
+    ("lag_seconds", "topic=\"words\"", 0.0, 0.0),
     ("tidemill_task_seconds", "fetch", 1e-6, 100.0),
     ("tidemill_task_state", "running", 1.0, 1.0),
     ("tidemill_task_state", "halted", 0.0, 0.0),

@@ -19,9 +19,12 @@ outputs: { out: { topic: copies } }
 config: { keep: [{ exists: true }] }
 ";
 
+fn asked(name: &str, to: To) -> proto::ResetRequest {
+    proto::ResetRequest { name: name.into(), to: Some(to), ..proto::ResetRequest::default() }
+}
+
 fn reset(node: &Node, name: &str, to: To) -> Result<proto::ResetResponse, ControlError> {
-    let request = proto::ResetRequest { name: name.into(), to: Some(to), ..proto::ResetRequest::default() };
-    node.handle().reset(request)
+    node.handle().reset(asked(name, to))
 }
 
 fn pause(node: &Node, name: &str) {
@@ -35,17 +38,55 @@ fn resume(node: &Node, name: &str) {
 }
 
 /// As soon as its members have left.
-fn reset_when_stopped(node: &Node, name: &str, to: To) -> proto::ResetResponse {
+fn when_stopped(node: &Node, request: &proto::ResetRequest) -> Result<proto::ResetResponse, ControlError> {
     let mut answer = None;
     eventually("its group is empty", || {
-        answer = match reset(node, name, to) {
-            Ok(answer) => Some(answer),
+        answer = match node.handle().reset(request.clone()) {
             Err(ControlError::Precondition(reason)) if reason.contains("still has members") => None,
-            Err(error) => panic!("{error}"),
+            answer => Some(answer),
         };
         answer.is_some()
     });
     answer.expect("an answer")
+}
+
+fn reset_when_stopped(node: &Node, name: &str, to: To) -> proto::ResetResponse {
+    when_stopped(node, &asked(name, to)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn now_ms() -> i64 {
+    std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as i64
+}
+
+fn row(key: &str, timestamp_ms: i64) -> Row {
+    Row {
+        key: Some(key.as_bytes().to_vec()),
+        value: Some(Vec::new()),
+        timestamp_ms: Some(timestamp_ms),
+        ..Row::default()
+    }
+}
+
+fn produce(world: &World, rows: impl IntoIterator<Item = Row>) {
+    tools::produce(&world.kafka(), "words", rows, None, &mut |_| {}).expect("produced");
+}
+
+/// The keys of everything that was copied, in its order.
+fn copies(world: &World) -> String {
+    let mut keys = Vec::new();
+    let log = TopicLog::open(&world.kafka(), "copies").expect("log");
+    log.tail(Offset(0))
+        .expect("tail")
+        .read_to_end(&mut |record| keys.push(String::from_utf8(record.key).expect("text")))
+        .expect("read");
+    keys.join(" ")
+}
+
+/// Names of directories, one for each life that has state here.
+fn lives(world: &World) -> Vec<String> {
+    let entries = std::fs::read_dir(world.dir.path().join("node-n/stores/word-count"));
+    let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.map(|name| name.into_string().expect("text")).collect()
 }
 
 #[test]
@@ -55,6 +96,8 @@ fn a_deployment_with_state_goes_back_to_the_beginning_without_it_and_nowhere_els
     deploy(&node, WORD_COUNT, &build_guest("plugins/count"));
     world.produce("words", &["a", "b", "a"]);
     eventually("a is counted twice", || count(&node, "a") == Some(2));
+    let old = lives(&world);
+    assert_eq!(old.len(), 1, "{old:?}");
 
     let running = reset(&node, "word-count", To::Earliest(true)).expect_err("it runs").to_string();
     assert!(running.contains("tidemill pause word-count"), "{running}");
@@ -70,9 +113,9 @@ fn a_deployment_with_state_goes_back_to_the_beginning_without_it_and_nowhere_els
     eventually("a is counted anew", || count(&node, "a") == Some(2));
     world.produce("words", &["a"]);
     eventually("and further", || count(&node, "a") == Some(3));
+    eventually("the state of the old life is gone", || !lives(&world).contains(&old[0]));
     node.stop();
-    let lives = std::fs::read_dir(world.dir.path().join("node-n/stores/word-count")).expect("a directory");
-    assert!(lives.count() >= 1);
+    assert_eq!(lives(&world).len(), 1, "that of the new one is there");
 }
 
 #[test]
@@ -94,38 +137,67 @@ fn a_deployment_without_state_begins_at_any_offset_that_is_there() {
     node.stop();
 }
 
+#[test]
+fn a_deployment_without_state_begins_at_a_time_or_at_the_end_and_loses_nothing_unasked() {
+    let world = World::new(&[("words", 1), ("copies", 1)]);
+    let node = world.node();
+    let minute_ms = now_ms() - 60_000;
+    produce(
+        &world,
+        [row("a", minute_ms + 10_000), row("b", minute_ms + 20_000), row("c", minute_ms + 30_000)],
+    );
+    deploy(&node, &COPY.replace("latest", "earliest"), &build_guest("plugins/filter"));
+    eventually("all are copied", || copies(&world) == "a b c");
+    pause(&node, "copy");
+    let done = reset_when_stopped(&node, "copy", To::TimestampMs(minute_ms + 15_000));
+    assert_eq!((done.from[0].offset, done.to[0].offset, done.skipped), (3, 1, 0));
+    resume(&node, "copy");
+    eventually("it goes on at that time", || copies(&world) == "a b c b c");
+
+    pause(&node, "copy");
+    produce(&world, [row("d", minute_ms + 40_000), row("e", minute_ms + 50_000)]);
+    let end = asked("copy", To::Latest(true));
+    let plan = node.handle().reset(proto::ResetRequest { dry_run: true, ..end.clone() }).expect("a plan");
+    assert_eq!((plan.to[0].offset, plan.skipped), (5, 2));
+    for to in [To::Latest(true), To::Offset(5), To::TimestampMs(minute_ms + 55_000)] {
+        let refused = when_stopped(&node, &asked("copy", to)).expect_err("two are lost").to_string();
+        assert!(refused.starts_with("2 records") && refused.contains("--accept-loss"), "{refused}");
+    }
+    let done = when_stopped(&node, &proto::ResetRequest { accept_loss: true, ..end.clone() });
+    let done = done.expect("the loss is accepted");
+    assert_eq!((done.from[0].offset, done.to[0].offset, done.skipped), (3, 5, 2));
+    // The new life stands at the end and has committed nothing: there is nothing to lose.
+    assert_eq!(when_stopped(&node, &end).expect("no loss").skipped, 0);
+    resume(&node, "copy");
+    produce(&world, [row("f", minute_ms + 60_000)]);
+    eventually("it goes on at the end", || copies(&world) == "a b c b c f");
+    node.stop();
+}
+
 /// The inbox is kept, so going back has no second effect; and no further back than it remembers.
 #[test]
 fn a_deployment_with_an_inbox_alone_keeps_it_and_goes_back_no_further_than_its_ttl() {
     let world = World::new(&[("words", 1), ("copies", 1)]);
     let node = world.node();
-    let now_ms = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as i64;
-    // A clock of two hours ago, and then one of today.
-    let row = |key: &str, timestamp_ms: i64| Row {
-        key: Some(key.as_bytes().to_vec()),
-        value: Some(Vec::new()),
-        timestamp_ms: Some(timestamp_ms),
-        ..Row::default()
-    };
-    let rows = [row("old", now_ms - 7_200_000), row("a", now_ms), row("b", now_ms)];
-    tools::produce(&world.kafka(), "words", rows, None, &mut |_| {}).expect("produced");
+    let now_ms = now_ms();
+    // From two hours ago; from so long ago that an inbox whose horizon is a minute ahead may have forgotten it;
+    // and from now.
+    let (old, edge) = (row("old", now_ms - 7_200_000), row("edge", now_ms - 3_600_000 + 55_000));
+    produce(&world, [old, edge, row("a", now_ms), row("b", now_ms)]);
     let inbox = "inbox: { id: key, ttl: 1h }\n";
     deploy(&node, &format!("{}{inbox}", COPY.replace("latest", "earliest")), &build_guest("plugins/filter"));
-    eventually("all are copied", || world.latest("copies").len() == 3);
+    eventually("all are copied", || world.latest("copies").len() == 4);
     pause(&node, "copy");
     let refused = reset(&node, "copy", To::Earliest(true)).expect_err("too old").to_string();
     assert!(
-        refused.contains("older than the inbox remembers (ttl 1h)") && refused.contains("go back to 1"),
+        refused.contains("older than the inbox remembers (ttl 1h)") && refused.contains("go back to 2"),
         "{refused}"
     );
-    let done = reset_when_stopped(&node, "copy", To::Offset(1));
-    assert!(!done.wipes_state && done.from[0].offset > 1);
+    let done = reset_when_stopped(&node, "copy", To::Offset(2));
+    assert!(!done.wipes_state && done.from[0].offset > 2);
     resume(&node, "copy");
     world.produce("words", &["c"]);
     eventually("the new one is copied", || world.latest("copies").contains_key("c"));
     node.stop();
-    let mut copies = 0;
-    let log = TopicLog::open(&world.kafka(), "copies").expect("log");
-    log.tail(Offset(0)).expect("tail").read_to_end(&mut |_| copies += 1).expect("read");
-    assert_eq!(copies, 4, "old, a, b and c, each once");
+    assert_eq!(copies(&world), "old edge a b c", "each once");
 }
