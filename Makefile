@@ -75,7 +75,7 @@ chaos: fault-node ## Kill nodes of random configurations on both brokers (MINUTE
 	@$(BIN)/tidemill-chaos chaos $(if $(MINUTES),--minutes $(MINUTES),--rounds $(or $(ROUNDS),1)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER)) $(if $(BROKERS),--brokers $(BROKERS))
 
-swap: build ## Exchange versions of a deployment at 20,000 records a second, on Apache Kafka (N= of them, BROKER=embedded, SEED=)
+swap: build ## Exchange versions of a deployment at 20,000 records a second, on Apache Kafka (N= of them, below 50 the gap is only told; BROKER=embedded, SEED=)
 	@$(BIN)/tidemill-swap $(if $(N),--deployments $(N)) $(if $(BROKER),--broker $(BROKER)) $(if $(SEED),--seed $(SEED))
 
 hostile: build ## Run every hostile guest, module and client beside an innocent deployment (SHORT=1, ONLY=F26, MUTANTS=, BROKER=apache)
@@ -85,7 +85,7 @@ hostile: build ## Run every hostile guest, module and client beside an innocent 
 soak: build ## Deploy and delete in a row, then run small deployments at once (COUNT=1000, SMALL=1,100,500, BROKER=apache)
 	@$(BIN)/tidemill-hostile churn --count $(or $(COUNT),1000) --small $(or $(SMALL),200) $(if $(BROKER),--broker $(BROKER))
 
-inbox: fault-node ## Repeat ids through an inbox while nodes are killed, on both brokers (FULL=1: ten million records; SEED=, BROKER=)
+inbox: fault-node ## Repeat ids through an inbox while nodes are killed, on both brokers (FULL=1: ten million records; SEED=, BROKER=apache: all on that one)
 	@$(BIN)/tidemill-inbox $(if $(FULL),--full) $(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))
 
 outbox: fault-node ## W7: misbehaving receivers, kills between commit and delivery, moves (SHORT=1: webhooks only, ONLY=, SEED=)

@@ -1,5 +1,6 @@
 //! What must hold on either broker. Each case gets a fresh cluster.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rdkafka::message::Message;
@@ -8,6 +9,7 @@ use tidemill_kafka_harness::run_tool;
 use crate::cluster::Cluster;
 use crate::node::{Node, NodeFile, plain};
 use crate::pipeline::{self, FLIGHTS, Feeder, Reader};
+use crate::programs::workspace;
 use crate::security::secrets_stay_secret;
 use crate::wait::until;
 
@@ -191,7 +193,7 @@ fn shares(json: &str) -> Vec<usize> {
 }
 
 /// Kafka's own tools agree: the group's lag is what `tidemill lag` says, in motion and at rest, and
-/// a read_committed Java consumer reads the output.
+/// a read_committed Java consumer reads the output, and a dead letter with its headers.
 pub fn kafkas_own_tools_see_the_same(cluster: &Cluster) {
     let directory = tempfile::tempdir().expect("a directory");
     let mut node = Node::start(cluster, directory.path());
@@ -229,13 +231,63 @@ pub fn kafkas_own_tools_see_the_same(cluster: &Cluster) {
         assert_eq!(lag, [(0, 0), (1, 0), (2, 4), (3, 0)]);
         assert_eq!(lag_by_kafka(cluster, "rekey"), lag);
     });
-    let arguments =
-        ["--bootstrap-server", cluster.bootstrap(), "--topic", "flights-by-carrier", "--from-beginning"];
-    let reading = ["--isolation-level", "read_committed", "--timeout-ms", "8000"];
+    let lines =
+        read_by_kafka(cluster, "flights-by-carrier", &["--timeout-ms", "8000"]).lines().count() as u64;
+    assert_eq!(lines, FLIGHTS);
+    a_dead_letter_is_read_by_kafka(cluster, &node, directory.path());
+}
+
+/// The line that holds up the pipeline becomes a dead letter, which any client reads, headers and all.
+fn a_dead_letter_is_read_by_kafka(cluster: &Cluster, node: &Node, directory: &Path) {
+    let examples = workspace().join("examples/flights");
+    let pipeline = std::fs::read_to_string(examples.join("pipeline.yaml")).expect("the pipeline");
+    let (rekey, _) = pipeline.split_once("\n---\n").expect("two documents");
+    let module = format!("module: {}", workspace().join("plugins/rekey").display());
+    let buries =
+        rekey.replace("module: ../../plugins/rekey", &module) + "\nfailures: { then: dead_letter }\n";
+    let file = directory.join("buries.yaml");
+    std::fs::write(&file, buries).expect("a file");
+    node.tidemill(&["apply", "-f", &file.display().to_string()]).ok();
+    until("the line is buried", Duration::from_secs(30), || {
+        let count = node.tidemill(&["dlq", "count", "rekey", "--output", "json"]);
+        let letters: serde_json::Value = serde_json::from_str(&count.stdout).unwrap_or_default();
+        if letters["waiting"] == 1 { Ok(()) } else { Err(count) }
+    });
+    let shown =
+        ["--max-messages", "1", "--timeout-ms", "30000", "--formatter-property", "print.headers=true"];
+    let letter = read_by_kafka(cluster, "tidemill.rekey.dead-letters", &shown);
+    assert!(letter.contains("not a flight"), "{letter}");
+    for header in [
+        "original_topic:flights,",
+        "original_partition:2,",
+        "original_offset:",
+        "original_timestamp:",
+        "failure_reason:",
+        "failure_timestamp:",
+        "error_type:",
+        "error_class:",
+        "attempts:",
+        "retry_count:0,",
+        "correlation_id:",
+        "deployment:rekey,",
+        "deployment_version:",
+        "deployment_incarnation:",
+        "format:raw,",
+        "tidemill-dead-letter:15",
+    ] {
+        assert!(letter.contains(header), "{header} is not in {letter}");
+    }
+}
+
+/// Committed records of a topic, from its beginning, as `kafka-console-consumer` prints them.
+fn read_by_kafka(cluster: &Cluster, topic: &str, more: &[&str]) -> String {
+    let arguments = ["--bootstrap-server", cluster.bootstrap(), "--topic", topic, "--from-beginning"];
+    let reading = ["--isolation-level", "read_committed"];
     let class = "org.apache.kafka.tools.consumer.ConsoleConsumer";
-    let read = run_tool(class, &[&arguments[..], &reading[..]].concat()).expect("the tool runs");
-    let lines = String::from_utf8_lossy(&read.stdout).lines().count() as u64;
-    assert_eq!(lines, FLIGHTS, "{}", String::from_utf8_lossy(&read.stderr));
+    let read = run_tool(class, &[&arguments[..], &reading[..], more].concat()).expect("the tool runs");
+    let (read, said) = (String::from_utf8_lossy(&read.stdout), String::from_utf8_lossy(&read.stderr));
+    assert!(!read.is_empty(), "{said}");
+    read.into_owned()
 }
 
 /// Partition and lag of a deployment's group as `kafka-consumer-groups` prints them.

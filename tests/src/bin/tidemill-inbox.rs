@@ -1,8 +1,9 @@
 //! Runs W6: `make inbox`.
 //!
-//! A round on each broker, side by side, then a small one with a planted bug, which the checker must find. The exit code
-//! is not zero if anything was violated, a run proves nothing, or the bug was not found. A round that
-//! is not good leaves its directory behind and says where.
+//! A round on each broker, side by side and with half of the ids each, or one with all of them on the broker
+//! that is asked for; then a small one with a planted bug, which the checker must find. The exit code is not
+//! zero if anything was violated, a run proves nothing, or the bug was not found. A round that is not good
+//! leaves its directory behind and says where.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,7 +23,7 @@ struct Arguments {
     full: bool,
     #[arg(long)]
     seed: Option<u64>,
-    /// Run on this broker only
+    /// Run all of it on this broker
     #[arg(long, value_parser = ["embedded", "apache"])]
     broker: Option<String>,
     /// Keep the directories of good rounds too
@@ -47,20 +48,23 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let module = build_module("chain", "tests/guests/chain", modules.path());
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
     println!("seed {seed}");
-    // The feed outlasts the faults.
-    let case = |broker| match arguments.full {
-        false => Case { seed, broker, ids: 50_000, rate: 4_000, faults: 4, bug: None },
-        true => Case { seed, broker, ids: 2_500_000, rate: 25_000, faults: 24, bug: None },
-    };
     let is_wanted = |broker: &&str| arguments.broker.as_deref().is_none_or(|only| only == *broker);
-    let cases: Vec<Case> = ["embedded", "apache"].into_iter().filter(is_wanted).map(case).collect();
+    let brokers: Vec<_> = ["embedded", "apache"].into_iter().filter(is_wanted).collect();
+    let share = |ids: u32| ids / brokers.len() as u32;
+    // The feed outlasts the faults.
+    let case = |&broker: &&'static str| match arguments.full {
+        false => Case { seed, broker, ids: share(100_000), rate: 4_000, faults: 4, bug: None },
+        true => Case { seed, broker, ids: share(5_000_000), rate: 25_000, faults: 24, bug: None },
+    };
+    let cases: Vec<Case> = brokers.iter().map(case).collect();
     let rounds: Vec<_> = std::thread::scope(|scope| {
         let (module, keep) = (module.as_path(), arguments.keep);
         let play = |case| scope.spawn(move || round(case, module, keep));
         let threads: Vec<_> = cases.iter().map(play).collect();
         threads.into_iter().map(|thread| thread.join().expect("a round that does not panic")).collect()
     });
-    let ids: u64 = cases.iter().map(|case| u64::from(case.ids)).sum();
+    let ids: u32 = cases.iter().map(|case| case.ids).sum();
+    let parts: Vec<String> = cases.iter().map(|case| format!("{} {}", case.broker, case.ids)).collect();
     let (mut effects, mut all) = (0, Summary::default());
     for played in rounds {
         let (summary, more) = played?;
@@ -68,7 +72,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
         all.add(summary);
     }
     let found = finds_a_planted_bug(seed, &module)?;
-    println!("inbox: {ids} ids, {effects} effects, {} violations", all.violations.len());
+    println!(
+        "inbox: {} records over {ids} ids ({}), {effects} effects, {} violations",
+        2 * ids,
+        parts.join(", "),
+        all.violations.len()
+    );
     Ok(all.is_good() && found)
 }
 

@@ -1,11 +1,11 @@
-//! The list of hostile guests, modules and clients, by the numbers of the fault matrix, with what an
-//! operator must be told of each.
+//! The list of hostile guests, modules and clients, by the numbers of the fault matrix or of the
+//! requirement, with what an operator must be told of each.
 
 use super::modules;
 
 /// One of them.
 pub struct Case {
-    /// In the fault matrix.
+    /// In the fault matrix, or the requirement.
     pub fault: &'static str,
     pub name: &'static str,
     pub act: Act,
@@ -19,11 +19,13 @@ pub struct Case {
 pub enum Act {
     /// Records that make a guest misbehave, over and over.
     Records(Records),
+    /// A good guest for which more waits than it can get through.
+    Traffic,
     /// A module that must be refused when it is deployed.
     Module(fn() -> Vec<u8>),
     /// So many modules with something changed in them; those that are still sound may be accepted.
     Mutants(usize),
-    /// A version that traps at every record replaces a good one.
+    /// A version that traps at every record replaces a good one, which takes its place again.
     BadVersion,
     /// Clients of the control plane.
     Clients,
@@ -40,6 +42,9 @@ pub struct Records {
     pub is_good: bool,
     /// Threads, each with a partition of its own.
     pub workers: u32,
+    /// Limits of the guest: its memory, and what it may keep in its stores.
+    pub memory_mib: u64,
+    pub store_mib: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -54,25 +59,40 @@ const HOSTILE: &str = "tests/guests/hostile";
 const LIAR: &str = "tests/guests/liar";
 const COUNT: &str = "plugins/count";
 
+fn records(guest: &'static str, record: (Option<&'static [u8]>, Value), rate: u64) -> Records {
+    Records { guest, record, rate, is_good: false, workers: 1, memory_mib: 64, store_mib: None }
+}
+
+fn command(guest: &'static str, value: &'static str, rate: u64) -> Records {
+    records(guest, (Some(b"k"), Value::Bytes(value.as_bytes())), rate)
+}
+
 fn told(guest: &'static str, value: &'static str, rate: u64) -> Act {
-    let record = (Some(&b"k"[..]), Value::Bytes(value.as_bytes()));
-    Act::Records(Records { guest, record, rate, is_good: false, workers: 1 })
+    Act::Records(command(guest, value, rate))
 }
 
 fn on_many_threads(value: &'static str, rate: u64) -> Act {
-    let record = (Some(&b"k"[..]), Value::Bytes(value.as_bytes()));
-    Act::Records(Records { guest: HOSTILE, record, rate, is_good: false, workers: 8 })
+    Act::Records(Records { workers: 8, ..command(HOSTILE, value, rate) })
 }
 
 fn slow() -> Act {
     // A loop of so many million steps stays below the limit of 100 ms, by not very much.
-    let record = (Some(&b"k"[..]), Value::Bytes(b"spin 100"));
-    Act::Records(Records { guest: HOSTILE, record, rate: 100, is_good: true, workers: 1 })
+    Act::Records(Records { is_good: true, ..command(HOSTILE, "spin 100", 100) })
+}
+
+fn fill() -> Act {
+    // Twice, by an instruction that nothing interrupts: within the limit of 100 ms each takes at most 50 ms.
+    Act::Records(Records { memory_mib: 80, ..command(HOSTILE, "fill 64", 100) })
+}
+
+fn bloat() -> Act {
+    // 4 MiB a second.
+    Act::Records(Records { store_mib: Some(16), ..command(HOSTILE, "hoard 8", 500) })
 }
 
 fn poison(guest: &'static str, key: Option<&'static [u8]>, value: Value) -> Act {
     let rate = if matches!(value, Value::Long(_)) { 5 } else { 500 };
-    Act::Records(Records { guest, record: (key, value), rate, is_good: false, workers: 1 })
+    Act::Records(records(guest, (key, value), rate))
 }
 
 fn case(
@@ -94,7 +114,7 @@ pub fn all(mutants: usize) -> Vec<Case> {
         case("F20", "endless loops on 8 threads", on_many_threads("loop", 500), &["100 ms of CPU time"], false),
         case("F21", "slow, just below the limit", slow(), &[], false),
         case("F22", "memory bomb", told(HOSTILE, "bomb", 50), &["memory:", "allowed"], true),
-        case("F23", "fills 40 MiB of 64", told(HOSTILE, "fill 40", 100), &["filled"], false),
+        case("F23", "fills 64 MiB of 80", fill(), &["filled"], false),
         case("F24", "deep recursion", told(HOSTILE, "recurse", 500), &["stack"], false),
         case("F24", "deep recursion with host calls", told(HOSTILE, "dig", 100), &["stack"], false),
         case("F25", "panic", told(HOSTILE, "panic", 500), &["as told", "lib.rs"], false),
@@ -120,7 +140,7 @@ pub fn all(mutants: usize) -> Vec<Case> {
         case("F27", "shared memory", Act::Module(modules::shared_memory), &["threads"], false),
         case("F27", "endless start function", Act::Module(modules::start_loop), &["cannot be started", "CPU time"], true),
         case("F27", "mutated modules", Act::Mutants(mutants), &["refused"], true),
-        case("F28", "a version that always traps", Act::BadVersion, &["as told"], false),
+        case("F28", "a version that always traps", Act::BadVersion, &["halted", "as told"], false),
         case("F29", "bad UTF-8", poison(HOSTILE, key, Value::Bytes(b"\xff\xfe\xc3")), &["UTF-8"], false),
         case("F29", "cut off", poison(HOSTILE, key, Value::Bytes(b"emi")), &["unknown command"], false),
         case("F29", "0 bytes", poison(HOSTILE, key, Value::Bytes(b"")), &["unknown command"], false),
@@ -129,5 +149,7 @@ pub fn all(mutants: usize) -> Vec<Case> {
         case("F29", "nothing at all", poison(COUNT, None, Value::Null), &["no key"], false),
         case("F30", "1 MiB record", poison(HOSTILE, key, Value::Long((1 << 20) - 200)), &["max.message.bytes"], false),
         case("F41", "hostile clients", Act::Clients, &["refused"], true),
+        case("MT-09", "store bloat", bloat(), &["limits.store_bytes"], true),
+        case("MT-09", "100 times the traffic", Act::Traffic, &["records/s"], false),
     ]
 }

@@ -14,6 +14,7 @@ use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
+use super::modules;
 use super::process::{Ticks, Usage, thread_names};
 use super::stage::deploy;
 use crate::cluster::Cluster;
@@ -53,27 +54,39 @@ impl Bench {
         Ok(Bench { _cluster: cluster, bootstrap, node, runtime, channel, module })
     }
 
-    /// A stateful deployment with one task.
-    fn deploy(&self, name: &str) -> Result<()> {
+    /// A stateful deployment with one task, of this module.
+    fn deploy(&self, name: &str, module: &[u8]) -> Result<()> {
         let document = format!(
             "name: {name}\nmodule: count.wasm\ninputs: {{ in: {{ topic: {INPUT} }} }}\n\
              outputs: {{ out: {{ topic: {OUTPUT} }} }}\n"
         );
-        self.runtime.block_on(deploy(self.channel.clone(), &document, &self.module, false))?;
+        self.runtime.block_on(deploy(self.channel.clone(), &document, module, false))?;
         Ok(())
     }
 
     fn until_running(&self, name: &str) -> Result<()> {
+        self.until(name, |found| found.state() == proto::DeploymentState::Running && !found.tasks.is_empty())
+    }
+
+    /// Commits, stops and closes it.
+    fn pause(&self, name: &str) -> Result<()> {
+        let request = proto::PauseRequest { name: name.to_owned(), ..Default::default() };
+        self.runtime.block_on(DeploymentsClient::new(self.channel.clone()).pause(request))?;
+        self.until(name, |found| found.state() == proto::DeploymentState::Paused && found.tasks.is_empty())
+    }
+
+    fn until(&self, name: &str, is_so: impl Fn(&proto::Deployment) -> bool) -> Result<()> {
         let until = Instant::now() + RUNNING_MAX;
         loop {
             let request = proto::GetDeploymentRequest { name: name.to_owned() };
             let mut client = DeploymentsClient::new(self.channel.clone());
             let answer = self.runtime.block_on(client.get(request))?.into_inner();
             let found = answer.deployment.context("an answer has a deployment")?;
-            if found.state() == proto::DeploymentState::Running && !found.tasks.is_empty() {
+            if is_so(&found) {
                 return Ok(());
             }
-            ensure!(Instant::now() < until, "{name} does not run: {}", found.reason);
+            let state = found.state().as_str_name();
+            ensure!(Instant::now() < until, "{name} stays {state}: {}", found.reason);
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -136,16 +149,19 @@ impl Average {
     }
 }
 
-/// Deploys and deletes so many times in a row; averages of the first and the last tenth. What is left
-/// behind by each would show many times over.
+/// Deploys and deletes so many times in a row, each time a module with a digest of its own, and some are paused
+/// in between; averages of the first and the last tenth. What is left behind by each would show many times over.
 pub fn in_a_row(cluster: Cluster, directory: &Path, count: usize) -> Result<(Average, Average)> {
     let bench = Bench::start(cluster, directory)?;
     let mut usages = Vec::with_capacity(count);
     for number in 0..count {
         // Some names come back, others do not.
         let name = if number % 2 == 0 { "again".to_owned() } else { format!("once-{number}") };
-        bench.deploy(&name)?;
+        bench.deploy(&name, &modules::marked(&bench.module, number as u64))?;
         bench.until_running(&name)?;
+        if number % 3 == 0 {
+            bench.pause(&name)?;
+        }
         bench.delete(&name)?;
         usages.push(bench.usage());
         if (number + 1) % (count / 10).max(1) == 0 {
@@ -196,7 +212,7 @@ pub fn at_once(cluster: Cluster, directory: &Path, count: usize) -> Result<Small
     let before = bench.usage();
     let alone = bench.cores(|| Ok(()))?;
     let names: Vec<String> = (0..count).map(|number| format!("small-{number}")).collect();
-    names.iter().try_for_each(|name| bench.deploy(name))?;
+    names.iter().try_for_each(|name| bench.deploy(name, &bench.module))?;
     names.iter().try_for_each(|name| bench.until_running(name))?;
     std::thread::sleep(STARTING);
     let node = bench.usage();

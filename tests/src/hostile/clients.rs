@@ -6,10 +6,15 @@ use anyhow::Result;
 use fastrand::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const LIST: &str = "/tidemill.v1.Deployments/List";
+const PAUSE: &str = "/tidemill.v1.Deployments/Pause";
+const WATCH: &str = "/tidemill.v1.Lag/Watch";
+/// A WatchLagRequest: field 2, the interval, which is the shortest that there is.
+const EVERY_100_MS: [u8; 2] = [0x10, 100];
 
 /// Frame types.
 const DATA: u8 = 0;
@@ -23,6 +28,12 @@ const CONTINUATION: u8 = 9;
 /// Flags of a HEADERS frame.
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+/// Flag of SETTINGS and PING.
+const ACK: u8 = 1;
+/// A setting.
+const INITIAL_WINDOW_SIZE: u16 = 4;
+/// What a node takes on one connection at once.
+const STREAMS_PER_CONNECTION: u32 = 64;
 
 /// Longest that one write or read of an attack may take; a server that has hung up ends it at once.
 const IO_MAX: Duration = Duration::from_secs(2);
@@ -72,8 +83,13 @@ fn message(compressed: bool, bytes: &[u8]) -> Vec<u8> {
 
 /// A connection that has said its first words.
 async fn greet(address: &str) -> Result<TcpStream> {
+    greet_with(address, &[]).await
+}
+
+/// The same with settings of its own.
+async fn greet_with(address: &str, settings: &[u8]) -> Result<TcpStream> {
     let mut stream = timeout(IO_MAX, TcpStream::connect(address)).await??;
-    put(&mut stream, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await;
+    put(&mut stream, &[PREFACE, &frame(SETTINGS, 0, 0, settings)].concat()).await;
     Ok(stream)
 }
 
@@ -207,22 +223,64 @@ pub async fn gzip_bomb(address: &str) -> Result<()> {
     Ok(())
 }
 
-/// Connections that ask and never read the answers. They live as long as what is returned.
+/// Connections that each ask for four streams of lag, as often as they can be had, and never read them: less
+/// than an answer fits their windows, so that the node is held up in the first one. They live as long as
+/// what is returned.
 pub async fn slow_readers(address: &str, readers: u32) -> Result<Vec<TcpStream>> {
+    let settings = [&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &16u32.to_be_bytes()].concat();
     let mut held = Vec::new();
     for _ in 0..readers {
-        let mut stream = greet(address).await?;
-        for number in 0..64 {
+        let mut stream = greet_with(address, &settings).await?;
+        for number in 0..4 {
             let id = 2 * number + 1;
             let asked = [
-                frame(HEADERS, END_HEADERS, id, &call(LIST, &[])),
-                frame(DATA, END_STREAM, id, &message(false, &[])),
+                frame(HEADERS, END_HEADERS, id, &call(WATCH, &[])),
+                frame(DATA, END_STREAM, id, &message(false, &EVERY_100_MS)),
             ];
             put(&mut stream, &asked.concat()).await;
         }
         held.push(stream);
     }
     Ok(held)
+}
+
+/// Calls that have sent a part of their message and never send the rest, on connections that answer all that
+/// keeps them alive. They last as long as what is returned, or until the server ends them.
+pub async fn half_open_calls(address: &str, calls: u32) -> Result<JoinSet<()>> {
+    let mut held = JoinSet::new();
+    for _ in 0..calls.div_ceil(STREAMS_PER_CONNECTION) {
+        let mut stream = greet(address).await?;
+        for number in 0..STREAMS_PER_CONNECTION {
+            let (id, path) = (2 * number + 1, if number % 2 == 0 { LIST } else { PAUSE });
+            let begun = [
+                frame(HEADERS, END_HEADERS, id, &call(path, &[])),
+                frame(DATA, 0, id, &message(false, &[0; 100])[..10]),
+            ];
+            put(&mut stream, &begun.concat()).await;
+        }
+        held.spawn(stay(stream));
+    }
+    Ok(held)
+}
+
+/// Acknowledges settings and pings until the server hangs up.
+async fn stay(mut stream: TcpStream) {
+    let mut head = [0; 9];
+    while stream.read_exact(&mut head).await.is_ok() {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        if stream.read_exact(&mut payload).await.is_err() {
+            return;
+        }
+        let answer = match (head[3], head[4]) {
+            (SETTINGS, 0) => frame(SETTINGS, ACK, 0, &[]),
+            (PING, 0) => frame(PING, ACK, 0, &payload),
+            _ => continue,
+        };
+        if !put(&mut stream, &answer).await {
+            return;
+        }
+    }
 }
 
 /// Connections that are about to say something. They live as long as what is returned.

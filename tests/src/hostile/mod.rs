@@ -9,6 +9,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`stage`] | one node, its broker, its neighbour; runs one case and judges it |
+//! | `acts` | what takes more than one record over and over: traffic, a bad version, clients |
 //! | [`case`] | the list of them, by the numbers of the fault matrix |
 //! | [`modules`] | modules that no compiler would make |
 //! | [`clients`] | clients that no library would make |
@@ -16,6 +17,7 @@
 //! | [`process`] | memory, threads, descriptors and mappings of a node, from outside |
 //! | [`churn`] | a thousand deploys and deletes, and two hundred small deployments |
 
+mod acts;
 pub mod case;
 pub mod churn;
 pub mod clients;

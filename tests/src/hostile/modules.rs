@@ -1,5 +1,7 @@
 //! Modules that no compiler would make, as bytes.
 
+/// Section number in modules and components alike.
+const CUSTOM: u8 = 0;
 /// Section numbers of a core module.
 const TYPES: u8 = 1;
 const IMPORTS: u8 = 2;
@@ -134,6 +136,12 @@ pub fn start_loop() -> Vec<u8> {
         (7, vec![1, 0x73]),    // One type: a string.
         (11, [vec![3], exports].concat()),
     ])
+}
+
+/// The same code with a digest of its own: a custom section, which means nothing.
+pub fn marked(sound: &[u8], mark: u64) -> Vec<u8> {
+    let custom = section(CUSTOM, &[named("mark"), mark.to_le_bytes().to_vec()].concat());
+    [sound, &custom].concat()
 }
 
 /// A module with a few bytes changed, cut out, put in, or all that follows cut off.

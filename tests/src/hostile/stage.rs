@@ -19,30 +19,29 @@ use rdkafka::topic_partition_list::Offset;
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::deploy_request::Part;
 use tidemill_proto::v1::deployments_client::DeploymentsClient;
-use tidemill_proto::v1::state_client::StateClient;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::case::{Act, Case, Records, Value};
+use super::modules;
 use super::neighbour::{self, Neighbour, RATE, Window, now_ms};
 use super::process::{Peak, Ticks, Usage};
-use super::{clients, modules};
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::programs::{run, tidemill, workspace};
 use crate::reading::{assign, reading};
 
-/// Memory of a hostile guest.
+/// Memory of a guest, unless its case says otherwise.
 const GUEST_MIB: u64 = 64;
 /// What a node may grow beyond that: Kafka clients of one more deployment, threads, allocators.
 const SLACK_MIB: u64 = 64;
 /// What hostile clients may make it grow.
 const CLIENTS_MIB: u64 = 50;
 /// A delay below this is as good as none: two commits' worth, whatever the neighbour had before.
-const FLOOR_MS: f64 = 50.0;
+pub const FLOOR_MS: f64 = 50.0;
 /// Until an operator is told, the module's compilation included.
-const TOLD_MAX: Duration = Duration::from_secs(45);
+pub(super) const TOLD_MAX: Duration = Duration::from_secs(45);
 /// Modules are given up within 10 s of CPU time of a process that comes last; beside a busy neighbour
 /// that may be several times as much.
 const COMPILED_MAX: Duration = Duration::from_secs(60);
@@ -66,13 +65,13 @@ pub struct Spans {
 
 pub struct Stage {
     cluster: Cluster,
-    bootstrap: String,
-    node: Node,
+    pub(super) bootstrap: String,
+    pub(super) node: Node,
     neighbour: Neighbour,
-    runtime: Runtime,
-    channel: Channel,
-    spans: Spans,
-    rng: fastrand::Rng,
+    pub(super) runtime: Runtime,
+    pub(super) channel: Channel,
+    pub(super) spans: Spans,
+    pub(super) rng: fastrand::Rng,
     modules: std::collections::HashMap<&'static str, Vec<u8>>,
     cases: usize,
 }
@@ -93,9 +92,9 @@ pub struct Outcome {
 }
 
 /// What an operator has been told.
-struct Told {
-    reason: String,
-    after: Duration,
+pub(super) struct Told {
+    pub reason: String,
+    pub after: Duration,
 }
 
 impl Stage {
@@ -174,6 +173,10 @@ impl Stage {
 
     fn try_once(&mut self, case: &Case) -> Result<Outcome> {
         self.cases += 1;
+        let name = format!("hostile-{}", self.cases);
+        if matches!(case.act, Act::Traffic) {
+            self.fill(&name)?;
+        }
         self.neighbour.forget();
         let own = [std::process::id(), self.node.pid(), self.cluster.pid().unwrap_or(0)];
         let ticks = Ticks::now(&own);
@@ -181,9 +184,9 @@ impl Stage {
         let usage = Usage::of(self.node.pid());
         let peak = Peak::watch(self.node.pid());
         let (from, until) = (now_ms(), Instant::now() + self.spans.disturbed);
-        let name = format!("hostile-{}", self.cases);
         let told = match &case.act {
             Act::Records(records) => self.records(&name, records, until),
+            Act::Traffic => self.traffic(&name, until),
             Act::Module(bytes) => self.refused(&name, &bytes()),
             Act::Mutants(count) => self.mutants(&name, *count),
             Act::BadVersion => self.bad_version(&name),
@@ -193,11 +196,18 @@ impl Stage {
         let during = self.neighbour.window(from, now_ms());
         let grown_mib = peak.kib().saturating_sub(usage.rss_kib) >> 10;
         self.delete(&name)?;
+        if matches!(case.act, Act::Traffic) {
+            self.empty(&name);
+        }
         let (reason, took, mut faults) = match told {
             Ok(told) => (told.reason, told.after, Vec::new()),
             Err(error) => (String::new(), Duration::ZERO, vec![format!("{error:#}")]),
         };
-        let limit = if matches!(case.act, Act::Clients) { CLIENTS_MIB } else { GUEST_MIB + SLACK_MIB };
+        let limit = match &case.act {
+            Act::Clients => CLIENTS_MIB,
+            Act::Records(records) => records.memory_mib + SLACK_MIB,
+            _ => GUEST_MIB + SLACK_MIB,
+        };
         faults.extend(judge(case, &reason, (grown_mib, limit)));
         faults.extend(self.panics());
         let foreign = Ticks::now(&own).foreign(ticks);
@@ -212,7 +222,7 @@ impl Stage {
     }
 
     /// The component of a guest, built once.
-    fn module(&mut self, guest: &'static str) -> Vec<u8> {
+    pub(super) fn module(&mut self, guest: &'static str) -> Vec<u8> {
         let build = || {
             let out = tempfile::NamedTempFile::new().expect("a file");
             run(tidemill(["build"]).arg(workspace().join(guest)).arg("--out").arg(out.path())).ok();
@@ -221,7 +231,12 @@ impl Stage {
         self.modules.entry(guest).or_insert_with(build).clone()
     }
 
-    fn deploy(&self, document: &str, module: &[u8], dry_run: bool) -> Result<proto::DeployResponse, Status> {
+    pub(super) fn deploy(
+        &self,
+        document: &str,
+        module: &[u8],
+        dry_run: bool,
+    ) -> Result<proto::DeployResponse, Status> {
         self.runtime.block_on(deploy(self.channel.clone(), document, module, dry_run))
     }
 
@@ -232,7 +247,7 @@ impl Stage {
         answer.deployment.context("an answer has a deployment")
     }
 
-    fn until_running(&self, name: &str) -> Result<()> {
+    pub(super) fn until_running(&self, name: &str) -> Result<()> {
         let until = Instant::now() + RUNNING_MAX;
         loop {
             let found = self.deployment(name)?;
@@ -264,8 +279,9 @@ impl Stage {
         let topics = [format!("{name}-in"), format!("{name}-out")];
         create_topics(&self.node, &[&topics[0], &topics[1]], records.workers as i32);
         let module = self.module(records.guest);
-        let document =
-            document(name, records.guest, "dead_letter") + &format!("workers: {}\n", records.workers);
+        let limits = limits(records.memory_mib, records.store_mib);
+        let document = document(name, records.guest, "dead_letter", &limits)
+            + &format!("workers: {}\n", records.workers);
         self.deploy(&document, &module, false)?;
         self.until_running(name)?;
         let began = Instant::now();
@@ -315,7 +331,7 @@ impl Stage {
     fn refused(&self, name: &str, module: &[u8]) -> Result<Told> {
         create_topics(&self.node, &[&format!("{name}-in"), &format!("{name}-out")], 1);
         let began = Instant::now();
-        match self.deploy(&document(name, "bench/pass", "halt"), module, false) {
+        match self.deploy(&document(name, "bench/pass", "halt", &standard()), module, false) {
             Ok(_) => bail!("it was accepted"),
             Err(status) if status.code() == Code::InvalidArgument => {
                 ensure!(began.elapsed() < COMPILED_MAX, "took {:?}", began.elapsed());
@@ -329,7 +345,7 @@ impl Stage {
     fn mutants(&mut self, name: &str, count: usize) -> Result<Told> {
         create_topics(&self.node, &[&format!("{name}-in"), &format!("{name}-out")], 1);
         let sound = self.module("bench/pass");
-        let document = document(name, "bench/pass", "halt");
+        let document = document(name, "bench/pass", "halt", &standard());
         let began = Instant::now();
         let mut refused = 0;
         for _ in 0..count {
@@ -345,76 +361,6 @@ impl Stage {
         }
         let each = began.elapsed() / u32::try_from(count)?.max(1);
         Ok(Told { reason: format!("{refused} of {count} refused, the others are sound"), after: each })
-    }
-
-    /// A version that works, then one that never does. Its reason stands with the deployment, or with
-    /// the rollback that it led to.
-    fn bad_version(&mut self, name: &str) -> Result<Told> {
-        create_topics(&self.node, &[&format!("{name}-in"), &format!("{name}-out")], 1);
-        let module = self.module("tests/guests/hostile");
-        let good = document(name, "tests/guests/hostile", "halt");
-        self.deploy(&good, &module, false)?;
-        self.until_running(name)?;
-        let producer = producer(&self.bootstrap)?;
-        let topic = format!("{name}-in");
-        let feed = |count: u32| -> Result<()> {
-            for _ in 0..count {
-                flights::feed::send(&producer, BaseRecord::<str, str>::to(&topic).key("k").payload("ok"))?;
-            }
-            Ok(producer.flush(TOLD_MAX)?)
-        };
-        feed(100)?;
-        let began = Instant::now();
-        self.deploy(&format!("{good}config: {{ always: panic }}\n"), &module, false)?;
-        loop {
-            ensure!(began.elapsed() < TOLD_MAX, "no reason after {:?}", began.elapsed());
-            feed(10)?;
-            let found = self.deployment(name)?;
-            let mut client = DeploymentsClient::new(self.channel.clone());
-            let history = client.history(proto::HistoryRequest { name: name.to_owned() });
-            let versions = self.runtime.block_on(history)?.into_inner().versions;
-            let mut reasons = std::iter::once(found.reason).chain(versions.into_iter().map(|v| v.reason));
-            if let Some(reason) = reasons.find(|reason| reason.contains("as told")) {
-                return Ok(Told { reason, after: began.elapsed() });
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Everything that a client may do wrong, while a decent one asks now and then.
-    fn clients(&mut self) -> Result<Told> {
-        let began = Instant::now();
-        let (address, rng) = (self.node.grpc.clone(), &mut self.rng);
-        self.runtime.block_on(async {
-            let _lorises = clients::slow_lorises(&address, 100).await?;
-            let _readers = clients::slow_readers(&address, 16).await?;
-            for _ in 0..5 {
-                clients::broken_frames(&address, rng).await?;
-            }
-            clients::many_streams(&address, 10_000).await?;
-            clients::rapid_resets(&address, 1_000).await?;
-            clients::abrupt_ends(&address, 1_000).await?;
-            clients::endless_headers(&address).await?;
-            clients::gzip_bomb(&address).await?;
-            anyhow::Ok(())
-        })?;
-        let mut client = StateClient::new(self.channel.clone());
-        let request = proto::GetStateRequest { key: vec![0; 5 << 20], ..Default::default() };
-        let answer = self.runtime.block_on(client.get(request));
-        let status = answer.err().context("a message of 5 MiB was taken")?;
-        ensure!(status.code() == Code::ResourceExhausted, "a message of 5 MiB: {status}");
-        // A stranger comes in as before.
-        let asked = Instant::now();
-        self.runtime.block_on(async {
-            let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
-            let list = proto::ListDeploymentsRequest::default();
-            anyhow::Ok(DeploymentsClient::new(channel).list(list).await?)
-        })?;
-        ensure!(asked.elapsed() < Duration::from_secs(5), "a good call took {:?}", asked.elapsed());
-        Ok(Told {
-            reason: "all refused or cut off; the next call is answered".to_owned(),
-            after: began.elapsed(),
-        })
     }
 }
 
@@ -476,14 +422,24 @@ fn judge(case: &Case, reason: &str, (grown_mib, limit_mib): (u64, u64)) -> Vec<S
     faults
 }
 
-fn document(name: &str, guest: &str, then: &str) -> String {
+pub(super) fn document(name: &str, guest: &str, then: &str, limits: &str) -> String {
     let module = guest.rsplit('/').next().unwrap_or(guest);
     let failures = if then == "halt" { "halt".to_owned() } else { format!("{{ then: {then} }}") };
     format!(
         "name: {name}\nmodule: {module}.wasm\ninputs: {{ in: {{ topic: {name}-in }} }}\n\
-         outputs: {{ out: {{ topic: {name}-out }} }}\nfailures: {failures}\n\
-         limits: {{ memory: {GUEST_MIB}MiB, batch_time: 100ms }}\n"
+         outputs: {{ out: {{ topic: {name}-out }} }}\nfailures: {failures}\nlimits: {{ {limits} }}\n"
     )
+}
+
+/// As in a document.
+fn limits(memory_mib: u64, store_mib: Option<u64>) -> String {
+    let store = store_mib.map(|mib| format!(", store_bytes: {mib}MiB"));
+    format!("memory: {memory_mib}MiB, batch_time: 100ms{}", store.unwrap_or_default())
+}
+
+/// The limits of a guest whose case does not say.
+pub(super) fn standard() -> String {
+    limits(GUEST_MIB, None)
 }
 
 /// Sends one deployment.
@@ -500,12 +456,12 @@ pub async fn deploy(
     Ok(DeploymentsClient::new(channel).deploy(requests).await?.into_inner())
 }
 
-fn create_topics(node: &Node, topics: &[&str], partitions: i32) {
+pub(super) fn create_topics(node: &Node, topics: &[&str], partitions: i32) {
     let partitions = partitions.to_string();
     node.tidemill(&[&["topics", "create"], topics, &["--partitions", partitions.as_str()]].concat()).ok();
 }
 
-fn producer(bootstrap: &str) -> Result<BaseProducer> {
+pub(super) fn producer(bootstrap: &str) -> Result<BaseProducer> {
     Ok(ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("linger.ms", "1")
@@ -513,7 +469,7 @@ fn producer(bootstrap: &str) -> Result<BaseProducer> {
         .create()?)
 }
 
-fn reader(bootstrap: &str, topic: &str, partitions: i32) -> Result<BaseConsumer> {
+pub(super) fn reader(bootstrap: &str, topic: &str, partitions: i32) -> Result<BaseConsumer> {
     let consumer: BaseConsumer = reading(bootstrap, "hostile", true).create()?;
     assign(&consumer, topic, 0..partitions, Offset::Beginning)?;
     Ok(consumer)

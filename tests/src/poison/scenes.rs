@@ -10,7 +10,7 @@ use super::Summary;
 use super::feed::{Feed, Feeder, Kind, Sent, is_clean, poisoned};
 use super::judge::{Fate, judge};
 use super::read::{Reader, now_ms};
-use super::stage::{DEPLOYMENT, LETTERS, Stage};
+use super::stage::{DEPLOYMENT, INPUT, LETTERS, Stage};
 use crate::rig::dump::Dump;
 use crate::wait::until;
 
@@ -46,7 +46,7 @@ impl Length {
         window: Duration::from_secs(4),
         windows: 2,
         letters: 1_000,
-        letter_rate: 200,
+        letter_rate: 100,
         measures: false,
     };
     pub const FULL: Length = Length {
@@ -66,8 +66,12 @@ const SLOWER_MAX: f64 = 1.5;
 /// Until the first records are out, and caches are warm.
 const WARM_UP: Duration = Duration::from_secs(2);
 const CATCH_UP_MAX: Duration = Duration::from_secs(120);
-/// How much faster than asked for a redrive may be: each partition may make up for a late turn.
+/// What a redrive may give back, as a part of its rate: more, because each partition may make up for a late turn,
+/// and on a machine that does nothing else not much less.
 const FASTER_MAX: f64 = 1.25;
+const SLOWER_MIN: f64 = 0.5;
+/// And so many seconds' worth of letters more or less, for what is committed and told a while after it is given.
+const BURST: f64 = 1.0;
 
 fn is_bad(sent: &Sent) -> bool {
     sent.kind == Kind::Bad
@@ -98,10 +102,16 @@ pub fn failures(length: &Length, module: &Path, seed: u64) -> Summary {
     found.hold((waiting, in_topic) == (letters, letters), || {
         format!("{letters} records were to be buried: {waiting} letters wait, {in_topic} are in the topic")
     });
+    let dump = Dump::of(stage.cluster.bootstrap());
+    let ends = dump.ends(INPUT).ok();
     guard(&stage, &mut found);
     stage.deploy(0, true);
     given_back(length, &mut stage, letters, &mut found);
     stage.until_settled(0, &reader, feed.sent().len() as u64);
+    let after = dump.ends(INPUT).ok();
+    found.hold(ends.is_some() && ends == after, || {
+        format!("other groups see what comes back: {INPUT} ended at {ends:?} before it and ends at {after:?}")
+    });
     found.violations.extend(judge("after the redrive", feed.sent(), &reader.all(), |sent| {
         if is_bad(sent) { Fate::Back } else { Fate::InTurn }
     }));
@@ -179,16 +189,18 @@ fn guard(stage: &Stage, found: &mut Summary) {
 fn given_back(length: &Length, stage: &mut Stage, letters: u64, found: &mut Summary) {
     let rate = length.letter_rate.to_string();
     let first = stage.begin_redrive(0, &["--rate", &rate]);
-    stage.until_given(0, first, letters / 8);
+    let mut lives = vec![look_at(stage, first, |given| given >= letters / 8)];
     stage.nodes[0].kill();
     stage.start(0);
-    stage.until_given(0, first, letters / 4);
+    lives.push(look_at(stage, first, |given| given >= letters / 4));
     stage.told(0, &["dlq", "redrive", DEPLOYMENT, "--cancel", &first.to_string()]);
     let began = Instant::now();
     let second = stage.begin_redrive(0, &["--rate", &rate]);
-    stage.until_given(0, second, letters / 4);
+    lives.push(look_at(stage, second, |given| given >= letters / 4));
     stage.nodes[0].kill();
     stage.start(0);
+    let is_done = |_| stage.redrive(0, second).is_some_and(|redrive| redrive["state"] == "done");
+    lives.push(look_at(stage, second, is_done));
     let redrive = stage.until_done(0, second);
     let took = began.elapsed().as_secs_f64();
     // It gave some back after the cancel, until that had come to every worker: only now do both figures stand still.
@@ -199,14 +211,56 @@ fn given_back(length: &Length, stage: &mut Stage, letters: u64, found: &mut Summ
     found.hold(redrive["ok"] == redrive["given"] && redrive["again"] == 0, || {
         format!("not all ended well: {redrive}")
     });
-    let fastest = rest as f64 / length.letter_rate as f64 / FASTER_MAX;
-    found.hold(took >= fastest, || {
-        format!("{rest} letters came back in {took:.1} s, faster than {} a second", length.letter_rate)
-    });
+    lives.iter().for_each(|looks| hold_rate(length, looks, found));
     found.notes.push(format!(
         "redrive: {given} letters before the cancel, {rest} after it in {took:.1} s, two kills, --rate {}",
         length.letter_rate
     ));
+}
+
+/// How many letters a redrive had given back: asked for and told between two moments.
+struct Look {
+    asked: Instant,
+    told: Instant,
+    given: u64,
+}
+
+/// Looks at a redrive again and again, in one life of its node.
+fn look_at(stage: &Stage, id: u64, is_over: impl Fn(u64) -> bool) -> Vec<Look> {
+    let mut looks = Vec::new();
+    until("the redrive goes on", CATCH_UP_MAX, || {
+        let asked = Instant::now();
+        let Some(given) = stage.given(0, id) else { return Err(None) };
+        looks.push(Look { asked, told: Instant::now(), given });
+        if is_over(given) { Ok(()) } else { Err(Some(given)) }
+    });
+    looks
+}
+
+/// What is given back from the first look of a life to any other stays below the rate, and does not fall far behind
+/// it while there is something to give.
+fn hold_rate(length: &Length, looks: &[Look], found: &mut Summary) {
+    let rate = length.letter_rate as f64;
+    let Some(first) = looks.first() else { return };
+    let more = |from: &Look, to: &Look| to.given.saturating_sub(from.given) as f64;
+    let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
+    let too_fast = looks
+        .iter()
+        .find(|look| more(first, look) > rate * (FASTER_MAX * seconds(first.asked, look.told) + BURST));
+    if let Some(look) = too_fast {
+        let (more, took) = (more(first, look), seconds(first.asked, look.told));
+        found.hold(false, || {
+            format!("{more} letters came back in {took:.1} s, asked for were {rate} a second")
+        });
+    }
+    let moves = looks.iter().find(|look| look.given > first.given);
+    let most = looks.iter().map(|look| look.given).max();
+    let last = looks.iter().find(|look| Some(look.given) == most);
+    let (Some(moves), Some(last)) = (moves.filter(|_| length.measures), last) else { return };
+    let (more, took) = (more(moves, last), seconds(moves.told, last.asked));
+    found.hold(more >= rate * (SLOWER_MIN * took - BURST), || {
+        format!("only {more} letters came back in {took:.1} s, asked for were {rate} a second")
+    });
 }
 
 /// How many letters a cancelled redrive has given back, once all of them have ended.
@@ -216,4 +270,32 @@ fn of_cancelled(stage: &Stage, id: u64) -> u64 {
         let rests = redrive["state"] == "cancelled" && redrive["parked"] == 0;
         redrive["given"].as_u64().filter(|_| rests).ok_or(redrive)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a second's letters, look after look, hold the rate of the full length, which is 500.
+    fn holds(a_second: &[u64]) -> bool {
+        let (began, mut given, mut found) = (Instant::now(), 1_000, Summary::default());
+        let mut looks = vec![Look { asked: began, told: began, given }];
+        for (second, more) in (1..).zip(a_second) {
+            given += more;
+            let at = began + Duration::from_secs(second);
+            looks.push(Look { asked: at, told: at, given });
+        }
+        hold_rate(&Length::FULL, &looks, &mut found);
+        found.violations.is_empty()
+    }
+
+    #[test]
+    fn a_rate_is_held_from_above_and_from_below() {
+        assert!(holds(&[500; 10]));
+        assert!(holds(&[0, 0, 500, 500, 500, 500]), "it begins late");
+        assert!(holds(&[500, 500, 0, 1_000, 500, 500]), "one commit is told with the next");
+        assert!(holds(&[500, 500, 500, 0, 0, 0, 0]), "there is no more to give");
+        assert!(!holds(&[1_000; 4]));
+        assert!(!holds(&[100; 10]));
+    }
 }

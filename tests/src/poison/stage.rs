@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::dead_letters_client::DeadLettersClient;
 
 use super::read::Reader;
+use crate::cases::block_on;
 use crate::cluster::Cluster;
 use crate::node::{Node, plain};
 use crate::programs::Finished;
@@ -120,20 +123,25 @@ impl Stage {
         all["redrives"].as_array()?.iter().find(|redrive| redrive["id"] == id).cloned()
     }
 
+    /// How many letters a redrive has given back; none unless every partition says so.
+    pub fn given(&self, node: usize, id: u64) -> Option<u64> {
+        block_on(async {
+            let address = format!("http://{}", self.nodes[node].grpc);
+            let mut client = DeadLettersClient::connect(address).await.ok()?;
+            let request = proto::RedrivesRequest {
+                deployment: DEPLOYMENT.to_owned(),
+                id: Some(id),
+                ..proto::RedrivesRequest::default()
+            };
+            let redrive = client.redrives(request).await.ok()?.into_inner().redrives.pop()?;
+            redrive.partitions.iter().map(|at| Some(at.progress.as_ref()?.given)).sum()
+        })
+    }
+
     /// Asks for a redrive; answers its id.
     pub fn begin_redrive(&self, node: usize, more: &[&str]) -> u64 {
         let answer = self.told(node, &[&["dlq", "redrive", DEPLOYMENT, "--detach"], more].concat());
         answer["id"].as_u64().expect("a redrive has an id")
-    }
-
-    /// Waits until a redrive has given back so many; answers how many they are.
-    #[track_caller]
-    pub fn until_given(&self, node: usize, id: u64, least: u64) -> u64 {
-        until("the redrive goes on", SETTLE_MAX, || {
-            let redrive = self.redrive(node, id);
-            let given = redrive.as_ref().and_then(|redrive| redrive["given"].as_u64());
-            given.filter(|given| *given >= least).ok_or(redrive)
-        })
     }
 
     /// Waits until a redrive is done and nothing of it is parked.

@@ -181,7 +181,8 @@ impl Modules {
 #[derive(Debug, PartialEq, Eq)]
 struct Membership {
     rebalances: BTreeMap<String, String>,
-    members: String,
+    /// By the id that a member has from the group: its partitions.
+    members: BTreeMap<String, Vec<String>>,
 }
 
 impl Membership {
@@ -194,9 +195,21 @@ impl Membership {
         };
         let rebalances: BTreeMap<_, _> = scrape.lines().filter_map(of).collect();
         ensure!(!rebalances.is_empty(), "no rebalances are counted in\n{scrape}");
-        let group = node.tidemill(&["groups", "describe", "local.default.chain", "--output", "json"]).ok();
+        let group = node.tidemill(&["groups", "members", "local.default.chain", "--output", "json"]).ok();
         let group: Value = serde_json::from_str(&group)?;
-        Ok(Membership { rebalances, members: group["members"].to_string() })
+        let member = |member: &Value| {
+            let partitions = member["partitions"].as_array()?.iter();
+            let mut partitions: Vec<String> =
+                partitions.map(|partition| partition.as_str().map(str::to_owned)).collect::<Option<_>>()?;
+            partitions.sort();
+            Some((member["member"].as_str()?.to_owned(), partitions))
+        };
+        let members = group["members"].as_array().context("a group has members")?;
+        let members: Option<BTreeMap<_, _>> = members.iter().map(member).collect();
+        let members = members.with_context(|| format!("members of a group are not told by {group}"))?;
+        let held: usize = members.values().map(Vec::len).sum();
+        ensure!(held == PARTITIONS as usize, "the group's members have {held} partitions: {members:?}");
+        Ok(Membership { rebalances, members })
     }
 }
 

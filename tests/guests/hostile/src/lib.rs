@@ -90,6 +90,11 @@ impl Handler for Hostile {
                 self.state.put(ctx, argument, b"v");
                 Ok(())
             }
+            "hoard" => {
+                // So many KiB, each time under a key that no other record has.
+                self.state.put(ctx, record.offset().to_le_bytes(), &vec![b'x'; number << 10]);
+                Ok(())
+            }
             // So many MiB at once, handed over by scanning.
             "hand-over" => {
                 for entry in 0..number {
