@@ -52,7 +52,9 @@ impl Ends {
             ("bootstrap.servers", bootstrap),
             ("partitioner", "murmur2_random"),
             ("enable.idempotence", "true"),
-            ("linger.ms", "0"),
+            // The default of Kafka's own producers since 4.0. Without it each record is a request, and the broker is
+            // busy with those.
+            ("linger.ms", "5"),
             ("delivery.report.only.error", "true"),
             ("log_level", "3"),
         ])?;

@@ -28,26 +28,34 @@ use crate::wait::until;
 const PARTITIONS: i32 = 4;
 /// Records a second.
 const RATE: u64 = 20_000;
-/// The flow is measured for so long before anything is exchanged.
-const UNDISTURBED: Duration = Duration::from_secs(5);
+/// A broker that has just started compiles its code while records flow, and stands still for that.
+const WARM_UP: Duration = Duration::from_secs(20);
+/// Before anything is exchanged the flow is measured so many times, each for about as long as an exchange takes.
+const UNDISTURBED: usize = 20;
+const EXCHANGE: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(60);
 const SETTLE_MAX: Duration = Duration::from_secs(120);
 
 /// What a run came to.
 pub struct Outcome {
-    pub swaps: Vec<Duration>,
-    pub undisturbed: Duration,
+    pub swaps: Gaps,
+    /// The same without a swap: what the machine and its broker do by themselves.
+    pub undisturbed: Gaps,
     pub verdict: Verdict,
 }
 
-impl Outcome {
+/// The longest gap of each measurement.
+#[derive(Default)]
+pub struct Gaps(Vec<Duration>);
+
+impl Gaps {
     pub fn longest(&self) -> Duration {
-        self.swaps.iter().max().copied().unwrap_or_default()
+        self.0.iter().max().copied().unwrap_or_default()
     }
 
-    /// The gap that this part of the swaps does not exceed.
+    /// What this part of them does not exceed.
     pub fn percentile(&self, part: f64) -> Duration {
-        let mut sorted = self.swaps.clone();
+        let mut sorted = self.0.clone();
         sorted.sort();
         let rank = (part * sorted.len() as f64).ceil() as usize;
         sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
@@ -72,17 +80,21 @@ pub fn play(cluster: &Cluster, deployments: u64, seed: u64, directory: &Path) ->
     let feeder = Feeder::start(cluster.bootstrap(), &case);
     let watch = Watch::start(cluster.bootstrap(), "chain-out", PARTITIONS)?;
     flows(&watch, RATE);
-    watch.mark();
     // What is measured is this time.
-    std::thread::sleep(UNDISTURBED);
-    let undisturbed = longest(&watch);
+    std::thread::sleep(WARM_UP);
+    let mut undisturbed = Gaps::default();
+    for _ in 0..UNDISTURBED {
+        watch.mark();
+        std::thread::sleep(EXCHANGE);
+        undisturbed.0.push(longest(&watch));
+    }
     let before = Membership::of(&node)?;
-    let mut swaps = Vec::new();
+    let mut swaps = Gaps::default();
     for version in 3..3 + deployments {
         watch.mark();
         began.push(modules.deploy(&node, version)?);
         flows(&watch, RATE / 10);
-        swaps.push(longest(&watch));
+        swaps.0.push(longest(&watch));
     }
     let after = Membership::of(&node)?;
     let records = feeder.sent();
