@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tidemill::kafka::tools::{self, ConsumeSpec, Consumed, From, Row};
+use tidemill::kafka::tools::{self, Consumed, Row};
 use tidemill::node::Node;
 use tidemill_proto::v1 as proto;
 use tidemill_test_support::build_guest;
@@ -37,21 +37,7 @@ fn row(partition: i32, key: &str, value: &[u8]) -> Row {
 
 /// Everything committed in a topic.
 pub fn read(world: &World, topic: &str) -> Vec<Consumed> {
-    let spec = ConsumeSpec {
-        topic: topic.into(),
-        partitions: Vec::new(),
-        from: From::Beginning,
-        max: None,
-        committed: true,
-        follow: false,
-    };
-    let mut records = Vec::new();
-    let mut each = |record: Option<Consumed>| {
-        records.extend(record);
-        true
-    };
-    tools::consume(&world.kafka(), &spec, &mut each).expect("read");
-    records
+    world.committed(topic).expect("read")
 }
 
 fn lag(node: &Node, deployment: &str) -> BTreeMap<i32, (u64, String)> {

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use tidemill::kafka::tools::{self, ConsumeSpec, Consumed, From, Row};
+use tidemill::kafka::tools::{self, Consumed, Row};
 use tidemill::node::{ControlError, Node};
 use tidemill_proto::v1 as proto;
 use tidemill_sink::{HttpSink, Mode};
@@ -40,22 +40,9 @@ fn produce(world: &World, rows: &[(i32, &str, &str)]) {
     tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
 }
 
-/// Every committed record of a topic, each partition in its order; none if it cannot be read.
+/// Every committed record of a topic; none if it cannot be read.
 fn read(world: &World, topic: &str) -> Vec<Consumed> {
-    let spec = ConsumeSpec {
-        topic: topic.into(),
-        partitions: Vec::new(),
-        from: From::Beginning,
-        max: None,
-        committed: true,
-        follow: false,
-    };
-    let mut records = Vec::new();
-    let mut each = |record: Option<Consumed>| {
-        records.extend(record);
-        true
-    };
-    tools::consume(&world.kafka(), &spec, &mut each).map(|_| records).unwrap_or_default()
+    world.committed(topic).unwrap_or_default()
 }
 
 fn list(node: &Node, partition: i32) -> Vec<proto::OutboxState> {

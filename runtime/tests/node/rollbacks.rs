@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use tidemill::kafka::tools::{self, ConsumeSpec, From, Row};
+use tidemill::kafka::tools::{self, Row};
 use tidemill::node::{Handle, Node};
 use tidemill_proto::v1 as proto;
 use tidemill_sink::{HttpSink, Mode};
@@ -36,26 +36,14 @@ fn produce(world: &World, from: u64, to: u64) {
 
 /// Every key's sequences, in the order that they came out.
 fn handled(world: &World) -> BTreeMap<String, Vec<u64>> {
-    let spec = ConsumeSpec {
-        topic: "out".into(),
-        partitions: Vec::new(),
-        from: From::Beginning,
-        max: None,
-        committed: true,
-        follow: false,
-    };
     let mut handled: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    let mut each = |record: Option<tools::Consumed>| {
-        if let Some(value) = record.and_then(|record| record.value) {
-            let value = String::from_utf8(value).expect("text");
-            let parts: Vec<&str> = value.split(',').collect();
-            let (sequence, count) = (parts[1].parse().expect("a number"), parts[2].parse::<u64>());
-            assert_eq!(count.ok(), Some(sequence + 1), "{value} was handled upon another state");
-            handled.entry(parts[0].to_owned()).or_default().push(sequence);
-        }
-        true
-    };
-    tools::consume(&world.kafka(), &spec, &mut each).expect("read");
+    for value in world.committed("out").expect("read").into_iter().filter_map(|record| record.value) {
+        let value = String::from_utf8(value).expect("text");
+        let parts: Vec<&str> = value.split(',').collect();
+        let (sequence, count) = (parts[1].parse().expect("a number"), parts[2].parse::<u64>());
+        assert_eq!(count.ok(), Some(sequence + 1), "{value} was handled upon another state");
+        handled.entry(parts[0].to_owned()).or_default().push(sequence);
+    }
     handled
 }
 

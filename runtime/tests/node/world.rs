@@ -7,7 +7,7 @@ use tidemill::config::NodeConfig;
 use tidemill::config::load::Sources;
 use tidemill::kafka::admin::{Admin, NewTopic};
 use tidemill::kafka::config::KafkaConfig;
-use tidemill::kafka::tools::{self, Row};
+use tidemill::kafka::tools::{self, ConsumeSpec, Consumed, From, Row, ToolError};
 use tidemill::kafka::topic_log::TopicLog;
 use tidemill::node::Node;
 use tidemill::telemetry::Telemetry;
@@ -52,6 +52,24 @@ impl World {
 
     pub fn kafka(&self) -> KafkaConfig {
         KafkaConfig::new(self.broker.address().to_string())
+    }
+
+    /// Every committed record of a topic, each partition in its order.
+    pub fn committed(&self, topic: &str) -> Result<Vec<Consumed>, ToolError> {
+        let spec = ConsumeSpec {
+            topic: topic.into(),
+            partitions: Vec::new(),
+            from: From::Beginning,
+            max: None,
+            committed: true,
+            follow: false,
+        };
+        let mut records = Vec::new();
+        let mut each = |record: Option<Consumed>| {
+            records.extend(record);
+            true
+        };
+        tools::consume(&self.kafka(), &spec, &mut each).map(|_| records)
     }
 
     pub fn node(&self) -> Node {

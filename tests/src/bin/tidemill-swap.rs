@@ -67,14 +67,13 @@ fn swap(arguments: &Arguments) -> Result<bool> {
     if !is_judged {
         println!("  the longest gap is told and not judged; from {GAP_JUDGED_FROM} deployments on it is");
     }
-    let [swap, second] = [&outcome.swaps, &outcome.undisturbed].map(|gaps| gaps.percentile(0.9));
-    let added = swap.saturating_sub(second);
-    let judged = if outcome.undisturbed.longest() <= GAP_MAX { longest } else { added };
-    if judged != longest {
-        let gap_max = ms(GAP_MAX);
+    let mut judged = longest;
+    if outcome.undisturbed.longest() > GAP_MAX {
+        judged = outcome.swaps.percentile(0.9).saturating_sub(outcome.undisturbed.percentile(0.9));
         println!(
-            "  without a swap there are gaps beyond {gap_max:.0} ms here; the swaps add {:.0} ms to them (p90)",
-            ms(added)
+            "  without a swap there are gaps beyond {:.0} ms here; the swaps add {:.0} ms to them (p90)",
+            ms(GAP_MAX),
+            ms(judged)
         );
     }
     let good = verdict.is_good() && (!is_judged || judged <= GAP_MAX);
