@@ -1,9 +1,9 @@
 //! Runs W6: `make inbox`.
 //!
 //! A round on each broker, side by side and with half of the ids each, or one with all of them on the broker
-//! that is asked for; then a small one with a planted bug, which the checker must find. The exit code is not
-//! zero if anything was violated, a run proves nothing, or the bug was not found. A round that is not good
-//! leaves its directory behind and says where.
+//! that is asked for; then a small one with a planted bug, which the checker must find, and an upstream that repeats
+//! when it is killed, with an inbox behind it. The exit code is not zero if anything was violated, a run proves
+//! nothing, or the bug was not found. A round that is not good leaves its directory behind and says where.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,6 +13,7 @@ use anyhow::Result;
 use clap::Parser;
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::dedupe::round::{Case, play};
+use tidemill_tests::dedupe::upstream;
 use tidemill_tests::rig::fleet::build_module;
 use tidemill_tests::rig::round::Summary;
 
@@ -72,6 +73,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
         all.add(summary);
     }
     let found = finds_a_planted_bug(seed, &module)?;
+    let filter = build_module("filter", "plugins/filter", modules.path());
+    let broker = arguments.broker.as_deref().unwrap_or("embedded");
+    all.violations.extend(behind_an_upstream(broker, (&filter, &module), seed, arguments.keep)?);
     println!(
         "inbox: {} records over {ids} ids ({}), {effects} effects, {} violations",
         2 * ids,
@@ -85,10 +89,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
 fn round(case: &Case, module: &Path, keep: bool) -> Result<(Summary, u64)> {
     let (started, broker) = (Instant::now(), case.broker);
     println!("{broker}: {} records over {} ids, {} faults", 2 * case.ids, case.ids, case.faults);
-    let cluster = match broker {
-        "embedded" => Cluster::embedded(),
-        _ => Cluster::apache(),
-    };
+    let cluster = cluster_of(broker);
     let directory = tempfile::Builder::new().prefix("tidemill-inbox-").tempdir()?;
     let (summary, effects) = play(case, &cluster, directory.path(), module)?;
     for note in &summary.notes {
@@ -108,6 +109,29 @@ fn round(case: &Case, module: &Path, keep: bool) -> Result<(Summary, u64)> {
         );
     }
     Ok((summary, effects))
+}
+
+fn cluster_of(broker: &str) -> Cluster {
+    match broker {
+        "embedded" => Cluster::embedded(),
+        _ => Cluster::apache(),
+    }
+}
+
+/// Ids on emissions and an inbox make the effects of an upstream that repeats exactly once. Answers what violates that.
+fn behind_an_upstream(broker: &str, modules: (&Path, &Path), seed: u64, keep: bool) -> Result<Vec<String>> {
+    let started = Instant::now();
+    let cluster = cluster_of(broker);
+    let directory = tempfile::Builder::new().prefix("tidemill-inbox-").tempdir()?;
+    let found = upstream::play(&cluster, directory.path(), modules, seed)?;
+    for line in &found.violations {
+        println!("upstream: violation {line:.300}");
+    }
+    println!("upstream: {found}, took {:.0?}", started.elapsed());
+    if keep || !found.violations.is_empty() {
+        println!("upstream: re-run with --seed {seed}; everything is in {}", directory.keep().display());
+    }
+    Ok(found.violations)
 }
 
 /// A checker that finds nothing must be able to: ids that are remembered apart from their commit.

@@ -78,10 +78,22 @@ fn copy(
     directory: &Path,
     line: impl Fn(&BorrowedMessage<'_>, &mut BufWriter<File>) -> std::io::Result<()>,
 ) -> Result<u64> {
+    let mut out = BufWriter::new(File::create(file(directory, partition))?);
+    let records = each_committed(bootstrap, topic, partition, |record| Ok(line(record, &mut out)?))?;
+    out.flush()?;
+    Ok(records)
+}
+
+/// Hands over the committed records of a partition in their order; answers how many there are.
+pub fn each_committed(
+    bootstrap: &str,
+    topic: &str,
+    partition: i32,
+    mut take: impl FnMut(&BorrowedMessage<'_>) -> Result<()>,
+) -> Result<u64> {
     let consumer: BaseConsumer =
         reading(bootstrap, "dump", true).set("enable.partition.eof", "true").create()?;
     assign(&consumer, topic, [partition], Offset::Beginning)?;
-    let mut out = BufWriter::new(File::create(file(directory, partition))?);
     let (mut heard, mut records) = (Instant::now(), 0);
     loop {
         match consumer.poll(Duration::from_millis(100)) {
@@ -92,12 +104,11 @@ fn copy(
             }
             None | Some(Err(_)) => {}
             Some(Ok(record)) => {
-                line(&record, &mut out)?;
+                take(&record)?;
                 (heard, records) = (Instant::now(), records + 1);
             }
         }
     }
-    out.flush()?;
     Ok(records)
 }
 

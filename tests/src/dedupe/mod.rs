@@ -17,12 +17,14 @@
 //! | [`sizes`] | what the inbox takes while it runs |
 //! | [`lines`] | the evidence: large topics, a line a record |
 //! | [`round`] | one round from beginning to verdict |
+//! | [`upstream`] | a scene of its own: an upstream that repeats, killed, and the inbox behind it |
 
 pub mod feed;
 pub mod lines;
 pub mod plan;
 pub mod round;
 pub mod sizes;
+pub mod upstream;
 
 pub const DEPLOYMENT: &str = "once";
 pub const INPUT: &str = "once-in";

@@ -23,13 +23,13 @@ use crate::wait::{until, within};
 use std::os::unix::process::ExitStatusExt;
 
 /// The node with crash points and planted bugs in it.
-const PROGRAM: &str = "tidemill-faults";
+pub(super) const PROGRAM: &str = "tidemill-faults";
 const NODES: usize = 2;
-const FIRST_ANSWER_MAX: Duration = Duration::from_secs(60);
+pub(super) const FIRST_ANSWER_MAX: Duration = Duration::from_secs(60);
 /// A node that was told to die at a step of a commit must get there.
 const CRASH_MAX: Duration = Duration::from_secs(45);
 /// Everything is handled this long after the last record, and a while more for each million of them.
-const SETTLE_MAX: Duration = Duration::from_secs(120);
+pub(super) const SETTLE_MAX: Duration = Duration::from_secs(120);
 
 /// What a round is.
 #[derive(Debug, Clone)]
@@ -83,7 +83,8 @@ pub fn play(case: &Case, cluster: &Cluster, directory: &Path, module: &Path) -> 
     let dump = Dump::of(cluster.bootstrap());
     let settle_max = SETTLE_MAX + Duration::from_secs(60 * records / 1_000_000);
     let settled = within(settle_max, || {
-        (is_settled(&dump).unwrap_or(false) || !fleet.complaints().is_empty()).then_some(())
+        (is_settled(&dump, DEPLOYMENT, INPUT).unwrap_or(false) || !fleet.complaints().is_empty())
+            .then_some(())
     });
     let sizes = sizes.finish();
     let effects = lines::dump(cluster.bootstrap(), evidence.directory())?;
@@ -108,10 +109,10 @@ pub fn play(case: &Case, cluster: &Cluster, directory: &Path, module: &Path) -> 
     Ok((judge(&evidence, Summary { kills, records, restores, ..Summary::default() }), effects))
 }
 
-/// True if the group has committed the end of its input.
-fn is_settled(dump: &Dump) -> Result<bool> {
-    let committed = dump.committed(DEPLOYMENT, INPUT)?;
-    let ends = dump.ends(INPUT)?;
+/// True if a deployment's group has committed the end of its input.
+pub(super) fn is_settled(dump: &Dump, deployment: &str, input: &str) -> Result<bool> {
+    let committed = dump.committed(deployment, input)?;
+    let ends = dump.ends(input)?;
     let reached = |end: &evidence::Ends| {
         committed.iter().any(|at| at.partition == end.partition && at.offset.max(0) == end.high)
     };
