@@ -1,5 +1,6 @@
 //! The orders example on a node: repeated, poisonous and cancelled orders, a kill in the middle, and what the
-//! outside is told: a webhook that fails every other time, and a RabbitMQ queue where there is a RabbitMQ.
+//! outside is told: a webhook that fails every other time, and a RabbitMQ queue where there is a RabbitMQ. All that is
+//! told of an order has the correlation id that it began with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use rdkafka::message::Message;
+use rdkafka::message::{Headers, Message, OwnedMessage};
 use serde_json::Value;
 use tidemill_sink::{HttpSink, Mode};
 
@@ -17,6 +18,7 @@ use crate::node::{Node, plain};
 use crate::outbox::rabbit::Rabbit;
 use crate::pipeline::Reader;
 use crate::programs::workspace;
+use crate::rig::dump::Dump;
 use crate::wait::until;
 
 const SETTLED_MAX: Duration = Duration::from_secs(90);
@@ -25,6 +27,9 @@ const TOPICS: [&str; 6] = ["orders", "payments", "warehouse", "commands", "outco
 const QUEUE: &str = "order-notifications";
 /// A zero quantity, an unknown kind, a known order under a new id, and two lines that are no JSON.
 const LETTERS: u64 = 5;
+/// Those lines come with this correlation id.
+const IMPORT: &str = "import-7";
+const IMPORTED: usize = 2;
 
 /// What a run has shown.
 #[derive(Debug)]
@@ -87,26 +92,31 @@ pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(clu
     node.kill();
     node.restart_as("tidemill", &environment);
     block_on(async { node.client().await });
-    feed(&node, "orders", "poison.txt", &["--key", "o-1903"]);
+    let import = format!("correlation-id={IMPORT}");
+    feed(&node, "orders", "poison.txt", &["--key", "o-1903", "--header", &import]);
 
     let expected = expected();
     assert_eq!(expected.len(), 40);
-    let outcomes = read(cluster, "outcomes", expected.len());
+    let records = read(cluster, "outcomes", expected.len());
+    let outcomes: Vec<Value> = records.iter().map(json).collect();
     let found: BTreeMap<String, &str> = outcomes
         .iter()
         .map(|outcome| (text(&outcome["order"]), outcome["type"].as_str().expect("a type")))
         .collect();
     assert_eq!(found, expected);
+    let begun = places(cluster);
+    expect_correlated("outcomes", &begun, records.iter().map(order_and_correlation));
     until_all_is_handled(&node);
     webhook.set(Mode::Accept);
     until_all_is_delivered(&node);
     assert_eq!(
-        called(&webhook),
+        called(&webhook, &begun),
         expected.iter().map(|(order, kind)| (order.clone(), (*kind).to_owned())).collect()
     );
-    let messages = rabbit.as_ref().map(|rabbit| notified(rabbit, &expected));
+    let messages = rabbit.as_ref().map(|rabbit| notified(rabbit, &expected, &begun));
     if rabbit.is_none() {
-        read(cluster, "queue", expected.len());
+        let records = read(cluster, "queue", expected.len());
+        expect_correlated("the queue", &begun, records.iter().map(order_and_correlation));
     }
 
     // Nothing was asked twice, and what was cancelled was undone.
@@ -121,9 +131,12 @@ pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(clu
         assert_eq!(holds, (is_confirmed, is_confirmed), "{entry}");
     }
     let commands = read(cluster, "commands", steps as usize - expected.len());
-    let ids: BTreeSet<String> = commands.iter().map(|command| text(&command["id"])).collect();
+    let ids: BTreeSet<String> = commands.iter().map(|command| text(&json(command)["id"])).collect();
     assert_eq!(ids.len(), commands.len(), "each command has an id of its own");
-    Reader::from_beginning(cluster, "tidemill.orders.dead-letters").exactly(LETTERS);
+    let letters = read(cluster, "tidemill.orders.dead-letters", LETTERS as usize);
+    letters.iter().for_each(expect_own_correlation);
+    let is_imported = |letter: &&OwnedMessage| header(letter, "correlation_id") == IMPORT;
+    assert_eq!(letters.iter().filter(is_imported).count(), IMPORTED);
     let seen = node.tidemill(&["inbox", "get", "orders", "order-evt-003", "--output", "json"]).ok();
     let seen: Value = serde_json::from_str(&seen).expect("JSON");
     assert_eq!((seen["seen"].as_bool(), seen["entries"][0]["topic"].as_str()), (Some(true), Some("orders")));
@@ -174,11 +187,58 @@ fn expected() -> BTreeMap<String, &'static str> {
     expected
 }
 
+/// By order, how its correlation id ends: it came without one, so that is where its first record lies.
+fn places(cluster: &Cluster) -> BTreeMap<String, String> {
+    let rows = Dump::of(cluster.bootstrap()).topic("orders", true).expect("the orders can be read");
+    let mut places = BTreeMap::new();
+    for row in rows {
+        places.entry(row.key_text()).or_insert_with(|| format!("/{}/{}", row.partition, row.offset));
+    }
+    places
+}
+
+/// Orders, and the correlation ids that they were told with, somewhere.
+fn expect_correlated(
+    place: &str,
+    begun: &BTreeMap<String, String>,
+    told: impl IntoIterator<Item = (String, String)>,
+) {
+    for (order, id) in told {
+        let end = begun.get(&order).expect("an order has a first record");
+        assert!(
+            id.ends_with(end.as_str()),
+            "{place}: {order} began at {end}, and its correlation id is {id:?}"
+        );
+    }
+}
+
+fn order_and_correlation(record: &OwnedMessage) -> (String, String) {
+    let key = String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned();
+    (key, header(record, "correlation-id"))
+}
+
+/// A letter has the correlation id of its record; of one that has none, its place.
+fn expect_own_correlation(letter: &OwnedMessage) {
+    let place = || format!("/{}/{}", header(letter, "original_partition"), header(letter, "original_offset"));
+    let own = Some(header(letter, "correlation-id")).filter(|own| !own.is_empty()).unwrap_or_else(place);
+    let id = header(letter, "correlation_id");
+    assert!(id.ends_with(&own), "a dead letter of {own} has the correlation id {id:?}");
+}
+
+/// The text of a header; empty if there is none.
+fn header(record: &OwnedMessage, name: &str) -> String {
+    let found = record.headers().and_then(|headers| headers.iter().find(|header| header.key == name));
+    let value = found.and_then(|header| header.value).unwrap_or_default();
+    String::from_utf8_lossy(value).into_owned()
+}
+
 /// By order, what the webhook was told; one id each, whatever was repeated.
-fn called(webhook: &HttpSink) -> BTreeMap<String, String> {
+fn called(webhook: &HttpSink, begun: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let applied = webhook.applied_once();
     let events = applied.iter().map(|one| {
         let event: Value = serde_json::from_slice(&one.body).expect("a CloudEvent");
+        let correlation = (text(&event["data"]["order"]), text(&event["correlationid"]));
+        expect_correlated("the webhook", begun, [correlation]);
         assert_eq!(
             (text(&event["id"]).as_str(), text(&event["subject"])),
             (one.id(), text(&event["data"]["order"]))
@@ -191,8 +251,10 @@ fn called(webhook: &HttpSink) -> BTreeMap<String, String> {
 }
 
 /// The messages of the queue: one id an order.
-fn notified(rabbit: &Rabbit, expected: &BTreeMap<String, &str>) -> usize {
+fn notified(rabbit: &Rabbit, expected: &BTreeMap<String, &str>, begun: &BTreeMap<String, String>) -> usize {
     let messages = rabbit.empty(QUEUE);
+    let told = messages.iter().map(|message| (message.key.clone(), message.correlation.clone()));
+    expect_correlated("RabbitMQ", begun, told);
     let orders: BTreeSet<&str> = messages.iter().map(|message| message.key.as_str()).collect();
     let ids: BTreeSet<&str> = messages.iter().map(|message| message.id.as_str()).collect();
     assert_eq!(orders, expected.keys().map(String::as_str).collect());
@@ -219,10 +281,12 @@ fn text(value: &Value) -> String {
 }
 
 /// So many records of a topic, and no more.
-fn read(cluster: &Cluster, topic: &str, count: usize) -> Vec<Value> {
-    let records = Reader::from_beginning(cluster, topic).exactly(count as u64);
-    let parse = |bytes: Option<&[u8]>| serde_json::from_slice(bytes.unwrap_or_default()).expect("JSON");
-    records.iter().map(|record| parse(record.payload())).collect()
+fn read(cluster: &Cluster, topic: &str, count: usize) -> Vec<OwnedMessage> {
+    Reader::from_beginning(cluster, topic).exactly(count as u64)
+}
+
+fn json(record: &OwnedMessage) -> Value {
+    serde_json::from_slice(record.payload().unwrap_or_default()).expect("JSON")
 }
 
 fn until_all_is_handled(node: &Node) {

@@ -38,6 +38,8 @@ pub struct Arrival {
     pub sequence: u64,
     pub key: String,
     pub body: Vec<u8>,
+    /// The correlation id; empty where nobody asks for it.
+    pub correlation: String,
     /// When, milliseconds since the epoch; none if the receiver does not say.
     pub at_ms: Option<i64>,
 }
@@ -252,7 +254,14 @@ mod tests {
     use super::*;
 
     fn arrival(id: &str, sequence: u64, key: &str) -> Arrival {
-        Arrival { id: id.into(), sequence, key: key.into(), body: b"v".to_vec(), at_ms: Some(10) }
+        Arrival {
+            id: id.into(),
+            sequence,
+            key: key.into(),
+            body: b"v".to_vec(),
+            correlation: String::new(),
+            at_ms: Some(10),
+        }
     }
 
     /// Of a text that is marked, if it is `c`.

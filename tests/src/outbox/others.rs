@@ -122,6 +122,7 @@ fn read(bootstrap: &str) -> Vec<Arrival> {
                         .unwrap_or_default(),
                     key: String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
                     body: message.payload().unwrap_or_default().to_vec(),
+                    correlation: String::new(),
                     at_ms: None,
                 });
             }

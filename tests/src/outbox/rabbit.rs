@@ -196,6 +196,7 @@ fn arrival(message: &Value) -> Arrival {
         sequence: headers["tidemill-sequence"].as_u64().unwrap_or_default(),
         key: text(&headers["tidemill-key"]),
         body: text(&message["payload"]).into_bytes(),
+        correlation: text(&properties["correlation_id"]),
         at_ms: None,
     }
 }

@@ -86,6 +86,7 @@ fn arrivals(sink: &HttpSink) -> Vec<Arrival> {
             sequence: one.sequence(),
             key: one.header("ce-partitionkey").unwrap_or_default().to_owned(),
             at_ms: Some(one.at_ms),
+            correlation: String::new(),
             body: one.body,
         })
         .collect()
