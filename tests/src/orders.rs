@@ -19,6 +19,7 @@ use crate::outbox::rabbit::Rabbit;
 use crate::pipeline::Reader;
 use crate::programs::workspace;
 use crate::rig::dump::Dump;
+use crate::security::secrets_stay_secret;
 use crate::wait::until;
 
 const SETTLED_MAX: Duration = Duration::from_secs(90);
@@ -30,6 +31,8 @@ const LETTERS: u64 = 5;
 /// Those lines come with this correlation id.
 const IMPORT: &str = "import-7";
 const IMPORTED: usize = 2;
+/// What the node logs in to RabbitMQ with.
+const PASSWORD: &str = "canary-of-the-queue";
 
 /// What a run has shown.
 #[derive(Debug)]
@@ -65,7 +68,7 @@ pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(clu
     let webhook = HttpSink::start();
     webhook.set(Mode::Flap);
     let rabbit = Rabbit::is_installed().ok().map(|()| Rabbit::start());
-    let (hook_url, queue_url) = (webhook.url(), rabbit.as_ref().map(Rabbit::url).unwrap_or_default());
+    let (hook_url, queue_url) = (webhook.url(), rabbit.as_ref().map(signed_up).unwrap_or_default());
     let environment = [
         ("OUTBOX_ORDERS_WEBHOOK_URL", hook_url.as_str()),
         ("OUTBOX_ORDERS_RABBITMQ_URL", queue_url.as_str()),
@@ -141,6 +144,7 @@ pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(clu
     let seen: Value = serde_json::from_str(&seen).expect("JSON");
     assert_eq!((seen["seen"].as_bool(), seen["entries"][0]["topic"].as_str()), (Some(true), Some("orders")));
     assert!(node.stop().success(), "{}", node.log());
+    secrets_stay_secret(cluster, &node, &[PASSWORD]);
     Shown {
         orders: expected.len(),
         cancelled: expected.values().filter(|kind| **kind == "order.cancelled").count(),
@@ -149,6 +153,11 @@ pub fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(clu
         called: expected.len(),
         messages,
     }
+}
+
+/// The URL of a user with a password of his own.
+fn signed_up(rabbit: &Rabbit) -> String {
+    rabbit.make_user("orders", PASSWORD)
 }
 
 /// The example's file; where there is no RabbitMQ, a copy with a topic in its place.

@@ -8,13 +8,16 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::Offset;
 use serde_json::Value;
+use tidemill_sink::{HttpSink, Mode};
 use tidemill_test_support::build_guest;
 use tidemill_test_support::certificates::{Authority, Pair};
 
 use crate::cluster::Cluster;
 use crate::node::{Node, plain};
-use crate::programs::Finished;
+use crate::outbox::stage::get;
+use crate::programs::{Finished, free_address};
 use crate::reading::{assign, reading};
+use crate::rig::dump::Dump;
 use crate::wait::until;
 
 /// For a node to answer, and for two to share the work.
@@ -244,6 +247,82 @@ fn the_audit_log_tells(logs: &str) {
     }
 }
 
+/// One destination has a signing key, an `Authorization` and a token in its URL, another a password; both fail, and one
+/// then refuses for good. Nothing that is logged, shown or written about it holds one of the four.
+pub fn an_outbox_keeps_its_secrets(cluster: &Cluster) {
+    const SECRETS: [&str; 4] =
+        ["canary-that-signs", "canary-that-authorizes", "canary-in-a-url", "canary-that-logs-in"];
+    const SOON: &str = "timeout: 1s, retry: 20ms..100ms, breaker: { failures: 4, open: 300ms }";
+    let [key, authorization, token, password] = SECRETS;
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, format!("{text}\n")).expect("a file");
+        path.display().to_string()
+    };
+    let module = directory.path().join("courier.wasm");
+    std::fs::write(&module, build_guest("tests/guests/courier")).expect("a module");
+    let sink = HttpSink::start();
+    sink.set(Mode::Status(503));
+    let document = format!(
+        "name: hooks\nmodule: {}\ninputs: {{ in: {{ topic: in, start: earliest }} }}\noutputs:\n  \
+         hook: {{ http: {{ url_file: {}, secret_file: {}, authorization_file: {} }}, {SOON} }}\n  \
+         out: {{ amqp: {{ url_file: {}, routing_key: nobody }}, {SOON} }}\n",
+        module.display(),
+        kept("hook", &format!("{}?token={token}", sink.url())),
+        kept("key", key),
+        kept("authorization", authorization),
+        kept("rabbit", &format!("amqp://me:{password}@{}", free_address())),
+    );
+    let file = kept("hooks.yaml", &document);
+    let settings = format!("{}log: {{ filter: 'info,tidemill=debug' }}\n", plain(cluster));
+    let mut node = Node::start_with(cluster, &directory.path().join("n1"), &settings);
+    until("the node answers", READY_MAX, || {
+        let answer = node.tidemill(&["deployments"]);
+        if answer.status.success() { Ok(()) } else { Err(answer.stderr) }
+    });
+    node.tidemill(&["topics", "create", "in", "--partitions", "1"]).ok();
+    node.tidemill(&["apply", "--wait", "-f", &file]).ok();
+    node.tidemill(&["produce", "in", "one", "--key", "k"]).ok();
+    let ask = |arguments: &[&str]| -> Value {
+        let told = node.tidemill(&[arguments, &["-o", "json"]].concat());
+        serde_json::from_str(&told.stdout).unwrap_or_else(|_| told.stderr.into())
+    };
+    let waiting = until("both have failed", READY_MAX, || {
+        let waiting = ask(&["outbox", "show", "hooks"]);
+        let rows = waiting["rows"].as_array().cloned().unwrap_or_default();
+        let failed = rows.iter().filter(|row| row["reason"].as_str().is_some_and(|why| !why.is_empty()));
+        if failed.count() == 2 { Ok(waiting) } else { Err(waiting) }
+    });
+    let request = sink.received().remove(0);
+    assert_eq!(request.header("authorization"), Some(authorization), "{request:?}");
+    assert!(request.header("tidemill-signature").is_some(), "{request:?}");
+    sink.set(Mode::Status(410));
+    let letter = until("one is a dead letter", READY_MAX, || {
+        let letters = ask(&["dlq", "list", "hooks"]);
+        letters["letters"].as_array().and_then(|all| all.first()).cloned().ok_or(letters)
+    });
+    let letter = format!("{}/{}", letter["partition"], letter["offset"]);
+    let shown = [
+        ("outbox show", waiting.to_string()),
+        ("outbox list", ask(&["outbox", "list", "hooks"]).to_string()),
+        ("dlq show", ask(&["dlq", "show", "hooks", &letter]).to_string()),
+        ("deployments", ask(&["deployments"]).to_string()),
+        ("/metrics", get(&node.http, "/metrics").unwrap_or_default()),
+        ("the dead letters", content(cluster, "tidemill.hooks.dead-letters")),
+        ("the changelog", content(cluster, "tidemill.hooks.changelog")),
+    ];
+    expect_without(&shown, &SECRETS);
+    assert!(node.stop().success(), "{}", node.log());
+    secrets_stay_secret(cluster, &node, &SECRETS);
+}
+
+/// Keys and values of a topic's records; what is no text is replaced.
+fn content(cluster: &Cluster, topic: &str) -> String {
+    let rows = Dump::of(cluster.bootstrap()).topic(topic, false).expect("the topic can be read");
+    rows.iter().map(|row| row.key_text() + &row.value_text()).collect()
+}
+
 /// Nothing that the node logs, shows, or writes for the fleet holds one of these texts.
 pub fn secrets_stay_secret(cluster: &Cluster, node: &Node, secrets: &[&str]) {
     let file = node.directory().join("node.yaml").display().to_string();
@@ -252,7 +331,12 @@ pub fn secrets_stay_secret(cluster: &Cluster, node: &Node, secrets: &[&str]) {
         ("config show", node.tidemill(&["config", "show", "--config", &file]).ok()),
         ("the registry", registry(cluster)),
     ];
-    for (place, text) in &shown {
+    expect_without(&shown, secrets);
+}
+
+/// What was found in each of these places holds none of these texts.
+fn expect_without(shown: &[(&str, String)], secrets: &[&str]) {
+    for (place, text) in shown {
         assert!(!text.is_empty(), "{place} is empty, which shows nothing");
         for secret in secrets {
             assert!(!text.contains(secret), "{place} shows a secret");

@@ -118,6 +118,16 @@ impl Rabbit {
         }
     }
 
+    /// A user who may do everything; answers the URL to log in with.
+    pub fn make_user(&self, name: &str, password: &str) -> String {
+        let user = json!({ "password": password, "tags": "" });
+        let rights = json!({ "configure": ".*", "write": ".*", "read": ".*" });
+        let made = self.api("PUT", &format!("/api/users/{name}"), Some(&user)).is_some();
+        let may = self.api("PUT", &format!("/api/permissions/%2F/{name}"), Some(&rights)).is_some();
+        assert!(made && may, "the user {name} is not made");
+        format!("amqp://{name}:{password}@127.0.0.1:{}", self.amqp)
+    }
+
     pub fn make_queue(&self, name: &str) {
         let queue = json!({ "durable": true, "auto_delete": false });
         let made = self.api("PUT", &format!("/api/queues/%2F/{name}"), Some(&queue));

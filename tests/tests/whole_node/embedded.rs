@@ -52,6 +52,12 @@ fn every_write_is_seen_by_a_read_at_its_position() {
 }
 
 #[test]
+fn an_outbox_keeps_its_secrets() {
+    let _turn = turn_on_embedded();
+    security::an_outbox_keeps_its_secrets(&Cluster::embedded());
+}
+
+#[test]
 fn every_order_has_one_outcome_and_repetitions_and_poison_change_nothing() {
     let _turn = turn_on_embedded();
     orders::every_order_has_one_outcome_and_repetitions_and_poison_change_nothing(&Cluster::embedded());
