@@ -1,5 +1,6 @@
 //! `tidemill dlq redrive`: letters go back to their deployment, and how far that is.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
@@ -142,12 +143,27 @@ impl Redrives {
             ]);
         }
         let json: Vec<Value> = found.iter().map(|redrive| Sums::of(redrive).to_json(redrive)).collect();
-        View::table(table, json!({ "redrives": json })).print(global.output)
+        let mut view = View::table(table, json!({ "redrives": json }));
+        let standing = found.iter().flat_map(|redrive| {
+            reasons(redrive).into_iter().map(|reason| format!("{} {}: {reason}", what(redrive), redrive.id))
+        });
+        view.blocks.extend(standing.map(Block::Line));
+        view.print(global.output)
     }
 }
 
 fn what(redrive: &proto::RedriveStatus) -> &'static str {
     if redrive.discard { "discard" } else { "redrive" }
+}
+
+/// Why nothing comes of a redrive for now, each reason with its partitions.
+fn reasons(redrive: &proto::RedriveStatus) -> Vec<String> {
+    let mut partitions: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for at in redrive.partitions.iter().filter(|at| !at.reason.is_empty()) {
+        partitions.entry(&at.reason).or_default().push(at.partition.to_string());
+    }
+    let told = partitions.into_iter();
+    told.map(|(reason, partitions)| format!("partition {}: {reason}", partitions.join(", "))).collect()
 }
 
 /// A redrive over all its partitions.
@@ -235,7 +251,7 @@ impl Sums {
             "asked_at": units::show_time_ms(redrive.asked_at_ms), "author": redrive.author, "rate": redrive.rate,
             "given": self.given, "ok": self.ok, "again": self.again, "dropped": self.dropped,
             "parked": self.pending(redrive), "forgotten": self.forgotten, "over_limit": self.over_limit, "unbound": self.unbound,
-            "marked": self.marked, "troubles": self.troubles,
+            "marked": self.marked, "troubles": self.troubles, "reasons": reasons(redrive),
         })
     }
 }
@@ -263,11 +279,7 @@ pub async fn follow(
                     return done(&redrive, &sums, global);
                 }
                 if quiet == STANDS_LOOKS && !has_ended {
-                    eprintln!(
-                        "redrive {id}: nothing has changed for {} s. Letters fill at most half of `parked`, and wait for room in an \
-                         outbox: see `tidemill parked list {deployment}` and `tidemill outbox list {deployment}`",
-                        (LOOK * STANDS_LOOKS).as_secs()
-                    );
+                    stands(deployment, &redrive);
                 }
                 if looks.is_multiple_of(SAY_EVERY) && sums != Sums::default() {
                     eprintln!("redrive {id}: {}", sums.line(&redrive));
@@ -283,6 +295,21 @@ pub async fn follow(
             () = tokio::time::sleep(LOOK) => {}
             _ = interrupt.recv() => return left(deployment, id),
         }
+    }
+}
+
+/// Says why, or, of a task that takes records, what it may be.
+fn stands(deployment: &str, redrive: &proto::RedriveStatus) {
+    let (id, seconds) = (redrive.id, (LOOK * STANDS_LOOKS).as_secs());
+    let reasons = reasons(redrive);
+    for reason in &reasons {
+        eprintln!("redrive {id}: nothing has changed for {seconds} s. {reason}");
+    }
+    if reasons.is_empty() {
+        eprintln!(
+            "redrive {id}: nothing has changed for {seconds} s. Letters fill at most half of `parked`, and wait for room in an \
+             outbox: see `tidemill parked list {deployment}` and `tidemill outbox list {deployment}`"
+        );
     }
 }
 
@@ -340,6 +367,7 @@ mod tests {
                 over_limit: 1,
                 ..proto::RedriveProgress::default()
             }),
+            ..proto::RedrivePartition::default()
         };
         let mut redrive = proto::RedriveStatus {
             partitions: vec![at(0, 1_000, 990, 4, true), at(1, 500, 500, 0, false)],
@@ -356,6 +384,22 @@ mod tests {
         assert!(line(&redrive).starts_with("running "), "an owner that does not answer may have more");
         redrive.cancelled = true;
         assert!(line(&redrive).starts_with("cancelled "));
+    }
+
+    #[test]
+    fn a_redrive_that_stands_says_why_once_for_all_its_partitions() {
+        let at = |partition, reason: &str| proto::RedrivePartition {
+            partition,
+            reason: reason.into(),
+            ..proto::RedrivePartition::default()
+        };
+        let redrive = proto::RedriveStatus {
+            partitions: vec![at(0, "it is paused"), at(1, ""), at(2, "it is paused"), at(3, "halted")],
+            ..proto::RedriveStatus::default()
+        };
+        let expected = ["partition 3: halted", "partition 0, 2: it is paused"];
+        assert_eq!(reasons(&redrive), expected);
+        assert_eq!(Sums::of(&redrive).to_json(&redrive)["reasons"], json!(expected));
     }
 
     #[test]

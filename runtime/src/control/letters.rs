@@ -165,7 +165,7 @@ impl Forwarder {
         Ok(answer)
     }
 
-    /// A partition whose owner does not answer has no progress; the others have.
+    /// A partition whose owner does not answer has no progress, and says why; the others have.
     async fn redrives(
         &self,
         request: proto::RedrivesRequest,
@@ -185,6 +185,7 @@ impl Forwarder {
                 Ok(answer) => answer.redrives,
                 Err(status) => {
                     tracing::debug!(partition, %status, "how far redrives are is not known");
+                    say_why(&mut redrives, partition, status.message());
                     continue;
                 }
             };
@@ -194,6 +195,7 @@ impl Forwarder {
                 let place = redrive.partitions.iter_mut().find(|place| place.partition == partition);
                 if let (Some(here), Some(place)) = (here, place) {
                     place.progress.clone_from(&here.progress);
+                    place.reason.clone_from(&here.reason);
                 }
             }
         }
@@ -209,6 +211,16 @@ impl Forwarder {
             redrive.partitions.iter().all(|at| at.progress.as_ref().is_some_and(|progress| progress.ended))
         };
         Ok(answer.redrives.iter().filter(has_ended).map(|redrive| redrive.id).collect())
+    }
+}
+
+/// Nobody can say how far redrives are in a partition, so nothing need come of those that may still run.
+fn say_why(redrives: &mut [proto::RedriveStatus], partition: i32, why: &str) {
+    let open = redrives.iter_mut().filter(|redrive| !redrive.cancelled);
+    for place in open.flat_map(|redrive| &mut redrive.partitions) {
+        if place.partition == partition {
+            why.clone_into(&mut place.reason);
+        }
     }
 }
 

@@ -171,6 +171,13 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
         sent += 1;
         reason(0).is_some_and(|(why, _)| why.starts_with("paused: the outbox of out holds"))
     });
+    // A redrive gives nothing back there meanwhile, and says why.
+    let redrive = proto::RedriveRequest { deployment: "hook".into(), ..proto::RedriveRequest::default() };
+    let id = node.handle().redrive(redrive, Vec::new()).expect("accepted").id;
+    let asked =
+        proto::RedrivesRequest { deployment: "hook".into(), id: Some(id), partition: Some(0), local: true };
+    let stands = node.handle().redrives_here(&asked).expect("told").redrives.remove(0).partitions.remove(0);
+    assert!(stands.reason.starts_with("paused: the outbox of out holds"), "{stands:?}");
     eventually("the other partition goes on", || reason(1).is_some_and(|(_, records)| records == 0));
     assert_eq!(sink.count(), count, "nothing is sent while it is paused");
 

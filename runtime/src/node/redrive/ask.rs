@@ -111,12 +111,17 @@ impl Handle {
         request: &proto::RedrivesRequest,
     ) -> Result<proto::RedrivesResponse, ControlError> {
         let partition = super::look::partition_of(request.partition)?;
-        let known = super::look::Shelf::find(&self.node, &request.deployment, partition)?.progress()?;
+        let shelf = super::look::Shelf::find(&self.node, &request.deployment, partition)?;
+        let known = shelf.progress()?;
         let redrives = self.redrives(&request.deployment, request.id)?.into_iter().map(|mut status| {
             status.partitions.retain(|at| at.partition == partition);
             for at in &mut status.partitions {
                 let row = known.iter().find(|(id, _)| *id == status.id).map(|(_, row)| row.clone());
-                at.progress = Some(row.unwrap_or_default());
+                let progress = row.unwrap_or_default();
+                if !progress.ended && !status.cancelled {
+                    shelf.reason.clone_into(&mut at.reason);
+                }
+                at.progress = Some(progress);
             }
             status
         });
@@ -215,6 +220,7 @@ fn shown(order: &Order) -> proto::RedriveStatus {
                 partition: range.partition,
                 end: range.to,
                 progress: None,
+                reason: String::new(),
             })
             .collect(),
     }

@@ -33,6 +33,8 @@ pub struct Shelf {
     partition: i32,
     topic: String,
     marks: StoreReader,
+    /// Why the task takes nothing now; empty = it does.
+    pub reason: String,
 }
 
 /// The partition of a request that another node has forwarded.
@@ -86,6 +88,7 @@ impl Shelf {
             partition,
             topic: node.letters_of(&spec),
             marks,
+            reason: task.reason,
         })
     }
 
