@@ -91,8 +91,9 @@ inbox: fault-node ## Repeat ids through an inbox while nodes are killed, on both
 outbox: fault-node ## W7: misbehaving receivers, kills between commit and delivery, moves (SHORT=1: webhooks only, ONLY=, SEED=)
 	@$(BIN)/tidemill-outbox $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
-poison: build ## Failures under load, parks through kills and lost disks, an interrupted redrive (SHORT=1, ONLY=, SEED=)
-	@$(BIN)/tidemill-poison $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
+poison: build ## Failures under load, parks through kills and lost disks, an interrupted redrive (SHORT=1, ONLY=, SEED=, BROKER=apache)
+	@$(BIN)/tidemill-poison $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(BROKER),--broker $(BROKER))
 
 reads: build ## Read every write at its position, ten thousand times, across swaps, moves and kills (ROUNDS=, BROKER=embedded)
 	@$(BIN)/tidemill-reads $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(BROKER),--broker $(BROKER))

@@ -25,6 +25,15 @@ pub enum Cluster {
 }
 
 impl Cluster {
+    /// As a program's `--broker` names it: `embedded` or `apache`.
+    pub fn named(broker: &str) -> Cluster {
+        match broker {
+            "embedded" => Cluster::embedded(),
+            "apache" => Cluster::apache(),
+            other => panic!("`{other}` is no broker"),
+        }
+    }
+
     /// `tidemill broker`, journaled in a temporary directory.
     pub fn embedded() -> Cluster {
         let data = tempfile::tempdir().expect("a temporary directory");

@@ -89,7 +89,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
 fn round(case: &Case, module: &Path, keep: bool) -> Result<(Summary, u64)> {
     let (started, broker) = (Instant::now(), case.broker);
     println!("{broker}: {} records over {} ids, {} faults", 2 * case.ids, case.ids, case.faults);
-    let cluster = cluster_of(broker);
+    let cluster = Cluster::named(broker);
     let directory = tempfile::Builder::new().prefix("tidemill-inbox-").tempdir()?;
     let (summary, effects) = play(case, &cluster, directory.path(), module)?;
     for note in &summary.notes {
@@ -111,17 +111,10 @@ fn round(case: &Case, module: &Path, keep: bool) -> Result<(Summary, u64)> {
     Ok((summary, effects))
 }
 
-fn cluster_of(broker: &str) -> Cluster {
-    match broker {
-        "embedded" => Cluster::embedded(),
-        _ => Cluster::apache(),
-    }
-}
-
 /// Ids on emissions and an inbox make the effects of an upstream that repeats exactly once. Answers what violates that.
 fn behind_an_upstream(broker: &str, modules: (&Path, &Path), seed: u64, keep: bool) -> Result<Vec<String>> {
     let started = Instant::now();
-    let cluster = cluster_of(broker);
+    let cluster = Cluster::named(broker);
     let directory = tempfile::Builder::new().prefix("tidemill-inbox-").tempdir()?;
     let found = upstream::play(&cluster, directory.path(), modules, seed)?;
     for line in &found.violations {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use tidemill_tests::cluster::Cluster;
 use tidemill_tests::play::play;
 use tidemill_tests::poison::parked;
 use tidemill_tests::poison::scenes::{self, Length};
@@ -18,6 +19,8 @@ struct Arguments {
     only: Option<String>,
     #[arg(long)]
     seed: Option<u64>,
+    #[arg(long, value_parser = ["embedded", "apache"], default_value = "embedded")]
+    broker: String,
 }
 
 fn main() -> ExitCode {
@@ -27,11 +30,12 @@ fn main() -> ExitCode {
     let modules = tempfile::tempdir().expect("a directory");
     let module = build_module("poison", "tests/guests/poison", modules.path());
     println!("seed {seed}");
+    let cluster = || Cluster::named(&arguments.broker);
     play(
         "poison",
         vec![
-            ("failures", Box::new(|| scenes::failures(&length, &module, seed))),
-            ("parked", Box::new(|| parked::parked(&module))),
+            ("failures", Box::new(|| scenes::failures(cluster(), &length, &module, seed))),
+            ("parked", Box::new(|| parked::parked(cluster(), &module))),
         ],
         arguments.only.as_deref(),
     )

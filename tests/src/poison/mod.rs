@@ -21,6 +21,7 @@ pub mod stage;
 
 use std::fmt;
 
+use crate::cluster::Cluster;
 use crate::play::Findings;
 use crate::rig::fleet::build_module;
 
@@ -30,7 +31,7 @@ pub fn every_letter_comes_back_once() {
     println!("seed {seed}");
     let modules = tempfile::tempdir().expect("a directory");
     let module = build_module("poison", "tests/guests/poison", modules.path());
-    let found = scenes::failures(&scenes::Length::TEST, &module, seed);
+    let found = scenes::failures(Cluster::embedded(), &scenes::Length::TEST, &module, seed);
     assert!(found.is_good(), "{found:#?}");
 }
 

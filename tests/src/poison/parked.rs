@@ -10,6 +10,7 @@ use super::feed::{Feed, Kind, Sent};
 use super::judge::{Fate, judge};
 use super::read::{Reader, now_ms};
 use super::stage::{DEPLOYMENT, PARTITIONS, Stage};
+use crate::cluster::Cluster;
 use crate::outbox::stage::get;
 use crate::wait::until;
 
@@ -23,9 +24,9 @@ const DROPPED: u32 = 7;
 const SHOWN_MAX: Duration = Duration::from_secs(60);
 
 /// Kills, moves and loses the stores of two nodes under one park, then fills it, then mends the handler.
-pub fn parked(module: &Path) -> Summary {
+pub fn parked(cluster: Cluster, module: &Path) -> Summary {
     let mut found = Summary::default();
-    let mut stage = Stage::begin(2, PARKS, module);
+    let mut stage = Stage::begin(cluster, 2, PARKS, module);
     let reader = Reader::start(stage.cluster.bootstrap());
     let mut feed = Feed::new(stage.cluster.bootstrap());
     let held: Vec<u32> = (0..HELD).collect();

@@ -11,6 +11,7 @@ use super::feed::{Feed, Feeder, Kind, Sent, is_clean, poisoned};
 use super::judge::{Fate, judge};
 use super::read::{Reader, now_ms};
 use super::stage::{DEPLOYMENT, INPUT, LETTERS, Stage};
+use crate::cluster::Cluster;
 use crate::rig::dump::Dump;
 use crate::wait::until;
 
@@ -82,9 +83,9 @@ fn count_bad(feed: &Feed) -> u64 {
 }
 
 /// From the first failure to the last letter that came back.
-pub fn failures(length: &Length, module: &Path, seed: u64) -> Summary {
+pub fn failures(cluster: Cluster, length: &Length, module: &Path, seed: u64) -> Summary {
     let mut found = Summary::default();
-    let mut stage = Stage::begin(1, BURIES, module);
+    let mut stage = Stage::begin(cluster, 1, BURIES, module);
     let reader = Reader::start(stage.cluster.bootstrap());
     let mut feed = under_load(length, &stage, &reader, seed, &mut found);
     let planted = count_bad(&feed);

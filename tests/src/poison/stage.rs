@@ -34,9 +34,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// An embedded broker, and nodes of which the first is started. The handler does not forgive.
-    pub fn begin(nodes: usize, failures: &str, module: &Path) -> Stage {
-        let cluster = Cluster::embedded();
+    /// Nodes on a broker, of which the first is started. The handler does not forgive.
+    pub fn begin(cluster: Cluster, nodes: usize, failures: &str, module: &Path) -> Stage {
         let directory = tempfile::Builder::new().prefix("tidemill-poison-").tempdir().expect("a directory");
         let node = |number| {
             let settings = format!("{}node_id: n{number}\n", plain(&cluster));
