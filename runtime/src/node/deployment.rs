@@ -145,7 +145,8 @@ fn join(workers: Vec<RunningWorker>) -> Vec<(u32, String)> {
     ended.filter_map(|(index, end)| Some((index, words(&*end.err()?)))).collect()
 }
 
-fn words(panic: &(dyn Any + Send)) -> String {
+/// What a panic said.
+pub(super) fn words(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason").to_owned()
 }

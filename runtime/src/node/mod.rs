@@ -36,6 +36,7 @@ pub mod owners;
 pub mod pace;
 mod parked_keys;
 mod permissions;
+mod place;
 pub mod query;
 pub mod redrive;
 pub mod registered;
