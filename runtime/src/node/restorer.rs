@@ -1,15 +1,17 @@
 //! Restores on threads of their own: Kafka and disk in, a task at its position out.
 
+use std::cell::Cell;
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{FirstCommitEntry, StartedEntry};
 
-use super::deployment::wall_ms;
-use super::lease::Lease;
+use super::deployment::{wall_ms, words};
+use super::lease::{Lease, Leases};
 use super::restore::{Outcome, RestoreRequest, Restorer, Verdict, Verdicts};
 use super::revision::Revision;
 use super::runtime::NodeRuntime;
@@ -34,6 +36,9 @@ const STALE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pause before a disk that refused is tried again.
 const DISK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Pause before a restore that panicked is tried again: it may have read much until then.
+const PANIC_PAUSE: Duration = Duration::from_secs(5);
 
 /// Restores the tasks of one worker.
 pub struct KafkaRestorer {
@@ -82,10 +87,13 @@ impl Restorer for KafkaRestorer {
             self.context.node.leases.restoring(&self.context.dir(partition));
         }
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
-            let (outcome, pause) = context.restore(partition, request.store);
+            let dir = context.dir(partition);
+            let restore = |holds: &Cell<bool>| context.restore(partition, request.store, holds);
+            let (outcome, pause) = attempt(&context.node.leases, &dir, is_open, restore)
+                .unwrap_or_else(|reason| context.panicked(partition, &reason));
             std::thread::park_timeout(pause);
             if !context.is_stateless() && outcome.holds_store() {
-                context.node.leases.restored(&context.dir(partition));
+                context.node.leases.restored(&dir);
             }
             // A worker that has ended gave its stores back; this one goes the same way.
             if let Err(late) = verdicts.deliver(Verdict { partition, ticket, outcome })
@@ -161,6 +169,23 @@ impl Restorer for KafkaRestorer {
     }
 }
 
+/// Runs a restore, which says when it `holds` the directory. Of one that panics, answers the words: its store
+/// has gone with it, and so its hold on the directory.
+fn attempt<T>(
+    leases: &Leases,
+    dir: &Path,
+    is_open: bool,
+    restore: impl FnOnce(&Cell<bool>) -> T,
+) -> Result<T, String> {
+    let holds = Cell::new(is_open);
+    catch_unwind(AssertUnwindSafe(|| restore(&holds))).map_err(|panic| {
+        if holds.get() {
+            leases.free(dir);
+        }
+        words(&*panic)
+    })
+}
+
 impl Context {
     fn dir(&self, partition: i32) -> PathBuf {
         self.node.store_dir(&self.revision.registered, partition)
@@ -194,7 +219,7 @@ impl Context {
 
     /// Runs a restore to its outcome, and says how long to wait before the worker hears of it: it tries
     /// again at once what cannot be had now.
-    fn restore(&self, partition: i32, open: Option<Store>) -> (Outcome, Duration) {
+    fn restore(&self, partition: i32, open: Option<Store>, holds: &Cell<bool>) -> (Outcome, Duration) {
         if !self.is_current() {
             // The supervisor stops this worker as soon as it knows.
             return (Outcome::Again { store: open }, STALE_PAUSE);
@@ -211,6 +236,7 @@ impl Context {
             Ok(open) => open,
             Err(Busy) => return (Outcome::Again { store: None }, Duration::ZERO),
         };
+        holds.set(!self.is_stateless());
         let (outcome, pause) = match self.recover(partition, open, &metrics) {
             Ok(outcome) => (outcome, Duration::ZERO),
             Err(error) => self.failed(partition, &error),
@@ -248,11 +274,24 @@ impl Context {
             RecoveryError::Kafka(_) | RecoveryError::Store(_) => {
                 let name = &self.revision.registered.name;
                 tracing::warn!(deployment = name, partition, %error, "restore failed; trying again");
-                if let Some(board) = self.node.board(name) {
-                    board.task_state(partition, self.worker, TaskState::Restoring, &error.to_string());
-                }
+                self.tell(partition, TaskState::Restoring, &error.to_string());
                 (Outcome::Again { store: None }, AGAIN_PAUSE)
             }
+        }
+    }
+
+    /// A fault of this program, which the worker must hear of like of any failure: it waits for a verdict.
+    fn panicked(&self, partition: i32, reason: &str) -> (Outcome, Duration) {
+        let name = &self.revision.registered.name;
+        tracing::error!(deployment = name, partition, reason, "restore panicked; trying again");
+        self.tell(partition, TaskState::Restoring, &format!("its restore panicked: {reason}"));
+        (Outcome::Again { store: None }, PANIC_PAUSE)
+    }
+
+    /// Shows how the task is meanwhile.
+    fn tell(&self, partition: i32, state: TaskState, reason: &str) {
+        if let Some(board) = self.node.board(&self.revision.registered.name) {
+            board.task_state(partition, self.worker, state, reason);
         }
     }
 
@@ -265,9 +304,7 @@ impl Context {
             DISK_PAUSE.as_secs(),
         );
         tracing::error!(deployment = name, partition, reason, "halted until the disk takes writes again");
-        if let Some(board) = self.node.board(name) {
-            board.task_state(partition, self.worker, TaskState::Halted, &reason);
-        }
+        self.tell(partition, TaskState::Halted, &reason);
     }
 
     fn recover(
@@ -421,5 +458,34 @@ impl Context {
             self.node.control_log.propose(Entry::Started(entry)).map_err(|error| error.to_string())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn panics_at_once(_: &Cell<bool>) {
+        panic!("no luck")
+    }
+
+    fn panics_once_it_holds(holds: &Cell<bool>) {
+        holds.set(true);
+        panic!("no luck")
+    }
+
+    #[test]
+    fn a_restore_that_panics_ends_with_its_words_and_lets_go_of_what_it_held() {
+        let (leases, dir) = (Leases::default(), Path::new("a"));
+        let panicked = Err("no luck".to_owned());
+        leases.restoring(dir);
+        assert_eq!(attempt(&leases, dir, true, panics_at_once), panicked);
+        assert!(!leases.is_held(dir), "the worker had kept its store open");
+        leases.restoring(dir);
+        assert_eq!(attempt(&leases, dir, false, panics_once_it_holds), panicked);
+        assert!(!leases.is_held(dir), "it was to open the store itself");
+        leases.restored(dir);
+        assert_eq!(attempt(&leases, dir, false, panics_at_once), panicked);
+        assert!(leases.is_held(dir), "by somebody else, whom it was waiting for");
     }
 }
