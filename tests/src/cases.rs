@@ -273,7 +273,8 @@ fn a_dead_letter_is_read_by_kafka(cluster: &Cluster, node: &Node, directory: &Pa
         "deployment_version:",
         "deployment_incarnation:",
         "format:raw,",
-        "tidemill-dead-letter:15",
+        "schema_version:",
+        "tidemill-dead-letter:16",
     ] {
         assert!(letter.contains(header), "{header} is not in {letter}");
     }

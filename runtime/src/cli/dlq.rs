@@ -240,7 +240,7 @@ fn to_json(letter: &proto::Letter) -> Value {
         "failure_timestamp": units::show_time_ms(letter.failure_timestamp_ms),
         "error_type": letter.error_type, "error_class": letter.error_class, "attempts": letter.attempts,
         "retry_count": letter.retry_count, "correlation_id": letter.correlation_id,
-        "deployment_version": letter.version,
+        "deployment_version": letter.version, "schema_version": letter.schema_version,
         "state": if letter.state() == proto::LetterState::Marked { "marked" } else { "waiting" },
     })
 }
@@ -266,6 +266,9 @@ impl Show {
             format!("revision        {}", letter.version),
             format!("correlation id  {}", letter.correlation_id),
         ];
+        if !letter.schema_version.is_empty() {
+            lines.push(format!("schema version  {}", letter.schema_version));
+        }
         lines.extend(
             letter
                 .headers

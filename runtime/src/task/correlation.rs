@@ -30,7 +30,7 @@ const ID_NAMES: [&str; 2] = ["ce-id", "tidemill-id"];
 const ID_BYTES_MAX: usize = 1024;
 
 /// The value of the first of these headers that is there and not empty.
-fn first_of<'a>(own: &[Header<'a>], names: &[&str]) -> Option<&'a [u8]> {
+pub(super) fn first_of<'a>(own: &[Header<'a>], names: &[&str]) -> Option<&'a [u8]> {
     let value_of = |name: &&str| own.iter().find(|(found, _)| found.eq_ignore_ascii_case(name))?.1;
     names.iter().filter_map(value_of).find(|value| !value.is_empty() && value.len() <= ID_BYTES_MAX)
 }

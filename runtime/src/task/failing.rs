@@ -34,7 +34,7 @@ pub(super) const REASON_BYTES_MAX: usize = 1024;
 /// What the envelope of a record in Kafka adds at most, as in the checks of effects.
 pub(super) const RECORD_OVERHEAD_BYTES: usize = 512;
 /// What a letter adds to a record: its headers' names and values, the reason among them, and the envelope.
-const LETTER_BYTES_MAX: usize = REASON_BYTES_MAX + 2048 + RECORD_OVERHEAD_BYTES;
+const LETTER_BYTES_MAX: usize = REASON_BYTES_MAX + 3072 + RECORD_OVERHEAD_BYTES;
 /// What a byte takes in a JSON text at most.
 const ESCAPED_BYTES_MAX: usize = 6;
 /// Keeps the dice of samples apart from those of pauses.

@@ -3,14 +3,14 @@
 //! Key, value and headers are the row's own, untouched; behind the headers stand the ones below, and last the
 //! mark that every letter ends with.
 
-use super::letter::{MARK_HEADER, Sender};
+use super::letter::{MARK_HEADER, Sender, schema_version};
 use super::outbox::Letter;
 use crate::config::units;
 use crate::record::headers;
 use crate::store::OutboxRow;
 
 /// Every header that it adds, in their order. In Kafka since 0.2: add before the mark, never rename.
-pub const HEADERS: [&str; 14] = [
+pub const HEADERS: [&str; 15] = [
     "outbox_destination",
     "outbox_sequence",
     "tidemill-id",
@@ -25,6 +25,7 @@ pub const HEADERS: [&str; 14] = [
     "deployment_version",
     "deployment_incarnation",
     "retry_count",
+    "schema_version",
 ];
 
 /// The headers of the letter of an outbox row, in Kafka's encoding. There is no `original_topic`: it is no
@@ -52,6 +53,7 @@ pub fn encode_headers(
         sender.revision.to_string(),
         sender.incarnation.to_owned(),
         row.retry_count.to_string(),
+        schema_version(&own).to_owned(),
     ];
     let count = HEADERS.len().to_string();
     let mut all = own;

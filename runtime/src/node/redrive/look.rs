@@ -289,5 +289,6 @@ fn shown(letter: Letter, state: LetterState) -> proto::Letter {
         correlation_id: letter.correlation_id,
         version: letter.revision,
         state: state.into(),
+        schema_version: letter.schema_version,
     }
 }

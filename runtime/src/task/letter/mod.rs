@@ -14,14 +14,14 @@ pub use read::{Letter, Undelivered};
 use super::{Failure, correlation};
 use crate::config::failures::LetterFormat;
 use crate::config::units;
-use crate::record::headers;
+use crate::record::headers::{self, Header};
 use crate::store::ParkedRecord;
 
 /// Closes what is added to a record's own headers: the number of headers before it that are the letter's.
 pub const MARK_HEADER: &str = "tidemill-dead-letter";
 
 /// Every header that a letter adds, in their order.
-pub const HEADERS: [&str; 15] = [
+pub const HEADERS: [&str; 16] = [
     "original_topic",
     "original_partition",
     "original_offset",
@@ -37,11 +37,16 @@ pub const HEADERS: [&str; 15] = [
     "deployment_version",
     "deployment_incarnation",
     "format",
+    "schema_version",
 ];
 
 /// What `format` says of the value.
 const FORMAT_RAW: &str = "raw";
 const FORMAT_ENVELOPE: &str = "envelope";
+
+/// Names of the header that the version of a record's schema comes in, by preference. The last two are the
+/// `dataschema` of a CloudEvent, whose URI names the version.
+const SCHEMA_NAMES: [&str; 4] = ["schema-version", "schema_version", "ce-dataschema", "ce_dataschema"];
 
 /// Who failed the record.
 pub struct Sender<'a> {
@@ -61,6 +66,12 @@ pub struct Written {
     pub value: Option<Vec<u8>>,
     /// In Kafka's encoding.
     pub headers: Vec<u8>,
+}
+
+/// The schema version that a record's own headers name, as they name it; empty = none.
+pub fn schema_version<'a>(own: &[Header<'a>]) -> &'a str {
+    let named = correlation::first_of(own, &SCHEMA_NAMES);
+    named.and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default()
 }
 
 /// The letter of a record.
@@ -103,6 +114,7 @@ pub fn write(record: &ParkedRecord, failure: &Failure, sender: &Sender<'_>) -> W
         sender.revision.to_string(),
         sender.incarnation.to_owned(),
         format.to_owned(),
+        schema_version(&own).to_owned(),
     ];
     let count = HEADERS.len().to_string();
     let mut all = own.clone();
@@ -197,7 +209,12 @@ mod tests {
 
     #[test]
     fn a_letter_keeps_the_records_own_headers_and_says_what_happened() {
-        let own = [("ce-id", Some(&b"\xff\x00"[..])), ("correlation-id", Some(b"c-7")), ("none", None)];
+        let own = [
+            ("ce-id", Some(&b"\xff\x00"[..])),
+            ("correlation-id", Some(b"c-7")),
+            ("Schema-Version", Some(b"orders.v3")),
+            ("none", None),
+        ];
         let record = ParkedRecord {
             headers: Some(headers::encode(own.into_iter())),
             timestamp_ms: 5,
@@ -221,6 +238,15 @@ mod tests {
         assert_eq!((text("error_type"), text("error_class")), ("InfraTimeoutError", "timeout"));
         assert_eq!((text("correlation_id"), text("deployment_version")), ("c-7", "7"));
         assert_eq!((text("deployment_incarnation"), text("format")), ("life", "raw"));
-        assert_eq!(text(MARK_HEADER), "15");
+        assert_eq!((text("schema_version"), text(MARK_HEADER)), ("orders.v3", "16"));
+    }
+
+    #[test]
+    fn a_schema_version_is_the_first_that_a_record_names_and_empty_without_one() {
+        let uri = ("ce-dataschema", Some(&b"https://example.com/orders/2"[..]));
+        assert_eq!(schema_version(&[uri, ("schema_version", Some(&b"3"[..]))]), "3");
+        assert_eq!(schema_version(&[("schema-version", Some(&b""[..])), uri]), "https://example.com/orders/2");
+        assert_eq!(schema_version(&[]), "");
+        assert_eq!(schema_version(&[("schema_version", Some(&b"\xff"[..]))]), "", "no text");
     }
 }

@@ -35,6 +35,8 @@ pub struct Letter {
     pub deployment: String,
     pub revision: u64,
     pub incarnation: String,
+    /// As the record's own headers name it.
+    pub schema_version: String,
     /// None for a record of an input.
     pub undelivered: Option<Undelivered>,
 }
@@ -95,6 +97,7 @@ impl Letter {
             deployment: added.text("deployment").to_owned(),
             revision: added.number("deployment_version").unwrap_or_default(),
             incarnation: added.text("deployment_incarnation").to_owned(),
+            schema_version: added.text("schema_version").to_owned(),
         })
     }
 
