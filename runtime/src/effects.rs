@@ -15,6 +15,8 @@ pub enum Status {
     Blocked = 3,
     /// Cannot be read: not what the handler expects.
     Decode = 4,
+    /// Can be read, and is not what its schema says.
+    Schema = 5,
 }
 
 impl Status {
@@ -25,6 +27,7 @@ impl Status {
             2 => Some(Status::Permanent),
             3 => Some(Status::Blocked),
             4 => Some(Status::Decode),
+            5 => Some(Status::Schema),
             _ => None,
         }
     }

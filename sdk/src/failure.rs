@@ -16,6 +16,7 @@ pub(crate) enum Kind {
     Transient,
     Permanent,
     Decode,
+    Schema,
 }
 
 /// Longest reason that crosses to the node, in bytes.
@@ -38,8 +39,18 @@ impl Failure {
         Failure { kind: Kind::Decode, reason: reason.into() }
     }
 
+    /// The record can be read and is not what its schema says: a field is missing, or of another type.
+    /// Fails every time, until a version that takes it is deployed.
+    pub fn schema(reason: impl Into<Cow<'static, str>>) -> Failure {
+        Failure { kind: Kind::Schema, reason: reason.into() }
+    }
+
     pub fn is_decode(&self) -> bool {
         self.kind == Kind::Decode
+    }
+
+    pub fn is_schema(&self) -> bool {
+        self.kind == Kind::Schema
     }
 
     pub fn is_transient(&self) -> bool {

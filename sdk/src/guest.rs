@@ -107,6 +107,7 @@ pub(crate) mod status {
     pub const PERMANENT: u8 = 2;
     pub const BLOCKED: u8 = 3;
     pub const DECODE: u8 = 4;
+    pub const SCHEMA: u8 = 5;
 }
 
 /// One instance of a handler.
@@ -172,6 +173,7 @@ impl<H: Definition> Guest<H> {
             FailureKind::Transient => status::TRANSIENT,
             FailureKind::Permanent => status::PERMANENT,
             FailureKind::Decode => status::DECODE,
+            FailureKind::Schema => status::SCHEMA,
         };
         Err((status, failure))
     }

@@ -48,10 +48,13 @@ impl<'a> Record<'a> {
             .map_err(|error| Failure::decode(format!("the value is not UTF-8: {error}")))
     }
 
-    /// The value decoded from JSON; `T` may borrow from the record.
+    /// The value decoded from JSON; `T` may borrow from the record. What is no JSON fails as `decode`, and
+    /// JSON that is no `T` as `schema`.
     pub fn json<T: Deserialize<'a>>(&self) -> Result<T, Failure> {
-        serde_json::from_slice(self.value()?)
-            .map_err(|error| Failure::decode(format!("the value is not the JSON expected: {error}")))
+        serde_json::from_slice(self.value()?).map_err(|error| {
+            let reason = format!("the value is not the JSON expected: {error}");
+            if error.is_data() { Failure::schema(reason) } else { Failure::decode(reason) }
+        })
     }
 
     /// The headers in their order. Empty unless the handler is exported with `wants_headers: true`.

@@ -42,6 +42,7 @@ pub enum Outcome {
     Transient(String),
     Permanent(String),
     Decode(String),
+    Schema(String),
     /// Not run, because an earlier record of its key failed.
     Blocked,
 }
@@ -268,6 +269,7 @@ impl<H: Definition> Driver<H> {
                 status::TRANSIENT => Outcome::Transient(reason),
                 status::PERMANENT => Outcome::Permanent(reason),
                 status::DECODE => Outcome::Decode(reason),
+                status::SCHEMA => Outcome::Schema(reason),
                 _ => Outcome::Blocked,
             }
         };

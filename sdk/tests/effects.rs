@@ -252,13 +252,14 @@ impl Handler for Everything {
                     .timestamp(9)
                     .send()
             }
+            "baskets" => ctx.emit("out", key, Json(record.json::<Basket>()?)),
             _ => ctx.emit("nowhere", key, Null),
         }
     }
 }
 
 tidemill_sdk::export!(Everything {
-    inputs: ["numbers", "headers", "other"],
+    inputs: ["numbers", "headers", "baskets", "other"],
     outputs: ["out"],
     stores: ["balance", "ratio" { schema: 2, reads: [1] }, "shopping-basket" { field: basket }, "raw"],
     config: settings,
@@ -296,6 +297,17 @@ fn state_of_another_form_fails_the_record_for_good() {
     let outcomes = driver.feed([record("numbers").key("k")]);
     assert_eq!(outcomes, [Outcome::Permanent("the state has 2 bytes where i64 has 8".into())]);
     assert!(driver.keys("raw").is_empty());
+}
+
+#[test]
+fn what_is_no_json_fails_as_decode_and_json_of_another_form_as_schema() {
+    let mut driver = Driver::<Everything>::new();
+    let values = [r#"{"items":["a"]}"#, r#"{"items":["#, "{}", r#"{"items":1}"#];
+    let outcomes = driver.feed(values.map(|value| record("baskets").key(value).value(value)));
+    assert!(
+        matches!(&outcomes[..], [Outcome::Ok, Outcome::Decode(_), Outcome::Schema(_), Outcome::Schema(_)]),
+        "{outcomes:?}"
+    );
 }
 
 #[test]

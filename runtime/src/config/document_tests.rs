@@ -7,7 +7,7 @@ use tidemill_test_support::proptest::prelude::*;
 
 use super::deployment::*;
 use super::document::{SpecDefaults, split_documents};
-use super::failures::FailureKind;
+use super::failures::{FailureKind, Then};
 use super::outbox::BreakerSpec;
 use super::policy::Policy;
 
@@ -64,6 +64,18 @@ changelog: { replication_factor: 3, min_compaction_lag: 1h }
     assert_eq!(spec.changelog.min_compaction_lag, Duration::from_secs(3600));
     // The day that DESIGN asks for where a record may be ahead of the committed offset.
     assert_eq!(spec.changelog.delete_retention, Duration::from_secs(86_400));
+}
+
+#[test]
+fn what_a_document_says_of_decode_goes_for_schema_where_it_says_nothing_else() {
+    let of = |failures: &str| {
+        let spec = DeploymentSpec::parse(&format!("{MINIMAL}failures: {failures}\n")).expect("valid");
+        [FailureKind::Decode, FailureKind::Schema].map(|kind| spec.failures.policy(kind).then)
+    };
+    assert_eq!(of("{ decode: { then: skip } }"), [Then::Skip; 2]);
+    let both = of("{ decode: { then: skip }, schema: { then: dead_letter } }");
+    assert_eq!(both, [Then::Skip, Then::DeadLetter]);
+    assert_eq!(of("{ schema: { then: park } }"), [Then::Halt, Then::Park]);
 }
 
 #[test]

@@ -30,16 +30,19 @@ pub enum FailureKind {
     Timeout,
     /// It asked for more than the deployment or Kafka allows.
     Limit,
+    /// The record could be read, and is not what its schema says; the handler says so.
+    Schema,
 }
 
 impl FailureKind {
-    pub const ALL: [FailureKind; 6] = [
+    pub const ALL: [FailureKind; 7] = [
         FailureKind::Transient,
         FailureKind::Permanent,
         FailureKind::Decode,
         FailureKind::Trap,
         FailureKind::Timeout,
         FailureKind::Limit,
+        FailureKind::Schema,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -50,6 +53,7 @@ impl FailureKind {
             FailureKind::Trap => "trap",
             FailureKind::Timeout => "timeout",
             FailureKind::Limit => "limit",
+            FailureKind::Schema => "schema",
         }
     }
 
@@ -66,6 +70,7 @@ impl FailureKind {
             FailureKind::Trap => "HandlerTrapError",
             FailureKind::Timeout => "InfraTimeoutError",
             FailureKind::Limit => "LimitError",
+            FailureKind::Schema => "SchemaViolationError",
         }
     }
 }
@@ -296,6 +301,10 @@ fn read_given(section: &mut Section<'_>, has_outbox: bool, defaults: &SpecDefaul
     let then = block.choice("then", Then::default(), &Then::ALL);
     let mut failures = Failures::by_kind(|kind| standard_for(kind, then, defaults));
     for kind in FailureKind::ALL {
+        if kind == FailureKind::Schema {
+            // A part of `decode` before it was a kind: documents that know that one only still mean both.
+            failures.policies[kind as usize] = *failures.policy(FailureKind::Decode);
+        }
         if let Some(mut policy) = block.section(kind.as_str()) {
             failures.policies[kind as usize] = read_policy(&mut policy, failures.policies[kind as usize]);
             policy.finish();

@@ -506,6 +506,7 @@ pub(super) fn kind_of(status: Status) -> Option<FailureKind> {
         Status::Transient => Some(FailureKind::Transient),
         Status::Permanent => Some(FailureKind::Permanent),
         Status::Decode => Some(FailureKind::Decode),
+        Status::Schema => Some(FailureKind::Schema),
     }
 }
 

@@ -110,6 +110,7 @@ fn counter(kind: FailureKind, metrics: &TaskMetrics) -> &telemetry::Counter {
         FailureKind::Trap => &metrics.traps,
         FailureKind::Timeout => &metrics.timeouts,
         FailureKind::Limit => &metrics.limit_faults,
+        FailureKind::Schema => &metrics.failed_schema,
     }
 }
 

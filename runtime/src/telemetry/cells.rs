@@ -151,6 +151,7 @@ pub struct TaskMetrics {
     pub failed_transient: Counter,
     pub failed_permanent: Counter,
     pub failed_decode: Counter,
+    pub failed_schema: Counter,
     pub traps: Counter,
     pub timeouts: Counter,
     pub limit_faults: Counter,

@@ -62,7 +62,8 @@ pub const TASK: &[Row<TaskMetrics>] = &[
         |c, emit| emit(None, Count(c.skipped.get()))),
     counter("tidemill_records_failed", "Failures by class", |c, emit| {
         let classes = [("transient", &c.failed_transient), ("permanent", &c.failed_permanent),
-            ("decode", &c.failed_decode), ("trap", &c.traps), ("timeout", &c.timeouts), ("limit", &c.limit_faults)];
+            ("decode", &c.failed_decode), ("trap", &c.traps), ("timeout", &c.timeouts), ("limit", &c.limit_faults),
+            ("schema", &c.failed_schema)];
         for (class, counter) in classes {
             emit(Some(("class", class)), Count(counter.get()));
         }

@@ -209,14 +209,12 @@ fn held_back(statuses: &[Status], terms: &Terms<'_>) -> Result<(), Refusal> {
         };
         match (status, due) {
             (Status::Blocked, false) => return Err(Refusal::HeldBack(record)),
-            (Status::Ok | Status::Transient | Status::Permanent | Status::Decode, true) => {
-                return Err(Refusal::NotHeldBack(record));
-            }
-            (Status::Transient | Status::Permanent | Status::Decode, false) => {
+            (Status::Blocked, true) | (Status::Ok, false) => {}
+            (_, true) => return Err(Refusal::NotHeldBack(record)),
+            (Status::Transient | Status::Permanent | Status::Decode | Status::Schema, false) => {
                 failed = true;
                 failed_keys.push(key);
             }
-            (Status::Blocked, true) | (Status::Ok, false) => {}
         }
     }
     Ok(())
@@ -349,7 +347,7 @@ mod tests {
         assert_eq!(refusal(|raw| raw.write.store[0] = 1), Refusal::Store(1));
         assert_eq!(refusal(|raw| raw.emit.partition[0] = -2), Refusal::Partition(-2));
         assert_eq!(refusal(|raw| raw.emit.timestamp[0] = -2), Refusal::Timestamp(-2));
-        assert_eq!(refusal(|raw| raw.status[1] = 5), Refusal::Status { record: 1, status: 5 });
+        assert_eq!(refusal(|raw| raw.status[1] = 6), Refusal::Status { record: 1, status: 6 });
         assert_eq!(refusal(|raw| raw.write.key = raw_column(&[None])), Refusal::NullKey);
     }
 
@@ -405,6 +403,7 @@ mod tests {
             judge(order, raw).map(|_| ())
         };
         assert_eq!(statuses(Order::Key, [1, 0, 3, 0]), Ok(()));
+        assert_eq!(statuses(Order::Key, [5, 4, 3, 0]), Ok(()));
         assert_eq!(statuses(Order::Key, [1, 0, 0, 0]), Err(Refusal::NotHeldBack(2)));
         assert_eq!(statuses(Order::Key, [0, 1, 3, 0]), Err(Refusal::HeldBack(2)));
         assert_eq!(statuses(Order::All, [2, 3, 3, 3]), Ok(()));

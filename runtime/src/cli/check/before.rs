@@ -210,7 +210,7 @@ mod tests {
         let some = of("{ then: dead_letter, decode: { then: skip } }");
         assert_eq!(
             (some.verdict, some.detail.as_str()),
-            (Verdict::Warning, "records that fail as decode are skipped for good")
+            (Verdict::Warning, "records that fail as decode, schema are skipped for good")
         );
     }
 }

@@ -21,7 +21,7 @@ pub const PARTITION: i32 = 3;
 /// | `big` | writes a state entry above the changelog's limit |
 /// | `lie` | fails, and runs the records behind it nevertheless |
 /// | `flaky` | fails as transient until it is healed |
-/// | `garbled` | fails as decode |
+/// | `garbled`, `odd` | fails as decode, or as schema |
 ///
 /// It returns the effects of failed records too: leaving them out is the task's work.
 #[derive(Debug, Default)]
@@ -60,6 +60,7 @@ fn judge(command: &[u8]) -> Result<(Status, Option<&'static [u8]>), Fault> {
         b"fail" => (Status::Permanent, Some(b"told to fail")),
         b"retry" => (Status::Transient, Some(b"told to retry")),
         b"garbled" => (Status::Decode, Some(b"told to be garbled")),
+        b"odd" => (Status::Schema, Some(b"told to be odd")),
         b"lie" => (Status::Permanent, None),
         b"trap" => return Err(Fault::Trap("unreachable".into())),
         b"slow" => return Err(Fault::Timeout { limit_ms: 5 }),

@@ -19,6 +19,7 @@ fn a_task_halts_exactly_before_the_failed_record_and_keeps_what_came_before() {
         ("b!fail", FailureKind::Permanent),
         ("b!retry", FailureKind::Transient),
         ("b!garbled", FailureKind::Decode),
+        ("b!odd", FailureKind::Schema),
         ("b!trap", FailureKind::Trap),
         ("b!slow", FailureKind::Timeout),
         ("b!huge", FailureKind::Limit),
