@@ -11,6 +11,7 @@ use super::state::{Options, note_positions, read_json};
 use super::table::Table;
 use super::values::{show_text, text_json};
 use super::{Global, Outcome, client};
+use crate::config::deployment::join_id;
 use crate::config::units;
 
 const GET_EXAMPLES: &str = "\
@@ -18,6 +19,7 @@ Examples:
   tidemill inbox get orders 7b0ef2c4
   tidemill inbox get orders 7b0ef2c4 -o json
   tidemill inbox get orders 7b0ef2c4 --at-least orders/0@12
+  tidemill inbox get orders order-17 3
   tidemill inbox get orders 00ff --key-format hex --partition 3";
 
 /// Ask which records a deployment with an inbox has handled
@@ -42,8 +44,9 @@ enum Command {
 #[command(after_help = GET_EXAMPLES)]
 struct Get {
     deployment: String,
-    /// The id, as it is in the records
-    id: String,
+    /// The id, as it is in the records; each part of one that is joined of several, in their order
+    #[arg(required = true)]
+    id: Vec<String>,
     #[command(flatten)]
     options: Options,
 }
@@ -61,9 +64,10 @@ impl Inbox {
 
 impl Get {
     async fn run(self, channel: Channel, global: &Global) -> Outcome {
+        let parts = self.id.iter().map(|part| self.options.key(part)).collect::<Result<Vec<_>, _>>()?;
         let request = proto::GetInboxRequest {
             deployment: self.deployment.clone(),
-            id: self.options.key(&self.id)?,
+            id: if let [id] = &parts[..] { id.clone() } else { join_id(&parts) },
             partition: self.options.partition,
             at_least: self.options.at_least.clone(),
             local: false,

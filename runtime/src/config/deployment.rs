@@ -111,8 +111,9 @@ impl DeploymentSpec {
 /// What is remembered of the records that have come in, and for how long. It has an id, a sequence, or both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxSpec {
-    /// What makes a record a repetition of an earlier one of its partition.
-    pub id: Option<IdSource>,
+    /// What makes a record a repetition of an earlier one of its partition: one thing, which is the id as it
+    /// is, or several, which [`join_id`] joins. Never an empty list.
+    pub id: Option<Vec<IdSource>>,
     /// What tells that records of a key are missing, late or repeated.
     pub sequence: Option<SequenceSpec>,
     /// How long an id, or the last number of a key, is remembered, in the time of the records.
@@ -122,13 +123,27 @@ pub struct InboxSpec {
 impl InboxSpec {
     /// Something of it is in a header.
     pub fn reads_headers(&self) -> bool {
-        let id = match &self.id {
-            Some(IdSource::In(place)) => Some(place),
-            _ => None,
-        };
-        let places = id.into_iter().chain(self.sequence.as_ref().map(|sequence| &sequence.number));
-        places.into_iter().any(|place| matches!(place, Place::Header(_)))
+        let sequence = self.sequence.as_ref().map(|sequence| &sequence.number);
+        let is_header = |place: &Place| matches!(place, Place::Header(_));
+        self.id.iter().flatten().any(|source| matches!(source, IdSource::In(place) if is_header(place)))
+            || sequence.is_some_and(is_header)
     }
+}
+
+/// An id of several parts: `LENGTH:PART,LENGTH:PART`, lengths in bytes and decimal digits. So different parts
+/// never make the same id, whatever is in them. On disk and in Kafka: never change.
+pub fn join_id<T: AsRef<[u8]>>(parts: &[T]) -> Vec<u8> {
+    let mut id = Vec::new();
+    for part in parts {
+        let part: &[u8] = part.as_ref();
+        if !id.is_empty() {
+            id.push(b',');
+        }
+        id.extend_from_slice(part.len().to_string().as_bytes());
+        id.push(b':');
+        id.extend_from_slice(part);
+    }
+    id
 }
 
 /// Where a record's id is.
@@ -136,6 +151,8 @@ impl InboxSpec {
 pub enum IdSource {
     In(Place),
     Key,
+    /// The SHA-256 of the value, in hexadecimal digits. A tombstone has none.
+    Hash,
     /// The record's own place in its topic: no two records have the same.
     Offset,
 }
@@ -175,6 +192,7 @@ impl std::fmt::Display for IdSource {
         match self {
             IdSource::In(place) => place.fmt(f),
             IdSource::Key => f.write_str("key"),
+            IdSource::Hash => f.write_str("hash"),
             IdSource::Offset => f.write_str("offset"),
         }
     }

@@ -25,6 +25,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// Inputs or outputs of one deployment.
 const BINDINGS_MAX: usize = 64;
+/// Parts that an id is joined of.
+const ID_PARTS_MAX: usize = 8;
 
 /// What a document that does not say gets; a node's configuration may change it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -402,7 +404,7 @@ fn inbox(section: &mut Section<'_>, guarantee: Guarantee) -> Option<InboxSpec> {
     if id.is_none() && sequence.is_none() {
         inbox.missing(
             "id",
-            "write id: \"header:NAME\", key, \"json:/POINTER\" or offset; or sequence: \"header:NAME\" or \"json:/POINTER\"",
+            "write id: \"header:NAME\", key, \"json:/POINTER\", hash or offset; or sequence: \"header:NAME\" or \"json:/POINTER\"",
         );
     }
     let has_ttl = inbox.take("ttl").is_some();
@@ -415,7 +417,7 @@ fn inbox(section: &mut Section<'_>, guarantee: Guarantee) -> Option<InboxSpec> {
     }
     let gaps = inbox.choice("gaps", Gaps::default(), &Gaps::ALL);
     inbox.finish();
-    let id = id.and_then(|field| id_source(&field));
+    let id = id.and_then(|field| id_sources(&field));
     let sequence = sequence.and_then(|field| {
         let text = field.text()?;
         let number = place(&text);
@@ -429,16 +431,38 @@ fn inbox(section: &mut Section<'_>, guarantee: Guarantee) -> Option<InboxSpec> {
     (has_ttl && (id.is_some() || sequence.is_some())).then_some(InboxSpec { id, sequence, ttl })
 }
 
+/// One source, or a list of several that are joined.
+fn id_sources(field: &Field<'_>) -> Option<Vec<IdSource>> {
+    let Some(items) = field.items() else { return Some(vec![id_source(field)?]) };
+    if !(2..=ID_PARTS_MAX).contains(&items.len()) {
+        field.refuse(format!("a list joins 2 to {ID_PARTS_MAX} parts, and this one has {}", items.len()));
+    }
+    let mut parts = Vec::with_capacity(items.len());
+    for item in &items {
+        match id_source(item) {
+            Some(IdSource::Offset) => {
+                item.refuse("no two records have the same, so nothing joined with it repeats: leave it out");
+            }
+            Some(source) if parts.contains(&source) => item.refuse(format!("{source} is a part already")),
+            Some(source) => parts.push(source),
+            None => {} // Refused already.
+        }
+    }
+    Some(parts)
+}
+
 fn id_source(field: &Field<'_>) -> Option<IdSource> {
     let text = field.text()?;
     let source = match text.as_str() {
         "key" => Some(IdSource::Key),
+        "hash" => Some(IdSource::Hash),
         "offset" => Some(IdSource::Offset),
         _ => place(&text).map(IdSource::In),
     };
     if source.is_none() {
         field.refuse(format!(
-            "unknown value `{text}`: write header:NAME, key, json:/POINTER (from the value's root) or offset"
+            "unknown value `{text}`: write header:NAME, key, json:/POINTER (from the value's root), hash or \
+             offset"
         ));
     }
     source

@@ -212,7 +212,19 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
             "line 5: inbox: needs `guarantee: exactly_once`: an id and the effects of its record change in one commit\n\
              line 5: inbox.ttl: 0s is outside 1s to 87600h\n\
              line 5: inbox.tll: unknown key, did you mean `ttl`?\n\
-             line 5: inbox.id: unknown value `heder:x`: write header:NAME, key, json:/POINTER (from the value's root) or offset",
+             line 5: inbox.id: unknown value `heder:x`: write header:NAME, key, json:/POINTER (from the value's root), hash or offset",
+        ),
+        (
+            format!("{base}inbox: {{ id: [\"heder:x\", offset, key, key, [hash]], ttl: 1h }}\n"),
+            "line 4: inbox.id[0]: unknown value `heder:x`: write header:NAME, key, json:/POINTER (from the value's root), hash or \
+             offset\n\
+             line 4: inbox.id[1]: no two records have the same, so nothing joined with it repeats: leave it out\n\
+             line 4: inbox.id[3]: key is a part already\n\
+             line 4: inbox.id[4]: expected a text, found a list",
+        ),
+        (
+            format!("{base}inbox: {{ id: [hash], ttl: 1h }}\n"),
+            "line 4: inbox.id: a list joins 2 to 8 parts, and this one has 1",
         ),
         (
             format!("{base}inbox: {{ id: key }}\n"),
@@ -222,7 +234,7 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
             format!("{base}inbox: {{ ttl: 1h, gaps: ignroe }}\n"),
             "line 4: inbox.gaps: says what a gap in a sequence means, and there is none: give it a `sequence` as well\n\
              line 4: inbox.gaps: unknown value `ignroe`, did you mean `ignore`?\n\
-             line 4: inbox.id: is missing: write id: \"header:NAME\", key, \"json:/POINTER\" or offset; or sequence: \
+             line 4: inbox.id: is missing: write id: \"header:NAME\", key, \"json:/POINTER\", hash or offset; or sequence: \
              \"header:NAME\" or \"json:/POINTER\"",
         ),
         (

@@ -213,6 +213,18 @@ impl<'a> Field<'a> {
         Section::open(self.node, &self.path, self.line, self.report)
     }
 
+    /// The values of a list, each with its place; `None` when it is no list.
+    pub fn items(&self) -> Option<Vec<Field<'a>>> {
+        let Yaml::List(items) = &self.node.value else { return None };
+        let item = |(at, node): (usize, &'a Node)| Field {
+            path: format!("{}[{at}]", self.path),
+            line: node.line,
+            node,
+            report: self.report,
+        };
+        Some(items.iter().enumerate().map(item).collect())
+    }
+
     /// A text. A number is refused rather than guessed at: `010` or `1.10` would not survive.
     pub fn text(&self) -> Option<String> {
         match &self.node.value {

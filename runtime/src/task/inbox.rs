@@ -22,16 +22,18 @@
 //! in the same way. With them every record that is passed moves the horizon, repetitions of an id
 //! excepted: a key whose records all fail is forgotten in its time, too.
 
+use std::borrow::Cow;
 use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::time::Duration;
 
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
+use sha2::{Digest, Sha256};
 
 use super::TakenAt;
 use super::sequence::Lines;
-use crate::config::deployment::{Gaps, IdSource, InboxSpec, Place};
+use crate::config::deployment::{Gaps, IdSource, InboxSpec, Place, join_id};
 use crate::faults::{Bug, planted};
 use crate::record::{Batch, Column, Offset, headers};
 use crate::store::{Ages, Store};
@@ -127,7 +129,7 @@ impl Inbox {
 
     /// Says what tells the batch's records apart: ids and numbers; none = a record has none.
     pub fn fill(&self, batch: &mut Batch) {
-        let (id, sequence) = (self.spec.id.as_ref(), self.spec.sequence.as_ref());
+        let (id, sequence) = (self.spec.id.as_deref(), self.spec.sequence.as_ref());
         let rows = batch.len();
         let mut ids = Column::with_capacity(id.map_or(0, |_| rows), id.map_or(0, |_| rows * 16));
         let mut numbers = Vec::with_capacity(sequence.map_or(0, |_| rows));
@@ -140,18 +142,28 @@ impl Inbox {
             let json = LazyCell::new(|| serde_json::from_slice::<serde_json::Value>(value?).ok());
             let within = |pointer: &str| json.as_ref().and_then(|json| member(json, pointer));
             let header = |name: &str| own.and_then(|own| headers::find(own, name).ok()?);
-            let fits = |id: &&[u8]| !id.is_empty() && id.len() <= ID_BYTES_MAX;
+            let part = |source: &IdSource| -> Option<Cow<'_, [u8]>> {
+                match source {
+                    IdSource::Key => key.map(Cow::Borrowed),
+                    IdSource::In(Place::Header(name)) => header(name).map(Cow::Borrowed),
+                    IdSource::In(Place::Json(pointer)) => {
+                        within(pointer).map(|text| Cow::Owned(text.into_bytes()))
+                    }
+                    IdSource::Hash => value.map(|value| Cow::Owned(digest(value))),
+                    IdSource::Offset => {
+                        Some(Cow::Owned([&batch.input.to_be_bytes()[..], &offset.to_be_bytes()].concat()))
+                    }
+                }
+            };
+            let fits = |id: &Cow<'_, [u8]>| !id.is_empty() && id.len() <= ID_BYTES_MAX;
             match id {
                 None => {}
-                Some(IdSource::Key) => ids.push(key.filter(fits)),
-                Some(IdSource::In(Place::Header(name))) => ids.push(header(name).filter(fits)),
-                Some(IdSource::In(Place::Json(pointer))) => {
-                    let id = within(pointer);
-                    ids.push(id.as_deref().map(str::as_bytes).filter(fits));
-                }
-                Some(IdSource::Offset) => {
-                    let id = [&batch.input.to_be_bytes()[..], &offset.to_be_bytes()].concat();
-                    ids.push(Some(&id));
+                Some([source]) => ids.push(part(source).filter(fits).as_deref()),
+                Some(sources) => {
+                    let parts: Option<Vec<_>> =
+                        sources.iter().map(|source| part(source).filter(fits)).collect();
+                    let joined = parts.map(|parts| join_id(&parts));
+                    ids.push(joined.as_deref().filter(|id| id.len() <= ID_BYTES_MAX));
                 }
             }
             let Some(sequence) = sequence else { continue };
@@ -169,8 +181,9 @@ impl Inbox {
     /// Why this record of a batch fails: it has no id, or a key and no number.
     pub fn missing(&self, batch: &Batch, row: usize) -> Option<String> {
         if lacks_id(batch, row) {
-            let id = self.spec.id.as_ref()?;
-            return Some(format!("the record has no id of 1 to {ID_BYTES_MAX} bytes at {id} (inbox.id)"));
+            let sources: Vec<String> = self.spec.id.iter().flatten().map(ToString::to_string).collect();
+            let sources = sources.join(" and ");
+            return Some(format!("the record has no id of 1 to {ID_BYTES_MAX} bytes at {sources} (inbox.id)"));
         }
         let sequence = self.spec.sequence.as_ref().filter(|_| lacks_number(batch, row))?;
         let long = batch.keys.lengths().get(row).is_some_and(|&length| length > ID_BYTES_MAX as i32);
@@ -360,6 +373,13 @@ pub fn lacks_number(batch: &Batch, row: usize) -> bool {
 fn number(text: &[u8]) -> Option<u64> {
     let is_plain = text.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(text).ok().filter(|_| is_plain)?.parse().ok()
+}
+
+/// SHA-256, in hexadecimal digits.
+fn digest(value: &[u8]) -> Vec<u8> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    Sha256::digest(value).iter().flat_map(digits).collect()
 }
 
 /// A text, number or boolean within a JSON value.

@@ -223,7 +223,7 @@ impl Case {
             stores: Arc::new(Stores::new(stores).expect("one store is a valid manifest")),
             keeps_rows: self.parks || self.inbox || self.outbox,
             inbox: self.inbox.then(|| InboxSpec {
-                id: Some(IdSource::In(Place::Header("id".into()))),
+                id: Some(vec![IdSource::In(Place::Header("id".into()))]),
                 sequence: None,
                 ttl: Duration::from_millis(self.ttl_ms),
             }),

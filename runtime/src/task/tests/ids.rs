@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::super::recovery::*;
 use super::*;
-use crate::config::deployment::{IdSource, InboxSpec, Place};
+use crate::config::deployment::{IdSource, InboxSpec, Place, join_id};
 use crate::config::failures::{Backoff, Policy, Then};
 use crate::store::{POSITION, Position};
 
@@ -14,7 +14,7 @@ const TTL_MS: i64 = 3_600_000;
 
 fn inbox(failures: Failures) -> TaskConfig {
     let ttl = Duration::from_millis(TTL_MS as u64);
-    let id = Some(IdSource::In(Place::Header("id".into())));
+    let id = Some(vec![IdSource::In(Place::Header("id".into()))]);
     TaskConfig { inbox: Some(InboxSpec { id, sequence: None, ttl }), ..parking(failures) }
 }
 
@@ -300,16 +300,27 @@ fn ids_are_found_where_the_deployment_says() {
     let mut batch = records(7, ["key"]);
     batch.values = crate::record::Column::default();
     batch.values.push(Some(br#"{"order":{"id":17},"name":"n"}"#));
-    let mut id = |source: IdSource| {
-        let spec = InboxSpec { id: Some(source), sequence: None, ttl: Duration::from_secs(1) };
+    let mut id = |sources: &[IdSource]| {
+        let spec = InboxSpec { id: Some(sources.to_vec()), sequence: None, ttl: Duration::from_secs(1) };
         super::super::inbox::Inbox::new(spec, None).fill(&mut batch);
         batch.ids.row(0).map(|id| String::from_utf8_lossy(id).into_owned())
     };
     let json = |pointer: &str| IdSource::In(Place::Json(pointer.into()));
-    assert_eq!(id(IdSource::Key).as_deref(), Some("key"));
-    assert_eq!(id(json("/order/id")).as_deref(), Some("17"));
-    assert_eq!(id(json("/name")).as_deref(), Some("n"));
-    assert_eq!(id(json("/order")), None);
-    assert_eq!(id(IdSource::In(Place::Header("id".into()))), None);
-    assert_eq!(id(IdSource::Offset).as_deref(), Some("\0\0\0\0\0\0\0\0\0\u{7}"));
+    assert_eq!(id(&[IdSource::Key]).as_deref(), Some("key"));
+    assert_eq!(id(&[json("/order/id")]).as_deref(), Some("17"));
+    assert_eq!(id(&[json("/name")]).as_deref(), Some("n"));
+    assert_eq!(id(&[json("/order")]), None);
+    assert_eq!(id(&[IdSource::In(Place::Header("id".into()))]), None);
+    assert_eq!(id(&[IdSource::Offset]).as_deref(), Some("\0\0\0\0\0\0\0\0\0\u{7}"));
+    let sha256 = "896eb15b4fc3b075129da6a2a6496787a3ecede9601026580f1a710231679129";
+    assert_eq!(id(&[IdSource::Hash]).as_deref(), Some(sha256));
+    assert_eq!(id(&[IdSource::Key, json("/order/id")]).as_deref(), Some("3:key,2:17"));
+    assert_eq!(id(&[IdSource::Key, json("/order")]), None, "one of its parts is missing");
+}
+
+#[test]
+fn different_parts_never_make_the_same_id() {
+    let lists = [["a", "bc"], ["ab", "c"], ["a,1:b", "c"], ["a", "b,1:c"]];
+    let ids: std::collections::HashSet<Vec<u8>> = lists.iter().map(|parts| join_id(parts)).collect();
+    assert_eq!(ids.len(), lists.len());
 }

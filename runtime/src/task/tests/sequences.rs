@@ -111,7 +111,7 @@ fn a_record_has_come_in_whatever_becomes_of_it() {
 #[test]
 fn a_repetition_that_the_inbox_refuses_breaks_nothing() {
     let mut bench = Bench::new();
-    let id = Some(IdSource::In(Place::Json("/id".into())));
+    let id = Some(vec![IdSource::In(Place::Json("/id".into()))]);
     let number = Place::Json("/number".into());
     let sequence = Some(SequenceSpec { number, gaps: Gaps::Report });
     let inbox = InboxSpec { id, sequence, ttl: Duration::from_secs(3600) };
