@@ -197,6 +197,15 @@ fn memory_ends_at_the_limit_and_the_fault_says_so() {
 }
 
 #[test]
+fn a_guest_that_can_do_without_more_memory_goes_on() {
+    let mut task = Task::hostile();
+    assert_eq!(task.emitted("ask 4"), ["asked=granted"]);
+    assert_eq!(task.emitted("ask 64"), ["asked=refused"]);
+    assert_eq!(task.emitted("remember"), ["remembered=1"]);
+    assert_eq!(task.emitted("remember"), ["remembered=2"], "it is the same instance");
+}
+
+#[test]
 fn recursion_panics_and_divisions_by_zero_trap() {
     let mut task = Task::hostile();
     let fault = task.fault("recurse");

@@ -120,6 +120,44 @@ fn a_record_that_halts_a_version_is_tried_again_by_the_one_before() {
     node.stop();
 }
 
+/// A handler that is told the same with every record, and what it may have of memory.
+fn hog(command: &str) -> String {
+    format!(
+        "name: chain\nmodule: hostile.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs: {{ out: {{ topic: out }} }}\n\
+         config: {{ always: {command} }}\nlimits: {{ memory: 16MiB }}\nfailures: {{ then: park }}\n"
+    )
+}
+
+/// DV-12, "memory over limit": needs no rule of its own, because whoever dies of the limit fails the record.
+#[test]
+fn a_version_that_needs_more_memory_than_its_limit_is_taken_back() {
+    let world = World::new(&[("in", 1), ("out", 1)]);
+    let module = build_guest("tests/guests/hostile");
+    let node = world.node();
+    let handle = node.handle();
+    let came_out = |count| {
+        let records = world.committed("out").expect("read");
+        records.len() == count && records.iter().all(|record| record.value.as_deref() == Some(&b"ok"[..]))
+    };
+    deploy(&node, &hog("ok"), &module);
+    produce(&world, 0, 10);
+    eventually("the first version handles all", || came_out(10));
+
+    deploy(&node, &hog("bomb"), &module);
+    let is_adopted = |rollout: proto::RolloutResponse| {
+        let current = |task: &proto::TaskRollout| task.revision == rollout.revision && !task.first.is_empty();
+        rollout.tasks.iter().all(current)
+    };
+    eventually("the second is adopted", || handle.rollout("chain").is_ok_and(is_adopted));
+    produce(&world, 10, 20);
+    eventually("it is rolled back", || versions(&handle).len() == 3);
+    let reason = handle.history("chain").expect("history").versions.remove(0).reason;
+    assert!(reason.starts_with("every one of the first 10 records failed, such as record in/0"), "{reason}");
+    assert!(reason.contains("limit: memory: ") && reason.contains("16777216 allowed"), "{reason}");
+    eventually("the version before handles what had failed", || came_out(20));
+    node.stop();
+}
+
 /// A webhook with this address, whose breaker opens at the third failure in a row.
 fn hook(url: &str) -> String {
     format!(

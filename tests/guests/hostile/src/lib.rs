@@ -47,6 +47,13 @@ impl Handler for Hostile {
                 black_box(vec![1u8; number << 20]);
                 Ok(())
             }
+            "ask" => {
+                // So many MiB at once, and it can do without.
+                let mut bytes = Vec::<u8>::new();
+                let answer = bytes.try_reserve_exact(number << 20);
+                black_box(&mut bytes);
+                ctx.emit("out", "asked", if answer.is_ok() { "granted" } else { "refused" })
+            }
             "bomb" => {
                 // Until there is no more, all of it touched.
                 let mut hoard = Vec::new();
