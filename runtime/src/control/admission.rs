@@ -9,10 +9,15 @@
 //! call's time is over ends in an error. Of all RPCs only reflection has a request that goes on, and its
 //! clients ask again.
 //!
+//! One address has half of the places at most, over all of its connections: the streams of a connection bound
+//! only what its client waits for, and a call that is taken back keeps its place.
+//!
 //! Health is asked without a place and until the end: it is how others learn that the node stops.
 
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, BodyDataStream, Bytes};
@@ -20,15 +25,18 @@ use axum::extract::{Request, State};
 use axum::http::HeaderValue;
 use axum::middleware::Next;
 use axum::response::Response;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep_until};
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
 use super::deadline::Deadline;
+use crate::tls::connection::Peer;
 
 /// Calls that a node has in hand at most. Half of the threads that tokio lends to what may block.
 pub const CALLS_MAX: usize = 256;
+/// Of these, of one address: whoever floods a node leaves as much to others.
+const CALLS_PER_ADDRESS_MAX: usize = CALLS_MAX / 2;
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The header of an answer that is nothing but a status.
@@ -38,18 +46,75 @@ const STATUS: &str = "grpc-status";
 pub struct Admission {
     stopping: watch::Receiver<bool>,
     places: Arc<Semaphore>,
+    held: Arc<Mutex<Held>>,
+}
+
+/// How many places an address has, of those that have any.
+type Held = HashMap<IpAddr, usize>;
+
+/// Of a call, until its work is done.
+struct Place {
+    address: IpAddr,
+    held: Arc<Mutex<Held>>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Admission {
     /// From when `stopping` is true no call is taken any more.
     pub fn new(stopping: watch::Receiver<bool>) -> Admission {
-        Admission { stopping, places: Arc::new(Semaphore::new(CALLS_MAX)) }
+        Admission { stopping, places: Arc::new(Semaphore::new(CALLS_MAX)), held: Arc::default() }
+    }
+
+    /// A place for a call from there, or why there is none.
+    fn place(&self, address: IpAddr) -> Result<Place, Status> {
+        let mut held = lock(&self.held);
+        let count = held.get(&address).copied().unwrap_or(0);
+        if count >= CALLS_PER_ADDRESS_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "this node has {CALLS_PER_ADDRESS_MAX} calls from {address} in hand and takes no more of \
+                 them; try again later"
+            )));
+        }
+        let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() else {
+            return Err(Status::resource_exhausted(format!(
+                "this node has {CALLS_MAX} calls in hand and takes no more; try again later"
+            )));
+        };
+        held.insert(address, count + 1);
+        Ok(Place { address, held: Arc::clone(&self.held), _permit: permit })
     }
 
     /// Returns when no call is in hand any more.
     pub async fn drained(&self) {
         // An error says that the semaphore is closed, which nobody does.
         let _ = self.places.acquire_many(CALLS_MAX as u32).await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = lock(&self.held);
+        let left = held.get(&self.address).map_or(0, |count| count - 1);
+        if left > 0 {
+            held.insert(self.address, left);
+        } else {
+            held.remove(&self.address);
+        }
+    }
+}
+
+/// A panic elsewhere leaves counts that are still whole: every critical section here is one step.
+fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a call comes from. Of IPv6 the network, because a host has as many addresses in it as it likes.
+fn origin(request: &Request) -> IpAddr {
+    // A call without a connection is the guard's to refuse.
+    let Some(peer) = request.extensions().get::<Peer>() else { return Ipv4Addr::UNSPECIFIED.into() };
+    match peer.address.ip().to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
     }
 }
 
@@ -92,9 +157,9 @@ pub async fn admit(State(admission): State<Admission>, request: Request, next: N
     if *admission.stopping.borrow() {
         return refuse(Status::unavailable("this node is stopping; ask another one, or try again"));
     }
-    let Ok(place) = Arc::clone(&admission.places).try_acquire_owned() else {
-        let reason = format!("this node has {CALLS_MAX} calls in hand and takes no more; try again later");
-        return refuse(Status::resource_exhausted(reason));
+    let place = match admission.place(origin(&request)) {
+        Ok(place) => place,
+        Err(status) => return refuse(status),
     };
     let deadline = Deadline::of_call(path, request.headers());
     let mut request = request.map(|body| Body::from_stream(InTime::new(body, deadline)));
@@ -146,7 +211,6 @@ mod tests {
     use crate::control::server::guarded;
     use crate::control::streams::Answers;
     use crate::telemetry::Telemetry;
-    use crate::tls::connection::Peer;
 
     /// Read by tonic alone, and by the guard before it.
     const PATHS: [&str; 2] = ["/tidemill.v1.Lag/Get", "/tidemill.v1.Deployments/Pause"];
@@ -182,8 +246,13 @@ mod tests {
         (stop, admission, router)
     }
 
-    async fn call(mut router: Router, path: &str, timeout: &str, body: Body) -> Code {
-        let peer = Peer { address: SocketAddr::from(([127, 0, 0, 1], 1)), certificate: None };
+    async fn call(router: Router, path: &str, timeout: &str, body: Body) -> Code {
+        call_from(1, router, path, timeout, body).await
+    }
+
+    /// From that host of a network.
+    async fn call_from(host: u8, mut router: Router, path: &str, timeout: &str, body: Body) -> Code {
+        let peer = Peer { address: SocketAddr::from(([127, 0, 0, host], 1)), certificate: None };
         let request = Request::post(path)
             .header("content-type", "application/grpc")
             .header("grpc-timeout", timeout)
@@ -210,6 +279,14 @@ mod tests {
         Body::from_stream(prefix.chain(bytes.throttle(Duration::from_millis(5))).map(Ok::<_, Infallible>))
     }
 
+    /// Waits until no more than so many places are free.
+    async fn until_free(admission: &Admission, places: usize) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while admission.places.available_permits() > places && Instant::now() < deadline {
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn is_drained(admission: &Admission) {
         tokio::time::timeout(Duration::from_secs(30), admission.drained())
             .await
@@ -222,16 +299,43 @@ mod tests {
         assert_eq!(call(router.clone(), PATHS[0], "30S", whole()).await, Code::Ok);
         let mut calls = JoinSet::new();
         for n in 0..CALLS_MAX {
-            calls.spawn(call(router.clone(), PATHS[n % 2], "2S", half_open()));
+            let host = 1 + (n / CALLS_PER_ADDRESS_MAX) as u8;
+            calls.spawn(call_from(host, router.clone(), PATHS[n % 2], "2S", half_open()));
         }
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while admission.places.available_permits() > 0 && Instant::now() < deadline {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(call(router.clone(), PATHS[0], "30S", whole()).await, Code::ResourceExhausted);
+        until_free(&admission, 0).await;
+        assert_eq!(call_from(3, router.clone(), PATHS[0], "30S", whole()).await, Code::ResourceExhausted);
         assert!(calls.join_all().await.iter().all(|code| *code == Code::DeadlineExceeded));
         is_drained(&admission).await;
         assert_eq!(call(router, PATHS[0], "30S", whole()).await, Code::Ok);
+    }
+
+    #[tokio::test]
+    async fn an_address_has_half_of_the_places_and_leaves_the_others_to_others() {
+        let (_stop, admission, router) = node();
+        let mut calls = JoinSet::new();
+        for n in 0..CALLS_PER_ADDRESS_MAX {
+            calls.spawn(call(router.clone(), PATHS[n % 2], "2S", half_open()));
+        }
+        until_free(&admission, CALLS_MAX - CALLS_PER_ADDRESS_MAX).await;
+        assert_eq!(call(router.clone(), PATHS[0], "30S", whole()).await, Code::ResourceExhausted);
+        assert_eq!(call_from(2, router.clone(), PATHS[0], "30S", whole()).await, Code::Ok);
+        assert!(calls.join_all().await.iter().all(|code| *code == Code::DeadlineExceeded));
+        is_drained(&admission).await;
+        assert_eq!(call(router, PATHS[0], "30S", whole()).await, Code::Ok);
+        is_drained(&admission).await;
+        assert!(lock(&admission.held).is_empty(), "nothing is kept of who has gone");
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_caller_and_so_is_an_address_whatever_the_listener_calls_it() {
+        let from = |address: &str| {
+            let address = SocketAddr::new(address.parse().expect("an address"), 1);
+            let request = Request::get("/").extension(Peer { address, certificate: None });
+            origin(&request.body(Body::empty()).expect("a request")).to_string()
+        };
+        assert_eq!(from("10.1.2.3"), "10.1.2.3");
+        assert_eq!(from("::ffff:10.1.2.3"), "10.1.2.3");
+        assert_eq!(from("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
     }
 
     #[tokio::test]

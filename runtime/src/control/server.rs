@@ -5,7 +5,7 @@
 //! | connections, and the time of their first words | `connections` |
 //! | streams, headers and unread bytes of a connection, keepalive, the size of a message | here |
 //! | who somebody is, and what they may | `incoming`, `guard` |
-//! | calls of the node, the time of one, its request included, and the end of all | `admission` |
+//! | calls of the node and of an address, the time of one, its request included, and the end of all | `admission` |
 //! | modules on their way in | `upload` |
 
 use std::net::SocketAddr;
