@@ -94,6 +94,7 @@ pub fn a_fleet_with_certificates_answers_to_roles(cluster: &Cluster) {
     nodes.iter().for_each(|node| drop(admin.at(node, &put).ok()));
 
     a_changed_list_of_roles_counts(&nodes[1], &admin, &tenant);
+    metrics_are_found_behind_tls(&nodes[0], &admin, &path("both.yaml"));
 
     let history = tenant.at(&nodes[1], &["history", "team-a-count"]).ok();
     assert!(history.contains("spiffe://test/admin"), "{history}");
@@ -145,6 +146,15 @@ fn until_shared_as_told_by(node: &Node, admin: &Person<'_>) {
             false => Err((listed, lag)),
         }
     });
+}
+
+/// `check` asks for them as it asks for everything else.
+fn metrics_are_found_behind_tls(node: &Node, admin: &Person<'_>, file: &Path) {
+    let file = file.display().to_string();
+    let checked = admin.at(node, &["check", "-f", &file, "--http", &node.http, "-o", "json"]);
+    let report: Value = serde_json::from_str(&checked.stdout).unwrap_or_else(|_| panic!("{checked:#?}"));
+    let checks = report["checks"].as_array().expect("a list");
+    assert!(checks.iter().any(|row| row["check"] == "alerts" && row["result"] == "ok"), "{checked:#?}");
 }
 
 fn strangers_are_told_why(node: &Node, ca: &Path) {

@@ -180,6 +180,10 @@ fn the_checklist_is_gone_through_before_and_after_a_deploy() {
     assert!(of_document.iter().all(|row| found[*row] != "failed"), "{found:?}");
     assert_eq!((found["topics count"].as_str(), found["alerts"].as_str()), ("ok", "ok"));
 
+    let wrong = node.tidemill(&["check", "-f", &good, "--http", "https://127.0.0.1:7601"]);
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:#?}");
+    assert!(wrong.stderr.contains("write HOST:PORT"), "{wrong:#?}");
+
     let refused = before(&bad);
     let (code, found) = rows(&refused);
     assert_eq!(code, Some(1), "{refused:#?}");

@@ -19,7 +19,7 @@ use tower::Service;
 use super::certificate::Certificate;
 use super::files::{KeyPair, PemFile};
 use super::own::Own;
-use super::{HTTP2, TlsError, VERSIONS, provider};
+use super::{HTTP1, HTTP2, TlsError, VERSIONS, provider};
 
 /// Bytes that are read to learn whether the node takes the connection; its first frame has as many.
 const FIRST_BYTES: usize = 9;
@@ -63,7 +63,7 @@ impl Client {
     /// For commands. `pair` is certificate and key; without one only what asks for none can be called.
     pub fn from_files(ca: &Path, pair: Option<(&Path, &Path)>) -> Result<Client, TlsError> {
         let pair = pair.map(|(cert, key)| KeyPair::read(cert, key)).transpose()?;
-        let config = client_config(PemFile::read(ca)?.roots()?, pair.as_ref())?;
+        let config = client_config(PemFile::read(ca)?.roots()?, pair.as_ref(), HTTP2)?;
         Ok(Client { shows: Shows::Files(config), believes: Arc::new(|_| Ok(())) })
     }
 
@@ -88,12 +88,7 @@ impl Client {
     }
 
     async fn connect(&self, uri: &Uri) -> Result<Encrypted, BoxError> {
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let name = ServerName::try_from(host.clone())
-            .map_err(|_| Refused(format!("{host} is neither a DNS name nor an IP address")))?;
-        let connected = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443)));
-        let tcp = within(CONNECT_TIMEOUT, "connection", connected).await?;
-        tcp.set_nodelay(true)?;
+        let (tcp, name, host) = reach(uri).await?;
         within(HANDSHAKE_TIMEOUT, "TLS handshake", self.shake_hands(tcp, name, &host)).await
     }
 
@@ -123,6 +118,26 @@ impl Client {
     }
 }
 
+/// To a node's `/metrics` and probes at `HOST:PORT`, which ask nobody for a certificate. The caller bounds
+/// the time.
+pub async fn connect_http(ca: &Path, address: &str) -> Result<Stream, BoxError> {
+    let config = client_config(PemFile::read(ca)?.roots()?, None, HTTP1)?;
+    let uri: Uri = format!("https://{address}").parse()?;
+    let (tcp, name, host) = reach(&uri).await?;
+    TlsConnector::from(config).connect(name, tcp).await.map_err(|error| explain(error, &host))
+}
+
+/// A connection that is not encrypted yet, and whom its other end has to prove to be; as text, too.
+async fn reach(uri: &Uri) -> Result<(TcpStream, ServerName<'static>, String), BoxError> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let name = ServerName::try_from(host.clone())
+        .map_err(|_| Refused(format!("{host} is neither a DNS name nor an IP address")))?;
+    let connected = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443)));
+    let tcp = within(CONNECT_TIMEOUT, "connection", connected).await?;
+    tcp.set_nodelay(true)?;
+    Ok((tcp, name, host))
+}
+
 /// The outcome of one step, or that there was none in time.
 async fn within<T, E: Into<BoxError>>(
     limit: Duration,
@@ -142,6 +157,7 @@ async fn within<T, E: Into<BoxError>>(
 pub(super) fn client_config(
     roots: Arc<RootCertStore>,
     pair: Option<&KeyPair>,
+    protocol: &[u8],
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(VERSIONS)
@@ -156,7 +172,7 @@ pub(super) fn client_config(
                 .map_err(|reason| pair.refused(reason))?
         }
     };
-    config.alpn_protocols = vec![HTTP2.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(Arc::new(config))
 }
 

@@ -105,7 +105,7 @@ impl Current {
             certificate: pair.identity()?.certificate,
             grpc: server_config(&pair, Some(verifier), HTTP2)?,
             http: server_config(&pair, None, HTTP1)?,
-            client: client_config(roots, Some(&pair))?,
+            client: client_config(roots, Some(&pair), HTTP2)?,
             pair,
             client_ca,
         })

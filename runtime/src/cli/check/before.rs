@@ -19,6 +19,11 @@ use crate::config::units;
 const LOCAL: &str = "local";
 
 pub async fn look(global: &Global, file: &Path, http: Option<&str>) -> Result<Vec<Check>, Failure> {
+    if let Some(http) = http.filter(|http| !http.contains(':') || http.contains("://")) {
+        return Err(Failure::usage(format!(
+            "--http {http}: write HOST:PORT, for example 127.0.0.1:7601; with --ca it is asked by https"
+        )));
+    }
     let channel = client::connect(global).await?;
     let nodes = nodes(&channel, false).await?;
     let mut checks = Vec::new();
