@@ -448,7 +448,6 @@ impl Values<'_> {
         settings.chain(properties).collect()
     }
 
-    /// One line for every setting that was given and does nothing.
     /// The file that a setting is in, if it is in one.
     pub fn file_of(&self, key: &str) -> Option<PathBuf> {
         match self.values.get(key) {
@@ -457,6 +456,7 @@ impl Values<'_> {
         }
     }
 
+    /// One line for every setting that was given and does nothing.
     fn notes(&self) -> Vec<String> {
         let given = settings::WITHOUT_EFFECT.iter().filter(|key| self.is_given(key));
         let mut notes: Vec<String> = given

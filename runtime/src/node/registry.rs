@@ -445,6 +445,10 @@ mod tests {
 
     use super::*;
 
+    fn proposal(entry: Entry) -> ControlEntry {
+        ControlEntry { entry: Some(entry), ..ControlEntry::default() }
+    }
+
     fn deploy(name: &str, expected_revision: u64, incarnation: &str) -> ControlEntry {
         let entry = DeployEntry {
             name: name.into(),
@@ -453,23 +457,23 @@ mod tests {
             incarnation: incarnation.into(),
             ..DeployEntry::default()
         };
-        ControlEntry { entry: Some(Entry::Deploy(entry)), ..ControlEntry::default() }
+        proposal(Entry::Deploy(entry))
     }
 
     fn pause(expected_revision: u64, paused: bool) -> ControlEntry {
         let entry = PauseEntry { name: "a".into(), expected_revision, paused, ..PauseEntry::default() };
-        ControlEntry { entry: Some(Entry::Pause(entry)), ..ControlEntry::default() }
+        proposal(Entry::Pause(entry))
     }
 
     fn retired(incarnation: &str) -> ControlEntry {
         let entry = RetiredEntry { name: "a".into(), incarnation: incarnation.into() };
-        ControlEntry { entry: Some(Entry::Retired(entry)), ..ControlEntry::default() }
+        proposal(Entry::Retired(entry))
     }
 
     fn delete(name: &str, expected_revision: u64, keep_state: bool) -> ControlEntry {
         let entry =
             DeleteEntry { name: name.into(), expected_revision, keep_state, ..DeleteEntry::default() };
-        ControlEntry { entry: Some(Entry::Delete(entry)), ..ControlEntry::default() }
+        proposal(Entry::Delete(entry))
     }
 
     fn started(incarnation: &str, topic_id: &str, offset: u64) -> ControlEntry {
@@ -480,7 +484,7 @@ mod tests {
             offset,
             ..StartedEntry::default()
         };
-        ControlEntry { entry: Some(Entry::Started(entry)), ..ControlEntry::default() }
+        proposal(Entry::Started(entry))
     }
 
     #[test]
@@ -503,7 +507,7 @@ mod tests {
             keeps_stores: true,
             ..DeployEntry::default()
         };
-        ControlEntry { entry: Some(Entry::Deploy(entry)), ..ControlEntry::default() }
+        proposal(Entry::Deploy(entry))
     }
 
     #[test]
@@ -551,7 +555,7 @@ mod tests {
                 partitions: 1,
                 ..ResetEntry::default()
             };
-            ControlEntry { entry: Some(Entry::Reset(entry)), ..ControlEntry::default() }
+            proposal(Entry::Reset(entry))
         };
         registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
         registry.apply(Offset(1), 1, &started("i1", "id", 0));
@@ -579,11 +583,11 @@ mod tests {
                 ended,
                 ..RedriveEntry::default()
             };
-            ControlEntry { entry: Some(Entry::Redrive(entry)), ..ControlEntry::default() }
+            proposal(Entry::Redrive(entry))
         };
         let cancel = |id| {
             let entry = CancelRedriveEntry { incarnation: "i1".into(), id, ..CancelRedriveEntry::default() };
-            ControlEntry { entry: Some(Entry::CancelRedrive(entry)), ..ControlEntry::default() }
+            proposal(Entry::CancelRedrive(entry))
         };
         let open = |registry: &Registry| -> Vec<u64> {
             registry.redrives("i1").iter().filter(|order| order.is_open()).map(|order| order.id).collect()
@@ -631,7 +635,7 @@ mod tests {
         let mut registry = Registry::default();
         let restart = |expected_revision| {
             let entry = RestartEntry { name: "a".into(), expected_revision, ..RestartEntry::default() };
-            ControlEntry { entry: Some(Entry::Restart(entry)), ..ControlEntry::default() }
+            proposal(Entry::Restart(entry))
         };
         assert!(matches!(registry.apply(Offset(0), 1, &restart(0)), Outcome::Refused(_)), "nothing there");
         registry.apply(Offset(1), 1, &deploy("a", 0, "i1"));
@@ -652,7 +656,7 @@ mod tests {
             partition: Some(3),
             ..RestartEntry::default()
         };
-        let entry = ControlEntry { entry: Some(Entry::Restart(entry)), ..ControlEntry::default() };
+        let entry = proposal(Entry::Restart(entry));
         assert_eq!(registry.apply(Offset(2), 1, &entry), Outcome::Accepted(3));
         let retries = &registry.deployments["a"].retries;
         assert!(retries.include(3, 2, 3) && !retries.include(0, 2, 3));
@@ -664,7 +668,7 @@ mod tests {
         registry.apply(Offset(0), 1, &deploy("a", 0, "i1"));
         let entry =
             DeleteEntry { name: "a".into(), expected_revision: 1, retires: true, ..DeleteEntry::default() };
-        let entry = ControlEntry { entry: Some(Entry::Delete(entry)), ..ControlEntry::default() };
+        let entry = proposal(Entry::Delete(entry));
         registry.apply(Offset(1), 1, &entry);
         assert!(matches!(registry.apply(Offset(2), 1, &deploy("a", 0, "i2")), Outcome::Refused(_)));
         registry.apply(Offset(3), 1, &retired("i0"));
@@ -707,7 +711,7 @@ mod tests {
             paused: true,
             ..OutboxPauseEntry::default()
         };
-        ControlEntry { entry: Some(Entry::OutboxPause(entry)), ..ControlEntry::default() }
+        proposal(Entry::OutboxPause(entry))
     }
 
     #[test]
@@ -725,7 +729,7 @@ mod tests {
             incarnation: "i2".into(),
             ..ResetEntry::default()
         };
-        let reset = ControlEntry { entry: Some(Entry::Reset(entry)), ..ControlEntry::default() };
+        let reset = proposal(Entry::Reset(entry));
         assert_eq!(registry.apply(Offset(5), 1, &reset), Outcome::Accepted(6));
         assert!(registry.outbox_pauses.is_empty());
         registry.apply(Offset(6), 1, &outbox_pause("i2"));

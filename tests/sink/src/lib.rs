@@ -8,7 +8,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How requests are answered.
@@ -69,6 +69,8 @@ pub struct HttpSink {
 
 struct Shared {
     mode: Mutex<Mode>,
+    /// The mode has, or the time.
+    changed: Condvar,
     received: Mutex<Vec<Received>>,
     count: AtomicU64,
     /// Rises when it closes: whoever serves for an earlier time ends.
@@ -80,6 +82,7 @@ impl HttpSink {
     pub fn start() -> HttpSink {
         let shared = Arc::new(Shared {
             mode: Mutex::new(Mode::Accept),
+            changed: Condvar::new(),
             received: Mutex::default(),
             count: AtomicU64::new(0),
             time: AtomicU64::new(0),
@@ -92,7 +95,10 @@ impl HttpSink {
 
     /// Ends its connections, and listens no more: as a receiver that is gone.
     pub fn close(&self) {
+        let mode = lock(&self.shared.mode);
         self.shared.time.fetch_add(1, Ordering::SeqCst);
+        self.shared.changed.notify_all();
+        drop(mode);
         // Wakes the thread that accepts, so that the port is free.
         drop(TcpStream::connect(self.address));
     }
@@ -122,6 +128,7 @@ impl HttpSink {
 
     pub fn set(&self, mode: Mode) {
         *lock(&self.shared.mode) = mode;
+        self.shared.changed.notify_all();
     }
 
     /// Everything so far, in the order of arrival.
@@ -202,9 +209,8 @@ fn serve(stream: &TcpStream, shared: &Shared, time: u64) {
         }
         lock(&shared.received).push(Received { headers, body, status, applied, at_ms });
         let Some(status) = status else {
-            while *lock(&shared.mode) == mode && !shared.is_over(time) {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            let hangs = |now: &mut Mode| *now == mode && !shared.is_over(time);
+            drop(shared.changed.wait_while(lock(&shared.mode), hangs));
             return;
         };
         let wait = match mode {
