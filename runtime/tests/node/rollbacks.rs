@@ -135,7 +135,7 @@ fn a_version_that_needs_more_memory_than_its_limit_is_taken_back() {
     let module = build_guest("tests/guests/hostile");
     let node = world.node();
     let handle = node.handle();
-    let came_out = |count| {
+    let came_out = |count: usize| {
         let records = world.committed("out").expect("read");
         records.len() == count && records.iter().all(|record| record.value.as_deref() == Some(&b"ok"[..]))
     };
