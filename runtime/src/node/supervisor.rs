@@ -270,7 +270,9 @@ fn give_away(node: &NodeRuntime, places: &mut BTreeMap<String, Place>) {
     for name in places.keys() {
         node.set_trouble(name, None);
     }
-    let_go(node, places);
+    if !places.is_empty() {
+        let_go(node, places);
+    }
     node.drain.set_done(places.is_empty());
 }
 
