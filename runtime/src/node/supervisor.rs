@@ -203,9 +203,9 @@ fn ended_lives(former: &Registry, view: &Registry) -> Vec<(String, String)> {
 /// Deletes the state of lives that have ended, once nothing of them runs here any more or may be about to.
 fn bury(node: &NodeRuntime, places: &BTreeMap<String, Place>, ended: &mut Vec<(String, String)>) {
     ended.retain(|(name, incarnation)| {
-        let starts = places.get(name).is_some_and(|place| {
-            matches!(place, Place::Starting(start) if start.registered.incarnation == *incarnation)
-        });
+        let starts = places.get(name).is_some_and(
+            |place| matches!(place, Place::Starting(start) if start.registered.incarnation == *incarnation),
+        );
         if !starts {
             tidy::life_ended(node, name, incarnation);
         }

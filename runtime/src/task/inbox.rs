@@ -183,7 +183,9 @@ impl Inbox {
         if lacks_id(batch, row) {
             let sources: Vec<String> = self.spec.id.iter().flatten().map(ToString::to_string).collect();
             let sources = sources.join(" and ");
-            return Some(format!("the record has no id of 1 to {ID_BYTES_MAX} bytes at {sources} (inbox.id)"));
+            return Some(format!(
+                "the record has no id of 1 to {ID_BYTES_MAX} bytes at {sources} (inbox.id)"
+            ));
         }
         let sequence = self.spec.sequence.as_ref().filter(|_| lacks_number(batch, row))?;
         let long = batch.keys.lengths().get(row).is_some_and(|&length| length > ID_BYTES_MAX as i32);

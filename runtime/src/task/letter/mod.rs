@@ -245,7 +245,10 @@ mod tests {
     fn a_schema_version_is_the_first_that_a_record_names_and_empty_without_one() {
         let uri = ("ce-dataschema", Some(&b"https://example.com/orders/2"[..]));
         assert_eq!(schema_version(&[uri, ("schema_version", Some(&b"3"[..]))]), "3");
-        assert_eq!(schema_version(&[("schema-version", Some(&b""[..])), uri]), "https://example.com/orders/2");
+        assert_eq!(
+            schema_version(&[("schema-version", Some(&b""[..])), uri]),
+            "https://example.com/orders/2"
+        );
         assert_eq!(schema_version(&[]), "");
         assert_eq!(schema_version(&[("schema_version", Some(&b"\xff"[..]))]), "", "no text");
     }
