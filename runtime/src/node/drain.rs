@@ -29,13 +29,18 @@ impl Drain {
         self.wanted.load(Ordering::Relaxed)
     }
 
+    /// The supervisor has found nothing left to give away.
+    pub fn is_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
+    }
+
     /// What the supervisor has come to, seeing that a drain is wanted or not.
     pub fn set_done(&self, done: bool) {
         self.done.store(done, Ordering::Relaxed);
     }
 
     pub fn state(&self) -> proto::DrainState {
-        match (self.is_wanted(), self.done.load(Ordering::Relaxed)) {
+        match (self.is_wanted(), self.is_done()) {
             (false, _) => proto::DrainState::Active,
             (true, false) => proto::DrainState::Draining,
             (true, true) => proto::DrainState::Drained,

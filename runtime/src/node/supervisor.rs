@@ -261,8 +261,12 @@ fn react(node: &NodeRuntime, places: &mut BTreeMap<String, Place>, finding: Find
     places.extend(place.map(|place| (name, place)));
 }
 
-/// Of a node that drains, which is done when no start is left that might bring something.
+/// Of a node that drains, which is done when no start is left that might bring something. At that look stores
+/// are closed once more: what the last start brought has left its own open.
 fn give_away(node: &NodeRuntime, places: &mut BTreeMap<String, Place>) {
+    if node.drain.is_done() {
+        return;
+    }
     let running = places.values().filter_map(Place::running).count();
     if running > 0 {
         tracing::info!(deployments = running, "draining; stopping");
@@ -270,9 +274,7 @@ fn give_away(node: &NodeRuntime, places: &mut BTreeMap<String, Place>) {
     for name in places.keys() {
         node.set_trouble(name, None);
     }
-    if !places.is_empty() {
-        let_go(node, places);
-    }
+    let_go(node, places);
     node.drain.set_done(places.is_empty());
 }
 
