@@ -214,11 +214,12 @@ impl Forwarder {
     }
 }
 
-/// Nobody can say how far redrives are in a partition, so nothing need come of those that may still run.
+/// Nobody can say how far redrives are in a partition, so nothing need come of those that may still run. What
+/// is known of the deployment as a whole says more.
 fn say_why(redrives: &mut [proto::RedriveStatus], partition: i32, why: &str) {
     let open = redrives.iter_mut().filter(|redrive| !redrive.cancelled);
     for place in open.flat_map(|redrive| &mut redrive.partitions) {
-        if place.partition == partition {
+        if place.partition == partition && place.reason.is_empty() {
             why.clone_into(&mut place.reason);
         }
     }

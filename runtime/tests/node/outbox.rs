@@ -148,6 +148,11 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     node.handle().redrive(redrive, Vec::new()).expect("accepted");
     eventually("it is delivered", || sink.applied_once().iter().any(|one| one.id() == refused));
     eventually("and gone again", || waiting(&node) == 0 && (counted().waiting, counted().marked) == (0, 1));
+    // Another one, which stays a letter for now.
+    sink.set(Mode::Status(410));
+    produce(&world, &[(0, "b", "ok")]);
+    eventually("it is buried as well", || letters().len() == 2 && waiting(&node) == 0);
+    sink.set(Mode::Accept);
 
     let pause = |node: &Node, destination: &str| {
         node.handle().outbox_pause(proto::PauseOutboxRequest {
@@ -200,9 +205,14 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     assert_eq!(sink.count(), count);
     let resume = proto::ResumeOutboxRequest { deployment: "hook".into(), ..Default::default() };
     assert!(node.handle().outbox_resume(resume).expect("resumed").paused.is_empty());
-    eventually("all but the discarded one go out", || {
-        sink.count() == count + sent - 1 && waiting(&node) == 0
+    // The letter for the discarded row.
+    eventually("all but the discarded one go out, and so does the letter", || {
+        sink.count() == count + sent && waiting(&node) == 0
     });
+    let pause = proto::PauseRequest { name: "hook".into(), ..proto::PauseRequest::default() };
+    node.handle().pause(pause).expect("paused");
+    let stands = node.handle().redrives("hook", Some(id)).expect("told").remove(0).partitions.remove(0);
+    assert_eq!(stands.reason, "hook is paused");
     node.stop();
 }
 

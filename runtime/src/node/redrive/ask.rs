@@ -83,7 +83,8 @@ impl Handle {
         self.propose(&request.deployment, Entry::CancelRedrive(entry))
     }
 
-    /// Redrives of a deployment's life, the newest first, without what the tasks know of them.
+    /// Redrives of a deployment's life, the newest first, without what the tasks know of them. Of a deployment
+    /// that is paused there are none to ask.
     pub fn redrives(
         &self,
         deployment: &str,
@@ -91,11 +92,12 @@ impl Handle {
     ) -> Result<Vec<proto::RedriveStatus>, ControlError> {
         let registered = self.registered(deployment)?;
         let orders = self.node.control_log.view().redrives(&registered.incarnation);
+        let paused = if registered.paused { format!("{deployment} is paused") } else { String::new() };
         let found: Vec<_> = orders
             .iter()
             .rev()
             .filter(|order| id.is_none_or(|id| order.id == id))
-            .map(|order| shown(order))
+            .map(|order| shown(order, if order.is_open() { paused.as_str() } else { "" }))
             .collect();
         match (found.is_empty(), id) {
             (true, Some(id)) => Err(ControlError::NotFound(format!(
@@ -118,9 +120,8 @@ impl Handle {
             for at in &mut status.partitions {
                 let row = known.iter().find(|(id, _)| *id == status.id).map(|(_, row)| row.clone());
                 let progress = row.unwrap_or_default();
-                if !progress.ended && !status.cancelled {
-                    shelf.reason.clone_into(&mut at.reason);
-                }
+                let stands = !progress.ended && !status.cancelled;
+                at.reason = if stands { shelf.reason.clone() } else { String::new() };
                 at.progress = Some(progress);
             }
             status
@@ -202,7 +203,8 @@ fn check(filter: &LetterFilter, partitions: i32) -> Vec<Problem> {
     problems
 }
 
-fn shown(order: &Order) -> proto::RedriveStatus {
+/// With the reason why none of its partitions goes on.
+fn shown(order: &Order, reason: &str) -> proto::RedriveStatus {
     let entry = &order.entry;
     proto::RedriveStatus {
         id: order.id,
@@ -220,7 +222,7 @@ fn shown(order: &Order) -> proto::RedriveStatus {
                 partition: range.partition,
                 end: range.to,
                 progress: None,
-                reason: String::new(),
+                reason: reason.to_owned(),
             })
             .collect(),
     }
