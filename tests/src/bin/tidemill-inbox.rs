@@ -13,7 +13,7 @@ use anyhow::Result;
 use clap::Parser;
 use tidemill_tests::cluster::Cluster;
 use tidemill_tests::dedupe::round::{Case, play};
-use tidemill_tests::dedupe::upstream;
+use tidemill_tests::dedupe::upstream::{self, Found};
 use tidemill_tests::rig::fleet::build_module;
 use tidemill_tests::rig::round::Summary;
 
@@ -75,7 +75,11 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let found = finds_a_planted_bug(seed, &module)?;
     let filter = build_module("filter", "plugins/filter", modules.path());
     let broker = arguments.broker.as_deref().unwrap_or("embedded");
-    all.violations.extend(behind_an_upstream(broker, (&filter, &module), seed, arguments.keep)?);
+    let behind = behind_an_upstream(broker, (&filter, &module), seed, arguments.keep)?;
+    if behind.repeats == 0 {
+        all.invalid.push("the upstream has repeated nothing".into());
+    }
+    all.violations.extend(behind.violations);
     println!(
         "inbox: {} records over {ids} ids ({}), {effects} effects, {} violations",
         2 * ids,
@@ -111,8 +115,8 @@ fn round(case: &Case, module: &Path, keep: bool) -> Result<(Summary, u64)> {
     Ok((summary, effects))
 }
 
-/// Ids on emissions and an inbox make the effects of an upstream that repeats exactly once. Answers what violates that.
-fn behind_an_upstream(broker: &str, modules: (&Path, &Path), seed: u64, keep: bool) -> Result<Vec<String>> {
+/// Ids on emissions and an inbox make the effects of an upstream that repeats exactly once.
+fn behind_an_upstream(broker: &str, modules: (&Path, &Path), seed: u64, keep: bool) -> Result<Found> {
     let started = Instant::now();
     let cluster = Cluster::named(broker);
     let directory = tempfile::Builder::new().prefix("tidemill-inbox-").tempdir()?;
@@ -124,7 +128,7 @@ fn behind_an_upstream(broker: &str, modules: (&Path, &Path), seed: u64, keep: bo
     if keep || !found.violations.is_empty() {
         println!("upstream: re-run with --seed {seed}; everything is in {}", directory.keep().display());
     }
-    Ok(found.violations)
+    Ok(found)
 }
 
 /// A checker that finds nothing must be able to: ids that are remembered apart from their commit.
