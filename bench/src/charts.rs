@@ -33,6 +33,7 @@ pub fn draw(outcome: &Outcome, directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)?;
     let path = directory.join(format!("{}.svg", outcome.workload.name));
     let (unit, metrics): (&str, &[Metric]) = match (outcome.workload.load, outcome.workload.decisive()) {
+        (Load::Deploy { .. }, _) => ("milliseconds", &[Metric::Deployed]),
         (Load::Open(_), _) => ("milliseconds, end to end", &[Metric::P50, Metric::P99]),
         (Load::Backlog { .. }, Metric::PeakRss) => ("peak RSS, MiB", &[Metric::PeakRss]),
         (Load::Backlog { .. }, _) => ("CPU-seconds per million records", &[Metric::Cpu]),

@@ -81,6 +81,14 @@ impl Started {
         }
     }
 
+    /// `None` of a rival.
+    pub fn node(&self) -> Option<&Node> {
+        match &self.running {
+            Process::Program(..) => None,
+            Process::Node(node) => Some(node),
+        }
+    }
+
     /// Fails if it has ended.
     pub fn check(&mut self) -> Result<()> {
         match &mut self.running {
@@ -118,10 +126,7 @@ fn start_node(
     output: Output<'_>,
     place: &Place<'_>,
 ) -> Result<Started> {
-    let guarantee = match guarantee {
-        Guarantee::ExactlyOnce => "exactly_once",
-        Guarantee::AtLeastOnce => "at_least_once",
-    };
+    let guarantee = guarantee.name();
     let (module, more) = match work {
         Work::Map => (&modules.pass, ""),
         Work::Filter => (&modules.tenth, ""),

@@ -10,7 +10,8 @@
 //! | [`contender`] | how each is started: [`native`] (over [`raw`]), [`node`], [`streams`] |
 //! | [`latency`] | end to end, under an open load |
 //! | [`load`], [`keys`], [`topics`] | what they read |
-//! | [`group`], [`process`] | how far they are; CPU time and memory |
+//! | [`group`], [`outputs`], [`process`] | how far they are; what comes out; CPU time and memory |
+//! | [`module`] | what a deploy is measured with |
 //! | [`boundary`] | what it costs to be in Wasm |
 //! | [`report`], [`charts`] | the terminal and JSON; SVG |
 //! | [`restart`], [`survivor`] | kill -9 to first new output; who is killed |
@@ -22,8 +23,10 @@ pub mod group;
 pub mod keys;
 pub mod latency;
 pub mod load;
+pub mod module;
 pub mod native;
 pub mod node;
+pub mod outputs;
 pub mod process;
 pub mod raw;
 pub mod report;

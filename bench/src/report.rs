@@ -213,6 +213,9 @@ fn print_contenders(outcome: &Outcome) {
         if !waits.is_empty() {
             println!("{:<28}ms end to end: {}", "", waits.join("  "));
         }
+        if let Some(spread) = Spread::of(shown.runs.iter().filter_map(|figures| figures.deployed_ms)) {
+            println!("{:<28}ms from deploy to first output: {spread}", "");
+        }
         if let Some(jvm) = shown.jvm {
             println!("{:<28}with {jvm}", "");
         }
@@ -234,10 +237,15 @@ pub fn print_ratio(ratio: &RatioReport) {
 /// `None` if one of the two did not take part.
 fn judge(outcome: &Outcome, ratio: &Ratio) -> Option<RatioReport> {
     let find = |name| outcome.shown.iter().find(|shown: &&Shown| shown.contender.name == name);
-    let (over, under) = (find(ratio.over)?, find(ratio.under)?);
-    let quotient =
-        |(over, under): (&Figures, &Figures)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?);
-    judged(outcome.workload.name, ratio, over.runs.iter().zip(&under.runs).filter_map(quotient).collect())
+    let over = find(ratio.over)?.runs.iter().map(|figures| figures.get(ratio.metric));
+    let figures = match ratio.under {
+        None => over.flatten().collect(),
+        Some(under) => {
+            let under = find(under)?.runs.iter().map(|figures| figures.get(ratio.metric));
+            over.zip(under).filter_map(|(over, under)| Some(over? / under?)).collect()
+        }
+    };
+    judged(outcome.workload.name, ratio, figures)
 }
 
 /// Of what the workload says, by what the boundary costs: a node cannot run a native handler.

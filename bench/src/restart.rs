@@ -12,35 +12,31 @@
 //!                                                                                       ... of every partition
 //! ```
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use rdkafka::Message;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::group::GroupProgress;
 use crate::node::Modules;
+use crate::outputs::Outputs;
 use crate::report::{self, Machine, RECOVERY, RatioReport, Report};
 use crate::rounds::{Spread, order};
 use crate::streams::Streams;
 use crate::survivor::{Survivor, Topics};
 use crate::table::KILLS;
 use crate::terms::{Again, Kill, Metric, State};
-use crate::topics::{self, ANSWER_MAX, config};
+use crate::topics::{self, config};
 use crate::{keys, load};
 
 const PARTITIONS: i32 = 4;
 const FILL_MAX: Duration = Duration::from_secs(600);
-const FIRST_OUTPUT_MAX: Duration = Duration::from_secs(120);
 /// Work between two kills, so that each meets a process in motion.
 const BETWEEN: Duration = Duration::from_secs(3);
 /// Kafka Streams' session ends after 45 s by default, its transaction after 10 s and the broker's next look.
@@ -128,7 +124,8 @@ fn rounds(kill: &Kill, rounds: usize, measured: &mut [Measured<'_>]) -> Result<O
         let number = measured.iter().position(|who| who.survivor.name() == name);
         number.map(|number| &comebacks[number]).with_context(|| format!("{name} takes no part"))
     };
-    let pairs = of(ratio.over)?.iter().zip(of(ratio.under)?);
+    let under = ratio.under.context("nobody to be compared with")?;
+    let pairs = of(ratio.over)?.iter().zip(of(under)?);
     let ratios = pairs.filter_map(|(over, under)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?));
     Ok(report::judged(RECOVERY, ratio, ratios.collect()))
 }
@@ -146,7 +143,7 @@ impl Comeback {
         match metric {
             Metric::FirstOutput => Some(self.first_output.as_secs_f64()),
             Metric::RestoredKeys => self.restored_keys_per_second,
-            Metric::Cpu | Metric::PeakRss | Metric::P50 | Metric::P99 => None,
+            Metric::Cpu | Metric::PeakRss | Metric::P50 | Metric::P99 | Metric::Deployed => None,
         }
     }
 }
@@ -169,7 +166,7 @@ impl Measured<'_> {
         let Topics { bootstrap, input, output, .. } = self.topics;
         let _trickle = Trickle::start(bootstrap, input, self.keys)?;
         std::thread::sleep(BETWEEN);
-        Outputs::of(bootstrap, output)?.first()?; // In motion before the kill.
+        Outputs::of(bootstrap, output, PARTITIONS)?.first()?; // In motion before the kill.
         let mut started = Instant::now();
         self.survivor.kill()?;
         if kill.state == State::Deleted {
@@ -181,7 +178,7 @@ impl Measured<'_> {
         }
         self.survivor.start_again()?;
         // What was committed before the kill is not new.
-        let after = Outputs::of(bootstrap, output)?;
+        let after = Outputs::of(bootstrap, output, PARTITIONS)?;
         after.first()?;
         let first_output = started.elapsed();
         after.of_every_partition()?;
@@ -230,47 +227,5 @@ impl Drop for Trickle {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-/// Waits for records that are committed to a topic after this was made.
-struct Outputs {
-    consumer: BaseConsumer,
-}
-
-impl Outputs {
-    fn of(bootstrap: &str, topic: &str) -> Result<Outputs> {
-        let consumer: BaseConsumer = config(bootstrap)
-            .set("group.id", "bench-first-output")
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_committed")
-            .set("fetch.wait.max.ms", "10")
-            .create()?;
-        let mut list = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
-            let (_, end) = consumer.fetch_watermarks(topic, partition, ANSWER_MAX)?;
-            list.add_partition_offset(topic, partition, Offset::Offset(end))?;
-        }
-        consumer.assign(&list)?;
-        Ok(Outputs { consumer })
-    }
-
-    /// Waits for the next record and answers its partition.
-    fn first(&self) -> Result<i32> {
-        match self.consumer.poll(FIRST_OUTPUT_MAX) {
-            Some(record) => Ok(record.context("the output topic")?.partition()),
-            None => bail!("no output after {FIRST_OUTPUT_MAX:?}"),
-        }
-    }
-
-    /// Every task runs when each has had an output.
-    fn of_every_partition(&self) -> Result<()> {
-        let started = Instant::now();
-        let mut seen = HashSet::new();
-        while seen.len() < PARTITIONS as usize {
-            seen.insert(self.first()?);
-            ensure!(started.elapsed() < FIRST_OUTPUT_MAX, "output of the partitions {seen:?} only");
-        }
-        Ok(())
     }
 }

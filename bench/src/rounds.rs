@@ -18,6 +18,9 @@ pub struct Figures {
     pub broker_cpu_seconds_per_million: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<Latency>,
+    /// From the deploy of a new module to the first record that comes out of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deployed_ms: Option<f64>,
 }
 
 /// From the moment at which a record was due to be written to its arrival at a `read_committed` reader.
@@ -44,6 +47,7 @@ impl Figures {
             Metric::PeakRss => Some(self.peak_rss_mib),
             Metric::P50 => self.latency_ms.map(|latency| latency.p50),
             Metric::P99 => self.latency_ms.map(|latency| latency.p99),
+            Metric::Deployed => self.deployed_ms,
             // Of a restart, which is no run.
             Metric::FirstOutput | Metric::RestoredKeys => None,
         }

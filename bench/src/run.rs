@@ -10,21 +10,23 @@
 //! What is counted lies between the two marks: the contender's process and the broker's. Fetching ahead
 //! cannot reach over the first mark, because the records are not to be seen before it.
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::contender::{Place, Started, Workshop};
 use crate::group::GroupProgress;
 use crate::latency::{Ends, Pace};
 use crate::load::{Backlog, Shape};
-use crate::node::Modules;
+use crate::node::{Deployment, Modules, Output};
+use crate::outputs::Outputs;
 use crate::rounds::Figures;
 use crate::streams::Streams;
 use crate::terms::{Contender, Jvm, Kind, Load, Workload};
-use crate::{process, topics};
+use crate::{module, process, topics};
 
 /// So many times the records that are measured warm up whoever has state, so that all have the same keys; a JVM
 /// without any; and everybody else.
@@ -36,6 +38,8 @@ const HANDLED_MAX: Duration = Duration::from_secs(600);
 /// Of what is handled.
 const DELIVERED_MAX: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Of the module that is deployed where a deploy is measured; it is larger by a part of `bench/pass` at most.
+const NEW_MODULE_BYTES: usize = 200 << 10;
 /// A process that uses less of a core than this has nothing to do but to wait.
 const IDLE_SHARE: f64 = 0.2;
 const IDLE_WINDOW: Duration = Duration::from_millis(250);
@@ -71,7 +75,16 @@ impl Stage {
         let options = Options { properties: vec![quick], for_load: true, ..Options::default() };
         let kafka = ApacheKafka::start_with(&options)?;
         let broker = kafka.process_id().context("the broker's process is not there")?;
-        Ok(Stage { kafka, broker, workshop, scale })
+        let stage = Stage { kafka, broker, workshop, scale };
+        if workloads.iter().any(|workload| matches!(workload.load, Load::Deploy { .. })) {
+            let kib = |bytes: u64| bytes as f64 / 1_024.0;
+            println!(
+                "the module that is deployed has {:.0} KiB, {:.0} of them the handler's; the rest is code as well",
+                kib(stage.new_module()?.len() as u64),
+                kib(fs::metadata(&stage.workshop.modules.order)?.len()),
+            );
+        }
+        Ok(stage)
     }
 
     /// Runs a contender once. `name` is of this run only.
@@ -99,6 +112,7 @@ impl Stage {
                 self.backlog(workload, contender, jvm, (&place, records))
             }
             Load::Open(pace) => self.open(workload, contender, jvm, (&place, pace)),
+            Load::Deploy { records } => self.deploy(workload, contender, (&place, records)),
         };
         topics::delete_all_of(bootstrap, name)?;
         figures.with_context(|| format!("{}, {}", workload.name, contender.name))
@@ -161,6 +175,59 @@ impl Stage {
         Ok(Figures { latency_ms: Some(latency), ..figures })
     }
 
+    /// From the start of the command that deploys a module to the first record that comes out of it. The node has
+    /// never seen the module, and has handled the same records in a deployment of another one, so that everything but
+    /// the new one is up.
+    fn deploy(
+        &self,
+        workload: &Workload,
+        contender: &Contender,
+        (place, records): (&Place<'_>, u64),
+    ) -> Result<Figures> {
+        let Place { bootstrap, name, input, partitions, .. } = *place;
+        let shape = Shape { keys: workload.keys, values: workload.values };
+        // All of them are there from the beginning.
+        let backlog = Backlog::write(bootstrap, (input, partitions), shape, (records, 0))?;
+        let mut started = Started::start(&self.workshop, workload, contender, None, place)?;
+        let progress = GroupProgress::new(bootstrap, &started.group, input, partitions)?;
+        progress.wait_for(&backlog.warm, HANDLED_MAX, || started.check()).context("warm-up")?;
+        self.settle(&started)?;
+
+        let new = format!("{name}-new");
+        topics::create(bootstrap, &new, partitions)?;
+        let directory = tempfile::tempdir()?;
+        let module = directory.path().join("new.wasm");
+        fs::write(&module, self.new_module()?)?;
+        let outputs = Outputs::of(bootstrap, &new, partitions)?;
+        let deployment = Deployment {
+            module: &module,
+            input,
+            output: Output::Topic(&new),
+            guarantee: contender.guarantee.name(),
+            more: "",
+        };
+        let node = started.node().context("only a node is deployed to")?;
+        let group = node.group(&new);
+        let before = self.mark(&started)?;
+        let deployed = thread::scope(|scope| {
+            let command = scope.spawn(|| node.deploy(&new, &deployment));
+            // Read meanwhile: a record may come out before the command has ended.
+            let deployed = outputs.first().map(|_| before.at.elapsed());
+            command.join().map_err(|_| anyhow!("the deploy panicked"))??;
+            deployed
+        })?;
+        let progress = GroupProgress::new(bootstrap, &group, input, partitions)?;
+        progress.wait_for(&backlog.warm, HANDLED_MAX, || started.check())?;
+        let after = self.mark(&started)?;
+        let figures = figures(&started, &before, &after, records)?;
+        Ok(Figures { deployed_ms: Some(deployed.as_secs_f64() * 1e3), ..figures })
+    }
+
+    fn new_module(&self) -> Result<Vec<u8>> {
+        let Modules { order, pass, .. } = &self.workshop.modules;
+        module::grown(&fs::read(order)?, &fs::read(pass)?, NEW_MODULE_BYTES)
+    }
+
     /// Waits until neither the contender nor the broker has anything to do, or long enough.
     fn settle(&self, started: &Started) -> Result<()> {
         let deadline = Instant::now() + IDLE_MAX;
@@ -206,5 +273,6 @@ fn figures(started: &Started, before: &Mark, after: &Mark, records: u64) -> Resu
         peak_rss_mib: process::peak_rss_mib(started.pid())?,
         broker_cpu_seconds_per_million: per_million(after.broker - before.broker),
         latency_ms: None,
+        deployed_ms: None,
     })
 }

@@ -121,7 +121,7 @@ impl Progress {
         let left = each * u32::try_from(self.all - self.done).unwrap_or(u32::MAX);
         let way = jvm.map(|jvm| format!(" ({jvm})")).unwrap_or_default();
         println!(
-            "{:>3}/{}  {what:<8} {:<48} {:6.2} CPU-s/M {:>6.0} k/s {:>5.0} MiB  broker {:.2}{}  {} min left",
+            "{:>3}/{}  {what:<8} {:<48} {:6.2} CPU-s/M {:>6.0} k/s {:>5.0} MiB  broker {:.2}{}{}  {} min left",
             self.done,
             self.all,
             format!("{}{way}", contender.name),
@@ -130,6 +130,7 @@ impl Progress {
             figures.peak_rss_mib,
             figures.broker_cpu_seconds_per_million,
             figures.latency_ms.map(|latency| format!("  {latency}")).unwrap_or_default(),
+            figures.deployed_ms.map(|ms| format!("  first output after {ms:.0} ms")).unwrap_or_default(),
             left.as_secs().div_ceil(60),
         );
     }

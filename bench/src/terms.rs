@@ -45,6 +45,16 @@ pub enum Guarantee {
     AtLeastOnce,
 }
 
+impl Guarantee {
+    /// As a deployment's document says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Guarantee::ExactlyOnce => "exactly_once",
+            Guarantee::AtLeastOnce => "at_least_once",
+        }
+    }
+}
+
 /// Who does it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
@@ -94,6 +104,8 @@ pub enum Metric {
     P50,
     /// End to end, of the slowest record in a hundred.
     P99,
+    /// Milliseconds from the deploy of a new module to the first record that comes out of it.
+    Deployed,
     /// Seconds from a kill, or from a start long after it, to the first new output.
     FirstOutput,
     /// Keys restored in a second, by what the contender says of itself.
@@ -109,13 +121,14 @@ pub enum Bar {
     Noise,
 }
 
-/// One contender's figure divided by another's, of the same round.
+/// One contender's figure divided by another's, of the same round; or one's figure as it is, where nobody else has it.
 #[derive(Debug, Clone, Copy)]
 pub struct Ratio {
     pub name: &'static str,
     pub metric: Metric,
     pub over: &'static str,
-    pub under: &'static str,
+    /// `None` of a figure as it is: only for what people wait for, and with a bar far from it.
+    pub under: Option<&'static str>,
     /// `None` of a ratio that is only shown.
     pub bar: Option<Bar>,
     /// What it would be at best; as the bar, it is met from one side.
@@ -129,6 +142,8 @@ pub enum Load {
     Backlog { records: u64 },
     /// Records come at this rate, whether or not anybody keeps up.
     Open(Pace),
+    /// So many records are there already, and a new module is deployed that reads them.
+    Deploy { records: u64 },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -232,6 +247,7 @@ impl fmt::Display for Metric {
             Metric::PeakRss => "peak RSS",
             Metric::P50 => "p50",
             Metric::P99 => "p99",
+            Metric::Deployed => "ms",
             Metric::FirstOutput => "s to first new output",
             Metric::RestoredKeys => "keys/s restored",
         })
