@@ -110,13 +110,14 @@ fn rounds(kill: &Kill, rounds: usize, measured: &mut [Measured<'_>]) -> Result<O
     }
     let metrics: &[Metric] = match kill.state {
         State::Kept => &[Metric::FirstOutput],
-        State::Deleted => &[Metric::FirstOutput, Metric::RestoredKeys],
+        State::Deleted => &[Metric::FirstOutput, Metric::RestoredKeys, Metric::RestoredMegabytes],
     };
     for &metric in metrics {
         for (who, comebacks) in measured.iter().zip(&comebacks) {
             let figures = comebacks.iter().filter_map(|comeback| comeback.get(metric));
-            let spread = Spread::of(figures).map(|spread| spread.to_string()).unwrap_or_default();
-            println!("{:<12}{metric}: {spread}", who.survivor.name());
+            if let Some(spread) = Spread::of(figures) {
+                println!("{:<12}{metric}: {spread}", who.survivor.name());
+            }
         }
     }
     let Some(ratio) = &kill.ratio else { return Ok(None) };
@@ -136,6 +137,8 @@ struct Comeback {
     first_output: Duration,
     /// `None` if the stores were there.
     restored_keys_per_second: Option<f64>,
+    /// `None` also if it does not say how much it has read.
+    restored_megabytes_per_second: Option<f64>,
 }
 
 impl Comeback {
@@ -143,6 +146,7 @@ impl Comeback {
         match metric {
             Metric::FirstOutput => Some(self.first_output.as_secs_f64()),
             Metric::RestoredKeys => self.restored_keys_per_second,
+            Metric::RestoredMegabytes => self.restored_megabytes_per_second,
             Metric::Cpu | Metric::PeakRss | Metric::P50 | Metric::P99 | Metric::Deployed => None,
         }
     }
@@ -182,11 +186,15 @@ impl Measured<'_> {
         after.first()?;
         let first_output = started.elapsed();
         after.of_every_partition()?;
-        let restored_keys_per_second = match kill.state {
-            State::Kept => None,
-            State::Deleted => Some(self.keys as f64 / self.survivor.restoring_seconds()?),
+        let (restored_keys_per_second, restored_megabytes_per_second) = match kill.state {
+            State::Kept => (None, None),
+            State::Deleted => {
+                let seconds = self.survivor.restoring_seconds()?;
+                let bytes = self.survivor.restored_bytes()?;
+                (Some(self.keys as f64 / seconds), bytes.map(|bytes| bytes / 1e6 / seconds))
+            }
         };
-        Ok(Comeback { first_output, restored_keys_per_second })
+        Ok(Comeback { first_output, restored_keys_per_second, restored_megabytes_per_second })
     }
 }
 

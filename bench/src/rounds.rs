@@ -49,7 +49,7 @@ impl Figures {
             Metric::P99 => self.latency_ms.map(|latency| latency.p99),
             Metric::Deployed => self.deployed_ms,
             // Of a restart, which is no run.
-            Metric::FirstOutput | Metric::RestoredKeys => None,
+            Metric::FirstOutput | Metric::RestoredKeys | Metric::RestoredMegabytes => None,
         }
     }
 }

@@ -113,6 +113,16 @@ impl Survivor<'_> {
         };
         seconds.into_iter().reduce(f64::max).context("nothing was restored")
     }
+
+    /// Keys and values of the changelog that were read for them. `None` of Kafka Streams, which does not say it.
+    pub fn restored_bytes(&self) -> Result<Option<f64>> {
+        match self {
+            Survivor::Node { node, .. } => {
+                Ok(Some(node.metric("tidemill_restored_bytes_total")?.into_iter().sum()))
+            }
+            Survivor::Streams { .. } => Ok(None),
+        }
+    }
 }
 
 fn start(streams: &Streams, topics: &Topics, directory: &TempDir) -> Result<Running> {

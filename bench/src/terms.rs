@@ -110,6 +110,8 @@ pub enum Metric {
     FirstOutput,
     /// Keys restored in a second, by what the contender says of itself.
     RestoredKeys,
+    /// The same in megabytes of the changelog's keys and values; only of those that say it.
+    RestoredMegabytes,
 }
 
 /// What a ratio may be.
@@ -250,6 +252,7 @@ impl fmt::Display for Metric {
             Metric::Deployed => "ms",
             Metric::FirstOutput => "s to first new output",
             Metric::RestoredKeys => "keys/s restored",
+            Metric::RestoredMegabytes => "MB/s restored",
         })
     }
 }
