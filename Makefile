@@ -82,8 +82,9 @@ hostile: build ## Run every hostile guest, module and client beside an innocent 
 	@$(BIN)/tidemill-hostile cases $(if $(SHORT),--short --mutants $(or $(MUTANTS),30),$(if $(MUTANTS),--mutants $(MUTANTS))) \
 		$(if $(ONLY),--only '$(ONLY)') $(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))
 
-soak: build ## Deploy and delete in a row, then run small deployments at once (COUNT=1000, SMALL=1,100,500, BROKER=apache)
-	@$(BIN)/tidemill-hostile churn --count $(or $(COUNT),1000) --small $(or $(SMALL),200) $(if $(BROKER),--broker $(BROKER))
+soak: build ## Deploy and delete in a row, then run small deployments at once (COUNT=1000, SMALL=1,100,500, HANDLER=pass: without state, BROKER=apache)
+	@$(BIN)/tidemill-hostile churn --count $(or $(COUNT),1000) --small $(or $(SMALL),200) \
+		$(if $(HANDLER),--handler $(HANDLER)) $(if $(BROKER),--broker $(BROKER))
 
 inbox: fault-node ## Repeat ids through an inbox while nodes are killed, on both brokers (FULL=1: ten million records; SEED=, BROKER=apache: all on that one)
 	@$(BIN)/tidemill-inbox $(if $(FULL),--full) $(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))

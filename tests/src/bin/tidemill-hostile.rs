@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tidemill_tests::cluster::Cluster;
+use tidemill_tests::hostile::bare;
 use tidemill_tests::hostile::case::{self, Case};
-use tidemill_tests::hostile::churn::{self, Small};
+use tidemill_tests::hostile::churn::{self, Handler, Small};
 use tidemill_tests::hostile::stage::{FLOOR_MS, Outcome, Spans, Stage};
 
 #[derive(Parser)]
@@ -45,6 +46,19 @@ enum Command {
         /// So many at once, on a node of their own for each number
         #[arg(long, value_delimiter = ',', default_values_t = [200])]
         small: Vec<usize>,
+        /// Which of them run
+        #[arg(long, value_enum, default_value_t = Handler::Count)]
+        handler: Handler,
+    },
+    /// What `churn` compares with: so many pairs of bare Kafka clients
+    #[command(hide = true)]
+    Clients {
+        #[arg(long)]
+        bootstrap: String,
+        #[arg(long)]
+        topic: String,
+        #[arg(long)]
+        count: usize,
     },
 }
 
@@ -63,7 +77,8 @@ fn main() -> ExitCode {
             let span = Duration::from_secs(if short { 2 } else { 5 });
             run_cases(cluster(), cases.collect(), Spans { undisturbed: span, disturbed: span }, seed)
         }
-        Command::Churn { count, small } => run_churn(cluster, count, &small),
+        Command::Churn { count, small, handler } => run_churn(cluster, count, &small, handler),
+        Command::Clients { bootstrap, topic, count } => bare::run(&bootstrap, &topic, count).map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -126,7 +141,7 @@ fn show(case: &Case, outcome: &Outcome) {
 }
 
 /// True if nothing has grown and all of many deployments worked.
-fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: &[usize]) -> Result<bool> {
+fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: &[usize], handler: Handler) -> Result<bool> {
     let directory = tempfile::tempdir()?;
     let mut grown = Vec::new();
     if count > 0 {
@@ -138,8 +153,9 @@ fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: &[usize]) -> Re
         println!("  grown: {line}");
     }
     for &small in small {
-        let found = churn::at_once(cluster(), &directory.path().join(format!("many-{small}")), small)?;
-        show_small(small, &found);
+        let directory = directory.path().join(format!("many-{small}"));
+        let found = churn::at_once(cluster(), &directory, small, handler)?;
+        show_small(small, handler, &found);
     }
     let small: Vec<String> = small.iter().map(usize::to_string).collect();
     println!(
@@ -150,7 +166,10 @@ fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: &[usize]) -> Re
     Ok(grown.is_empty())
 }
 
-fn show_small(count: usize, small: &Small) {
+/// What a small deployment without state may cost by itself.
+const OWN_KIB_MAX: f64 = 256.0;
+
+fn show_small(count: usize, handler: Handler, small: &Small) {
     let Small { node, cores: [alone, idle, busy], millicores: [each_idle, each_busy], .. } = small;
     println!(
         "{count} small deployments at once: {} MiB, {} threads; {alone:.2} cores with none, {idle:.2} with all idle, \
@@ -162,5 +181,17 @@ fn show_small(count: usize, small: &Small) {
         "  each {:.0} KiB, {:.1} threads, {:.1} descriptors, {:.1} mappings, {each_idle:.2} thousandths of a core idle, \
          {each_busy:.2} busy",
         small.rss_kib, small.threads, small.descriptors, small.mappings
+    );
+    let bar = match handler {
+        Handler::Count => String::new(),
+        Handler::Pass if small.own_kib() <= OWN_KIB_MAX => format!(" (at most {OWN_KIB_MAX})"),
+        Handler::Pass => format!(" (at most {OWN_KIB_MAX}: MISSED)"),
+    };
+    println!(
+        "  of each: {:.0} KiB linear memory, {:.0} KiB and {:.1} threads for its Kafka clients alone, {:.0} KiB the rest{bar}",
+        small.linear_kib,
+        small.clients.rss_kib,
+        small.clients.threads,
+        small.own_kib(),
     );
 }

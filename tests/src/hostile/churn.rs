@@ -1,6 +1,6 @@
 //! What deployments leave behind: many of them one after the other, and many at once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,8 +14,9 @@ use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
+use super::bare::Clients;
 use super::modules;
-use super::process::{Ticks, Usage, thread_names};
+use super::process::{Ticks, Usage, linear_kib, thread_names};
 use super::stage::deploy;
 use crate::cluster::Cluster;
 use crate::node::Node;
@@ -32,6 +33,24 @@ const SECONDS: usize = 10;
 /// After the last of many deployments runs, before they count as idle.
 const STARTING: Duration = Duration::from_secs(3);
 
+/// What small deployments run; inputs and outputs have the same names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Handler {
+    /// Counts per key: each deployment has a store.
+    Count,
+    /// Passes records on, without state.
+    Pass,
+}
+
+impl Handler {
+    fn build(self, directory: &Path) -> PathBuf {
+        match self {
+            Handler::Count => build_module("count", "plugins/count", directory),
+            Handler::Pass => build_module("pass", "bench/pass", directory),
+        }
+    }
+}
+
 /// A node to fill.
 struct Bench {
     _cluster: Cluster,
@@ -43,21 +62,21 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(cluster: Cluster, directory: &Path) -> Result<Bench> {
+    fn start(cluster: Cluster, directory: &Path, handler: Handler) -> Result<Bench> {
         let mut node = Node::start(&cluster, directory);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(node.client());
         let channel = runtime.block_on(Endpoint::from_shared(format!("http://{}", node.grpc))?.connect())?;
         node.tidemill(&["topics", "create", INPUT, OUTPUT, "--partitions", "1"]).ok();
-        let module = build_module("count", "plugins/count", directory);
+        let module = handler.build(directory);
         let (bootstrap, module) = (cluster.bootstrap().to_owned(), std::fs::read(module)?);
         Ok(Bench { _cluster: cluster, bootstrap, node, runtime, channel, module })
     }
 
-    /// A stateful deployment with one task, of this module.
+    /// A deployment with one task, of this module.
     fn deploy(&self, name: &str, module: &[u8]) -> Result<()> {
         let document = format!(
-            "name: {name}\nmodule: count.wasm\ninputs: {{ in: {{ topic: {INPUT} }} }}\n\
+            "name: {name}\nmodule: small.wasm\ninputs: {{ in: {{ topic: {INPUT} }} }}\n\
              outputs: {{ out: {{ topic: {OUTPUT} }} }}\n"
         );
         self.runtime.block_on(deploy(self.channel.clone(), &document, module, false))?;
@@ -152,7 +171,7 @@ impl Average {
 /// Deploys and deletes so many times in a row, each time a module with a digest of its own, and some are paused
 /// in between; averages of the first and the last tenth. What is left behind by each would show many times over.
 pub fn in_a_row(cluster: Cluster, directory: &Path, count: usize) -> Result<(Average, Average)> {
-    let bench = Bench::start(cluster, directory)?;
+    let bench = Bench::start(cluster, directory, Handler::Count)?;
     let mut usages = Vec::with_capacity(count);
     for number in 0..count {
         // Some names come back, others do not.
@@ -199,6 +218,10 @@ pub struct Small {
     pub cores: [f64; 3],
     /// What each adds while it has nothing to do.
     pub rss_kib: f64,
+    /// Of that, what is its guest's resident linear memory.
+    pub linear_kib: f64,
+    /// What the Kafka clients of each need, by themselves and in another process.
+    pub clients: Clients,
     pub threads: f64,
     pub descriptors: f64,
     pub mappings: f64,
@@ -206,9 +229,17 @@ pub struct Small {
     pub millicores: [f64; 2],
 }
 
+impl Small {
+    /// What each adds beyond its linear memory and its Kafka clients: stacks, instances, buffers, what the node knows
+    /// of it, its share of what the allocator keeps, and its store if it has one.
+    pub fn own_kib(&self) -> f64 {
+        self.rss_kib - self.linear_kib - self.clients.rss_kib
+    }
+}
+
 /// So many deployments at once, all of which run and handle every record: first none comes, then one a second.
-pub fn at_once(cluster: Cluster, directory: &Path, count: usize) -> Result<Small> {
-    let bench = Bench::start(cluster, directory)?;
+pub fn at_once(cluster: Cluster, directory: &Path, count: usize, handler: Handler) -> Result<Small> {
+    let bench = Bench::start(cluster, directory, handler)?;
     let before = bench.usage();
     let alone = bench.cores(|| Ok(()))?;
     let names: Vec<String> = (0..count).map(|number| format!("small-{number}")).collect();
@@ -216,6 +247,7 @@ pub fn at_once(cluster: Cluster, directory: &Path, count: usize) -> Result<Small
     names.iter().try_for_each(|name| bench.until_running(name))?;
     std::thread::sleep(STARTING);
     let node = bench.usage();
+    let linear = linear_kib(bench.node.pid());
     for (name, threads) in thread_names(bench.node.pid()) {
         println!("  {threads:4} x {name}");
     }
@@ -227,12 +259,15 @@ pub fn at_once(cluster: Cluster, directory: &Path, count: usize) -> Result<Small
         Ok(producer.flush(Timeout::Never)?)
     })?;
     bench.until_out(count * SECONDS)?;
+    let clients = Clients::measure(&bench.bootstrap, INPUT, count)?;
     let share = |more: f64| more / count as f64;
     let each = |of: fn(&Usage) -> u64| share(of(&node) as f64 - of(&before) as f64);
     Ok(Small {
         node,
         cores: [alone, idle, busy],
         rss_kib: each(|usage| usage.rss_kib),
+        linear_kib: share(linear as f64),
+        clients,
         threads: each(|usage| usage.threads),
         descriptors: each(|usage| usage.descriptors),
         mappings: each(|usage| usage.mappings),

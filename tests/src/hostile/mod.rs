@@ -16,8 +16,10 @@
 //! | [`neighbour`] | the innocent deployment, fed and measured |
 //! | [`process`] | memory, threads, descriptors and mappings of a node, from outside |
 //! | [`churn`] | a thousand deploys and deletes, and two hundred small deployments |
+//! | [`bare`] | what those need for librdkafka alone |
 
 mod acts;
+pub mod bare;
 pub mod case;
 pub mod churn;
 pub mod clients;

@@ -36,6 +36,43 @@ impl Usage {
     }
 }
 
+/// A linear memory is followed by the addresses that it may grow into, which nobody may touch: 4 GiB less its size.
+const NEVER_TOUCHED_MIN: u64 = 2 << 30;
+
+/// Resident memory of a process that is the linear memory of its guests, in KiB.
+pub fn linear_kib(pid: u32) -> u64 {
+    linear_kib_in(&fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default())
+}
+
+/// A guest's memory is one or more writable mappings without a gap (its data come from an image in a file), up to
+/// where the untouchable ones begin.
+fn linear_kib_in(smaps: &str) -> u64 {
+    let (mut linear, mut end, mut run, mut is_writable) = (0u64, 0u64, 0u64, false);
+    for line in smaps.lines() {
+        if let Some((from, to, access)) = mapping(line) {
+            is_writable = access.starts_with("rw");
+            if from == end && access.starts_with("---") && to - from >= NEVER_TOUCHED_MIN {
+                linear += run;
+            }
+            if from != end || !is_writable {
+                run = 0;
+            }
+            end = to;
+        } else if let Some(kib) = line.strip_prefix("Rss:").filter(|_| is_writable) {
+            run += kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
+        }
+    }
+    linear
+}
+
+/// The line that begins a mapping: from, to, and what may be done with it.
+fn mapping(line: &str) -> Option<(u64, u64, &str)> {
+    let mut words = line.split_ascii_whitespace();
+    let (from, to) = words.next()?.split_once('-')?;
+    let address = |hexadecimal| u64::from_str_radix(hexadecimal, 16).ok();
+    Some((address(from)?, address(to)?, words.next()?))
+}
+
 /// CPU time of the machine and of some processes with the children that they have waited for, in ticks.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticks {
@@ -115,5 +152,32 @@ impl Peak {
         // It does nothing that could panic.
         let _ = self.thread.join();
         self.kib.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linear_memory_is_what_is_writable_right_before_the_addresses_that_it_may_grow_into() {
+        let mappings = [
+            ("00001000-00003000 rw-p 00000000 00:00 0 [heap]", 8),
+            ("10000000-12000000 r--p 00000000 00:00 0", 5),
+            ("12000000-12010000 rw-p 00000000 00:01 7 /memfd:wasm-memory-image (deleted)", 40),
+            ("12010000-12110000 rw-p 00000000 00:00 0", 100),
+            ("12110000-112000000 ---p 00000000 00:00 0", 0),
+            // An arena of the allocator: less is reserved.
+            ("200000000-200021000 rw-p 00000000 00:00 0", 1_000),
+            ("200021000-204000000 ---p 00000000 00:00 0", 0),
+            // Something before a gap is none.
+            ("300000000-300021000 rw-p 00000000 00:00 0", 10_000),
+            ("300022000-402000000 ---p 00000000 00:00 0", 0),
+        ];
+        let smaps: Vec<String> = mappings
+            .iter()
+            .map(|(mapping, kib)| format!("{mapping}\nSize:  9 kB\nRss:   {kib} kB\nVmFlags: rd wr\n"))
+            .collect();
+        assert_eq!(linear_kib_in(&smaps.concat()), 140);
     }
 }
