@@ -10,6 +10,7 @@ use crate::node::{Deployment, Modules, Node, Output};
 use crate::process::Running;
 use crate::streams::{self, Streams};
 use crate::terms::{Contender, Guarantee, Jvm, Kind, Work, Workload};
+use crate::threads::Names;
 
 /// What contenders need that is built once for all runs.
 pub struct Workshop {
@@ -34,6 +35,8 @@ pub struct Started {
     running: Process,
     /// The consumer group that it commits its progress to.
     pub group: String,
+    /// What its threads are called. `None` of a JVM's.
+    pub threads: Option<Names>,
 }
 
 enum Process {
@@ -102,7 +105,9 @@ fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Sta
     let value = |value: Option<clap::builder::PossibleValue>| {
         value.map(|value| value.get_name().to_owned()).context("a value without a name")
     };
-    let mut command = Command::new(std::env::current_exe()?);
+    let program = std::env::current_exe()?;
+    let threads = program.file_name().map(|name| Names::of_program(&name.to_string_lossy()));
+    let mut command = Command::new(program);
     command.arg("loop");
     for (name, value) in [
         ("--bootstrap", place.bootstrap),
@@ -117,7 +122,7 @@ fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Sta
         command.args([name, value]);
     }
     let running = Running(command.stdin(Stdio::null()).spawn().context("the loop")?);
-    Ok(Started { running: Process::Program(running, None), group: place.name.to_owned() })
+    Ok(Started { running: Process::Program(running, None), group: place.name.to_owned(), threads })
 }
 
 fn start_node(
@@ -138,7 +143,8 @@ fn start_node(
     let node = Node::start(place.bootstrap, place.name)?;
     node.deploy(place.name, &Deployment { module, input: place.input, output, guarantee, more })?;
     let group = node.group(place.name);
-    Ok(Started { running: Process::Node(Box::new(node)), group })
+    let threads = Some(Names::of_deployment(place.name));
+    Ok(Started { running: Process::Node(Box::new(node)), group, threads })
 }
 
 fn start_streams(
@@ -160,5 +166,6 @@ fn start_streams(
         state: state.path(),
     };
     let child = streams.start(&job, Stdio::null())?;
-    Ok(Started { running: Process::Program(Running(child), Some(state)), group: place.name.to_owned() })
+    let running = Process::Program(Running(child), Some(state));
+    Ok(Started { running, group: place.name.to_owned(), threads: None })
 }

@@ -12,11 +12,13 @@
 //! | [`load`], [`keys`], [`topics`] | what they read |
 //! | [`group`], [`outputs`], [`process`] | how far they are; what comes out; CPU time and memory |
 //! | [`module`] | what a deploy is measured with |
-//! | [`boundary`] | what it costs to be in Wasm |
+//! | [`boundary`], [`steps`] | what it costs to be in Wasm; what other steps cost by themselves |
+//! | [`threads`], [`budget`] | what each thread costs; all of it as one table that sums up |
 //! | [`report`], [`charts`] | the terminal and JSON; SVG |
 //! | [`restart`], [`survivor`] | kill -9 to first new output; who is killed |
 
 pub mod boundary;
+pub mod budget;
 pub mod charts;
 pub mod contender;
 pub mod group;
@@ -33,9 +35,11 @@ pub mod report;
 pub mod restart;
 pub mod rounds;
 pub mod run;
+pub mod steps;
 pub mod streams;
 pub mod suite;
 pub mod survivor;
 pub mod table;
 pub mod terms;
+pub mod threads;
 pub mod topics;

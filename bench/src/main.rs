@@ -12,7 +12,7 @@ use tidemill_bench::restart;
 use tidemill_bench::run::Stage;
 use tidemill_bench::table::{GUARD, WORKLOADS};
 use tidemill_bench::terms::Workload;
-use tidemill_bench::{charts, suite};
+use tidemill_bench::{charts, steps, suite};
 
 #[derive(Parser)]
 #[command(about = "Measures tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka")]
@@ -81,6 +81,9 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
         println!("{boundary}");
     }
     let mut report = Report::new(Machine::look()?, command, boundary);
+    for workload in workloads.iter().filter(|workload| workload.has_budget) {
+        report.steps.insert(workload.name, steps::of(workload, boundary.as_ref())?);
+    }
     let is_whole = arguments.scale == 1.0 && arguments.only.is_empty();
     let stage = Stage::prepare(&workloads, arguments.scale)?;
     for workload in workloads {

@@ -1,6 +1,6 @@
 //! What came out: a table and the ratios on the terminal, and all of it as JSON.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -11,7 +11,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::boundary::Boundary;
+use crate::budget;
 use crate::rounds::{Figures, Latency, Spread};
+use crate::steps::Step;
 use crate::suite::{Outcome, Shown};
 use crate::table::WASM_TAX;
 use crate::terms::{Bar, Metric, Ratio};
@@ -26,6 +28,8 @@ pub struct Report {
     pub command: String,
     /// Only with a workload that is told the Wasm tax.
     pub boundary: Option<Boundary>,
+    /// By workload: what is beneath its budget.
+    pub steps: BTreeMap<&'static str, Vec<Step>>,
     pub ratios: Vec<RatioReport>,
     pub contenders: Vec<ContenderReport>,
 }
@@ -101,7 +105,8 @@ impl Machine {
 
 impl Report {
     pub fn new(machine: Machine, command: String, boundary: Option<Boundary>) -> Report {
-        Report { machine, command, boundary, ratios: Vec::new(), contenders: Vec::new() }
+        let steps = BTreeMap::new();
+        Report { machine, command, boundary, steps, ratios: Vec::new(), contenders: Vec::new() }
     }
 
     /// Adds a workload, and prints it.
@@ -112,6 +117,8 @@ impl Report {
             print_ratio(&report);
             self.ratios.push(report);
         }
+        let steps = self.steps.get(outcome.workload.name);
+        budget::print(outcome, steps.map(Vec::as_slice).unwrap_or_default());
         let workload = outcome.workload.name;
         for shown in &outcome.shown {
             let jvm = shown.jvm.map(|jvm| jvm.to_string());
@@ -148,9 +155,10 @@ impl Report {
         let workloads: BTreeSet<&str> =
             of_ratios.chain(self.contenders.iter().map(|contender| contender.workload)).collect();
         for workload in &workloads {
-            let Report { machine, command, boundary, .. } = self;
+            let Report { machine, command, boundary, steps, .. } = self;
+            let steps = steps.get(workload);
             file["measured"][workload] =
-                json!({ "machine": machine, "command": command, "boundary": boundary });
+                json!({ "machine": machine, "command": command, "boundary": boundary, "steps": steps });
         }
         let mine = [serde_json::to_value(&self.ratios)?, serde_json::to_value(&self.contenders)?];
         for (list, mine) in ["ratios", "contenders"].into_iter().zip(mine) {

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::terms::Metric;
+use crate::threads::ByThread;
 
 /// What one run has shown.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -21,6 +22,9 @@ pub struct Figures {
     /// From the deploy of a new module to the first record that comes out of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deployed_ms: Option<f64>,
+    /// CPU time per record, by thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads_ns: Option<ByThread>,
 }
 
 /// From the moment at which a record was due to be written to its arrival at a `read_committed` reader.

@@ -26,6 +26,7 @@ use crate::outputs::Outputs;
 use crate::rounds::Figures;
 use crate::streams::Streams;
 use crate::terms::{Contender, Jvm, Kind, Load, Workload};
+use crate::threads::{ByThread, Threads};
 use crate::{module, process, topics};
 
 /// So many times the records that are measured warm up whoever has state, so that all have the same keys; a JVM
@@ -59,6 +60,8 @@ struct Mark {
     at: Instant,
     contender: Duration,
     broker: Duration,
+    /// The contender's, if they can be told apart.
+    threads: Option<Threads>,
 }
 
 impl Stage {
@@ -152,7 +155,9 @@ impl Stage {
         }
         let after = self.mark(&started)?;
         wait_for_output(place, all)?;
-        figures(&started, &before, &after, records)
+        let figures = figures(&started, &before, &after, records)?;
+        let threads_ns = workload.has_budget.then(|| by_thread(&started, &before, &after, records)).flatten();
+        Ok(Figures { threads_ns, ..figures })
     }
 
     fn open(
@@ -247,6 +252,7 @@ impl Stage {
         Ok(Mark {
             at: Instant::now(),
             contender: process::cpu_time(started.pid())?,
+            threads: started.threads.as_ref().map(|_| Threads::now(started.pid())).transpose()?,
             broker: process::cpu_time(self.broker)?,
         })
     }
@@ -265,6 +271,12 @@ fn wait_for_output(place: &Place<'_>, least: u64) -> Result<()> {
     }
 }
 
+/// `None` if its threads cannot be told apart.
+fn by_thread(started: &Started, before: &Mark, after: &Mark, records: u64) -> Option<ByThread> {
+    let (names, whole) = (started.threads.as_ref()?, after.contender - before.contender);
+    Some(after.threads.as_ref()?.since(before.threads.as_ref()?, names, whole, records))
+}
+
 fn figures(started: &Started, before: &Mark, after: &Mark, records: u64) -> Result<Figures> {
     let per_million = |cpu: Duration| cpu.as_secs_f64() * 1e6 / records as f64;
     Ok(Figures {
@@ -274,5 +286,6 @@ fn figures(started: &Started, before: &Mark, after: &Mark, records: u64) -> Resu
         broker_cpu_seconds_per_million: per_million(after.broker - before.broker),
         latency_ms: None,
         deployed_ms: None,
+        threads_ns: None,
     })
 }

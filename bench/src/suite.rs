@@ -36,13 +36,18 @@ pub fn run(stage: &Stage, workload: &'static Workload, rounds: usize, only: &[St
     for round in 0..rounds {
         for number in order(outcome.shown.len(), round) {
             let shown = &mut outcome.shown[number];
-            let name = format!("{}-{number}-{round}", workload.name);
+            let name = run_name(workload, number, round);
             let figures = stage.run(workload, &shown.contender, shown.jvm, &name)?;
             progress.ran(&format!("round {}", round + 1), &shown.contender, shown.jvm, &figures);
             shown.runs.push(figures);
         }
     }
     Ok(outcome)
+}
+
+/// Of a contender's run in a round: its topics, groups and threads have it in their names.
+pub fn run_name(workload: &Workload, contender: usize, round: usize) -> String {
+    format!("{}-{contender}-{round}", workload.name)
 }
 
 fn taking_part<'a>(

@@ -160,6 +160,7 @@ const USUAL: Workload = Workload {
     contenders: &[],
     ratios: &[],
     has_wasm_tax: false,
+    has_budget: false,
     is_long: false,
 };
 
@@ -209,6 +210,7 @@ pub const WORKLOADS: &[Workload] = &[
         contenders: MAP,
         ratios: MAP_RATIOS,
         has_wasm_tax: true,
+        has_budget: true,
         ..USUAL
     },
     Workload {
@@ -284,6 +286,7 @@ pub const WORKLOADS: &[Workload] = &[
                 3.0,
             ),
         ],
+        has_budget: true,
         ..USUAL
     },
     Workload {
@@ -476,6 +479,8 @@ const GUARD_MAX: f64 = 2.2;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::suite;
+    use crate::threads::Names;
 
     #[test]
     fn every_ratio_names_contenders_of_its_workload() {
@@ -486,6 +491,17 @@ mod tests {
                     assert_eq!(found, 1, "{}: {}: {side}", workload.name, ratio.name);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn threads_of_a_workload_with_a_budget_can_be_told_apart_by_their_names() {
+        for workload in WORKLOADS.iter().filter(|workload| workload.has_budget) {
+            assert!(
+                Names::of_deployment(&suite::run_name(workload, 9, 9)).are_distinct(),
+                "{}",
+                workload.name
+            );
         }
     }
 

@@ -166,6 +166,8 @@ pub struct Workload {
     pub ratios: &'static [Ratio],
     /// Whether [`crate::table::WASM_TAX`] is told of it.
     pub has_wasm_tax: bool,
+    /// Whether what each thread costs is told too.
+    pub has_budget: bool,
     /// Runs only if it is named, or everything is to run.
     pub is_long: bool,
 }
