@@ -9,8 +9,8 @@
 //! call's time is over ends in an error. Of all RPCs only reflection has a request that goes on, and its
 //! clients ask again.
 //!
-//! One address has half of the places at most, over all of its connections: the streams of a connection bound
-//! only what its client waits for, and a call that is taken back keeps its place.
+//! One address has three quarters of the places at most, over all of its connections: the streams of a
+//! connection bound only what its client waits for, and a call that is taken back keeps its place.
 //!
 //! Health is asked without a place and until the end: it is how others learn that the node stops.
 
@@ -35,8 +35,9 @@ use crate::tls::connection::Peer;
 
 /// Calls that a node has in hand at most. Half of the threads that tokio lends to what may block.
 pub const CALLS_MAX: usize = 256;
-/// Of these, of one address: whoever floods a node leaves as much to others.
-const CALLS_PER_ADDRESS_MAX: usize = CALLS_MAX / 2;
+/// Of these, of one address: whoever floods a node leaves the rest to others. Another node forwards what waits
+/// for a position, of which there are half as many places, and has enough for everything else.
+const CALLS_PER_ADDRESS_MAX: usize = CALLS_MAX / 4 * 3;
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The header of an answer that is nothing but a status.
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_has_half_of_the_places_and_leaves_the_others_to_others() {
+    async fn an_address_has_three_quarters_of_the_places_and_leaves_the_others_to_others() {
         let (_stop, admission, router) = node();
         let mut calls = JoinSet::new();
         for n in 0..CALLS_PER_ADDRESS_MAX {
