@@ -42,21 +42,6 @@ impl Cluster {
         Cluster::Embedded { bootstrap, process, data }
     }
 
-    /// kill -9 of the embedded broker.
-    pub fn kill_embedded(&mut self) {
-        let Cluster::Embedded { process, .. } = self else { panic!("the broker is not the embedded one") };
-        process.kill().expect("an own child can be killed");
-        process.wait().expect("an own child can be waited for");
-    }
-
-    /// Starts a killed one again, on what it had written.
-    pub fn restart_embedded(&mut self) {
-        let Cluster::Embedded { bootstrap, process, data } = self else {
-            panic!("the broker is not the embedded one")
-        };
-        *process = run_embedded(bootstrap, data.path());
-    }
-
     /// Apache Kafka from its own jars.
     pub fn apache() -> Cluster {
         Cluster::apache_with(&Options::default())
@@ -71,6 +56,27 @@ impl Cluster {
         let brokers = ApacheKafka::start_cluster(3).expect("Apache Kafka starts (`make setup`)");
         let bootstrap: Vec<&str> = brokers.iter().map(|broker| broker.bootstrap.as_str()).collect();
         Cluster::Brokers { bootstrap: bootstrap.join(","), brokers }
+    }
+
+    /// kill -9 of the only broker.
+    pub fn kill(&mut self) {
+        match self {
+            Cluster::Embedded { process, .. } => {
+                process.kill().expect("an own child can be killed");
+                process.wait().expect("an own child can be waited for");
+            }
+            Cluster::Apache(kafka) => kafka.kill(),
+            Cluster::Brokers { .. } => panic!("there are several brokers"),
+        }
+    }
+
+    /// Starts a killed one again, on what it had written, and waits until it serves.
+    pub fn restart(&mut self) {
+        match self {
+            Cluster::Embedded { bootstrap, process, data } => *process = run_embedded(bootstrap, data.path()),
+            Cluster::Apache(kafka) => kafka.restart().expect("a killed broker starts again"),
+            Cluster::Brokers { .. } => panic!("there are several brokers"),
+        }
     }
 
     /// Of a topic that is to survive the loss of a broker, if it can.

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use tidemill_tests::cluster::Cluster;
 use tidemill_tests::outbox::others;
 use tidemill_tests::outbox::scenes::{self, Length};
 use tidemill_tests::play::{Scene, play};
@@ -18,6 +19,9 @@ struct Arguments {
     only: Option<String>,
     #[arg(long)]
     seed: Option<u64>,
+    /// What the nodes run on, and what the other cluster of the scene `mirror` is
+    #[arg(long, value_parser = ["embedded", "apache"], default_value = "embedded")]
+    broker: String,
 }
 
 fn main() -> ExitCode {
@@ -27,15 +31,16 @@ fn main() -> ExitCode {
     let modules = tempfile::tempdir().expect("a directory");
     let module = build_module("courier", "tests/guests/courier", modules.path());
     println!("seed {seed}");
+    let cluster = || Cluster::named(&arguments.broker);
     let mut scenes: Vec<Scene<'_, _>> = vec![
-        ("planted", Box::new(|| scenes::planted(&length, &module))),
-        ("sinks", Box::new(|| scenes::sinks(&length, &module))),
-        ("kills", Box::new(|| scenes::kills(&length, &module, seed))),
-        ("moves", Box::new(|| scenes::moves(&length, &module))),
+        ("planted", Box::new(|| scenes::planted(cluster(), &length, &module))),
+        ("sinks", Box::new(|| scenes::sinks(cluster(), &length, &module))),
+        ("kills", Box::new(|| scenes::kills(cluster(), &length, &module, seed))),
+        ("moves", Box::new(|| scenes::moves(cluster(), &length, &module))),
     ];
     if !arguments.short || arguments.only.is_some() {
-        scenes.push(("rabbit", Box::new(|| others::rabbit(&length, &module))));
-        scenes.push(("mirror", Box::new(|| others::mirror(&length, &module))));
+        scenes.push(("rabbit", Box::new(|| others::rabbit(cluster(), &length, &module))));
+        scenes.push(("mirror", Box::new(|| others::mirror(cluster(), cluster(), &length, &module))));
     }
     play("outbox", scenes, arguments.only.as_deref())
 }

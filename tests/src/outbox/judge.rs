@@ -9,7 +9,7 @@
 //! - a repetition has the id, the sequence and the content of the first, and where no node dies and no task moves it
 //!   comes before the next row of its key.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use prost::Message as _;
@@ -224,12 +224,14 @@ fn dump(bootstrap: &str, topic: &str) -> Vec<Record> {
         return Vec::new();
     }
     assign(&consumer, topic, 0..PARTITIONS, Offset::Beginning).expect("assigned");
-    let (mut records, mut open) = (Vec::new(), PARTITIONS);
+    // By number: an end is told again where the marker of a transaction comes behind it.
+    let mut open: BTreeSet<i32> = (0..PARTITIONS).collect();
+    let mut records = Vec::new();
     let deadline = Instant::now() + READ_MAX;
-    while open > 0 {
+    while !open.is_empty() {
         assert!(Instant::now() < deadline, "{topic} could not be read to its end");
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
             // Lost connections and the like; librdkafka goes on by itself.
             None | Some(Err(_)) => {}
             Some(Ok(message)) => {

@@ -1,5 +1,6 @@
 //! The scenes of W7 for destinations that are no webhook: RabbitMQ, and another Kafka cluster.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ const MIRROR_KEYS: u64 = 4_000;
 const COMMON: &str = "timeout: 2s, retry: 50ms..500ms, breaker: { failures: 10, open: 500ms }";
 
 /// A broker that has no queue yet, is stopped, continued, killed and started again, and is gone for long.
-pub fn rabbit(length: &Length, module: &Path) -> Summary {
+pub fn rabbit(cluster: Cluster, length: &Length, module: &Path) -> Summary {
     let mut found = Summary::default();
     if let Err(why) = Rabbit::is_installed() {
         found.invalid.push(format!("INVALID rabbit: {why}"));
@@ -41,7 +42,7 @@ pub fn rabbit(length: &Length, module: &Path) -> Summary {
         rabbit.url(),
         length.rows
     );
-    let mut stage = Stage::new(1, &place, module);
+    let mut stage = Stage::new(cluster, 1, &place, module);
     stage.begin("tidemill", &[]);
     let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate);
     // Nobody is bound, so everything comes back: it waits, and is not lost.
@@ -68,9 +69,8 @@ pub fn rabbit(length: &Length, module: &Path) -> Summary {
     found
 }
 
-/// A cluster whose broker is killed and started again, beside the one that the node runs on.
-pub fn mirror(length: &Length, module: &Path) -> Summary {
-    let mut other = Cluster::embedded();
+/// Another cluster, whose broker is killed and started again, beside the one that the node runs on.
+pub fn mirror(cluster: Cluster, mut other: Cluster, length: &Length, module: &Path) -> Summary {
     let topics = ["topics", "create", MIRROR, "--partitions", &PARTITIONS.to_string()];
     let made = tidemill(topics).env("KAFKA_BOOTSTRAP_SERVERS", other.bootstrap()).output();
     assert!(made.is_ok_and(|made| made.status.success()), "the other cluster has no topic");
@@ -79,13 +79,13 @@ pub fn mirror(length: &Length, module: &Path) -> Summary {
         other.bootstrap(),
         length.rows
     );
-    let mut stage = Stage::new(1, &place, module);
+    let mut stage = Stage::new(cluster, 1, &place, module);
     stage.begin("tidemill", &[]);
     let feeder = Feeder::with_keys(stage.cluster.bootstrap(), length.rate, MIRROR_KEYS);
     std::thread::sleep(length.phase);
-    other.kill_embedded();
+    other.kill();
     std::thread::sleep(length.gone.min(length.phase * 4));
-    other.restart_embedded();
+    other.restart();
     std::thread::sleep(length.phase);
     let fed = feeder.finish();
     stage.until_drained(0);
@@ -102,12 +102,13 @@ fn read(bootstrap: &str) -> Vec<Arrival> {
         .create()
         .expect("a consumer");
     assign(&consumer, MIRROR, 0..PARTITIONS, Offset::Beginning).expect("assigned");
-    let (mut all, mut open) = (Vec::new(), PARTITIONS);
+    let mut open: BTreeSet<i32> = (0..PARTITIONS).collect();
+    let mut all = Vec::new();
     let deadline = Instant::now() + SHOWN_MAX;
-    while open > 0 {
+    while !open.is_empty() {
         assert!(Instant::now() < deadline, "{MIRROR} could not be read to its end");
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
             // Lost connections and the like; librdkafka goes on by itself.
             None | Some(Err(_)) => {}
             Some(Ok(message)) => {

@@ -8,6 +8,7 @@ use tidemill_sink::{HttpSink, Mode};
 use super::Summary;
 use super::judge::{Arrival, judge};
 use super::stage::{DEPLOYMENT, Feeder, MARK, PARTITIONS, Stage, Watcher};
+use crate::cluster::Cluster;
 use crate::play::Findings;
 use crate::wait::{until, within};
 
@@ -98,9 +99,9 @@ fn judged(scene: &str, stage: &Stage, fed: &super::stage::Fed, sink: &HttpSink) 
 
 /// A receiver that is slow, hung, flapping, out of order, answers twice, refuses for good, is restarted, and is gone
 /// for long. The topic beside it must not notice before the bound, and nothing be lost beyond it.
-pub fn sinks(length: &Length, module: &Path) -> Summary {
+pub fn sinks(cluster: Cluster, length: &Length, module: &Path) -> Summary {
     let sink = HttpSink::start();
-    let mut stage = Stage::new(1, &destination(&sink, length), module);
+    let mut stage = Stage::new(cluster, 1, &destination(&sink, length), module);
     stage.begin("tidemill", &[]);
     let watcher = Watcher::start(&stage.nodes[0].http);
     let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate);
@@ -208,9 +209,9 @@ fn gone(length: &Length, stage: &Stage, feeder: &Feeder, watcher: &Watcher) -> S
 }
 
 /// A node dies at each step between commit, delivery, acknowledgement and deletion.
-pub fn kills(length: &Length, module: &Path, seed: u64) -> Summary {
+pub fn kills(cluster: Cluster, length: &Length, module: &Path, seed: u64) -> Summary {
     let sink = HttpSink::start();
-    let mut stage = Stage::new(1, &destination(&sink, length), module);
+    let mut stage = Stage::new(cluster, 1, &destination(&sink, length), module);
     stage.begin("tidemill-faults", &[]);
     let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate / 3);
     let mut random = fastrand::Rng::with_seed(seed);
@@ -247,9 +248,9 @@ pub fn kills(length: &Length, module: &Path, seed: u64) -> Summary {
 }
 
 /// Tasks move to a second node and back, by its start and its end, orderly or not.
-pub fn moves(length: &Length, module: &Path) -> Summary {
+pub fn moves(cluster: Cluster, length: &Length, module: &Path) -> Summary {
     let sink = HttpSink::start();
-    let mut stage = Stage::new(2, &destination(&sink, length), module);
+    let mut stage = Stage::new(cluster, 2, &destination(&sink, length), module);
     stage.begin("tidemill", &[]);
     let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate);
     let mut found = Summary::default();
@@ -284,9 +285,9 @@ pub fn moves(length: &Length, module: &Path) -> Summary {
 }
 
 /// With delivery before the commit planted the judge must find it, or its silence elsewhere proves nothing.
-pub fn planted(length: &Length, module: &Path) -> Summary {
+pub fn planted(cluster: Cluster, length: &Length, module: &Path) -> Summary {
     let sink = HttpSink::start();
-    let mut stage = Stage::new(1, &destination(&sink, length), module);
+    let mut stage = Stage::new(cluster, 1, &destination(&sink, length), module);
     stage.begin("tidemill-faults", &[("TIDEMILL_BUG", "outbox-early")]);
     let feeder = Feeder::start(stage.cluster.bootstrap(), length.rate);
     until("something is delivered", SHOWN_MAX, || match sink.count() {

@@ -42,9 +42,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// An embedded broker, and nodes that are not started yet. `destination` is the output's mapping.
-    pub fn new(nodes: usize, destination: &str, module: &Path) -> Stage {
-        let cluster = Cluster::embedded();
+    /// Nodes on a broker, none of which is started yet. `destination` is the output's mapping.
+    pub fn new(cluster: Cluster, nodes: usize, destination: &str, module: &Path) -> Stage {
         let directory = tempfile::Builder::new().prefix("tidemill-outbox-").tempdir().expect("a directory");
         let settings = format!("fleet: {FLEET}\n{}", plain(&cluster));
         let node = |number| Node::prepare(&cluster, &directory.path().join(format!("n{number}")), &settings);
