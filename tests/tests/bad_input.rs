@@ -112,7 +112,7 @@ fn wrong_topics_and_modules_are_refused_by_name() {
         "name: lost\nmodule: {}\ninputs: {{ in: {{ topic: nowhere }} }}\noutputs: {{ out: {{ topic: t }} }}\n",
         module.display()
     );
-    expect_error(&apply(&topic), &["nowhere"]);
+    expect_refusal(&apply(&topic), &["nowhere"]);
 
     let typo = "name: lost\nmodul: rekey.wasm\n";
     expect_error(&apply(typo), &["deployment.yaml:2", "modul", "module"]);
