@@ -50,9 +50,12 @@ fn the_lag_of_a_slow_handler_is_as_old_as_a_stopwatch_says_and_is_explained() {
     let runtime = Runtime::new().expect("a runtime");
     let node = Served::start(&world, &runtime, "a");
     deploy(node.node(), HOSTILE, &build_guest("tests/guests/hostile"));
+    eventually("its time is looked at", || {
+        lag(&runtime, &node.channel).spent.is_some_and(|spent| spent.fetch_seconds > 0.0)
+    });
     // What it takes to come up is not the handler's.
     produce(&world, 0, &[("k", "spin 1")]);
-    eventually("a record is handled, and its time is looked at", || {
+    eventually("a record is handled", || {
         let lag = lag(&runtime, &node.channel);
         lag.records == 0 && lag.spent.is_some_and(|spent| spent.handler_seconds > 0.0)
     });
