@@ -473,8 +473,9 @@ pub const GUARD: Workload = Workload {
     ],
     ..USUAL
 };
-/// Five rounds on two cores with ten other processes to run: 1.8 (1.4..2.0).
-const GUARD_MAX: f64 = 2.2;
+/// Five rounds on two cores with ten other processes to run: 1.8 (1.4..2.0); on another kind of machine, with
+/// nothing else to do: 1.9 (1.4..2.05).
+const GUARD_MAX: f64 = 2.4;
 
 #[cfg(test)]
 mod tests {
