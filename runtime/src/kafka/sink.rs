@@ -250,8 +250,10 @@ fn initialised(config: &KafkaConfig, id: &str, spec: SinkSpec) -> Result<Topics,
     let topics =
         Topics::new(config, spec, Some(id)).map_err(|error| SourceError::Refused(error.to_string()))?;
     // Without a connection librdkafka asks for the coordinator, finds nobody to ask, and looks again
-    // after a fixed 500 ms; so wait for the first connection before it asks.
-    topics.producer.client().cluster_id(CONNECT_WAIT);
+    // after a fixed 500 ms; so wait for one that stays before it asks.
+    if topics.producer.client().cluster_id(CONNECT_WAIT).is_some() {
+        topics.producer.client().settle(CONNECT_WAIT);
+    }
     topics
         .producer
         .init_transactions(INIT_WAIT.max(config.limits.transaction_timeout))

@@ -30,7 +30,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka_sys as rd;
 
@@ -272,6 +272,24 @@ impl Client {
             let copy = text(id);
             rd::rd_kafka_mem_free(self.raw(), id.cast());
             Some(copy)
+        }
+    }
+
+    /// Waits until a broker answers that is known by its number. The connection that learned of it, to one of
+    /// the bootstrap servers, is given up then, and librdkafka connects to another when something is asked.
+    pub fn settle(&self, wait: Duration) {
+        let deadline = Instant::now() + wait;
+        // The first question may be lost with that connection, or be the last one that it answers.
+        for _ in 0..2 {
+            let mut metadata: *const rd::rd_kafka_metadata = std::ptr::null();
+            let wait = deadline.saturating_duration_since(Instant::now());
+            // SAFETY: the handle is live; the out-pointer is to a local, and what it gets is ours to destroy.
+            unsafe {
+                rd::rd_kafka_metadata(self.raw(), 0, std::ptr::null_mut(), &mut metadata, millis(wait));
+                if !metadata.is_null() {
+                    rd::rd_kafka_metadata_destroy(metadata);
+                }
+            }
         }
     }
 
