@@ -176,6 +176,20 @@ impl Node {
         (1..=self.starts).map(|start| read(start).expect("the node's log")).collect()
     }
 
+    /// Lines of halts and panics since its first start.
+    pub fn complaints(&self) -> Vec<String> {
+        let is_bad = |line: &&str| line.contains(" halted ") || line.contains("panicked at");
+        self.whole_log().lines().filter(is_bad).map(str::to_owned).collect()
+    }
+
+    /// Waits until a command gets an answer.
+    pub fn until_it_answers(&self, most: Duration) {
+        until("the node answers", most, || {
+            let answer = self.tidemill(&["deployments"]);
+            if answer.status.success() { Ok(()) } else { Err(answer.stderr) }
+        });
+    }
+
     /// Holds the node's file, logs and state.
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -287,10 +287,7 @@ pub fn an_outbox_keeps_its_secrets(cluster: &Cluster) {
     let file = kept("hooks.yaml", &document);
     let settings = format!("{}log: {{ filter: 'info,tidemill=debug' }}\n", plain(cluster));
     let mut node = Node::start_with(cluster, &directory.path().join("n1"), &settings);
-    until("the node answers", READY_MAX, || {
-        let answer = node.tidemill(&["deployments"]);
-        if answer.status.success() { Ok(()) } else { Err(answer.stderr) }
-    });
+    node.until_it_answers(READY_MAX);
     node.tidemill(&["topics", "create", "in", "--partitions", "1"]).ok();
     node.tidemill(&["apply", "--wait", "-f", &file]).ok();
     node.tidemill(&["produce", "in", "one", "--key", "k"]).ok();

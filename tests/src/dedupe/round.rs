@@ -252,11 +252,7 @@ impl Fleet {
                 self.unexpected.push(format!("n{number} ended by itself: {status}"));
             }
         }
-        let is_bad = |line: &str| line.contains(" halted ") || line.contains("panicked at");
-        let logs = self.nodes.iter().map(Node::whole_log);
-        let bad: Vec<String> = logs
-            .flat_map(|log| log.lines().filter(|line| is_bad(line)).map(str::to_owned).collect::<Vec<_>>())
-            .collect();
+        let bad = self.nodes.iter().flat_map(Node::complaints);
         self.unexpected.iter().cloned().chain(bad).collect()
     }
 

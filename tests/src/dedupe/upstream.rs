@@ -79,10 +79,7 @@ pub fn play(
 ) -> Result<Found> {
     let mut node = Node::prepare(cluster, directory, &plain(cluster));
     node.restart_as(PROGRAM, &[]);
-    until("the node answers", FIRST_ANSWER_MAX, || {
-        let answer = node.tidemill(&["deployments"]);
-        if answer.status.success() { Ok(()) } else { Err(answer.stderr) }
-    });
+    node.until_it_answers(FIRST_ANSWER_MAX);
     let partitions = PARTITIONS.to_string();
     node.tidemill(&["topics", "create", INPUT, BETWEEN, OUTPUT, "--partitions", &partitions]).ok();
     let file = directory.join("upstream.yaml");
@@ -134,8 +131,7 @@ pub fn play(
     if settled.is_none() {
         wrong.push(format!("not everything was handled within {SETTLE_MAX:?}"));
     }
-    let is_bad = |line: &&str| line.contains(" halted ") || line.contains("panicked at");
-    wrong.extend(node.whole_log().lines().filter(is_bad).map(str::to_owned));
+    wrong.extend(node.complaints());
     let mut found = judge(sent, &emissions(cluster)?, &effects(cluster)?);
     wrong.append(&mut found.violations);
     Ok(Found { violations: wrong, ..found })

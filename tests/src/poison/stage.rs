@@ -57,10 +57,7 @@ impl Stage {
     }
 
     pub fn until_it_answers(&self, node: usize) {
-        until("the node answers", ANSWER_MAX, || {
-            let answer = self.nodes[node].tidemill(&["deployments"]);
-            if answer.status.success() { Ok(()) } else { Err(answer.stderr) }
-        });
+        self.nodes[node].until_it_answers(ANSWER_MAX);
     }
 
     /// A version that fails what is bad, or one that does not.

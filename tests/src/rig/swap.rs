@@ -66,10 +66,7 @@ impl Gaps {
 pub fn play(cluster: &Cluster, deployments: u64, seed: u64, directory: &Path) -> Result<Outcome> {
     let modules = Modules::build(directory)?;
     let mut node = Node::start_with(cluster, &directory.join("node"), &plain(cluster));
-    until("the node answers", SOON, || {
-        let answer = node.tidemill(&["deployments"]);
-        if answer.status.success() { Ok(()) } else { Err(answer.stderr) }
-    });
+    node.until_it_answers(SOON);
     let partitions = PARTITIONS.to_string();
     node.tidemill(&["topics", "create", "chain-in", "chain-out", "--partitions", &partitions]).ok();
     // Both modules are compiled then; the second version is the one that the first record meets.
@@ -120,9 +117,7 @@ pub fn play(cluster: &Cluster, deployments: u64, seed: u64, directory: &Path) ->
     if before != after {
         verdict.unexpected(format!("the group was rebalanced: {before:?}, then {after:?}"));
     }
-    for line in node.log().lines().filter(|line| line.contains(" halted ") || line.contains("panicked at")) {
-        verdict.unexpected(line.to_owned());
-    }
+    node.complaints().into_iter().for_each(|line| verdict.unexpected(line));
     ensure!(node.stop().success(), "the node did not drain: {}", node.log());
     Ok(Outcome { swaps, undisturbed, verdict })
 }
