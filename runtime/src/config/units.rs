@@ -1,7 +1,7 @@
 //! Durations, byte sizes, shares and times as people write them: `100ms`, `64MiB`, `5%`,
-//! `2013-01-01T00:00:00Z`.
+//! `2013-01-01T00:00:00Z`. And digests, which are only ever shown.
 //!
-//! Both directions, so that what `config show` prints can be pasted back.
+//! Both directions of the others, so that what `config show` prints can be pasted back.
 
 use std::time::Duration;
 
@@ -113,6 +113,13 @@ pub fn show_bytes(bytes: u64) -> String {
         }
     }
     format!("{bytes}B")
+}
+
+/// Two hexadecimal digits a byte, in lower case. Names of modules and ids of inboxes are kept in this form.
+pub fn show_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |half: u8| char::from(DIGITS[usize::from(half)]);
+    bytes.iter().flat_map(|&byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// Milliseconds since the epoch of an RFC 3339 time: `2013-01-01T00:00:00Z`, `...T00:00:00.250+01:00`. One
@@ -252,6 +259,12 @@ mod tests {
         for bad in ["", "5", "%", "-5%", "5 percent", "1e3%", "99999999999%"] {
             assert!(parse_share(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_byte_shows_as_two_digits() {
+        assert_eq!(show_hex(&[0x00, 0x0f, 0xa5, 0xff]), "000fa5ff");
+        assert_eq!(show_hex(&[]), "");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use crate::config::units::show_hex;
 use crate::kafka::topic_log::{AppendError, TopicLog};
 use crate::ports::SourceError;
 use crate::record::Offset;
@@ -31,7 +32,7 @@ pub enum ModuleError {
 
 /// SHA-256, lower-case hexadecimal.
 pub fn digest(module: &[u8]) -> String {
-    Sha256::digest(module).iter().map(|byte| format!("{byte:02x}")).collect()
+    show_hex(&Sha256::digest(module))
 }
 
 /// Writes a module, chunk by chunk; it can be loaded once this has returned.

@@ -26,6 +26,7 @@ use super::event::Event;
 use super::{Origin, Unsent, secrets, tls};
 use crate::config::node::Secret;
 use crate::config::outbox::{HttpFormat, HttpSpec, check_url};
+use crate::config::units::show_hex;
 use crate::ports::{Delivery, Landed};
 
 /// Connections that wait for their next use, and for how long they do.
@@ -152,8 +153,7 @@ fn sign(secret: &Secret, now_s: u64, id: &str, body: &[u8]) -> String {
     };
     mac.update(format!("{now_s}.{id}.").as_bytes());
     mac.update(body);
-    let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("t={now_s},v1={hex}")
+    format!("t={now_s},v1={}", show_hex(&mac.finalize().into_bytes()))
 }
 
 async fn judge(mut answer: Response<Incoming>) -> Landed {

@@ -34,6 +34,7 @@ use sha2::{Digest, Sha256};
 use super::TakenAt;
 use super::sequence::Lines;
 use crate::config::deployment::{Gaps, IdSource, InboxSpec, Place, join_id};
+use crate::config::units::show_hex;
 use crate::faults::{Bug, planted};
 use crate::record::{Batch, Column, Offset, headers};
 use crate::store::{Ages, Store};
@@ -379,9 +380,7 @@ fn number(text: &[u8]) -> Option<u64> {
 
 /// SHA-256, in hexadecimal digits.
 fn digest(value: &[u8]) -> Vec<u8> {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    Sha256::digest(value).iter().flat_map(digits).collect()
+    show_hex(&Sha256::digest(value)).into_bytes()
 }
 
 /// A text, number or boolean within a JSON value.

@@ -13,6 +13,7 @@ use super::imports::{self, HostState};
 use super::instance::Instance;
 use super::{Compiler, inspect, limits};
 use crate::config::manifest::Manifest;
+use crate::config::units::show_hex;
 
 /// Largest module that is accepted, in bytes.
 pub const MODULE_BYTES_MAX: usize = 16 << 20;
@@ -145,7 +146,7 @@ impl Module {
             return Err(ModuleError::NotWasm);
         }
         inspect::inspect(bytes)?;
-        let digest = hex(&Sha256::digest(bytes));
+        let digest = show_hex(&Sha256::digest(bytes));
         let component = compiler.component(engine, bytes, &digest)?;
         let pre = imports::linker(&engine.wasmtime)
             .and_then(|linker| linker.instantiate_pre(&component))
@@ -240,8 +241,4 @@ fn check_manifest(manifest: &Manifest) -> Vec<String> {
         }
     }
     problems
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
