@@ -307,8 +307,8 @@ fn stands(deployment: &str, redrive: &proto::RedriveStatus) {
     }
     if reasons.is_empty() {
         eprintln!(
-            "redrive {id}: nothing has changed for {seconds} s. Letters fill at most half of `parked`, and wait for room in an \
-             outbox: see `tidemill parked list {deployment}` and `tidemill outbox list {deployment}`"
+            "redrive {id}: nothing has changed for {seconds} s. The rate is low, the handler takes its time (see `tidemill lag \
+             {deployment}`), or the letters cannot be read, which the nodes' logs say"
         );
     }
 }

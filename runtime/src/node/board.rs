@@ -25,6 +25,8 @@ pub struct TaskEntry {
     pub state: TaskState,
     /// Why it is halted, or running and paused; empty otherwise.
     pub reason: String,
+    /// Why no letter comes back although it runs; empty otherwise.
+    pub letters_wait: String,
     pub worker: u32,
     /// Of the deployment, that the task runs or is about to run.
     pub revision: u64,
@@ -157,6 +159,7 @@ impl Board {
         let entry = TaskEntry {
             state: TaskState::Restoring,
             reason: String::new(),
+            letters_wait: String::new(),
             worker,
             revision,
             first: None,
@@ -182,10 +185,18 @@ impl Board {
             entry.state = state;
             entry.metrics.set_state(state);
             entry.reason = reason.to_owned();
+            if state != TaskState::Running {
+                entry.letters_wait.clear();
+            }
             if state == TaskState::Restoring {
                 entry.reader = None;
             }
         });
+    }
+
+    /// Letters wait for room, for this reason; empty = they do not any more.
+    pub fn letters_wait(&self, partition: i32, worker: u32, reason: &str) {
+        self.change(partition, worker, |entry| reason.clone_into(&mut entry.letters_wait));
     }
 
     pub fn task_running(&self, partition: i32, worker: u32, task: &Task) {

@@ -63,6 +63,8 @@ pub struct Given {
     pub letters: usize,
     /// All of it, its `next` included: the page may be forgotten.
     pub is_used_up: bool,
+    /// The next one waits for room: see [`Task::letters_reason`].
+    pub waits: bool,
 }
 
 /// How a redrive stands to a letter that nobody has marked.
@@ -243,7 +245,9 @@ impl Task {
             self.edits += 1;
         }
         self.note_parked();
-        Ok(Given { letters: given, is_used_up: page.records.is_empty() })
+        let is_used_up = page.records.is_empty();
+        let waits = !is_used_up && !redrive.discard && !self.has_room_for_letters();
+        Ok(Given { letters: given, is_used_up, waits })
     }
 
     /// A redrive cannot go on here; a person reads why.
@@ -329,10 +333,13 @@ impl Task {
         Ok(row.is_some_and(|row| row == id.to_be_bytes()))
     }
 
-    /// Of either kind of letter.
     fn may_give(&self, redrive: &Redrive) -> bool {
-        let has_room = self.parked.has_room_for_letters() && self.outbox.full().is_none();
-        !self.is_full() && (redrive.discard || has_room)
+        !self.is_full() && (redrive.discard || self.has_room_for_letters())
+    }
+
+    /// Of either kind.
+    fn has_room_for_letters(&self) -> bool {
+        self.parked.has_room_for_letters() && self.outbox.full().is_none()
     }
 
     /// Counts a letter whose repetitions the inbox would not notice.

@@ -266,25 +266,40 @@ impl Task {
 
     /// Why the task's input is paused, if it is.
     pub fn blocked_reason(&self) -> Option<String> {
-        match self.blocked.as_ref()? {
-            Blocked::Park => {
-                let (records, bytes) = self.parked();
-                let limits = &self.config.failures.parked;
-                Some(format!(
-                    "paused: {records} records ({bytes} bytes) are parked, failures.parked allows {} ({} bytes); it goes on when \
-                     some of them succeed or are given up, or with a higher bound",
-                    limits.records, limits.bytes
-                ))
-            }
-            Blocked::Outbox(rule) => {
-                let (rows, bytes) = self.outbox.load_of(&rule.name);
-                Some(format!(
-                    "paused: the outbox of {} holds {rows} rows ({bytes} bytes), {} ({} bytes) are allowed; it goes on when they \
-                     are delivered or discarded, or with a higher bound",
-                    rule.name, rule.rows, rule.bytes
-                ))
-            }
-        }
+        let reason = match self.blocked.as_ref()? {
+            Blocked::Park => self.fill_of_park(""),
+            Blocked::Outbox(rule) => self.fill_of_outbox(rule),
+        };
+        Some(format!("paused: {reason}"))
+    }
+
+    /// Why there is no room for letters, if there is none.
+    pub fn letters_reason(&self) -> Option<String> {
+        let reason = match self.parked.has_room_for_letters() {
+            false => self.fill_of_park(", of which letters fill at most half"),
+            true => self.fill_of_outbox(self.outbox.full()?),
+        };
+        Some(format!("letters wait: {reason}"))
+    }
+
+    /// `share` says what part of the bound counts.
+    fn fill_of_park(&self, share: &str) -> String {
+        let (records, bytes) = self.parked();
+        let limits = &self.config.failures.parked;
+        format!(
+            "{records} records ({bytes} bytes) are parked, failures.parked allows {} ({} bytes){share}; it goes on when \
+             some of them succeed or are given up, or with a higher bound",
+            limits.records, limits.bytes
+        )
+    }
+
+    fn fill_of_outbox(&self, rule: &OutboxRule) -> String {
+        let (rows, bytes) = self.outbox.load_of(&rule.name);
+        format!(
+            "the outbox of {} holds {rows} rows ({bytes} bytes), {} ({} bytes) are allowed; it goes on when they \
+             are delivered or discarded, or with a higher bound",
+            rule.name, rule.rows, rule.bytes
+        )
     }
 }
 

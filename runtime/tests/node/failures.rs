@@ -1,6 +1,7 @@
 //! Records that fail, on a whole node: retries, dead letters, and a park that is full.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use tidemill::kafka::tools::{self, Consumed, Row};
 use tidemill::node::Node;
@@ -132,6 +133,49 @@ fn failed_records_are_tried_again_buried_or_parked_and_a_full_park_pauses_its_pa
     let mut keys: Vec<_> = read(&world, "other").into_iter().filter_map(|record| record.key).collect();
     keys.sort();
     assert_eq!(keys, [b"a", b"b", b"e", b"f"]);
+}
+
+const WAITS: &str = "\
+name: waits
+module: hostile.wasm
+inputs: { in: { topic: in } }
+outputs: { out: { topic: out } }
+failures: { transient: { attempts: 1, backoff: 1h..1h }, then: dead_letter, parked: { records: 4 } }
+";
+
+#[test]
+fn a_redrive_without_room_for_its_letters_says_so_and_goes_on_when_there_is_some() {
+    let world = World::new(&[("in", 1), ("out", 1)]);
+    let node = world.node();
+    deploy(&node, WAITS, &build_guest("tests/guests/hostile"));
+    let rows = [row(0, "a", b"transient"), row(0, "b", b"transient"), row(0, "c", b"permanent")];
+    tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+    let letters = || world.committed("test.waits.dead-letters").unwrap_or_default();
+    eventually("two are parked for an hour, and one is buried", || letters().len() == 1);
+    let redrive = proto::RedriveRequest { deployment: "waits".into(), ..proto::RedriveRequest::default() };
+    let id = node.handle().redrive(redrive, Vec::new()).expect("accepted").id;
+    let asked =
+        proto::RedrivesRequest { deployment: "waits".into(), id: Some(id), partition: Some(0), local: true };
+    let stands =
+        || node.handle().redrives_here(&asked).expect("told").redrives.remove(0).partitions.remove(0);
+    eventually("half of the park is full", || stands().reason.starts_with("letters wait: 2 records ("));
+    let filter = proto::ParkedFilter { keys: vec![b"a".to_vec()], ..proto::ParkedFilter::default() };
+    let request = proto::DropParkedRequest {
+        deployment: "waits".into(),
+        filter: Some(filter),
+        partition: Some(0),
+        waiting: false,
+        discard: true,
+        author: "pat".into(),
+        local: true,
+    };
+    let soon = Instant::now() + Duration::from_secs(20);
+    node.handle().parked_drop(&request, soon).expect("dropped");
+    eventually("the letter comes back, and fails again", || {
+        let stands = stands();
+        stands.reason.is_empty() && stands.progress.is_some_and(|progress| progress.again == 1)
+    });
+    node.stop();
 }
 
 const INBOX: &str = "\

@@ -33,7 +33,7 @@ pub struct Shelf {
     partition: i32,
     topic: String,
     marks: StoreReader,
-    /// Why the task takes nothing now; empty = it does.
+    /// Why the task takes no letters now; empty = it does.
     pub reason: String,
 }
 
@@ -88,7 +88,7 @@ impl Shelf {
             partition,
             topic: node.letters_of(&spec),
             marks,
-            reason: task.reason,
+            reason: if task.reason.is_empty() { task.letters_wait } else { task.reason },
         })
     }
 

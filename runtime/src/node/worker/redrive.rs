@@ -4,7 +4,7 @@
 //! One order at a time in each partition, the oldest first. A task that has dropped what was not committed, or
 //! was made anew, begins again where its row about the order says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ const LOOK: Duration = Duration::from_millis(100);
 const LETTERS_AT_ONCE: usize = 50;
 /// A rate is not made up for beyond this.
 const BURST: Duration = Duration::from_millis(250);
+/// Letters have waited for room so long when that is told: a redrive that is faster than the handler waits
+/// again and again, and goes on all the same.
+const WAIT_TOLD: Duration = Duration::from_secs(1);
 /// Records are waited for so long while letters come.
 pub(super) const TAKE_WAIT: Duration = Duration::from_millis(5);
 
@@ -30,6 +33,8 @@ pub(super) struct Redrives {
     under_way: BTreeMap<i32, UnderWay>,
     /// Tasks that have nothing to do for the orders as they are: which life of a task that was.
     at_rest: BTreeMap<i32, (u64, u64)>,
+    /// Partitions whose letters are said to wait.
+    told: BTreeSet<i32>,
 }
 
 struct UnderWay {
@@ -40,6 +45,8 @@ struct UnderWay {
     page: Option<LetterPage>,
     begun: bool,
     pace: LetterPace,
+    /// Since when there has been no room for a letter.
+    waits_since: Option<Duration>,
 }
 
 impl Redrives {
@@ -50,6 +57,7 @@ impl Redrives {
             looked: None,
             under_way: BTreeMap::new(),
             at_rest: BTreeMap::new(),
+            told: BTreeSet::new(),
         }
     }
 
@@ -117,7 +125,8 @@ impl Redrives {
             let reading = Reading { order: Arc::clone(order), partition, from, marks };
             let feed = self.letters.open(reading);
             let pace = LetterPace::new(order.rate(partition), now);
-            let under_way = UnderWay { redrive, life, feed, page: None, begun: false, pace };
+            let under_way =
+                UnderWay { redrive, life, feed, page: None, begun: false, pace, waits_since: None };
             self.under_way.insert(partition, under_way);
             return Ok(true);
         }
@@ -125,11 +134,31 @@ impl Redrives {
         Ok(false)
     }
 
+    /// What is to be told of letters that wait for room: why, or an empty reason when they do not any more.
+    /// None = nothing new.
+    fn news(&mut self, task: &Task, now: Duration) -> Option<String> {
+        let partition = task.partition();
+        let since = self.under_way.get(&partition).and_then(|under_way| under_way.waits_since);
+        let wait = since.is_some_and(|since| now.saturating_sub(since) >= WAIT_TOLD);
+        match (wait, self.told.contains(&partition)) {
+            (true, false) => {
+                self.told.insert(partition);
+                task.letters_reason()
+            }
+            (false, true) => {
+                self.told.remove(&partition);
+                Some(String::new())
+            }
+            (true, true) | (false, false) => None,
+        }
+    }
+
     /// Forgets tasks that do not run. Every turn: a task that is made anew may have the number of a writer
     /// that never committed, and would pass for the one before.
     fn keep(&mut self, is_running: impl Fn(i32) -> bool) {
         self.under_way.retain(|&partition, _| is_running(partition));
         self.at_rest.retain(|&partition, _| is_running(partition));
+        self.told.retain(|&partition| is_running(partition));
     }
 }
 
@@ -154,6 +183,8 @@ impl UnderWay {
         let most = self.pace.allowance(now).min(LETTERS_AT_ONCE);
         let given = task.give_back(&self.redrive, page, most)?;
         self.pace.took(given.letters);
+        let stands = given.waits && given.letters == 0;
+        self.waits_since = if stands { self.waits_since.or(Some(now)) } else { None };
         if !given.is_used_up {
             return Ok(false);
         }
@@ -214,6 +245,12 @@ impl<C: Consumer> Worker<C> {
             }
             if let Err(error) = self.redrives.serve(task, now) {
                 failed.push((partition, error));
+            }
+            if let Some(reason) = self.redrives.news(task, now) {
+                if !reason.is_empty() {
+                    tracing::info!(deployment = %self.deployment, partition, reason, "a redrive waits");
+                }
+                self.board.letters_wait(partition, self.index, &reason);
             }
         }
         for (partition, error) in failed {

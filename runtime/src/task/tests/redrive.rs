@@ -264,14 +264,17 @@ fn letters_leave_half_of_the_park_to_records_that_fail() {
     topic.commit(&mut patient);
     let redrive = topic.redrive(1, everything());
     let mut page = topic.page(&redrive, 0);
-    assert_eq!(patient.task.give_back(&redrive, &mut page, usize::MAX).unwrap().letters, 2);
-    assert_eq!(patient.task.give_back(&redrive, &mut page, usize::MAX).unwrap().letters, 0);
+    let mut give = |patient: &mut Patient, most| {
+        let given = patient.task.give_back(&redrive, &mut page, most).unwrap();
+        (given.letters, given.waits)
+    };
+    assert_eq!(give(&mut patient, usize::MAX), (2, true));
+    assert_eq!(give(&mut patient, usize::MAX), (0, true));
+    let reason = patient.task.letters_reason().expect("a reason");
+    assert!(reason.starts_with("letters wait: 2 records (") && reason.contains(" allows 4 ("), "{reason}");
     patient.retry_after(0);
-    assert_eq!(
-        patient.task.give_back(&redrive, &mut page, 1).unwrap().letters,
-        1,
-        "and at most what is asked for"
-    );
+    assert_eq!(patient.task.letters_reason(), None);
+    assert_eq!(give(&mut patient, 1), (1, false), "and at most what is asked for");
     assert_eq!(patient.task.progress(1).unwrap().next, 3);
 }
 
