@@ -10,6 +10,7 @@ use super::deadline::Deadline;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::{Services, ask};
 use super::page::PageToken;
+use super::peers::{self, Peers};
 use crate::node::{ControlError, Handle};
 
 /// Letters that one page may hold at most, and holds when the caller does not say.
@@ -179,6 +180,14 @@ impl Forwarder {
         if redrives.is_empty() {
             return Ok(proto::RedrivesResponse { redrives });
         }
+        let name = request.deployment.clone();
+        if ask(&self.node, move |node| node.is_paused(&name)).await? {
+            let asked = proto::RedrivesRequest { partition: None, local: true, ..request };
+            for known in self.redrives_at_rest(asked).await {
+                take_over(&mut redrives, &known.redrives);
+            }
+            return Ok(proto::RedrivesResponse { redrives });
+        }
         for partition in self.partitions(&request, false).await? {
             let part = proto::RedrivesRequest { partition: Some(partition), ..request.clone() };
             let known = match self.read(part, false, deadline).await {
@@ -202,6 +211,18 @@ impl Forwarder {
         Ok(proto::RedrivesResponse { redrives })
     }
 
+    /// Nobody runs the tasks of a paused deployment, so every node says what it knows to have ended.
+    async fn redrives_at_rest(&self, asked: proto::RedrivesRequest) -> Vec<proto::RedrivesResponse> {
+        let here = asked.clone();
+        let here = ask(&self.node, move |node| node.redrives_here(&here)).await.ok();
+        let others = Peers::new(self.clone());
+        let told = others.each(move |channel| {
+            let asked = peers::timed(asked.clone());
+            async move { Some(client(channel).redrives(asked).await.ok()?.into_inner()) }
+        });
+        told.await.into_iter().filter_map(|(_, answer)| answer).chain(here).collect()
+    }
+
     /// Redrives that have come to their end in every partition.
     async fn ended(&self, deployment: &str, deadline: Deadline) -> Result<Vec<u64>, Status> {
         let request =
@@ -223,6 +244,26 @@ fn say_why(redrives: &mut [proto::RedriveStatus], partition: i32, why: &str) {
             why.clone_into(&mut place.reason);
         }
     }
+}
+
+/// Of a partition that moved after the end, the node that had it last has seen more records come to theirs.
+fn take_over(redrives: &mut [proto::RedriveStatus], known: &[proto::RedriveStatus]) {
+    for redrive in redrives {
+        let id = redrive.id;
+        let places = known.iter().filter(|known| known.id == id).flat_map(|known| &known.partitions);
+        for (partition, ended) in places.filter_map(|at| Some((at.partition, at.progress.as_ref()?))) {
+            let place = redrive.partitions.iter_mut().find(|place| place.partition == partition);
+            let Some(place) = place else { continue };
+            if place.progress.as_ref().is_none_or(|known| settled(known) < settled(ended)) {
+                place.progress = Some(ended.clone());
+                place.reason.clear();
+            }
+        }
+    }
+}
+
+fn settled(progress: &proto::RedriveProgress) -> u64 {
+    progress.ok + progress.again + progress.dropped
 }
 
 #[tonic::async_trait]
@@ -294,5 +335,33 @@ impl proto::dead_letters_server::DeadLetters for Services {
     ) -> Result<Response<proto::RedrivesResponse>, Status> {
         let (forwarder, request, deadline) = self.forwarded(request);
         self.counted(forwarder.redrives(request, deadline)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_before_a_pause_is_told_by_whichever_node_knows_most_of_it() {
+        let at = |partition, progress| proto::RedrivePartition {
+            partition,
+            progress,
+            reason: "orders is paused".into(),
+            ..proto::RedrivePartition::default()
+        };
+        let of = |partitions| [proto::RedriveStatus { id: 7, partitions, ..proto::RedriveStatus::default() }];
+        let ended = |ok| {
+            Some(proto::RedriveProgress { given: 9, ok, ended: true, ..proto::RedriveProgress::default() })
+        };
+        let mut redrives = of(vec![at(0, None), at(1, None)]);
+        for ok in [3, 9, 4] {
+            take_over(&mut redrives, &of(vec![at(0, ended(ok)), at(1, None), at(2, ended(ok))]));
+        }
+        let other = [proto::RedriveStatus { id: 8, ..of(vec![at(1, ended(9))])[0].clone() }];
+        take_over(&mut redrives, &other);
+        let [known, unknown] = &redrives[0].partitions[..] else { panic!("{redrives:?}") };
+        assert_eq!((&known.progress, known.reason.as_str()), (&ended(9), ""));
+        assert_eq!((&unknown.progress, unknown.reason.as_str()), (&None, "orders is paused"));
     }
 }

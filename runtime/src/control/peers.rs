@@ -41,9 +41,9 @@ impl Peers {
         let (mut nodes, this) = known.await?;
         let request = proto::NodesRequest { deployment: deployment.to_owned(), local: true };
         let answers = self
-            .each(move |mut client| {
+            .each(move |channel| {
                 let request = timed(request.clone());
-                async move { Some(client.nodes(request).await.ok()?.into_inner().nodes) }
+                async move { Some(fleet(channel).nodes(request).await.ok()?.into_inner().nodes) }
             })
             .await;
         // An older node knows no other question than that for all nodes.
@@ -64,8 +64,8 @@ impl Peers {
     pub async fn stores(&self) -> Result<proto::StoresResponse, Status> {
         let mut answer = ask(self.node(), Handle::stores).await?;
         let told = self
-            .each(|mut client| async move {
-                let asked = client.stores(timed(proto::StoresRequest { local: true })).await;
+            .each(|channel| async move {
+                let asked = fleet(channel).stores(timed(proto::StoresRequest { local: true })).await;
                 Some(asked.ok()?.into_inner().directories)
             })
             .await;
@@ -79,7 +79,7 @@ impl Peers {
     }
 
     /// Asks every other node whose heartbeat is fresh. Answers by id; none from one that is silent.
-    async fn each<A, F>(&self, question: impl Fn(FleetClient<Peer>) -> F) -> Vec<(String, Option<A>)>
+    pub(super) async fn each<A, F>(&self, question: impl Fn(Peer) -> F) -> Vec<(String, Option<A>)>
     where
         A: Send + 'static,
         F: Future<Output = Option<A>> + Send + 'static,
@@ -91,7 +91,7 @@ impl Peers {
                 answers.push((id, None));
                 continue;
             };
-            let answer = question(FleetClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX));
+            let answer = question(channel);
             asked.spawn(
                 async move { (id, tokio::time::timeout(ANSWER_WAIT, answer).await.unwrap_or_default()) },
             );
@@ -104,7 +104,12 @@ impl Peers {
     }
 }
 
-fn timed<T>(message: T) -> Request<T> {
+fn fleet(channel: Peer) -> FleetClient<Peer> {
+    FleetClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+/// For a node that is asked with others.
+pub(super) fn timed<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(ANSWER_WAIT);
     request

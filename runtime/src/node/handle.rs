@@ -189,6 +189,11 @@ impl Handle {
         super::owners::of(&self.node, &registered, partition)
     }
 
+    /// Somebody wants it to run nowhere.
+    pub fn is_paused(&self, deployment: &str) -> Result<bool, ControlError> {
+        Ok(self.registered(deployment)?.paused)
+    }
+
     /// Partitions of a deployment's inputs.
     pub fn partitions(&self, deployment: &str) -> Result<i32, ControlError> {
         self.node.partitions(&self.registered(deployment)?)

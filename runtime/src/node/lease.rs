@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::store::Store;
+use crate::store::{Store, StoreReader};
 
 #[expect(clippy::large_enum_variant, reason = "one is moved a restore; a box would say nothing")]
 enum Entry {
@@ -87,6 +87,14 @@ impl Leases {
     /// Somebody has it open, or is about to open it.
     pub fn is_held(&self, dir: &Path) -> bool {
         self.lock().get(dir).is_some_and(Entry::is_taken)
+    }
+
+    /// Reads a store that is open and that nobody has.
+    pub fn reader(&self, dir: &Path) -> Option<StoreReader> {
+        match self.lock().get(dir)? {
+            Entry::Idle(store) => Some(store.reader()),
+            Entry::Restoring | Entry::Held => None,
+        }
     }
 
     /// Gives an open store back; the next owner takes it as it is.

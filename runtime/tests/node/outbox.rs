@@ -213,6 +213,13 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     node.handle().pause(pause).expect("paused");
     let stands = node.handle().redrives("hook", Some(id)).expect("told").remove(0).partitions.remove(0);
     assert_eq!(stands.reason, "hook is paused");
+    // It had ended before, as the stores say that its tasks have left open.
+    let asked = proto::RedrivesRequest { partition: None, ..asked };
+    eventually("the redrive is told as it ended", || {
+        let told = node.handle().redrives_here(&asked).expect("told").redrives.remove(0).partitions;
+        let ended = told.iter().filter(|at| at.reason.is_empty()).filter_map(|at| at.progress.as_ref());
+        ended.map(|progress| (progress.ended, progress.given)).eq([(true, 1), (true, 0)])
+    });
     node.stop();
 }
 

@@ -1,5 +1,7 @@
 //! What the control plane asks about redrives: accepted by the registry, carried out by the tasks.
 
+use std::collections::BTreeMap;
+
 use prost::Message;
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
@@ -10,7 +12,10 @@ use crate::config::Problem;
 use crate::kafka::admin::At;
 use crate::node::change::{AUTHOR_BYTES_MAX, bounded};
 use crate::node::handle::{ControlError, Handle};
+use crate::node::registered::Registered;
 use crate::node::registry::Outcome;
+use crate::store::RedriveProgress;
+use crate::task::redrive::progress_of;
 
 /// A filter is kept for ever.
 const FILTER_BYTES_MAX: usize = 64 << 10;
@@ -107,11 +112,16 @@ impl Handle {
         }
     }
 
-    /// What the task of one partition, which this node runs, has committed of its redrives.
+    /// What the task of one partition, which this node runs, has committed of its redrives. Without a
+    /// partition, of a paused deployment: what has ended in any that this node had.
     pub fn redrives_here(
         &self,
         request: &proto::RedrivesRequest,
     ) -> Result<proto::RedrivesResponse, ControlError> {
+        let registered = self.registered(&request.deployment)?;
+        if registered.paused && request.partition.is_none() {
+            return self.redrives_at_rest(&registered, request.id);
+        }
         let partition = super::look::partition_of(request.partition)?;
         let shelf = super::look::Shelf::find(&self.node, &request.deployment, partition)?;
         let known = shelf.progress()?;
@@ -127,6 +137,35 @@ impl Handle {
             status
         });
         Ok(proto::RedrivesResponse { redrives: redrives.collect() })
+    }
+
+    /// What has ended stays so, wherever its task was later; of anything else the last owner may know more,
+    /// so nothing is said.
+    fn redrives_at_rest(
+        &self,
+        registered: &Registered,
+        id: Option<u64>,
+    ) -> Result<proto::RedrivesResponse, ControlError> {
+        let mut redrives = self.redrives(&registered.name, id)?;
+        let mut known = BTreeMap::new();
+        for redrive in &mut redrives {
+            let id = redrive.id;
+            for at in &mut redrive.partitions {
+                let partition = at.partition;
+                let rows = known.entry(partition).or_insert_with(|| self.left_open(registered, partition));
+                if let Some((_, ended)) = rows.iter().find(|(of, row)| *of == id && row.ended) {
+                    at.progress = Some(ended.clone());
+                    at.reason.clear();
+                }
+            }
+        }
+        Ok(proto::RedrivesResponse { redrives })
+    }
+
+    /// What the store of a task that is not there any more knows of redrives, if it is open.
+    fn left_open(&self, registered: &Registered, partition: i32) -> Vec<(u64, RedriveProgress)> {
+        let reader = self.node.leases.reader(&self.node.store_dir(registered, partition));
+        reader.and_then(|reader| progress_of(&reader).ok()).unwrap_or_default()
     }
 
     /// Checks an order, fixes its ranges, and has the registry accept it.
