@@ -28,7 +28,7 @@ impl Failure {
         Failure { kind: Kind::Transient, reason: reason.into() }
     }
 
-    /// The same record fails every time: it is malformed, or breaks a rule.
+    /// The same record fails every time: it can be read, and breaks a rule.
     pub fn permanent(reason: impl Into<Cow<'static, str>>) -> Failure {
         Failure { kind: Kind::Permanent, reason: reason.into() }
     }
