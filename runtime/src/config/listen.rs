@@ -3,6 +3,7 @@
 use super::build::{address, flag, list, path};
 use super::load::Values;
 use super::node::{Listen, TlsFiles};
+use super::roles::ENTRY;
 
 const TLS: [&str; 3] = ["listen.tls.cert", "listen.tls.key", "listen.tls.client_ca"];
 
@@ -40,7 +41,8 @@ fn check_addresses(values: &Values<'_>, encrypted: bool) {
 fn check_roles(values: &Values<'_>, encrypted: bool) {
     match (encrypted, values.is_given("roles")) {
         (true, false) => {
-            let message = "needs `roles`: without one nobody may do anything; write a list of { san, role, deployments }";
+            let message =
+                format!("needs `roles`: without one nobody may do anything; write a list of {ENTRY}");
             values.refuse(TLS[0], message);
         }
         (false, true) => {

@@ -17,6 +17,9 @@ use super::problem::Report;
 use super::section::{Field, Section};
 use super::yaml::{Node, Yaml};
 
+/// What an entry may say.
+pub(super) const ENTRY: &str = "{ san, role, deployments, topics }";
+
 /// What a caller may do, or a method needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -239,8 +242,7 @@ impl Scope {
 /// Reads the list; what is wrong is reported, and left out.
 pub(super) fn read(node: &Node, line: u32, report: &Report) -> Vec<(u32, Grant)> {
     let Yaml::List(items) = &node.value else {
-        let message =
-            format!("expected a list of {{ san, role, deployments, topics }}, found {}", node.value.kind());
+        let message = format!("expected a list of {ENTRY}, found {}", node.value.kind());
         report.add(Some(line), "roles", message);
         return Vec::new();
     };

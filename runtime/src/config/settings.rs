@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::problem::suggestion;
 use super::profiles::{CONSUMER_KEY, CONSUMER_NAMES, PRODUCER_KEY, PRODUCER_NAMES};
-use super::units;
+use super::{roles, units};
 
 pub struct Setting {
     /// Dotted path in the file; also `TIDEMILL_` + upper case with `_` for `.`.
@@ -104,7 +104,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("listen.tls.client_ca", None, Kind::Path, "",
         "CA certificates (PEM) that every caller's certificate, and every other node's, must come from. Read again when it changes."),
     setting("roles", None, Kind::Roles, "",
-        "Who may do what, by the names in a caller's certificate: a list of { san, role, deployments }; needs listen.tls. See docs/security.md."),
+        "Who may do what, by the names in a caller's certificate: a list of { san, role, deployments, topics }; needs listen.tls. See docs/security.md."),
     setting("insecure", None, Kind::Bool, "false",
         "Allows listeners without TLS beyond loopback: anyone who can reach them can deploy code."),
     setting("shutdown_timeout", None, Kind::Duration(1_000, 600_000), "25s",
@@ -296,7 +296,7 @@ impl Setting {
                 format!("duration, {} to {}", show(low), show(high))
             }
             Kind::Number(low, high) => format!("number, {low} to {high}"),
-            Kind::Roles => "list of { san, role, deployments }, in the file only".to_owned(),
+            Kind::Roles => format!("list of {}, in the file only", roles::ENTRY),
         }
     }
 }
@@ -369,6 +369,12 @@ mod tests {
             assert!(SETTINGS[..at].iter().all(|earlier| earlier.key != setting.key), "{}", setting.key);
             assert!(setting.doc.ends_with('.'), "{}", setting.key);
         }
+    }
+
+    #[test]
+    fn an_entry_of_roles_is_explained_with_all_that_it_may_say() {
+        let setting = find("roles").expect("a setting");
+        assert!(setting.doc.contains(roles::ENTRY), "{}", setting.doc);
     }
 
     #[test]
