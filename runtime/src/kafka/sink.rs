@@ -249,20 +249,12 @@ impl TransactionalSink {
 fn initialised(config: &KafkaConfig, id: &str, spec: SinkSpec) -> Result<Topics, SourceError> {
     let topics =
         Topics::new(config, spec, Some(id)).map_err(|error| SourceError::Refused(error.to_string()))?;
-    // Without a connection librdkafka asks for the coordinator, finds nobody to ask, and looks again
-    // after a fixed 500 ms; so wait for one that stays before it asks.
-    if topics.producer.client().cluster_id(CONNECT_WAIT).is_some() {
-        topics.producer.client().settle(CONNECT_WAIT);
-    }
     topics
         .producer
         .init_transactions(INIT_WAIT.max(config.limits.transaction_timeout))
         .map_err(|error| source_error(&format!("cannot initialise `{id}`"), &error))?;
     Ok(topics)
 }
-
-/// A broker that has not answered by then is waited for by `init_transactions`.
-const CONNECT_WAIT: Duration = Duration::from_secs(2);
 
 /// A predecessor's transaction is being ended meanwhile, which can take its whole time-out.
 const INIT_WAIT: Duration = Duration::from_secs(30);

@@ -385,25 +385,6 @@ impl Client {
                 .collect())
         }
     }
-
-    /// Names and partition counts of every topic of the cluster.
-    pub fn metadata(&self, wait: Duration) -> Result<Vec<(String, i32)>, KafkaError> {
-        let mut metadata: *const rd::rd_kafka_metadata = std::ptr::null();
-        // SAFETY: the out-pointer is to a local; the metadata is ours until destroyed and holds
-        // `topic_cnt` topics, read field by field because of their error codes.
-        unsafe {
-            let code = rd::rd_kafka_metadata(self.raw(), 1, std::ptr::null_mut(), &mut metadata, millis(wait))
-                as i32;
-            check(code)?;
-            let count = usize::try_from((*metadata).topic_cnt).unwrap_or(0);
-            let topics = (0..count)
-                .map(|index| (*metadata).topics.add(index))
-                .map(|topic| (text((*topic).topic), (*topic).partition_cnt))
-                .collect();
-            rd::rd_kafka_metadata_destroy(metadata);
-            Ok(topics)
-        }
-    }
 }
 
 impl Coordinator<'_> {

@@ -7,6 +7,7 @@
 //! | `partitions.rs` | topic-partition lists |
 //! | `message.rs` | a fetched message |
 //! | `consumer.rs`, `producer.rs`, `admin.rs` | the three kinds of client |
+//! | `metadata.rs` | what brokers say of their cluster |
 //! | `permissions.rs` | admin requests that ask what is permitted |
 //!
 //! Invariants that every block relies on:
@@ -22,6 +23,7 @@ pub(super) mod admin;
 mod callbacks;
 pub(super) mod consumer;
 mod message;
+mod metadata;
 pub(super) mod partitions;
 pub(super) mod permissions;
 pub(super) mod producer;
@@ -30,7 +32,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka_sys as rd;
 
@@ -259,38 +261,6 @@ impl Client {
 
     fn raw(&self) -> *mut rd::rd_kafka_t {
         self.rk.as_ptr()
-    }
-
-    /// The cluster's id; `None` when no broker answered in time.
-    pub fn cluster_id(&self, wait: Duration) -> Option<String> {
-        // SAFETY: the handle is live; the string is ours to free with librdkafka's allocator.
-        unsafe {
-            let id = rd::rd_kafka_clusterid(self.raw(), millis(wait));
-            if id.is_null() {
-                return None;
-            }
-            let copy = text(id);
-            rd::rd_kafka_mem_free(self.raw(), id.cast());
-            Some(copy)
-        }
-    }
-
-    /// Waits until a broker answers that is known by its number. The connection that learned of it, to one of
-    /// the bootstrap servers, is given up then, and librdkafka connects to another when something is asked.
-    pub fn settle(&self, wait: Duration) {
-        let deadline = Instant::now() + wait;
-        // The first question may be lost with that connection, or be the last one that it answers.
-        for _ in 0..2 {
-            let mut metadata: *const rd::rd_kafka_metadata = std::ptr::null();
-            let wait = deadline.saturating_duration_since(Instant::now());
-            // SAFETY: the handle is live; the out-pointer is to a local, and what it gets is ours to destroy.
-            unsafe {
-                rd::rd_kafka_metadata(self.raw(), 0, std::ptr::null_mut(), &mut metadata, millis(wait));
-                if !metadata.is_null() {
-                    rd::rd_kafka_metadata_destroy(metadata);
-                }
-            }
-        }
     }
 
     /// Log start and end of a partition as the handle's isolation level sees the end: the high

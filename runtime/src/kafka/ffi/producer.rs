@@ -12,6 +12,9 @@ use super::partitions::Partitions;
 use super::{Client, Code, Failure, KafkaError, Kind, c_string, check, consume, millis};
 use crate::ports::Membership;
 
+/// A broker that has not answered by then is waited for by `init_transactions`.
+const CONNECT_WAIT: Duration = Duration::from_secs(2);
+
 /// A raw producer. Field order is drop order: topics, then the client.
 pub(in crate::kafka) struct Producer {
     topics: Vec<Topic>,
@@ -171,7 +174,10 @@ impl Producer {
         &self.client
     }
 
+    /// Fences the producer's predecessors of the same transactional id. Without a connection librdkafka asks for
+    /// the coordinator, finds nobody to ask, and looks again after a fixed 500 ms; so there is one before it asks.
     pub fn init_transactions(&self, wait: Duration) -> Result<(), KafkaError> {
+        self.client.settle(CONNECT_WAIT);
         // SAFETY: live handle; the error object is ours.
         unsafe { consume(rd::rd_kafka_init_transactions(self.client.raw(), millis(wait))) }
     }
