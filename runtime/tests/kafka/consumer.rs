@@ -100,12 +100,7 @@ fn a_partition_flows_only_between_start_and_stop_and_never_from_below() {
     consumer.assign(&[(id, Offset(10))]).unwrap();
 
     // Assigned but not started: whatever was fetched meanwhile stays inside.
-    out.clear();
-    let quiet = Instant::now() + Duration::from_millis(300);
-    while Instant::now() < quiet {
-        consumer.take(Duration::from_millis(20), &mut out).unwrap();
-    }
-    assert!(out.is_empty(), "{out:?}");
+    stays_quiet(&mut consumer, Duration::from_millis(300));
     assert_eq!(consumer.position(id), None);
 
     for start in [40, 0, 90] {
@@ -119,15 +114,47 @@ fn a_partition_flows_only_between_start_and_stop_and_never_from_below() {
 
     consumer.stop(id).unwrap();
     cluster.produce_numbers(&topic, 0, 100..200);
+    stays_quiet(&mut consumer, Duration::from_millis(300));
     out.clear();
-    let quiet = Instant::now() + Duration::from_millis(300);
-    while Instant::now() < quiet {
-        consumer.take(Duration::from_millis(20), &mut out).unwrap();
-    }
-    assert!(out.is_empty(), "{out:?}");
     consumer.start(id, Offset(150)).unwrap();
     wait_for(&mut consumer, &mut out, |out| offsets(out).last() == Some(&199));
     assert_eq!(offsets(&out), (150..200).collect::<Vec<_>>());
+}
+
+/// librdkafka's thread of a broker that has nothing to fetch looks again after a second.
+#[test]
+fn a_partition_is_read_as_soon_as_it_starts_however_long_it_was_stopped() {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("prompt", 1);
+    cluster.produce_numbers(&topic, 0, 0..10);
+    let mut consumer = Consumer::new(&cluster.config(), spec(&unique("group"), &[&topic])).unwrap();
+    let id = at(0, 0);
+    let mut out = Vec::new();
+    wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
+    consumer.assign(&[(id, Offset(0))]).unwrap();
+    let mut waited = Vec::new();
+    // To the log's start librdkafka seeks in another way.
+    for start in [0, 5, 0, 5, 0] {
+        // The last fetch is answered after half a second; then the thread has 0.8 s of its second left.
+        stays_quiet(&mut consumer, Duration::from_millis(700));
+        out.clear();
+        let began = Instant::now();
+        consumer.start(id, Offset(start)).unwrap();
+        wait_for(&mut consumer, &mut out, |out| !offsets(out).is_empty());
+        waited.push(began.elapsed());
+        consumer.stop(id).unwrap();
+    }
+    assert!(waited.iter().sum::<Duration>() < Duration::from_millis(1_500), "{waited:?}");
+}
+
+/// Takes for that long, and nothing comes out.
+fn stays_quiet(consumer: &mut Consumer, time: Duration) {
+    let mut out = Vec::new();
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        consumer.take(Duration::from_millis(20), &mut out).unwrap();
+    }
+    assert!(out.is_empty(), "{out:?}");
 }
 
 fn offsets(out: &[Taken]) -> Vec<i64> {

@@ -30,6 +30,7 @@ mod offsets;
 mod slot;
 mod source;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub use group::evict;
@@ -92,6 +93,8 @@ pub struct Consumer {
     raw: Raw,
     spec: ConsumerSpec,
     slots: Vec<Slot>,
+    /// Since the last take; the next one has them fetched.
+    started: BTreeSet<InputPartition>,
     membership: Membership,
     question: Option<Question>,
     offsets: Offsets,
@@ -116,6 +119,7 @@ impl Consumer {
             raw,
             spec,
             slots: Vec::new(),
+            started: BTreeSet::new(),
             membership: Membership { generation: -1, ..Membership::default() },
             question: None,
             offsets: Offsets::default(),

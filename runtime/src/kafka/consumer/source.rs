@@ -18,6 +18,7 @@ impl Source for Consumer {
     /// that comes out as [`Taken::Failed`] stays stopped until it is started again.
     fn take(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError> {
         let deadline = Instant::now() + wait;
+        self.fetch_started();
         loop {
             if !self.raw.has_pending() {
                 self.raw.fill_wait(self.spec.batch_records, deadline);
@@ -57,6 +58,7 @@ impl Source for Consumer {
             Err(error) => return Err(told(error)),
         }
         self.slots[index].run(at.0 as i64);
+        self.started.insert(partition);
         self.raw.resume(&list).map_err(told)
     }
 
@@ -89,6 +91,21 @@ impl Source for Consumer {
 }
 
 impl Consumer {
+    /// Has the partitions that were started since the last take fetched now.
+    ///
+    /// librdkafka's thread of a broker that has nothing to fetch sleeps for up to a second (`rd_kafka_broker_serve` in
+    /// rdkafka_broker.c) and is not told that a partition was resumed (`rd_kafka_toppar_pause_resume` in
+    /// rdkafka_partition.c). A seek tells it, if at all (`rd_kafka_toppar_set_fetch_state`), while the partition is
+    /// still paused; the other way round it would fetch from the old position first. Any request to the broker wakes
+    /// it. One is made for all partitions, because a broker is sent one fetch at a time: a partition that is not part
+    /// of it waits until it is answered, for up to `fetch.wait.max.ms` if the others have no news.
+    fn fetch_started(&mut self) {
+        let started = std::mem::take(&mut self.started);
+        if !started.is_empty() {
+            self.raw.client().wake_leaders(started.iter().map(|&id| (self.topic(id), id.partition)));
+        }
+    }
+
     /// Copies pending messages into batches until the byte limit is reached.
     fn copy_pending(&mut self, out: &mut Vec<Taken>) -> Result<(), SourceError> {
         let mut touched: Vec<usize> = Vec::new();

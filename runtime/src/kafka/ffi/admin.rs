@@ -90,6 +90,9 @@ pub(super) struct Post {
 /// The longest time-out that librdkafka takes.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
+/// A thread that was to be woken has woken by itself by then.
+const WAKE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A client for requests that go to a group's coordinator. One that has had no answer in time stays under way for up
 /// to [`TIMEOUT_MAX`]; by then the client must be gone. Only `Admin::ask_coordinator` makes one, and sees to that.
 ///
@@ -367,6 +370,19 @@ impl Client {
                 .map(|index| row(rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index))))
                 .collect())
         }
+    }
+
+    /// Wakes librdkafka's threads of the brokers that lead these partitions: asks those for the ends of the logs, and
+    /// waits for no answer.
+    pub fn wake_leaders<'a>(&self, partitions: impl IntoIterator<Item = (&'a str, i32)>) {
+        let mut ends = Partitions::with_capacity(0);
+        for (topic, partition) in partitions {
+            ends.add(topic, partition, i64::from(rd::RD_KAFKA_OFFSET_END), "");
+        }
+        let _ = self.post(Op::RD_KAFKA_ADMIN_OP_LISTOFFSETS, WAKE_TIMEOUT, Duration::ZERO, |post| {
+            // SAFETY: what a request is posted with is live; the list is copied.
+            unsafe { rd::rd_kafka_ListOffsets(post.rk, ends.raw(), post.options, post.queue) }
+        });
     }
 
     pub fn list_groups(&self, wait: Duration) -> Result<Vec<String>, KafkaError> {
