@@ -4,16 +4,17 @@
 //! [`Tail`] reads from any offset on. Neither uses transactions.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::bounds;
 use super::config::{APPEND_TIMEOUT, KafkaConfig};
-use super::ffi::Code;
 use super::ffi::producer::{Outgoing, Producer};
+use super::ffi::{Code, KafkaError};
 use super::reader::{FOLLOW, PartitionReader};
 use super::recovery::{log_record, read_until};
+use super::{bounds, source_error};
 use crate::ports::{LogRecord, SourceError};
 use crate::record::Offset;
 
@@ -28,26 +29,38 @@ pub enum AppendError {
     Unknown(String),
 }
 
-/// One end of the log. Threads may append through the same value.
+/// One end of the log. Threads may append through the same value. It is there to be kept: librdkafka asks for the id
+/// of a new producer after half a second (`rd_kafka_idemp_init` in rdkafka_idempotence.c), and sends nothing before.
 pub struct TopicLog {
     config: KafkaConfig,
     topic: String,
+    /// Replaced when it can send no more.
+    appender: Mutex<Arc<Appender>>,
+    tickets: AtomicU64,
+}
+
+/// A producer, and its index of the log's topic.
+struct Appender {
     producer: Producer,
     index: usize,
-    tickets: AtomicU64,
+}
+
+impl Appender {
+    fn new(config: &KafkaConfig, topic: &str) -> Result<Appender, KafkaError> {
+        let mut producer = Producer::new(&config.appender(), topic)?;
+        let index = producer.topic(topic)?;
+        Ok(Appender { producer, index })
+    }
 }
 
 impl TopicLog {
     /// The topic must exist and have one partition.
     pub fn open(config: &KafkaConfig, topic: &str) -> Result<TopicLog, SourceError> {
-        let refused = |error: super::KafkaError| SourceError::Refused(error.to_string());
-        let mut producer = Producer::new(&config.appender(), topic).map_err(refused)?;
-        let index = producer.topic(topic).map_err(refused)?;
+        let appender = Appender::new(config, topic).map_err(|error| SourceError::Refused(error.to_string()))?;
         Ok(TopicLog {
             config: config.clone(),
             topic: topic.to_owned(),
-            producer,
-            index,
+            appender: Mutex::new(Arc::new(appender)),
             tickets: AtomicU64::new(1),
         })
     }
@@ -58,17 +71,20 @@ impl TopicLog {
 
     /// Appends a record and waits until every replica in sync has it.
     pub fn append(&self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Offset, AppendError> {
+        let refused = |error: KafkaError| AppendError::Refused(format!("{}: {error}", self.topic));
+        let appender = self.appender().map_err(refused)?;
+        let producer = &appender.producer;
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let (tell, told) = bounded(1);
-        self.producer.expect_ticket(ticket, Box::new(move |delivered| drop(tell.send(delivered))));
+        producer.expect_ticket(ticket, Box::new(move |delivered| drop(tell.send(delivered))));
         let record = Outgoing { partition: 0, key, value, timestamp: -1, ticket };
-        if let Err(error) = self.producer.produce(self.index, record, &[]) {
-            self.producer.forget_ticket(ticket);
-            return Err(AppendError::Refused(format!("{}: {error}", self.topic)));
+        if let Err(error) = producer.produce(appender.index, record, &[]) {
+            producer.forget_ticket(ticket);
+            return Err(refused(error));
         }
         // The producer gives the record up by itself before that, and says so.
         let Ok(delivered) = told.recv_timeout(APPEND_TIMEOUT + Duration::from_secs(5)) else {
-            self.producer.forget_ticket(ticket);
+            producer.forget_ticket(ticket);
             return Err(AppendError::Unknown(format!("{}: no acknowledgement in time", self.topic)));
         };
         match delivered.result {
@@ -84,8 +100,20 @@ impl TopicLog {
 
     /// Where the log ends now.
     pub fn end(&self) -> Result<Offset, SourceError> {
-        let (_, high) = bounds(self.producer.client(), &self.topic, 0)?;
+        let appender = self.appender().map_err(|error| source_error(&self.topic, &error))?;
+        let (_, high) = bounds(appender.producer.client(), &self.topic, 0)?;
         Ok(high)
+    }
+
+    /// The producer, or a new one if that can send no more.
+    fn appender(&self) -> Result<Arc<Appender>, KafkaError> {
+        let mut appender = self.appender.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = appender.producer.client().fatal() {
+            let topic = &self.topic;
+            tracing::warn!(topic, %reason, "a log's producer can send no more; a new one takes its place");
+            *appender = Arc::new(Appender::new(&self.config, topic)?);
+        }
+        Ok(Arc::clone(&appender))
     }
 
     /// A reader that starts at `from`, or at the log's start if that is higher.
@@ -134,5 +162,22 @@ impl Tail {
             true
         })?;
         Ok(self.position())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_producer_that_can_send_no_more_is_replaced_by_the_next_append() {
+        let nowhere = KafkaConfig::new("127.0.0.1:1");
+        let log = TopicLog::open(&nowhere, "t").expect("opens without a cluster");
+        let former = log.appender().expect("a producer");
+        former.producer.client().fail();
+        let next = log.appender().expect("another producer");
+        assert_eq!(next.producer.client().fatal(), None);
+        let same = log.appender().expect("the same one");
+        assert!(Arc::ptr_eq(&next, &same));
     }
 }

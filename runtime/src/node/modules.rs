@@ -58,15 +58,11 @@ impl ModuleDir {
     }
 
     /// A module, from disk or else from the topic.
-    pub fn load(
-        &self,
-        digest: &str,
-        topic: impl FnOnce() -> Result<TopicLog, SourceError>,
-    ) -> Result<Vec<u8>, ModuleError> {
+    pub fn load(&self, digest: &str, log: &TopicLog) -> Result<Vec<u8>, ModuleError> {
         if let Some(module) = self.on_disk(digest)? {
             return Ok(module);
         }
-        let module = from_topic(&topic()?, digest)?;
+        let module = from_topic(log, digest)?;
         self.keep(digest, &module)?;
         Ok(module)
     }

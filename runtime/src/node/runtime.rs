@@ -24,6 +24,7 @@ use crate::kafka::admin::{Admin, AdminError};
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::epochs::NodeEpochs;
 use crate::kafka::peek::Peek;
+use crate::kafka::topic_log::TopicLog;
 use crate::ports::SourceError;
 use crate::relay::{Hub, Origin};
 use crate::store::{CacheBudget, StateDir, StoreBudget};
@@ -60,6 +61,8 @@ pub struct NodeRuntime {
     pub control_log: ControlLog,
     pub fleet: Fleet,
     pub modules: ModuleDir,
+    /// Where the fleet's nodes find each other's modules.
+    pub module_log: TopicLog,
     pub compiler: Compiler,
     pub former_workers: FormerWorkers,
     pub state_dir: StateDir,
@@ -91,6 +94,7 @@ pub struct Foundations {
     pub admin: Admin,
     pub control_log: ControlLog,
     pub modules: ModuleDir,
+    pub module_log: TopicLog,
     pub compiler: Compiler,
     pub former_workers: FormerWorkers,
     pub state_dir: StateDir,
@@ -113,6 +117,7 @@ impl NodeRuntime {
             control_log: from.control_log,
             fleet: Fleet::default(),
             modules: from.modules,
+            module_log: from.module_log,
             compiler: from.compiler,
             former_workers: from.former_workers,
             state_dir: from.state_dir,
@@ -166,10 +171,6 @@ impl NodeRuntime {
     /// Who delivers what a deployment's outbox holds.
     pub fn origin(&self, deployment: &str) -> Origin {
         Origin { fleet: self.config.fleet.clone(), deployment: deployment.to_owned() }
-    }
-
-    pub fn modules_topic(&self) -> String {
-        format!("_{}.modules", self.config.fleet)
     }
 
     /// Where a task's store lies.
@@ -285,7 +286,7 @@ impl NodeRuntime {
 
     /// A module that was deployed once.
     pub fn module(&self, digest: &str) -> Result<Vec<u8>, PrepareError> {
-        let module = self.modules.load(digest, || self.topic_log(&self.modules_topic()));
+        let module = self.modules.load(digest, &self.module_log);
         module.map_err(|error| match error {
             ModuleError::Missing { .. } => PrepareError::Precondition(vec![error.to_string().into()]),
             _ => PrepareError::Unavailable(error.to_string()),
@@ -294,10 +295,8 @@ impl NodeRuntime {
 
     /// Makes a module loadable by every node of the fleet.
     pub fn publish_module(&self, digest: &str, module: &[u8]) -> Result<(), ControlError> {
-        let unavailable =
-            |error: String| ControlError::Unavailable(format!("cannot publish the module: {error}"));
-        let log = self.topic_log(&self.modules_topic()).map_err(|error| unavailable(error.to_string()))?;
-        modules::publish(&log, module).map_err(|error| unavailable(error.to_string()))?;
+        modules::publish(&self.module_log, module)
+            .map_err(|error| ControlError::Unavailable(format!("cannot publish the module: {error}")))?;
         self.modules.keep(digest, module).map_err(|error| ControlError::Internal(error.to_string()))
     }
 }

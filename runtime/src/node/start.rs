@@ -92,6 +92,7 @@ impl Node {
             former_workers: FormerWorkers::open(&config.state_dir)
                 .map_err(|reason| NodeError::Record { path: config.state_dir.clone(), reason })?,
             modules: ModuleDir::open(&config.state_dir.join("modules"))?,
+            module_log: TopicLog::open(&kafka, &topic("modules"))?,
             compiler: compiler(&config.state_dir.join("compiled"), program, &telemetry)?,
             peek: Peek::new(&kafka)?,
             telemetry,
@@ -161,12 +162,6 @@ fn fleet_topics(config: &NodeConfig) -> Vec<NewTopic> {
         topic("modules").with("cleanup.policy", "compact"),
         topic("nodes").with("cleanup.policy", "compact").with("message.timestamp.type", "LogAppendTime"),
     ]
-}
-
-impl NodeRuntime {
-    pub fn topic_log(&self, topic: &str) -> Result<TopicLog, SourceError> {
-        TopicLog::open(&self.kafka, topic)
-    }
 }
 
 /// Writes memtables to disk by age and size, so that a crash costs a bounded tail; looks up gauges.
