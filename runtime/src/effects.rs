@@ -58,6 +58,18 @@ pub struct Emissions {
     pub headers: Column,
 }
 
+/// One row of [`Emissions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Emission<'a> {
+    pub source: u32,
+    pub output: u16,
+    pub partition: i32,
+    pub timestamp: i64,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    pub headers: Option<&'a [u8]>,
+}
+
 impl Emissions {
     pub fn len(&self) -> usize {
         self.sources.len()
@@ -69,6 +81,29 @@ impl Emissions {
 
     pub fn bytes(&self) -> usize {
         self.keys.bytes().len() + self.values.bytes().len() + self.headers.bytes().len()
+    }
+
+    /// The rows, in order.
+    pub fn rows(&self) -> impl Iterator<Item = Emission<'_>> {
+        let places = self.outputs.iter().zip(&self.partitions);
+        let numbers = self.sources.iter().zip(places).zip(&self.timestamps);
+        let columns = self.keys.iter().zip(self.values.iter()).zip(self.headers.iter());
+        numbers.zip(columns).map(|(numbers, columns)| {
+            let ((&source, (&output, &partition)), &timestamp) = numbers;
+            let ((key, value), headers) = columns;
+            Emission { source, output, partition, timestamp, key, value, headers }
+        })
+    }
+
+    /// Appends a row.
+    pub fn push(&mut self, row: Emission<'_>) {
+        self.sources.push(row.source);
+        self.outputs.push(row.output);
+        self.partitions.push(row.partition);
+        self.timestamps.push(row.timestamp);
+        self.keys.push(row.key);
+        self.values.push(row.value);
+        self.headers.push(row.headers);
     }
 }
 

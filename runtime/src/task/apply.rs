@@ -523,18 +523,6 @@ fn sort(fault: Fault) -> (FailureKind, String) {
 /// Copies the emissions whose source `keep` accepts.
 fn filter(emissions: &Emissions, keep: impl Fn(u32) -> bool) -> Emissions {
     let mut kept = Emissions::default();
-    let columns = emissions.keys.iter().zip(emissions.values.iter()).zip(emissions.headers.iter());
-    for (row, ((key, value), headers)) in columns.enumerate() {
-        if !keep(emissions.sources[row]) {
-            continue;
-        }
-        kept.sources.push(emissions.sources[row]);
-        kept.outputs.push(emissions.outputs[row]);
-        kept.partitions.push(emissions.partitions[row]);
-        kept.timestamps.push(emissions.timestamps[row]);
-        kept.keys.push(key);
-        kept.values.push(value);
-        kept.headers.push(headers);
-    }
+    emissions.rows().filter(|row| keep(row.source)).for_each(|row| kept.push(row));
     kept
 }

@@ -13,7 +13,7 @@ use super::letter::Sender;
 use super::outbox::{self, Letter, OutboxRule, OutboxStatus, Reaction, RowStatus};
 use super::{TakenAt, Task, TaskConfig, TaskError, undelivered};
 use crate::config::failures::LetterFormat;
-use crate::effects::Emissions;
+use crate::effects::{Emission, Emissions};
 use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{Delivery, Landing};
 use crate::record::{Batch, Column, headers};
@@ -70,20 +70,19 @@ impl Task {
         let config = Arc::clone(&self.config);
         let mut kept = Emissions::default();
         let (mut source, mut index) = (u32::MAX, 0);
-        let columns = emissions.keys.iter().zip(emissions.values.iter()).zip(emissions.headers.iter());
-        for (row, ((key, value), own)) in columns.enumerate() {
+        for row in emissions.rows() {
             // Numbered among all that its record emitted, so that the number is the same whenever it is handled.
-            index = if emissions.sources[row] == source { index + 1 } else { 0 };
-            source = emissions.sources[row];
-            let Some(rule) = config.outputs.get(usize::from(emissions.outputs[row])) else { continue };
+            index = if row.source == source { index + 1 } else { 0 };
+            source = row.source;
+            let Some(rule) = config.outputs.get(usize::from(row.output)) else { continue };
             let id = || self.id_of(batch, source as usize, index);
             if let Some(outbox) = &rule.outbox {
                 let row = OutboxRow {
                     output: outbox.name.to_string(),
-                    key: key.map(<[u8]>::to_vec),
-                    value: value.map(<[u8]>::to_vec),
-                    headers: own.unwrap_or_default().to_vec(),
-                    timestamp_ms: emissions.timestamps[row],
+                    key: row.key.map(<[u8]>::to_vec),
+                    value: row.value.map(<[u8]>::to_vec),
+                    headers: row.headers.unwrap_or_default().to_vec(),
+                    timestamp_ms: row.timestamp,
                     id: id(),
                     revision: config.revision,
                     created_ms: taken.wall_ms,
@@ -92,14 +91,8 @@ impl Task {
                 self.keep(&row);
                 continue;
             }
-            let named = rule.ids.then(|| with_id(own, &id()));
-            kept.sources.push(source);
-            kept.outputs.push(emissions.outputs[row]);
-            kept.partitions.push(emissions.partitions[row]);
-            kept.timestamps.push(emissions.timestamps[row]);
-            kept.keys.push(key);
-            kept.values.push(value);
-            kept.headers.push(named.as_deref().or(own));
+            let named = rule.ids.then(|| with_id(row.headers, &id()));
+            kept.push(Emission { headers: named.as_deref().or(row.headers), ..row });
         }
         self.emit(kept);
     }
