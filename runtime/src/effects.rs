@@ -71,6 +71,9 @@ pub struct Emission<'a> {
 }
 
 impl Emissions {
+    /// What a row costs beside its bytes: source, output, partition, timestamp, lengths.
+    pub const ROW_BYTES: usize = 32;
+
     pub fn len(&self) -> usize {
         self.sources.len()
     }
@@ -104,6 +107,17 @@ impl Emissions {
         self.keys.push(row.key);
         self.values.push(row.value);
         self.headers.push(row.headers);
+    }
+
+    /// Forgets the rows and keeps their memory.
+    pub fn clear(&mut self) {
+        self.sources.clear();
+        self.outputs.clear();
+        self.partitions.clear();
+        self.timestamps.clear();
+        self.keys.clear();
+        self.values.clear();
+        self.headers.clear();
     }
 }
 

@@ -66,6 +66,20 @@ pub struct TopicSpec {
     pub topic: String,
     /// Every record carries its `tidemill-id`.
     pub ids: bool,
+    pub emit: Emit,
+}
+
+/// Which of the records of a key are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Emit {
+    #[default]
+    Each,
+    /// The last one of each commit.
+    Commit,
+}
+
+impl Emit {
+    pub const ALL: [(&'static str, Emit); 2] = [("each", Emit::Each), ("commit", Emit::Commit)];
 }
 
 impl OutputSpec {

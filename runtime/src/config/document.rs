@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::deployment::{
-    ChangelogSpec, CommitSpec, DeploymentSpec, Gaps, Guarantee, IdSource, InboxSpec, InputSpec, Limits,
+    ChangelogSpec, CommitSpec, DeploymentSpec, Emit, Gaps, Guarantee, IdSource, InboxSpec, InputSpec, Limits,
     OutputSpec, Ownership, Place, SequenceSpec, Start, TopicSpec,
 };
 use super::failures;
@@ -153,12 +153,12 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
         section.missing("module", "write the path of a .wasm file or of a handler's crate");
     }
     let inputs = inputs(&mut section, defaults, report);
-    let outputs = outputs(&mut section, defaults);
     let guarantee = section.choice(
         "guarantee",
         Guarantee::default(),
         &[("exactly_once", Guarantee::ExactlyOnce), ("at_least_once", Guarantee::AtLeastOnce)],
     );
+    let outputs = outputs(&mut section, guarantee, defaults);
     let workers = section.integer("workers", defaults.workers.into(), 1..=64) as u32;
     let config = section.take("config").map_or(serde_json::json!({}), |field| field.node.value.json());
     let has_outbox = outputs.values().any(|output| output.topic().is_none());
@@ -300,7 +300,11 @@ fn inputs(
     inputs
 }
 
-fn outputs(section: &mut Section<'_>, defaults: &SpecDefaults) -> BTreeMap<String, OutputSpec> {
+fn outputs(
+    section: &mut Section<'_>,
+    guarantee: Guarantee,
+    defaults: &SpecDefaults,
+) -> BTreeMap<String, OutputSpec> {
     let mut outputs = BTreeMap::new();
     let Some(mut bindings) = section.section("outputs") else {
         return outputs;
@@ -313,7 +317,10 @@ fn outputs(section: &mut Section<'_>, defaults: &SpecDefaults) -> BTreeMap<Strin
         let Some(mut output) = field.section() else {
             continue;
         };
-        let spec = output_spec(&mut output, &field, defaults);
+        let spec = match outbox::is_destination(&mut output) {
+            true => destination(&mut output, &field, defaults),
+            false => topic_spec(&mut output, guarantee).map(OutputSpec::Topic),
+        };
         output.finish();
         if let Some(spec) = spec {
             outputs.insert(logical.to_owned(), spec);
@@ -322,11 +329,25 @@ fn outputs(section: &mut Section<'_>, defaults: &SpecDefaults) -> BTreeMap<Strin
     outputs
 }
 
-/// A topic, or a destination outside the transaction.
-fn output_spec(output: &mut Section<'_>, field: &Field<'_>, defaults: &SpecDefaults) -> Option<OutputSpec> {
-    if !outbox::is_destination(output) {
-        let ids = output.flag("ids");
-        return topic(output).map(|topic| OutputSpec::Topic(TopicSpec { topic, ids }));
+fn topic_spec(output: &mut Section<'_>, guarantee: Guarantee) -> Option<TopicSpec> {
+    let topic = topic(output);
+    let ids = output.flag("ids");
+    let emit = output.choice("emit", Emit::default(), &Emit::ALL);
+    let strands_readers = ids && emit == Emit::Commit && guarantee == Guarantee::AtLeastOnce;
+    if let Some(field) = output.take("emit").filter(|_| strands_readers) {
+        // What is repeated may end elsewhere: the 10th has been sent, then the 7th is, and the 10th again.
+        field.refuse(
+            "commit does not go with `ids` under `guarantee: at_least_once`: after a repetition, a reader that drops ids it has \
+             seen would end with an older record; leave out one of the two, or set `guarantee: exactly_once`",
+        );
+    }
+    Some(TopicSpec { topic: topic?, ids, emit })
+}
+
+/// Outside the transaction.
+fn destination(output: &mut Section<'_>, field: &Field<'_>, defaults: &SpecDefaults) -> Option<OutputSpec> {
+    if let Some(emit) = output.take("emit") {
+        emit.refuse("is for topics, and an outbox delivers each of its records: leave it out");
     }
     if output.take("topic").is_some() {
         let ways = ["http", "amqp", "kafka"].into_iter().filter(|way| output.take(way).is_some());

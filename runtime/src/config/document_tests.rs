@@ -53,7 +53,7 @@ changelog: { replication_factor: 3, min_compaction_lag: 1h }
     assert_eq!(spec.inputs["corrections"].start, Start::Timestamp(1_359_633_600_000));
     assert_eq!(
         spec.outputs["delays"],
-        OutputSpec::Topic(TopicSpec { topic: "flights.delays".into(), ids: false })
+        OutputSpec::Topic(TopicSpec { topic: "flights.delays".into(), ids: false, emit: Emit::Each })
     );
     assert_eq!((spec.guarantee, spec.workers, spec.failures), (Guarantee::AtLeastOnce, 4, Failures::skip()));
     let config = serde_json::json!({ "by": ["carrier", "day"], "skip": "no", "limit": 1.5, "empty": null });
@@ -64,6 +64,21 @@ changelog: { replication_factor: 3, min_compaction_lag: 1h }
     assert_eq!(spec.changelog.min_compaction_lag, Duration::from_secs(3600));
     // The day that DESIGN asks for where a record may be ahead of the committed offset.
     assert_eq!(spec.changelog.delete_retention, Duration::from_secs(86_400));
+}
+
+#[test]
+fn a_topic_is_sent_each_record_or_the_last_ones() {
+    let of = |output: &str, more: &str| {
+        let text = format!("{MINIMAL}outputs: {{ out: {output} }}\n{more}");
+        match DeploymentSpec::parse(&text).expect("valid").outputs.remove("out") {
+            Some(OutputSpec::Topic(topic)) => topic.emit,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(of("{ topic: t }", ""), Emit::Each);
+    assert_eq!(of("{ topic: t, emit: each }", ""), Emit::Each);
+    assert_eq!(of("{ topic: t, emit: commit, ids: true }", ""), Emit::Commit);
+    assert_eq!(of("{ topic: t, emit: commit }", "guarantee: at_least_once\n"), Emit::Commit);
 }
 
 #[test]
@@ -240,6 +255,18 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
         (
             format!("{base}inbox: {{ sequence: key, ttl: 1h }}\n"),
             "line 4: inbox.sequence: unknown value `key`: write header:NAME or json:/POINTER (from the value's root)",
+        ),
+        (
+            format!(
+                "{base}outputs:\n  a: {{ topic: t, emit: comit }}\n  b: {{ http: {{ url: 'http://h/' }}, emit: commit }}\n"
+            ),
+            "line 5: outputs.a.emit: unknown value `comit`, did you mean `commit`?\n\
+             line 6: outputs.b.emit: is for topics, and an outbox delivers each of its records: leave it out",
+        ),
+        (
+            format!("{base}guarantee: at_least_once\noutputs: {{ a: {{ topic: t, ids: true, emit: commit }} }}\n"),
+            "line 5: outputs.a.emit: commit does not go with `ids` under `guarantee: at_least_once`: after a repetition, a reader \
+             that drops ids it has seen would end with an older record; leave out one of the two, or set `guarantee: exactly_once`",
         ),
         (
             format!("{base}failures: retry\n"),

@@ -442,13 +442,15 @@ impl Task {
         Ok(())
     }
 
-    pub(super) fn emit(&mut self, emissions: Emissions) {
+    pub(super) fn emit(&mut self, mut emissions: Emissions) {
+        self.stats.emissions += emissions.len() as u64;
+        if self.config.emits_at_commit() {
+            emissions = self.latest.keep(&emissions, &self.config.outputs);
+        }
         if emissions.is_empty() {
             return;
         }
-        self.stats.emissions += emissions.len() as u64;
-        // 32: what an emission costs beside its bytes (source, output, partition, timestamp, lengths).
-        self.emission_bytes += emissions.bytes() + emissions.len() * 32;
+        self.emission_bytes += emissions.bytes() + emissions.len() * Emissions::ROW_BYTES;
         self.emissions.push(emissions);
     }
 

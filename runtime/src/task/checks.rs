@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::outbox::OutboxRule;
+use crate::config::deployment::Emit;
 use crate::effects::{Effects, Emissions, Order, Status, Writes};
 
 /// Times that a topic with `message.timestamp.type=CreateTime` accepts, as distances from the
@@ -29,6 +30,7 @@ pub struct OutputRule {
     pub timestamps: Option<TimestampRule>,
     /// Its records carry their id.
     pub ids: bool,
+    pub emit: Emit,
     /// Its records become rows of the outbox.
     pub outbox: Option<Arc<OutboxRule>>,
 }

@@ -29,6 +29,7 @@ mod edit;
 mod event;
 mod failing;
 mod inbox;
+mod latest;
 pub mod letter;
 mod outbox;
 mod parked;
@@ -52,6 +53,7 @@ pub use edit::{Edit, EditError, EditedIn};
 use failing::jitter;
 use inbox::Inbox;
 pub use inbox::{CLOCK_SLACK_MS, ID_BYTES_MAX, Seen};
+use latest::Latest;
 use outbox::Outbox;
 pub use outbox::{OutboxRule, OutboxStatus, RowStatus};
 use parked::Parked;
@@ -237,6 +239,8 @@ pub struct Task {
     in_flight: Option<u64>,
     emissions: Vec<Emissions>,
     emission_bytes: usize,
+    /// Emissions to outputs that are sent the last of each key only.
+    latest: Latest,
     pending_records: u64,
     edits: u64,
     oldest: Option<Duration>,
@@ -316,6 +320,7 @@ impl Task {
             in_flight: None,
             emissions: Vec::new(),
             emission_bytes: 0,
+            latest: Latest::default(),
             pending_records: 0,
             edits: 0,
             oldest: None,
@@ -387,7 +392,7 @@ impl Task {
     pub fn pending(&self) -> Pending {
         Pending {
             records: self.pending_records,
-            bytes: self.view.active_bytes() + self.emission_bytes + self.sweep_bytes(),
+            bytes: self.overlay_bytes() + self.sweep_bytes(),
             oldest: self.oldest,
             edits: self.edits,
             acknowledged: self.outbox.unsealed(),
@@ -401,7 +406,12 @@ impl Task {
 
     /// The overlay holds what it may: seal, or take no more until the commit under way is done.
     pub fn is_full(&self) -> bool {
-        self.view.active_bytes() + self.emission_bytes >= self.config.overlay_bytes_max
+        self.overlay_bytes() >= self.config.overlay_bytes_max
+    }
+
+    /// Of uncommitted changes and emissions.
+    fn overlay_bytes(&self) -> usize {
+        self.view.active_bytes() + self.emission_bytes + self.latest.bytes()
     }
 
     /// Moves an input's position past what is not a record (transaction markers, aborted records,
@@ -486,6 +496,7 @@ impl Task {
     fn clear_pending(&mut self) {
         self.emissions.clear();
         self.emission_bytes = 0;
+        self.latest.clear(self.config.view_limits().overlay_keep_bytes);
         self.pending_records = 0;
         self.edits = 0;
         self.oldest = None;

@@ -12,6 +12,7 @@ use prost::Message;
 use super::letter::Sender;
 use super::outbox::{self, Letter, OutboxRule, OutboxStatus, Reaction, RowStatus};
 use super::{TakenAt, Task, TaskConfig, TaskError, undelivered};
+use crate::config::deployment::Emit;
 use crate::config::failures::LetterFormat;
 use crate::effects::{Emission, Emissions};
 use crate::faults::{CrashPoint, crash_point};
@@ -57,6 +58,11 @@ impl TaskConfig {
     /// Some emissions are not simply produced.
     fn names_emissions(&self) -> bool {
         self.outputs.iter().any(|output| output.ids || output.outbox.is_some())
+    }
+
+    /// Some emissions wait for the commit, because a later one may take their place.
+    pub(super) fn emits_at_commit(&self) -> bool {
+        self.outputs.iter().any(|output| output.emit == Emit::Commit)
     }
 }
 

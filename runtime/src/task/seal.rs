@@ -96,9 +96,14 @@ impl Task {
         self.sweep()?;
         self.view.settle_sizes()?;
         self.commit += 1;
+        let mut emissions = std::mem::take(&mut self.emissions);
+        let latest = self.latest.standing();
+        if !latest.is_empty() {
+            emissions.push(latest);
+        }
         let mut sealed = Sealed {
             partition: self.partition,
-            emissions: std::mem::take(&mut self.emissions),
+            emissions,
             changelog: None,
             inbox: None,
             inbox_ages: None,

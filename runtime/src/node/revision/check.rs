@@ -114,7 +114,7 @@ fn rule(
     let destination = match output {
         OutputSpec::Topic(topic) => {
             let rule = found.get(&topic.topic)?.as_output();
-            return Some(OutputRule { ids: topic.ids, ..rule });
+            return Some(OutputRule { ids: topic.ids, emit: topic.emit, ..rule });
         }
         OutputSpec::Destination(destination) => destination,
     };

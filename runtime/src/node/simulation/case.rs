@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::handler::{DELETE, DOOMED, FLAKY, Kind, PLAIN, POISON};
 use super::random::Random;
-use crate::config::deployment::{Failures, Guarantee, IdSource, InboxSpec, Place, Start};
+use crate::config::deployment::{Emit, Failures, Guarantee, IdSource, InboxSpec, Place, Start};
 use crate::config::failures::{Backoff, FailureKind, Policy, Then};
 use crate::config::manifest::{StoreKind, StoreManifest};
 use crate::store::{CacheBudget, Stores};
@@ -77,6 +77,8 @@ pub struct Case {
     pub outbox_room: u64,
     /// Until they may have one again.
     pub ttl_ms: u64,
+    /// Of what a commit emits for a key, the topic is sent the last.
+    pub at_commit: bool,
 }
 
 impl Case {
@@ -125,11 +127,14 @@ impl Case {
             outbox: draw.one_in(2),
             outbox_room: draw.within(1..=12) as u64,
             ttl_ms: TTL_MS,
+            at_commit: false,
         };
         // What is parked ends `ok` at no time that can be told beforehand, and dates its id then.
         if case.inbox && !case.parks && draw.one_in(2) {
             case.ttl_ms = draw.within(20..=400) as u64;
         }
+        // A record that is never sent is not refused either; and each is to be told from every other.
+        case.at_commit = !case.poison && !case.expires() && draw.one_in(4);
         (case, random)
     }
 
@@ -139,7 +144,7 @@ impl Case {
         case.rates = Rates::default();
         (case.kind, case.nodes, case.workers, case.partitions) = (kind, 2, 1, 1);
         (case.start, case.static_members, case.poison) = (Start::Earliest, true, false);
-        (case.parks, case.inbox, case.outbox) = (false, false, false);
+        (case.parks, case.inbox, case.outbox, case.at_commit) = (false, false, false, false);
         (case.before, case.records, case.keys, case.interval_ms) = (0, 0, 2, 5);
         (case, random)
     }
@@ -216,6 +221,7 @@ impl Case {
                 .map(|topic| OutputRule {
                     topic: topic.into(),
                     record_bytes_max: 10_000,
+                    emit: if self.at_commit && topic == "out" { Emit::Commit } else { Emit::Each },
                     outbox: (topic == "hook").then(|| self.outbox_rule()),
                     ..OutputRule::default()
                 })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use prost::Message;
 
-use super::handler::{Kind, Truth};
+use super::handler::{Kind, LETTER, Truth};
 use super::letters;
 use super::restore::Restore;
 use super::state::State;
@@ -169,8 +169,15 @@ fn check_output(world: &World, truths: &[Truth]) -> Result<Revisions, Violation>
         *newest = revision;
         revisions.entry(row.key.clone()).or_default().push(revision);
     }
-    let mut expected = BTreeMap::new();
+    let mut expected: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
     truths.iter().for_each(|truth| expected.extend(truth.emitted.clone()));
+    if world.case.at_commit {
+        for (key, wanted) in expected.iter().filter(|(key, _)| !key.starts_with(LETTER)) {
+            if let (Some(sent), Some(by)) = (emitted.get_mut(key), revisions.get_mut(key)) {
+                put_back(sent, by, wanted);
+            }
+        }
+    }
     if emitted == expected {
         return Ok(revisions);
     }
@@ -189,6 +196,21 @@ fn check_output(world: &World, truths: &[Truth]) -> Result<Revisions, Violation>
         }
     }
     Ok(revisions)
+}
+
+/// Puts what was not sent, because its commit had a later record of the key, where it belongs: before that record,
+/// and by the same revision. What is missing, repeated or out of order otherwise stays so.
+fn put_back(sent: &mut Vec<Vec<u8>>, by: &mut Vec<u64>, wanted: &[Vec<u8>]) {
+    let mut rest = wanted;
+    for (value, revision) in std::mem::take(sent).into_iter().zip(std::mem::take(by)) {
+        if let Some(at) = rest.iter().position(|wanted| *wanted == value) {
+            sent.extend_from_slice(&rest[..at]);
+            by.extend(std::iter::repeat_n(revision, at));
+            rest = &rest[at + 1..];
+        }
+        sent.push(value);
+        by.push(revision);
+    }
 }
 
 /// W7: what was committed for the outbox has been delivered, once per id and in order per key.
