@@ -24,7 +24,8 @@ fn print_one(outcome: &Outcome, shown: &Shown, mean: &ByThread, steps: &[Step]) 
         }
         println!("{title:<40}{:>8.0}   of them {kernel:.0} in the kernel", user + kernel);
         // The loop takes them as well, but otherwise.
-        let is_of = |step: &&Step| step.row == row && shown.contender.kind == Kind::Tidemill;
+        let is_node = matches!(shown.contender.kind, Kind::Tidemill | Kind::AtCommit);
+        let is_of = |step: &&Step| step.row == row && is_node;
         let measured = || steps.iter().filter(is_of);
         for step in measured() {
             println!("  {:<38}{:>8.0}", step.name, step.ns);

@@ -54,21 +54,13 @@ impl Started {
         place: &Place<'_>,
     ) -> Result<Started> {
         let (work, guarantee) = (workload.work, contender.guarantee);
-        let batch_records = workload.batch_records;
+        let terms = (work, guarantee, workload.batch_records);
+        let node = |output| start_node(&workshop.modules, terms, output, place);
         match contender.kind {
             Kind::Loop => start_loop(work, guarantee, place),
-            Kind::Tidemill => start_node(
-                &workshop.modules,
-                (work, guarantee, batch_records),
-                Output::Topic(place.output),
-                place,
-            ),
-            Kind::Outbox => start_node(
-                &workshop.modules,
-                (work, guarantee, batch_records),
-                Output::Outbox(place.output),
-                place,
-            ),
+            Kind::Tidemill => node(Output::Topic(place.output)),
+            Kind::AtCommit => node(Output::AtCommit(place.output)),
+            Kind::Outbox => node(Output::Outbox(place.output)),
             Kind::Streams(_) => {
                 let jvm = jvm.context("a JVM to run Kafka Streams in")?;
                 let streams = workshop.streams.as_ref().context("Kafka Streams is not built")?;

@@ -105,6 +105,7 @@ impl Node {
         let Deployment { module, input, output, guarantee, more } = deployment;
         let output = match output {
             Output::Topic(topic) => format!("{{ topic: {topic} }}"),
+            Output::AtCommit(topic) => format!("{{ topic: {topic}, emit: commit }}"),
             Output::Outbox(topic) => {
                 format!("{{ kafka: {{ bootstrap_servers: '{}', topic: {topic} }} }}", self.bootstrap)
             }
@@ -143,6 +144,8 @@ pub struct Deployment<'a> {
 pub enum Output<'a> {
     /// In the transaction.
     Topic(&'a str),
+    /// In the transaction, of each key the last.
+    AtCommit(&'a str),
     /// From an outbox, as if the topic was another cluster's.
     Outbox(&'a str),
 }

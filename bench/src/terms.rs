@@ -61,6 +61,8 @@ pub enum Kind {
     /// The native loop: the floor.
     Loop,
     Tidemill,
+    /// Tidemill with an output that is sent the last record of each key of a commit.
+    AtCommit,
     /// Tidemill with an output that is an outbox: a client outside the transaction delivers to the topic.
     Outbox,
     /// Kafka Streams in one of these ways. Each of them runs before the rounds, and the one that needs
