@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill::kafka::admin::At;
-use tidemill::kafka::tools::{self, Row};
+use tidemill::kafka::tools::{self, Consumed, Row};
 use tidemill::node::{Handle, Node};
 use tidemill::telemetry::{Activity, Telemetry};
 use tidemill_proto::v1 as proto;
@@ -69,6 +69,30 @@ fn a_version_is_swapped_in_place_and_says_where_it_began() {
     eventually("the fourth runs again", || {
         began(&node.handle()).is_some_and(|first| (first[0] == 2 || first[0] == 3) && first[1] == 1)
     });
+    node.stop();
+}
+
+#[test]
+fn a_version_may_send_the_last_count_of_each_commit_and_the_next_one_every_count() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    let module = build_guest("plugins/count");
+    world.produce_to("words", 0, &["a"; 300]);
+    let counts = || -> Vec<u64> {
+        let text = |record: Consumed| String::from_utf8(record.value.unwrap_or_default()).expect("text");
+        let records = world.committed("counts").expect("counts").into_iter();
+        records.map(|record| text(record).parse().expect("a count")).collect()
+    };
+    let node = world.node();
+    deploy(&node, &WORD_COUNT.replace("topic: counts", "topic: counts, emit: commit"), &module);
+    eventually("the last count is sent", || counts().last() == Some(&300));
+    let sent = counts();
+    assert!(sent.len() < 300 && sent.is_sorted(), "{sent:?}");
+
+    deploy(&node, WORD_COUNT, &module);
+    eventually("the next version is adopted", || began(&node.handle()) == Some(vec![300]));
+    world.produce_to("words", 0, &["a"; 300]);
+    eventually("the last count is sent again", || counts().last() == Some(&600));
+    assert_eq!(counts()[sent.len()..], (301..=600).collect::<Vec<u64>>());
     node.stop();
 }
 
