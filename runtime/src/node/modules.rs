@@ -1,9 +1,11 @@
 //! Modules by digest: in `_<fleet>.modules` as chunks, and in a directory of this node as files.
 //!
-//! Layout of the topic (in Kafka since 0.1): key `<sha256 hex>/<chunk index>/<chunks>`, value the
-//! chunk. A module uploaded twice writes the same keys, so compaction folds it.
+//! Layout of the topic (in Kafka since 0.1): key `<sha256 hex>/<chunk index>/<chunks>/<upload>`, value the chunk.
+//! Every upload has keys of its own, so that what deletes one takes nothing of another. All uploads of a module have
+//! the same chunks, so that a reader takes each from whichever has it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,15 +37,45 @@ pub fn digest(module: &[u8]) -> String {
     show_hex(&Sha256::digest(module))
 }
 
-/// Writes a module, chunk by chunk; it can be loaded once this has returned.
-pub fn publish(log: &TopicLog, module: &[u8]) -> Result<String, ModuleError> {
-    let digest = digest(module);
+/// Of a record in the topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ChunkKey<'a> {
+    pub digest: &'a str,
+    pub index: usize,
+    pub chunks: usize,
+    /// No other upload has it. Empty, and without its slash, in keys from before uploads were told apart.
+    pub upload: &'a str,
+}
+
+impl<'a> ChunkKey<'a> {
+    /// None of a key that is not ours.
+    pub fn parse(key: &'a [u8]) -> Option<ChunkKey<'a>> {
+        let mut parts = std::str::from_utf8(key).ok()?.splitn(4, '/');
+        Some(ChunkKey {
+            digest: parts.next()?,
+            index: parts.next()?.parse().ok()?,
+            chunks: parts.next()?.parse().ok()?,
+            upload: parts.next().unwrap_or_default(),
+        })
+    }
+}
+
+impl fmt::Display for ChunkKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ChunkKey { digest, index, chunks, upload } = self;
+        write!(f, "{digest}/{index}/{chunks}/{upload}")
+    }
+}
+
+/// Uploads a module, chunk by chunk, whether it is there or not; it can be loaded once this has returned.
+pub fn publish(log: &TopicLog, digest: &str, module: &[u8]) -> Result<(), ModuleError> {
+    let upload = uuid::Uuid::new_v4().simple().to_string();
     let chunks = module.len().div_ceil(CHUNK_BYTES);
     for (index, chunk) in module.chunks(CHUNK_BYTES).enumerate() {
-        let key = format!("{digest}/{index}/{chunks}");
+        let key = ChunkKey { digest, index, chunks, upload: &upload }.to_string();
         log.append(Some(key.as_bytes()), Some(chunk))?;
     }
-    Ok(digest)
+    Ok(())
 }
 
 /// The files of a node's modules.
@@ -118,8 +150,10 @@ impl ModuleDir {
 fn from_topic(log: &TopicLog, wanted: &str) -> Result<Vec<u8>, ModuleError> {
     let mut chunks = BTreeMap::new();
     log.tail(Offset(0))?.read_to_end(&mut |record| {
-        let Some((index, chunk)) = chunk_of(wanted, &record.key, record.value) else { return };
-        chunks.insert(index, chunk);
+        let key = ChunkKey::parse(&record.key).filter(|key| key.digest == wanted);
+        if let (Some(key), Some(chunk)) = (key, record.value) {
+            chunks.insert(key.index, chunk);
+        }
     })?;
     let module: Vec<u8> = chunks.into_values().flatten().collect();
     // A missing chunk shows in the digest.
@@ -129,15 +163,6 @@ fn from_topic(log: &TopicLog, wanted: &str) -> Result<Vec<u8>, ModuleError> {
     Err(ModuleError::Missing { digest: wanted.to_owned() })
 }
 
-/// The index and bytes of a chunk, if it is one of this module's.
-fn chunk_of(wanted: &str, key: &[u8], value: Option<Vec<u8>>) -> Option<(usize, Vec<u8>)> {
-    let mut parts = std::str::from_utf8(key).ok()?.split('/');
-    if parts.next()? != wanted {
-        return None;
-    }
-    Some((parts.next()?.parse().ok()?, value?))
-}
-
 fn disk(path: &Path, reason: io::Error) -> ModuleError {
     ModuleError::Disk { path: path.to_owned(), reason }
 }
@@ -145,6 +170,16 @@ fn disk(path: &Path, reason: io::Error) -> ModuleError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_with_and_without_an_upload_are_read_and_those_of_others_are_not() {
+        let key = ChunkKey { digest: "d", index: 1, chunks: 2, upload: "u" };
+        assert_eq!(ChunkKey::parse(key.to_string().as_bytes()), Some(key));
+        assert_eq!(ChunkKey::parse(b"d/1/2"), Some(ChunkKey { upload: "", ..key }));
+        for foreign in [&b"d"[..], b"d/1", b"d/one/2", b"d/1/two/u", b"\xff/1/2/u"] {
+            assert_eq!(ChunkKey::parse(foreign), None, "{foreign:?}");
+        }
+    }
 
     #[test]
     fn a_damaged_module_file_is_not_trusted() {

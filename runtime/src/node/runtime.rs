@@ -295,7 +295,7 @@ impl NodeRuntime {
 
     /// Makes a module loadable by every node of the fleet.
     pub fn publish_module(&self, digest: &str, module: &[u8]) -> Result<(), ControlError> {
-        modules::publish(&self.module_log, module)
+        modules::publish(&self.module_log, digest, module)
             .map_err(|error| ControlError::Unavailable(format!("cannot publish the module: {error}")))?;
         self.modules.keep(digest, module).map_err(|error| ControlError::Internal(error.to_string()))
     }
