@@ -15,6 +15,7 @@ use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{DeleteEntry, DeployEntry, PauseEntry, RestartEntry, RetiredEntry};
 
+use super::deployment::wall_ms;
 use super::handle::{ControlError, Handle, ownership, store_info};
 use super::history::Version;
 use super::modules;
@@ -22,6 +23,7 @@ use super::registered::{Parsed, Registered};
 use super::registry::{Outcome, Registry};
 use super::retries::Retries;
 use super::revision::{self, Found, PrepareError};
+use super::uploads;
 use crate::config::changes::{Change, Contents};
 use crate::config::deployment::DeploymentSpec;
 use crate::config::manifest::Manifest;
@@ -86,12 +88,18 @@ impl Handle {
             let deployment = Some(self.describe(&self.proposed(&view, &candidate, &header.author)));
             return Ok(proto::DeployResponse { deployment, unchanged: false, changes });
         }
-        self.node.publish_module(&candidate.digest, &module)?;
+        let uploaded_ms = wall_ms();
+        self.node.publish_module(&digest, &module)?;
         let name = candidate.name.clone();
         let entry = entry(&view, candidate, header.author);
         match self.propose(&name, Entry::Deploy(entry)) {
             Ok(()) => {
-                let deployment = Some(self.deployment(&name)?);
+                let deployed = self.registered(&name)?;
+                if uploads::is_late(uploaded_ms, deployed.deployed_at_ms) {
+                    tracing::warn!(deployment = name, "came long after its module, which is uploaded again");
+                    self.node.publish_module(&digest, &module)?;
+                }
+                let deployment = Some(self.describe(&deployed));
                 Ok(proto::DeployResponse { deployment, unchanged: false, changes })
             }
             // Who was first may have wanted the same.

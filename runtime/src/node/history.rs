@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::config::changes::{Change, Contents, changes};
 
-/// Versions of one deployment that a node remembers.
+/// Versions of one deployment that a node remembers. The topic of modules keeps what these name: a node of a program
+/// with a smaller number would take from it what one with a larger could roll back to.
 pub const VERSIONS_MAX: usize = 100;
 
 #[derive(Debug, Clone, PartialEq, Eq)]

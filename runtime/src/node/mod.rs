@@ -58,6 +58,7 @@ pub mod supervisor;
 mod tidy;
 pub mod trial;
 pub mod unpark;
+pub mod uploads;
 pub mod worker;
 
 pub use deployment::wall_ms;

@@ -1,4 +1,5 @@
-//! Modules by digest: in `_<fleet>.modules` as chunks, and in a directory of this node as files.
+//! Modules by digest: in `_<fleet>.modules` as chunks, and in a directory of this node as files. What no version
+//! names leaves both: the topic by [`super::uploads`], the directory by [`ModuleDir::tidy`].
 //!
 //! Layout of the topic (in Kafka since 0.1): key `<sha256 hex>/<chunk index>/<chunks>/<upload>`, value the chunk.
 //! Every upload has keys of its own, so that what deletes one takes nothing of another. All uploads of a module have

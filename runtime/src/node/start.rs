@@ -17,6 +17,7 @@ use super::routine::Routine;
 use super::runtime::{Foundations, NodeRuntime};
 use super::supervisor::Supervisor;
 use super::tidy;
+use super::uploads;
 use crate::config::NodeConfig;
 use crate::kafka::admin::{Admin, AdminError, NewTopic};
 use crate::kafka::config::KafkaConfig;
@@ -61,6 +62,7 @@ pub struct Node {
     tidy: Routine,
     _retreat: Routine,
     _sweep: Routine,
+    _uploads: Routine,
     _control: ControlReader,
     _identity: Identity,
 }
@@ -119,6 +121,7 @@ impl Node {
             tidy: tidy(Arc::clone(&runtime))?,
             _retreat: retreat::start(Arc::clone(&runtime))?,
             _sweep: sweep(Arc::clone(&runtime))?,
+            _uploads: uploads::start(Arc::clone(&runtime))?,
             supervisor: Supervisor::start(Arc::clone(&runtime))?,
             runtime,
             _control: control,

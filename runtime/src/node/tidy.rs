@@ -31,7 +31,8 @@ use crate::store::{StoreDir, StoreError};
 /// Time between two looks.
 pub const EVERY: Duration = Duration::from_secs(60);
 
-/// Age of a module's file that no version names. Longer than it takes from an upload to its version.
+/// Age of a module's file that no version names. Longer than it takes from an upload to its version; what is fetched
+/// again after that is in the topic, which keeps it while a version names it and for longer (`super::uploads`).
 const MODULE_KEEP: Duration = Duration::from_secs(3600);
 
 /// How long a task that is just ending may keep what is to be deleted.

@@ -349,6 +349,8 @@ pub struct NodeMetrics {
     /// Of directories of state that are of no use and wait to be collected, and how many have been.
     pub unused_state_bytes: Gauge,
     pub collected_state: Counter,
+    /// Uploads of modules that this node has deleted from the fleet's topic.
+    pub collected_uploads: Counter,
     /// From the sending of a heartbeat to its acknowledgement by every replica in sync.
     pub broker_latency: Histogram,
     /// Versions that this node took back, by what it found.

@@ -211,6 +211,8 @@ pub const NODE: &[Row<NodeMetrics>] = &[
         |c, emit| emit(None, Sample::Gauge(c.unused_state_bytes.get() as f64))),
     counter("tidemill_state_collected", "Directories of state that were deleted because they were of no use",
         |c, emit| emit(None, Count(c.collected_state.get()))),
+    counter("tidemill_modules_collected", "Uploads of modules that this node deleted from the fleet's topic, because no version needs them",
+        |c, emit| emit(None, Count(c.collected_uploads.get()))),
     histogram("tidemill_broker_latency_seconds", "From a heartbeat's sending to its acknowledgement by all replicas in sync",
         |c, emit| emit(None, Latency(&c.broker_latency))),
     counter("tidemill_rollbacks", "Versions that this node took back by itself, by cause", |c, emit| {

@@ -82,6 +82,7 @@ const EXPECTED: &[(&str, &str, f64, f64)] = &[
     ("tidemill_state_free_bytes", "", 1.0, 1e18),
     ("tidemill_state_unused_bytes", "", 0.0, 0.0),
     ("tidemill_state_collected", "", 0.0, 0.0),
+    ("tidemill_modules_collected", "", 0.0, 0.0),
     ("tidemill_broker_latency_seconds", "", 1.0, 100.0),
     ("tidemill_rollbacks", "cause=\"failures\"", 0.0, 0.0),
     ("tidemill_control_calls", "", 1.0, 1.0),

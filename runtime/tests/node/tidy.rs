@@ -1,12 +1,17 @@
-//! Directories of state that nobody will take up again.
+//! What nobody will take up again: directories of state, and uploads of modules.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use tidemill::node::Node;
-use tidemill_proto::v1::{StoreDirectory, StoreUse};
+use tidemill::config::document::SpecDefaults;
+use tidemill::kafka::topic_log::TopicLog;
+use tidemill::node::uploads::Uploads;
+use tidemill::node::{Node, control_log};
+use tidemill::telemetry::Telemetry;
+use tidemill_proto::v1::{DeploymentState, StoreDirectory, StoreUse};
 use tidemill_test_support::build_guest;
 
-use crate::world::{World, delete, deploy, eventually};
+use crate::world::{World, delete, deploy, eventually, status};
 use crate::{WORD_COUNT, count};
 
 /// Copies the files of a directory into a new one.
@@ -109,5 +114,46 @@ fn a_node_on_the_wrong_cluster_marks_its_state_and_takes_the_mark_back_on_the_ri
     eventually("a is counted still", || count(&node, "a") == Some(1));
     let found = stores(&node);
     assert_eq!((found.len(), found[0].collected_at_ms), (1, 0), "{found:?}");
+    node.stop();
+}
+
+#[test]
+fn uploads_that_no_version_needs_leave_the_topic_after_a_day_and_what_runs_can_still_be_loaded() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    let module = build_guest("plugins/count");
+    // The same code with a digest of its own: a custom section, which means nothing.
+    let other = [&module[..], &[0, 2, 1, b'x']].concat();
+    let named = |name: &str| WORD_COUNT.replace("name: word-count", &format!("name: {name}"));
+    let node = world.node();
+    deploy(&node, &named("gone"), &other);
+    eventually("it runs", || status(&node, "gone").0 == DeploymentState::Running);
+    delete(&node, "gone", false);
+    deploy(&node, &named("again"), &module);
+    deploy(&node, WORD_COUNT, &module);
+    node.stop();
+
+    let log = |topic: &str| TopicLog::open(&world.kafka(), topic).expect("log");
+    let modules = log("_test.modules");
+    let opened = control_log::open("n", log("_test.control"), SpecDefaults::default(), Telemetry::new());
+    let (registry, _reader) = opened.expect("registry");
+    let (mut uploads, began) = (Uploads::default(), Instant::now());
+    let mut look = |hours: u64| {
+        let now = began + Duration::from_secs(hours * 3600);
+        uploads.look(&modules, || registry.catch_up(), || now).expect("looks")
+    };
+    assert!(look(0).is_empty() && look(23).is_empty());
+    let unneeded = look(24);
+    assert_eq!(unneeded.len(), 2, "of the deployment that is gone, and the first of two of one module");
+    let bytes: u64 = unneeded.iter().map(|upload| upload.bytes).sum();
+    assert_eq!(bytes, (other.len() + module.len()) as u64);
+    for upload in &unneeded {
+        upload.delete(&modules).expect("deleted");
+    }
+    assert!(look(48).is_empty(), "they are gone");
+
+    std::fs::remove_dir_all(world.dir.path().join("node-n/modules")).expect("removed");
+    let node = world.node();
+    world.produce("words", &["a"]);
+    eventually("a is counted", || count(&node, "a") == Some(1));
     node.stop();
 }

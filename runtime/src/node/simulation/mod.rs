@@ -29,7 +29,7 @@ mod handler;
 mod letters;
 mod named;
 mod process;
-mod random;
+pub(super) mod random;
 mod relay;
 mod restore;
 mod sink;
