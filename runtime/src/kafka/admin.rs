@@ -13,6 +13,7 @@ use super::config::KafkaConfig;
 use super::ffi::admin::{Coordinator, TopicSpec};
 use super::ffi::partitions::Partitions;
 use super::ffi::{Client, Code, KafkaError, Kind};
+use super::topic_settings::by_name;
 use crate::record::Offset;
 
 pub(super) const REQUEST_WAIT: Duration = Duration::from_secs(30);
@@ -38,6 +39,8 @@ pub struct Topic {
     /// Another one after the topic was deleted and made again.
     pub id: Uuid,
     pub partitions: i32,
+    /// Copies of the first partition; of the others, unless they are being moved.
+    pub replication: i16,
 }
 
 /// A topic to be made, with every setting that matters to us explicit.
@@ -175,15 +178,6 @@ impl Admin {
         found.into_iter().next().flatten().ok_or_else(|| missing(&topic_text(name)))
     }
 
-    /// A topic's settings, defaults included.
-    pub fn topic_configs(&self, name: &str) -> Result<BTreeMap<String, String>, AdminError> {
-        let configs = self
-            .client()
-            .describe_configs(name, REQUEST_WAIT)
-            .map_err(|error| sorted(&topic_text(name), &error))?;
-        Ok(configs.into_iter().collect())
-    }
-
     /// Makes a topic and waits until brokers other than the one asked know it.
     pub fn create_topic(&self, topic: &NewTopic) -> Result<(), AdminError> {
         let spec = TopicSpec {
@@ -199,7 +193,7 @@ impl Admin {
     }
 
     /// Describes a topic that was made a moment ago.
-    fn made_topic(&self, name: &str) -> Result<Topic, AdminError> {
+    pub fn made_topic(&self, name: &str) -> Result<Topic, AdminError> {
         once_known(name, || Ok(self.describe_topics(&[name.to_owned()])?.remove(0)))
     }
 
@@ -227,11 +221,7 @@ impl Admin {
                 found.partitions, topic.partitions,
             )));
         }
-        // Perhaps asked of another broker than the one that has just described it.
-        let configs = once_known(&topic.name, || match self.topic_configs(&topic.name) {
-            Err(AdminError::Missing { .. }) => Ok(None),
-            answer => answer.map(Some),
-        })?;
+        let configs = by_name(self.known_settings(&topic.name)?);
         for (name, wanted) in &topic.configs {
             match configs.get(name) {
                 Some(is) if is == wanted => {}
@@ -375,7 +365,7 @@ fn new_client(config: &KafkaConfig) -> Result<Client, AdminError> {
         .map_err(|error| refused("the configuration", &error))
 }
 
-fn topic_text(name: &str) -> String {
+pub(super) fn topic_text(name: &str) -> String {
     format!("topic `{name}`")
 }
 
@@ -389,7 +379,7 @@ fn refused(what: &str, error: &KafkaError) -> AdminError {
 
 /// Asks about a topic until the broker asked knows it: brokers learn of a new one one after the other,
 /// and later than the answer to whoever made it, or tried to.
-fn once_known<T>(
+pub(super) fn once_known<T>(
     name: &str,
     mut ask: impl FnMut() -> Result<Option<T>, AdminError>,
 ) -> Result<T, AdminError> {

@@ -11,6 +11,7 @@
 //! | [`mirror`] | one topic of any cluster, acknowledged record by record |
 //! | [`admin`] | topics, groups, offsets |
 //! | [`permissions`] | what the node's principal may do |
+//! | [`topic_settings`] | the settings of a topic |
 //! | [`probe`] | can the cluster be reached, and if not, why |
 //! | [`tools`] | blocking helpers for the command line |
 //! | [`peek`] | the age of the record that a partition continues with |
@@ -35,6 +36,7 @@ pub mod scan;
 pub mod sink;
 pub mod tools;
 pub mod topic_log;
+pub mod topic_settings;
 
 use std::time::{Duration, Instant};
 

@@ -167,6 +167,11 @@ fn is_denied(error: &KafkaError) -> bool {
 
 impl From<super::ffi::admin::TopicInfo> for Topic {
     fn from(info: super::ffi::admin::TopicInfo) -> Topic {
-        Topic { name: info.name, id: Uuid::from_u64_pair(info.id.0, info.id.1), partitions: info.partitions }
+        Topic {
+            name: info.name,
+            id: Uuid::from_u64_pair(info.id.0, info.id.1),
+            partitions: info.partitions,
+            replication: info.replication,
+        }
     }
 }

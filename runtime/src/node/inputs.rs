@@ -282,7 +282,7 @@ mod tests {
     use crate::kafka::admin::GroupMember;
 
     fn topic(name: &str, id: u128, partitions: i32) -> Topic {
-        Topic { name: name.into(), id: Uuid::from_u128(id), partitions }
+        Topic { name: name.into(), id: Uuid::from_u128(id), partitions, replication: 1 }
     }
 
     fn inputs(names: &[&str]) -> Vec<InputTopic> {

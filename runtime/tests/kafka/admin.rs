@@ -1,5 +1,6 @@
-//! Topics, groups, offsets, the probe.
+//! Topics and their settings, groups, offsets, the probe.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tidemill::kafka::admin::{AdminError, At, NewTopic};
@@ -77,6 +78,36 @@ fn an_internal_topic_is_made_once_and_checked_ever_after() {
 
     admin.add_partitions(&topic.name, 5).unwrap();
     eventually("the partitions", || (admin.topic(&topic.name).unwrap().partitions == 5).then_some(()));
+}
+
+#[test]
+fn settings_are_changed_one_by_one_and_given_back() {
+    let cluster = Cluster::get();
+    let admin = cluster.admin();
+    let topic = NewTopic::new(unique("settings"), 1).with("retention.ms", 1_000_000);
+    admin.create_topic(&topic).unwrap();
+    let name = topic.name.as_str();
+    let own = || -> BTreeMap<String, String> {
+        let settings = admin.known_settings(name).unwrap();
+        settings.into_iter().filter(|setting| setting.own).map(|own| (own.name, own.value)).collect()
+    };
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let change = |name: &str, value: Option<&str>| (name.to_owned(), value.map(str::to_owned));
+    let changes = [change("cleanup.policy", Some("compact, delete")), change("retention.ms", None)];
+    assert_eq!(admin.could_alter(name, &changes).unwrap(), None);
+    assert_eq!(own(), BTreeMap::from([pair("retention.ms", "1000000")]), "asking changes nothing");
+    for (wrong, value) in [("retention.ms", "soon"), ("no.such", "1")] {
+        let reason = admin.could_alter(name, &[change(wrong, Some(value))]).unwrap();
+        assert!(reason.as_ref().is_some_and(|reason| reason.contains(wrong)), "{wrong}: {reason:?}");
+        assert!(admin.alter_settings(name, &[change(wrong, Some(value))]).is_err());
+    }
+
+    admin.alter_settings(name, &changes).unwrap();
+    let settings = admin.topic_settings(name).unwrap();
+    let is = |name: &str, value: &str| settings.iter().any(|found| found.name == name && found.is(value));
+    assert!(is("cleanup.policy", "compact,delete") && is("retention.ms", "604800000"), "{settings:?}");
+    assert_eq!(own().into_keys().collect::<Vec<_>>(), ["cleanup.policy"]);
+    assert_eq!(admin.topic(name).unwrap().replication, 1);
 }
 
 #[test]

@@ -14,7 +14,6 @@ use super::{Client, Code, KafkaError, c_string, check, consume, millis, text};
 unsafe extern "C" {
     fn rd_kafka_event_error(event: *mut rd::rd_kafka_event_t) -> c_int;
     fn rd_kafka_topic_result_error(result: *const rd::rd_kafka_topic_result_t) -> c_int;
-    fn rd_kafka_ConfigResource_error(resource: *const rd::rd_kafka_ConfigResource_t) -> c_int;
     fn rd_kafka_ConsumerGroupDescription_state(
         description: *const rd::rd_kafka_ConsumerGroupDescription_t,
     ) -> c_int;
@@ -43,6 +42,8 @@ pub(in crate::kafka) struct TopicInfo {
     /// Kafka's topic id, most and least significant half.
     pub id: (u64, u64),
     pub partitions: i32,
+    /// Copies of the first partition.
+    pub replication: i16,
 }
 
 #[derive(Debug, Clone)]
@@ -87,6 +88,17 @@ pub(super) struct Post {
     pub queue: *mut rd::rd_kafka_queue_t,
 }
 
+impl Post {
+    /// Has the brokers say whether it could be done, and do nothing.
+    pub(super) fn only_validate(&self) {
+        let mut reason = [0 as c_char; 256];
+        // SAFETY: the options of a request are live until it is posted; the buffer is as long as told.
+        unsafe {
+            rd::rd_kafka_AdminOptions_set_validate_only(self.options, 1, reason.as_mut_ptr(), reason.len());
+        }
+    }
+}
+
 /// The longest time-out that librdkafka takes.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
@@ -107,7 +119,12 @@ impl Coordinator<'_> {
 }
 
 impl Client {
-    fn request(&self, op: Op, wait: Duration, post: impl FnOnce(&Post)) -> Result<Reply, KafkaError> {
+    pub(super) fn request(
+        &self,
+        op: Op,
+        wait: Duration,
+        post: impl FnOnce(&Post),
+    ) -> Result<Reply, KafkaError> {
         self.post(op, wait, wait + Duration::from_secs(1), post)
     }
 
@@ -187,13 +204,9 @@ impl Client {
             }
             let mut topics = [topic];
             let reply = self.request(Op::RD_KAFKA_ADMIN_OP_CREATETOPICS, wait, |post| {
-                let mut reason = [0 as c_char; 256];
-                rd::rd_kafka_AdminOptions_set_validate_only(
-                    post.options,
-                    validate_only.into(),
-                    reason.as_mut_ptr(),
-                    reason.len(),
-                );
+                if validate_only {
+                    post.only_validate();
+                }
                 rd::rd_kafka_CreateTopics(post.rk, topics.as_mut_ptr(), 1, post.options, post.queue);
             });
             rd::rd_kafka_NewTopic_destroy(topic);
@@ -287,41 +300,6 @@ impl Client {
                 &mut count,
             );
             Ok((0..count).map(|index| read(*found.add(index))).collect())
-        }
-    }
-
-    pub fn describe_configs(&self, topic: &str, wait: Duration) -> Result<Vec<(String, String)>, KafkaError> {
-        let name = c_string(topic);
-        // SAFETY: the resource is made, used and destroyed here; entries are read while the reply lives.
-        unsafe {
-            let resource = rd::rd_kafka_ConfigResource_new(
-                rd::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC,
-                name.as_ptr(),
-            );
-            let mut resources = [resource];
-            let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, wait, |post| {
-                rd::rd_kafka_DescribeConfigs(post.rk, resources.as_mut_ptr(), 1, post.options, post.queue);
-            });
-            rd::rd_kafka_ConfigResource_destroy(resource);
-            let reply = reply?;
-            let mut count = 0;
-            let found = rd::rd_kafka_DescribeConfigs_result_resources(
-                rd::rd_kafka_event_DescribeConfigs_result(reply.0),
-                &mut count,
-            );
-            if count == 0 {
-                return Ok(Vec::new());
-            }
-            let resource = *found;
-            check(rd_kafka_ConfigResource_error(resource))?;
-            let mut entries = 0;
-            let list = rd::rd_kafka_ConfigResource_configs(resource, &mut entries);
-            Ok((0..entries)
-                .map(|index| *list.add(index))
-                .map(|entry| {
-                    (text(rd::rd_kafka_ConfigEntry_name(entry)), text(rd::rd_kafka_ConfigEntry_value(entry)))
-                })
-                .collect())
         }
     }
 
@@ -536,9 +514,17 @@ pub(super) unsafe fn topic_info(
             rd::rd_kafka_Uuid_most_significant_bits(id) as u64,
             rd::rd_kafka_Uuid_least_significant_bits(id) as u64,
         );
-        let mut partitions = 0;
-        rd::rd_kafka_TopicDescription_partitions(topic, &mut partitions);
-        Ok(TopicInfo { name, id, partitions: i32::try_from(partitions).unwrap_or(i32::MAX) })
+        let (mut partitions, mut replicas) = (0, 0);
+        let described = rd::rd_kafka_TopicDescription_partitions(topic, &mut partitions);
+        if partitions > 0 {
+            rd::rd_kafka_TopicPartitionInfo_replicas(*described, &mut replicas);
+        }
+        Ok(TopicInfo {
+            name,
+            id,
+            partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
+            replication: i16::try_from(replicas).unwrap_or(i16::MAX),
+        })
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `consumer.rs`, `producer.rs`, `admin.rs` | the three kinds of client |
 //! | `metadata.rs` | what brokers say of their cluster |
 //! | `permissions.rs` | admin requests that ask what is permitted |
+//! | `topic_settings.rs` | admin requests about a topic's settings |
 //!
 //! Invariants that every block relies on:
 //! - A handle outlives everything made from it. Messages, queues and topic objects are fields of
@@ -27,6 +28,7 @@ mod metadata;
 pub(super) mod partitions;
 pub(super) mod permissions;
 pub(super) mod producer;
+pub(super) mod topic_settings;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;

@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn an_inbox_that_forgets_before_its_input_does_is_told() {
         let kept = |retention: &str| {
-            let topic = Topic { name: "words".into(), id: Uuid::nil(), partitions: 1 };
+            let topic = Topic { name: "words".into(), id: Uuid::nil(), partitions: 1, replication: 1 };
             let configs = BTreeMap::from([("retention.ms".to_owned(), retention.to_owned())]);
             BTreeMap::from([("words".to_owned(), FoundTopic { topic, configs })])
         };
