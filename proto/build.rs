@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "tidemill/v1/outbox.proto",
         "tidemill/v1/parked.proto",
         "tidemill/v1/state.proto",
+        "tidemill/v1/topics.proto",
         "google/rpc/error_details.proto",
     ];
     for file in files {

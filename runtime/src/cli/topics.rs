@@ -128,18 +128,11 @@ impl Topics {
 impl List {
     fn run(self) -> Result<View, Failure> {
         let kafka = connect(&self.settings)?;
-        let fleet = &kafka.effective.config.fleet;
-        let internal = |name: &str| {
-            let ours = name.starts_with(&format!("_{fleet}."));
-            let state = name.starts_with(&format!("{fleet}."))
-                && (name.ends_with(".changelog") || name.ends_with(".inbox"));
-            name.starts_with("__") || ours || state
-        };
         let mut table =
             Table::new(&["TOPIC", ">PARTITIONS"], "no topic: `tidemill topics create NAME` makes one");
         let mut rows = Vec::new();
         for (name, partitions) in kafka.admin.topics()? {
-            if self.all || !internal(&name) {
+            if self.all || !kafka.effective.config.is_internal(&name) {
                 table.row([name.clone().into(), partitions.to_string().into()]);
                 rows.push(json!({ "topic": name, "partitions": partitions }));
             }

@@ -6,6 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`deployment`], [`document`] | what a deployment document means; reading it |
+//! | [`topic`] | what a topic's document means, and reading it |
 //! | [`changes`] | what two versions differ in |
 //! | [`failures`] | what becomes of a record that fails |
 //! | [`outbox`] | outputs that are no topic |
@@ -39,6 +40,7 @@ pub mod rollout;
 mod section;
 pub mod settings;
 pub mod state_dir;
+pub mod topic;
 pub mod units;
 mod yaml;
 

@@ -168,4 +168,12 @@ impl NodeConfig {
     pub fn group_of(&self, deployment: &str) -> String {
         format!("{}.{deployment}", self.effective_group())
     }
+
+    /// A topic that the brokers or this fleet keep something of their own in.
+    pub fn is_internal(&self, topic: &str) -> bool {
+        let ours = topic.starts_with(&format!("_{}.", self.fleet));
+        let state = topic.starts_with(&format!("{}.", self.fleet))
+            && (topic.ends_with(".changelog") || topic.ends_with(".inbox"));
+        topic.starts_with("__") || ours || state
+    }
 }

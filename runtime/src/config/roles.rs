@@ -136,7 +136,8 @@ pub struct Grant {
     pub role: Role,
     /// Empty = every deployment, and what concerns the fleet as a whole.
     pub deployments: Vec<Pattern>,
-    /// Topics that documents deployed by it may name; empty = every one that the node may use.
+    /// Topics that documents deployed by it may name, and that it may change if it is for every deployment; empty =
+    /// every one that the node may use.
     pub topics: Vec<Pattern>,
 }
 
@@ -225,6 +226,17 @@ impl Scope {
         match self {
             Scope::All => true,
             Scope::Only(only) => only.iter().any(|share| share.deployments.is_empty()),
+        }
+    }
+
+    /// Whether the topic itself may be made and changed. It is no deployment's own, whoever reads and writes it, so who
+    /// may change some deployments only may change no topic.
+    pub fn changes(&self, topic: &str) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Only(only) => {
+                only.iter().any(|share| share.deployments.is_empty() && is_among(&share.topics, topic))
+            }
         }
     }
 
@@ -413,5 +425,8 @@ mod tests {
         assert!(topics_only.covers("z") && topics_only.covers_fleet());
         assert!(topics_only.binds("z", "x.a") && !topics_only.binds("z", "y.a"));
         assert!(Scope::All.binds("z", "y.a"));
+
+        assert!(topics_only.changes("x.a") && !topics_only.changes("y.a") && Scope::All.changes("y.a"));
+        assert!(!two.changes("x.a"), "a topic of a deployment's is others' as well");
     }
 }

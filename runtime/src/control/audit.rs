@@ -7,7 +7,7 @@
 //! | `authenticated` | false when it is only said |
 //! | `via` | the node that passed the call on; empty for none |
 //! | `from` | address of the connection |
-//! | `action`, `name` | what was asked, and of which deployment, or node; empty = of none |
+//! | `action`, `name` | what was asked, and of which deployment, node or topics; empty = of none |
 //! | `dry_run`, `expected_revision` | as asked; 0 = any |
 //! | `revision` | that the registry gave it; 0 = none |
 //! | `outcome`, `reason` | `Ok`, or a status of gRPC with its message |

@@ -139,7 +139,9 @@ async fn admit(
 ) -> Response {
     let scope = guard.scope(who.identity.as_ref(), method.role);
     let inspect = match &method.about {
-        About::One(inspect) | About::OneOrSeen(inspect) | About::Node(inspect) => Some(*inspect),
+        About::One(inspect) | About::OneOrSeen(inspect) | About::Node(inspect) | About::Topics(inspect) => {
+            Some(*inspect)
+        }
         About::Seen | About::Fleet => None,
     };
     let mut inspected = Inspected::default();
@@ -193,8 +195,8 @@ fn allowed(method: &Method, scope: &Scope, deployment: &str) -> Result<(), Strin
         About::One(_) | About::OneOrSeen(_) => Err(format!(
             "{name} needs the role {role} for {deployment}, and the node's `roles` give it for others only"
         )),
-        About::Fleet | About::Node(_) if scope.covers_fleet() => Ok(()),
-        About::Fleet | About::Node(_) => Err(format!(
+        About::Fleet | About::Node(_) | About::Topics(_) if scope.covers_fleet() => Ok(()),
+        About::Fleet | About::Node(_) | About::Topics(_) => Err(format!(
             "{name} concerns the whole fleet: it needs the role {role} without a restriction to deployments"
         )),
     }

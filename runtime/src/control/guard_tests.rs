@@ -162,14 +162,19 @@ impl Caller {
     }
 }
 
-/// The first message of a method that names `deployment` (or a node of that name), and an author if it has a place
-/// for one.
+/// The first message of a method that names `deployment` (or a node or topic of that name), and an author if it has a
+/// place for one.
 fn naming(method: &Method, deployment: &str) -> Vec<u8> {
     if method.path.ends_with("/Deploy") {
         let document = format!("name: {deployment}\nmodule: m.wasm\n");
         let header = proto::DeployHeader { document, author: "mallory".into(), ..Default::default() };
         return proto::DeployRequest { part: Some(proto::deploy_request::Part::Header(header)) }
             .encode_to_vec();
+    }
+    if let About::Topics(_) = method.about {
+        let documents = vec![format!("kind: topic\nname: {deployment}\n")];
+        let request = proto::ApplyTopicsRequest { documents, author: "mallory".into(), ..Default::default() };
+        return request.encode_to_vec();
     }
     let message = input_of(method.path);
     let mut bytes = Vec::new();
@@ -232,7 +237,7 @@ async fn a_tenant_reaches_no_deployment_but_his_own() {
             About::One(_) => (Code::Ok, Code::PermissionDenied, Code::PermissionDenied),
             About::OneOrSeen(_) => (Code::Ok, Code::PermissionDenied, Code::Ok),
             About::Seen => (Code::Ok, Code::Ok, Code::Ok),
-            About::Fleet | About::Node(_) => {
+            About::Fleet | About::Node(_) | About::Topics(_) => {
                 (Code::PermissionDenied, Code::PermissionDenied, Code::PermissionDenied)
             }
         };

@@ -9,6 +9,7 @@ use tidemill_proto::v1 as proto;
 
 use crate::config::document;
 use crate::config::roles::Role;
+use crate::node::TOPICS_MAX;
 
 pub struct Method {
     /// As it is on the wire.
@@ -31,6 +32,9 @@ pub enum About {
     Fleet,
     /// None either: it concerns the node that its first message names.
     Node(Inspect),
+    /// None either: it concerns the topics that its first message describes. Which of them is the caller's to change is
+    /// for the service to say.
+    Topics(Inspect),
 }
 
 /// Reads a first message, and writes the caller's name into it if there is one.
@@ -39,7 +43,7 @@ pub type Inspect = fn(&[u8], Option<&str>) -> Result<Inspected, DecodeError>;
 /// What a first message says.
 #[derive(Debug, Default)]
 pub struct Inspected {
-    /// Of the deployment, or the node, that it is about; empty = none.
+    /// Of the deployment, the node or the topics that it is about; empty = none.
     pub name: String,
     /// Who asks, as the message says, before anything was written into it.
     pub author: String,
@@ -101,6 +105,7 @@ pub const METHODS: &[Method] = &[
     reads("/tidemill.v1.Parked/List", Query, One(inspect::<proto::ListParkedRequest>)),
     changes("/tidemill.v1.Parked/Release", Deployer, One(inspect::<proto::ReleaseParkedRequest>)),
     changes("/tidemill.v1.Parked/Drop", Admin, One(inspect::<proto::DropParkedRequest>)),
+    changes("/tidemill.v1.Topics/Apply", Deployer, About::Topics(inspect::<proto::ApplyTopicsRequest>)),
     reads("/grpc.health.v1.Health/Check", Viewer, Seen),
     reads("/grpc.health.v1.Health/Watch", Viewer, Seen),
     reads("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Viewer, Seen),
@@ -119,7 +124,7 @@ impl Method {
     }
 }
 
-/// A first message that names a deployment, or a node.
+/// A first message that names a deployment, a node or topics.
 trait Asked: Message + Default {
     /// Empty = it names none.
     fn name(&self) -> String;
@@ -219,6 +224,23 @@ asked! {
     ListParkedRequest: deployment;
     ReleaseParkedRequest: deployment, author;
     DropParkedRequest: deployment, author;
+}
+
+/// Names its topics in its documents. The service takes no more of them than this looks at.
+impl Asked for proto::ApplyTopicsRequest {
+    fn name(&self) -> String {
+        let documents = self.documents.iter().take(TOPICS_MAX);
+        let names: Vec<String> = documents.filter_map(|text| document::name_of(text)).collect();
+        names.join(", ")
+    }
+
+    fn author(&mut self) -> Option<&mut String> {
+        Some(&mut self.author)
+    }
+
+    fn dry_run(&self) -> bool {
+        self.dry_run
+    }
 }
 
 /// Names its deployment in its document. Only the first message is a header: [`super::upload`] refuses

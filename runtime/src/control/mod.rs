@@ -37,4 +37,5 @@ mod peers;
 pub mod run;
 pub mod server;
 mod streams;
+mod topics;
 pub mod upload;

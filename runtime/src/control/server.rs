@@ -85,7 +85,8 @@ pub async fn serve(
         .add_service(bounded!(proto::dead_letters_server::DeadLettersServer<Services>))
         .add_service(bounded!(proto::outbox_server::OutboxServer<Services>))
         .add_service(bounded!(proto::parked_server::ParkedServer<Services>))
-        .add_service(bounded!(proto::logs_server::LogsServer<Services>));
+        .add_service(bounded!(proto::logs_server::LogsServer<Services>))
+        .add_service(bounded!(proto::topics_server::TopicsServer<Services>));
     let admission = Admission::new(stopping.clone());
     let routes = guarded(routes, access).layer(from_fn_with_state(admission.clone(), admit));
     let shutdown = async move {
@@ -126,6 +127,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
         proto::parked_server::SERVICE_NAME,
         proto::dead_letters_server::SERVICE_NAME,
         proto::logs_server::SERVICE_NAME,
+        proto::topics_server::SERVICE_NAME,
     ];
     for name in names {
         health.set_service_status(name, status).await;

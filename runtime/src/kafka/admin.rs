@@ -248,12 +248,15 @@ impl Admin {
         Ok(())
     }
 
-    /// Raises the number of partitions.
+    /// Raises the number of partitions, and waits until brokers other than the one asked know it.
     pub fn add_partitions(&self, topic: &str, total: i32) -> Result<(), AdminError> {
-        let total = usize::try_from(total).unwrap_or(0);
         self.client()
-            .create_partitions(topic, total, REQUEST_WAIT)
-            .map_err(|error| sorted(&topic_text(topic), &error))
+            .create_partitions(topic, usize::try_from(total).unwrap_or(0), REQUEST_WAIT)
+            .map_err(|error| sorted(&topic_text(topic), &error))?;
+        once_known(topic, || {
+            let found = self.describe_topics(&[topic.to_owned()])?.remove(0);
+            Ok(found.filter(|found| found.partitions >= total).map(drop))
+        })
     }
 
     /// Deletes the records of a partition below an offset.
@@ -390,7 +393,7 @@ pub(super) fn once_known<T>(
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Err(AdminError::Unavailable { what: topic_text(name), reason: "created, but not to be seen".to_owned() })
+    Err(AdminError::Unavailable { what: topic_text(name), reason: "done, but not to be seen".to_owned() })
 }
 
 pub(super) fn is_missing(error: &KafkaError) -> bool {

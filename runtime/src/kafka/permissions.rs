@@ -19,8 +19,10 @@ pub enum Operation {
     Write = 4,
     Create = 5,
     Delete = 6,
+    Alter = 7,
     Describe = 8,
     DescribeConfigs = 10,
+    AlterConfigs = 11,
 }
 
 impl Operation {
@@ -31,8 +33,10 @@ impl Operation {
             Operation::Write => "Write",
             Operation::Create => "Create",
             Operation::Delete => "Delete",
+            Operation::Alter => "Alter",
             Operation::Describe => "Describe",
             Operation::DescribeConfigs => "DescribeConfigs",
+            Operation::AlterConfigs => "AlterConfigs",
         }
     }
 }

@@ -121,7 +121,8 @@ fn lacking(looked: Option<&Looked>, needed: &[Operation]) -> Vec<Operation> {
     }
 }
 
-fn not_permitted(node: &NodeRuntime, operations: &[Operation], resource: &str) -> String {
+/// What is missing, and the command that grants it.
+pub fn not_permitted(node: &NodeRuntime, operations: &[Operation], resource: &str) -> String {
     let names: Vec<&str> = operations.iter().map(|operation| operation.name()).collect();
     let servers = node.config.kafka.bootstrap_servers.join(",");
     let principal = principal(node);

@@ -15,6 +15,7 @@ mod seen;
 mod stores;
 mod swaps;
 mod tidy;
+mod topics;
 mod unpark;
 mod versions;
 mod workers;
