@@ -212,6 +212,73 @@ fn the_checklist_is_gone_through_before_and_after_a_deploy() {
     assert_eq!(nobody.status.code(), Some(3), "{nobody:#?}");
 }
 
+/// What was done, or is to be, about the topics and the deployments of an `apply -o json`.
+fn results(finished: Finished) -> (String, String) {
+    let told = json(finished);
+    let of = |kind: &str| {
+        let rows = told[kind].as_array().expect("rows").iter();
+        rows.map(|row| row["result"].as_str().expect("a result")).collect::<Vec<_>>().join(" ")
+    };
+    (of("topics"), of("deployments"))
+}
+
+#[test]
+fn a_file_makes_the_topics_of_what_it_deploys_and_its_former_version_takes_a_change_back() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start(&cluster, &directory.path().join("n1"));
+    node.until_it_answers(Duration::from_secs(30));
+    std::fs::write(directory.path().join("count.wasm"), build_guest("plugins/count")).expect("a module");
+    // Two topics, the first one as told, and a deployment that reads `input`.
+    let file = |name: &str, words: &str, input: &str| {
+        let path = directory.path().join(name);
+        let text = format!(
+            "kind: topic\nname: words\n{words}\n---\n\
+             kind: topic\nname: counts\npartitions: 1\nconfig: {{ cleanup.policy: compact }}\n---\n\
+             name: wc\nmodule: count.wasm\ninputs: {{ in: {{ topic: {input} }} }}\noutputs: {{ out: {{ topic: counts }} }}\n"
+        );
+        std::fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    };
+    let apply = |file: &str, more: &[&str]| {
+        let command = ["apply", "-f", file, "-o", "json"];
+        node.tidemill(&[&command[..], more].concat())
+    };
+    let pair = |topics: &str, deployments: &str| (topics.to_owned(), deployments.to_owned());
+    let first = file("first.yaml", "partitions: 2\nconfig: { retention.ms: 1000000 }", "words");
+    let second = file("second.yaml", "partitions: 2\nconfig: { retention.ms: 2000000 }", "words");
+    let bad = file("bad.yaml", "partitions: 1\nconfig: { retention.ms: soon }", "nowhere");
+
+    let planned = apply(&first, &["--dry-run"]);
+    assert!(planned.stderr.contains("+ topic words: create\n    partitions: - -> 2\n"), "{planned:#?}");
+    assert_eq!(results(planned), pair("create create", "valid"));
+    let words = node.tidemill(&["topics", "describe", "words"]);
+    assert_eq!(words.status.code(), Some(5), "a plan makes nothing: {words:#?}");
+    let (code, found) = rows(&node.tidemill(&["check", "-f", &first, "--http", &node.http, "-o", "json"]));
+    assert_eq!((code, found["topic words"].as_str(), found["topics wc"].as_str()), (Some(0), "ok", "ok"));
+    assert_eq!(results(apply(&first, &["--wait"])), pair("created created", "deployed"));
+    assert_eq!(results(apply(&first, &[])), pair("unchanged unchanged", "unchanged"));
+
+    let changed = apply(&second, &[]);
+    let line = "~ topic words: change\n    config.retention.ms: 1000000 -> 2000000\n";
+    assert!(changed.stderr.contains(line), "{changed:#?}");
+    assert_eq!(results(changed), pair("changed unchanged", "unchanged"));
+    assert_eq!(results(apply(&first, &[])), pair("changed unchanged", "unchanged"));
+    let described = json(node.tidemill(&["topics", "describe", "words", "--configs", "-o", "json"]));
+    assert_eq!(described["configs"]["retention.ms"], "1000000");
+
+    let refused = apply(&bad, &[]);
+    assert_eq!((refused.status.code(), refused.stdout.as_str()), (Some(4), ""), "{refused:#?}");
+    for said in ["none can be taken away", "Invalid value soon", "topic nowhere does not exist"] {
+        assert!(refused.stderr.contains(said), "{said}: {refused:#?}");
+    }
+    let log = node.whole_log();
+    let audited = ["action=\"Topics.Apply\"", "name=\"words, counts\"", "outcome=Ok"];
+    assert!(log.lines().any(|line| audited.iter().all(|word| line.contains(word))), "{log}");
+    assert!(node.stop().success());
+}
+
 #[test]
 fn settings_are_shown_with_their_source_and_secrets_hidden() {
     let mut command = tidemill(["config", "show", "--changed", "--output", "json", "--fleet", "mine"]);

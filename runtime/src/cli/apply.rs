@@ -1,49 +1,57 @@
-//! `tidemill apply`: deploys every document of a file.
+//! `tidemill apply`: carries out every document of a file.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::failure::{Failure, in_file};
 use super::plan::show_plan;
-use super::upload::{Options, Upload, carry_out, load_module, relative_to};
+use super::upload::{Options, Upload, Work, carry_out, load_module, relative_to};
 use super::{Global, Outcome, client};
-use crate::config::document::split_documents;
+use crate::config::documents::Document;
 
 const EXAMPLES: &str = "\
 Examples:
   tidemill apply -f pipeline.yaml
   tidemill apply -f rekey.yaml -f delays.yaml --wait
   tidemill apply -f pipeline.yaml --dry-run
-  tidemill apply -f pipeline.yaml --drop-store counts";
+  tidemill apply -f pipeline.yaml --drop-store counts
+  tidemill apply -f topics.yaml -f pipeline.yaml --raise-partitions";
 
-/// Deploy every document of a file
+/// Deploy every document of a file, and make the topics that it describes
 ///
 /// A module's path is relative to the file: a .wasm file, or the directory of a handler's crate,
 /// which is built first. The node checks all documents, and the plan is shown, before anything is
 /// changed; what is deployed already stays untouched, and what somebody else has changed since the
-/// plan is refused. Names may occur once, in whichever file.
+/// plan is refused. Names may occur once, in whichever file. Topics, documents of the kind `topic`,
+/// are made and changed before anything is deployed, and never deleted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Apply {
     /// File of one or more YAML documents; - is standard input
     #[arg(long, short, required = true, value_name = "FILE")]
     file: Vec<PathBuf>,
+    /// Give topics as many partitions as their documents say, where they have fewer: keys move
+    #[arg(long)]
+    raise_partitions: bool,
     #[command(flatten)]
     options: Options,
 }
 
 impl Apply {
     pub fn run(self, global: &Global) -> Outcome {
-        let mut uploads = Vec::new();
+        let mut work = Work::default();
         for file in &self.file {
-            uploads.extend(read(file)?);
+            let read = read(file)?;
+            work.topics.documents.extend(read.topics.documents);
+            work.uploads.extend(read.uploads);
         }
-        if let Some(twice) = named_twice(&uploads) {
+        work.topics.raise_partitions = self.raise_partitions;
+        if let Some(twice) = named_twice(&work.uploads) {
             return Err(Failure::refused(format!("{twice} is deployed by two documents; keep one of them")));
         }
         client::block_on(async {
             let channel = client::connect(global).await?;
-            carry_out(&channel, uploads, &self.options, show_plan).await?.print(global.output)
+            carry_out(&channel, work, &self.options, show_plan).await?.print(global.output)
         })
     }
 }
@@ -54,8 +62,8 @@ fn named_twice(uploads: &[Upload]) -> Option<&str> {
     uploads.iter().map(|upload| upload.name.as_str()).find(|name| !seen.insert(*name))
 }
 
-/// Every document of a file, with its module.
-pub fn read(file: &Path) -> Result<Vec<Upload>, Failure> {
+/// Every document of a file, those of deployments with their modules.
+pub fn read(file: &Path) -> Result<Work, Failure> {
     let shown = file.display();
     let text = if file == Path::new("-") {
         std::io::read_to_string(std::io::stdin())
@@ -63,10 +71,15 @@ pub fn read(file: &Path) -> Result<Vec<Upload>, Failure> {
         std::fs::read_to_string(file)
     };
     let text = text.map_err(|error| Failure::usage(format!("{shown} cannot be read: {error}")))?;
-    let parts = split_documents(&text).map_err(|problems| in_file(&problems, shown))?;
-    let upload = |(document, spec): (String, crate::config::deployment::DeploymentSpec)| {
-        let module = load_module(&relative_to(file, &spec.module))?;
-        Ok(Upload { name: spec.name, document, module })
-    };
-    parts.into_iter().map(upload).collect()
+    let mut work = Work::default();
+    for (text, document) in Document::split(&text).map_err(|problems| in_file(&problems, shown))? {
+        match document {
+            Document::Topic(_) => work.topics.documents.push(text),
+            Document::Deployment(spec) => {
+                let module = load_module(&relative_to(file, &spec.module))?;
+                work.uploads.push(Upload { name: spec.name, document: text, module });
+            }
+        }
+    }
+    Ok(work)
 }

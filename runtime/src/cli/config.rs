@@ -10,7 +10,7 @@ use super::output::{Block, View};
 use super::settings::{NodeArgs, SettingArgs};
 use super::table::{Cell, Table, Tone};
 use super::{Global, Outcome};
-use crate::config::document::split_documents;
+use crate::config::documents::Document;
 use crate::config::load::Source;
 use crate::config::problem::nearest;
 use crate::config::settings::{PROPERTIES, SETTINGS, Setting, find};
@@ -51,7 +51,7 @@ enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = CHECK_EXAMPLES)]
 struct Check {
-    /// Deployment documents to check instead
+    /// Files of deployments and topics to check instead
     #[arg(long, short, value_name = "FILE")]
     deployment: Vec<PathBuf>,
     #[command(flatten)]
@@ -92,17 +92,22 @@ impl Config {
 
 impl Check {
     fn run(self, global: &Global) -> Outcome {
-        let mut names = Vec::new();
+        let (mut deployments, mut topics) = (Vec::new(), Vec::new());
         for file in &self.deployment {
             let shown = file.display();
             let text = std::fs::read_to_string(file)
                 .map_err(|error| Failure::usage(format!("{shown} cannot be read: {error}")))?;
-            let parts = split_documents(&text).map_err(|problems| in_file(&problems, shown))?;
-            names.extend(parts.into_iter().map(|(_, spec)| spec.name));
+            for (_, document) in Document::split(&text).map_err(|problems| in_file(&problems, shown))? {
+                match document {
+                    Document::Deployment(spec) => deployments.push(spec.name),
+                    Document::Topic(topic) => topics.push(topic.name),
+                }
+            }
         }
         if !self.deployment.is_empty() {
-            let line = format!("valid: {}", names.join(", "));
-            return View::line(line, json!({ "valid": true, "deployments": names })).print(global.output);
+            let line = format!("valid: {}", [topics.as_slice(), deployments.as_slice()].concat().join(", "));
+            let json = json!({ "valid": true, "deployments": deployments, "topics": topics });
+            return View::line(line, json).print(global.output);
         }
         let effective = self.settings.load_with(self.node.flags())?;
         let mut view = View::line("the configuration is valid", json!({ "valid": true }));

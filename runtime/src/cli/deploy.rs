@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::plan::show_plan;
-use super::upload::{Options, Upload, carry_out, load_module};
+use super::topic_documents::Topics;
+use super::upload::{Options, Upload, Work, carry_out, load_module};
 use super::{Global, Outcome, client};
 use crate::config::deployment::DeploymentSpec;
 
@@ -64,9 +65,10 @@ impl Deploy {
         // The same check as for a file, before anything is built or sent.
         DeploymentSpec::parse(&document)?;
         let upload = Upload { name: self.name.clone(), document, module: load_module(&self.module)? };
+        let work = Work { topics: Topics::default(), uploads: vec![upload] };
         client::block_on(async {
             let channel = client::connect(global).await?;
-            carry_out(&channel, vec![upload], &self.options, show_plan).await?.print(global.output)
+            carry_out(&channel, work, &self.options, show_plan).await?.print(global.output)
         })
     }
 

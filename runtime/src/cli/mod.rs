@@ -65,6 +65,7 @@ mod state;
 mod stores;
 mod table;
 mod test;
+mod topic_documents;
 mod topics;
 mod upload;
 mod values;

@@ -15,10 +15,12 @@ use super::client::{self, ANSWER_BYTES_MAX};
 use super::deployments::{module_short, state_cell};
 use super::failure::Failure;
 use super::history::changes_json;
-use super::output::{Format, View};
+use super::output::{Block, Format, View};
+use super::plan::Planned;
 use super::positions;
 use super::rollout;
 use super::table::Table;
+use super::topic_documents::{self, Topics};
 use crate::config::units;
 use crate::wasm::MODULE_BYTES_MAX;
 use crate::wasm::build::{cargo_build, componentise};
@@ -50,6 +52,13 @@ pub struct Upload {
     pub name: String,
     pub document: String,
     pub module: Vec<u8>,
+}
+
+/// All of what is asked for at once. The topics come first: what is deployed reads and writes them.
+#[derive(Default)]
+pub struct Work {
+    pub topics: Topics,
+    pub uploads: Vec<Upload>,
 }
 
 /// What a module's path leads to: a `.wasm` file, or a crate that is built first. Core modules are
@@ -101,25 +110,34 @@ pub struct Meant {
     pub expected_revision: Option<u64>,
     /// As in `DeployHeader`.
     pub drop_stores: Vec<String>,
+    /// As in `DeployHeader`.
+    pub topics: Vec<String>,
 }
 
-/// Checks deployments, all of them before any is changed, and then carries them out: each only if it is
-/// still what it was when it was checked. `plan` is shown in between. What fails after that does not hide
-/// what is deployed already.
+/// Checks topics and deployments, all of them before any is changed, and then carries them out: each deployment
+/// only if it is still what it was when it was checked. `plan` is shown in between. What fails after that does not
+/// hide what is deployed already.
 pub async fn carry_out(
     channel: &Channel,
-    uploads: Vec<Upload>,
+    Work { topics, uploads }: Work,
     options: &Options,
-    plan: impl FnOnce(&[proto::DeployResponse]) -> Result<(), Failure>,
+    plan: impl FnOnce(&Planned) -> Result<(), Failure>,
 ) -> Result<Done, Failure> {
     let drops = options.drops(&uploads)?;
-    let mut planned = Vec::new();
-    let mut failures = Vec::new();
+    let (mut planned, mut failures) = (Planned::default(), Vec::new());
+    match topics.send(channel, true).await {
+        Ok(answers) => planned.topics = answers,
+        Err(failure) => failures.push(failure),
+    }
     for (upload, drop_stores) in uploads.iter().zip(&drops) {
-        let meant =
-            Meant { dry_run: true, expected_revision: options.if_revision, drop_stores: drop_stores.clone() };
+        let meant = Meant {
+            dry_run: true,
+            expected_revision: options.if_revision,
+            drop_stores: drop_stores.clone(),
+            topics: topics.documents.clone(),
+        };
         match send(channel, upload.clone(), meant).await {
-            Ok(answer) => planned.push(answer),
+            Ok(answer) => planned.deployments.push(answer),
             Err(failure) => failures.push(failure),
         }
     }
@@ -127,10 +145,15 @@ pub async fn carry_out(
         return Err(failure);
     }
     plan(&planned)?;
+    let Planned { topics: planned_topics, deployments: planned } = planned;
     if options.dry_run {
         let answers = planned.into_iter().map(|answer| Answer { answer, first: Vec::new() }).collect();
-        return Ok(Done { answers, failure: None, dry_run: true });
+        return Ok(Done { topics: planned_topics, answers, failure: None, dry_run: true });
     }
+    let topics = topics.send(channel, false).await.map_err(|failure| {
+        let left = "what was done before stays: --dry-run shows what is left";
+        Failure { message: format!("{}\n{left}", failure.message), ..failure }
+    })?;
     let (sent, mut failure) =
         one_by_one(uploads.into_iter().zip(drops).zip(planned), async |upload, meant| {
             send(channel, upload, meant).await
@@ -152,7 +175,7 @@ pub async fn carry_out(
         answer.deployment = Some(deployment);
         answers.push(Answer { answer, first });
     }
-    Ok(Done { answers, failure, dry_run: false })
+    Ok(Done { topics, answers, failure, dry_run: false })
 }
 
 /// Sends what has changed, up to the first one that fails: what follows may need it.
@@ -167,7 +190,7 @@ async fn one_by_one(
             continue;
         }
         let seen = planned.deployment.map_or(0, |deployment| deployment.revision);
-        let meant = Meant { dry_run: false, expected_revision: Some(seen), drop_stores };
+        let meant = Meant { dry_run: false, expected_revision: Some(seen), drop_stores, topics: Vec::new() };
         match send(upload, meant).await {
             Ok(answer) => answers.push(answer),
             Err(failure) => return (answers, Some(failure)),
@@ -178,6 +201,7 @@ async fn one_by_one(
 
 /// What became of all of them.
 pub struct Done {
+    topics: Vec<proto::AppliedTopic>,
     answers: Vec<Answer>,
     /// Why there are no more, or why they were not waited for.
     failure: Option<Failure>,
@@ -187,9 +211,22 @@ pub struct Done {
 impl Done {
     /// What is deployed is said before what is not.
     pub fn print(self, format: Format) -> Result<(), Failure> {
-        if !self.answers.is_empty() || self.failure.is_none() {
-            let (table, json) = result_rows(&self.answers, self.dry_run);
-            View::table(table, json).print(format)?;
+        let (has_topics, has_answers) = (!self.topics.is_empty(), !self.answers.is_empty());
+        if has_topics || has_answers || self.failure.is_none() {
+            let (topics, topics_json) = topic_documents::rows(&self.topics, self.dry_run);
+            let (answers, answers_json) = result_rows(&self.answers, self.dry_run);
+            let mut blocks = Vec::new();
+            if has_topics {
+                blocks.push(Block::Table(topics));
+            }
+            if has_topics && has_answers {
+                blocks.push(Block::Line(String::new()));
+            }
+            if has_answers || !has_topics {
+                blocks.push(Block::Table(answers));
+            }
+            let json = json!({ "topics": topics_json, "deployments": answers_json });
+            View { blocks, json }.print(format)?;
         }
         self.failure.map_or(Ok(()), Err)
     }
@@ -212,6 +249,7 @@ pub async fn send(channel: &Channel, upload: Upload, meant: Meant) -> Result<pro
         dry_run: meant.dry_run,
         author: client::author(),
         drop_stores: meant.drop_stores,
+        topics: meant.topics,
     };
     let chunks: Vec<Vec<u8>> = upload.module.chunks(CHUNK_BYTES).map(<[u8]>::to_vec).collect();
     let counting = bar.clone();
@@ -263,7 +301,7 @@ fn result_rows(answers: &[Answer], dry_run: bool) -> (Table, Value) {
             "first": positions::to_json(first),
         }));
     }
-    (table, json!({ "deployments": rows }))
+    (table, rows.into())
 }
 
 impl Options {

@@ -9,6 +9,7 @@ use super::deployment::{
     ChangelogSpec, CommitSpec, DeploymentSpec, Emit, Gaps, Guarantee, IdSource, InboxSpec, InputSpec, Limits,
     OutputSpec, Ownership, Place, SequenceSpec, Start, TopicSpec,
 };
+use super::documents::Document;
 use super::failures;
 use super::outbox::{self, BreakerSpec};
 use super::policy::Policy;
@@ -69,54 +70,15 @@ impl DeploymentSpec {
 
     /// Reads exactly one document.
     pub fn parse_with(text: &str, defaults: &SpecDefaults) -> Result<DeploymentSpec, Problems> {
-        let mut specs = DeploymentSpec::parse_all_with(text, defaults)?;
-        match (specs.len(), specs.pop()) {
-            (1, Some(spec)) => Ok(spec),
+        let mut documents = Document::parse_all_with(text, defaults)?;
+        match (documents.len(), documents.pop()) {
+            (1, Some(Document::Deployment(spec))) => Ok(*spec),
+            (1, Some(Document::Topic(topic))) => {
+                Err(Problems::one("kind", format!("`{}` is a topic, which nobody deploys", topic.name)))
+            }
             (count, _) => Err(Problems::one("document", format!("expected one deployment, found {count}"))),
         }
     }
-
-    /// Reads every document of a file, in order. At least one.
-    pub fn parse_all(text: &str) -> Result<Vec<DeploymentSpec>, Problems> {
-        DeploymentSpec::parse_all_with(text, &SpecDefaults::default())
-    }
-
-    pub fn parse_all_with(text: &str, defaults: &SpecDefaults) -> Result<Vec<DeploymentSpec>, Problems> {
-        let nodes = yaml::documents(text)?;
-        if nodes.is_empty() {
-            return Err(Problems::one(
-                "document",
-                "is empty: a deployment needs at least name, module and inputs",
-            ));
-        }
-        let report = Report::default();
-        let specs: Vec<_> = nodes.iter().filter_map(|node| read(node, defaults, &report)).collect();
-        refuse_equal_names(&nodes, &specs, &report);
-        report.finish(Some(specs))
-    }
-}
-
-/// The parts of a file with several documents, each with what it parses to: the text is what the
-/// registry keeps, exactly as its author wrote it.
-pub fn split_documents(text: &str) -> Result<Vec<(String, DeploymentSpec)>, Problems> {
-    // Whole-file check first, so that line numbers are the file's.
-    let specs = DeploymentSpec::parse_all(text)?;
-    let mut parts: Vec<String> = vec![String::new()];
-    for line in text.lines() {
-        if line == "---" || line.starts_with("--- ") {
-            parts.push(String::new());
-        }
-        if let Some(part) = parts.last_mut() {
-            part.push_str(line);
-            part.push('\n');
-        }
-    }
-    parts.retain(|part| yaml::documents(part).is_ok_and(|nodes| !nodes.is_empty()));
-    if parts.len() != specs.len() {
-        let message = "documents must be separated by lines of exactly `---`";
-        return Err(Problems::one("document", message));
-    }
-    Ok(parts.into_iter().zip(specs).collect())
 }
 
 /// The name in a text that is exactly one document, whatever else may be wrong with it.
@@ -132,20 +94,7 @@ pub fn name_of(text: &str) -> Option<String> {
     }
 }
 
-fn refuse_equal_names(nodes: &[Node], specs: &[DeploymentSpec], report: &Report) {
-    // With a problem in some document the two lists do not line up; the names wait for the next try.
-    if nodes.len() != specs.len() {
-        return;
-    }
-    for (at, (node, spec)) in nodes.iter().zip(specs).enumerate() {
-        if specs[..at].iter().any(|earlier| earlier.name == spec.name) {
-            let message = format!("`{}` is deployed by an earlier document of this file", spec.name);
-            report.add(Some(node.line), "name", message);
-        }
-    }
-}
-
-fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<DeploymentSpec> {
+pub(super) fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<DeploymentSpec> {
     let mut section = Section::open(node, "", node.line, report)?;
     let name = name(&mut section);
     let module = section.text("module");
@@ -179,6 +128,7 @@ fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Deploym
         );
         report.add(section.line_of("limits"), "limits.emit_bytes", message);
     }
+    section.take("kind"); // Whoever reads it as a deployment knows.
     section.finish();
     Some(DeploymentSpec {
         name: name?,

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tidemill_test_support::proptest::prelude::*;
 
 use super::deployment::*;
-use super::document::{SpecDefaults, split_documents};
+use super::document::SpecDefaults;
+use super::documents::Document;
 use super::failures::{FailureKind, Then};
 use super::outbox::BreakerSpec;
 use super::policy::Policy;
@@ -296,18 +297,16 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
 fn a_file_of_several_documents_keeps_each_text_and_its_lines() {
     let text = "# the pipeline\nname: first\nmodule: a.wasm\ninputs: { i: { topic: t } }\n---\n\
                 name: second\nmodule: b.wasm\ninputs: { i: { topic: u } } # last\n";
-    let parts = split_documents(text).expect("valid");
-    assert_eq!(parts.iter().map(|(_, spec)| spec.name.as_str()).collect::<Vec<_>>(), ["first", "second"]);
-    for (part, spec) in &parts {
-        assert_eq!(DeploymentSpec::parse(part).as_ref(), Ok(spec));
-    }
+    let parts = Document::split(text).expect("valid");
+    let specs = parts.iter().map(|(part, _)| DeploymentSpec::parse(part).expect("valid by itself"));
+    assert_eq!(specs.map(|spec| spec.name).collect::<Vec<_>>(), ["first", "second"]);
     assert!(parts[0].0.starts_with("# the pipeline\n") && parts[1].0.ends_with("# last\n"));
 
     let twice = text.replace("second", "first");
-    let problems = DeploymentSpec::parse_all(&twice).expect_err("one name, two deployments");
+    let problems = Document::parse_all(&twice).expect_err("one name, two deployments");
     assert_eq!(problems.to_string(), "line 6: name: `first` is deployed by an earlier document of this file");
     let broken = text.replace("topic: u", "topik: u");
-    let problems = DeploymentSpec::parse_all(&broken).expect_err("misspelt");
+    let problems = Document::parse_all(&broken).expect_err("misspelt");
     assert!(problems.to_string().contains("line 8: inputs.i.topik"), "{problems}");
 }
 
@@ -325,6 +324,8 @@ fn fragment() -> impl Strategy<Value = String> {
         "rollout",
         "start",
         "topic",
+        "kind: topic\n",
+        "partitions",
         "workers",
         "interval",
         "memory",
@@ -369,14 +370,14 @@ proptest! {
 
     #[test]
     fn no_text_makes_the_reader_panic(text in ".{0,200}") {
-        let _ = DeploymentSpec::parse_all(&text);
+        let _ = Document::parse_all(&text);
     }
 
     #[test]
     fn no_heap_of_fragments_makes_the_reader_panic(parts in prop::collection::vec(fragment(), 0..40)) {
         let text = parts.concat();
-        let _ = DeploymentSpec::parse_all(&text);
-        let _ = split_documents(&text);
+        let _ = Document::parse_all(&text);
+        let _ = Document::split(&text);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`deployment`], [`document`] | what a deployment document means; reading it |
 //! | [`topic`] | what a topic's document means, and reading it |
+//! | [`documents`] | files of both |
 //! | [`changes`] | what two versions differ in |
 //! | [`failures`] | what becomes of a record that fails |
 //! | [`outbox`] | outputs that are no topic |
@@ -23,6 +24,7 @@ mod build;
 pub mod changes;
 pub mod deployment;
 pub mod document;
+pub mod documents;
 pub mod failures;
 pub mod kafka_properties;
 mod librdkafka_names;

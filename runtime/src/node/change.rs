@@ -23,11 +23,13 @@ use super::registered::{Parsed, Registered};
 use super::registry::{Outcome, Registry};
 use super::retries::Retries;
 use super::revision::{self, Found, PrepareError};
+use super::topics;
 use super::uploads;
 use crate::config::changes::{Change, Contents};
 use crate::config::deployment::DeploymentSpec;
 use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
+use crate::config::topic::TopicDocument;
 
 /// What a caller says about himself is bounded, because it is kept for ever.
 pub(super) const AUTHOR_BYTES_MAX: usize = 200;
@@ -52,6 +54,8 @@ struct Wanted<'a> {
     module: &'a [u8],
     /// Stores whose data is given up.
     drops: &'a [String],
+    /// Topics that are to be as these say by then.
+    topics: &'a [TopicDocument],
 }
 
 impl Candidate {
@@ -68,6 +72,7 @@ impl Handle {
         module: Vec<u8>,
     ) -> Result<proto::DeployResponse, ControlError> {
         bounded("author", &header.author, AUTHOR_BYTES_MAX)?;
+        let topics = coming(&header)?;
         let drops = drops(header.drop_stores)?;
         let view = self.latest()?;
         let digest = modules::digest(&module);
@@ -81,7 +86,7 @@ impl Handle {
             expect(&view, &spec.name, header.expected_revision)?;
             is_free(&view, &spec.name)?;
         }
-        let wanted = Wanted { document: &header.document, module: &module, drops: &drops };
+        let wanted = Wanted { document: &header.document, module: &module, drops: &drops, topics: &topics };
         let candidate = self.check(&wanted, &view)?;
         let changes = differences(current, &candidate, &view);
         if header.dry_run {
@@ -137,7 +142,7 @@ impl Handle {
             return Ok(proto::RollbackResponse { deployment, changes: Vec::new() });
         }
         let module = self.node.module(&target.module)?;
-        let wanted = Wanted { document: &target.document, module: &module, drops: &drops };
+        let wanted = Wanted { document: &target.document, module: &module, drops: &drops, topics: &[] };
         let candidate = self.check(&wanted, &view)?;
         let changes = differences(Some(&current), &candidate, &view);
         if request.dry_run {
@@ -266,7 +271,7 @@ impl Handle {
 
     /// Every problem of a document, its module and what they would do to the stores, at once.
     fn check(&self, wanted: &Wanted<'_>, view: &Registry) -> Result<Candidate, ControlError> {
-        let mut found = Found { deploys: true, ..Found::default() };
+        let mut found = Found { deploys: true, topics: wanted.topics.to_vec(), ..Found::default() };
         let spec = self.node.spec(wanted.document).map_err(|problems| found.problems.extend(problems.0)).ok();
         spec.as_ref().map_or(Ok(()), |spec| self.may_name(spec))?;
         let compiled = match revision::compile(&self.node, wanted.module) {
@@ -380,6 +385,15 @@ fn entry(view: &Registry, candidate: Candidate, author: String) -> DeployEntry {
         keeps_stores: true,
         ..DeployEntry::default()
     }
+}
+
+/// Topics that a plan takes for made. Nothing is deployed onto what is not there.
+fn coming(header: &proto::DeployHeader) -> Result<Vec<TopicDocument>, ControlError> {
+    if !header.dry_run && !header.topics.is_empty() {
+        let message = "go with a dry run only; have them applied, then deploy";
+        return Err(ControlError::Invalid(vec![Problem::at("topics", message)]));
+    }
+    topics::documents(&header.topics)
 }
 
 /// True if there is nothing left to do. A drop that the current version was deployed with is not done again:

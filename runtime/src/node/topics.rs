@@ -94,7 +94,7 @@ impl Handle {
 }
 
 /// Reads documents, each of another topic.
-fn documents(texts: &[String]) -> Result<Vec<TopicDocument>, ControlError> {
+pub(super) fn documents(texts: &[String]) -> Result<Vec<TopicDocument>, ControlError> {
     if texts.len() > TOPICS_MAX {
         let message = format!("has {} topics; at most {TOPICS_MAX} are taken at once", texts.len());
         return Err(ControlError::Invalid(vec![Problem::at("documents", message)]));

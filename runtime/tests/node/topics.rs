@@ -6,8 +6,10 @@ use tidemill::config::roles::{Grant, Name, Pattern, Role, Scope};
 use tidemill::node::{ControlError, Handle};
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::TopicResult;
+use tidemill_test_support::build_guest;
 
-use crate::world::World;
+use crate::WORD_COUNT;
+use crate::world::{World, deploy, eventually, status};
 
 fn request(documents: &[&str]) -> proto::ApplyTopicsRequest {
     let documents = documents.iter().map(ToString::to_string).collect();
@@ -102,6 +104,40 @@ fn what_cannot_be_is_said_at_once_and_nothing_is_changed() {
     assert_eq!(results(&handle.apply_topics(&raised).expect("raised")), [TopicResult::Changed]);
     assert_eq!(admin.topic("words").expect("it is there").partitions, 3);
     assert_eq!(results(&handle.apply_topics(&raised).expect("again")), [TopicResult::Unchanged]);
+    node.stop();
+}
+
+#[test]
+fn a_deploy_is_planned_onto_topics_that_are_about_to_be_made() {
+    let world = World::new(&[("counts", 1)]);
+    let module = build_guest("plugins/count").to_vec();
+    let node = world.node();
+    let handle = node.handle();
+    let header = |dry_run: bool, topics: &[&str]| proto::DeployHeader {
+        document: WORD_COUNT.into(),
+        dry_run,
+        topics: topics.iter().map(ToString::to_string).collect(),
+        ..proto::DeployHeader::default()
+    };
+    let said = |header: proto::DeployHeader| match handle.deploy(header, module.clone()) {
+        Ok(answer) => panic!("{answer:?}"),
+        Err(error) => error.to_string(),
+    };
+    assert!(said(header(true, &[COUNTS])).contains("topic words does not exist"));
+    let planned = handle.deploy(header(true, &[WORDS]), module.clone()).expect("planned");
+    assert_eq!(planned.deployment.expect("a deployment").inputs, ["words"]);
+    assert!(world.admin().topic("words").is_err(), "a plan makes nothing");
+    assert!(said(header(false, &[WORDS])).contains("a dry run only"));
+
+    handle.apply_topics(&request(&[WORDS])).expect("made");
+    deploy(&node, WORD_COUNT, &module);
+    eventually("it runs", || status(&node, "word-count").0 == proto::DeploymentState::Running);
+    // A deployment with state stops when its input grows, and its plan says so.
+    let grown = WORDS.replace("partitions: 2", "partitions: 4");
+    let other = format!("{WORD_COUNT}workers: 2\n");
+    let header = proto::DeployHeader { document: other, ..header(true, &[grown.as_str()]) };
+    let refused = said(header);
+    assert!(refused.contains("has 4 partitions") && refused.contains("word-count.changelog"), "{refused}");
     node.stop();
 }
 

@@ -1,4 +1,4 @@
-//! The eight rows before a deploy: four of each document, four of the fleet.
+//! The rows before a deploy: four of each deployment's document, one of each topic's, four of the fleet.
 
 use std::path::Path;
 
@@ -9,8 +9,9 @@ use super::{cluster, metrics, nodes, row};
 use crate::cli::doctor::{Check, Verdict};
 use crate::cli::drain::takes_tasks;
 use crate::cli::failure::{Failure, Kind};
-use crate::cli::upload::{Meant, Upload, send};
-use crate::cli::{Global, apply, client, deployments};
+use crate::cli::topic_documents::{Topics, planned};
+use crate::cli::upload::{Meant, Upload, Work, send};
+use crate::cli::{Global, apply, client, deployments, plan};
 use crate::config::deployment::DeploymentSpec;
 use crate::config::failures::{FailureKind, Policy, Then};
 use crate::config::units;
@@ -28,9 +29,10 @@ pub async fn look(global: &Global, file: &Path, http: Option<&str>) -> Result<Ve
     let nodes = nodes(&channel, false).await?;
     let mut checks = Vec::new();
     match apply::read(file) {
-        Ok(uploads) => {
+        Ok(Work { topics, uploads }) => {
+            checks.extend(described(&channel, &topics).await);
             for upload in uploads {
-                checks.extend(document(&channel, upload, nodes.len()).await);
+                checks.extend(document(&channel, upload, &topics, nodes.len()).await);
             }
         }
         // What is wrong with a document or a module before a node has seen it. Which one it is, is in the problem.
@@ -46,11 +48,29 @@ pub async fn look(global: &Global, file: &Path, http: Option<&str>) -> Result<Ve
     Ok(checks)
 }
 
+/// What it takes for each topic to be as its document says. More partitions are for `apply` to allow.
+async fn described(channel: &Channel, topics: &Topics) -> Vec<Check> {
+    let answers = match topics.send(channel, true).await {
+        Ok(answers) => answers,
+        Err(failure) => return problems("topics", &failure.message),
+    };
+    let detail = |topic: &proto::AppliedTopic| {
+        let changes: Vec<String> = topic.changes.iter().map(plan::line).collect();
+        format!("{} {}", planned(topic.result()), changes.join(", ")).trim_end().to_owned()
+    };
+    answers.iter().map(|topic| row(format!("topic {}", topic.name), Verdict::Ok, detail(topic))).collect()
+}
+
 /// What a document needs: environment, topics, dead letters, limits.
-async fn document(channel: &Channel, upload: Upload, nodes: usize) -> Vec<Check> {
+async fn document(channel: &Channel, upload: Upload, topics: &Topics, nodes: usize) -> Vec<Check> {
     let name = upload.name.clone();
     let spec = DeploymentSpec::parse(&upload.document);
-    let meant = Meant { dry_run: true, expected_revision: None, drop_stores: Vec::new() };
+    let meant = Meant {
+        dry_run: true,
+        expected_revision: None,
+        drop_stores: Vec::new(),
+        topics: topics.documents.clone(),
+    };
     let deployment = match send(channel, upload, meant).await {
         Ok(answer) => answer.deployment.unwrap_or_default(),
         Err(failure) => return refused(&name, &failure.message),

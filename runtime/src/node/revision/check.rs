@@ -9,6 +9,7 @@ use super::{InputTopic, InternalTopics, PrepareError};
 use crate::config::deployment::{DeploymentSpec, Guarantee, OutputSpec};
 use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
+use crate::config::topic::TopicDocument;
 use crate::config::units::show_duration;
 use crate::kafka::admin::Topic;
 use crate::kafka::permissions::Looked;
@@ -33,6 +34,8 @@ pub struct Found {
     pub unmet: Vec<Problem>,
     /// Group, internal topics and transactions are asked about as well: a start finds out by using them.
     pub deploys: bool,
+    /// Topics that are to be as these say by the time that the deployment is.
+    pub topics: Vec<TopicDocument>,
 }
 
 /// Checks a document against a module and both against the cluster. Changes nothing. `incarnation` is
@@ -45,14 +48,14 @@ pub fn check(
     incarnation: Option<&str>,
     found: Found,
 ) -> Result<Option<Checked>, PrepareError> {
-    let Found { mut problems, mut unmet, deploys } = found;
+    let Found { mut problems, mut unmet, deploys, topics } = found;
     problems.extend(manifest.map(|manifest| bind(spec, manifest)).unwrap_or_default());
     problems.extend(node.relays.check(&node.origin(&spec.name), spec.destinations()));
     let looked = look(node, spec)?;
-    let found = find_topics(node, &looked)?;
+    let found = find_topics(node, &looked, &topics)?;
     let view = node.control_log.view();
     let began_with = |topic: &str| incarnation.and_then(|life| view.began_with(life, topic));
-    unmet.extend(missing(spec, &looked, began_with));
+    unmet.extend(missing(spec, &looked, &found, began_with));
     unmet.extend(permissions::of_topics(node, spec, &looked));
     unmet.extend(made_again(spec, &found, began_with));
     unmet.extend(unequal(spec, &found));
@@ -242,13 +245,17 @@ fn made_again<'a>(
 fn missing<'a>(
     spec: &DeploymentSpec,
     looked: &BTreeMap<String, Looked>,
+    found: &BTreeMap<String, FoundTopic>,
     began_with: impl Fn(&str) -> Option<&'a str>,
 ) -> Vec<Problem> {
     let inputs = spec.inputs.iter().map(|(name, input)| ("input", name, input.topic.as_str()));
     let outputs = spec.outputs.iter().filter_map(|(name, output)| Some(("output", name, output.topic()?)));
     inputs
         .chain(outputs)
-        .filter(|(_, _, topic)| looked.get(*topic).is_none_or(|looked| *looked == Looked::Missing))
+        .filter(|(_, _, topic)| {
+            let is_missing = looked.get(*topic).is_none_or(|looked| *looked == Looked::Missing);
+            is_missing && !found.contains_key(*topic)
+        })
         .map(|(what, name, topic)| {
             let message = match began_with(topic).filter(|_| what == "input") {
                 Some(_) => deleted(topic, &spec.name),

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::PrepareError;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::failures::LetterFormat;
 use crate::config::manifest::Manifest;
+use crate::config::topic::TopicDocument;
 use crate::kafka::admin::{NewTopic, Topic};
 use crate::kafka::permissions::{Looked, Operation};
 use crate::node::runtime::NodeRuntime;
@@ -19,6 +22,25 @@ pub(super) struct FoundTopic {
 }
 
 impl FoundTopic {
+    /// As good as not there: a document says what it will be.
+    fn nothing_yet(name: &str) -> FoundTopic {
+        let topic = Topic { name: name.to_owned(), id: Uuid::nil(), partitions: 0, replication: 0 };
+        FoundTopic { topic, configs: BTreeMap::new() }
+    }
+
+    /// As it is once its document has been applied. What the brokers have for topics that do not say, only a topic that
+    /// is there shows.
+    fn after(mut self, document: &TopicDocument) -> FoundTopic {
+        self.topic.partitions = self.topic.partitions.max(document.partitions);
+        for (name, value) in &document.config {
+            match value {
+                Some(value) => drop(self.configs.insert(name.clone(), value.clone())),
+                None => drop(self.configs.remove(name)),
+            }
+        }
+        self
+    }
+
     fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
         self.configs.get(name)?.parse().ok()
     }
@@ -63,19 +85,32 @@ pub(super) fn look(
     Ok(node.admin.look(&names.into_iter().collect::<Vec<_>>())?)
 }
 
-/// Those that exist, with their settings where they may be read.
+/// Those that exist, with their settings where they may be read, as they are once these documents have been applied;
+/// and those that the documents are about to make.
 pub(super) fn find_topics(
     node: &NodeRuntime,
     looked: &BTreeMap<String, Looked>,
+    documents: &[TopicDocument],
 ) -> Result<BTreeMap<String, FoundTopic>, PrepareError> {
     let mut found = BTreeMap::new();
     for (name, looked) in looked {
-        let Looked::There(topic, permitted) = looked else { continue };
-        let configs = match permitted.allows(Operation::DescribeConfigs) {
-            true => node.admin.topic_configs(name)?,
-            false => BTreeMap::new(),
+        let document = documents.iter().find(|document| document.name == *name);
+        let now = match looked {
+            Looked::There(topic, permitted) => {
+                let configs = match permitted.allows(Operation::DescribeConfigs) {
+                    true => node.admin.topic_configs(name)?,
+                    false => BTreeMap::new(),
+                };
+                FoundTopic { topic: topic.clone(), configs }
+            }
+            Looked::Missing if document.is_some() => FoundTopic::nothing_yet(name),
+            Looked::Missing | Looked::Denied => continue,
         };
-        found.insert(name.clone(), FoundTopic { topic: topic.clone(), configs });
+        let then = match document {
+            Some(document) => now.after(document),
+            None => now,
+        };
+        found.insert(name.clone(), then);
     }
     Ok(found)
 }
