@@ -37,6 +37,8 @@ pub mod pace;
 mod parked_keys;
 mod permissions;
 mod place;
+#[cfg(test)]
+mod proposal;
 pub mod query;
 pub mod redrive;
 pub mod registered;

@@ -313,17 +313,17 @@ fn lock(former: &Mutex<Option<Place>>) -> MutexGuard<'_, Option<Place>> {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_proto::v1::DeployEntry;
     use tidemill_proto::v1::control_entry::Entry;
-    use tidemill_proto::v1::{ControlEntry, DeployEntry};
 
     use super::*;
+    use crate::node::proposal::proposal;
     use crate::node::registry::Registry;
 
     fn registered() -> Registered {
         let mut registry = Registry::default();
         let deploy = DeployEntry { name: "a".into(), incarnation: "a1".into(), ..DeployEntry::default() };
-        let entry = ControlEntry { entry: Some(Entry::Deploy(deploy)), ..ControlEntry::default() };
-        registry.apply(registry.next, 1, &entry);
+        registry.apply(registry.next, 1, &proposal(Entry::Deploy(deploy)));
         registry.deployments.remove("a").expect("it is deployed")
     }
 

@@ -444,10 +444,7 @@ mod tests {
     use tidemill_proto::v1::{Beginning, OutboxPauseEntry};
 
     use super::*;
-
-    fn proposal(entry: Entry) -> ControlEntry {
-        ControlEntry { entry: Some(entry), ..ControlEntry::default() }
-    }
+    use crate::node::proposal::proposal;
 
     fn deploy(name: &str, expected_revision: u64, incarnation: &str) -> ControlEntry {
         let entry = DeployEntry {

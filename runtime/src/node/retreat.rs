@@ -179,12 +179,13 @@ fn lag(node: &NodeRuntime, deployment: &str) -> Option<Lag> {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_proto::v1::DeployEntry;
     use tidemill_proto::v1::control_entry::Entry;
-    use tidemill_proto::v1::{ControlEntry, DeployEntry};
 
     use super::super::registry::Registry;
     use super::*;
     use crate::config::SpecDefaults;
+    use crate::node::proposal::proposal;
     use crate::record::Offset;
 
     /// A deployment with these versions after a first one: the document's `rollout:`, and whether it is a
@@ -203,8 +204,7 @@ mod tests {
                 rollback_to: u64::from(*is_rollback),
                 ..DeployEntry::default()
             };
-            let entry = ControlEntry { entry: Some(Entry::Deploy(entry)), ..ControlEntry::default() };
-            registry.apply(Offset(number), at_ms, &entry);
+            registry.apply(Offset(number), at_ms, &proposal(Entry::Deploy(entry)));
         }
         registry.deployments["a"].clone()
     }

@@ -303,9 +303,10 @@ fn stop_all(node: &NodeRuntime, deployments: Vec<RunningDeployment>) {
 #[cfg(test)]
 mod tests {
     use tidemill_proto::v1::control_entry::Entry;
-    use tidemill_proto::v1::{ControlEntry, DeleteEntry, DeployEntry, PauseEntry, ResetEntry};
+    use tidemill_proto::v1::{DeleteEntry, DeployEntry, PauseEntry, ResetEntry};
 
     use super::*;
+    use crate::node::proposal::proposal;
     use crate::node::registry::Outcome;
 
     /// A registry that changes, and what it was at the last look.
@@ -343,8 +344,7 @@ mod tests {
         }
 
         fn apply(&mut self, entry: Entry) {
-            let entry = ControlEntry { entry: Some(entry), ..ControlEntry::default() };
-            let outcome = self.now.apply(self.now.next, 1, &entry);
+            let outcome = self.now.apply(self.now.next, 1, &proposal(entry));
             assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
         }
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tidemill_proto::v1::DeployEntry;
 use tidemill_proto::v1::control_entry::Entry;
-use tidemill_proto::v1::{ControlEntry, DeployEntry};
 
 use super::broker::{Broker, Row};
 use super::case::{Case, Rates};
@@ -13,6 +13,7 @@ use super::random::Random;
 use super::relay::Receiver;
 use super::sink::{Fate, OUTPUTS};
 use super::world::{DEPLOYMENT, INCARNATION};
+use crate::node::proposal::proposal;
 use crate::node::registry::Registry;
 use crate::record::Offset;
 
@@ -137,10 +138,9 @@ impl State {
     }
 
     pub fn propose(&mut self, entry: Entry) {
-        let entry = ControlEntry { entry: Some(entry), ..ControlEntry::default() };
         let next = self.registry.next;
         // A proposal that is refused finds the first one in the registry.
-        let _ = self.registry.apply(next, 0, &entry);
+        let _ = self.registry.apply(next, 0, &proposal(entry));
     }
 
     /// Registers one more revision. A node runs it when it is started again.
