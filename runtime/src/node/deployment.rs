@@ -15,6 +15,7 @@ use super::redrive::KafkaLetters;
 use super::restorer::KafkaRestorer;
 use super::revision::{PrepareError, Revision};
 use super::runtime::NodeRuntime;
+use super::site::Running;
 use super::worker::{Command, Parts, Swap, Worker};
 use crate::kafka::consumer::Consumer;
 use crate::ports::{Clock, Handler};
@@ -71,25 +72,8 @@ impl RunningDeployment {
         Ok(running)
     }
 
-    pub fn revision(&self) -> u64 {
-        self.revision.registered.revision
-    }
-
     pub fn shared(&self) -> Arc<Revision> {
         Arc::clone(&self.revision)
-    }
-
-    /// True once a worker has panicked; see [`is_broken`].
-    pub fn is_broken(&self) -> bool {
-        is_broken(&self.workers)
-    }
-
-    /// Makes the group look at its topics again: one member that comes and goes is enough.
-    pub fn rejoin(&self) {
-        if let Some(worker) = self.workers.first() {
-            // One that has ended is no member.
-            let _ = worker.commands.send(Command::Rejoin);
-        }
     }
 
     /// Goes on in another revision, which this one can become: each worker changes at its next batch
@@ -104,10 +88,27 @@ impl RunningDeployment {
         self.revision.linked.interrupt_in(SWAP_PATIENCE);
         self.revision = next;
     }
+}
 
-    /// Commits, closes, and returns when every worker has ended. What one that panicked held counts as
-    /// closed, as after a crash.
-    pub fn stop(self, leave: Leave) {
+impl Running for RunningDeployment {
+    fn revision(&self) -> u64 {
+        self.revision.registered.revision
+    }
+
+    fn is_broken(&self) -> bool {
+        is_broken(&self.workers)
+    }
+
+    /// One member that comes and goes is enough.
+    fn rejoin(&self) {
+        if let Some(worker) = self.workers.first() {
+            // One that has ended is no member.
+            let _ = worker.commands.send(Command::Rejoin);
+        }
+    }
+
+    /// What a worker that panicked held counts as closed, as after a crash.
+    fn stop(self, leave: Leave) {
         for worker in &self.workers {
             let leave = leave == Leave::All;
             // A worker that has ended already needs no command.

@@ -55,6 +55,7 @@ pub mod runtime;
 pub mod seen;
 #[cfg(test)]
 mod simulation;
+mod site;
 mod start;
 pub mod supervisor;
 mod tidy;

@@ -10,17 +10,15 @@
 //!                   at once, and nothing is started
 //! ```
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::deployment::{Leave, RunningDeployment, words};
-use super::former;
+use super::deployment::{Leave, words};
 use super::registered::Registered;
-use super::revision::{self, PrepareError, Revision};
-use super::runtime::NodeRuntime;
+use super::revision::PrepareError;
+use super::site::{Running, Site};
 
 /// A deployment that could not start is tried again after this, doubled up to the maximum.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -28,11 +26,11 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A deployment whose workers have run for so long had nothing to do with the panic before.
 const CALM: Duration = Duration::from_secs(5 * 60);
 
-pub(super) enum Place {
+pub(super) enum Place<S: Site> {
     /// With a newer revision that could not be made ready, or what this one had to wait for, if it had to.
-    Up(RunningDeployment, Option<Retry>),
+    Up(S::Running, Option<Retry>),
     Failed(Retry),
-    Starting(Start),
+    Starting(Start<S>),
 }
 
 /// A revision that could not start, or not go on.
@@ -47,6 +45,11 @@ impl Retry {
         Retry { revision, again: Instant::now() + backoff, backoff }
     }
 
+    /// At the next look.
+    fn at_once(revision: u64) -> Retry {
+        Retry { revision, again: Instant::now(), backoff: RETRY_MIN }
+    }
+
     /// Of a revision that ran and whose worker has panicked; `before` is what it had to wait for.
     pub(super) fn after_panic(revision: u64, before: Option<&Retry>) -> Retry {
         let recent = before.filter(|before| before.revision == revision && before.again.elapsed() < CALM);
@@ -58,7 +61,7 @@ impl Retry {
     }
 }
 
-impl Place {
+impl<S: Site> Place<S> {
     /// True if the registry wants another revision than this, or the time to try again has come. Never while
     /// it starts: what comes of that is due at once if it is not what is wanted by then.
     pub(super) fn is_due(&self, registered: &Registered) -> bool {
@@ -89,40 +92,37 @@ impl Place {
     }
 
     /// Stops a deployment, to be started again at once; the start says what is wrong if it cannot.
-    pub(super) fn tried_again(deployment: RunningDeployment, leave: Leave) -> Place {
-        let place = Place::due(deployment.revision());
-        deployment.stop(leave);
-        place
-    }
-
-    /// To be started at the next look.
-    fn due(revision: u64) -> Place {
-        Place::Failed(Retry { revision, again: Instant::now(), backoff: RETRY_MIN })
+    pub(super) fn tried_again(running: S::Running, leave: Leave) -> Place<S> {
+        let revision = running.revision();
+        running.stop(leave);
+        Place::Failed(Retry::at_once(revision))
     }
 
     pub(super) fn is_starting(&self) -> bool {
         matches!(self, Place::Starting(_))
     }
 
-    /// Of a deployment that starts, what goes on meanwhile.
-    pub(super) fn running(&self) -> Option<Arc<Revision>> {
+    /// Asks what runs; of a deployment that starts, what goes on meanwhile.
+    pub(super) fn of_running<T>(&self, ask: impl FnOnce(&S::Running) -> T) -> Option<T> {
         match self {
-            Place::Up(deployment, _) => Some(deployment.shared()),
+            Place::Up(running, _) => Some(ask(running)),
             Place::Failed(_) => None,
-            Place::Starting(start) => lock(&start.former).as_ref().and_then(Place::running),
+            Place::Starting(start) => {
+                lock(&start.course.former).as_ref().and_then(|former| former.of_running(ask))
+            }
         }
     }
 
     /// Nothing of this deployment is wanted here any more: what is to be stopped now, and a start whose end
     /// is to be waited for.
-    pub(super) fn given_up(self) -> (Option<RunningDeployment>, Option<Start>) {
+    pub(super) fn given_up(self) -> (Option<S::Running>, Option<Start<S>>) {
         match self {
-            Place::Up(deployment, _) => (Some(deployment), None),
+            Place::Up(running, _) => (Some(running), None),
             Place::Failed(_) => (None, None),
             Place::Starting(start) => {
                 // Before the hands change: the start that finds nothing to take over must see it.
-                start.given_up.store(true, Ordering::Relaxed);
-                let former = lock(&start.former).take();
+                start.course.given_up.store(true, Ordering::Relaxed);
+                let former = lock(&start.course.former).take();
                 (former.and_then(|former| former.given_up().0), Some(start))
             }
         }
@@ -130,49 +130,69 @@ impl Place {
 }
 
 /// One that is under way.
-pub(super) struct Start {
-    pub(super) registered: Arc<Registered>,
+pub(super) struct Start<S: Site> {
+    course: Arc<Course<S>>,
+    /// The deployment is to be forgotten, when this has ended: it writes down what it does until then.
+    pub(super) is_of_the_deleted: bool,
+    thread: JoinHandle<Place<S>>,
+}
+
+/// What a start shares with who looks at it.
+struct Course<S: Site> {
+    registered: Registered,
     /// What to wait should it fail.
     backoff: Duration,
     /// Where the deployment stood; never a start. Whoever takes it first has it: this one once it is ready,
     /// or who gives it up.
-    former: Arc<Mutex<Option<Place>>>,
-    given_up: Arc<AtomicBool>,
-    /// The deployment is to be forgotten, when this has ended: it writes down what it does until then.
-    pub(super) is_of_the_deleted: bool,
-    thread: JoinHandle<Place>,
+    former: Mutex<Option<Place<S>>>,
+    given_up: AtomicBool,
+    /// The node stops.
+    stopping: Arc<AtomicBool>,
 }
 
-impl Start {
+impl<S: Site> Course<S> {
+    fn new(former: Option<Place<S>>, registered: &Registered, stopping: &Arc<AtomicBool>) -> Course<S> {
+        Course {
+            registered: registered.clone(),
+            backoff: former.as_ref().map_or(RETRY_MIN, |former| former.backoff(registered.revision)),
+            former: Mutex::new(former),
+            given_up: AtomicBool::new(false),
+            stopping: Arc::clone(stopping),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed) || self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+impl<S: Site> Start<S> {
     /// Brings a deployment from where it stands to what the registry says, unless `stopping`.
     pub(super) fn begin(
-        node: &Arc<NodeRuntime>,
-        place: Option<Place>,
+        site: &S,
+        former: Option<Place<S>>,
         registered: &Registered,
         stopping: &Arc<AtomicBool>,
-    ) -> Place {
-        let backoff = place.as_ref().map_or(RETRY_MIN, |place| place.backoff(registered.revision));
-        let registered = Arc::new(registered.clone());
-        let former = Arc::new(Mutex::new(place));
-        let given_up = Arc::new(AtomicBool::new(false));
+    ) -> Place<S> {
+        let course = Arc::new(Course::new(former, registered, stopping));
         let thread = {
-            let (node, registered, former) = (Arc::clone(node), Arc::clone(&registered), Arc::clone(&former));
-            let (given_up, stopping) = (Arc::clone(&given_up), Arc::clone(stopping));
-            let is_over = move || given_up.load(Ordering::Relaxed) || stopping.load(Ordering::Relaxed);
+            let (site, course) = (site.clone(), Arc::clone(&course));
             let thread = std::thread::Builder::new().name(format!("start-{}", registered.name));
-            thread.spawn(move || step(&node, &former, &registered, backoff, is_over))
+            thread.spawn(move || step(&site, &course))
         };
         match thread {
-            Ok(thread) => {
-                let is_of_the_deleted = false;
-                Place::Starting(Start { registered, backoff, former, given_up, is_of_the_deleted, thread })
-            }
+            Ok(thread) => Place::Starting(Start { course, is_of_the_deleted: false, thread }),
             Err(error) => {
                 let error = PrepareError::Unavailable(format!("no thread to start it on: {error}"));
-                let former = lock(&former).take();
-                failed(node, former, &registered, &error, backoff)
+                let former = lock(&course.former).take();
+                failed(site, former, &course, &error)
             }
         }
+    }
+
+    /// Of the life of the deployment that it starts.
+    pub(super) fn incarnation(&self) -> &str {
+        &self.course.registered.incarnation
     }
 
     /// Its end need not be waited for.
@@ -182,23 +202,23 @@ impl Start {
 
     /// Nothing of what it brings is to stay.
     pub(super) fn is_given_up(&self) -> bool {
-        self.given_up.load(Ordering::Relaxed)
+        self.course.given_up.load(Ordering::Relaxed)
     }
 
     /// Waits for its end. One that panics, which is a fault of this program, has failed like any other: what
     /// it has not taken over yet goes on.
-    pub(super) fn arrive(self, node: &NodeRuntime) -> Place {
+    pub(super) fn arrive(self, site: &S) -> Place<S> {
         match outcome(self.thread) {
             Ok(place) => place,
             Err(error) => {
-                let former = lock(&self.former).take();
-                failed(node, former, &self.registered, &error, self.backoff)
+                let former = lock(&self.course.former).take();
+                failed(site, former, &self.course, &error)
             }
         }
     }
 }
 
-fn outcome(thread: JoinHandle<Place>) -> Result<Place, PrepareError> {
+fn outcome<S: Site>(thread: JoinHandle<Place<S>>) -> Result<Place<S>, PrepareError> {
     thread.join().map_err(|panic| {
         PrepareError::Unavailable(format!("its start panicked, see the node's log: {}", words(&*panic)))
     })
@@ -206,108 +226,56 @@ fn outcome(thread: JoinHandle<Place>) -> Result<Place, PrepareError> {
 
 /// The next place of a deployment that is due. What runs goes on while its successor is made ready, and
 /// stays if that fails.
-fn step(
-    node: &Arc<NodeRuntime>,
-    former: &Mutex<Option<Place>>,
-    registered: &Registered,
-    backoff: Duration,
-    is_over: impl Fn() -> bool,
-) -> Place {
-    let prepared = revision::prepare(node, registered);
-    let place = lock(former).take();
+fn step<S: Site>(site: &S, course: &Course<S>) -> Place<S> {
+    let registered = &course.registered;
+    let prepared = site.prepare(registered);
+    let former = lock(&course.former).take();
     // Not asked later: members that stop to come back keep their places in the group, and can leave it only
     // once they are back.
-    if is_over() {
-        return place.unwrap_or_else(|| Place::due(registered.revision));
+    if course.is_over() {
+        return former.unwrap_or_else(|| Place::Failed(Retry::at_once(registered.revision)));
     }
-    let (revision, running, waited) = match (prepared, place) {
-        (Ok(revision), Some(Place::Up(running, _))) => (revision, Some(running), None),
-        (Ok(revision), Some(Place::Failed(retry))) => (revision, None, Some(retry)),
-        (Ok(revision), Some(Place::Starting(_)) | None) => (revision, None, None),
-        (Err(error), place) => {
-            condemn(node, registered, &error);
-            return failed(node, place, registered, &error, backoff);
+    let ready = match prepared {
+        Ok(ready) => ready,
+        Err(error) => {
+            site.condemn(registered, &error);
+            return failed(site, former, course, &error);
         }
     };
-    let started = match running {
-        Some(mut running) if running.shared().can_become(&revision) => {
-            tracing::info!(deployment = registered.name, revision = registered.revision, "changed; swapping");
-            running.swap(node, Arc::new(revision));
-            Ok(running)
-        }
-        Some(running) => {
-            tracing::info!(
-                deployment = registered.name,
-                revision = registered.revision,
-                "changed; starting again"
-            );
-            let leave = leaving(&running.shared(), registered);
-            running.stop(leave);
-            start(node, revision)
-        }
-        None => start(node, revision),
+    let (running, waited) = match former {
+        Some(Place::Up(running, _)) => (Some(running), None),
+        Some(Place::Failed(retry)) => (None, Some(retry)),
+        Some(Place::Starting(_)) | None => (None, None),
     };
-    match started {
+    match site.start(ready, running) {
         Ok(running) => {
-            node.set_trouble(&registered.name, None);
+            site.set_trouble(&registered.name, None);
             Place::Up(running, waited)
         }
-        Err(error) => failed(node, None, registered, &error, backoff),
+        Err(error) => failed(site, None, course, &error),
     }
 }
 
-/// A version that is wrong in itself counts as one that fails. Not one whose document this node cannot
-/// read: a newer one wrote it.
-fn condemn(node: &NodeRuntime, registered: &Registered, error: &PrepareError) {
-    let is_read = registered.spec().is_some() && registered.manifest().is_some();
-    if is_read && matches!(error, PrepareError::Invalid(_)) {
-        node.trials.of(registered).unfit(format!("it cannot start: {error}"));
-    }
-}
-
-fn failed(
-    node: &NodeRuntime,
-    place: Option<Place>,
-    registered: &Registered,
-    error: &PrepareError,
-    backoff: Duration,
-) -> Place {
-    tracing::error!(deployment = registered.name, revision = registered.revision, %error, "cannot start");
-    let retry = Retry::new(registered.revision, backoff);
+/// The start is to be tried again. What ran before goes on.
+fn failed<S: Site>(site: &S, place: Option<Place<S>>, course: &Course<S>, error: &PrepareError) -> Place<S> {
+    let (deployment, revision) = (&course.registered.name, course.registered.revision);
+    tracing::error!(deployment, revision, %error, "cannot start");
+    let retry = Retry::new(revision, course.backoff);
     match place {
         Some(Place::Up(running, _)) => {
             let reason = format!("{error}; revision {} goes on meanwhile", running.revision());
-            node.set_trouble(&registered.name, Some((registered.revision, reason)));
+            site.set_trouble(deployment, Some((revision, reason)));
             Place::Up(running, Some(retry))
         }
         Some(Place::Failed(_) | Place::Starting(_)) | None => {
-            node.set_trouble(&registered.name, Some((registered.revision, error.to_string())));
+            site.set_trouble(deployment, Some((revision, error.to_string())));
             Place::Failed(retry)
         }
     }
 }
 
-/// Who leaves the group when a deployment changes. Members that come back keep their places and take
-/// their partitions up at once. One that does not must not keep them, and then all leave: it may be
-/// joining just now, which only ends when the others answer. With other inputs nobody's place means the
-/// same any more, so the group ends and begins anew: a change of inputs stops it as a whole.
-fn leaving(old: &Revision, new: &Registered) -> Leave {
-    let topics: BTreeSet<String> = new.topics().into_iter().collect();
-    let has: BTreeSet<&str> = old.inputs.iter().map(|input| input.topic.as_str()).collect();
-    match new.spec() {
-        Some(_) if !topics.iter().map(String::as_str).eq(has) => Leave::All,
-        Some(spec) if spec.workers < old.spec.workers => Leave::All,
-        Some(_) | None => Leave::Nobody,
-    }
-}
-
-fn start(node: &Arc<NodeRuntime>, revision: Revision) -> Result<RunningDeployment, PrepareError> {
-    let evictions = former::settle(node, &revision)?;
-    RunningDeployment::start(node, Arc::new(revision), evictions)
-}
-
 /// Held for a take or a look, none of which panics.
-fn lock(former: &Mutex<Option<Place>>) -> MutexGuard<'_, Option<Place>> {
+fn lock<S: Site>(former: &Mutex<Option<Place<S>>>) -> MutexGuard<'_, Option<Place<S>>> {
     former.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -319,6 +287,9 @@ mod tests {
     use super::*;
     use crate::node::proposal::proposal;
     use crate::node::registry::Registry;
+    use crate::node::runtime::NodeRuntime;
+
+    type Here = Place<Arc<NodeRuntime>>;
 
     fn registered() -> Registered {
         let mut registry = Registry::default();
@@ -327,12 +298,13 @@ mod tests {
         registry.deployments.remove("a").expect("it is deployed")
     }
 
-    fn starting(registered: &Registered, former: Place, work: fn() -> Place) -> Start {
+    fn at_once(revision: u64) -> Here {
+        Place::Failed(Retry::at_once(revision))
+    }
+
+    fn starting(registered: &Registered, former: Here, work: fn() -> Here) -> Start<Arc<NodeRuntime>> {
         Start {
-            registered: Arc::new(registered.clone()),
-            backoff: former.backoff(registered.revision),
-            former: Arc::new(Mutex::new(Some(former))),
-            given_up: Arc::default(),
+            course: Arc::new(Course::new(Some(former), registered, &Arc::default())),
             is_of_the_deleted: false,
             thread: std::thread::spawn(work),
         }
@@ -341,15 +313,15 @@ mod tests {
     #[test]
     fn a_start_is_not_begun_twice_and_takes_nothing_over_once_it_is_given_up() {
         let registered = registered();
-        let former = Place::due(registered.revision);
+        let former = at_once(registered.revision);
         assert!(former.is_due(&registered));
-        let start = starting(&registered, former, || Place::due(7));
-        let former = Arc::clone(&start.former);
+        let start = starting(&registered, former, || at_once(7));
+        let course = Arc::clone(&start.course);
         let place = Place::Starting(start);
         assert!(!place.is_due(&registered) && place.is_starting());
         let (running, start) = place.given_up();
         let start = start.expect("it is waited for");
-        assert!(running.is_none() && start.is_given_up() && lock(&former).is_none());
+        assert!(running.is_none() && start.is_given_up() && lock(&course.former).is_none());
         // What it brings all the same is what its thread says.
         assert!(outcome(start.thread).is_ok_and(|place| place.due_at(7).is_some()));
     }
@@ -359,10 +331,10 @@ mod tests {
         let registered = registered();
         let before = Place::Failed(Retry::new(registered.revision, RETRY_MIN));
         let start = starting(&registered, before, || panic!("no luck"));
-        assert_eq!(start.backoff, 2 * RETRY_MIN);
+        assert_eq!(start.course.backoff, 2 * RETRY_MIN);
         let Err(error) = outcome(start.thread) else { panic!("it has panicked") };
         assert!(error.to_string().ends_with("no luck"), "{error}");
-        assert!(lock(&start.former).is_some(), "what it has not taken over goes on");
+        assert!(lock(&start.course.former).is_some(), "what it has not taken over goes on");
     }
 
     #[test]
