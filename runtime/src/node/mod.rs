@@ -18,6 +18,8 @@ pub mod deployment;
 pub mod drain;
 pub mod edit_state;
 pub mod edits;
+#[cfg(test)]
+mod fake_site;
 pub mod fleet;
 pub mod former;
 pub mod gauges;

@@ -1,14 +1,19 @@
-//! Where a deployment stands on this node, and the starts that bring it further.
+//! Where a deployment stands on this node, and what brings it further.
 //!
-//! A start compiles a module and asks Kafka, so each has a thread of its own, and the supervisor waits for
-//! none. What ran before goes on meanwhile, and is in one pair of hands at any time:
+//! A start compiles a module and asks Kafka, and a stop commits: each has a thread of its own, and the
+//! supervisor waits for none. What ran before goes on while its successor is made ready, and is in one pair
+//! of hands at any time:
 //!
 //! ```text
 //!   begin --> prepare --takes what runs--> swap, or stop and start --arrives--> Up, or Failed
 //!                |                                    |
 //!                +- given up: what runs is stopped    +- given up: stopped when it has arrived
 //!                   at once, and nothing is started
+//!
+//!   stopped, given up --> Ending --nothing of it runs any more--> Failed, to be tried again; or in no place
 //! ```
+//!
+//! Nothing of a deployment is started while something of it ends, which has its stores.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +36,7 @@ pub(super) enum Place<S: Site> {
     Up(S::Running, Option<Retry>),
     Failed(Retry),
     Starting(Start<S>),
+    Ending(Ending<S>),
 }
 
 /// A revision that could not start, or not go on.
@@ -46,7 +52,7 @@ impl Retry {
     }
 
     /// At the next look.
-    fn at_once(revision: u64) -> Retry {
+    pub(super) fn at_once(revision: u64) -> Retry {
         Retry { revision, again: Instant::now(), backoff: RETRY_MIN }
     }
 
@@ -63,10 +69,10 @@ impl Retry {
 
 impl<S: Site> Place<S> {
     /// True if the registry wants another revision than this, or the time to try again has come. Never while
-    /// it starts: what comes of that is due at once if it is not what is wanted by then.
+    /// it starts or ends: what comes of that is due at once if it is not what is wanted by then.
     pub(super) fn is_due(&self, registered: &Registered) -> bool {
         match self {
-            Place::Starting(_) => false,
+            Place::Starting(_) | Place::Ending(_) => false,
             Place::Up(running, _) if running.revision() == registered.revision => false,
             Place::Up(..) | Place::Failed(_) => {
                 self.due_at(registered.revision).is_none_or(|again| again <= Instant::now())
@@ -87,44 +93,71 @@ impl<S: Site> Place<S> {
     fn retry(&self, revision: u64) -> Option<&Retry> {
         match self {
             Place::Up(_, Some(retry)) | Place::Failed(retry) if retry.revision == revision => Some(retry),
-            Place::Up(..) | Place::Failed(_) | Place::Starting(_) => None,
+            Place::Up(..) | Place::Failed(_) | Place::Starting(_) | Place::Ending(_) => None,
         }
-    }
-
-    /// Stops a deployment, to be started again at once; the start says what is wrong if it cannot.
-    pub(super) fn tried_again(running: S::Running, leave: Leave) -> Place<S> {
-        let revision = running.revision();
-        running.stop(leave);
-        Place::Failed(Retry::at_once(revision))
     }
 
     pub(super) fn is_starting(&self) -> bool {
         matches!(self, Place::Starting(_))
     }
 
+    /// Something of it is about to be over.
+    pub(super) fn is_moving(&self) -> bool {
+        matches!(self, Place::Starting(_) | Place::Ending(_))
+    }
+
+    /// Nothing of it is wanted any more.
+    pub(super) fn is_given_up(&self) -> bool {
+        matches!(self, Place::Ending(ending) if ending.then.is_none())
+    }
+
     /// Asks what runs; of a deployment that starts, what goes on meanwhile.
     pub(super) fn of_running<T>(&self, ask: impl FnOnce(&S::Running) -> T) -> Option<T> {
         match self {
             Place::Up(running, _) => Some(ask(running)),
-            Place::Failed(_) => None,
+            Place::Failed(_) | Place::Ending(_) => None,
             Place::Starting(start) => {
                 lock(&start.course.former).as_ref().and_then(|former| former.of_running(ask))
             }
         }
     }
 
-    /// Nothing of this deployment is wanted here any more: what is to be stopped now, and a start whose end
-    /// is to be waited for.
-    pub(super) fn given_up(self) -> (Option<S::Running>, Option<Start<S>>) {
+    /// What runs is stopped, to be tried again then.
+    pub(super) fn tried_again(name: &str, running: S::Running, leave: Leave, then: Retry) -> Place<S> {
+        Place::Ending(Ending::new(stop(name, running, leave), None, Some(then)))
+    }
+
+    /// Nothing of the deployment is wanted here any more: what of it is to end, if something is.
+    pub(super) fn given_up(self, name: &str) -> Option<Ending<S>> {
         match self {
-            Place::Up(running, _) => (Some(running), None),
-            Place::Failed(_) => (None, None),
+            Place::Up(running, _) => Some(Ending::new(stop(name, running, Leave::All), None, None)),
+            Place::Failed(_) => None,
             Place::Starting(start) => {
                 // Before the hands change: the start that finds nothing to take over must see it.
                 start.course.given_up.store(true, Ordering::Relaxed);
                 let former = lock(&start.course.former).take();
-                (former.and_then(|former| former.given_up().0), Some(start))
+                let former = former.and_then(|former| former.given_up(name));
+                Some(Ending::new(former.and_then(|former| former.workers), Some(start), None))
             }
+            Place::Ending(ending) => Some(Ending { then: None, ..ending }),
+        }
+    }
+
+    /// True once a start, or what ends, need not be waited for.
+    pub(super) fn is_over(&mut self, site: &S, name: &str) -> bool {
+        match self {
+            Place::Up(..) | Place::Failed(_) => false,
+            Place::Starting(start) => start.thread.is_finished(),
+            Place::Ending(ending) => ending.is_over(site, name),
+        }
+    }
+
+    /// What comes of it. Waits until it is over.
+    pub(super) fn arrived(self, site: &S, name: &str) -> Option<Place<S>> {
+        match self {
+            Place::Up(..) | Place::Failed(_) => Some(self),
+            Place::Starting(start) => Some(start.arrive(site)),
+            Place::Ending(ending) => ending.end(site, name).map(Place::Failed),
         }
     }
 }
@@ -132,8 +165,6 @@ impl<S: Site> Place<S> {
 /// One that is under way.
 pub(super) struct Start<S: Site> {
     course: Arc<Course<S>>,
-    /// The deployment is to be forgotten, when this has ended: it writes down what it does until then.
-    pub(super) is_of_the_deleted: bool,
     thread: JoinHandle<Place<S>>,
 }
 
@@ -142,8 +173,8 @@ struct Course<S: Site> {
     registered: Registered,
     /// What to wait should it fail.
     backoff: Duration,
-    /// Where the deployment stood; never a start. Whoever takes it first has it: this one once it is ready,
-    /// or who gives it up.
+    /// Where the deployment stood; it neither started nor ended. Whoever takes it first has it: this one once
+    /// it is ready, or who gives it up.
     former: Mutex<Option<Place<S>>>,
     given_up: AtomicBool,
     /// The node stops.
@@ -181,7 +212,7 @@ impl<S: Site> Start<S> {
             thread.spawn(move || step(&site, &course))
         };
         match thread {
-            Ok(thread) => Place::Starting(Start { course, is_of_the_deleted: false, thread }),
+            Ok(thread) => Place::Starting(Start { course, thread }),
             Err(error) => {
                 let error = PrepareError::Unavailable(format!("no thread to start it on: {error}"));
                 let former = lock(&course.former).take();
@@ -190,24 +221,9 @@ impl<S: Site> Start<S> {
         }
     }
 
-    /// Of the life of the deployment that it starts.
-    pub(super) fn incarnation(&self) -> &str {
-        &self.course.registered.incarnation
-    }
-
-    /// Its end need not be waited for.
-    pub(super) fn is_finished(&self) -> bool {
-        self.thread.is_finished()
-    }
-
-    /// Nothing of what it brings is to stay.
-    pub(super) fn is_given_up(&self) -> bool {
-        self.course.given_up.load(Ordering::Relaxed)
-    }
-
     /// Waits for its end. One that panics, which is a fault of this program, has failed like any other: what
     /// it has not taken over yet goes on.
-    pub(super) fn arrive(self, site: &S) -> Place<S> {
+    fn arrive(self, site: &S) -> Place<S> {
         match outcome(self.thread) {
             Ok(place) => place,
             Err(error) => {
@@ -245,7 +261,7 @@ fn step<S: Site>(site: &S, course: &Course<S>) -> Place<S> {
     let (running, waited) = match former {
         Some(Place::Up(running, _)) => (Some(running), None),
         Some(Place::Failed(retry)) => (None, Some(retry)),
-        Some(Place::Starting(_)) | None => (None, None),
+        Some(Place::Starting(_) | Place::Ending(_)) | None => (None, None),
     };
     match site.start(ready, running) {
         Ok(running) => {
@@ -267,16 +283,81 @@ fn failed<S: Site>(site: &S, place: Option<Place<S>>, course: &Course<S>, error:
             site.set_trouble(deployment, Some((revision, reason)));
             Place::Up(running, Some(retry))
         }
-        Some(Place::Failed(_) | Place::Starting(_)) | None => {
+        Some(Place::Failed(_) | Place::Starting(_) | Place::Ending(_)) | None => {
             site.set_trouble(deployment, Some((revision, error.to_string())));
             Place::Failed(retry)
         }
     }
 }
 
+/// What is to end here, and has not.
+pub(super) struct Ending<S: Site> {
+    /// That stops what ran; none if nothing did.
+    workers: Option<JoinHandle<()>>,
+    /// Given up.
+    start: Option<Start<S>>,
+    /// What is to be tried again then; none if nothing is wanted here any more.
+    then: Option<Retry>,
+    /// The deployment is to be forgotten then: it writes down what it does until it has ended.
+    pub(super) is_of_the_deleted: bool,
+}
+
+impl<S: Site> Ending<S> {
+    fn new(workers: Option<JoinHandle<()>>, start: Option<Start<S>>, then: Option<Retry>) -> Ending<S> {
+        Ending { workers, start, then, is_of_the_deleted: false }
+    }
+
+    /// True once nothing of it is left. What a start brings that was given up ends as well.
+    fn is_over(&mut self, site: &S, name: &str) -> bool {
+        if let Some(start) = self.start.take_if(|start| start.thread.is_finished())
+            && let Place::Up(running, _) = start.arrive(site)
+        {
+            tracing::info!(deployment = name, "not wanted any more; stopping");
+            self.workers = stop(name, running, Leave::All);
+        }
+        self.start.is_none() && self.workers.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// What is to be tried again, now that it is over.
+    fn end(self, site: &S, name: &str) -> Option<Retry> {
+        if let Some(thread) = self.workers
+            && let Err(panic) = thread.join()
+        {
+            tracing::error!(deployment = name, reason = words(&*panic), "its stop panicked");
+        }
+        if self.then.is_none() {
+            site.set_trouble(name, None);
+        }
+        if self.is_of_the_deleted {
+            site.forget(name);
+        }
+        self.then
+    }
+}
+
+/// Stops what runs on a thread of its own; on this one, if there is none to be had.
+fn stop<R: Running>(name: &str, running: R, leave: Leave) -> Option<JoinHandle<()>> {
+    // Whoever comes to it takes it, for a thread that does not start drops what it was to do.
+    let running = Arc::new(Mutex::new(Some(running)));
+    let work = move || {
+        let running = lock(&running).take();
+        if let Some(running) = running {
+            running.stop(leave);
+        }
+    };
+    match std::thread::Builder::new().name(format!("stop-{name}")).spawn(work.clone()) {
+        Ok(thread) => Some(thread),
+        Err(error) => {
+            tracing::warn!(deployment = name, %error, "no thread to stop it on; everything else waits");
+            work();
+            None
+        }
+    }
+}
+
 /// Held for a take or a look, none of which panics.
-fn lock<S: Site>(former: &Mutex<Option<Place<S>>>) -> MutexGuard<'_, Option<Place<S>>> {
-    former.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -285,11 +366,9 @@ mod tests {
     use tidemill_proto::v1::control_entry::Entry;
 
     use super::*;
+    use crate::node::fake_site::FakeSite;
     use crate::node::proposal::proposal;
     use crate::node::registry::Registry;
-    use crate::node::runtime::NodeRuntime;
-
-    type Here = Place<Arc<NodeRuntime>>;
 
     fn registered() -> Registered {
         let mut registry = Registry::default();
@@ -298,16 +377,17 @@ mod tests {
         registry.deployments.remove("a").expect("it is deployed")
     }
 
-    fn at_once(revision: u64) -> Here {
+    fn at_once(revision: u64) -> Place<FakeSite> {
         Place::Failed(Retry::at_once(revision))
     }
 
-    fn starting(registered: &Registered, former: Here, work: fn() -> Here) -> Start<Arc<NodeRuntime>> {
-        Start {
-            course: Arc::new(Course::new(Some(former), registered, &Arc::default())),
-            is_of_the_deleted: false,
-            thread: std::thread::spawn(work),
-        }
+    fn starting(
+        registered: &Registered,
+        former: Place<FakeSite>,
+        work: fn() -> Place<FakeSite>,
+    ) -> Start<FakeSite> {
+        let course = Course::new(Some(former), registered, &Arc::default());
+        Start { course: Arc::new(course), thread: std::thread::spawn(work) }
     }
 
     #[test]
@@ -319,11 +399,15 @@ mod tests {
         let course = Arc::clone(&start.course);
         let place = Place::Starting(start);
         assert!(!place.is_due(&registered) && place.is_starting());
-        let (running, start) = place.given_up();
-        let start = start.expect("it is waited for");
-        assert!(running.is_none() && start.is_given_up() && lock(&course.former).is_none());
-        // What it brings all the same is what its thread says.
-        assert!(outcome(start.thread).is_ok_and(|place| place.due_at(7).is_some()));
+        let ending = place.given_up("a").expect("it is waited for");
+        assert!(ending.workers.is_none() && course.is_over() && lock(&course.former).is_none());
+        let mut place = Place::Ending(ending);
+        assert!(!place.is_due(&registered) && place.is_given_up());
+        let site = FakeSite::default();
+        while !place.is_over(&site, "a") {
+            std::thread::yield_now();
+        }
+        assert!(place.arrived(&site, "a").is_none(), "what it has come to is not wanted");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(super) trait Site: Clone + Send + 'static {
     /// Makes a revision ready to run. What runs goes on meanwhile.
     fn prepare(&self, registered: &Registered) -> Result<Self::Ready, PrepareError>;
 
-    /// Runs a revision, in the place of what ran before, if something did. Of that nothing is left if this fails.
+    /// Runs a revision in the place of `before`, of which nothing is left if this fails.
     fn start(&self, ready: Self::Ready, before: Option<Self::Running>) -> Result<Self::Running, PrepareError>;
 
     /// A revision could not be made ready, which may be its own fault.

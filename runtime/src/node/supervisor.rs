@@ -1,14 +1,15 @@
-//! Makes this node run what the registry says: one thread that starts, replaces and stops
-//! deployments. It waits for no start: `super::place`.
+//! Makes this node run what the registry says: one thread that looks at what should be and at what is, and
+//! starts, replaces and stops deployments. It waits for no start and for no stop, so that no deployment waits
+//! for another: `super::place`.
 //!
 //! ```text
 //!   in the registry, not here --> Starting ---> Up (workers run)
 //!                                      |           |  another revision, made ready meanwhile: swapped in place, or
 //!                                      |           |  stop, start; who comes back keeps his place
 //!                                      v           v
-//!                              Failed, try again   deleted, paused, node drained: stop and leave the group
+//!                              Failed, try again   deleted, paused, node drained or stopped: Ending, leaves the group
 //!                                      ^           |
-//!                                      +-----------+  its inputs are not what they were: `super::inputs`
+//!                                      +- Ending <-+  its inputs are not what they were: `super::inputs`
 //!                                                     a worker has panicked: later each time
 //! ```
 
@@ -29,8 +30,8 @@ use super::tidy;
 
 /// The registry is looked at this often even if it does not change, for what is to be tried again.
 const LOOK: Duration = Duration::from_millis(200);
-/// While something starts, the time between two looks: its end is seen, and others take their turn.
-const STARTING_LOOK: Duration = Duration::from_millis(10);
+/// While something starts or ends, the time between two looks: its end is seen, and others take their turn.
+const MOVING_LOOK: Duration = Duration::from_millis(10);
 
 /// Deployments that are started side by side.
 const STARTS_AT_ONCE: usize = 8;
@@ -68,23 +69,27 @@ impl Supervisor {
     }
 }
 
-/// Until the node stops: looks at what should be, at what is, and makes the one of the other.
+/// Looks at what should be and at what is, and makes the one of the other, until the node stops and nothing
+/// is left on it.
 fn supervise(node: &Arc<NodeRuntime>, mut places: Places<Arc<NodeRuntime>>, watch: Watch) {
-    while !places.stopping.load(Ordering::Relaxed) {
+    loop {
         let view = node.control_log.wait_beyond(places.former.next, places.patience());
         node.relays.set_paused(outbox_pauses(&view));
-        for finding in watch.findings() {
+        let stops = places.stopping.load(Ordering::Relaxed);
+        let is_wanted = !stops && !node.drain.is_wanted();
+        for finding in watch.findings().filter(|_| is_wanted) {
             places.react(finding);
         }
-        let is_wanted = !node.drain.is_wanted();
         for (name, incarnation) in places.look(view, is_wanted) {
             tidy::life_ended(node, &name, &incarnation);
         }
         node.drain.set_done(places.is_given_away);
         watch.set(places.running(RunningDeployment::shared));
+        if stops && places.is_given_away {
+            break;
+        }
     }
     watch.stop();
-    places.stop();
 }
 
 /// By deployment and destination.
@@ -119,7 +124,7 @@ impl<S: Site> Places<S> {
 
     /// How long to wait for a change of the registry.
     fn patience(&self) -> Duration {
-        if self.by_name.values().any(Place::is_starting) { STARTING_LOOK } else { LOOK }
+        if self.by_name.values().any(Place::is_moving) { MOVING_LOOK } else { LOOK }
     }
 
     /// Asks everything that runs.
@@ -127,10 +132,10 @@ impl<S: Site> Places<S> {
         self.by_name.values().filter_map(|place| place.of_running(&ask)).collect()
     }
 
-    /// Does what there is to do, now that the registry says this; nothing is wanted on a node that drains.
-    /// Answers the lives that have ended, once nothing of them runs here any more.
+    /// Does what there is to do, now that the registry says this; of a node that drains or stops, nothing is
+    /// wanted. Answers the lives that have ended, once nothing of them runs here any more.
     fn look(&mut self, view: Arc<Registry>, is_wanted: bool) -> Vec<Life> {
-        self.take_in();
+        self.collect();
         self.end_deleted(&view);
         if is_wanted {
             self.is_given_away = false;
@@ -145,38 +150,24 @@ impl<S: Site> Places<S> {
         ended
     }
 
-    /// Takes in what the starts that are over have come to. Of one that was given up nothing stays.
-    fn take_in(&mut self) {
-        let is_over = |place: &Place<S>| matches!(place, Place::Starting(start) if start.is_finished());
-        for name in self.names(is_over) {
-            let Some(Place::Starting(start)) = self.by_name.remove(&name) else { continue };
-            if !start.is_given_up() {
-                self.by_name.insert(name, start.arrive(&self.site));
-                continue;
-            }
-            let is_deleted = start.is_of_the_deleted;
-            if let (Some(running), _) = start.arrive(&self.site).given_up() {
-                tracing::info!(deployment = name, "not wanted any more; stopping");
-                running.stop(Leave::All);
-            }
-            self.site.set_trouble(&name, None);
-            if is_deleted {
-                self.site.forget(&name);
-            }
+    /// Takes in what has come of the starts and stops that are over.
+    fn collect(&mut self) {
+        let site = &self.site;
+        let over = self.by_name.iter_mut();
+        let over = over.filter_map(|(name, place)| place.is_over(site, name).then(|| name.clone()));
+        for name in over.collect::<Vec<_>>() {
+            let place = self.by_name.remove(&name).and_then(|place| place.arrived(&self.site, &name));
+            self.by_name.extend(place.map(|place| (name, place)));
         }
     }
 
-    fn names(&self, which: impl Fn(&Place<S>) -> bool) -> Vec<String> {
-        self.by_name.iter().filter(|(_, place)| which(place)).map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Stops what has been deleted since the last look, and forgets it.
+    /// Stops what has been deleted since the last look, and forgets it once that has ended.
     fn end_deleted(&mut self, view: &Registry) {
         let former = Arc::clone(&self.former);
         for name in gone(&former, view) {
             self.give_up(name, "deleted");
             match self.by_name.get_mut(name) {
-                Some(Place::Starting(start)) => start.is_of_the_deleted = true,
+                Some(Place::Ending(ending)) => ending.is_of_the_deleted = true,
                 _ => self.site.forget(name),
             }
         }
@@ -189,32 +180,35 @@ impl<S: Site> Places<S> {
         }
     }
 
-    /// Nothing of this deployment is wanted here. A start stays in its place until it arrives.
+    /// Nothing of this deployment is wanted here. It stays in its place until it has ended.
     fn give_up(&mut self, name: &str, why: &str) {
-        let Some(place) = self.by_name.remove(name) else { return };
-        let (running, start) = place.given_up();
-        if let Some(running) = running {
-            tracing::info!(deployment = name, why, "stopping");
-            running.stop(Leave::All);
+        if self.by_name.get(name).is_none_or(Place::is_given_up) {
+            return;
         }
-        self.by_name.extend(start.map(|start| (name.to_owned(), Place::Starting(start))));
+        let Some(place) = self.by_name.remove(name) else { return };
+        if place.of_running(|_| ()).is_some() {
+            tracing::info!(deployment = name, why, "stopping");
+        }
         self.site.set_trouble(name, None);
+        let ending = place.given_up(name).map(Place::Ending);
+        self.by_name.extend(ending.map(|ending| (name.to_owned(), ending)));
     }
 
     /// Stops every deployment that has lost a worker to a panic, to be tried again later.
     fn give_up_broken(&mut self) {
         let is_broken = |place: &Place<S>| matches!(place, Place::Up(running, _) if running.is_broken());
-        for name in self.names(is_broken) {
+        let broken = self.by_name.iter().filter(|(_, place)| is_broken(place)).map(|(name, _)| name.clone());
+        for name in broken.collect::<Vec<_>>() {
             let Some(Place::Up(running, before)) = self.by_name.remove(&name) else { continue };
             let revision = running.revision();
-            // Its members come back.
-            running.stop(Leave::Nobody);
             let retry = Retry::after_panic(revision, before.as_ref());
             let backoff_s = retry.backoff.as_secs();
-            tracing::warn!(deployment = name, revision, backoff_s, "stopped for a panic; starting again");
+            tracing::warn!(deployment = name, revision, backoff_s, "a worker panicked; starting again");
             let reason = format!("a worker panicked: see the node's log; it starts again in {backoff_s} s");
             self.site.set_trouble(&name, Some((revision, reason)));
-            self.by_name.insert(name, Place::Failed(retry));
+            // Its members come back.
+            let place = Place::tried_again(&name, running, Leave::Nobody, retry);
+            self.by_name.insert(name, place);
         }
     }
 
@@ -242,7 +236,9 @@ impl<S: Site> Places<S> {
             }
         };
         if let Some(Place::Up(running, _)) = self.by_name.remove(&name) {
-            self.by_name.insert(name, Place::tried_again(running, leave));
+            // The start says what is wrong if it cannot.
+            let place = Place::tried_again(&name, running, leave, Retry::at_once(revision));
+            self.by_name.insert(name, place);
         }
     }
 
@@ -267,62 +263,24 @@ impl<S: Site> Places<S> {
         if self.is_given_away {
             return;
         }
-        let running = self.running(|_| ()).len();
-        if running > 0 {
-            tracing::info!(deployments = running, "draining; stopping");
+        for name in self.by_name.keys().cloned().collect::<Vec<_>>() {
+            self.give_up(&name, "the node drains or stops");
         }
-        for name in self.by_name.keys() {
-            self.site.set_trouble(name, None);
-        }
-        self.let_go();
-        // At the last look as well: what the last start brought has left its stores open.
+        // Of whatever has ended by now: who hangs must not keep the others from writing what they hold.
+        self.site.close_stores();
         self.is_given_away = self.by_name.is_empty();
     }
 
-    /// Starts are given up, and stay in their places until they arrive.
-    fn let_go(&mut self) {
-        let mut leaving = Vec::new();
-        for (name, place) in std::mem::take(&mut self.by_name) {
-            let (running, start) = place.given_up();
-            leaving.extend(running);
-            self.by_name.extend(start.map(|start| (name, Place::Starting(start))));
-        }
-        self.stop_all(leaving);
-    }
-
-    fn stop_all(&self, leaving: Vec<S::Running>) {
-        // All at once: a drain must not take longer for having many deployments.
-        std::thread::scope(|scope| {
-            for running in leaving {
-                scope.spawn(|| running.stop(Leave::All));
-            }
-        });
-        self.site.close_stores();
-    }
-
-    /// Stops everything. What a start has made all the same goes the same way.
-    fn stop(mut self) {
-        self.let_go();
-        let starts = std::mem::take(&mut self.by_name).into_values().filter_map(|place| place.given_up().1);
-        let arrived = starts.filter_map(|start| start.arrive(&self.site).given_up().0).collect();
-        self.stop_all(arrived);
-    }
-
-    /// Lives that have ended since the last look, once nothing of them runs here any more or may be about to.
-    /// Not one that is kept for the next deployment of the name.
+    /// Lives that have ended, once nothing of them runs here any more or may be about to. Not one that is
+    /// kept for the next deployment of the name.
     fn ended_lives(&mut self, view: &Registry) -> Vec<Life> {
         if self.former.next != view.next {
             let lives = self.former.lives().into_iter();
             self.ended.extend(lives.filter(|(name, incarnation)| !view.is_alive(name, incarnation)));
         }
         let places = &self.by_name;
-        let starts = |(name, incarnation): &Life| {
-            let place = places.get(name);
-            place.is_some_and(
-                |place| matches!(place, Place::Starting(start) if start.incarnation() == incarnation),
-            )
-        };
-        self.ended.extract_if(.., |life| !starts(life)).collect()
+        let ends = |name: &str| matches!(places.get(name), Some(Place::Ending(_)));
+        self.ended.extract_if(.., |(name, _)| !ends(name)).collect()
     }
 }
 
@@ -338,12 +296,18 @@ fn gone<'a>(former: &'a Registry, view: &Registry) -> Vec<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use tidemill_proto::v1::control_entry::Entry;
     use tidemill_proto::v1::{DeleteEntry, DeployEntry, PauseEntry, ResetEntry};
 
     use super::*;
+    use crate::node::fake_site::FakeSite;
     use crate::node::proposal::proposal;
     use crate::node::registry::Outcome;
+
+    /// What comes about at all takes no longer.
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     /// A registry that changes, and what it was at the last look.
     #[derive(Default)]
@@ -360,9 +324,9 @@ mod tests {
             self.apply(Entry::Deploy(deploy));
         }
 
-        fn pause(&mut self, name: &str) {
+        fn pause(&mut self, name: &str, paused: bool) {
             let (name, expected_revision) = (name.to_owned(), self.now.revision(name));
-            let pause = PauseEntry { name, expected_revision, paused: true, ..PauseEntry::default() };
+            let pause = PauseEntry { name, expected_revision, paused, ..PauseEntry::default() };
             self.apply(Entry::Pause(pause));
         }
 
@@ -398,8 +362,8 @@ mod tests {
         }
         assert!(fleet.look().is_empty());
         fleet.deploy("a", "");
-        fleet.pause("b");
-        fleet.pause("c");
+        fleet.pause("b", true);
+        fleet.pause("c", true);
         assert!(fleet.look().is_empty(), "another version is the same life, and so is a pause");
         fleet.delete("b", false);
         fleet.reset("c", "c2");
@@ -412,5 +376,172 @@ mod tests {
         fleet.deploy("e", "e1");
         fleet.delete("e", false);
         assert_eq!(fleet.look(), ["a"]);
+    }
+
+    /// A node of the fleet, that somebody looks after.
+    struct Node {
+        fleet: Fleet,
+        site: FakeSite,
+        places: Places<FakeSite>,
+        /// It neither drains nor stops.
+        is_wanted: bool,
+        ended: Vec<Life>,
+    }
+
+    impl Node {
+        fn new() -> Node {
+            let site = FakeSite::default();
+            let places = Places::new(site.clone(), Arc::default());
+            Node { fleet: Fleet::default(), site, places, is_wanted: true, ended: Vec::new() }
+        }
+
+        /// On which these are up.
+        fn with(names: &[&str]) -> Node {
+            let mut node = Node::new();
+            names.iter().for_each(|name| node.fleet.deploy(name, &format!("{name}1")));
+            node.look_until("all are up", |node| names.iter().all(|name| node.is_up(name)));
+            node
+        }
+
+        fn look(&mut self) {
+            let view = Arc::new(self.fleet.now.clone());
+            self.ended.extend(self.places.look(view, self.is_wanted));
+        }
+
+        fn look_until(&mut self, what: &str, holds: impl Fn(&Node) -> bool) {
+            let deadline = Instant::now() + PATIENCE;
+            self.look();
+            while !holds(self) {
+                assert!(Instant::now() < deadline, "not {what}: {:?}", self.site.all_begun());
+                std::thread::yield_now();
+                self.look();
+            }
+        }
+
+        fn is_up(&self, name: &str) -> bool {
+            matches!(self.places.by_name.get(name), Some(Place::Up(..)))
+        }
+
+        fn is_gone(&self, name: &str) -> bool {
+            !self.places.by_name.contains_key(name)
+        }
+    }
+
+    #[test]
+    fn a_stop_that_takes_its_time_holds_up_nobody_but_what_follows_it() {
+        let mut node = Node::with(&["a"]);
+        node.site.hold("leave a");
+        node.fleet.pause("a", true);
+        node.look_until("it is stopped", |node| node.site.begun("leave a") == 1);
+        node.fleet.pause("a", false);
+        node.fleet.deploy("b", "b1");
+        node.look_until("another is up", |node| node.is_up("b"));
+        assert_eq!(node.site.begun("prepare a"), 1, "it has not ended");
+        node.site.release("leave a");
+        node.look_until("it is up again", |node| node.is_up("a"));
+        assert_eq!(node.site.begun("start a"), 2);
+    }
+
+    #[test]
+    fn inputs_that_have_changed_end_it_beside_and_start_it_again() {
+        let mut node = Node::with(&["a", "b"]);
+        let revision = node.fleet.now.revision("a");
+        let finding = |reaction| Finding { deployment: "a".into(), revision, reaction };
+        node.places.react(finding(Reaction::Rejoin));
+        assert!(node.site.begun("rejoin a") == 1 && node.is_up("a"));
+        let stop = Reaction::Stop("no topic".into());
+        let table = [(Reaction::Restart, "stop a", None), (stop, "leave a", Some("no topic"))];
+        for (reaction, how, why) in table {
+            let starts = node.site.begun("start a");
+            node.site.hold(how);
+            node.places.react(finding(reaction));
+            node.look_until("it is stopped", |node| node.site.begun(how) == 1);
+            node.look();
+            assert!(node.is_up("b") && node.site.begun("prepare a") == starts);
+            assert_eq!(node.site.trouble("a").as_deref(), why);
+            node.site.release(how);
+            node.look_until("it is up again", |node| node.is_up("a"));
+            assert_eq!((node.site.begun("start a"), node.site.trouble("a")), (starts + 1, None));
+        }
+        let old = Finding { deployment: "a".into(), revision: revision - 1, reaction: Reaction::Restart };
+        node.places.react(old);
+        assert!(node.is_up("a"), "it has changed itself meanwhile");
+    }
+
+    #[test]
+    fn what_is_deleted_is_forgotten_once_it_has_ended_and_its_name_begins_another_life_then() {
+        let mut node = Node::with(&["a"]);
+        node.site.hold("leave a");
+        node.fleet.delete("a", false);
+        node.fleet.deploy("a", "a2");
+        node.look_until("it is stopped", |node| node.site.begun("leave a") == 1);
+        node.look();
+        assert!(node.ended.is_empty() && node.site.begun("forget a") == 0);
+        node.site.release("leave a");
+        node.look_until("the other life is up", |node| node.is_up("a"));
+        assert_eq!(node.ended, [("a".to_owned(), "a1".to_owned())]);
+        let begun = ["prepare a", "start a", "leave a", "forget a", "prepare a", "start a"];
+        assert_eq!(node.site.all_begun(), begun);
+    }
+
+    #[test]
+    fn what_is_deleted_while_it_is_not_here_is_forgotten_at_once() {
+        let mut node = Node::with(&["a"]);
+        node.fleet.pause("a", true);
+        node.look_until("it has ended", |node| node.is_gone("a"));
+        node.fleet.delete("a", false);
+        node.look();
+        assert_eq!((node.site.begun("forget a"), node.ended.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_start_that_is_given_up_takes_nothing_over_and_what_it_brings_all_the_same_is_stopped() {
+        for (held, stops) in [("prepare a", 0), ("start a", 1)] {
+            let mut node = Node::new();
+            node.site.hold(held);
+            node.fleet.deploy("a", "a1");
+            node.look_until("it is on its way", |node| node.site.begun(held) == 1);
+            node.fleet.pause("a", true);
+            node.look();
+            node.site.release(held);
+            node.look_until("nothing of it is left", |node| node.is_gone("a"));
+            assert_eq!((node.site.begun("start a"), node.site.begun("leave a")), (stops, stops), "{held}");
+        }
+    }
+
+    #[test]
+    fn what_runs_while_its_successor_is_made_ready_is_stopped_at_once_when_both_are_given_up() {
+        let mut node = Node::with(&["a"]);
+        node.site.hold("prepare a");
+        node.fleet.deploy("a", "");
+        node.look_until("its successor is made ready", |node| node.site.begun("prepare a") == 2);
+        node.fleet.pause("a", true);
+        node.look_until("it is stopped", |node| node.site.begun("leave a") == 1);
+        assert!(!node.is_gone("a"), "the start is waited for");
+        node.site.release("prepare a");
+        node.look_until("nothing of it is left", |node| node.is_gone("a"));
+        assert_eq!(node.site.begun("start a"), 1);
+    }
+
+    #[test]
+    fn a_node_that_stops_or_drains_stops_all_at_once_and_who_hangs_keeps_nobody_from_closing_his_stores() {
+        let mut node = Node::with(&["a", "b", "c"]);
+        let leaves = ["leave a", "leave b", "leave c"];
+        leaves.iter().for_each(|leave| node.site.hold(leave));
+        node.is_wanted = false;
+        node.look_until("all are stopped", |node| leaves.iter().all(|leave| node.site.begun(leave) == 1));
+        node.site.release("leave a");
+        node.site.release("leave b");
+        node.look_until("two have ended", |node| node.is_gone("a") && node.is_gone("b"));
+        assert!(!node.places.is_given_away);
+        assert_eq!(node.site.all_begun().last().map(String::as_str), Some("close stores"));
+        node.site.release("leave c");
+        node.look_until("all have ended", |node| node.places.is_given_away);
+        let begun = node.site.all_begun();
+        assert_eq!(begun.last().map(String::as_str), Some("close stores"));
+        node.look();
+        assert_eq!(node.site.all_begun(), begun, "there is nothing left to do");
+        node.is_wanted = true;
+        node.look_until("it takes all up again", |node| ["a", "b", "c"].iter().all(|name| node.is_up(name)));
     }
 }
