@@ -26,7 +26,7 @@ use super::registered::Registered;
 use super::registry::Registry;
 use super::runtime::NodeRuntime;
 use super::site::{Running, Site};
-use super::tidy;
+use super::tidy::Burials;
 
 /// The registry is looked at this often even if it does not change, for what is to be tried again.
 const LOOK: Duration = Duration::from_millis(200);
@@ -47,11 +47,12 @@ impl Supervisor {
     pub fn start(node: Arc<NodeRuntime>) -> std::io::Result<Supervisor> {
         let stopping = Arc::new(AtomicBool::new(false));
         let watch = Watch::start(Arc::clone(&node))?;
+        let burials = Burials::start(Arc::clone(&node))?;
         let places = Places::new(Arc::clone(&node), Arc::clone(&stopping));
         let thread = std::thread::Builder::new().name("supervisor".into());
         let thread = thread.spawn({
             let node = Arc::clone(&node);
-            move || supervise(&node, places, watch)
+            move || supervise(&node, places, watch, burials)
         })?;
         Ok(Supervisor { node, stopping, thread: Some(thread) })
     }
@@ -71,7 +72,7 @@ impl Supervisor {
 
 /// Looks at what should be and at what is, and makes the one of the other, until the node stops and nothing
 /// is left on it.
-fn supervise(node: &Arc<NodeRuntime>, mut places: Places<Arc<NodeRuntime>>, watch: Watch) {
+fn supervise(node: &Arc<NodeRuntime>, mut places: Places<Arc<NodeRuntime>>, watch: Watch, burials: Burials) {
     loop {
         let view = node.control_log.wait_beyond(places.former.next, places.patience());
         node.relays.set_paused(outbox_pauses(&view));
@@ -80,8 +81,8 @@ fn supervise(node: &Arc<NodeRuntime>, mut places: Places<Arc<NodeRuntime>>, watc
         for finding in watch.findings().filter(|_| is_wanted) {
             places.react(finding);
         }
-        for (name, incarnation) in places.look(view, is_wanted) {
-            tidy::life_ended(node, &name, &incarnation);
+        for life in places.look(view, is_wanted) {
+            burials.add(life);
         }
         node.drain.set_done(places.is_given_away);
         watch.set(places.running(RunningDeployment::shared));
@@ -90,6 +91,7 @@ fn supervise(node: &Arc<NodeRuntime>, mut places: Places<Arc<NodeRuntime>>, watc
         }
     }
     watch.stop();
+    burials.stop();
 }
 
 /// By deployment and destination.

@@ -16,8 +16,11 @@
 //!
 //! Never deletes what is open: the directory is leased meanwhile, as by a task that would open it.
 
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::{Sender, unbounded};
 use tidemill_proto::v1 as proto;
 
 use super::deployment::wall_ms;
@@ -124,8 +127,46 @@ fn remove(node: &NodeRuntime, store: &StoreDir, wait: Duration) -> Result<bool, 
     Ok(true)
 }
 
+/// Deletes the state of lives that have ended, one after the other on a thread of its own: somebody may have
+/// to let go of it, and nobody else waits for that.
+pub struct Burials {
+    /// Name and incarnation.
+    lives: Sender<(String, String)>,
+    thread: JoinHandle<()>,
+}
+
+impl Burials {
+    pub fn start(node: Arc<NodeRuntime>) -> std::io::Result<Burials> {
+        Burials::with(move |deployment, incarnation| life_ended(&node, deployment, incarnation))
+    }
+
+    fn with(bury: impl Fn(&str, &str) + Send + 'static) -> std::io::Result<Burials> {
+        let (lives, ended) = unbounded::<(String, String)>();
+        let thread = std::thread::Builder::new().name("burials".into()).spawn(move || {
+            for (deployment, incarnation) in ended {
+                bury(&deployment, &incarnation);
+            }
+        })?;
+        Ok(Burials { lives, thread })
+    }
+
+    /// Of this life, name and incarnation, nothing runs here any more.
+    pub fn add(&self, life: (String, String)) {
+        // Fails only if the thread has panicked: what is left is then found at a later look.
+        let _ = self.lives.send(life);
+    }
+
+    /// Returns when everything is done.
+    pub fn stop(self) {
+        drop(self.lives);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that deletes the state of lives that have ended panicked");
+        }
+    }
+}
+
 /// The state of a life that has just ended here, and that the registry says has ended.
-pub fn life_ended(node: &NodeRuntime, deployment: &str, incarnation: &str) {
+fn life_ended(node: &NodeRuntime, deployment: &str, incarnation: &str) {
     let Ok(stores) = node.state_dir.stores() else { return };
     let of_life = |store: &&StoreDir| store.deployment == deployment && store.incarnation == incarnation;
     for store in stores.iter().filter(of_life) {
@@ -191,5 +232,30 @@ impl Handle {
             })
             .collect();
         Ok(proto::StoresResponse { directories, silent: Vec::new() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_burial_but_who_stops_them_all() {
+        let (release, held) = unbounded();
+        let (told, done) = unbounded();
+        let burials = Burials::with(move |deployment, incarnation| {
+            held.recv().expect("it is released");
+            told.send(format!("{deployment} {incarnation}")).expect("the test listens");
+        });
+        let burials = burials.expect("a thread");
+        for (deployment, incarnation) in [("a", "a1"), ("b", "b1")] {
+            burials.add((deployment.to_owned(), incarnation.to_owned()));
+        }
+        assert!(done.is_empty(), "nothing was released");
+        for _ in 0..2 {
+            release.send(()).expect("it is awaited");
+        }
+        burials.stop();
+        assert_eq!(done.try_iter().collect::<Vec<_>>(), ["a a1", "b b1"]);
     }
 }
