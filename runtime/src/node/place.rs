@@ -30,6 +30,8 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A deployment whose workers have run for so long had nothing to do with the panic before.
 const CALM: Duration = Duration::from_secs(5 * 60);
+/// What should have ended so long ago hangs: a commit and the compilation of a module take less.
+const HANGS_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) enum Place<S: Site> {
     /// With a newer revision that could not be made ready, or what this one had to wait for, if it had to.
@@ -101,9 +103,19 @@ impl<S: Site> Place<S> {
         matches!(self, Place::Starting(_))
     }
 
-    /// Something of it is about to be over.
+    /// Something of it is about to be over: looking often for what hangs is of no use.
     pub(super) fn is_moving(&self) -> bool {
-        matches!(self, Place::Starting(_) | Place::Ending(_))
+        let since = match self {
+            Place::Up(..) | Place::Failed(_) => return false,
+            Place::Starting(start) => start.since,
+            Place::Ending(ending) => ending.since,
+        };
+        since.elapsed() < HANGS_AFTER
+    }
+
+    /// A start of it was given up, and has not ended.
+    pub(super) fn has_lost_a_start(&self) -> bool {
+        matches!(self, Place::Ending(ending) if ending.start.is_some())
     }
 
     /// Nothing of it is wanted any more.
@@ -166,6 +178,7 @@ impl<S: Site> Place<S> {
 pub(super) struct Start<S: Site> {
     course: Arc<Course<S>>,
     thread: JoinHandle<Place<S>>,
+    since: Instant,
 }
 
 /// What a start shares with who looks at it.
@@ -176,6 +189,8 @@ struct Course<S: Site> {
     /// Where the deployment stood; it neither started nor ended. Whoever takes it first has it: this one once
     /// it is ready, or who gives it up.
     former: Mutex<Option<Place<S>>>,
+    /// It is made ready.
+    is_ready: AtomicBool,
     given_up: AtomicBool,
     /// The node stops.
     stopping: Arc<AtomicBool>,
@@ -187,6 +202,7 @@ impl<S: Site> Course<S> {
             registered: registered.clone(),
             backoff: former.as_ref().map_or(RETRY_MIN, |former| former.backoff(registered.revision)),
             former: Mutex::new(former),
+            is_ready: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
             stopping: Arc::clone(stopping),
         }
@@ -212,7 +228,7 @@ impl<S: Site> Start<S> {
             thread.spawn(move || step(&site, &course))
         };
         match thread {
-            Ok(thread) => Place::Starting(Start { course, thread }),
+            Ok(thread) => Place::Starting(Start { course, thread, since: Instant::now() }),
             Err(error) => {
                 let error = PrepareError::Unavailable(format!("no thread to start it on: {error}"));
                 let former = lock(&course.former).take();
@@ -245,6 +261,7 @@ fn outcome<S: Site>(thread: JoinHandle<Place<S>>) -> Result<Place<S>, PrepareErr
 fn step<S: Site>(site: &S, course: &Course<S>) -> Place<S> {
     let registered = &course.registered;
     let prepared = site.prepare(registered);
+    course.is_ready.store(true, Ordering::Relaxed);
     let former = lock(&course.former).take();
     // Not asked later: members that stop to come back keep their places in the group, and can leave it only
     // once they are back.
@@ -300,11 +317,34 @@ pub(super) struct Ending<S: Site> {
     then: Option<Retry>,
     /// The deployment is to be forgotten then: it writes down what it does until it has ended.
     pub(super) is_of_the_deleted: bool,
+    since: Instant,
+    /// The log says that it hangs.
+    is_told: bool,
 }
 
 impl<S: Site> Ending<S> {
     fn new(workers: Option<JoinHandle<()>>, start: Option<Start<S>>, then: Option<Retry>) -> Ending<S> {
-        Ending { workers, start, then, is_of_the_deleted: false }
+        Ending { workers, start, then, is_of_the_deleted: false, since: Instant::now(), is_told: false }
+    }
+
+    /// That it hangs, if it does, and what it waits for. The log has it the first time.
+    pub(super) fn hangs(&mut self, name: &str) -> Option<String> {
+        let waited = self.since.elapsed();
+        if waited < HANGS_AFTER {
+            return None;
+        }
+        let waits_for = match &self.start {
+            None => "its workers, which commit or are in a call of the handler",
+            Some(start) if start.course.is_ready.load(Ordering::Relaxed) => {
+                "its start, which stops what ran before or starts workers"
+            }
+            Some(_) => "its start, which compiles the module or asks Kafka",
+        };
+        let waited_s = waited.as_secs();
+        if !std::mem::replace(&mut self.is_told, true) {
+            tracing::error!(deployment = name, waited_s, waits_for, "it does not end");
+        }
+        Some(format!("what is here of it was to end {waited_s} s ago and waits for {waits_for}"))
     }
 
     /// True once nothing of it is left. What a start brings that was given up ends as well.
@@ -324,6 +364,10 @@ impl<S: Site> Ending<S> {
             && let Err(panic) = thread.join()
         {
             tracing::error!(deployment = name, reason = words(&*panic), "its stop panicked");
+        }
+        if self.is_told {
+            let waited_s = self.since.elapsed().as_secs();
+            tracing::info!(deployment = name, waited_s, "it has ended after all");
         }
         if self.then.is_none() {
             site.set_trouble(name, None);
@@ -387,7 +431,7 @@ mod tests {
         work: fn() -> Place<FakeSite>,
     ) -> Start<FakeSite> {
         let course = Course::new(Some(former), registered, &Arc::default());
-        Start { course: Arc::new(course), thread: std::thread::spawn(work) }
+        Start { course: Arc::new(course), thread: std::thread::spawn(work), since: Instant::now() }
     }
 
     #[test]
@@ -419,6 +463,37 @@ mod tests {
         let Err(error) = outcome(start.thread) else { panic!("it has panicked") };
         assert!(error.to_string().ends_with("no luck"), "{error}");
         assert!(lock(&start.course.former).is_some(), "what it has not taken over goes on");
+    }
+
+    #[test]
+    fn what_hangs_says_what_it_waits_for() {
+        let Some(long_ago) = Instant::now().checked_sub(HANGS_AFTER) else { return };
+        let registered = registered();
+        for (held, waits_for) in [
+            ("prepare a", "its start, which compiles"),
+            ("start a", "its start, which stops what ran before"),
+            ("leave a", "its workers"),
+        ] {
+            let site = FakeSite::default();
+            site.hold(held);
+            let mut place: Place<FakeSite> = match held {
+                "leave a" => Place::Up(site.start(registered.clone(), None).expect("it starts"), None),
+                _ => Start::begin(&site, None, &registered, &Arc::default()),
+            };
+            while held != "leave a" && site.begun(held) == 0 {
+                std::thread::yield_now();
+            }
+            let mut ending = place.given_up("a").expect("it runs, or is about to");
+            assert_eq!(ending.hangs("a"), None, "it has hardly begun");
+            ending.since = long_ago;
+            assert!(ending.hangs("a").is_some_and(|said| said.contains(waits_for)), "{held}");
+            place = Place::Ending(ending);
+            assert!(!place.is_moving() && place.has_lost_a_start() == (held != "leave a"));
+            site.release(held);
+            while !place.is_over(&site, "a") {
+                std::thread::yield_now();
+            }
+        }
     }
 
     #[test]

@@ -35,6 +35,8 @@ const MOVING_LOOK: Duration = Duration::from_millis(10);
 
 /// Deployments that are started side by side.
 const STARTS_AT_ONCE: usize = 8;
+/// Starts that were given up and have not ended, beside those. With so many of them nothing more is started.
+const LOST_STARTS_MAX: usize = 64;
 
 /// Ends the thread, and every deployment with it, when stopped.
 pub struct Supervisor {
@@ -85,6 +87,7 @@ fn supervise(node: &Arc<NodeRuntime>, mut places: Places<Arc<NodeRuntime>>, watc
             burials.add(life);
         }
         node.drain.set_done(places.is_given_away);
+        node.telemetry.node.deployments_hanging.set(places.tell_hanging() as u64);
         watch.set(places.running(RunningDeployment::shared));
         if stops && places.is_given_away {
             break;
@@ -246,18 +249,49 @@ impl<S: Site> Places<S> {
 
     /// Begins what is due: so many at once, new revisions first, then what has waited longest.
     fn start_due(&mut self, view: &Registry) {
-        let starting = self.by_name.values().filter(|place| place.is_starting()).count();
         let place = |registered: &Registered| self.by_name.get(&registered.name);
         let wanted = view.deployments.values().filter(|registered| !registered.paused);
         let mut due: Vec<&Registered> = wanted
             .filter(|registered| place(registered).is_none_or(|place| place.is_due(registered)))
             .collect();
         due.sort_by_key(|registered| place(registered).and_then(|place| place.due_at(registered.revision)));
+        let lost = self.by_name.values().filter(|place| place.has_lost_a_start()).count();
+        if lost >= LOST_STARTS_MAX {
+            return self.put_off(&due, lost);
+        }
+        let starting = self.by_name.values().filter(|place| place.is_starting()).count();
         for registered in due.into_iter().take(STARTS_AT_ONCE.saturating_sub(starting)) {
             let place = self.by_name.remove(&registered.name);
             let place = Start::begin(&self.site, place, registered, &self.stopping);
             self.by_name.insert(registered.name.clone(), place);
         }
+    }
+
+    /// Says why nothing of this is begun.
+    fn put_off(&self, due: &[&Registered], lost: usize) {
+        let reason = format!(
+            "{lost} starts were given up on this node and have not ended, so it begins no other: its log says \
+             what they wait for; start the node again"
+        );
+        for registered in due {
+            self.site.set_trouble(&registered.name, Some((registered.revision, reason.clone())));
+        }
+    }
+
+    /// Says of what hangs that it does, also to who asks why a deployment does not run that waits for it.
+    /// Answers how many do.
+    fn tell_hanging(&mut self) -> usize {
+        let mut hanging = 0;
+        for (name, place) in &mut self.by_name {
+            let Place::Ending(ending) = place else { continue };
+            let Some(reason) = ending.hangs(name) else { continue };
+            hanging += 1;
+            let registered = self.former.deployments.get(name).filter(|registered| !registered.paused);
+            if let Some(registered) = registered {
+                self.site.set_trouble(name, Some((registered.revision, reason)));
+            }
+        }
+        hanging
     }
 
     /// Stops everything: others take up at once what its members leave.
@@ -523,6 +557,32 @@ mod tests {
         node.site.release("prepare a");
         node.look_until("nothing of it is left", |node| node.is_gone("a"));
         assert_eq!(node.site.begun("start a"), 1);
+    }
+
+    #[test]
+    fn starts_that_were_given_up_and_hang_take_nobodys_turn_until_there_are_too_many() {
+        let mut node = Node::new();
+        let names: Vec<String> = (0..LOST_STARTS_MAX).map(|number| format!("n{number}")).collect();
+        let prepare = |name: &String| format!("prepare {name}");
+        for turn in names.chunks(STARTS_AT_ONCE) {
+            for name in turn {
+                node.site.hold(&prepare(name));
+                node.fleet.deploy(name, "i");
+            }
+            let all_begun = |node: &Node| turn.iter().all(|name| node.site.begun(&prepare(name)) == 1);
+            node.look_until("it is their turn", all_begun);
+            turn.iter().for_each(|name| node.fleet.pause(name, true));
+            node.look();
+        }
+        node.fleet.deploy("late", "i");
+        node.look();
+        let trouble = node.site.trouble("late").expect("it is told why");
+        assert!(node.is_gone("late") && trouble.starts_with("64 starts were given up"), "{trouble}");
+        node.site.release(&prepare(&names[0]));
+        node.look_until("there is room for it", |node| node.is_up("late"));
+        assert_eq!(node.site.trouble("late"), None);
+        names.iter().for_each(|name| node.site.release(&prepare(name)));
+        node.look_until("all have ended", |node| names.iter().all(|name| node.is_gone(name)));
     }
 
     #[test]

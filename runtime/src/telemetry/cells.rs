@@ -333,6 +333,8 @@ pub struct WorkerMetrics {
 pub struct NodeMetrics {
     /// Deployments the registry holds.
     pub deployments: Gauge,
+    /// Those of which something here should have ended, and does not.
+    pub deployments_hanging: Gauge,
     /// Nodes whose heartbeat is fresh, this one included.
     pub nodes: Gauge,
     /// Next record of the registry topic.

@@ -72,6 +72,7 @@ const EXPECTED: &[(&str, &str, f64, f64)] = &[
     ("tidemill_client_restarts", "", 0.0, 0.0),
     ("tidemill_worker_partitions", "", 1.0, 1.0),
     ("tidemill_deployments", "", 1.0, 1.0),
+    ("tidemill_deployments_hanging", "", 0.0, 0.0),
     ("tidemill_nodes", "", 1.0, 1.0),
     ("tidemill_registry_offset", "", 4.0, 10.0),
     ("tidemill_registry_errors", "", 1.0, 1.0),
