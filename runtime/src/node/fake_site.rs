@@ -25,6 +25,7 @@ struct State {
     held: BTreeSet<String>,
     /// Whose stores are open: there they are opened once.
     open: BTreeSet<String>,
+    broken: BTreeSet<String>,
     troubles: BTreeMap<String, String>,
 }
 
@@ -43,6 +44,11 @@ impl FakeSite {
     pub fn release(&self, what: &str) {
         self.lock().held.remove(what);
         self.0.released.notify_all();
+    }
+
+    /// A worker of what runs panics.
+    pub fn break_worker(&self, deployment: &str) {
+        self.lock().broken.insert(deployment.to_owned());
     }
 
     /// How often this was begun.
@@ -114,7 +120,7 @@ impl Running for FakeRunning {
     }
 
     fn is_broken(&self) -> bool {
-        false
+        self.site.lock().broken.contains(&self.name)
     }
 
     fn rejoin(&self) {
@@ -124,6 +130,8 @@ impl Running for FakeRunning {
     fn stop(self, leave: Leave) {
         let what = if leave == Leave::All { "leave" } else { "stop" };
         self.site.pass(format!("{what} {}", self.name));
-        self.site.lock().open.remove(&self.name);
+        let mut state = self.site.lock();
+        state.open.remove(&self.name);
+        state.broken.remove(&self.name);
     }
 }

@@ -13,7 +13,8 @@
 //!   stopped, given up --> Ending --nothing of it runs any more--> Failed, to be tried again; or in no place
 //! ```
 //!
-//! Nothing of a deployment is started while something of it ends, which has its stores.
+//! Nothing of a deployment is started while something of it ends, which has its stores: what runs may lose a
+//! worker and be stopped while its successor is made ready, which then waits for that.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,7 +46,7 @@ pub(super) enum Place<S: Site> {
 pub(super) struct Retry {
     revision: u64,
     again: Instant,
-    pub(super) backoff: Duration,
+    backoff: Duration,
 }
 
 impl Retry {
@@ -59,7 +60,7 @@ impl Retry {
     }
 
     /// Of a revision that ran and whose worker has panicked; `before` is what it had to wait for.
-    pub(super) fn after_panic(revision: u64, before: Option<&Retry>) -> Retry {
+    fn after_panic(revision: u64, before: Option<&Retry>) -> Retry {
         let recent = before.filter(|before| before.revision == revision && before.again.elapsed() < CALM);
         Retry::new(revision, recent.map_or(RETRY_MIN, Retry::next_backoff))
     }
@@ -134,6 +135,34 @@ impl<S: Site> Place<S> {
         }
     }
 
+    /// What has lost a worker to a panic is stopped, to be tried again later; its members come back. `wanted`
+    /// is the revision that the registry has.
+    pub(super) fn without_broken(self, site: &S, name: &str, wanted: u64) -> Place<S> {
+        match self {
+            Place::Up(running, before) if running.is_broken() => {
+                let revision = running.revision();
+                let retry = Retry::after_panic(revision, before.as_ref());
+                let backoff_s = retry.backoff.as_secs();
+                tracing::warn!(deployment = name, revision, backoff_s, "a worker panicked; stopping");
+                let next = match wanted == revision {
+                    true => format!("it starts again in {backoff_s} s"),
+                    false => format!("revision {wanted} is next"),
+                };
+                let reason = format!("a worker of revision {revision} panicked: see the node's log; {next}");
+                site.set_trouble(name, Some((wanted, reason)));
+                Place::tried_again(name, running, Leave::Nobody, retry)
+            }
+            Place::Starting(start) => {
+                // In one step, trouble and all: a start that is ready finds what ends, and mends the trouble.
+                let mut former = lock(&start.course.former);
+                *former = former.take().map(|former| former.without_broken(site, name, wanted));
+                drop(former);
+                Place::Starting(start)
+            }
+            place => place,
+        }
+    }
+
     /// What runs is stopped, to be tried again then.
     pub(super) fn tried_again(name: &str, running: S::Running, leave: Leave, then: Retry) -> Place<S> {
         Place::Ending(Ending::new(stop(name, running, leave), None, Some(then)))
@@ -186,8 +215,8 @@ struct Course<S: Site> {
     registered: Registered,
     /// What to wait should it fail.
     backoff: Duration,
-    /// Where the deployment stood; it neither started nor ended. Whoever takes it first has it: this one once
-    /// it is ready, or who gives it up.
+    /// Where the deployment stands without this, which is no start. Whoever takes it first has it: this one
+    /// once it is ready, or who gives it up.
     former: Mutex<Option<Place<S>>>,
     /// It is made ready.
     is_ready: AtomicBool,
@@ -263,6 +292,7 @@ fn step<S: Site>(site: &S, course: &Course<S>) -> Place<S> {
     let prepared = site.prepare(registered);
     course.is_ready.store(true, Ordering::Relaxed);
     let former = lock(&course.former).take();
+    let former = former.and_then(|former| former.arrived(site, &registered.name));
     // Not asked later: members that stop to come back keep their places in the group, and can leave it only
     // once they are back.
     if course.is_over() {
@@ -293,17 +323,16 @@ fn step<S: Site>(site: &S, course: &Course<S>) -> Place<S> {
 fn failed<S: Site>(site: &S, place: Option<Place<S>>, course: &Course<S>, error: &PrepareError) -> Place<S> {
     let (deployment, revision) = (&course.registered.name, course.registered.revision);
     tracing::error!(deployment, revision, %error, "cannot start");
+    let reason = match &place {
+        Some(Place::Up(running, _)) => format!("{error}; revision {} goes on meanwhile", running.revision()),
+        _ => error.to_string(),
+    };
+    site.set_trouble(deployment, Some((revision, reason)));
     let retry = Retry::new(revision, course.backoff);
     match place {
-        Some(Place::Up(running, _)) => {
-            let reason = format!("{error}; revision {} goes on meanwhile", running.revision());
-            site.set_trouble(deployment, Some((revision, reason)));
-            Place::Up(running, Some(retry))
-        }
-        Some(Place::Failed(_) | Place::Starting(_) | Place::Ending(_)) | None => {
-            site.set_trouble(deployment, Some((revision, error.to_string())));
-            Place::Failed(retry)
-        }
+        Some(Place::Up(running, _)) => Place::Up(running, Some(retry)),
+        Some(Place::Ending(ending)) => Place::Ending(Ending { then: Some(retry), ..ending }),
+        Some(Place::Failed(_) | Place::Starting(_)) | None => Place::Failed(retry),
     }
 }
 
@@ -399,7 +428,7 @@ fn stop<R: Running>(name: &str, running: R, leave: Leave) -> Option<JoinHandle<(
     }
 }
 
-/// Held for a take or a look, none of which panics.
+/// A panic elsewhere leaves what is locked whole: it is taken and put back.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -463,6 +492,21 @@ mod tests {
         let Err(error) = outcome(start.thread) else { panic!("it has panicked") };
         assert!(error.to_string().ends_with("no luck"), "{error}");
         assert!(lock(&start.course.former).is_some(), "what it has not taken over goes on");
+    }
+
+    #[test]
+    fn a_start_that_panics_ends_nothing_that_ends_by_itself() {
+        let (registered, site) = (registered(), FakeSite::default());
+        site.hold("stop a");
+        let running = site.start(registered.clone(), None).expect("it starts");
+        let retry = Retry::at_once(registered.revision);
+        let before = Place::<FakeSite>::tried_again("a", running, Leave::Nobody, retry);
+        let mut place = Place::Starting(starting(&registered, before, || panic!("no luck")));
+        place = place.arrived(&site, "a").expect("it is tried again");
+        assert!(!place.is_over(&site, "a") && !place.is_due(&registered));
+        assert!(site.trouble("a").is_some_and(|trouble| trouble.ends_with("no luck")));
+        site.release("stop a");
+        assert!(place.arrived(&site, "a").is_some_and(|place| place.due_at(registered.revision).is_some()));
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl<S: Site> Places<S> {
         self.end_deleted(&view);
         if is_wanted {
             self.is_given_away = false;
-            self.give_up_broken();
+            self.give_up_broken(&view);
             self.end_paused(&view);
             self.start_due(&view);
         } else {
@@ -199,21 +199,15 @@ impl<S: Site> Places<S> {
         self.by_name.extend(ending.map(|ending| (name.to_owned(), ending)));
     }
 
-    /// Stops every deployment that has lost a worker to a panic, to be tried again later.
-    fn give_up_broken(&mut self) {
-        let is_broken = |place: &Place<S>| matches!(place, Place::Up(running, _) if running.is_broken());
+    /// Stops every deployment that has lost a worker to a panic, also one whose successor is made ready.
+    fn give_up_broken(&mut self, view: &Registry) {
+        let is_broken = |place: &Place<S>| place.of_running(Running::is_broken) == Some(true);
         let broken = self.by_name.iter().filter(|(_, place)| is_broken(place)).map(|(name, _)| name.clone());
         for name in broken.collect::<Vec<_>>() {
-            let Some(Place::Up(running, before)) = self.by_name.remove(&name) else { continue };
-            let revision = running.revision();
-            let retry = Retry::after_panic(revision, before.as_ref());
-            let backoff_s = retry.backoff.as_secs();
-            tracing::warn!(deployment = name, revision, backoff_s, "a worker panicked; starting again");
-            let reason = format!("a worker panicked: see the node's log; it starts again in {backoff_s} s");
-            self.site.set_trouble(&name, Some((revision, reason)));
-            // Its members come back.
-            let place = Place::tried_again(&name, running, Leave::Nobody, retry);
-            self.by_name.insert(name, place);
+            let Some(registered) = view.deployments.get(&name) else { continue };
+            let place = self.by_name.remove(&name);
+            let place = place.map(|place| place.without_broken(&self.site, &name, registered.revision));
+            self.by_name.extend(place.map(|place| (name, place)));
         }
     }
 
@@ -270,8 +264,8 @@ impl<S: Site> Places<S> {
     /// Says why nothing of this is begun.
     fn put_off(&self, due: &[&Registered], lost: usize) {
         let reason = format!(
-            "{lost} starts were given up on this node and have not ended, so it begins no other: its log says \
-             what they wait for; start the node again"
+            "{lost} starts were given up on this node and have not ended, so it begins no other: its log \
+             says what they wait for; start the node again"
         );
         for registered in due {
             self.site.set_trouble(&registered.name, Some((registered.revision, reason.clone())));
@@ -556,6 +550,57 @@ mod tests {
         assert!(!node.is_gone("a"), "the start is waited for");
         node.site.release("prepare a");
         node.look_until("nothing of it is left", |node| node.is_gone("a"));
+        assert_eq!(node.site.begun("start a"), 1);
+    }
+
+    #[test]
+    fn a_worker_that_panics_ends_its_deployment_beside_and_says_when_it_starts_again() {
+        let mut node = Node::with(&["a", "b"]);
+        node.site.hold("stop a");
+        node.site.break_worker("a");
+        node.look_until("it is stopped", |node| node.site.begun("stop a") == 1);
+        assert!(node.site.trouble("a").is_some_and(|trouble| trouble.ends_with("it starts again in 1 s")));
+        node.look();
+        assert!(node.is_up("b") && node.site.begun("prepare a") == 1, "it has not ended");
+        node.site.release("stop a");
+        node.look_until("it has ended", |node| !node.places.by_name["a"].is_moving());
+    }
+
+    #[test]
+    fn a_worker_that_panics_while_its_successor_is_made_ready_is_noticed_at_once() {
+        let mut node = Node::with(&["a"]);
+        node.site.hold("prepare a");
+        node.site.hold("stop a");
+        node.fleet.deploy("a", "");
+        node.look_until("its successor is made ready", |node| node.site.begun("prepare a") == 2);
+        node.site.break_worker("a");
+        node.look_until("it is stopped", |node| node.site.begun("stop a") == 1);
+        let trouble = "a worker of revision 1 panicked: see the node's log; revision 2 is next";
+        assert_eq!(node.site.trouble("a").as_deref(), Some(trouble));
+        node.site.release("prepare a");
+        node.look();
+        assert!(node.site.begun("start a") == 1 && node.places.by_name["a"].is_starting(), "it waits");
+        node.site.release("stop a");
+        node.look_until("the successor is up", |node| node.is_up("a"));
+        assert_eq!((node.site.begun("start a"), node.site.trouble("a")), (2, None));
+    }
+
+    #[test]
+    fn a_deployment_that_broke_while_its_successor_was_made_ready_is_waited_for_when_both_are_given_up() {
+        let mut node = Node::with(&["a"]);
+        node.site.hold("prepare a");
+        node.site.hold("stop a");
+        node.fleet.deploy("a", "");
+        node.look_until("its successor is made ready", |node| node.site.begun("prepare a") == 2);
+        node.site.break_worker("a");
+        node.look_until("it is stopped", |node| node.site.begun("stop a") == 1);
+        node.is_wanted = false;
+        node.look();
+        node.site.release("prepare a");
+        node.look_until("the start has ended", |node| !node.places.by_name["a"].has_lost_a_start());
+        assert!(!node.places.is_given_away, "its workers have not");
+        node.site.release("stop a");
+        node.look_until("all has ended", |node| node.places.is_given_away);
         assert_eq!(node.site.begun("start a"), 1);
     }
 
