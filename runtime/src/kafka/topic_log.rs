@@ -56,7 +56,8 @@ impl Appender {
 impl TopicLog {
     /// The topic must exist and have one partition.
     pub fn open(config: &KafkaConfig, topic: &str) -> Result<TopicLog, SourceError> {
-        let appender = Appender::new(config, topic).map_err(|error| SourceError::Refused(error.to_string()))?;
+        let appender =
+            Appender::new(config, topic).map_err(|error| SourceError::Refused(error.to_string()))?;
         Ok(TopicLog {
             config: config.clone(),
             topic: topic.to_owned(),

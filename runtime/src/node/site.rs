@@ -20,7 +20,8 @@ pub(super) trait Site: Clone + Send + 'static {
     fn prepare(&self, registered: &Registered) -> Result<Self::Ready, PrepareError>;
 
     /// Runs a revision in the place of `before`, of which nothing is left if this fails.
-    fn start(&self, ready: Self::Ready, before: Option<Self::Running>) -> Result<Self::Running, PrepareError>;
+    fn start(&self, ready: Self::Ready, before: Option<Self::Running>)
+    -> Result<Self::Running, PrepareError>;
 
     /// A revision could not be made ready, which may be its own fault.
     fn condemn(&self, registered: &Registered, error: &PrepareError);

@@ -51,10 +51,10 @@ pub fn start(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
 }
 
 fn collect(node: &NodeRuntime, uploads: &mut Uploads) -> Result<(), ModuleError> {
-    let log = node.topic_log(&node.modules_topic())?;
-    let unneeded = uploads.look(&log, || node.control_log.catch_up(), Instant::now)?;
+    let log = &node.module_log;
+    let unneeded = uploads.look(log, || node.control_log.catch_up(), Instant::now)?;
     for upload in &unneeded {
-        upload.delete(&log)?;
+        upload.delete(log)?;
         node.telemetry.node.collected_uploads.add(1);
     }
     if !unneeded.is_empty() {
@@ -129,7 +129,8 @@ impl Uploads {
         let end = tail.read_to_end(&mut |record| self.read(&record))?;
         self.next = end;
         let read = clock();
-        Ok(self.unneeded(&registry()?, began, read))
+        let registry = registry()?;
+        Ok(self.unneeded(&registry, began, read))
     }
 
     /// Keys from before uploads were told apart are left alone: a node of that time may be writing one again.

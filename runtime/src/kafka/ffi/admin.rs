@@ -8,7 +8,7 @@ use rd::rd_kafka_admin_op_t as Op;
 use rdkafka_sys as rd;
 
 use super::partitions::{Partitions, Row, row, rows};
-use super::{Client, Code, KafkaError, c_string, check, consume, millis, text};
+use super::{Client, Code, KafkaError, c_string, consume, millis, text};
 
 // The same functions as in the bindings, with codes and states as the integers they are in C.
 unsafe extern "C" {

@@ -105,10 +105,7 @@ fn what_is_sent_has_the_id_and_the_correlation_of_its_own_record() {
         .collect();
     assert_eq!(
         ids,
-        [
-            b"life/words-id/3/1 caused life/words-id/3/1/0",
-            b"life/words-id/3/2 caused life/words-id/3/2/0",
-        ]
+        [b"life/words-id/3/1 caused life/words-id/3/1/0", b"life/words-id/3/2 caused life/words-id/3/2/0",]
     );
 }
 
