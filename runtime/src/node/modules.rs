@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -82,12 +83,14 @@ pub fn publish(log: &TopicLog, digest: &str, module: &[u8]) -> Result<(), Module
 /// The files of a node's modules.
 pub struct ModuleDir {
     dir: PathBuf,
+    /// Held while a file is written: deployments of one module that start at once all keep it.
+    writing: Mutex<()>,
 }
 
 impl ModuleDir {
     pub fn open(dir: &Path) -> Result<ModuleDir, ModuleError> {
         std::fs::create_dir_all(dir).map_err(|reason| disk(dir, reason))?;
-        Ok(ModuleDir { dir: dir.to_owned() })
+        Ok(ModuleDir { dir: dir.to_owned(), writing: Mutex::default() })
     }
 
     /// A module, from disk or else from the topic.
@@ -104,6 +107,7 @@ impl ModuleDir {
     pub fn keep(&self, digest: &str, module: &[u8]) -> Result<(), ModuleError> {
         let path = self.path(digest);
         let partial = path.with_extension("partial");
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         std::fs::write(&partial, module).map_err(|reason| disk(&partial, reason))?;
         std::fs::rename(&partial, &path).map_err(|reason| disk(&path, reason))
     }
@@ -191,6 +195,19 @@ mod tests {
         assert_eq!(modules.on_disk(&name).expect("reads"), Some(b"module".to_vec()));
         modules.keep(&name, b"modulf").expect("keeps");
         assert_eq!(modules.on_disk(&name).expect("reads"), None);
+    }
+
+    #[test]
+    fn several_may_keep_the_same_module_at_once() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let modules = ModuleDir::open(dir.path()).expect("opens");
+        let name = digest(b"module");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..200).for_each(|_| modules.keep(&name, b"module").expect("keeps")));
+            }
+        });
+        assert_eq!(modules.on_disk(&name).expect("reads"), Some(b"module".to_vec()));
     }
 
     #[test]
