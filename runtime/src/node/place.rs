@@ -17,7 +17,7 @@
 //! worker and be stopped while its successor is made ready, which then waits for that.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const CALM: Duration = Duration::from_secs(5 * 60);
 /// What should have ended so long ago hangs: a commit and the compilation of a module take less.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
+/// What a start does that has been made ready.
+const READY: &str = "its start, which stops what ran before or starts workers";
 
 pub(super) enum Place<S: Site> {
     /// With a newer revision that could not be made ready, or what this one had to wait for, if it had to.
@@ -100,8 +102,9 @@ impl<S: Site> Place<S> {
         }
     }
 
-    pub(super) fn is_starting(&self) -> bool {
-        matches!(self, Place::Starting(_))
+    /// It is being made ready. What is ready may have to wait for the end of what ran before.
+    pub(super) fn takes_a_turn(&self) -> bool {
+        matches!(self, Place::Starting(start) if start.course.ready.get().is_none())
     }
 
     /// Something of it is about to be over: looking often for what hangs is of no use.
@@ -117,6 +120,15 @@ impl<S: Site> Place<S> {
     /// A start of it was given up, and has not ended.
     pub(super) fn has_lost_a_start(&self) -> bool {
         matches!(self, Place::Ending(ending) if ending.start.is_some())
+    }
+
+    /// That it hangs, if it does, and what it waits for. The log has it the first time.
+    pub(super) fn hangs(&mut self, name: &str) -> Option<String> {
+        match self {
+            Place::Up(..) | Place::Failed(_) => None,
+            Place::Starting(start) => start.hangs(name),
+            Place::Ending(ending) => ending.hangs(name),
+        }
     }
 
     /// Nothing of it is wanted any more.
@@ -208,6 +220,8 @@ pub(super) struct Start<S: Site> {
     course: Arc<Course<S>>,
     thread: JoinHandle<Place<S>>,
     since: Instant,
+    /// The log says that it hangs.
+    is_told: bool,
 }
 
 /// What a start shares with who looks at it.
@@ -218,8 +232,8 @@ struct Course<S: Site> {
     /// Where the deployment stands without this, which is no start. Whoever takes it first has it: this one
     /// once it is ready, or who gives it up.
     former: Mutex<Option<Place<S>>>,
-    /// It is made ready.
-    is_ready: AtomicBool,
+    /// Since then it is made ready, or cannot be.
+    ready: OnceLock<Instant>,
     given_up: AtomicBool,
     /// The node stops.
     stopping: Arc<AtomicBool>,
@@ -231,7 +245,7 @@ impl<S: Site> Course<S> {
             registered: registered.clone(),
             backoff: former.as_ref().map_or(RETRY_MIN, |former| former.backoff(registered.revision)),
             former: Mutex::new(former),
-            is_ready: AtomicBool::new(false),
+            ready: OnceLock::new(),
             given_up: AtomicBool::new(false),
             stopping: Arc::clone(stopping),
         }
@@ -257,7 +271,7 @@ impl<S: Site> Start<S> {
             thread.spawn(move || step(&site, &course))
         };
         match thread {
-            Ok(thread) => Place::Starting(Start { course, thread, since: Instant::now() }),
+            Ok(thread) => Place::Starting(Start { course, thread, since: Instant::now(), is_told: false }),
             Err(error) => {
                 let error = PrepareError::Unavailable(format!("no thread to start it on: {error}"));
                 let former = lock(&course.former).take();
@@ -270,12 +284,31 @@ impl<S: Site> Start<S> {
     /// it has not taken over yet goes on.
     fn arrive(self, site: &S) -> Place<S> {
         match outcome(self.thread) {
-            Ok(place) => place,
+            Ok(place) => {
+                if self.is_told && matches!(place, Place::Up(..)) {
+                    // That it hangs may have been told just when it was up.
+                    site.set_trouble(&self.course.registered.name, None);
+                }
+                place
+            }
             Err(error) => {
                 let former = lock(&self.course.former).take();
                 failed(site, former, &self.course, &error)
             }
         }
+    }
+
+    /// Of one that is ready: what makes it so has time-outs of its own.
+    fn hangs(&mut self, name: &str) -> Option<String> {
+        let waited = self.course.ready.get()?.elapsed();
+        if waited < HANGS_AFTER {
+            return None;
+        }
+        let (revision, waited_s) = (self.course.registered.revision, waited.as_secs());
+        if !std::mem::replace(&mut self.is_told, true) {
+            tracing::error!(deployment = name, revision, waited_s, waits_for = READY, "it does not start");
+        }
+        Some(format!("revision {revision} was made ready {waited_s} s ago and waits for {READY}"))
     }
 }
 
@@ -290,7 +323,7 @@ fn outcome<S: Site>(thread: JoinHandle<Place<S>>) -> Result<Place<S>, PrepareErr
 fn step<S: Site>(site: &S, course: &Course<S>) -> Place<S> {
     let registered = &course.registered;
     let prepared = site.prepare(registered);
-    course.is_ready.store(true, Ordering::Relaxed);
+    course.ready.get_or_init(Instant::now);
     let former = lock(&course.former).take();
     let former = former.and_then(|former| former.arrived(site, &registered.name));
     // Not asked later: members that stop to come back keep their places in the group, and can leave it only
@@ -356,17 +389,14 @@ impl<S: Site> Ending<S> {
         Ending { workers, start, then, is_of_the_deleted: false, since: Instant::now(), is_told: false }
     }
 
-    /// That it hangs, if it does, and what it waits for. The log has it the first time.
-    pub(super) fn hangs(&mut self, name: &str) -> Option<String> {
+    fn hangs(&mut self, name: &str) -> Option<String> {
         let waited = self.since.elapsed();
         if waited < HANGS_AFTER {
             return None;
         }
         let waits_for = match &self.start {
             None => "its workers, which commit or are in a call of the handler",
-            Some(start) if start.course.is_ready.load(Ordering::Relaxed) => {
-                "its start, which stops what ran before or starts workers"
-            }
+            Some(start) if start.course.ready.get().is_some() => READY,
             Some(_) => "its start, which compiles the module or asks Kafka",
         };
         let waited_s = waited.as_secs();
@@ -460,7 +490,8 @@ mod tests {
         work: fn() -> Place<FakeSite>,
     ) -> Start<FakeSite> {
         let course = Course::new(Some(former), registered, &Arc::default());
-        Start { course: Arc::new(course), thread: std::thread::spawn(work), since: Instant::now() }
+        let (course, thread) = (Arc::new(course), std::thread::spawn(work));
+        Start { course, thread, since: Instant::now(), is_told: false }
     }
 
     #[test]
@@ -471,7 +502,7 @@ mod tests {
         let start = starting(&registered, former, || at_once(7));
         let course = Arc::clone(&start.course);
         let place = Place::Starting(start);
-        assert!(!place.is_due(&registered) && place.is_starting());
+        assert!(!place.is_due(&registered) && place.takes_a_turn());
         let ending = place.given_up("a").expect("it is waited for");
         assert!(ending.workers.is_none() && course.is_over() && lock(&course.former).is_none());
         let mut place = Place::Ending(ending);
@@ -538,6 +569,26 @@ mod tests {
                 std::thread::yield_now();
             }
         }
+    }
+
+    #[test]
+    fn a_start_that_waits_for_what_ran_before_says_so_until_it_is_up() {
+        let Some(long_ago) = Instant::now().checked_sub(HANGS_AFTER) else { return };
+        let (wanted, site) = (registered(), FakeSite::default());
+        let comes_up = || {
+            let running = FakeSite::default().start(registered(), None).expect("it starts");
+            Place::<FakeSite>::Up(running, None)
+        };
+        let start = starting(&wanted, at_once(wanted.revision), comes_up);
+        let course = Arc::clone(&start.course);
+        let mut place = Place::Starting(start);
+        assert!(place.hangs("a").is_none() && place.takes_a_turn(), "it is made ready");
+        course.ready.set(long_ago).expect("it was not ready");
+        let said = place.hangs("a").expect("it waits");
+        assert!(said.contains("what ran before") && !place.takes_a_turn(), "{said}");
+        site.set_trouble("a", Some((wanted.revision, said)));
+        place = place.arrived(&site, "a").expect("it is up");
+        assert!(matches!(place, Place::Up(..)) && site.trouble("a").is_none());
     }
 
     #[test]

@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// While something starts or ends, the time between two looks: its end is seen, and others take their turn.
 const MOVING_LOOK: Duration = Duration::from_millis(10);
 
-/// Deployments that are started side by side.
+/// Deployments that are made ready side by side.
 const STARTS_AT_ONCE: usize = 8;
 /// Starts that were given up and have not ended, beside those. With so many of them nothing more is started.
 const LOST_STARTS_MAX: usize = 64;
@@ -253,8 +253,8 @@ impl<S: Site> Places<S> {
         if lost >= LOST_STARTS_MAX {
             return self.put_off(&due, lost);
         }
-        let starting = self.by_name.values().filter(|place| place.is_starting()).count();
-        for registered in due.into_iter().take(STARTS_AT_ONCE.saturating_sub(starting)) {
+        let turns = self.by_name.values().filter(|place| place.takes_a_turn()).count();
+        for registered in due.into_iter().take(STARTS_AT_ONCE.saturating_sub(turns)) {
             let place = self.by_name.remove(&registered.name);
             let place = Start::begin(&self.site, place, registered, &self.stopping);
             self.by_name.insert(registered.name.clone(), place);
@@ -277,8 +277,7 @@ impl<S: Site> Places<S> {
     fn tell_hanging(&mut self) -> usize {
         let mut hanging = 0;
         for (name, place) in &mut self.by_name {
-            let Place::Ending(ending) = place else { continue };
-            let Some(reason) = ending.hangs(name) else { continue };
+            let Some(reason) = place.hangs(name) else { continue };
             hanging += 1;
             let registered = self.former.deployments.get(name).filter(|registered| !registered.paused);
             if let Some(registered) = registered {
@@ -579,7 +578,8 @@ mod tests {
         assert_eq!(node.site.trouble("a").as_deref(), Some(trouble));
         node.site.release("prepare a");
         node.look();
-        assert!(node.site.begun("start a") == 1 && node.places.by_name["a"].is_starting(), "it waits");
+        assert!(node.site.begun("start a") == 1, "it waits");
+        assert!(matches!(node.places.by_name["a"], Place::Starting(_)));
         node.site.release("stop a");
         node.look_until("the successor is up", |node| node.is_up("a"));
         assert_eq!((node.site.begun("start a"), node.site.trouble("a")), (2, None));
@@ -602,6 +602,24 @@ mod tests {
         node.site.release("stop a");
         node.look_until("all has ended", |node| node.places.is_given_away);
         assert_eq!(node.site.begun("start a"), 1);
+    }
+
+    #[test]
+    fn a_version_that_waits_for_the_stop_of_the_one_before_takes_nobodys_turn() {
+        let names: Vec<String> = (0..STARTS_AT_ONCE).map(|number| format!("n{number}")).collect();
+        let mut node = Node::with(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let stop = |name: &String| format!("stop {name}");
+        for name in &names {
+            node.site.hold(&stop(name));
+            node.fleet.deploy(name, "");
+        }
+        node.look_until("all wait", |node| names.iter().all(|name| node.site.begun(&stop(name)) == 1));
+        node.fleet.deploy("late", "i");
+        node.look_until("another is up", |node| node.is_up("late"));
+        names.iter().for_each(|name| node.site.release(&stop(name)));
+        let starts = |node: &Node, name: &String| node.site.begun(&format!("start {name}"));
+        let is_next = |node: &Node, name: &String| node.is_up(name) && starts(node, name) == 2;
+        node.look_until("the next versions are up", |node| names.iter().all(|name| is_next(node, name)));
     }
 
     #[test]
