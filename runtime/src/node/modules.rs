@@ -24,7 +24,10 @@ const CHUNK_BYTES: usize = 512 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
-    #[error("module {digest} is not in the fleet's modules topic; deploy it again")]
+    #[error(
+        "module {digest} is not in the fleet's modules topic; deploy it again with a change of the document (a comment will do): what \
+         is the same is not uploaded again"
+    )]
     Missing { digest: String },
     #[error("modules topic: {0}")]
     Kafka(#[from] SourceError),

@@ -157,3 +157,25 @@ fn uploads_that_no_version_needs_leave_the_topic_after_a_day_and_what_runs_can_s
     eventually("a is counted", || count(&node, "a") == Some(1));
     node.stop();
 }
+
+#[test]
+fn a_module_that_is_lost_comes_back_by_what_is_said_of_it() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    let module = build_guest("plugins/count");
+    let node = world.node();
+    deploy(&node, WORD_COUNT, &module);
+    eventually("it runs", || status(&node, "word-count").0 == DeploymentState::Running);
+    node.stop();
+    world.admin().delete_topics(&["_test.modules".into()]).expect("deleted");
+    std::fs::remove_dir_all(world.dir.path().join("node-n/modules")).expect("removed");
+
+    let node = world.node();
+    eventually("it says what to do", || status(&node, "word-count").1.contains("a comment will do"));
+    deploy(&node, WORD_COUNT, &module);
+    let reason = status(&node, "word-count").1;
+    assert!(reason.contains("what is the same is not uploaded again"), "{reason}");
+    deploy(&node, &format!("{WORD_COUNT}# Once more.\n"), &module);
+    world.produce("words", &["a"]);
+    eventually("a is counted", || count(&node, "a") == Some(1));
+    node.stop();
+}
