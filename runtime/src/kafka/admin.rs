@@ -250,13 +250,30 @@ impl Admin {
 
     /// Raises the number of partitions, and waits until brokers other than the one asked know it.
     pub fn add_partitions(&self, topic: &str, total: i32) -> Result<(), AdminError> {
-        self.client()
-            .create_partitions(topic, usize::try_from(total).unwrap_or(0), REQUEST_WAIT)
-            .map_err(|error| sorted(&topic_text(topic), &error))?;
+        self.grow(topic, total, false)?;
         once_known(topic, || {
             let found = self.describe_topics(&[topic.to_owned()])?.remove(0);
             Ok(found.filter(|found| found.partitions >= total).map(drop))
         })
+    }
+
+    /// Asks whether a topic could have so many partitions, without adding any: why not, if it could not.
+    pub fn could_add_partitions(&self, topic: &str, total: i32) -> Result<Option<String>, AdminError> {
+        match self.grow(topic, total, true) {
+            Ok(()) => Ok(None),
+            Err(AdminError::Refused { reason, .. }) => {
+                // Somebody else may have been faster, which shows that it could.
+                let has_them = self.topic(topic)?.partitions == total;
+                Ok((!has_them).then_some(reason))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn grow(&self, topic: &str, total: i32, validate_only: bool) -> Result<(), AdminError> {
+        let total = usize::try_from(total).unwrap_or(0);
+        let answer = self.client().create_partitions(topic, total, validate_only, REQUEST_WAIT);
+        answer.map_err(|error| sorted(&topic_text(topic), &error))
     }
 
     /// Deletes the records of a partition below an offset.

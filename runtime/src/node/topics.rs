@@ -162,8 +162,12 @@ fn step<'a>(
     }
     let step = Step::compare(wanted, found, &node.admin.known_settings(&wanted.name)?);
     let mut reasons = step.refusals(may_raise);
-    if step.raise().is_some() && !permitted.allows(Operation::Alter) {
-        reasons.push(lacks(Operation::Alter));
+    if let Some(total) = step.raise() {
+        let refused = |reason: String| format!("it could not be given {total} partitions: {reason}");
+        match permitted.allows(Operation::Alter) {
+            true => reasons.extend(node.admin.could_add_partitions(&wanted.name, total)?.map(refused)),
+            false => reasons.push(lacks(Operation::Alter)),
+        }
     }
     if !step.settings.is_empty() {
         match permitted.allows(Operation::AlterConfigs) {

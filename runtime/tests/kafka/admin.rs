@@ -76,6 +76,9 @@ fn an_internal_topic_is_made_once_and_checked_ever_after() {
     let error = admin.ensure_topic(&other).unwrap_err().to_string();
     assert!(error.contains("`cleanup.policy` is compact, but delete is needed"), "{error}");
 
+    assert_eq!(admin.could_add_partitions(&topic.name, 5).unwrap(), None);
+    assert_eq!(admin.topic(&topic.name).unwrap().partitions, 2, "asking adds none");
+    assert!(admin.could_add_partitions(&topic.name, 1).unwrap().is_some());
     admin.add_partitions(&topic.name, 5).unwrap();
     eventually("the partitions", || (admin.topic(&topic.name).unwrap().partitions == 5).then_some(()));
 }

@@ -91,6 +91,14 @@ fn what_cannot_be_is_said_at_once_and_nothing_is_changed() {
     }
     assert!(admin.topic("fine").is_err(), "not even what could be done");
 
+    // The embedded broker holds 10,000 partitions.
+    let beyond = request(&[documents[4], "kind: topic\nname: words\npartitions: 20000\n"]);
+    let beyond = proto::ApplyTopicsRequest { raise_partitions: true, ..beyond };
+    let problems = unmet(&handle, &beyond);
+    let begins = "topic words: it could not be given 20000 partitions: This broker holds at most";
+    assert!(problems.len() == 1 && problems[0].starts_with(begins), "{problems:#?}");
+    assert!(admin.topic("fine").is_err(), "nor what comes before it");
+
     let internal = ["test.word-count.changelog", "_test.control", "__consumer_offsets"];
     let internal = internal.map(|name| format!("kind: topic\nname: {name}\npartitions: 1\n"));
     let internal: Vec<&str> = internal.iter().map(String::as_str).collect();

@@ -245,7 +245,14 @@ impl Client {
         }
     }
 
-    pub fn create_partitions(&self, topic: &str, total: usize, wait: Duration) -> Result<(), KafkaError> {
+    /// Adds partitions, or with `validate_only` asks whether they could be added.
+    pub fn create_partitions(
+        &self,
+        topic: &str,
+        total: usize,
+        validate_only: bool,
+        wait: Duration,
+    ) -> Result<(), KafkaError> {
         let name = c_string(topic);
         let mut reason = [0 as c_char; 256];
         // SAFETY: as for `create_topic`.
@@ -256,6 +263,9 @@ impl Client {
             }
             let mut list = [new];
             let reply = self.request(Op::RD_KAFKA_ADMIN_OP_CREATEPARTITIONS, wait, |post| {
+                if validate_only {
+                    post.only_validate();
+                }
                 rd::rd_kafka_CreatePartitions(post.rk, list.as_mut_ptr(), 1, post.options, post.queue);
             });
             rd::rd_kafka_NewPartitions_destroy(new);
