@@ -80,6 +80,11 @@ impl Handle {
         let current = spec.as_ref().ok().and_then(|spec| view.deployments.get(&spec.name));
         let is_done = |current: &Registered| is_same(current, &digest, &header.document, &drops);
         if let Some(current) = current.filter(|current| is_done(current)) {
+            if self.grows(current, &topics)? {
+                let wanted =
+                    Wanted { document: &header.document, module: &module, drops: &[], topics: &topics };
+                self.check(&wanted, &view)?;
+            }
             return Ok(unchanged(self.describe(current)));
         }
         if let Ok(spec) = &spec {
@@ -267,6 +272,17 @@ impl Handle {
         let (before, after) = (version(&registered, from)?, version(&registered, to)?);
         let changes = before.changes_to(after).into_iter().map(change).collect();
         Ok(proto::DiffResponse { from, to, changes })
+    }
+
+    /// Whether an input is to have more partitions by then, which may stop a deployment that stays as it is.
+    fn grows(&self, current: &Registered, topics: &[TopicDocument]) -> Result<bool, ControlError> {
+        let inputs = current.topics();
+        let wanted: Vec<&TopicDocument> =
+            topics.iter().filter(|topic| inputs.contains(&topic.name)).collect();
+        let names: Vec<String> = wanted.iter().map(|topic| topic.name.clone()).collect();
+        let found = self.node.admin.describe_topics(&names)?;
+        let mut pairs = wanted.into_iter().zip(found);
+        Ok(pairs.any(|(wanted, found)| found.is_some_and(|found| found.partitions < wanted.partitions)))
     }
 
     /// Every problem of a document, its module and what they would do to the stores, at once.

@@ -140,12 +140,17 @@ fn a_deploy_is_planned_onto_topics_that_are_about_to_be_made() {
     handle.apply_topics(&request(&[WORDS])).expect("made");
     deploy(&node, WORD_COUNT, &module);
     eventually("it runs", || status(&node, "word-count").0 == proto::DeploymentState::Running);
-    // A deployment with state stops when its input grows, and its plan says so.
+    let same = handle.deploy(header(true, &[WORDS]), module.clone()).expect("planned");
+    assert!(same.unchanged);
+    // A deployment with state stops when its input grows, and its plan says so, also if it stays as it is.
     let grown = WORDS.replace("partitions: 2", "partitions: 4");
-    let other = format!("{WORD_COUNT}workers: 2\n");
-    let header = proto::DeployHeader { document: other, ..header(true, &[grown.as_str()]) };
-    let refused = said(header);
-    assert!(refused.contains("has 4 partitions") && refused.contains("word-count.changelog"), "{refused}");
+    for document in [WORD_COUNT.to_owned(), format!("{WORD_COUNT}workers: 2\n")] {
+        let refused = said(proto::DeployHeader { document, ..header(true, &[grown.as_str()]) });
+        assert!(
+            refused.contains("has 4 partitions") && refused.contains("word-count.changelog"),
+            "{refused}"
+        );
+    }
     node.stop();
 }
 
