@@ -1,5 +1,8 @@
 //! An output with `emit: commit`: what of a commit's emissions is sent, and what is not.
 
+use std::collections::BTreeMap;
+
+use super::policy::commit_against_a_broker_that_refuses_b;
 use super::*;
 use crate::config::deployment::Emit;
 use crate::config::failures::Then;
@@ -72,6 +75,19 @@ fn what_is_dropped_is_neither_sent_nor_replaced() {
     assert_eq!(task.pending(), Pending::default());
     apply(&mut task, records(0, ["a", "b", "c"]));
     assert_eq!(seal_and_commit(&mut task), ["a=1", "b=1", "c=1"]);
+}
+
+/// Of the last two, the first try sends one.
+#[test]
+fn each_record_whose_emission_the_broker_refuses_is_found_whichever_it_had_replaced() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(at_commit(config(Failures::skip())));
+    let input = ["a", "c", "a", "b", "c", "d", "a", "e", "b", "b"];
+    let (kafka, _) = commit_against_a_broker_that_refuses_b(&mut task, &input);
+    let last: BTreeMap<&str, &str> = kafka.iter().filter_map(|sent| sent.split_once('=')).collect();
+    assert_eq!(last, BTreeMap::from([("a", "3"), ("c", "2"), ("d", "1"), ("e", "1")]));
+    assert_eq!((task.committed_offset(0), task.is_careful()), (Some(Offset(10)), false));
+    assert_eq!(task.stats().failures[FailureKind::Limit as usize], 3);
 }
 
 #[test]

@@ -259,7 +259,7 @@ fn the_wrong_seal_does_not_come_home() {
 }
 
 /// A broker that refuses commits whose emissions include `b=...`, driven as a worker drives it.
-fn commit_against_a_broker_that_refuses_b(task: &mut Task, input: &[&str]) -> (Vec<String>, usize) {
+pub fn commit_against_a_broker_that_refuses_b(task: &mut Task, input: &[&str]) -> (Vec<String>, usize) {
     let (mut kafka, mut refusals, mut at) = (Vec::new(), 0, 0);
     for _ in 0..1000 {
         if at < input.len() {
