@@ -2,7 +2,7 @@
 //! steps that are measured by themselves beneath the thread that takes them.
 
 use crate::steps::Step;
-use crate::suite::{Outcome, Shown};
+use crate::suite::Outcome;
 use crate::terms::Kind;
 use crate::threads::{ByThread, ROWS};
 
@@ -10,23 +10,23 @@ use crate::threads::{ByThread, ROWS};
 pub fn print(outcome: &Outcome, steps: &[Step]) {
     for shown in &outcome.shown {
         if let Some(mean) = ByThread::mean(shown.runs.iter().filter_map(|figures| figures.threads_ns)) {
-            print_one(outcome, shown, &mean, steps);
+            let is_node = matches!(shown.contender.kind, Kind::Tidemill | Kind::AtCommit);
+            // The loop takes them as well, but otherwise.
+            let steps = if is_node { steps } else { &[] };
+            print_one(&format!("{}, {}", outcome.workload.name, shown.contender.name), &mean, steps);
         }
     }
 }
 
-fn print_one(outcome: &Outcome, shown: &Shown, mean: &ByThread, steps: &[Step]) {
-    let name = shown.contender.name;
-    println!("\n{}, {name}: nanoseconds of CPU time per record, mean of the rounds", outcome.workload.name);
+/// Prints it for one, with the steps that it takes.
+pub fn print_one(name: &str, mean: &ByThread, steps: &[Step]) {
+    println!("\n{name}: nanoseconds of CPU time per record, mean of the rounds");
     for (row, (title, [user, kernel])) in ROWS.into_iter().zip(mean.rows).enumerate() {
         if user + kernel == 0.0 {
             continue;
         }
         println!("{title:<40}{:>8.0}   of them {kernel:.0} in the kernel", user + kernel);
-        // The loop takes them as well, but otherwise.
-        let is_node = matches!(shown.contender.kind, Kind::Tidemill | Kind::AtCommit);
-        let is_of = |step: &&Step| step.row == row && is_node;
-        let measured = || steps.iter().filter(is_of);
+        let measured = || steps.iter().filter(move |step| step.row == row);
         for step in measured() {
             println!("  {:<38}{:>8.0}", step.name, step.ns);
         }

@@ -80,10 +80,10 @@ impl Backlog {
     }
 }
 
-/// Writes `records` records that are there at once, each with a key of its own.
-pub fn fill(bootstrap: &str, topic: &str, records: u64) -> Result<()> {
+/// Writes `records` records that are there at once, outside any transaction.
+pub fn fill(bootstrap: &str, topic: &str, shape: Shape, records: u64) -> Result<()> {
     let producer = Producer::new(&settings(bootstrap))?;
-    write(&producer, topic, &mut Stream::new(Keys::New), &Values::Text(VALUE_BYTES).text(), records)
+    write(&producer, topic, &mut Stream::new(shape.keys), &shape.values.text(), records)
 }
 
 fn settings(bootstrap: &str) -> Vec<(&str, &str)> {

@@ -24,6 +24,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::group::GroupProgress;
+use crate::keys::{self, Keys};
+use crate::load::{self, Shape, VALUE_BYTES, Values};
 use crate::node::Modules;
 use crate::outputs::Outputs;
 use crate::report::{self, Machine, RECOVERY, RatioReport, Report};
@@ -33,9 +35,10 @@ use crate::survivor::{Survivor, Topics};
 use crate::table::KILLS;
 use crate::terms::{Again, Kill, Metric, State};
 use crate::topics::{self, config};
-use crate::{keys, load};
 
 const PARTITIONS: i32 = 4;
+/// Each record has a key of its own.
+const SHAPE: Shape = Shape { keys: Keys::New, values: Values::Text(VALUE_BYTES) };
 const FILL_MAX: Duration = Duration::from_secs(600);
 /// Work between two kills, so that each meets a process in motion.
 const BETWEEN: Duration = Duration::from_secs(3);
@@ -76,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         for topics in &topics {
             topics::create(&kafka.bootstrap, &topics.input, PARTITIONS)?;
             topics::create(&kafka.bootstrap, &topics.output, PARTITIONS)?;
-            load::fill(&kafka.bootstrap, &topics.input, keys)?;
+            load::fill(&kafka.bootstrap, &topics.input, SHAPE, keys)?;
         }
         println!("counting {keys} keys");
         let survivors = [Survivor::node(&modules, &topics[0])?, Survivor::streams(&streams, &topics[1])?];
@@ -213,7 +216,7 @@ impl Trickle {
             .set("linger.ms", "0")
             .set("partitioner", "murmur2_random")
             .create()?;
-        let (topic, value) = (topic.to_owned(), load::Values::Text(load::VALUE_BYTES).text());
+        let (topic, value) = (topic.to_owned(), SHAPE.values.text());
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopping);
         let thread = std::thread::spawn(move || {

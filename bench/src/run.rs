@@ -48,20 +48,21 @@ const IDLE_MAX: Duration = Duration::from_secs(15);
 
 /// What all runs share.
 pub struct Stage {
-    kafka: ApacheKafka,
+    pub kafka: ApacheKafka,
     broker: u32,
-    workshop: Workshop,
+    pub workshop: Workshop,
     /// Every workload has so many times its records.
     scale: f64,
 }
 
-/// Two moments of a run.
-struct Mark {
+/// What a contender and the broker have used at one of two moments.
+pub struct Mark {
     at: Instant,
     contender: Duration,
-    broker: Duration,
+    peak_rss_mib: f64,
     /// The contender's, if they can be told apart.
     threads: Option<Threads>,
+    broker: Duration,
 }
 
 impl Stage {
@@ -155,7 +156,7 @@ impl Stage {
         }
         let after = self.mark(&started)?;
         wait_for_output(place, all)?;
-        let figures = figures(&started, &before, &after, records)?;
+        let figures = figures(&before, &after, records);
         let threads_ns = workload.has_budget.then(|| by_thread(&started, &before, &after, records)).flatten();
         Ok(Figures { threads_ns, ..figures })
     }
@@ -176,7 +177,7 @@ impl Stage {
             Ok(())
         })?;
         let (before, after) = (before.context("it never began")?, self.mark(&started)?);
-        let figures = figures(&started, &before, &after, pace.per_second * pace.seconds)?;
+        let figures = figures(&before, &after, pace.per_second * pace.seconds);
         Ok(Figures { latency_ms: Some(latency), ..figures })
     }
 
@@ -224,7 +225,7 @@ impl Stage {
         let progress = GroupProgress::new(bootstrap, &group, input, partitions)?;
         progress.wait_for(&backlog.warm, HANDLED_MAX, || started.check())?;
         let after = self.mark(&started)?;
-        let figures = figures(&started, &before, &after, records)?;
+        let figures = figures(&before, &after, records);
         Ok(Figures { deployed_ms: Some(deployed.as_secs_f64() * 1e3), ..figures })
     }
 
@@ -248,10 +249,11 @@ impl Stage {
         }
     }
 
-    fn mark(&self, started: &Started) -> Result<Mark> {
+    pub fn mark(&self, started: &Started) -> Result<Mark> {
         Ok(Mark {
             at: Instant::now(),
             contender: process::cpu_time(started.pid())?,
+            peak_rss_mib: process::peak_rss_mib(started.pid())?,
             threads: started.threads.as_ref().map(|_| Threads::now(started.pid())).transpose()?,
             broker: process::cpu_time(self.broker)?,
         })
@@ -272,20 +274,43 @@ fn wait_for_output(place: &Place<'_>, least: u64) -> Result<()> {
 }
 
 /// `None` if its threads cannot be told apart.
-fn by_thread(started: &Started, before: &Mark, after: &Mark, records: u64) -> Option<ByThread> {
+pub fn by_thread(started: &Started, before: &Mark, after: &Mark, records: u64) -> Option<ByThread> {
     let (names, whole) = (started.threads.as_ref()?, after.contender - before.contender);
     Some(after.threads.as_ref()?.since(before.threads.as_ref()?, names, whole, records))
 }
 
-fn figures(started: &Started, before: &Mark, after: &Mark, records: u64) -> Result<Figures> {
+/// What so many records have cost between two moments.
+pub fn figures(before: &Mark, after: &Mark, records: u64) -> Figures {
     let per_million = |cpu: Duration| cpu.as_secs_f64() * 1e6 / records as f64;
-    Ok(Figures {
+    Figures {
         cpu_seconds_per_million: per_million(after.contender - before.contender),
         records_per_second: records as f64 / (after.at - before.at).as_secs_f64(),
-        peak_rss_mib: process::peak_rss_mib(started.pid())?,
+        peak_rss_mib: after.peak_rss_mib,
         broker_cpu_seconds_per_million: per_million(after.broker - before.broker),
         latency_ms: None,
         deployed_ms: None,
         threads_ns: None,
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_of_what_was_used_between_the_marks() {
+        let start = Instant::now();
+        let mark = |seconds, [contender, broker]: [u64; 2], peak_rss_mib| Mark {
+            at: start + Duration::from_secs(seconds),
+            contender: Duration::from_secs(contender),
+            peak_rss_mib,
+            threads: None,
+            broker: Duration::from_secs(broker),
+        };
+        let figures = figures(&mark(1, [10, 20], 50.0), &mark(5, [13, 21], 70.0), 2_000_000);
+        assert_eq!(figures.cpu_seconds_per_million, 1.5);
+        assert_eq!(figures.records_per_second, 500_000.0);
+        assert_eq!(figures.peak_rss_mib, 70.0);
+        assert_eq!(figures.broker_cpu_seconds_per_million, 0.5);
+    }
 }
