@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tempfile::TempDir;
 
+use crate::changes::{Changes, lines};
 use crate::node::{Deployment, Modules, Node, Output};
 use crate::process::Running;
 use crate::streams::{self, Streams};
@@ -55,7 +56,7 @@ impl Started {
     ) -> Result<Started> {
         let (work, guarantee) = (workload.work, contender.guarantee);
         let terms = (work, guarantee, workload.batch_records);
-        let node = |output| start_node(&workshop.modules, terms, output, place);
+        let node = |output| start_node(&workshop.modules, &Changes::default(), terms, output, place);
         match contender.kind {
             Kind::Loop => start_loop(work, guarantee, place),
             Kind::Tidemill => node(Output::Topic(place.output)),
@@ -93,7 +94,8 @@ impl Started {
     }
 }
 
-fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Started> {
+/// The native loop; its changelog, if it keeps state, is a topic that is there.
+pub fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Started> {
     let value = |value: Option<clap::builder::PossibleValue>| {
         value.map(|value| value.get_name().to_owned()).context("a value without a name")
     };
@@ -117,22 +119,29 @@ fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Sta
     Ok(Started { running: Process::Program(running, None), group: place.name.to_owned(), threads })
 }
 
-fn start_node(
+/// A node with one deployment. Changes of its document win over what is said here.
+pub fn start_node(
     modules: &Modules,
+    changes: &Changes,
     (work, guarantee, batch_records): (Work, Guarantee, u32),
     output: Output<'_>,
     place: &Place<'_>,
 ) -> Result<Started> {
-    let guarantee = guarantee.name();
-    let (module, more) = match work {
-        Work::Map => (&modules.pass, ""),
-        Work::Filter => (&modules.tenth, ""),
-        Work::Json => (&modules.order, ""),
-        Work::Count => (&modules.count, ""),
-        Work::Dedupe => (&modules.pass, "inbox: { id: key, ttl: 24h }\n"),
+    let (guarantee, batch_records) = (guarantee.name(), batch_records.to_string());
+    let mut document = vec![("limits.batch_records", batch_records.as_str())];
+    let module = match work {
+        Work::Map => &modules.pass,
+        Work::Filter => &modules.tenth,
+        Work::Json => &modules.order,
+        Work::Count => &modules.count,
+        Work::Dedupe => {
+            document.extend([("inbox.id", "key"), ("inbox.ttl", "24h")]);
+            &modules.pass
+        }
     };
-    let more = &format!("{more}limits: {{ batch_records: {batch_records} }}\n");
-    let node = Node::start(place.bootstrap, place.name)?;
+    document.extend(changes.document.iter().map(|(path, value)| (path.as_str(), value.as_str())));
+    let more = &lines(&document);
+    let node = Node::start_with(changes, place.bootstrap, place.name)?;
     node.deploy(place.name, &Deployment { module, input: place.input, output, guarantee, more })?;
     let group = node.group(place.name);
     let threads = Some(Names::of_deployment(place.name));

@@ -1,13 +1,14 @@
 //! What tidemill costs, measured beside what it could cost at best and beside what else one would use.
 //!
-//! Only ratios of interleaved runs count: absolute figures on a shared machine move by half.
+//! Only ratios count, of runs that are interleaved or side by side: absolute figures on a shared machine move by half.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`table`], [`terms`] | what is measured: workloads, contenders, ratios and their bars |
 //! | [`suite`], [`rounds`] | the order of runs; figures, medians, ratios within a round |
 //! | [`run`] | one run: what is counted, and from when to when |
-//! | [`contender`] | how each is started: [`native`] (over [`raw`]), [`node`], [`streams`] |
+//! | [`pair`] | contenders that run at the same time |
+//! | [`contender`] | how each is started: [`native`] (over [`raw`]), [`node`] (as [`changes`] have it), [`streams`] |
 //! | [`latency`] | end to end, under an open load |
 //! | [`load`], [`keys`], [`topics`] | what they read |
 //! | [`group`], [`outputs`], [`process`] | how far they are; what comes out; CPU time and memory |
@@ -19,6 +20,7 @@
 
 pub mod boundary;
 pub mod budget;
+pub mod changes;
 pub mod charts;
 pub mod contender;
 pub mod group;
@@ -29,6 +31,7 @@ pub mod module;
 pub mod native;
 pub mod node;
 pub mod outputs;
+pub mod pair;
 pub mod process;
 pub mod raw;
 pub mod report;

@@ -8,11 +8,10 @@ use clap::{Args, Parser, Subcommand};
 use tidemill_bench::boundary::Boundary;
 use tidemill_bench::native::{self, Job};
 use tidemill_bench::report::{Machine, Report};
-use tidemill_bench::restart;
 use tidemill_bench::run::Stage;
 use tidemill_bench::table::{GUARD, WORKLOADS};
 use tidemill_bench::terms::Workload;
-use tidemill_bench::{charts, steps, suite};
+use tidemill_bench::{charts, pair, restart, steps, suite};
 
 #[derive(Parser)]
 #[command(about = "Measures tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka")]
@@ -30,6 +29,8 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Measures two or three contenders at the same time, on the same input, and prints ratios
+    Pair(pair::Arguments),
     /// Measures kill -9 to first new output and how fast stores are restored, beside Kafka Streams
     Restart(restart::Arguments),
     /// The native loop, until it is killed; a contender of `run`, useful by hand to profile it
@@ -61,6 +62,7 @@ fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Run(arguments) => run(&arguments),
         Command::Guard { rounds } => guard(rounds),
+        Command::Pair(arguments) => pair::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Restart(arguments) => restart::run(&arguments).map(exit_code),
         Command::Loop(job) => native::run(&job).map(|()| ExitCode::SUCCESS),
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::changes::Changes;
 use crate::process::{Running, run};
 
 const START_MAX: Duration = Duration::from_secs(60);
@@ -17,6 +18,9 @@ const LOG_LINES: usize = 30;
 
 pub struct Node {
     process: Running,
+    /// This and what follows `--set`, for every start of it.
+    program: PathBuf,
+    settings: Vec<String>,
     bootstrap: String,
     fleet: String,
     grpc: String,
@@ -35,11 +39,19 @@ impl Node {
     /// Starts a node on these brokers, with default settings, and waits until it answers. It is a
     /// fleet of its own, so that nothing of an earlier run is deployed on it.
     pub fn start(bootstrap: &str, fleet: &str) -> Result<Node> {
+        Node::start_with(&Changes::default(), bootstrap, fleet)
+    }
+
+    /// As `start`, of another build or with other settings. Changes of a document are not for the node.
+    pub fn start_with(changes: &Changes, bootstrap: &str, fleet: &str) -> Result<Node> {
         let directory = tempfile::tempdir()?;
         let (grpc, http) = (free_address()?, free_address()?);
-        let process = Running(launch(&[bootstrap, fleet, &grpc, &http], directory.path())?);
+        let program = changes.program.clone().map_or_else(|| program("tidemill"), Ok)?;
+        let settings = changes.settings.clone();
+        let names = [bootstrap, fleet, &grpc, &http];
+        let process = Running(launch((&program, &settings), &names, directory.path())?);
         let (bootstrap, fleet) = (bootstrap.to_owned(), fleet.to_owned());
-        let mut node = Node { process, bootstrap, fleet, grpc, http, directory };
+        let mut node = Node { process, program, settings, bootstrap, fleet, grpc, http, directory };
         let started = Instant::now();
         while node.tidemill(&["deployments"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?.code()
             != Some(0)
@@ -64,7 +76,7 @@ impl Node {
     /// A new process on the directory and the ports of the killed one.
     pub fn start_again(&mut self) -> Result<()> {
         let names = [&self.bootstrap[..], &self.fleet, &self.grpc, &self.http];
-        self.process = Running(launch(&names, self.directory.path())?);
+        self.process = Running(launch((&self.program, &self.settings), &names, self.directory.path())?);
         Ok(())
     }
 
@@ -122,8 +134,7 @@ impl Node {
     }
 
     fn tidemill(&self, arguments: &[&str]) -> Command {
-        let name = program("tidemill").unwrap_or_else(|_| "tidemill".into());
-        let mut command = Command::new(name);
+        let mut command = Command::new(&self.program);
         command.args(arguments).env("TIDEMILL_ADDRESS", &self.grpc);
         command
     }
@@ -186,9 +197,14 @@ impl Modules {
     }
 }
 
-fn launch([bootstrap, fleet, grpc, http]: &[&str; 4], directory: &Path) -> Result<Child> {
-    let child = Command::new(program("tidemill")?)
+fn launch(
+    (program, settings): (&Path, &[String]),
+    [bootstrap, fleet, grpc, http]: &[&str; 4],
+    directory: &Path,
+) -> Result<Child> {
+    let child = Command::new(program)
         .arg("node")
+        .args(settings.iter().map(|setting| format!("--set={setting}")))
         .env("TIDEMILL_KAFKA_BOOTSTRAP_SERVERS", bootstrap)
         .env("TIDEMILL_FLEET", fleet)
         .env("TIDEMILL_STATE_DIR", directory.join("state"))
@@ -198,7 +214,8 @@ fn launch([bootstrap, fleet, grpc, http]: &[&str; 4], directory: &Path) -> Resul
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(File::options().create(true).append(true).open(directory.join("node.log"))?)
-        .spawn()?;
+        .spawn()
+        .with_context(|| program.display().to_string())?;
     Ok(child)
 }
 
