@@ -7,6 +7,8 @@ use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
+use super::details::invalid;
+use crate::config::problem::Problem;
 use crate::config::roles::{Name, Scope};
 
 /// Header of a call that a node passes on: one of the caller's names each. Believed only from a node.
@@ -44,7 +46,7 @@ impl Identity {
             .map(|value| value.to_str().ok().filter(|text| !text.is_empty()).map(Name::parse))
             .collect();
         let identity = names.and_then(|names| Identity::new(&names));
-        Some(identity.ok_or_else(|| Status::invalid_argument(format!("{ON_BEHALF_OF}: it holds no names"))))
+        Some(identity.ok_or_else(|| invalid(Problem::at(ON_BEHALF_OF, "it holds no names"))))
     }
 }
 

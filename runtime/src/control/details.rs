@@ -53,6 +53,11 @@ pub fn status(error: ControlError) -> Status {
     }
 }
 
+/// One problem of a request, wherever it is found.
+pub fn invalid(problem: Problem) -> Status {
+    status(ControlError::Invalid(vec![problem]))
+}
+
 /// As many problems as fit, from the first one on: in the text, which is for people and comes first, and then
 /// in the details. Whichever does not have all of them says how many more there are.
 fn listed(code: Code, problems: &[Problem], detail: fn(&[Problem]) -> Any) -> Status {

@@ -18,8 +18,10 @@ use tonic::{Code, Status};
 
 use super::caller::{Caller, OnBehalf};
 use super::deadline::Deadline;
+use super::details::invalid;
 use super::grpc::ask;
-use super::page::PageToken;
+use super::page::{self, PageToken};
+use crate::config::problem::Problem;
 use crate::node::{ControlError, Handle, Owner};
 use crate::tls::client::{CHANNEL_TIMEOUT, CONNECT_TIMEOUT, Client};
 
@@ -231,19 +233,16 @@ impl Forwarder {
         request: proto::ScanStateRequest,
         deadline: Deadline,
     ) -> Result<proto::ScanStateResponse, Status> {
-        let limit = match request.limit {
-            0 => SCAN_LIMIT_DEFAULT,
-            limit if limit <= SCAN_LIMIT_MAX => limit,
-            limit => {
-                return Err(Status::invalid_argument(format!(
-                    "limit is {limit}; a page holds 1 to {SCAN_LIMIT_MAX} entries"
-                )));
-            }
+        let limit = page::limit(request.limit, SCAN_LIMIT_DEFAULT, SCAN_LIMIT_MAX);
+        let token = match request.local {
+            // Of one partition, and its owner's to read.
+            true => Ok(PageToken::default()),
+            false => PageToken::decode(&request),
         };
+        let (limit, token) = page::both(limit, token)?;
         if request.local {
             return self.read(proto::ScanStateRequest { limit, ..request }, true, deadline).await;
         }
-        let token = PageToken::decode(&request)?;
         let mut answer = proto::ScanStateResponse::default();
         let mut bytes = 0;
         for partition in self.partitions(&request, false).await? {
@@ -306,7 +305,7 @@ impl Forwarder {
     pub(super) async fn partitions(&self, request: &impl Read, local: bool) -> Result<Vec<i32>, Status> {
         match request.target() {
             (_, Some(partition)) => Ok(vec![partition]),
-            (_, None) if local => Err(Status::invalid_argument("a local read names its partition")),
+            (_, None) if local => Err(invalid(Problem::at("partition", "a local read names its own"))),
             (deployment, None) => {
                 let deployment = deployment.to_owned();
                 let count = ask(&self.node, move |node| node.partitions(&deployment)).await?;

@@ -22,9 +22,11 @@ use tonic::Status;
 
 use super::audit::{Line, Pending};
 use super::caller::{Caller, Identity};
+use super::details::invalid;
 use super::methods::{self, About, Inspected, Method};
 use super::server::MESSAGE_BYTES_MAX;
 use super::upload::SILENCE_MAX;
+use crate::config::problem::Problem;
 use crate::config::roles::{Role, Scope};
 use crate::config::roles_file::Roles;
 use crate::telemetry::Telemetry;
@@ -242,7 +244,7 @@ async fn first_message(body: Body) -> Result<First, Status> {
         match next {
             Some(Ok(data)) => read.extend_from_slice(&data),
             Some(Err(error)) => return Err(broken_off(error)),
-            None => return Err(Status::invalid_argument("the call ends before its first message does")),
+            None => return Err(invalid(Problem::from("the call ends before its first message does"))),
         }
         if let Some(prefix) = read.first_chunk::<PREFIX_BYTES>() {
             let [compressed, length @ ..] = *prefix;
@@ -265,9 +267,8 @@ async fn first_message(body: Body) -> Result<First, Status> {
 impl First {
     /// What the message says, and the body as the service is to see it.
     fn inspect(self, inspect: methods::Inspect, name: Option<&str>) -> Result<(Inspected, Body), Status> {
-        let mut inspected = inspect(&self.message, name).map_err(|error| {
-            Status::invalid_argument(format!("the first message cannot be read: {error}"))
-        })?;
+        let unreadable = |error| invalid(Problem::from(format!("the first message cannot be read: {error}")));
+        let mut inspected = inspect(&self.message, name).map_err(unreadable)?;
         let message = inspected.signed.take().map_or(self.message, Bytes::from);
         let mut first = bytes::BytesMut::with_capacity(PREFIX_BYTES + message.len() + self.rest.len());
         first.extend_from_slice(&[0]);

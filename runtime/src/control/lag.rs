@@ -6,9 +6,11 @@ use std::time::Duration;
 use tidemill_proto::v1 as proto;
 use tonic::Status;
 
+use super::details::invalid;
 use super::grpc::ask;
 use super::peers::Peers;
 use super::streams::Stream;
+use crate::config::problem::Problem;
 
 /// Between two looks of a watcher who does not say.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -28,11 +30,11 @@ pub fn interval(request: &proto::WatchLagRequest) -> Result<Duration, Status> {
     match request.interval_ms {
         0 => Ok(INTERVAL),
         ms if INTERVAL_MS.contains(&ms) => Ok(Duration::from_millis(ms.into())),
-        ms => Err(Status::invalid_argument(format!(
-            "interval_ms is {ms}; {} to {} are possible",
-            INTERVAL_MS.start(),
-            INTERVAL_MS.end()
-        ))),
+        ms => {
+            let (least, most) = (INTERVAL_MS.start(), INTERVAL_MS.end());
+            let message = format!("is {ms}; {least} to {most} are possible");
+            Err(invalid(Problem::at("interval_ms", message)))
+        }
     }
 }
 

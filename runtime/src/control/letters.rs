@@ -9,8 +9,9 @@ use tonic::{Request, Response, Status};
 use super::deadline::Deadline;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::{Services, ask};
-use super::page::PageToken;
+use super::page::{self, PageToken};
 use super::peers::{self, Peers};
+use crate::config::problem::Problem;
 use crate::node::{ControlError, Handle};
 
 /// Letters that one page may hold at most, and holds when the caller does not say.
@@ -108,21 +109,17 @@ impl Forwarder {
         request: proto::ListLettersRequest,
         deadline: Deadline,
     ) -> Result<proto::ListLettersResponse, Status> {
-        let limit = match request.limit {
-            0 => LIMIT_DEFAULT,
-            limit if limit <= LIMIT_MAX => limit,
-            limit => {
-                let reason = format!("limit is {limit}; a page holds 1 to {LIMIT_MAX} letters");
-                return Err(Status::invalid_argument(reason));
-            }
+        let token = match request.local {
+            // Of one partition, and its owner's to read.
+            true => Ok(PageToken::default()),
+            false => PageToken::read(&request.page_token)
+                .filter(|token| matches!(token.after.len(), 0 | 8))
+                .ok_or_else(|| Problem::at("page_token", "it is not from a page of letters")),
         };
+        let (limit, token) = page::both(page::limit(request.limit, LIMIT_DEFAULT, LIMIT_MAX), token)?;
         if request.local {
             return self.read(proto::ListLettersRequest { limit, ..request }, true, deadline).await;
         }
-        let token = PageToken::read(&request.page_token).filter(|token| matches!(token.after.len(), 0 | 8));
-        let Some(token) = token else {
-            return Err(Status::invalid_argument("page_token: it is not from a page of letters"));
-        };
         let wanted = request.filter.as_ref().map(|filter| filter.partitions.clone()).unwrap_or_default();
         let mut answer = proto::ListLettersResponse::default();
         for partition in self.partitions(&request, false).await? {

@@ -17,7 +17,9 @@ use tidemill_proto::v1::logs_client::LogsClient;
 use tokio::sync::mpsc;
 use tonic::{Request, Status};
 
+use super::details::invalid;
 use super::forward::{Forwarder, Peer};
+use super::page;
 use super::streams::Stream;
 use crate::node::Handle;
 use crate::telemetry::{Level, Line, LogRing, Since};
@@ -47,15 +49,7 @@ pub struct Wanted {
 
 impl Wanted {
     pub fn of(request: proto::TailLogsRequest, now_ms: i64) -> Result<Wanted, Status> {
-        let limit = match request.limit {
-            0 => LIMIT_DEFAULT,
-            limit if limit <= LIMIT_MAX => limit,
-            limit => {
-                return Err(Status::invalid_argument(format!(
-                    "limit is {limit}; at most {LIMIT_MAX} lines are given"
-                )));
-            }
-        };
+        let limit = page::limit(request.limit, LIMIT_DEFAULT, LIMIT_MAX).map_err(invalid)?;
         let level = match request.level() {
             proto::LogLevel::Unspecified | proto::LogLevel::Debug => Level::Debug,
             proto::LogLevel::Info => Level::Info,

@@ -7,8 +7,10 @@ use tidemill_proto::v1::outbox_client::OutboxClient;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
+use super::details::invalid;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::{Services, ask};
+use crate::config::problem::Problem;
 use crate::node::{ControlError, Handle};
 
 fn client(channel: Peer) -> OutboxClient<Peer> {
@@ -150,7 +152,7 @@ impl Forwarder {
 fn named(rows: &Option<proto::OutboxRows>, partition: Option<i32>) -> Result<(), Status> {
     match rows {
         Some(rows) if !rows.sequences.is_empty() && partition.is_none() => {
-            Err(Status::invalid_argument("partition: sequence numbers are a partition's own: name it"))
+            Err(invalid(Problem::at("partition", "sequence numbers are a partition's own: name it")))
         }
         _ => Ok(()),
     }

@@ -1,9 +1,33 @@
-//! Page tokens: where the next page begins, in words of the data and not of a node, so that a token
-//! survives restarts, moves and new versions.
+//! Pages: how large one is, and where the next one begins, in words of the data and not of a node, so that
+//! a token survives restarts, moves and new versions.
 
 use sha2::{Digest, Sha256};
 use tidemill_proto::v1::ScanStateRequest;
 use tonic::Status;
+
+use super::details::status;
+use crate::config::problem::Problem;
+use crate::node::ControlError;
+
+/// Rows of one page: as many as its caller says, `otherwise` if he does not.
+pub fn limit(asked: u32, otherwise: u32, most: u32) -> Result<u32, Problem> {
+    match asked {
+        0 => Ok(otherwise),
+        asked if asked <= most => Ok(asked),
+        asked => Err(Problem::at("limit", format!("is {asked}; 1 to {most} are possible"))),
+    }
+}
+
+/// Both things that a page is asked for with, or everything that is wrong with them.
+pub fn both<T>(limit: Result<u32, Problem>, token: Result<T, Problem>) -> Result<(u32, T), Status> {
+    match (limit, token) {
+        (Ok(limit), Ok(token)) => Ok((limit, token)),
+        (limit, token) => {
+            let problems = [limit.err(), token.err()].into_iter().flatten().collect();
+            Err(status(ControlError::Invalid(problems)))
+        }
+    }
+}
 
 /// A partition, and the last key that was returned from it, or what else its node says; nothing = at its
 /// beginning.
@@ -40,15 +64,16 @@ impl PageToken {
     }
 
     /// The token of a scan; without one, the beginning.
-    pub fn decode(request: &ScanStateRequest) -> Result<PageToken, Status> {
+    pub fn decode(request: &ScanStateRequest) -> Result<PageToken, Problem> {
         let token = request.page_token.as_slice();
         if token.is_empty() {
             return Ok(PageToken::default());
         }
         let refuse = || {
-            Status::invalid_argument(
-                "page_token: it is not from a page of this scan; repeat deployment, store, prefix, from, to \
-                 and partition of the first page, or begin again without a token",
+            Problem::at(
+                "page_token",
+                "it is not from a page of this scan; repeat deployment, store, prefix, from, to and \
+                 partition of the first page, or begin again without a token",
             )
         };
         let (digest, rest) = token.split_first_chunk::<8>().ok_or_else(refuse)?;
@@ -96,5 +121,20 @@ mod tests {
         assert!(PageToken::decode(&other).is_err());
         let cut = ScanStateRequest { page_token: b"abc".to_vec(), ..first };
         assert!(PageToken::decode(&cut).is_err());
+    }
+
+    #[test]
+    fn everything_that_is_wrong_with_a_page_is_said_at_once() {
+        let asked = |rows| limit(rows, 100, 1_000);
+        let other = ScanStateRequest { page_token: b"abc".to_vec(), ..ScanStateRequest::default() };
+        let status = both(asked(1_001), PageToken::decode(&other)).expect_err("neither is right");
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        let lines: Vec<&str> = status.message().lines().collect();
+        assert_eq!((lines.len(), lines[0]), (2, "limit: is 1001; 1 to 1000 are possible"), "{status}");
+        assert!(lines[1].starts_with("page_token: it is not from a page of this scan"), "{status}");
+        assert!(!status.details().is_empty(), "programs are told as well");
+        for (rows, page) in [(0, 100), (1, 1), (1_000, 1_000)] {
+            assert_eq!(both(asked(rows), Ok(7)).expect("right").0, page);
+        }
     }
 }

@@ -9,7 +9,8 @@ use tonic::{Request, Response, Status};
 use super::deadline::Deadline;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::Services;
-use super::page::PageToken;
+use super::page::{self, PageToken};
+use crate::config::problem::Problem;
 use crate::node::{ControlError, Handle};
 
 /// Keys that one page may hold at most, and holds when the caller does not say.
@@ -104,20 +105,16 @@ impl Forwarder {
         request: proto::ListParkedRequest,
         deadline: Deadline,
     ) -> Result<proto::ListParkedResponse, Status> {
-        let limit = match request.limit {
-            0 => LIMIT_DEFAULT,
-            limit if limit <= LIMIT_MAX => limit,
-            limit => {
-                let reason = format!("limit: it is {limit}; a page holds 1 to {LIMIT_MAX} keys");
-                return Err(Status::invalid_argument(reason));
-            }
+        let token = match request.local {
+            // Of one partition, and its owner's to read.
+            true => Ok(PageToken::default()),
+            false => PageToken::read(&request.page_token)
+                .ok_or_else(|| Problem::at("page_token", "it is not from a page of parked keys")),
         };
+        let (limit, token) = page::both(page::limit(request.limit, LIMIT_DEFAULT, LIMIT_MAX), token)?;
         if request.local {
             return self.read(proto::ListParkedRequest { limit, ..request }, true, deadline).await;
         }
-        let Some(token) = PageToken::read(&request.page_token) else {
-            return Err(Status::invalid_argument("page_token: it is not from a page of parked keys"));
-        };
         let mut answer = proto::ListParkedResponse::default();
         for partition in self.partitions(&request, false).await? {
             if partition < token.partition {

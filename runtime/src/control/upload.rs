@@ -8,6 +8,9 @@ use tokio::time::{timeout, timeout_at};
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
+use super::details::invalid;
+use crate::config::problem::Problem;
+
 /// A larger module is refused while it arrives, before it is held.
 pub const MODULE_BYTES_MAX: usize = 16 << 20;
 /// A deployment document.
@@ -50,26 +53,23 @@ async fn receive_whole(
     let place = places.acquire().await.map_err(|_| Status::unavailable("this node is stopping"))?;
     let first = next(&mut stream).await?.and_then(|message| message.part);
     let Some(Part::Header(header)) = first else {
-        return Err(Status::invalid_argument("the first message of a deploy is its header"));
+        return Err(invalid(Problem::from("the first message of a deploy is its header")));
     };
     if header.document.len() > DOCUMENT_BYTES_MAX {
-        return Err(Status::invalid_argument(format!(
-            "the document has {} bytes; at most {DOCUMENT_BYTES_MAX} are taken",
-            header.document.len()
-        )));
+        let message = format!("has {} bytes; at most {DOCUMENT_BYTES_MAX} are taken", header.document.len());
+        return Err(invalid(Problem::at("document", message)));
     }
     let mut module = Vec::new();
     while let Some(message) = next(&mut stream).await? {
         let Some(Part::Chunk(chunk)) = message.part else {
-            return Err(Status::invalid_argument(
-                "after the header of a deploy come only chunks of its module",
-            ));
+            return Err(invalid(Problem::from("after the header of a deploy come only chunks of its module")));
         };
         if module.len() + chunk.len() > MODULE_BYTES_MAX {
-            return Err(Status::invalid_argument(format!(
-                "the module is larger than {} MiB; strip its debug information (`tidemill build` does)",
+            let message = format!(
+                "is larger than {} MiB; strip its debug information (`tidemill build` does)",
                 MODULE_BYTES_MAX >> 20
-            )));
+            );
+            return Err(invalid(Problem::at("module", message)));
         }
         module.extend_from_slice(&chunk);
     }
