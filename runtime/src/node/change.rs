@@ -56,6 +56,8 @@ struct Wanted<'a> {
     drops: &'a [String],
     /// Topics that are to be as these say by then.
     topics: &'a [TopicDocument],
+    /// What is wrong with the request, whatever it is to be made of.
+    problems: &'a [Problem],
 }
 
 impl Candidate {
@@ -71,19 +73,28 @@ impl Handle {
         header: proto::DeployHeader,
         module: Vec<u8>,
     ) -> Result<proto::DeployResponse, ControlError> {
-        bounded("author", &header.author, AUTHOR_BYTES_MAX)?;
-        let topics = coming(&header)?;
-        let drops = drops(header.drop_stores)?;
+        let mut problems = Vec::from_iter(too_long("author", &header.author, AUTHOR_BYTES_MAX));
+        let topics = coming(&header).unwrap_or_else(|wrong| {
+            problems.extend(wrong);
+            Vec::new()
+        });
+        let drops = distinct(header.drop_stores);
+        problems.extend(too_many(&drops));
         let view = self.latest()?;
         let digest = modules::digest(&module);
         let spec = self.node.spec(&header.document);
         let current = spec.as_ref().ok().and_then(|spec| view.deployments.get(&spec.name));
         let is_done = |current: &Registered| is_same(current, &digest, &header.document, &drops);
-        if let Some(current) = current.filter(|current| is_done(current)) {
+        let wanted = Wanted {
+            document: &header.document,
+            module: &module,
+            drops: &drops,
+            topics: &topics,
+            problems: &problems,
+        };
+        if let Some(current) = current.filter(|current| problems.is_empty() && is_done(current)) {
             if self.grows(current, &topics)? {
-                let wanted =
-                    Wanted { document: &header.document, module: &module, drops: &[], topics: &topics };
-                self.check(&wanted, &view)?;
+                self.check(&Wanted { drops: &[], ..wanted }, &view)?;
             }
             return Ok(unchanged(self.describe(current)));
         }
@@ -91,7 +102,6 @@ impl Handle {
             expect(&view, &spec.name, header.expected_revision)?;
             is_free(&view, &spec.name)?;
         }
-        let wanted = Wanted { document: &header.document, module: &module, drops: &drops, topics: &topics };
         let candidate = self.check(&wanted, &view)?;
         let changes = differences(current, &candidate, &view);
         if header.dry_run {
@@ -135,9 +145,13 @@ impl Handle {
         request: proto::RollbackRequest,
         automatic: bool,
     ) -> Result<proto::RollbackResponse, ControlError> {
-        bounded("author", &request.author, AUTHOR_BYTES_MAX)?;
-        bounded("reason", &request.reason, REASON_BYTES_MAX)?;
-        let drops = drops(request.drop_stores)?;
+        let drops = distinct(request.drop_stores);
+        let problems = [
+            too_long("author", &request.author, AUTHOR_BYTES_MAX),
+            too_long("reason", &request.reason, REASON_BYTES_MAX),
+            too_many(&drops),
+        ];
+        refuse(problems.into_iter().flatten())?;
         let view = self.latest()?;
         let current = self.registered(&request.name)?;
         expect(&view, &request.name, request.expected_revision)?;
@@ -147,7 +161,8 @@ impl Handle {
             return Ok(proto::RollbackResponse { deployment, changes: Vec::new() });
         }
         let module = self.node.module(&target.module)?;
-        let wanted = Wanted { document: &target.document, module: &module, drops: &drops, topics: &[] };
+        let wanted =
+            Wanted { document: &target.document, module: &module, drops: &drops, topics: &[], problems: &[] };
         let candidate = self.check(&wanted, &view)?;
         let changes = differences(Some(&current), &candidate, &view);
         if request.dry_run {
@@ -287,7 +302,12 @@ impl Handle {
 
     /// Every problem of a document, its module and what they would do to the stores, at once.
     fn check(&self, wanted: &Wanted<'_>, view: &Registry) -> Result<Candidate, ControlError> {
-        let mut found = Found { deploys: true, topics: wanted.topics.to_vec(), ..Found::default() };
+        let mut found = Found {
+            deploys: true,
+            topics: wanted.topics.to_vec(),
+            problems: wanted.problems.to_vec(),
+            ..Found::default()
+        };
         let spec = self.node.spec(wanted.document).map_err(|problems| found.problems.extend(problems.0)).ok();
         spec.as_ref().map_or(Ok(()), |spec| self.may_name(spec))?;
         let compiled = match revision::compile(&self.node, wanted.module) {
@@ -404,10 +424,10 @@ fn entry(view: &Registry, candidate: Candidate, author: String) -> DeployEntry {
 }
 
 /// Topics that a plan takes for made. Nothing is deployed onto what is not there.
-fn coming(header: &proto::DeployHeader) -> Result<Vec<TopicDocument>, ControlError> {
+fn coming(header: &proto::DeployHeader) -> Result<Vec<TopicDocument>, Vec<Problem>> {
     if !header.dry_run && !header.topics.is_empty() {
         let message = "go with a dry run only; have them applied, then deploy";
-        return Err(ControlError::Invalid(vec![Problem::at("topics", message)]));
+        return Err(vec![Problem::at("topics", message)]);
     }
     topics::documents(&header.topics)
 }
@@ -421,14 +441,15 @@ fn is_same(current: &Registered, module: &str, document: &str, drops: &[String])
 }
 
 /// Each once.
-fn drops(mut names: Vec<String>) -> Result<Vec<String>, ControlError> {
+fn distinct(mut names: Vec<String>) -> Vec<String> {
     names.sort();
     names.dedup();
-    if names.len() > DROPS_MAX {
-        let message = format!("has {} stores; at most {DROPS_MAX} are taken", names.len());
-        return Err(ControlError::Invalid(vec![Problem::at("drop_stores", message)]));
-    }
-    Ok(names)
+    names
+}
+
+fn too_many(drops: &[String]) -> Option<Problem> {
+    let message = || format!("has {} stores; at most {DROPS_MAX} are taken", drops.len());
+    (drops.len() > DROPS_MAX).then(|| Problem::at("drop_stores", message()))
 }
 
 fn unchanged(deployment: proto::Deployment) -> proto::DeployResponse {
@@ -533,9 +554,16 @@ pub(super) fn check_author(author: &str) -> Result<(), ControlError> {
 }
 
 pub(super) fn bounded(field: &str, text: &str, bytes_max: usize) -> Result<(), ControlError> {
-    if text.len() <= bytes_max {
-        return Ok(());
-    }
-    let message = format!("has {} bytes; at most {bytes_max} are kept", text.len());
-    Err(ControlError::Invalid(vec![Problem::at(field, message)]))
+    refuse(too_long(field, text, bytes_max))
+}
+
+pub(super) fn too_long(field: &str, text: &str, bytes_max: usize) -> Option<Problem> {
+    let message = || format!("has {} bytes; at most {bytes_max} are kept", text.len());
+    (text.len() > bytes_max).then(|| Problem::at(field, message()))
+}
+
+/// Everything that is wrong with a request, at once; nothing if nothing is.
+pub(super) fn refuse(problems: impl IntoIterator<Item = Problem>) -> Result<(), ControlError> {
+    let problems: Vec<Problem> = problems.into_iter().collect();
+    if problems.is_empty() { Ok(()) } else { Err(ControlError::Invalid(problems)) }
 }

@@ -24,6 +24,7 @@ use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::reset_request::To;
 
+use super::change::{AUTHOR_BYTES_MAX, expect, refuse, too_long};
 use super::handle::{ControlError, Handle};
 use super::registered::Registered;
 use super::registry::Registry;
@@ -38,16 +39,18 @@ use super::runtime::NodeRuntime;
 
 impl Handle {
     pub fn reset(&self, request: proto::ResetRequest) -> Result<proto::ResetResponse, ControlError> {
-        super::change::bounded("author", &request.author, super::change::AUTHOR_BYTES_MAX)?;
+        let long = too_long("author", &request.author, AUTHOR_BYTES_MAX);
+        let Some(to) = request.to else {
+            let nowhere = Problem::at("to", "say earliest, latest, an offset or a time");
+            return Err(ControlError::Invalid(long.into_iter().chain([nowhere]).collect()));
+        };
+        refuse(long)?;
         let view = self.latest()?;
         if let Some(incarnation) = view.retiring(&request.name) {
             self.retire(&request.name, incarnation)?;
         }
         let current = self.registered(&request.name)?;
-        super::change::expect(&view, &request.name, request.expected_revision)?;
-        let to = request.to.ok_or_else(|| {
-            ControlError::Invalid(vec![Problem::at("to", "say earliest, latest, an offset or a time")])
-        })?;
+        expect(&view, &request.name, request.expected_revision)?;
         self.may_reset(&current, &to)?;
         let topics = self.inputs(&current)?;
         let beginnings = self.resolve(&topics, &to)?;

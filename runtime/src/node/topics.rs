@@ -11,7 +11,7 @@
 
 use tidemill_proto::v1 as proto;
 
-use super::change::{AUTHOR_BYTES_MAX, bounded};
+use super::change::{AUTHOR_BYTES_MAX, refuse, too_long};
 use super::handle::{ControlError, Handle};
 use super::permissions::not_permitted;
 use super::runtime::NodeRuntime;
@@ -50,8 +50,12 @@ impl Handle {
         &self,
         request: &proto::ApplyTopicsRequest,
     ) -> Result<proto::ApplyTopicsResponse, ControlError> {
-        bounded("author", &request.author, AUTHOR_BYTES_MAX)?;
-        let wanted = documents(&request.documents)?;
+        let mut problems = Vec::from_iter(too_long("author", &request.author, AUTHOR_BYTES_MAX));
+        let wanted = documents(&request.documents).unwrap_or_else(|wrong| {
+            problems.extend(wrong);
+            Vec::new()
+        });
+        refuse(problems)?;
         self.may_change(&wanted)?;
         let mut topics = Vec::with_capacity(wanted.len());
         for step in plan(&self.node, &wanted, request.raise_partitions)? {
@@ -94,10 +98,10 @@ impl Handle {
 }
 
 /// Reads documents, each of another topic.
-pub(super) fn documents(texts: &[String]) -> Result<Vec<TopicDocument>, ControlError> {
+pub(super) fn documents(texts: &[String]) -> Result<Vec<TopicDocument>, Vec<Problem>> {
     if texts.len() > TOPICS_MAX {
         let message = format!("has {} topics; at most {TOPICS_MAX} are taken at once", texts.len());
-        return Err(ControlError::Invalid(vec![Problem::at("documents", message)]));
+        return Err(vec![Problem::at("documents", message)]);
     }
     let mut problems = Vec::new();
     let mut read: Vec<TopicDocument> = Vec::with_capacity(texts.len());
@@ -113,7 +117,7 @@ pub(super) fn documents(texts: &[String]) -> Result<Vec<TopicDocument>, ControlE
             }
         }
     }
-    if problems.is_empty() { Ok(read) } else { Err(ControlError::Invalid(problems)) }
+    if problems.is_empty() { Ok(read) } else { Err(problems) }
 }
 
 fn problem(topic: &TopicDocument, message: impl Into<String>) -> Problem {
@@ -411,10 +415,8 @@ mod tests {
             ["kind: topic\nname: a\n", "kind: topic\nname: b\npartitions: 1\n", "[]"].map(str::to_owned);
         let twice = [texts[1].clone(), texts[1].clone()];
         let said = |texts: &[String]| match documents(texts) {
-            Err(ControlError::Invalid(problems)) => {
-                problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-            }
-            other => panic!("{other:?}"),
+            Err(problems) => problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            Ok(read) => panic!("{read:?}"),
         };
         assert_eq!(
             said(&texts),

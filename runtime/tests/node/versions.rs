@@ -16,6 +16,15 @@ fn numbers(handle: &Handle) -> Vec<(u64, u64, bool)> {
     history.versions.iter().map(|v| (v.version, v.rollback_to, v.current)).collect()
 }
 
+/// Where the problems of a bad request are, all of them.
+#[track_caller]
+fn wrong_keys<T: std::fmt::Debug>(answer: Result<T, ControlError>) -> Vec<String> {
+    match answer {
+        Err(ControlError::Invalid(problems)) => problems.into_iter().map(|problem| problem.key).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn running(handle: &Handle) -> bool {
     handle.deployment("word-count").is_ok_and(|d| d.state() == proto::DeploymentState::Running)
 }
@@ -83,11 +92,21 @@ fn a_deployment_has_versions_that_can_be_compared_taken_up_again_and_paused() {
     eventually("it goes on", || count(&node, "a") == Some(1));
 
     let everything = "name: word-count\nmodule: x\ninputs: { other: { topic: nowhere } }\n";
-    let Err(ControlError::Invalid(problems)) = handle.deploy(header(everything), module) else {
-        panic!("a document that fits nothing is refused");
+    let long = "x".repeat(1_001);
+    let wrong = proto::DeployHeader { author: long.clone(), ..header(everything) };
+    assert_eq!(
+        wrong_keys(handle.deploy(wrong, module)),
+        ["author", "inputs", "inputs.other", "outputs", "inputs.other"]
+    );
+    let wrong = proto::RollbackRequest {
+        name: "word-count".into(),
+        author: long.clone(),
+        reason: long.clone(),
+        ..proto::RollbackRequest::default()
     };
-    let keys: Vec<_> = problems.iter().map(|problem| problem.key.as_str()).collect();
-    assert_eq!(keys, ["inputs", "inputs.other", "outputs", "inputs.other"], "{problems:?}");
+    assert_eq!(wrong_keys(handle.rollback(wrong)), ["author", "reason"]);
+    let wrong = proto::ResetRequest { author: long, ..proto::ResetRequest::default() };
+    assert_eq!(wrong_keys(handle.reset(wrong)), ["author", "to"]);
     assert!(running(&handle), "what runs goes on");
     node.stop();
 }
