@@ -39,12 +39,7 @@ pub struct Apply {
 
 impl Apply {
     pub fn run(self, global: &Global) -> Outcome {
-        let mut work = Work::default();
-        for file in &self.file {
-            let read = read(file)?;
-            work.topics.documents.extend(read.topics.documents);
-            work.uploads.extend(read.uploads);
-        }
+        let mut work = read_all(&self.file)?;
         work.topics.raise_partitions = self.raise_partitions;
         if let Some(twice) = named_twice(&work.uploads) {
             return Err(Failure::refused(format!("{twice} is deployed by two documents; keep one of them")));
@@ -54,6 +49,21 @@ impl Apply {
             carry_out(&channel, work, &self.options, show_plan).await?.print(global.output)
         })
     }
+}
+
+/// Every document of these files, or what is wrong with each of them.
+fn read_all(files: &[PathBuf]) -> Result<Work, Failure> {
+    let (mut work, mut failures) = (Work::default(), Vec::new());
+    for file in files {
+        match read(file) {
+            Ok(read) => {
+                work.topics.documents.extend(read.topics.documents);
+                work.uploads.extend(read.uploads);
+            }
+            Err(failure) => failures.push(failure),
+        }
+    }
+    Failure::all(failures).map_or(Ok(work), Err)
 }
 
 /// Within a file the documents' own check says so, with the line.
@@ -71,15 +81,46 @@ pub fn read(file: &Path) -> Result<Work, Failure> {
         std::fs::read_to_string(file)
     };
     let text = text.map_err(|error| Failure::usage(format!("{shown} cannot be read: {error}")))?;
-    let mut work = Work::default();
-    for (text, document) in Document::split(&text).map_err(|problems| in_file(&problems, shown))? {
+    let (mut work, mut failures) = (Work::default(), Vec::new());
+    for (text, document) in Document::split(&text).map_err(|problems| in_file(&problems, &shown))? {
         match document {
             Document::Topic(_) => work.topics.documents.push(text),
-            Document::Deployment(spec) => {
-                let module = load_module(&relative_to(file, &spec.module))?;
-                work.uploads.push(Upload { name: spec.name, document: text, module });
-            }
+            Document::Deployment(spec) => match load_module(&relative_to(file, &spec.module)) {
+                Ok(module) => work.uploads.push(Upload { name: spec.name, document: text, module }),
+                Err(failure) => failures.push(failure),
+            },
         }
     }
-    Ok(work)
+    let several = failures.len() > 1;
+    match Failure::all(failures) {
+        None => Ok(work),
+        Some(failure) if several => Err(failure.at(shown)),
+        Some(failure) => Err(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::failure::Kind;
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_any_file_or_module_is_said_at_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            path
+        };
+        let document = |name: &str| {
+            format!("name: {name}\nmodule: {name}.wasm\ninputs: {{ in: {{ topic: t }} }}\n")
+        };
+        let modules = file("modules.yaml", &format!("{}---\n{}", document("one"), document("two")));
+        let typo = file("typo.yaml", &document("three").replace("module", "modul"));
+        let failure = read_all(&[modules, typo]).err().expect("none of them is right");
+        assert_eq!(failure.kind, Kind::Refused);
+        for said in ["modules.yaml: 2 problems", "one.wasm", "two.wasm", "typo.yaml:2: modul"] {
+            assert!(failure.message.contains(said), "{said}: {failure}");
+        }
+    }
 }
