@@ -121,13 +121,46 @@ fn wrong_enum(kind: &EnumDescriptorProto) -> Vec<String> {
     {
         wrong.push(format!("{} begins with {prefix}UNSPECIFIED = 0", kind.name()));
     }
-    let strange = kind.value.iter().filter(|value| !value.name().starts_with(&prefix));
-    wrong.extend(strange.map(|value| format!("{} begins with {prefix}", value.name())));
+    let is_upper = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let is_one = |name: &str| name.starts_with(&prefix) && name.chars().all(is_upper);
+    let strange = kind.value.iter().filter(|value| !is_one(value.name()));
+    wrong.extend(strange.map(|value| format!("{} is UPPER_SNAKE_CASE after {prefix}", value.name())));
+    if !is_pascal(kind.name()) {
+        wrong.push(format!("{} is PascalCase", kind.name()));
+    }
+    if kind.options.as_ref().is_some_and(|options| options.allow_alias()) {
+        wrong.push(format!("{} has two names for one number", kind.name()));
+    }
+    wrong
+}
+
+/// Imports that nothing of a file needs, or that it hands on to whoever imports it.
+fn wrong_imports(file: &FileDescriptorProto, all: &[FileDescriptorProto]) -> Vec<String> {
+    let fields = file.message_type.iter().flat_map(|message| &message.field);
+    let methods = file.service.iter().flat_map(|service| &service.method);
+    let calls = methods.flat_map(|method| [method.input_type(), method.output_type()]);
+    let named: BTreeSet<&str> = fields.map(FieldDescriptorProto::type_name).chain(calls).collect();
+    let is_needed = |imported: &FileDescriptorProto| {
+        let messages = imported.message_type.iter().map(DescriptorProto::name);
+        let mut types = messages.chain(imported.enum_type.iter().map(EnumDescriptorProto::name));
+        types.any(|name| named.contains(format!(".{PACKAGE}.{name}").as_str()))
+    };
+    let imported = all.iter().filter(|other| file.dependency.iter().any(|path| path == other.name()));
+    let mut wrong: Vec<String> = imported
+        .filter(|imported| !is_needed(imported))
+        .map(|imported| format!("{} does not need {}", file.name(), imported.name()))
+        .collect();
+    if !file.public_dependency.is_empty() || !file.weak_dependency.is_empty() {
+        wrong.push(format!("{} has an import that is public or weak", file.name()));
+    }
     wrong
 }
 
 fn wrong_service(service: &ServiceDescriptorProto, used: &mut BTreeSet<String>) -> Vec<String> {
     let mut wrong = Vec::new();
+    if !is_pascal(service.name()) {
+        wrong.push(format!("{} is PascalCase", service.name()));
+    }
     for method in &service.method {
         let name = format!("{}.{}", service.name(), method.name());
         for (what, message) in [("Request", method.input_type()), ("Response", method.output_type())] {
@@ -145,15 +178,22 @@ fn wrong_service(service: &ServiceDescriptorProto, used: &mut BTreeSet<String>) 
     wrong
 }
 
-/// The rules of `buf lint` (DEFAULT) that our names of services leave: they are nouns without a suffix.
+/// The rules of `buf lint` (STANDARD) but those for the names of services, which are nouns without a suffix, and of
+/// requests and responses, which say as well what they are about.
 #[test]
 fn names_follow_one_rule() {
     let mut wrong = Vec::new();
     let mut used = BTreeSet::new();
-    for file in files() {
-        if Path::new(file.name()).parent() != Some(Path::new("tidemill/v1")) || file.syntax() != "proto3" {
+    let files = files();
+    for file in &files {
+        let path = Path::new(file.name());
+        if path.parent() != Some(Path::new("tidemill/v1")) || file.syntax() != "proto3" {
             wrong.push(format!("{} lies in the directory of its package and is proto3", file.name()));
         }
+        if !path.file_stem().and_then(|stem| stem.to_str()).is_some_and(is_snake) {
+            wrong.push(format!("{} is lower_snake_case", file.name()));
+        }
+        wrong.extend(wrong_imports(file, &files));
         for message in &file.message_type {
             if !is_pascal(message.name()) {
                 wrong.push(format!("{} is PascalCase", message.name()));
@@ -234,7 +274,10 @@ fn api() -> Result<String, std::fmt::Error> {
          `listen.grpc`; whether a caller needs a certificate and a role is the node's configuration ([security.md](security.md)). Reflection is on, so `grpcurl -plaintext 127.0.0.1:7600 list` works without these files, and \
          `grpc.health.v1.Health` answers for each service.\n\n\
          Limits: a message of a client has at most 1 MiB, a connection 64 streams, a call 60 seconds; `grpc-timeout` is honoured below that. \
-         Errors carry `google.rpc.Status` with details.\n",
+         Errors carry `google.rpc.Status` with details.\n\n\
+         Required in a request are the names that it is about (a deployment, its store, a node), documents, and what the call is for: the \
+         key of a read, the change of an edit, where a reset goes. Any other field may be left out; where its comment does not say what \
+         that means, it means 0, false or nothing.\n",
     );
     let files: Vec<_> = files().into_iter().filter(|file| file.name() != LOG).collect();
     for file in &files {
