@@ -447,7 +447,30 @@ fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::board::Board;
     use super::*;
+    use crate::telemetry::Telemetry;
+
+    #[test]
+    fn a_partition_that_restores_says_how_far_it_is_and_one_without_a_store_why() {
+        let board = Board::new("count", Telemetry::new());
+        board.assigned(0, 0, 7);
+        let target = Target {
+            deployment: "count".into(),
+            store: "counts".into(),
+            key_name: "counts".into(),
+            partition: 0,
+            kind: StoreKind::U64,
+            inputs: vec!["words".into()],
+        };
+        let refused = || target.reader(&board.task(0).expect("it is there")).err();
+        board.metrics(0).restore_remaining.set(1_200);
+        let Some(ControlError::Unavailable(said)) = refused() else { panic!("it restores") };
+        assert!(said.contains("is restoring, 1200 changelog records to go"), "{said}");
+        board.task_state(0, 0, TaskState::Halted, "its changelog has lost records");
+        let Some(ControlError::Precondition(said)) = refused() else { panic!("it is halted") };
+        assert!(said.contains("its changelog has lost records"), "{said}");
+    }
 
     #[test]
     fn the_end_of_a_prefix_is_above_all_that_starts_with_it() {

@@ -9,6 +9,7 @@ use tidemill::control::grpc::Services;
 use tidemill::control::guard::{Access, Guard};
 use tidemill::control::incoming::{Door, Established, Side};
 use tidemill::control::server;
+use tidemill::kafka::tools::{self, Row};
 use tidemill::kafka::topic_log::TopicLog;
 use tidemill::node::{ControlError, Node};
 use tidemill::telemetry::Telemetry;
@@ -130,11 +131,12 @@ fn a_produced_record_is_read_at_its_position_across_swaps_restarts_and_moves() {
 }
 
 #[test]
-fn pages_go_on_after_a_restart_and_what_cannot_be_answered_is_said() {
+fn pages_go_on_after_a_restart_and_a_swap_and_what_cannot_be_answered_is_said() {
     let world = World::new(&[("words", 2), ("counts", 1)]);
+    let module = build_guest("plugins/count");
     let runtime = Runtime::new().expect("a runtime");
     let node = Served::start(&world, &runtime, "a");
-    deploy(node.node(), WORD_COUNT, &build_guest("plugins/count"));
+    deploy(node.node(), WORD_COUNT, &module);
     let keys: Vec<String> = (0..10).map(|key| format!("k{key}")).collect();
     let (even, odd): (Vec<&str>, Vec<&str>) = (
         keys.iter().step_by(2).map(String::as_str).collect(),
@@ -161,6 +163,14 @@ fn pages_go_on_after_a_restart_and_what_cannot_be_answered_is_said() {
     page(&mut node.client(), &mut scan);
     node.stop();
     let node = Served::start(&world, &runtime, "a");
+    page(&mut node.client(), &mut scan);
+    deploy(node.node(), &format!("{WORD_COUNT}limits: {{ memory: 32MiB }}\n"), &module);
+    eventually("every task runs the next version", || {
+        let rollout = node.node().handle().rollout("word-count").expect("a rollout");
+        let runs = |task: &proto::TaskRollout| task.revision == rollout.revision && !task.first.is_empty();
+        rollout.tasks.iter().all(runs)
+    });
+    assert!(!scan.page_token.is_empty(), "there is more");
     while !scan.page_token.is_empty() {
         page(&mut node.client(), &mut scan);
     }
@@ -195,6 +205,52 @@ fn pages_go_on_after_a_restart_and_what_cannot_be_answered_is_said() {
     assert_eq!(runtime.block_on(client.scan(scan)).expect_err("no token").code(), Code::InvalidArgument);
     let none = proto::GetManyStateRequest { keys: Vec::new(), ..many };
     assert_eq!(runtime.block_on(client.get_many(none)).expect_err("no keys").code(), Code::InvalidArgument);
+    node.stop();
+}
+
+const HALTS: &str = "\
+name: halts
+module: hostile.wasm
+inputs: { in: { topic: in } }
+outputs: { out: { topic: out } }
+failures: halt
+";
+
+#[test]
+fn a_halted_partition_is_read_as_it_stands_and_says_so() {
+    let world = World::new(&[("in", 1), ("out", 1)]);
+    let runtime = Runtime::new().expect("a runtime");
+    let node = Served::start(&world, &runtime, "a");
+    deploy(node.node(), HALTS, &build_guest("tests/guests/hostile"));
+    let rows = ["put k", "permanent"].map(|value| Row {
+        key: Some(b"k".to_vec()),
+        value: Some(value.into()),
+        ..Row::default()
+    });
+    tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+
+    let at = |offset| vec![proto::InputPosition { topic: "in".into(), partition: 0, offset }];
+    let asked = |at_least| {
+        let request = proto::GetStateRequest {
+            deployment: "halts".into(),
+            store: "state".into(),
+            key: b"k".to_vec(),
+            at_least,
+            ..proto::GetStateRequest::default()
+        };
+        runtime.block_on(node.client().get(request))
+    };
+    let read = || asked(at(1)).ok().map(tonic::Response::into_inner);
+    eventually("the second record has halted the task, and the first is committed", || {
+        read().is_some_and(|answer| answer.read_at[0].state() == proto::TaskState::Halted)
+    });
+    let answer = read().expect("it stays so");
+    assert_eq!(answer.entries[0].value, b"v");
+    assert_eq!(answer.read_at[0].positions, at(1));
+    assert!(answer.read_at[0].reason.contains("never"), "{:?}", answer.read_at);
+    let status = asked(at(2)).expect_err("nobody gets there");
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert!(status.message().contains("is halted at in/0@1, before the position"), "{status}");
     node.stop();
 }
 
