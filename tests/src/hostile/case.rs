@@ -85,6 +85,12 @@ fn fill() -> Act {
     Act::Records(Records { memory_mib: 80, ..command(HOSTILE, "fill 64", 100) })
 }
 
+fn too_large() -> Act {
+    // A guest is handed an eighth of its memory at once, at most.
+    let record = (Some(&b"k"[..]), Value::Long((1 << 20) - 200));
+    Act::Records(Records { memory_mib: 4, ..records(HOSTILE, record, 5) })
+}
+
 fn bloat() -> Act {
     // 4 MiB a second.
     Act::Records(Records { store_mib: Some(16), ..command(HOSTILE, "hoard 8", 500) })
@@ -147,7 +153,8 @@ pub fn all(mutants: usize) -> Vec<Case> {
         case("F29", "no value (tombstone)", poison(HOSTILE, key, Value::Null), &["no value"], false),
         case("F29", "no key", poison(COUNT, None, Value::Bytes(b"v")), &["no key"], false),
         case("F29", "nothing at all", poison(COUNT, None, Value::Null), &["no key"], false),
-        case("F30", "1 MiB record", poison(HOSTILE, key, Value::Long((1 << 20) - 200)), &["max.message.bytes"], false),
+        case("F30", "1 MiB record", poison(HOSTILE, key, Value::Long((1 << 20) - 200)), &["unknown command"], false),
+        case("F30", "1 MiB record for 4 MiB of memory", too_large(), &["an eighth"], false),
         case("F41", "hostile clients", Act::Clients, &["refused"], true),
         case("MT-09", "store bloat", bloat(), &["limits.store_bytes"], true),
         case("MT-09", "100 times the traffic", Act::Traffic, &["records/s"], false),
