@@ -1,5 +1,6 @@
 //! The commands that talk to Kafka, on the embedded broker: topics, records in and out, groups, and
-//! what they say when something is wrong. And the checklist of a deploy, which asks a node as well.
+//! what they say when something is wrong. And the checklist of a deploy, and what follows it, which ask a node
+//! as well.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -276,6 +277,64 @@ fn a_file_makes_the_topics_of_what_it_deploys_and_its_former_version_takes_a_cha
     let log = node.whole_log();
     let audited = ["action=\"Topics.Apply\"", "name=\"words, counts\"", "outcome=Ok"];
     assert!(log.lines().any(|line| audited.iter().all(|word| line.contains(word))), "{log}");
+    assert!(node.stop().success());
+}
+
+#[test]
+fn a_deployment_is_compared_taken_back_paused_reset_and_drained_by_commands() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start(&cluster, &directory.path().join("n1"));
+    node.until_it_answers(Duration::from_secs(30));
+    node.tidemill(&["topics", "create", "words", "counts", "--partitions", "1"]).ok();
+    std::fs::write(directory.path().join("count.wasm"), build_guest("plugins/count")).expect("a module");
+    let file = directory.path().join("wc.yaml");
+    let document = "name: wc\nmodule: count.wasm\ninputs: { in: { topic: words } }\noutputs: { out: { topic: counts } }\n";
+    for more in ["", "limits: { memory: 32MiB }\n"] {
+        std::fs::write(&file, format!("{document}{more}")).expect("a file");
+        node.tidemill(&["apply", "-f", &file.display().to_string(), "--wait"]).ok();
+    }
+    let ask = |arguments: &[&str]| json(node.tidemill(&[arguments, &["-o", "json"]].concat()));
+    let refused = |arguments: &[&str], code: i32, says: &str| {
+        let finished = node.tidemill(arguments);
+        assert_eq!(finished.status.code(), Some(code), "{arguments:?}: {finished:#?}");
+        assert!(finished.stderr.contains(says), "{arguments:?}: {finished:#?}");
+    };
+    let count = || {
+        let get = ["state", "get", "wc", "counts", "a", "--at-least", "words/0@1", "--timeout", "30s"];
+        node.tidemill(&get).ok().trim().to_owned()
+    };
+    node.tidemill(&["produce", "words", "x", "--key", "a"]).ok();
+    assert_eq!(count(), "1");
+
+    let diff = ask(&["diff", "wc"]);
+    assert_eq!((diff["from"].as_u64(), diff["to"].as_u64()), (Some(1), Some(2)), "{diff}");
+    assert_eq!(diff["changes"][0]["field"], "limits.memory");
+    let back = ask(&["rollback", "wc", "--to", "1", "--reason", "too small", "--wait"]);
+    assert_eq!(back["version"], 3, "{back}");
+    assert_eq!(back["first"][0]["position"], "words/0@1", "{back}");
+    let newest = ask(&["history", "wc"])["versions"][0].clone();
+    assert_eq!((newest["rollback_to"].as_u64(), newest["reason"].as_str()), (Some(1), Some("too small")));
+
+    let reset = ["reset", "wc", "--to", "earliest"];
+    refused(&[&reset[..], &["--yes"]].concat(), 4, "tidemill pause wc");
+    node.tidemill(&["pause", "wc"]).ok();
+    refused(&["state", "get", "wc", "counts", "a"], 4, "tidemill resume wc");
+    refused(&reset, 2, "WIPE its state");
+    until("its member has left, and it is reset", Duration::from_secs(30), || {
+        let finished = node.tidemill(&[&reset[..], &["--yes"]].concat());
+        if finished.status.success() { Ok(()) } else { Err(finished) }
+    });
+    node.tidemill(&["resume", "wc"]).ok();
+    assert_eq!(count(), "1", "anew");
+
+    let id = ask(&["nodes"])["nodes"][0]["id"].as_str().expect("an id").to_owned();
+    refused(&["drain", &id], 2, "No other node takes tasks");
+    assert_eq!(ask(&["drain", &id, "--yes"])["state"], "drained");
+    assert_eq!(ask(&["drain", &id, "--undo"])["state"], "active");
+    refused(&["delete", "wc"], 2, "Delete wc and its state?");
+    assert_eq!(ask(&["delete", "wc", "--yes"])["deleted"], "wc");
     assert!(node.stop().success());
 }
 
