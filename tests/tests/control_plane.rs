@@ -25,6 +25,7 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1alpha as alpha;
 
 /// What strangers may make a node grow.
 const GROWTH_MIB_MAX: u64 = 50;
@@ -167,6 +168,19 @@ fn a_client_that_knows_only_reflection_lists_deployments_and_reads_state() {
         for service in proto_services() {
             assert!(names.contains(&service), "{service} is not among {names:?}");
         }
+
+        // Clients that know reflection by the name that it had first.
+        let list = alpha::server_reflection_request::MessageRequest::ListServices(String::new());
+        let request = alpha::ServerReflectionRequest { host: String::new(), message_request: Some(list) };
+        let mut client = alpha::server_reflection_client::ServerReflectionClient::new(channel.clone());
+        let answer = client.server_reflection_info(tokio_stream::once(request)).await.expect("reflection");
+        let answer = answer.into_inner().message().await.expect("an answer").expect("one answer");
+        let Some(alpha::server_reflection_response::MessageResponse::ListServicesResponse(services)) =
+            answer.message_response
+        else {
+            panic!("no list of services")
+        };
+        assert!(services.service.iter().any(|service| service.name == "tidemill.v1.State"), "{services:?}");
 
         let pool = describe(&channel, "tidemill.v1.Deployments").await;
         let deployments = pool.get_service_by_name("tidemill.v1.Deployments").expect("the service");

@@ -109,6 +109,7 @@ pub const METHODS: &[Method] = &[
     reads("/grpc.health.v1.Health/Check", Viewer, Seen),
     reads("/grpc.health.v1.Health/Watch", Viewer, Seen),
     reads("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Viewer, Seen),
+    reads("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Viewer, Seen),
 ];
 
 pub fn find(path: &str) -> Option<&'static Method> {
@@ -288,6 +289,7 @@ mod tests {
             proto::FILE_DESCRIPTOR_SET,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
             tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
         ];
         let mut paths = BTreeSet::new();
         for set in sets {

@@ -63,10 +63,11 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::Serving).await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
 
     macro_rules! bounded {
         ($server:path) => {
@@ -76,7 +77,9 @@ pub async fn serve(
         };
     }
     let routes = Routes::new(health_service)
-        .add_service(reflection)
+        .add_service(reflection().build_v1()?)
+        // Of the same words: many clients ask for reflection by the name that it had first.
+        .add_service(reflection().build_v1alpha()?)
         .add_service(bounded!(proto::deployments_server::DeploymentsServer<Services>))
         .add_service(bounded!(proto::lag_server::LagServer<Services>))
         .add_service(bounded!(proto::state_server::StateServer<Services>))
