@@ -137,7 +137,7 @@ pub struct Policy {
 
 /// Of transient failures of which nobody says how often and when they are tried again.
 pub const ATTEMPTS: u32 = 3;
-pub const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(30) };
+pub const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
 /// Every record.
 const WHOLE_PPM: u32 = 1_000_000;
 
@@ -418,6 +418,7 @@ fn read_topic(section: &mut Section<'_>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::deployment::DeploymentSpec;
     use super::*;
 
     #[test]
@@ -455,16 +456,35 @@ mod tests {
         assert_eq!(ParkOrder::default(), ParkOrder::ParkKey);
     }
 
-    /// The presets of the operations handbook, before jitter.
+    /// Before chance; whether a document says it or the node's settings.
+    #[test]
+    fn presets_of_the_operations_handbook_wait_exactly_as_it_says() {
+        let text = include_str!("../../../docs/failures.md");
+        let base = "name: a\nmodule: a.wasm\ninputs: { in: { topic: in } }\n";
+        for (policy, attempts, first_ms, expected) in [
+            ("{ attempts: 2, backoff: 500ms..1s }", 2, 500, &[500u128, 1_000][..]),
+            ("{ attempts: 3, backoff: 1s..4s }", 3, 1_000, &[1_000, 2_000, 4_000]),
+            ("{ attempts: 5, backoff: 2s..32s }", 5, 2_000, &[2_000, 4_000, 8_000, 16_000, 32_000]),
+        ] {
+            assert!(text.contains(&format!("| `{policy}` |")), "{policy} is not in docs/failures.md");
+            let said = DeploymentSpec::parse(&format!("{base}failures: {{ transient: {policy} }}\n"));
+            let first_pause = Duration::from_millis(first_ms);
+            let settings = SpecDefaults { attempts, first_pause, ..SpecDefaults::default() };
+            let silent =
+                DeploymentSpec::parse_with(&format!("{base}failures: {{ then: skip }}\n"), &settings);
+            for spec in [said, silent] {
+                let spec = spec.expect("valid");
+                let Policy { attempts, backoff, .. } = *spec.failures.policy(FailureKind::Transient);
+                let pauses: Vec<u128> =
+                    (0..attempts).map(|retries| backoff.pause(retries).as_millis()).collect();
+                assert_eq!(pauses, expected, "{policy}");
+            }
+        }
+    }
+
     #[test]
     fn pauses_double_up_to_their_bound() {
-        let pauses = |base_ms: u64, attempts: u32| -> Vec<u64> {
-            let backoff = Backoff { min: Duration::from_millis(base_ms), max: Duration::from_secs(32) };
-            (0..attempts).map(|retries| backoff.pause(retries).as_millis() as u64).collect()
-        };
-        assert_eq!(pauses(500, 2), [500, 1_000]);
-        assert_eq!(pauses(1_000, 3), [1_000, 2_000, 4_000]);
-        assert_eq!(pauses(2_000, 5), [2_000, 4_000, 8_000, 16_000, 32_000]);
-        assert_eq!(pauses(2_000, 70)[69], 32_000);
+        let backoff = Backoff { min: Duration::from_secs(2), max: Duration::from_secs(32) };
+        assert_eq!([3, 4, 5, 69].map(|retries| backoff.pause(retries).as_secs()), [16, 32, 32, 32]);
     }
 }
