@@ -209,7 +209,8 @@ impl Task {
             revision: self.config.revision,
             // The row's own bytes, whatever the letters of records are.
             format: LetterFormat::Raw,
-            place: &row.id,
+            // Of the record: a row's id has the number of the emission behind it.
+            place: row.id.rsplit_once('/').map_or(row.id.as_str(), |(place, _)| place),
             now_ms: letter.wall_ms,
         };
         let headers = undelivered::encode_headers(&row, (self.partition, sequence), letter, &sender);

@@ -3,6 +3,7 @@
 //! Key, value and headers are the row's own, untouched; behind the headers stand the ones below, and last the
 //! mark that every letter ends with.
 
+use super::correlation;
 use super::letter::{MARK_HEADER, Sender, schema_version};
 use super::outbox::Letter;
 use crate::config::units;
@@ -10,7 +11,7 @@ use crate::record::headers;
 use crate::store::OutboxRow;
 
 /// Every header that it adds, in their order. In Kafka since 0.2: add before the mark, never rename.
-pub const HEADERS: [&str; 15] = [
+pub const HEADERS: [&str; 16] = [
     "outbox_destination",
     "outbox_sequence",
     "tidemill-id",
@@ -26,6 +27,7 @@ pub const HEADERS: [&str; 15] = [
     "deployment_incarnation",
     "retry_count",
     "schema_version",
+    "correlation_id",
 ];
 
 /// The headers of the letter of an outbox row, in Kafka's encoding. There is no `original_topic`: it is no
@@ -38,6 +40,7 @@ pub fn encode_headers(
 ) -> Vec<u8> {
     let own =
         if row.headers.is_empty() { Vec::new() } else { headers::decode(&row.headers).unwrap_or_default() };
+    let correlation = correlation::correlation_id(&own, sender.place);
     let texts = [
         row.output.clone(),
         sequence.to_string(),
@@ -54,6 +57,7 @@ pub fn encode_headers(
         sender.incarnation.to_owned(),
         row.retry_count.to_string(),
         schema_version(&own).to_owned(),
+        String::from_utf8_lossy(&correlation).into_owned(),
     ];
     let count = HEADERS.len().to_string();
     let mut all = own;
