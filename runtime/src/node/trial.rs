@@ -374,7 +374,7 @@ mod tests {
         };
         assert_eq!(
             reason,
-            "10 of 181 records failed (5.5%, allowed are 5%), such as record in/0 at offset 7 failed (permanent): as told"
+            "10 of 181 records failed (5.5%, allowed are 5%), such as record in/0 at offset 7 failed (permanent, HandlerError): as told"
         );
     }
 

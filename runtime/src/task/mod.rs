@@ -118,7 +118,7 @@ fn counter(kind: FailureKind, metrics: &TaskMetrics) -> &telemetry::Counter {
 
 /// A record that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("record {topic}/{partition} at offset {offset} failed ({}): {reason}", kind.as_str())]
+#[error("record {topic}/{partition} at offset {offset} failed ({}, {}): {reason}", kind.as_str(), kind.error_type())]
 pub struct Failure {
     pub kind: FailureKind,
     pub topic: String,

@@ -51,7 +51,7 @@ fn a_halt_says_what_where_and_why() {
     let applied = apply(&mut task, records(7, ["a!fail"]));
     assert_eq!(
         applied.failure.unwrap().to_string(),
-        "record words/3 at offset 7 failed (permanent): told to fail"
+        "record words/3 at offset 7 failed (permanent, HandlerError): told to fail"
     );
 }
 
