@@ -279,6 +279,7 @@ impl Task {
             _ if redrive.discard => {}
             Standing::OverLimit => {
                 progress.over_limit += 1;
+                self.metrics.over_limit.add(1);
                 let (deployment, partition) = (&self.config.deployment, self.partition);
                 let (retry_count, offset) = (letter.retry_count, letter.offset);
                 tracing::warn!(

@@ -164,8 +164,9 @@ pub struct TaskMetrics {
     /// Records tried again after a failure, and records sent to the dead-letter topic.
     pub retries: Counter,
     pub dead_letters: Counter,
-    /// Letters given back.
+    /// Letters given back, and those that a redrive leaves because they came back too often.
     pub redriven: Counter,
+    pub over_limit: Counter,
     /// Parked records: those that failed and are kept, and those that wait behind them.
     pub parked_records: Gauge,
     pub parked_bytes: Gauge,

@@ -81,6 +81,8 @@ pub const TASK: &[Row<TaskMetrics>] = &[
         |c, emit| emit(None, Count(c.dead_letters.get()))),
     counter("tidemill_redriven", "Dead letters given back to their deployment",
         |c, emit| emit(None, Count(c.redriven.get()))),
+    counter("tidemill_dead_letters_over_limit", "Dead letters that a redrive left because they came back too often",
+        |c, emit| emit(None, Count(c.over_limit.get()))),
     gauge("tidemill_parked_records", "Records that failed and are kept, and those that wait behind them",
         |c, emit| emit(None, Sample::Gauge(c.parked_records.get() as f64))),
     gauge("tidemill_parked_bytes", "Bytes of parked records",

@@ -40,6 +40,7 @@ const EXPECTED: &[(&str, &str, f64, f64)] = &[
     ("tidemill_retries", "", 0.0, 0.0),
     ("tidemill_dead_letters", "", 0.0, 0.0),
     ("tidemill_redriven", "", 0.0, 0.0),
+    ("tidemill_dead_letters_over_limit", "", 0.0, 0.0),
     ("tidemill_parked_records", "", 0.0, 0.0),
     ("tidemill_parked_bytes", "", 0.0, 0.0),
     ("tidemill_parked_full", "", 0.0, 0.0),

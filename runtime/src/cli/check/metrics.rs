@@ -15,9 +15,10 @@ use crate::cli::doctor::{Check, Verdict};
 use crate::tls::client::connect_http;
 
 /// Families of metrics, as `/metrics` names their types: the samples of a counter have `_total` as well.
-const ALERTED: [&str; 11] = [
+const ALERTED: [&str; 12] = [
     "tidemill_breaker_state",
     "tidemill_dead_letters",
+    "tidemill_dead_letters_over_limit",
     "tidemill_deployments_hanging",
     "tidemill_lag_records",
     "tidemill_lag_seconds",

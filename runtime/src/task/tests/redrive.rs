@@ -194,6 +194,7 @@ fn what_fails_again_is_a_new_letter_until_it_came_back_too_often() {
         assert_eq!((progress.given, progress.again), (given as u64, given as u64));
         assert_eq!((progress.over_limit, progress.ok, progress.ended), (left, 0, true));
     }
+    assert_eq!(patient.task.metrics.over_limit.get(), 2, "somebody is to be alerted");
     let counts: Vec<u32> = topic.letters().iter().map(|letter| letter.retry_count).collect();
     assert_eq!(counts, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
     assert!(topic.letters().iter().all(|letter| letter.original_offset < 2 && letter.attempts == 1));
