@@ -11,6 +11,7 @@ use super::output::{Block, View};
 use super::table::{Cell, Table, Tone, grouped};
 use super::watch::Watch;
 use super::{Global, Outcome, client, positions};
+use crate::config::deployment::{DeploymentSpec, Guarantee};
 use crate::config::units;
 
 const EXAMPLES: &str = "\
@@ -109,6 +110,7 @@ fn detail(deployment: &proto::Deployment) -> View {
     say("group", deployment.group.clone());
     say("inputs", deployment.inputs.join(", "));
     say("outputs", deployment.outputs.join(", "));
+    say("guarantee", guarantee(&deployment.document));
     say("stores", stores(&deployment.stores));
     blocks.push(Block::Line(String::new()));
     let mut tasks = Table::new(
@@ -148,8 +150,24 @@ pub fn to_json(deployment: &proto::Deployment) -> Value {
         "rolled_back": deployment.rolled_back, "revision": deployment.revision, "version": deployment.version, "author": deployment.author, "module": deployment.module, "document": deployment.document,
         "deployed_at": units::show_time_ms(deployment.deployed_at_ms), "group": deployment.group,
         "inputs": deployment.inputs, "outputs": deployment.outputs, "stores": stores_json(&deployment.stores), "tasks": tasks,
+        "guarantee": guarantee(&deployment.document),
         "ownership": ownership_json(deployment.ownership.as_ref()),
     })
+}
+
+/// How often effects are seen, outside of Kafka never exactly once. Empty of a document that only a newer
+/// program can read.
+fn guarantee(document: &str) -> String {
+    let Ok(spec) = DeploymentSpec::parse(document) else { return String::new() };
+    let topics = match spec.guarantee {
+        Guarantee::ExactlyOnce => "exactly once",
+        Guarantee::AtLeastOnce => "at least once",
+    };
+    let outside: Vec<&str> = spec.destinations().map(|(name, _)| name.as_str()).collect();
+    match outside.as_slice() {
+        [] => topics.to_owned(),
+        some => format!("{topics}; {} at least once, idempotent by tidemill-id", some.join(", ")),
+    }
 }
 
 /// Why it is halted, or else what became of a version that failed its trial.
@@ -239,4 +257,27 @@ pub fn task_state_cell(state: proto::TaskState) -> Cell {
 /// Enough of a digest to tell two modules apart by eye.
 pub fn module_short(module: &str) -> String {
     module.chars().take(12).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn effects_outside_of_kafka_are_never_called_exactly_once() {
+        let of = |more: &str| {
+            let document = format!("name: a\nmodule: a.wasm\ninputs: {{ in: {{ topic: in }} }}\n{more}");
+            detail(&proto::Deployment { document, ..proto::Deployment::default() }).render(None, false)
+        };
+        let hook = "outputs: { out: { topic: out }, hook: { http: { url: 'http://h/' } } }\n";
+        for (document, expected) in [
+            (String::new(), "guarantee  exactly once\n"),
+            (hook.to_owned(), "guarantee  exactly once; hook at least once, idempotent by tidemill-id\n"),
+            (format!("{hook}guarantee: at_least_once\n"), "guarantee  at least once; hook at least once, "),
+        ] {
+            let shown = of(&document);
+            assert!(shown.contains(expected), "{expected} is not in\n{shown}");
+        }
+        assert!(!of("from: the future\n").contains("guarantee"));
+    }
 }
