@@ -54,12 +54,13 @@ impl Started {
         jvm: Option<Jvm>,
         place: &Place<'_>,
     ) -> Result<Started> {
-        let (work, guarantee) = (workload.work, contender.guarantee);
+        let work = if let Kind::Doing(work) = contender.kind { work } else { workload.work };
+        let guarantee = contender.guarantee;
         let terms = (work, guarantee, workload.batch_records);
         let node = |output| start_node(&workshop.modules, &Changes::default(), terms, output, place);
         match contender.kind {
             Kind::Loop => start_loop(work, guarantee, place),
-            Kind::Tidemill => node(Output::Topic(place.output)),
+            Kind::Tidemill | Kind::Doing(_) => node(Output::Topic(place.output)),
             Kind::AtCommit => node(Output::AtCommit(place.output)),
             Kind::Outbox => node(Output::Outbox(place.output)),
             Kind::Streams(_) => {

@@ -250,7 +250,11 @@ fn judge(outcome: &Outcome, ratio: &Ratio) -> Option<RatioReport> {
         None => over.flatten().collect(),
         Some(under) => {
             let under = find(under)?.runs.iter().map(|figures| figures.get(ratio.metric));
-            over.zip(under).filter_map(|(over, under)| Some(over? / under?)).collect()
+            let compare = |(over, under): (Option<f64>, Option<f64>)| match ratio.is_difference {
+                true => Some(over? - under?),
+                false => Some(over? / under?),
+            };
+            over.zip(under).filter_map(compare).collect()
         }
     };
     judged(outcome.workload.name, ratio, figures)

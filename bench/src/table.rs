@@ -30,7 +30,17 @@ const fn ratio(
 /// A ratio of which nothing is asked.
 const fn shown(name: &'static str, metric: Metric, sides: [&'static str; 2]) -> Ratio {
     let [over, under] = sides;
-    Ratio { name, metric, over, under: Some(under), bar: None, stretch: None }
+    Ratio { name, metric, over, under: Some(under), is_difference: false, bar: None, stretch: None }
+}
+
+/// What the first adds to the second, in CPU time: microseconds a record.
+const fn added(
+    name: &'static str,
+    sides: [&'static str; 2],
+    bar: Option<Bar>,
+    stretch: Option<f64>,
+) -> Ratio {
+    Ratio { is_difference: true, bar, stretch, ..shown(name, Metric::Cpu, sides) }
 }
 
 const NULL: Ratio = ratio("null comparison", Metric::Cpu, ["loop", "loop again"], Bar::Noise, 1.0);
@@ -333,6 +343,33 @@ pub const WORKLOADS: &[Workload] = &[
         ..USUAL
     },
     Workload {
+        name: "inbox",
+        title: "Inbox: pass, 100 B, every id new, exactly once",
+        work: Work::Dedupe,
+        keys: Keys::New,
+        load: Load::Backlog { records: 1_000_000 },
+        contenders: &[
+            contender("tidemill", Kind::Tidemill, ExactlyOnce),
+            contender("tidemill, no inbox", Kind::Doing(Work::Map), ExactlyOnce),
+            contender("tidemill, a plain store", Kind::Doing(Work::Count), ExactlyOnce),
+        ],
+        ratios: &[
+            added(
+                "a new id, above the same handler without an inbox",
+                ["tidemill", "tidemill, no inbox"],
+                Some(Bar::AtMost(3.0)),
+                Some(1.5),
+            ),
+            added(
+                "a new key of a plain store, above that",
+                ["tidemill, a plain store", "tidemill, no inbox"],
+                None,
+                None,
+            ),
+        ],
+        ..USUAL
+    },
+    Workload {
         name: "b10",
         title: "B10: JSON of 500 B, parsed, changed and written again, exactly once",
         work: Work::Json,
@@ -390,6 +427,7 @@ pub const WORKLOADS: &[Workload] = &[
             metric: Metric::Deployed,
             over: "tidemill",
             under: None,
+            is_difference: false,
             bar: Some(Bar::AtMost(500.0)),
             stretch: Some(250.0),
         }],

@@ -61,6 +61,8 @@ pub enum Kind {
     /// The native loop: the floor.
     Loop,
     Tidemill,
+    /// Tidemill with other work than the workload's, which is compared with it.
+    Doing(Work),
     /// Tidemill with an output that is sent the last record of each key of a commit.
     AtCommit,
     /// Tidemill with an output that is an outbox: a client outside the transaction delivers to the topic.
@@ -125,7 +127,8 @@ pub enum Bar {
     Noise,
 }
 
-/// One contender's figure divided by another's, of the same round; or one's figure as it is, where nobody else has it.
+/// One contender's figure divided by another's, of the same round, or less the other's; or one's figure as it
+/// is, where nobody else has it.
 #[derive(Debug, Clone, Copy)]
 pub struct Ratio {
     pub name: &'static str,
@@ -133,6 +136,8 @@ pub struct Ratio {
     pub over: &'static str,
     /// `None` of a figure as it is: only for what people wait for, and with a bar far from it.
     pub under: Option<&'static str>,
+    /// Subtracted and not divided: for what something adds.
+    pub is_difference: bool,
     /// `None` of a ratio that is only shown.
     pub bar: Option<Bar>,
     /// What it would be at best; as the bar, it is met from one side.
