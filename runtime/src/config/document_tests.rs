@@ -294,6 +294,25 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
 }
 
 #[test]
+fn what_is_wrong_with_inbox_failures_and_outbox_is_said_at_once_and_no_secret_is_repeated() {
+    let text = format!(
+        "{MINIMAL}inbox: {{ id: key, ttl: 0s }}\nfailures:\n  transient: {{ then: bury }}\n  \
+         order: [park_key, none]\noutputs:\n  hook: {{ http: {{ secret: canary }} }}\n"
+    );
+    let said = DeploymentSpec::parse(&text).expect_err("refused").to_string();
+    for part in [
+        "inbox.ttl: 0s is outside",
+        "failures.transient.then: unknown value `bury`",
+        "failures.order: expected a text, found a list",
+        "outputs.hook.http.url: is missing",
+        "outputs.hook.http.secret: is a secret in plain text",
+    ] {
+        assert!(said.contains(part), "{part} is not in\n{said}");
+    }
+    assert!(!said.contains("canary"), "{said}");
+}
+
+#[test]
 fn a_file_of_several_documents_keeps_each_text_and_its_lines() {
     let text = "# the pipeline\nname: first\nmodule: a.wasm\ninputs: { i: { topic: t } }\n---\n\
                 name: second\nmodule: b.wasm\ninputs: { i: { topic: u } } # last\n";

@@ -445,6 +445,22 @@ mod tests {
     }
 
     #[test]
+    fn breakers_can_be_what_the_operations_handbook_has_for_each_use() {
+        let text = include_str!("../../../docs/outbox.md");
+        for (breaker, failures, open_s) in [
+            ("{ failures: 3, open: 60s }", 3, 60),
+            ("{ failures: 10, open: 30s }", 10, 30),
+            ("{ failures: 5, open: 45s }", 5, 45),
+            ("{ failures: 15, open: 120s }", 15, 120),
+        ] {
+            assert!(text.contains(&format!("| `{breaker}` |")), "{breaker} is not in docs/outbox.md");
+            let hook = parse(&format!("{{ http: {{ url: 'http://h/' }}, breaker: {breaker} }}"));
+            let open = Duration::from_secs(open_s);
+            assert_eq!(hook.map(|hook| hook.breaker), Ok(BreakerSpec { failures, open }));
+        }
+    }
+
+    #[test]
     fn the_documentation_names_every_setting_with_its_default() {
         let text = include_str!("../../../docs/outbox.md");
         let defaults = [

@@ -6,6 +6,7 @@ use tidemill_proto::v1::{LetterFilter, OffsetRange};
 
 use super::parking::{Patient, SECOND_MS, failures};
 use super::*;
+use crate::config::deployment::{IdSource, InboxSpec};
 use crate::config::failures::Then;
 use crate::ports::TopicRecord;
 use crate::record::headers;
@@ -252,6 +253,25 @@ fn records_wait_for_a_letter_of_their_key_although_their_deployment_parks_nothin
     assert_eq!(patient.apply(1, &["a", "b", "a"]).waiting, 1);
     patient.retry_after(0);
     assert_eq!(topic.commit(&mut patient), ["a=1", "a=2", "b=1", "b=2"]);
+}
+
+#[test]
+fn a_letter_whose_record_was_sent_again_and_handled_meanwhile_has_no_second_effect() {
+    let mut bench = Bench::new();
+    let inbox = InboxSpec { id: Some(vec![IdSource::Key]), sequence: None, ttl: Duration::from_secs(3_600) };
+    let config = TaskConfig { inbox: Some(inbox), ..parking(failures(Then::DeadLetter, 0)) };
+    let mut patient = Patient::new(&mut bench, config);
+    let mut topic = Topic::default();
+    patient.apply(0, &["b!fail"]);
+    topic.commit(&mut patient);
+    patient.apply(1, &["b"]);
+    assert_eq!(topic.commit(&mut patient), ["b=1"], "what failed does not count as seen");
+    topic.0[0].value = Some(b"mark".to_vec());
+    let redrive = topic.redrive(1, everything());
+    assert_eq!((topic.run(&mut patient, &redrive), patient.retry_after(0)), (1, 1));
+    assert_eq!(topic.commit(&mut patient), [""; 0]);
+    let progress = patient.task.progress(1).unwrap();
+    assert_eq!((progress.ok, progress.again, patient.task.metrics.duplicates.get()), (1, 0, 1));
 }
 
 #[test]
