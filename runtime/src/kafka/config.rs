@@ -260,12 +260,8 @@ impl KafkaConfig {
             ("queue.buffering.max.messages", &limits.produce_queue_records.to_string()),
             ("delivery.report.only.error", "true"),
         ]);
-        let in_flight = self.properties.get("max.in.flight.requests.per.connection");
-        if idempotent
-            && in_flight.and_then(|given| given.parse().ok()).is_some_and(|given: u32| given > IN_FLIGHT_MAX)
-        {
-            let most = IN_FLIGHT_MAX.to_string();
-            ours.extend(settings(&[("max.in.flight.requests.per.connection", &most)]));
+        if idempotent {
+            ours.extend(self.fewer_in_flight());
         }
         if let Some(id) = transactional_id {
             ours.extend(settings(&[
@@ -284,6 +280,17 @@ impl KafkaConfig {
         self.compose(CONSUMER_ONLY, ours)
     }
 
+    /// What brings requests in flight down to as many as an idempotent producer may have, if more are given.
+    fn fewer_in_flight(&self) -> Settings {
+        let is_too_many = |name: &&str| {
+            let given = self.properties.get(*name).and_then(|given| given.parse().ok());
+            given.is_some_and(|given: u32| given > IN_FLIGHT_MAX)
+        };
+        let names = ["max.in.flight", "max.in.flight.requests.per.connection"].into_iter();
+        let most = IN_FLIGHT_MAX.to_string();
+        names.filter(is_too_many).map(|name| (name.to_owned(), most.clone())).collect()
+    }
+
     /// A producer that hears where its records went.
     pub(super) fn reporting_producer(&self) -> Settings {
         let mut ours = self.producer(None, 1_000_000);
@@ -291,9 +298,10 @@ impl KafkaConfig {
         ours
     }
 
-    /// A producer for single records whose offsets matter to the caller.
+    /// A producer for single records whose offsets matter to the caller: idempotent, whatever is configured.
     pub(super) fn appender(&self) -> Settings {
         let mut ours = self.producer(None, self.limits.record_bytes);
+        ours.extend(self.fewer_in_flight());
         ours.extend(settings(&[
             ("linger.ms", "0"),
             ("acks", "all"),

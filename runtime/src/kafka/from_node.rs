@@ -76,13 +76,24 @@ impl KafkaConfig {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::GroupSettings;
+    use super::super::ffi::{Client, Kind};
     use super::*;
     use crate::config::NodeConfig;
     use crate::config::load::{Flag, Sources};
+    use crate::config::node::GroupProtocol;
+    use crate::config::settings;
+
+    fn configured<const N: usize>(flags: [(&str, &str); N]) -> KafkaConfig {
+        let flags = flags.map(|(key, value)| Flag { name: key.into(), key: key.into(), value: value.into() });
+        let sources = Sources { flags: flags.into(), ..Sources::default() };
+        let configured = NodeConfig::load(&sources).expect("valid").config.kafka;
+        KafkaConfig::from_node(&configured, "test")
+    }
 
     #[test]
     fn every_accepted_setting_reaches_the_client_or_becomes_its_limit() {
-        let flags = [
+        let kafka = configured([
             ("kafka.properties.session.timeout.ms", "30000"),
             ("kafka.properties.topic.metadata.refresh.interval.ms", "5000"),
             ("kafka.properties.buffer.memory", "67108864"),
@@ -90,11 +101,7 @@ mod tests {
             ("kafka.properties.compression.type", "lz4"),
             ("kafka.acks", "1"),
             ("kafka.enable_idempotence", "false"),
-        ];
-        let flags = flags.map(|(key, value)| Flag { name: key.into(), key: key.into(), value: value.into() });
-        let sources = Sources { flags: flags.into(), ..Sources::default() };
-        let configured = NodeConfig::load(&sources).expect("valid").config.kafka;
-        let kafka = KafkaConfig::from_node(&configured, "test");
+        ]);
         assert_eq!(kafka.problems(), Vec::<String>::new());
         assert_eq!(kafka.limits.session_timeout, Duration::from_secs(30));
         assert_eq!(kafka.limits.metadata_refresh, Duration::from_secs(5));
@@ -108,5 +115,43 @@ mod tests {
         };
         assert_eq!(value(&plain, "acks").as_deref(), Some("1"));
         assert_eq!(value(&transactional, "acks").as_deref(), Some("all"));
+    }
+
+    #[test]
+    fn librdkafka_takes_every_client_of_a_node_with_any_profile() {
+        let protocol = GroupProtocol::Classic;
+        let group = GroupSettings { id: "g", instance_id: Some("i"), protocol, inputs: 1 };
+        for key in ["kafka.producer_profile", "kafka.consumer_profile"] {
+            let choice = settings::find(key).map(|setting| setting.kind);
+            let Some(settings::Kind::Choice(profiles)) = choice else { panic!("{key} is a choice") };
+            for &profile in profiles {
+                let kafka = configured([(key, profile)]);
+                assert_eq!(kafka.problems(), Vec::<String>::new(), "{profile}");
+                for (kind, name, given) in [
+                    (Kind::Producer, "exactly once", kafka.producer(Some("id"), 1 << 20)),
+                    (Kind::Producer, "at least once", kafka.producer(None, 1 << 20)),
+                    (Kind::Producer, "of the node's own topics", kafka.appender()),
+                    (Kind::Producer, "of a command", kafka.reporting_producer()),
+                    (Kind::Producer, "admin", kafka.admin()),
+                    (Kind::Consumer, "of a worker", kafka.consumer(&group)),
+                    (Kind::Consumer, "of one partition", kafka.reader("g", true, Duration::from_millis(100))),
+                ] {
+                    let made = Client::new(kind, &given, "test").map(drop);
+                    assert_eq!(made, Ok(()), "{profile}: {name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn requests_in_flight_are_fewer_only_where_sends_are_idempotent() {
+        let in_flight = ("kafka.properties.max.in.flight", "10");
+        let kafka = configured([("kafka.acks", "1"), ("kafka.enable_idempotence", "false"), in_flight]);
+        let last = |settings: Vec<(String, String)>| {
+            settings.into_iter().rev().find(|(name, _)| name == "max.in.flight").map(|(_, value)| value)
+        };
+        assert_eq!(last(kafka.producer(None, 1 << 20)).as_deref(), Some("10"));
+        assert_eq!(last(kafka.producer(Some("id"), 1 << 20)).as_deref(), Some("5"));
+        assert_eq!(last(kafka.appender()).as_deref(), Some("5"));
     }
 }
