@@ -118,7 +118,7 @@ $(DENY):
 	$(CARGO) install cargo-deny --locked --root $(CACHE)/tools --target-dir $(CACHE)/tools/target
 	@rm -rf $(CACHE)/tools/target
 
-bench: build ## Measure tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka (WORKLOAD=b1,b4 ROUNDS=5)
+bench: build ## Measure tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka, restarts included (WORKLOAD=b1,b4 ROUNDS=5)
 	@$(BIN)/tidemill-bench run $(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_FLAGS)
 
 bench-guard: build ## Fail if a map costs much more than the native loop: a short, interleaved ratio
@@ -131,7 +131,7 @@ bench-pair: build ## Measure two contenders at the same time, on the same input 
 bench-steps: setup ## Measure each step of a record's way that can be called by itself, in ns per record
 	$(CARGO) bench --profile release -p tidemill-bench --bench steps
 
-recovery: build ## Measure kill -9 to first new output beside Kafka Streams, 1 and 3 million keys, stores kept and deleted (ROUNDS=3)
+recovery: build ## Measure kill -9 to first new output beside Kafka Streams, 1 and 3 million keys, stores kept and deleted (ROUNDS=5)
 	@$(BIN)/tidemill-bench restart $(if $(ROUNDS),--rounds $(ROUNDS)) $(RECOVERY_FLAGS)
 
 clean: ## Remove this machine's build products and the demo's data

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use tidemill_bench::boundary::Boundary;
 use tidemill_bench::native::{self, Job};
-use tidemill_bench::report::{Machine, Report};
+use tidemill_bench::report::{Machine, RECOVERY, Report};
 use tidemill_bench::run::Stage;
 use tidemill_bench::table::{GUARD, WORKLOADS};
 use tidemill_bench::terms::Workload;
@@ -39,7 +39,7 @@ enum Command {
 
 #[derive(Args)]
 struct RunArguments {
-    /// Only these; `b4` means all that begin with it, but for long ones
+    /// Only these; `b4` means all that begin with it, but for long ones, and `recovery` what `restart` does
     #[arg(long, value_delimiter = ',')]
     workload: Vec<String>,
     #[arg(long, default_value_t = 5)]
@@ -69,7 +69,19 @@ fn main() -> Result<ExitCode> {
 }
 
 fn run(arguments: &RunArguments) -> Result<ExitCode> {
-    let workloads = chosen(&arguments.workload)?;
+    let RunArguments { workload: named, rounds, only, scale, out, .. } = arguments;
+    let workloads = chosen(named)?;
+    let mut held = workloads.is_empty() || measure(arguments, &workloads)?;
+    let is_everything = named.is_empty() && only.is_empty();
+    if is_everything || named.iter().any(|name| name == RECOVERY) {
+        let (millions, out) = (restart::MILLIONS.to_vec(), out.clone());
+        held &= restart::run(&restart::Arguments { millions, rounds: *rounds, scale: *scale, out })?;
+    }
+    Ok(exit_code(held))
+}
+
+/// True if every ratio meets its bar.
+fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<bool> {
     let names: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
     let flags = if arguments.scale == 1.0 {
         String::new()
@@ -87,8 +99,8 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
         report.steps.insert(workload.name, steps::of(workload, boundary.as_ref())?);
     }
     let is_whole = arguments.scale == 1.0 && arguments.only.is_empty();
-    let stage = Stage::prepare(&workloads, arguments.scale)?;
-    for workload in workloads {
+    let stage = Stage::prepare(workloads, arguments.scale)?;
+    for &workload in workloads {
         let outcome = suite::run(&stage, workload, arguments.rounds, &arguments.only)?;
         report.add(&outcome);
         // After each, so that what was measured is kept if a later one fails. What was tried at another size, or
@@ -102,7 +114,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     if is_whole {
         println!("written to {} and {}", arguments.out.display(), arguments.charts.display());
     }
-    Ok(exit_code(held))
+    Ok(held)
 }
 
 fn guard(rounds: usize) -> Result<ExitCode> {
@@ -118,11 +130,12 @@ fn exit_code(held: bool) -> ExitCode {
     if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Of the table; what recovers is none of them.
 fn chosen(names: &[String]) -> Result<Vec<&'static Workload>> {
-    for name in names {
+    for name in names.iter().filter(|name| *name != RECOVERY) {
         let known: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         let meant = WORKLOADS.iter().any(|workload| workload.is_meant_by(name));
-        ensure!(meant, "no workload {name:?}; there are {}", known.join(", "));
+        ensure!(meant, "no workload {name:?}; there are {}, {RECOVERY}", known.join(", "));
     }
     let is_meant =
         |workload: &&Workload| names.is_empty() || names.iter().any(|name| workload.is_meant_by(name));

@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 
 use crate::boundary::Boundary;
 use crate::budget;
-use crate::rounds::{Figures, Latency, Spread};
+use crate::rounds::{Comeback, Figures, Latency, Spread};
 use crate::steps::Step;
 use crate::suite::{Outcome, Shown};
 use crate::table::WASM_TAX;
 use crate::terms::{Bar, Metric, Ratio};
 
-/// The ratios of `make recovery` are of this workload.
+/// The workload of `make recovery`.
 pub const RECOVERY: &str = "recovery";
 
 /// What one command has measured. Its file holds, of each workload, what the last command that ran it has.
@@ -32,6 +32,7 @@ pub struct Report {
     pub steps: BTreeMap<&'static str, Vec<Step>>,
     pub ratios: Vec<RatioReport>,
     pub contenders: Vec<ContenderReport>,
+    pub survivors: Vec<SurvivorReport>,
 }
 
 /// Where it was measured.
@@ -76,6 +77,15 @@ pub struct ContenderReport {
     pub runs: Vec<Figures>,
 }
 
+/// A contender that was killed; in the file it stands beside the others.
+#[derive(Serialize)]
+pub struct SurvivorReport {
+    pub workload: &'static str,
+    pub name: &'static str,
+    pub kill: String,
+    pub runs: Vec<Comeback>,
+}
+
 impl Machine {
     /// What the kernel and the JVM say.
     pub fn look() -> Result<Machine> {
@@ -105,8 +115,8 @@ impl Machine {
 
 impl Report {
     pub fn new(machine: Machine, command: String, boundary: Option<Boundary>) -> Report {
-        let steps = BTreeMap::new();
-        Report { machine, command, boundary, steps, ratios: Vec::new(), contenders: Vec::new() }
+        let (ratios, contenders, survivors) = (Vec::new(), Vec::new(), Vec::new());
+        Report { machine, command, boundary, steps: BTreeMap::new(), ratios, contenders, survivors }
     }
 
     /// Adds a workload, and prints it.
@@ -160,14 +170,14 @@ impl Report {
             file["measured"][workload] =
                 json!({ "machine": machine, "command": command, "boundary": boundary, "steps": steps });
         }
-        let mine = [serde_json::to_value(&self.ratios)?, serde_json::to_value(&self.contenders)?];
-        for (list, mine) in ["ratios", "contenders"].into_iter().zip(mine) {
+        let took_part = [entries(&self.contenders)?, entries(&self.survivors)?].concat();
+        for (list, mine) in [("ratios", entries(&self.ratios)?), ("contenders", took_part)] {
             let list =
                 file[list].as_array_mut().with_context(|| format!("no {list} in {}", path.display()))?;
             list.retain(|entry| {
                 entry["workload"].as_str().is_none_or(|workload| !workloads.contains(workload))
             });
-            list.extend(mine.as_array().into_iter().flatten().cloned());
+            list.extend(mine);
         }
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
@@ -175,6 +185,10 @@ impl Report {
         fs::write(path, serde_json::to_string_pretty(&file)? + "\n")
             .with_context(|| path.display().to_string())
     }
+}
+
+fn entries<T: Serialize>(of: &[T]) -> Result<Vec<Value>> {
+    of.iter().map(|entry| Ok(serde_json::to_value(entry)?)).collect()
 }
 
 /// `None` if there is no such file.

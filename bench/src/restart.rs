@@ -28,14 +28,16 @@ use crate::keys::{self, Keys};
 use crate::load::{self, Shape, VALUE_BYTES, Values};
 use crate::node::Modules;
 use crate::outputs::Outputs;
-use crate::report::{self, Machine, RECOVERY, RatioReport, Report};
-use crate::rounds::{Spread, order};
+use crate::report::{self, Machine, RECOVERY, Report, SurvivorReport};
+use crate::rounds::{Comeback, Spread, order};
 use crate::streams::Streams;
 use crate::survivor::{Survivor, Topics};
 use crate::table::KILLS;
 use crate::terms::{Again, Kill, Metric, State};
 use crate::topics::{self, config};
 
+/// What is killed when has so many million keys.
+pub const MILLIONS: [u64; 2] = [1, 3];
 const PARTITIONS: i32 = 4;
 /// Each record has a key of its own.
 const SHAPE: Shape = Shape { keys: Keys::New, values: Values::Text(VALUE_BYTES) };
@@ -48,26 +50,27 @@ const EXPIRY: Duration = Duration::from_secs(55);
 #[derive(Args)]
 pub struct Arguments {
     /// Only kills with so many million keys
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 3])]
-    millions: Vec<u64>,
+    #[arg(long, value_delimiter = ',', default_values_t = MILLIONS)]
+    pub millions: Vec<u64>,
     /// Kills of each kind
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
     /// So many times the keys; small ones are for work on this program itself
     #[arg(long, default_value_t = 1.0)]
-    scale: f64,
-    /// Where the ratios go, beside those of `make bench`
+    pub scale: f64,
+    /// Where the results go, beside those of `make bench`
     #[arg(long, default_value = "bench/results/latest.json")]
-    out: PathBuf,
+    pub out: PathBuf,
 }
 
 /// Fills stores, and kills. True if every ratio meets its bar.
 pub fn run(arguments: &Arguments) -> Result<bool> {
+    let command = format!("make recovery ROUNDS={}", arguments.rounds);
+    let mut report = Report::new(Machine::look()?, command, None);
     println!("building what takes part");
     let (modules, streams) = (Modules::build()?, Streams::compile()?);
     println!("starting Apache Kafka {}", tidemill_kafka_harness::VERSION);
     let kafka = ApacheKafka::start_with(&Options { for_load: true, ..Options::default() })?;
-    let mut ratios = Vec::new();
     for &millions in &arguments.millions {
         let keys = (millions as f64 * 1e6 * arguments.scale) as u64;
         let topics = ["tidemill", "streams"].map(|who| Topics {
@@ -88,11 +91,9 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
             pairs.map(|(survivor, topics)| Measured { survivor, topics, keys }).collect();
         measured.iter_mut().try_for_each(Measured::until_filled)?;
         for kill in KILLS.iter().filter(|kill| kill.millions == millions) {
-            ratios.extend(rounds(kill, arguments.rounds, &mut measured)?);
+            rounds(kill, arguments.rounds, &mut measured, &mut report)?;
         }
     }
-    let mut report = Report::new(Machine::look()?, "make recovery".to_owned(), None);
-    report.ratios = ratios;
     // What was tried at another size is no result.
     if arguments.scale == 1.0 {
         report.write(&arguments.out)?;
@@ -102,13 +103,17 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 /// Kills each in turn, so many times.
-fn rounds(kill: &Kill, rounds: usize, measured: &mut [Measured<'_>]) -> Result<Option<RatioReport>> {
+fn rounds(kill: &Kill, rounds: usize, measured: &mut [Measured<'_>], report: &mut Report) -> Result<()> {
     println!("\n{kill}");
     let mut comebacks: Vec<Vec<Comeback>> = vec![Vec::new(); measured.len()];
     for round in 0..rounds {
         for number in order(measured.len(), round) {
             let who = &mut measured[number];
-            comebacks[number].push(who.kill(kill).with_context(|| who.survivor.name())?);
+            let name = who.survivor.name();
+            let comeback = who.kill(kill).context(name)?;
+            let seconds = comeback.first_output_seconds;
+            println!("round {:<3}{name:<12}first new output after {seconds:.2} s", round + 1);
+            comebacks[number].push(comeback);
         }
     }
     let metrics: &[Metric] = match kill.state {
@@ -123,36 +128,22 @@ fn rounds(kill: &Kill, rounds: usize, measured: &mut [Measured<'_>]) -> Result<O
             }
         }
     }
-    let Some(ratio) = &kill.ratio else { return Ok(None) };
-    let of = |name: &str| {
-        let number = measured.iter().position(|who| who.survivor.name() == name);
-        number.map(|number| &comebacks[number]).with_context(|| format!("{name} takes no part"))
-    };
-    let under = ratio.under.context("nobody to be compared with")?;
-    let pairs = of(ratio.over)?.iter().zip(of(under)?);
-    let ratios = pairs.filter_map(|(over, under)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?));
-    Ok(report::judged(RECOVERY, ratio, ratios.collect()))
-}
-
-/// What one kill has shown.
-#[derive(Debug, Clone, Copy)]
-struct Comeback {
-    first_output: Duration,
-    /// `None` if the stores were there.
-    restored_keys_per_second: Option<f64>,
-    /// `None` also if it does not say how much it has read.
-    restored_megabytes_per_second: Option<f64>,
-}
-
-impl Comeback {
-    fn get(&self, metric: Metric) -> Option<f64> {
-        match metric {
-            Metric::FirstOutput => Some(self.first_output.as_secs_f64()),
-            Metric::RestoredKeys => self.restored_keys_per_second,
-            Metric::RestoredMegabytes => self.restored_megabytes_per_second,
-            Metric::Cpu | Metric::PeakRss | Metric::P50 | Metric::P99 | Metric::Deployed => None,
-        }
+    if let Some(ratio) = &kill.ratio {
+        let of = |name: &str| {
+            let number = measured.iter().position(|who| who.survivor.name() == name);
+            number.map(|number| &comebacks[number]).with_context(|| format!("{name} takes no part"))
+        };
+        let under = ratio.under.context("nobody to be compared with")?;
+        let pairs = of(ratio.over)?.iter().zip(of(under)?);
+        let ratios =
+            pairs.filter_map(|(over, under)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?));
+        report.ratios.extend(report::judged(RECOVERY, ratio, ratios.collect()));
     }
+    for (who, runs) in measured.iter().zip(comebacks) {
+        let (name, kill) = (who.survivor.name(), kill.to_string());
+        report.survivors.push(SurvivorReport { workload: RECOVERY, name, kill, runs });
+    }
+    Ok(())
 }
 
 struct Measured<'a> {
@@ -187,7 +178,7 @@ impl Measured<'_> {
         // What was committed before the kill is not new.
         let after = Outputs::of(bootstrap, output, PARTITIONS)?;
         after.first()?;
-        let first_output = started.elapsed();
+        let first_output_seconds = started.elapsed().as_secs_f64();
         after.of_every_partition()?;
         let (restored_keys_per_second, restored_megabytes_per_second) = match kill.state {
             State::Kept => (None, None),
@@ -197,7 +188,7 @@ impl Measured<'_> {
                 (Some(self.keys as f64 / seconds), bytes.map(|bytes| bytes / 1e6 / seconds))
             }
         };
-        Ok(Comeback { first_output, restored_keys_per_second, restored_megabytes_per_second })
+        Ok(Comeback { first_output_seconds, restored_keys_per_second, restored_megabytes_per_second })
     }
 }
 

@@ -58,6 +58,30 @@ impl Figures {
     }
 }
 
+/// What one kill has shown.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Comeback {
+    pub first_output_seconds: f64,
+    /// `None` if the stores were there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored_keys_per_second: Option<f64>,
+    /// `None` also if it does not say how much it has read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored_megabytes_per_second: Option<f64>,
+}
+
+impl Comeback {
+    /// `None` for what it does not show.
+    pub fn get(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::FirstOutput => Some(self.first_output_seconds),
+            Metric::RestoredKeys => self.restored_keys_per_second,
+            Metric::RestoredMegabytes => self.restored_megabytes_per_second,
+            Metric::Cpu | Metric::PeakRss | Metric::P50 | Metric::P99 | Metric::Deployed => None,
+        }
+    }
+}
+
 /// Median and range of some rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
