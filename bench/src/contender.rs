@@ -57,9 +57,12 @@ impl Started {
         let work = if let Kind::Doing(work) = contender.kind { work } else { workload.work };
         let guarantee = contender.guarantee;
         let terms = (work, guarantee, workload.batch_records);
-        let node = |output| start_node(&workshop.modules, &Changes::default(), terms, output, place);
+        let property = |(name, value): &(&str, &str)| format!("kafka.properties.{name}={value}");
+        let settings = workload.producer.iter().map(property).collect();
+        let changes = Changes { settings, ..Changes::default() };
+        let node = |output| start_node(&workshop.modules, &changes, terms, output, place);
         match contender.kind {
-            Kind::Loop => start_loop(work, guarantee, place),
+            Kind::Loop => start_loop((work, guarantee), workload.producer, place),
             Kind::Tidemill | Kind::Doing(_) => node(Output::Topic(place.output)),
             Kind::AtCommit => node(Output::AtCommit(place.output)),
             Kind::Outbox => node(Output::Outbox(place.output)),
@@ -95,8 +98,13 @@ impl Started {
     }
 }
 
-/// The native loop; its changelog, if it keeps state, is a topic that is there.
-pub fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result<Started> {
+/// The native loop, with these properties of its producer beside its own; its changelog, if it keeps state, is a topic
+/// that is there.
+pub fn start_loop(
+    (work, guarantee): (Work, Guarantee),
+    producer: &[(&str, &str)],
+    place: &Place<'_>,
+) -> Result<Started> {
     let value = |value: Option<clap::builder::PossibleValue>| {
         value.map(|value| value.get_name().to_owned()).context("a value without a name")
     };
@@ -116,6 +124,7 @@ pub fn start_loop(work: Work, guarantee: Guarantee, place: &Place<'_>) -> Result
     ] {
         command.args([name, value]);
     }
+    command.args(producer.iter().map(|(name, value)| format!("--producer={name}={value}")));
     let running = Running(command.stdin(Stdio::null()).spawn().context("the loop")?);
     Ok(Started { running: Process::Program(running, None), group: place.name.to_owned(), threads })
 }

@@ -32,7 +32,7 @@ pub struct Stream {
 impl Stream {
     pub fn new(keys: Keys) -> Stream {
         let shares = if let Keys::Zipf(count) = keys { zipf(count) } else { Vec::new() };
-        Stream { keys, random: Random(SEED), count: 0, shares }
+        Stream { keys, random: Random::seeded(), count: 0, shares }
     }
 
     pub fn key(&mut self) -> [u8; KEY_BYTES] {
@@ -78,9 +78,23 @@ pub fn padded(number: u64) -> [u8; KEY_BYTES] {
 }
 
 /// SplitMix64: small, seeded, and good enough to choose keys with.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
+    /// The same numbers each time.
+    pub fn seeded() -> Random {
+        Random(SEED)
+    }
+
+    /// Fills it with capital letters.
+    pub fn letters(&mut self, text: &mut [u8]) {
+        for eight in text.chunks_mut(8) {
+            for (letter, bits) in eight.iter_mut().zip(self.bits().to_le_bytes()) {
+                *letter = b'A' + bits % 26;
+            }
+        }
+    }
+
     fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
@@ -127,6 +141,16 @@ mod tests {
     fn as_many_ids_repeat_as_are_asked_for() {
         let repeated = 100_000 - counted(Keys::Repeating { percent: 2 }, 100_000).len();
         assert!((1_800..2_200).contains(&repeated), "{repeated}");
+    }
+
+    #[test]
+    fn letters_fill_a_text_of_any_length_and_are_others_the_next_time() {
+        let (mut random, mut text) = (Random::seeded(), vec![0; 1_021]);
+        random.letters(&mut text);
+        assert!(text.iter().all(u8::is_ascii_uppercase), "{text:?}");
+        let before = text.clone();
+        random.letters(&mut text);
+        assert_ne!(before, text);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
-use crate::keys::{Keys, Stream};
+use crate::keys::{Keys, Random, Stream};
 use crate::raw::{Message, Producer};
 use crate::topics::ends;
 
@@ -27,14 +27,18 @@ pub struct Shape {
 pub enum Values {
     /// So many bytes of text.
     Text(usize),
+    /// So many letters by chance, others in every record: who compresses has something to do.
+    Letters(usize),
     /// An order in JSON, 500 bytes.
     Order,
 }
 
 impl Values {
+    /// What every record has; of letters, only as many.
     pub fn text(self) -> String {
         match self {
             Values::Text(bytes) => "tidemill ".repeat(bytes / 9 + 1)[..bytes].to_owned(),
+            Values::Letters(bytes) => "A".repeat(bytes),
             Values::Order => bench_order::SAMPLE.to_owned(),
         }
     }
@@ -62,14 +66,13 @@ impl Backlog {
     ) -> Result<Backlog> {
         let producer = transactional(bootstrap, topic)?;
         let mut keys = Stream::new(shape.keys);
-        let value = shape.values.text();
         producer.begin()?;
-        write(&producer, topic, &mut keys, &value, first)?;
+        write(&producer, topic, &mut keys, shape.values, first)?;
         producer.commit()?;
         // The last offset of each partition is the transaction's marker.
         let warm = ends(bootstrap, topic, partitions)?.into_iter().map(|end| end - 1).collect();
         producer.begin()?;
-        write(&producer, topic, &mut keys, &value, then)?;
+        write(&producer, topic, &mut keys, shape.values, then)?;
         let end = ends(bootstrap, topic, partitions)?;
         Ok(Backlog { producer, warm, end })
     }
@@ -83,7 +86,7 @@ impl Backlog {
 /// Writes `records` records that are there at once, outside any transaction.
 pub fn fill(bootstrap: &str, topic: &str, shape: Shape, records: u64) -> Result<()> {
     let producer = Producer::new(&settings(bootstrap))?;
-    write(&producer, topic, &mut Stream::new(shape.keys), &shape.values.text(), records)
+    write(&producer, topic, &mut Stream::new(shape.keys), shape.values, records)
 }
 
 fn settings(bootstrap: &str) -> Vec<(&str, &str)> {
@@ -109,11 +112,15 @@ fn transactional(bootstrap: &str, topic: &str) -> Result<Producer> {
     Ok(producer)
 }
 
-fn write(producer: &Producer, topic: &str, keys: &mut Stream, value: &str, records: u64) -> Result<()> {
+fn write(producer: &Producer, topic: &str, keys: &mut Stream, values: Values, records: u64) -> Result<()> {
     let topic = producer.topic(topic)?;
+    let (mut value, mut random) = (values.text().into_bytes(), Random::seeded());
     for number in 0..records {
-        let (key, value, timestamp) = (keys.key(), value.as_bytes(), now_ms()?);
-        producer.send(&topic, &Message { timestamp, key: Some(&key), value: Some(value) })?;
+        if matches!(values, Values::Letters(_)) {
+            random.letters(&mut value);
+        }
+        let (key, timestamp) = (keys.key(), now_ms()?);
+        producer.send(&topic, &Message { timestamp, key: Some(&key), value: Some(&value) })?;
         if number % SERVE_EVERY == 0 {
             producer.poll(0);
         }

@@ -49,6 +49,14 @@ pub struct Job {
     pub work: Work,
     #[arg(long)]
     pub guarantee: Guarantee,
+    /// NAME=VALUE of its producer, beside what is its own
+    #[arg(long, value_parser = property)]
+    pub producer: Vec<(String, String)>,
+}
+
+fn property(text: &str) -> Result<(String, String)> {
+    let (name, value) = text.split_once('=').with_context(|| format!("{text:?} is not NAME=VALUE"))?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Works until it is killed.
@@ -216,6 +224,8 @@ fn producer(job: &Job) -> Result<Producer> {
         settings.push(("transactional.id", job.group.as_str()));
         settings.push(("transaction.timeout.ms", "10000"));
     }
+    // What is set twice is what it was set to last.
+    settings.extend(job.producer.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     Producer::new(&settings)
 }
 

@@ -167,7 +167,7 @@ impl<'a> Pair<'a> {
                 if work.is_stateful() {
                     topics::create(bootstrap, changelog, partitions)?;
                 }
-                start_loop(work, guarantee, &place)
+                start_loop((work, guarantee), workload.producer, &place)
             }
             Some(changes) => {
                 let terms = (work, guarantee, workload.batch_records);

@@ -163,6 +163,18 @@ const STATELESS_RATIOS: &[Ratio] = &[
     shown("Kafka Streams / tidemill", Metric::Cpu, ["streams", "tidemill"]),
 ];
 
+/// Nobody in a JVM.
+const NATIVE: &[Contender] = &[
+    contender("loop", Kind::Loop, ExactlyOnce),
+    contender("loop again", Kind::Loop, ExactlyOnce),
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("tidemill, at least once", Kind::Tidemill, AtLeastOnce),
+];
+
+/// The producer that Kafka's own tools are measured with in the handbooks that operators bring along.
+const ANCHOR: &[(&str, &str)] =
+    &[("acks", "all"), ("compression.type", "lz4"), ("batch.size", "65536"), ("linger.ms", "10")];
+
 const STATEFUL: &[Contender] = &one_each(EITHER);
 
 /// Of a million keys few come twice in a commit, so that emitting at commit spares little here.
@@ -202,6 +214,7 @@ const USUAL: Workload = Workload {
     partitions: 4,
     batch_records: 500,
     is_tuned: true,
+    producer: &[],
     contenders: &[],
     ratios: &[],
     has_wasm_tax: false,
@@ -288,6 +301,24 @@ pub const WORKLOADS: &[Workload] = &[
         contenders: STATELESS,
         ratios: STATELESS_RATIOS,
         is_long: true,
+        ..USUAL
+    },
+    Workload {
+        name: "anchor",
+        title: "Anchor: map, 1,024 B of letters, acks=all, lz4, batch.size=65536, linger.ms=10",
+        values: Values::Letters(1_024),
+        load: Load::Backlog { records: 1_000_000 },
+        producer: ANCHOR,
+        contenders: NATIVE,
+        ratios: &[
+            NULL,
+            shown("tidemill / loop, exactly once", Metric::Cpu, ["tidemill", "loop"]),
+            shown(
+                "tidemill, exactly once / at least once",
+                Metric::Cpu,
+                ["tidemill", "tidemill, at least once"],
+            ),
+        ],
         ..USUAL
     },
     Workload {

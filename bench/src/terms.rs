@@ -169,6 +169,8 @@ pub struct Workload {
     pub batch_records: u32,
     /// Kafka Streams is set for throughput, with everybody's commit interval; else all are at their defaults.
     pub is_tuned: bool,
+    /// Properties of the producers of nodes and loops, beside their own.
+    pub producer: &'static [(&'static str, &'static str)],
     pub contenders: &'static [Contender],
     pub ratios: &'static [Ratio],
     /// Whether [`crate::table::WASM_TAX`] is told of it.
