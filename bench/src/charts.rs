@@ -1,4 +1,5 @@
-//! Charts for the documentation: one SVG for each workload, a bar for each contender.
+//! Charts for the documentation: one SVG for each workload, a bar for each contender, and one for each curve, a bar for
+//! each of its points.
 
 use std::fs;
 use std::path::Path;
@@ -7,6 +8,7 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use crate::report::Point;
 use crate::rounds::Spread;
 use crate::suite::{Outcome, Shown};
 use crate::terms::{Load, Metric};
@@ -51,6 +53,16 @@ pub fn draw(outcome: &Outcome, directory: &Path) -> Result<()> {
         outcome.shown.iter().flat_map(|shown| metrics.iter().filter_map(move |&m| bar(shown, m))).collect();
     // The drawing's errors borrow what is drawn.
     plot(&path, &format!("{} ({unit})", outcome.workload.title), &bars).map_err(|error| anyhow!("{error}"))
+}
+
+/// Draws `DIRECTORY/curve-GROWS.svg`, a bar for each point.
+pub fn draw_curve(grows: &str, points: &[Point], directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    let path = directory.join(format!("curve-{grows}.svg"));
+    let bar = |&(name, spread): &Point| Bar { name: name.to_owned(), spread, is_ours: true };
+    let bars: Vec<Bar> = points.iter().map(bar).collect();
+    let title = format!("tidemill alone, by {grows} (CPU-seconds per million records)");
+    plot(&path, &title, &bars).map_err(|error| anyhow!("{error}"))
 }
 
 fn plot(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std::error::Error>> {

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use tidemill_bench::boundary::Boundary;
 use tidemill_bench::native::{self, Job};
-use tidemill_bench::report::{Machine, RECOVERY, Report};
+use tidemill_bench::report::{Machine, Point, RECOVERY, Report};
 use tidemill_bench::run::Stage;
 use tidemill_bench::table::{GUARD, WORKLOADS};
 use tidemill_bench::terms::Workload;
@@ -107,8 +107,17 @@ fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<
         // without some who take part, is no result.
         if is_whole {
             report.write(&arguments.out)?;
-            charts::draw(&outcome, &arguments.charts)?;
+            if workload.curve.is_none() {
+                charts::draw(&outcome, &arguments.charts)?;
+            }
         }
+    }
+    // With all of its points, or not at all.
+    let has_all = |grows: &str, points: &[Point]| {
+        points.len() == WORKLOADS.iter().filter(|workload| workload.curve == Some(grows)).count()
+    };
+    for (grows, points) in report.curves.iter().filter(|(grows, points)| is_whole && has_all(grows, points)) {
+        charts::draw_curve(grows, points, &arguments.charts)?;
     }
     let held = report.summarize();
     if is_whole {

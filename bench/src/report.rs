@@ -33,7 +33,12 @@ pub struct Report {
     pub ratios: Vec<RatioReport>,
     pub contenders: Vec<ContenderReport>,
     pub survivors: Vec<SurvivorReport>,
+    /// By what grows.
+    pub curves: BTreeMap<&'static str, Vec<Point>>,
 }
+
+/// A workload that is a point of a curve, and what a record costs there, in CPU-s per million.
+pub type Point = (&'static str, Spread);
 
 /// Where it was measured.
 #[derive(Serialize)]
@@ -116,7 +121,8 @@ impl Machine {
 impl Report {
     pub fn new(machine: Machine, command: String, boundary: Option<Boundary>) -> Report {
         let (ratios, contenders, survivors) = (Vec::new(), Vec::new(), Vec::new());
-        Report { machine, command, boundary, steps: BTreeMap::new(), ratios, contenders, survivors }
+        let (steps, curves) = (BTreeMap::new(), BTreeMap::new());
+        Report { machine, command, boundary, steps, ratios, contenders, survivors, curves }
     }
 
     /// Adds a workload, and prints it.
@@ -130,6 +136,11 @@ impl Report {
         let steps = self.steps.get(outcome.workload.name);
         budget::print(outcome, steps.map(Vec::as_slice).unwrap_or_default());
         let workload = outcome.workload.name;
+        if let Some(grows) = outcome.workload.curve {
+            let cost = |shown: &Shown| Spread::of(shown.runs.iter().filter_map(|run| run.get(Metric::Cpu)));
+            let points = outcome.shown.iter().filter_map(|shown| Some((workload, cost(shown)?)));
+            self.curves.entry(grows).or_default().extend(points);
+        }
         for shown in &outcome.shown {
             let jvm = shown.jvm.map(|jvm| jvm.to_string());
             let runs = shown.runs.clone();
@@ -148,8 +159,11 @@ impl Report {
         }
     }
 
-    /// Prints all ratios once more; false if one misses its bar.
+    /// Prints curves, and all ratios once more; false if one misses its bar.
     pub fn summarize(&self) -> bool {
+        for (grows, points) in &self.curves {
+            print_curve(grows, points);
+        }
         println!("\nratios");
         for ratio in &self.ratios {
             print_ratio(ratio);
@@ -200,6 +214,10 @@ fn read(path: &Path) -> Result<Option<Value>> {
     }
 }
 
+/// Characters of a curve's cheapest point, and of one beyond which nobody counts.
+const CURVE_UNIT: f64 = 20.0;
+const CURVE_MAX: f64 = 100.0;
+
 type Share = fn(&Latency) -> f64;
 
 /// What is printed of it.
@@ -241,6 +259,16 @@ fn print_contenders(outcome: &Outcome) {
         if let Some(jvm) = shown.jvm {
             println!("{:<28}with {jvm}", "");
         }
+    }
+}
+
+/// Lengths are multiples of the cheapest point.
+fn print_curve(grows: &str, points: &[Point]) {
+    println!("\nCPU-s per million records by {grows}");
+    let least = points.iter().map(|(_, spread)| spread.median).fold(f64::MAX, f64::min);
+    for (name, spread) in points {
+        let length = (spread.median / least * CURVE_UNIT).min(CURVE_MAX) as usize;
+        println!("{name:<24}{:<20}{}", spread.to_string(), "#".repeat(length));
     }
 }
 

@@ -217,6 +217,7 @@ const USUAL: Workload = Workload {
     producer: &[],
     contenders: &[],
     ratios: &[],
+    curve: None,
     has_wasm_tax: false,
     has_budget: false,
     is_long: false,
@@ -245,16 +246,16 @@ const ALONE: Workload = Workload {
 };
 
 const fn with_partitions(name: &'static str, partitions: i32) -> Workload {
-    Workload { name, partitions, ..ALONE }
+    Workload { name, partitions, curve: Some("partitions"), ..ALONE }
 }
 
 const fn with_keys(name: &'static str, keys: u32) -> Workload {
     let title = "curve: count per key, each as likely as any other, exactly once";
-    Workload { name, title, work: Work::Count, keys: Keys::Uniform(keys), ..ALONE }
+    Workload { name, title, work: Work::Count, keys: Keys::Uniform(keys), curve: Some("keys"), ..ALONE }
 }
 
 const fn with_batches(name: &'static str, batch_records: u32) -> Workload {
-    Workload { name, batch_records, ..ALONE }
+    Workload { name, batch_records, curve: Some("batches"), ..ALONE }
 }
 
 /// In the order in which they run.

@@ -173,6 +173,8 @@ pub struct Workload {
     pub producer: &'static [(&'static str, &'static str)],
     pub contenders: &'static [Contender],
     pub ratios: &'static [Ratio],
+    /// It is a point of the curve of what a record costs as this grows.
+    pub curve: Option<&'static str>,
     /// Whether [`crate::table::WASM_TAX`] is told of it.
     pub has_wasm_tax: bool,
     /// Whether what each thread costs is told too.
