@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench bench-guard bench-pair bench-steps recovery conformance clean
+.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench bench-guard bench-pair bench-load bench-steps recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -127,6 +127,9 @@ bench-guard: build ## Fail if a map costs much more than the native loop: a shor
 bench-pair: build ## Measure two contenders at the same time, on the same input (A=tidemill B=loop, C= a third, WORK=count GUARANTEE=at-least-once ROUNDS=3)
 	@$(BIN)/tidemill-bench pair $(if $(WORK),--work $(WORK)) $(if $(GUARANTEE),--guarantee $(GUARANTEE)) \
 		$(if $(ROUNDS),--rounds $(ROUNDS)) $(PAIR_FLAGS) '$(or $(A),tidemill)' '$(or $(B),loop)' $(if $(C),'$(C)')
+
+bench-load: build ## Raise the load of a node step by step until it does not keep up, and say in which way (STEPS=10000,20000)
+	@$(BIN)/tidemill-bench load $(if $(STEPS),--steps $(STEPS)) $(LOAD_FLAGS)
 
 bench-steps: setup ## Measure each step of a record's way that can be called by itself, in ns per record
 	$(CARGO) bench --profile release -p tidemill-bench --bench steps

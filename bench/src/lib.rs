@@ -9,7 +9,7 @@
 //! | [`run`] | one run: what is counted, and from when to when |
 //! | [`pair`] | contenders that run at the same time |
 //! | [`contender`] | how each is started: [`native`] (over [`raw`]), [`node`] (as [`changes`] have it), [`streams`] |
-//! | [`latency`] | end to end, under an open load |
+//! | [`latency`], [`saturation`] | end to end, under an open load; one that grows until it is too much |
 //! | [`load`], [`keys`], [`topics`] | what they read |
 //! | [`group`], [`outputs`], [`process`] | how far they are; what comes out; CPU time and memory |
 //! | [`module`] | what a deploy is measured with |
@@ -38,6 +38,7 @@ pub mod report;
 pub mod restart;
 pub mod rounds;
 pub mod run;
+pub mod saturation;
 pub mod steps;
 pub mod streams;
 pub mod suite;

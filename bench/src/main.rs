@@ -11,7 +11,7 @@ use tidemill_bench::report::{Machine, Point, RECOVERY, Report};
 use tidemill_bench::run::Stage;
 use tidemill_bench::table::{GUARD, WORKLOADS};
 use tidemill_bench::terms::Workload;
-use tidemill_bench::{charts, pair, restart, steps, suite};
+use tidemill_bench::{charts, pair, restart, saturation, steps, suite};
 
 #[derive(Parser)]
 #[command(about = "Measures tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka")]
@@ -31,6 +31,8 @@ enum Command {
     },
     /// Measures two or three contenders at the same time, on the same input, and prints ratios
     Pair(pair::Arguments),
+    /// Raises the load of a node step by step until it does not keep up, and says in which way
+    Load(saturation::Arguments),
     /// Measures kill -9 to first new output and how fast stores are restored, beside Kafka Streams
     Restart(restart::Arguments),
     /// The native loop, until it is killed; a contender of `run`, useful by hand to profile it
@@ -63,6 +65,7 @@ fn main() -> Result<ExitCode> {
         Command::Run(arguments) => run(&arguments),
         Command::Guard { rounds } => guard(rounds),
         Command::Pair(arguments) => pair::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Load(arguments) => saturation::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Restart(arguments) => restart::run(&arguments).map(exit_code),
         Command::Loop(job) => native::run(&job).map(|()| ExitCode::SUCCESS),
     }

@@ -80,6 +80,9 @@ pub struct ContenderReport {
     /// Tried before the rounds, to find the best way.
     pub tried_only: bool,
     pub runs: Vec<Figures>,
+    /// In which way it gave way, where the load was raised until it did; the runs are the steps to that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end: Option<String>,
 }
 
 /// A contender that was killed; in the file it stands beside the others.
@@ -145,7 +148,7 @@ impl Report {
             let jvm = shown.jvm.map(|jvm| jvm.to_string());
             let runs = shown.runs.clone();
             let name = shown.contender.name;
-            self.contenders.push(ContenderReport { workload, name, jvm, tried_only: false, runs });
+            self.contenders.push(ContenderReport { workload, name, jvm, tried_only: false, runs, end: None });
         }
         for (contender, jvm, figures) in &outcome.tried {
             let (jvm, runs) = (Some(jvm.to_string()), vec![*figures]);
@@ -155,6 +158,7 @@ impl Report {
                 jvm,
                 tried_only: true,
                 runs,
+                end: None,
             });
         }
     }

@@ -534,6 +534,9 @@ pub const WORKLOADS: &[Workload] = &[
     },
 ];
 
+/// What `make bench-load` raises step by step.
+pub const LOADED: Workload = latency("load", "Load in steps: map", 0);
+
 /// How Kafka Streams runs where it is killed: two threads restore side by side.
 pub const KILLED: Jvm = Jvm { collector: Collector::G1, threads: 2, cache_mib: 0, heap_mib: None };
 
