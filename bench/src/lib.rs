@@ -16,6 +16,7 @@
 //! | [`boundary`], [`steps`] | what it costs to be in Wasm; what other steps cost by themselves |
 //! | [`threads`], [`budget`] | what each thread costs; all of it as one table that sums up |
 //! | [`report`], [`charts`] | the terminal and JSON; SVG |
+//! | [`record`] | what other programs have measured |
 //! | [`restart`], [`survivor`] | kill -9 to first new output; who is killed |
 
 pub mod boundary;
@@ -34,6 +35,7 @@ pub mod outputs;
 pub mod pair;
 pub mod process;
 pub mod raw;
+pub mod record;
 pub mod report;
 pub mod restart;
 pub mod rounds;

@@ -52,8 +52,12 @@ impl Figures {
             Metric::P50 => self.latency_ms.map(|latency| latency.p50),
             Metric::P99 => self.latency_ms.map(|latency| latency.p99),
             Metric::Deployed => self.deployed_ms,
-            // Of a restart, which is no run.
-            Metric::FirstOutput | Metric::RestoredKeys | Metric::RestoredMegabytes => None,
+            // Of a restart, which is no run, and of other programs.
+            Metric::FirstOutput
+            | Metric::RestoredKeys
+            | Metric::RestoredMegabytes
+            | Metric::Gap
+            | Metric::OwnMemory => None,
         }
     }
 }
@@ -77,7 +81,13 @@ impl Comeback {
             Metric::FirstOutput => Some(self.first_output_seconds),
             Metric::RestoredKeys => self.restored_keys_per_second,
             Metric::RestoredMegabytes => self.restored_megabytes_per_second,
-            Metric::Cpu | Metric::PeakRss | Metric::P50 | Metric::P99 | Metric::Deployed => None,
+            Metric::Cpu
+            | Metric::PeakRss
+            | Metric::P50
+            | Metric::P99
+            | Metric::Deployed
+            | Metric::Gap
+            | Metric::OwnMemory => None,
         }
     }
 }

@@ -43,6 +43,12 @@ const fn added(
     Ratio { is_difference: true, bar, stretch, ..shown(name, Metric::Cpu, sides) }
 }
 
+/// A figure of the node's as it is.
+const fn alone(name: &'static str, metric: Metric, at_most: f64, stretch: f64) -> Ratio {
+    let (bar, stretch) = (Some(Bar::AtMost(at_most)), Some(stretch));
+    Ratio { name, metric, over: "tidemill", under: None, is_difference: false, bar, stretch }
+}
+
 /// Ratios of which nothing is asked here, though it is elsewhere. The noise stays what it is.
 const fn only_shown<const N: usize>(mut ratios: [Ratio; N]) -> [Ratio; N] {
     let mut at = 0;
@@ -494,15 +500,7 @@ pub const WORKLOADS: &[Workload] = &[
         load: Load::Deploy { records: 1_000 },
         is_tuned: false,
         contenders: &[contender("tidemill", Kind::Tidemill, ExactlyOnce)],
-        ratios: &[Ratio {
-            name: "tidemill, deploy to first output",
-            metric: Metric::Deployed,
-            over: "tidemill",
-            under: None,
-            is_difference: false,
-            bar: Some(Bar::AtMost(500.0)),
-            stretch: Some(250.0),
-        }],
+        ratios: &[alone("tidemill, deploy to first output", Metric::Deployed, 500.0, 250.0)],
         ..USUAL
     },
     with_partitions("curve-1-partition", 1),
@@ -577,6 +575,12 @@ pub const KILLS: &[Kill] = &[
             2.0,
         )),
     ),
+];
+
+/// What `make swap` and `make soak` measure, by the workload that it is kept as.
+pub const ELSEWHERE: &[(&str, Ratio)] = &[
+    ("swap", alone("tidemill, longest gap around a swap", Metric::Gap, 50.0, 10.0)),
+    ("idle", alone("tidemill, own memory of an idle deployment", Metric::OwnMemory, 256.0, 64.0)),
 ];
 
 /// What stands in the way of every change: short, and with a bar beyond the noise of a busy machine.

@@ -110,6 +110,10 @@ pub enum Metric {
     P99,
     /// Milliseconds from the deploy of a new module to the first record that comes out of it.
     Deployed,
+    /// Milliseconds for which a partition of the output stands still.
+    Gap,
+    /// Kibibytes that a deployment adds beyond its linear memory and its Kafka clients.
+    OwnMemory,
     /// Seconds from a kill, or from a start long after it, to the first new output.
     FirstOutput,
     /// Keys restored in a second, by what the contender says of itself.
@@ -262,7 +266,8 @@ impl fmt::Display for Metric {
             Metric::PeakRss => "peak RSS",
             Metric::P50 => "p50",
             Metric::P99 => "p99",
-            Metric::Deployed => "ms",
+            Metric::Deployed | Metric::Gap => "ms",
+            Metric::OwnMemory => "KiB",
             Metric::FirstOutput => "s to first new output",
             Metric::RestoredKeys => "keys/s restored",
             Metric::RestoredMegabytes => "MB/s restored",

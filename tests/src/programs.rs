@@ -71,6 +71,16 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(name: &str, arguments: impl IntoIterat
     command
 }
 
+/// Has figures judged by the table of the benchmarks, as the workload that it has for them, and kept beside the others.
+pub fn record(workload: &str, measured_by: &str, figures: &[f64]) {
+    let figures: Vec<String> = figures.iter().map(|figure| format!("{figure:.1}")).collect();
+    let mut recording = Command::new(program("tidemill-bench"));
+    recording.args(["record", workload, "--command", measured_by]);
+    recording.arg(format!("--figures={}", figures.join(",")));
+    recording.arg("--out").arg(workspace().join("bench/results/latest.json"));
+    print!("{}", run(&mut recording).ok());
+}
+
 /// A loopback address whose port was free a moment ago.
 pub fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");

@@ -12,6 +12,7 @@ use tidemill_tests::hostile::bare;
 use tidemill_tests::hostile::case::{self, Case};
 use tidemill_tests::hostile::churn::{self, Handler, Small};
 use tidemill_tests::hostile::stage::{FLOOR_MS, Outcome, Spans, Stage};
+use tidemill_tests::programs::record;
 
 #[derive(Parser)]
 struct Arguments {
@@ -77,7 +78,10 @@ fn main() -> ExitCode {
             let span = Duration::from_secs(if short { 2 } else { 5 });
             run_cases(cluster(), cases.collect(), Spans { undisturbed: span, disturbed: span }, seed)
         }
-        Command::Churn { count, small, handler } => run_churn(cluster, count, &small, handler),
+        Command::Churn { count, small, handler } => {
+            let is_kept = broker == "apache" && handler == Handler::Pass;
+            run_churn(cluster, count, &small, handler, is_kept)
+        }
         Command::Clients { bootstrap, topic, count } => bare::run(&bootstrap, &topic, count).map(|()| true),
     };
     match outcome {
@@ -140,8 +144,14 @@ fn show(case: &Case, outcome: &Outcome) {
     }
 }
 
-/// True if nothing has grown and all of many deployments worked.
-fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: &[usize], handler: Handler) -> Result<bool> {
+/// True if nothing has grown and all of many deployments worked. `is_kept`: what each cost goes to the results.
+fn run_churn(
+    cluster: impl Fn() -> Cluster,
+    count: usize,
+    small: &[usize],
+    handler: Handler,
+    is_kept: bool,
+) -> Result<bool> {
     let directory = tempfile::tempdir()?;
     let mut grown = Vec::new();
     if count > 0 {
@@ -156,6 +166,10 @@ fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: &[usize], handl
         let directory = directory.path().join(format!("many-{small}"));
         let found = churn::at_once(cluster(), &directory, small, handler)?;
         show_small(small, handler, &found);
+        if is_kept && small >= MANY {
+            let measured_by = format!("make soak COUNT=0 SMALL={small} HANDLER=pass BROKER=apache");
+            record("idle", &measured_by, &[found.own_kib()]);
+        }
     }
     let small: Vec<String> = small.iter().map(usize::to_string).collect();
     println!(
@@ -166,6 +180,8 @@ fn run_churn(cluster: impl Fn() -> Cluster, count: usize, small: &[usize], handl
     Ok(grown.is_empty())
 }
 
+/// Of fewer, what the first ones pay for all would count as theirs.
+const MANY: usize = 100;
 /// What a small deployment without state may cost by itself.
 const OWN_KIB_MAX: f64 = 256.0;
 

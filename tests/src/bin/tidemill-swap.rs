@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use tidemill_tests::cluster::Cluster;
+use tidemill_tests::programs::record;
 use tidemill_tests::rig::swap::play;
 
 /// Longest gap in the output that a swap may cause. Where there are longer ones without any swap, because the
@@ -77,6 +78,9 @@ fn swap(arguments: &Arguments) -> Result<bool> {
         );
     }
     let good = verdict.is_good() && (!is_judged || judged <= GAP_MAX);
+    if is_judged && verdict.is_good() && arguments.broker == "apache" {
+        record("swap", &format!("make swap N={}", arguments.deployments), &outcome.swaps.ms());
+    }
     if !good {
         println!("  everything is in {}", directory.keep().display());
     }

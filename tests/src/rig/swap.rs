@@ -53,6 +53,11 @@ impl Gaps {
         self.0.iter().max().copied().unwrap_or_default()
     }
 
+    /// Each, in milliseconds.
+    pub fn ms(&self) -> Vec<f64> {
+        self.0.iter().map(|gap| gap.as_secs_f64() * 1e3).collect()
+    }
+
     /// What this part of them does not exceed.
     pub fn percentile(&self, part: f64) -> Duration {
         let mut sorted = self.0.clone();

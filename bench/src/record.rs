@@ -1,0 +1,34 @@
+//! Figures that another program of the workspace has measured, judged by the table and kept beside those of `make
+//! bench`: `make swap` and `make soak` run this.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::report::{Machine, Report, judged};
+use crate::table::ELSEWHERE;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// The workload that they are kept as
+    workload: String,
+    /// What measures them again
+    #[arg(long)]
+    command: String,
+    #[arg(long, value_delimiter = ',', required = true)]
+    figures: Vec<f64>,
+    #[arg(long, default_value = "bench/results/latest.json")]
+    out: PathBuf,
+}
+
+/// Whether the bar is met is told, and no error.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let Arguments { workload, command, figures, out } = arguments;
+    let asked = ELSEWHERE.iter().find(|(name, _)| name == workload);
+    let &(workload, ratio) = asked.with_context(|| format!("the table has no {workload}"))?;
+    let mut report = Report::new(Machine::look()?, command.clone(), None);
+    report.ratios.extend(judged(workload, &ratio, figures.clone()));
+    report.summarize();
+    report.write(out)
+}
