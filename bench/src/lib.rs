@@ -15,7 +15,7 @@
 //! | [`module`] | what a deploy is measured with |
 //! | [`boundary`], [`steps`] | what it costs to be in Wasm; what other steps cost by themselves |
 //! | [`threads`], [`budget`] | what each thread costs; all of it as one table that sums up |
-//! | [`report`], [`charts`] | the terminal and JSON; SVG |
+//! | [`report`], [`charts`], [`markdown`] | the terminal and JSON; SVG; the README's table |
 //! | [`record`] | what other programs have measured |
 //! | [`restart`], [`survivor`] | kill -9 to first new output; who is killed |
 
@@ -28,6 +28,7 @@ pub mod group;
 pub mod keys;
 pub mod latency;
 pub mod load;
+pub mod markdown;
 pub mod module;
 pub mod native;
 pub mod node;

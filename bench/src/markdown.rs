@@ -1,0 +1,114 @@
+//! The ratios of a result file of which something is asked, and the machines, as the README shows them:
+//! `tidemill-bench table`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_json::Value;
+
+use crate::rounds::Spread;
+
+#[derive(Args)]
+pub struct Arguments {
+    #[arg(long, default_value = "bench/results/latest.json")]
+    results: PathBuf,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let path = &arguments.results;
+    let text = fs::read(path).with_context(|| path.display().to_string())?;
+    let results = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    println!("{}", table(&results).with_context(|| format!("{} is no result", path.display()))?);
+    Ok(())
+}
+
+/// `None` of what is no result.
+fn table(results: &Value) -> Option<String> {
+    let asked = results["ratios"].as_array()?.iter().filter(|ratio| ratio["bar"].is_string());
+    let mut ratios: Vec<&Value> = asked.collect();
+    ratios.sort_by(|one, other| one["workload"].as_str().cmp(&other["workload"].as_str()));
+    let head = ["| what | bar | stretch | median (min..max) | rounds |", "|---|---|---|---|---|"];
+    let mut lines: Vec<String> = head.map(str::to_owned).into();
+    for ratio in ratios {
+        lines.push(row(ratio)?);
+    }
+    lines.push(String::new());
+    let mut workloads: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (workload, measured) in results["measured"].as_object()? {
+        workloads.entry(machine(&measured["machine"])?).or_default().push(workload);
+    }
+    lines.extend(workloads.iter().map(|(machine, names)| format!("- {}: {machine}", names.join(", "))));
+    Some(lines.join("\n"))
+}
+
+/// Bold if it misses its bar.
+fn row(ratio: &Value) -> Option<String> {
+    let text = |name: &str| ratio[name].as_str();
+    let number = |name: &str| ratio[name].as_f64();
+    let spread = Spread { median: number("median")?, min: number("min")?, max: number("max")? }.to_string();
+    let (median, range) = spread.split_once(' ')?;
+    let median = if ratio["met"].as_bool()? { median.to_owned() } else { format!("**{median}**") };
+    let (workload, name, metric, bar) = (text("workload")?, text("name")?, text("metric")?, text("bar")?);
+    let metric = if name.ends_with(metric) { String::new() } else { format!(", {metric}") };
+    // The noise is what it is.
+    let stretch = if bar.starts_with("noise") { None } else { number("stretch") };
+    let stretch = stretch.map(|stretch| stretch.to_string()).unwrap_or_default();
+    Some(format!(
+        "| {workload}: {name}{metric} | {bar} | {stretch} | {median} {range} | {} |",
+        ratio["rounds"].as_u64()?
+    ))
+}
+
+fn machine(machine: &Value) -> Option<String> {
+    let text = |name: &str| machine[name].as_str();
+    Some(format!(
+        "{} cores of {}, {} GiB, Linux {}, Apache Kafka {}, {}",
+        machine["cores"].as_u64()?,
+        text("cpu")?,
+        machine["memory_gib"].as_f64()?,
+        text("kernel")?,
+        text("kafka")?,
+        text("java")?.replace('"', ""),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_ratio_that_misses_its_bar_is_bold_and_one_of_which_nothing_is_asked_is_left_out() {
+        let ratio = |workload: &str, bar: Option<&str>, met: bool| {
+            json!({
+                "workload": workload, "name": "a / b, p50", "metric": "p50", "bar": bar, "stretch": 1.15,
+                "median": 1.5, "min": 1.0, "max": 2.0, "rounds": 5, "met": met,
+            })
+        };
+        let machine = json!({
+            "cpu": "X", "cores": 2, "memory_gib": 23.5, "kernel": "6.1", "java": "17", "kafka": "4.3.1",
+        });
+        let results = json!({
+            "ratios": [
+                ratio("z", Some("at most 1.35"), false),
+                ratio("b", Some("noise bar 13 %"), true),
+                ratio("c", None, true),
+            ],
+            "measured": { "b": { "machine": machine }, "z": { "machine": machine } },
+        });
+        let table = table(&results).expect("a result");
+        let lines: Vec<&str> = table.lines().skip(2).collect();
+        let wanted = [
+            "| b: a / b, p50 | noise bar 13 % |  | 1.50 (1.00..2.00) | 5 |",
+            "| z: a / b, p50 | at most 1.35 | 1.15 | **1.50** (1.00..2.00) | 5 |",
+            "",
+            "- b, z: 2 cores of X, 23.5 GiB, Linux 6.1, Apache Kafka 4.3.1, 17",
+        ];
+        assert_eq!(lines, wanted);
+        assert_eq!(super::table(&json!({})), None);
+    }
+}
