@@ -112,9 +112,8 @@ mod tests {
             std::fs::write(&path, text).expect("a file");
             path
         };
-        let document = |name: &str| {
-            format!("name: {name}\nmodule: {name}.wasm\ninputs: {{ in: {{ topic: t }} }}\n")
-        };
+        let document =
+            |name: &str| format!("name: {name}\nmodule: {name}.wasm\ninputs: {{ in: {{ topic: t }} }}\n");
         let modules = file("modules.yaml", &format!("{}---\n{}", document("one"), document("two")));
         let typo = file("typo.yaml", &document("three").replace("module", "modul"));
         let failure = read_all(&[modules, typo]).err().expect("none of them is right");

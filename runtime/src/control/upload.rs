@@ -62,7 +62,9 @@ async fn receive_whole(
     let mut module = Vec::new();
     while let Some(message) = next(&mut stream).await? {
         let Some(Part::Chunk(chunk)) = message.part else {
-            return Err(invalid(Problem::from("after the header of a deploy come only chunks of its module")));
+            return Err(invalid(Problem::from(
+                "after the header of a deploy come only chunks of its module",
+            )));
         };
         if module.len() + chunk.len() > MODULE_BYTES_MAX {
             let message = format!(
