@@ -34,6 +34,8 @@ use crate::reading::{assign, reading};
 
 /// Memory of a guest, unless its case says otherwise.
 const GUEST_MIB: u64 = 64;
+/// How long a call may take unless its case says more, milliseconds.
+pub(super) const TIME_MS: u64 = 100;
 /// What a node may grow beyond that: Kafka clients of one more deployment, threads, allocators.
 const SLACK_MIB: u64 = 64;
 /// What hostile clients may make it grow.
@@ -279,7 +281,7 @@ impl Stage {
         let topics = [format!("{name}-in"), format!("{name}-out")];
         create_topics(&self.node, &[&topics[0], &topics[1]], records.workers as i32);
         let module = self.module(records.guest);
-        let limits = limits(records.memory_mib, records.store_mib);
+        let limits = limits(records.memory_mib, records.store_mib, records.time_ms);
         let document = document(name, records.guest, "dead_letter", &limits)
             + &format!("workers: {}\n", records.workers);
         self.deploy(&document, &module, false)?;
@@ -432,14 +434,14 @@ pub(super) fn document(name: &str, guest: &str, then: &str, limits: &str) -> Str
 }
 
 /// As in a document.
-fn limits(memory_mib: u64, store_mib: Option<u64>) -> String {
+fn limits(memory_mib: u64, store_mib: Option<u64>, time_ms: u64) -> String {
     let store = store_mib.map(|mib| format!(", store_bytes: {mib}MiB"));
-    format!("memory: {memory_mib}MiB, batch_time: 100ms{}", store.unwrap_or_default())
+    format!("memory: {memory_mib}MiB, batch_time: {time_ms}ms{}", store.unwrap_or_default())
 }
 
 /// The limits of a guest whose case does not say.
 pub(super) fn standard() -> String {
-    limits(GUEST_MIB, None)
+    limits(GUEST_MIB, None, TIME_MS)
 }
 
 /// Sends one deployment.
