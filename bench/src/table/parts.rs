@@ -1,0 +1,207 @@
+//! What the rows of the table are made of: ways to run Kafka Streams, who takes part together, and the ratios that go
+//! with it.
+
+use crate::terms::Guarantee::{AtLeastOnce, ExactlyOnce};
+use crate::terms::{Bar, Collector, Contender, Guarantee, Jvm, Kind, Metric, Ratio};
+
+pub(super) const fn contender(name: &'static str, kind: Kind, guarantee: Guarantee) -> Contender {
+    Contender { name, kind, guarantee }
+}
+
+const fn jvm(collector: Collector, threads: u32, cache_mib: u32) -> Jvm {
+    // A large cache needs several times its size of the heap.
+    Jvm { collector, threads, cache_mib, heap_mib: Some(if cache_mib > 100 { 2_048 } else { 1_024 }) }
+}
+
+pub(super) const fn ratio(
+    name: &'static str,
+    metric: Metric,
+    sides: [&'static str; 2],
+    bar: Bar,
+    stretch: f64,
+) -> Ratio {
+    Ratio { bar: Some(bar), stretch: Some(stretch), ..shown(name, metric, sides) }
+}
+
+/// A ratio of which nothing is asked.
+pub(super) const fn shown(name: &'static str, metric: Metric, sides: [&'static str; 2]) -> Ratio {
+    let [over, under] = sides;
+    Ratio { name, metric, over, under: Some(under), is_difference: false, bar: None, stretch: None }
+}
+
+/// What the first adds to the second, in CPU time: microseconds a record.
+pub(super) const fn added(
+    name: &'static str,
+    sides: [&'static str; 2],
+    bar: Option<Bar>,
+    stretch: Option<f64>,
+) -> Ratio {
+    Ratio { is_difference: true, bar, stretch, ..shown(name, Metric::Cpu, sides) }
+}
+
+/// A figure of the node's as it is.
+pub(super) const fn alone(name: &'static str, metric: Metric, at_most: f64, stretch: f64) -> Ratio {
+    let (bar, stretch) = (Some(Bar::AtMost(at_most)), Some(stretch));
+    Ratio { name, metric, over: "tidemill", under: None, is_difference: false, bar, stretch }
+}
+
+/// Ratios of which nothing is asked here, though it is elsewhere. The noise stays what it is.
+pub(super) const fn only_shown<const N: usize>(mut ratios: [Ratio; N]) -> [Ratio; N] {
+    let mut at = 0;
+    while at < N {
+        if !matches!(ratios[at].bar, Some(Bar::Noise)) {
+            ratios[at].bar = None;
+            ratios[at].stretch = None;
+        }
+        at += 1;
+    }
+    ratios
+}
+
+pub(super) const NULL: Ratio = ratio("null comparison", Metric::Cpu, ["loop", "loop again"], Bar::Noise, 1.0);
+
+/// The handler in Wasm, beside the same handler linked natively.
+pub const WASM_TAX: Ratio = ratio(
+    "Wasm tax, exactly once",
+    Metric::Cpu,
+    ["tidemill", "tidemill with a native handler"],
+    Bar::AtMost(1.12),
+    1.05,
+);
+
+/// Every collector and number of threads, with that much of a cache.
+const fn ways(cache_mib: u32) -> [Jvm; 4] {
+    [
+        jvm(Collector::G1, 1, cache_mib),
+        jvm(Collector::Parallel, 1, cache_mib),
+        jvm(Collector::G1, 2, cache_mib),
+        jvm(Collector::Parallel, 2, cache_mib),
+    ]
+}
+
+/// Every way that may be the best for a workload in which each update is emitted.
+pub(super) const EVERY_UPDATE: &[Jvm] = &ways(0);
+/// Ten mebibytes are the default.
+pub(super) const AT_COMMIT: &[Jvm] = &{
+    let [one, two, three, four] = ways(10);
+    [one, two, three, four, jvm(Collector::Parallel, 1, 256)]
+};
+const EITHER: &[Jvm] = &{
+    let mut all = [EVERY_UPDATE[0]; EVERY_UPDATE.len() + AT_COMMIT.len()];
+    let mut at = 1;
+    while at < all.len() {
+        all[at] = match at < EVERY_UPDATE.len() {
+            true => EVERY_UPDATE[at],
+            false => AT_COMMIT[at - EVERY_UPDATE.len()],
+        };
+        at += 1;
+    }
+    all
+};
+pub(super) const SMALL: &[Jvm] = &[
+    Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: None },
+    Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: Some(256) },
+    Jvm { collector: Collector::Parallel, threads: 1, cache_mib: 10, heap_mib: Some(256) },
+];
+const DEFAULTS: &[Jvm] = &[Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: None }];
+
+/// Loop, loop again and tidemill, exactly once; what else takes part differs.
+pub(super) const MAP: &[Contender] = &[
+    contender("loop", Kind::Loop, ExactlyOnce),
+    contender("loop again", Kind::Loop, ExactlyOnce),
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("streams", Kind::Streams(EVERY_UPDATE), ExactlyOnce),
+    contender("loop, at least once", Kind::Loop, AtLeastOnce),
+    contender("tidemill, at least once", Kind::Tidemill, AtLeastOnce),
+    contender("streams, at least once", Kind::Streams(EVERY_UPDATE), AtLeastOnce),
+];
+
+pub(super) const MAP_RATIOS: [Ratio; 6] = [
+    NULL,
+    ratio("tidemill / loop, exactly once", Metric::Cpu, ["tidemill", "loop"], Bar::AtMost(1.35), 1.15),
+    ratio(
+        "tidemill / loop, at least once",
+        Metric::Cpu,
+        ["tidemill, at least once", "loop, at least once"],
+        Bar::AtMost(1.35),
+        1.15,
+    ),
+    ratio(
+        "Kafka Streams / tidemill, exactly once",
+        Metric::Cpu,
+        ["streams", "tidemill"],
+        Bar::AtLeast(2.0),
+        2.6,
+    ),
+    ratio(
+        "Kafka Streams / tidemill, at least once",
+        Metric::Cpu,
+        ["streams, at least once", "tidemill, at least once"],
+        Bar::AtLeast(2.0),
+        2.6,
+    ),
+    ratio(
+        "tidemill, exactly once / at least once",
+        Metric::Cpu,
+        ["tidemill", "tidemill, at least once"],
+        Bar::AtMost(1.15),
+        1.08,
+    ),
+];
+
+/// One each, exactly once; Kafka Streams in the best of these ways.
+const fn one_each(ways: &'static [Jvm]) -> [Contender; 4] {
+    [
+        contender("loop", Kind::Loop, ExactlyOnce),
+        contender("loop again", Kind::Loop, ExactlyOnce),
+        contender("tidemill", Kind::Tidemill, ExactlyOnce),
+        contender("streams", Kind::Streams(ways), ExactlyOnce),
+    ]
+}
+
+pub(super) const STATELESS: &[Contender] = &one_each(EVERY_UPDATE);
+pub(super) const STATELESS_RATIOS: &[Ratio] = &[
+    NULL,
+    shown("tidemill / loop", Metric::Cpu, ["tidemill", "loop"]),
+    shown("Kafka Streams / tidemill", Metric::Cpu, ["streams", "tidemill"]),
+];
+
+/// Nobody in a JVM.
+pub(super) const NATIVE: &[Contender] = &[
+    contender("loop", Kind::Loop, ExactlyOnce),
+    contender("loop again", Kind::Loop, ExactlyOnce),
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("tidemill, at least once", Kind::Tidemill, AtLeastOnce),
+];
+
+/// The producer that Kafka's own tools are measured with in the handbooks that operators bring along.
+pub(super) const ANCHOR: &[(&str, &str)] =
+    &[("acks", "all"), ("compression.type", "lz4"), ("batch.size", "65536"), ("linger.ms", "10")];
+
+pub(super) const STATEFUL: &[Contender] = &one_each(EITHER);
+
+/// Of a million keys few come twice in a commit, so that emitting at commit spares little here.
+pub(super) const UNIFORM: &[Contender] = &[
+    contender("loop", Kind::Loop, ExactlyOnce),
+    contender("loop again", Kind::Loop, ExactlyOnce),
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("tidemill, at commit", Kind::AtCommit, ExactlyOnce),
+    contender("streams", Kind::Streams(EITHER), ExactlyOnce),
+];
+pub(super) const AT_COMMIT_OR_EVERY: Ratio =
+    shown("tidemill, at commit / every update", Metric::Cpu, ["tidemill, at commit", "tidemill"]);
+
+pub(super) const LATENCY: &[Contender] = &[
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("streams", Kind::Streams(DEFAULTS), ExactlyOnce),
+];
+/// With what the guarantee costs in time, too.
+pub(super) const LATENCY_OF_BOTH: &[Contender] = &[
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("streams", Kind::Streams(DEFAULTS), ExactlyOnce),
+    contender("tidemill, at least once", Kind::Tidemill, AtLeastOnce),
+];
+pub(super) const LATENCY_RATIOS: [Ratio; 2] = [
+    ratio("tidemill / Kafka Streams, p50", Metric::P50, ["tidemill", "streams"], Bar::AtMost(0.3), 0.15),
+    ratio("tidemill / Kafka Streams, p99", Metric::P99, ["tidemill", "streams"], Bar::AtMost(0.4), 0.2),
+];
