@@ -432,6 +432,15 @@ mod tests {
             node
         }
 
+        /// On which `a` is up, and its next revision is made ready until that is released.
+        fn with_successor() -> Node {
+            let mut node = Node::with(&["a"]);
+            node.site.hold("prepare a");
+            node.fleet.deploy("a", "");
+            node.look_until("its successor is made ready", |node| node.site.begun("prepare a") == 2);
+            node
+        }
+
         fn look(&mut self) {
             let view = Arc::new(self.fleet.now.clone());
             self.ended.extend(self.places.look(view, self.is_wanted));
@@ -540,10 +549,7 @@ mod tests {
 
     #[test]
     fn what_runs_while_its_successor_is_made_ready_is_stopped_at_once_when_both_are_given_up() {
-        let mut node = Node::with(&["a"]);
-        node.site.hold("prepare a");
-        node.fleet.deploy("a", "");
-        node.look_until("its successor is made ready", |node| node.site.begun("prepare a") == 2);
+        let mut node = Node::with_successor();
         node.fleet.pause("a", true);
         node.look_until("it is stopped", |node| node.site.begun("leave a") == 1);
         assert!(!node.is_gone("a"), "the start is waited for");
@@ -567,11 +573,8 @@ mod tests {
 
     #[test]
     fn a_worker_that_panics_while_its_successor_is_made_ready_is_noticed_at_once() {
-        let mut node = Node::with(&["a"]);
-        node.site.hold("prepare a");
+        let mut node = Node::with_successor();
         node.site.hold("stop a");
-        node.fleet.deploy("a", "");
-        node.look_until("its successor is made ready", |node| node.site.begun("prepare a") == 2);
         node.site.break_worker("a");
         node.look_until("it is stopped", |node| node.site.begun("stop a") == 1);
         let trouble = "a worker of revision 1 panicked: see the node's log; revision 2 is next";
@@ -587,11 +590,8 @@ mod tests {
 
     #[test]
     fn a_deployment_that_broke_while_its_successor_was_made_ready_is_waited_for_when_both_are_given_up() {
-        let mut node = Node::with(&["a"]);
-        node.site.hold("prepare a");
+        let mut node = Node::with_successor();
         node.site.hold("stop a");
-        node.fleet.deploy("a", "");
-        node.look_until("its successor is made ready", |node| node.site.begun("prepare a") == 2);
         node.site.break_worker("a");
         node.look_until("it is stopped", |node| node.site.begun("stop a") == 1);
         node.is_wanted = false;
