@@ -310,19 +310,20 @@ fn destination(output: &mut Section<'_>, field: &Field<'_>, defaults: &SpecDefau
     Some(OutputSpec::Destination(Box::new(destination)))
 }
 
-fn topic(section: &mut Section<'_>) -> Option<String> {
+/// A topic that must be named.
+pub(super) fn topic(section: &mut Section<'_>) -> Option<String> {
     let Some(field) = section.take("topic") else {
         section.missing("topic", "write topic: NAME");
         return None;
     };
-    let topic = field.text()?;
-    match check_topic(&topic) {
-        Ok(()) => Some(topic),
-        Err(message) => {
-            field.refuse(message);
-            None
-        }
-    }
+    topic_name(&field)
+}
+
+/// The name of a topic; `None`, reported, if it is none.
+pub(super) fn topic_name(field: &Field<'_>) -> Option<String> {
+    let name = field.text()?;
+    check_topic(&name).map_err(|message| field.refuse(message)).ok()?;
+    Some(name)
 }
 
 /// Kafka's own rule for topic names.

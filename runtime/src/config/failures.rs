@@ -10,7 +10,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::document::{SpecDefaults, check_topic};
+use super::document::{SpecDefaults, topic_name};
 use super::section::{Field, Section};
 use super::units;
 use super::yaml::Yaml;
@@ -410,10 +410,7 @@ fn read_dead_letters(field: &Field<'_>) -> (Option<String>, LetterFormat) {
 }
 
 fn read_topic(section: &mut Section<'_>) -> Option<String> {
-    let topic = section.take("topic")?;
-    let name = topic.text()?;
-    check_topic(&name).map_err(|message| topic.refuse(message)).ok()?;
-    Some(name)
+    topic_name(&section.take("topic")?)
 }
 
 #[cfg(test)]

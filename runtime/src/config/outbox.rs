@@ -15,7 +15,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::document::{SpecDefaults, check_topic};
+use super::document::{SpecDefaults, topic};
 use super::failures::{Backoff, read_backoff};
 use super::section::{Field, Section};
 
@@ -245,14 +245,7 @@ fn kafka(section: &mut Section<'_>) -> Option<KafkaSpec> {
     if bootstrap_servers.is_none() {
         section.missing("bootstrap_servers", "write HOST:PORT of at least one broker");
     }
-    let topic = section.take("topic");
-    if topic.is_none() {
-        section.missing("topic", "write topic: NAME");
-    }
-    let topic = topic.and_then(|field| {
-        let name = field.text()?;
-        check_topic(&name).map_err(|message| field.refuse(message)).ok().map(|()| name)
-    });
+    let topic = topic(section);
     let protocol = section.take("security_protocol");
     let security_protocol =
         section.choice("security_protocol", SecurityProtocol::default(), &SecurityProtocol::ALL);

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use super::document::check_topic;
+use super::document::topic_name;
 use super::problem::{Problems, Report};
 use super::section::{Field, Section};
 use super::yaml::{self, Node, Yaml};
@@ -74,14 +74,7 @@ fn name(section: &mut Section<'_>) -> Option<String> {
         section.missing("name", "write the topic's name");
         return None;
     };
-    let name = field.text()?;
-    match check_topic(&name) {
-        Ok(()) => Some(name),
-        Err(message) => {
-            field.refuse(message);
-            None
-        }
-    }
+    topic_name(&field)
 }
 
 fn settings(config: &mut Section<'_>) -> BTreeMap<String, Option<String>> {

@@ -92,8 +92,7 @@ impl Handle {
         }
         let internal = wanted.iter().filter(|topic| self.node.config.is_internal(&topic.name));
         let why = "brokers or nodes keep something of their own in it, and they alone make and change it";
-        let refused: Vec<Problem> = internal.map(|topic| problem(topic, why)).collect();
-        if refused.is_empty() { Ok(()) } else { Err(ControlError::Invalid(refused)) }
+        refuse(internal.map(|topic| problem(topic, why)))
     }
 }
 
