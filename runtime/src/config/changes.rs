@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::problem::Report;
 use super::yaml;
 
 /// One difference.
@@ -49,7 +50,7 @@ pub fn changes(before: Contents<'_>, after: Contents<'_>) -> Vec<Change> {
 
 fn fields(contents: Contents<'_>) -> BTreeMap<String, String> {
     let mut fields = BTreeMap::new();
-    let mut document = yaml::documents(contents.document)
+    let mut document = yaml::documents(contents.document, &Report::default())
         .ok()
         .and_then(|nodes| nodes.first().map(|node| node.value.json()))
         // Not readable by this version: compared as a whole.

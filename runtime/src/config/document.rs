@@ -83,7 +83,7 @@ impl DeploymentSpec {
 
 /// The name in a text that is exactly one document, whatever else may be wrong with it.
 pub fn name_of(text: &str) -> Option<String> {
-    match yaml::documents(text).ok()?.as_slice() {
+    match yaml::documents(text, &Report::default()).ok()?.as_slice() {
         [Node { value: Yaml::Map(entries), .. }] => {
             match entries.iter().find(|(key, _)| key.name == "name")? {
                 (_, Node { value: Yaml::Text(name), .. }) => Some(name.clone()),

@@ -279,6 +279,13 @@ fn bad_documents_are_refused_with_line_key_and_remedy() {
             "line 2: module: expected a text, found a number: put it in quotes, \"5\"\n\
              line 5: inputs.b: inputs.a reads `t` already: bind each topic once",
         ),
+        (
+            "name: x\nmodule: m\ninputs: { a: { topic: t, topic: u } }\nworkers: 0\nname: y\nwrokers: 2\n".into(),
+            "line 3: inputs.a.topic: is given twice, first on line 3: keep one\n\
+             line 4: workers: 0 is outside 1 to 64\n\
+             line 5: name: is given twice, first on line 1: keep one\n\
+             line 6: wrokers: unknown key, did you mean `workers`?",
+        ),
         ("name: x\nmodule: m\ninputs: {}\n".into(), "line 3: inputs: has 0 entries: 1 to 64 are possible"),
         (
             format!("{base}---\n{}", base.replace("word-count", "other")),

@@ -29,14 +29,14 @@ impl Document {
     }
 
     pub(super) fn parse_all_with(text: &str, defaults: &SpecDefaults) -> Result<Vec<Document>, Problems> {
-        let nodes = yaml::documents(text)?;
+        let report = Report::default();
+        let nodes = yaml::documents(text, &report)?;
         if nodes.is_empty() {
             return Err(Problems::one(
                 "document",
                 "is empty: a deployment needs at least name, module and inputs",
             ));
         }
-        let report = Report::default();
         let documents: Vec<_> = nodes.iter().filter_map(|node| read(node, defaults, &report)).collect();
         refuse_equal_names(&nodes, &documents, &report);
         report.finish(Some(documents))
@@ -57,7 +57,7 @@ impl Document {
                 part.push('\n');
             }
         }
-        parts.retain(|part| yaml::documents(part).is_ok_and(|nodes| !nodes.is_empty()));
+        parts.retain(|part| yaml::documents(part, &Report::default()).is_ok_and(|nodes| !nodes.is_empty()));
         if parts.len() != documents.len() {
             let message = "documents must be separated by lines of exactly `---`";
             return Err(Problems::one("document", message));

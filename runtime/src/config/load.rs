@@ -98,7 +98,7 @@ impl NodeConfig {
         let mut properties: BTreeMap<String, (String, Source)> = BTreeMap::new();
         let mut granted = None;
         if let Some((name, text)) = &sources.file {
-            let nodes = yaml::documents(text)?;
+            let nodes = yaml::documents(text, &report)?;
             if nodes.len() > 1 {
                 report.add(Some(nodes[1].line), "", "a node's configuration is a single document");
             }

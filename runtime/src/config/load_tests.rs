@@ -117,6 +117,16 @@ fn misspelt_keys_variables_and_properties_are_refused_with_the_nearest() {
 }
 
 #[test]
+fn a_key_that_is_given_twice_hides_no_other_problem() {
+    assert_eq!(
+        refusal("fleet: a\nfleet: b\nkafka: { acsk: all }\n", &[("KAFKA_ACKS", "2")], &[]),
+        "line 2: fleet: is given twice, first on line 1: keep one\n\
+         line 3: kafka.acsk: unknown key, did you mean `kafka.acks`?\n\
+         KAFKA_ACKS: unknown value `2`, known are all, 1, 0, -1"
+    );
+}
+
+#[test]
 fn combinations_that_do_not_go_together_are_refused_naming_both() {
     for (file, variables, both) in [
         ("", vec![("KAFKA_ACKS", "1")], ["KAFKA_ACKS", "kafka.enable_idempotence"]),

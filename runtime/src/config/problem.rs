@@ -3,8 +3,13 @@
 //! Not an error type per field: a person mends a document in one pass, so a reader collects
 //! problems in [`Report`] and goes on with a default until the document is through.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
+
+/// Problems of one document that are kept; more are counted. A document may have as many as it has bytes.
+const PROBLEMS_MAX: usize = 1_000;
+/// What of a key is kept.
+const KEY_BYTES_MAX: usize = 1_024;
 
 /// One thing to mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,22 +74,33 @@ impl Problems {
 
 /// Collects problems while a document is read.
 #[derive(Debug, Default)]
-pub(super) struct Report(RefCell<Vec<Problem>>);
+pub(super) struct Report {
+    problems: RefCell<Vec<Problem>>,
+    /// That are not kept.
+    more: Cell<usize>,
+}
 
 impl Report {
     pub fn add(&self, line: Option<u32>, key: &str, message: impl Into<String>) {
-        let problem = Problem { line, key: key.to_owned(), message: message.into() };
-        self.0.borrow_mut().push(problem);
+        let mut problems = self.problems.borrow_mut();
+        if problems.len() == PROBLEMS_MAX {
+            return self.more.set(self.more.get() + 1);
+        }
+        let key = key[..key.floor_char_boundary(KEY_BYTES_MAX)].to_owned();
+        problems.push(Problem { line, key, message: message.into() });
     }
 
     /// The value, unless anything was reported.
     pub fn finish<T>(self, value: Option<T>) -> Result<T, Problems> {
-        let mut problems = self.0.into_inner();
+        let (mut problems, more) = (self.problems.into_inner(), self.more.get());
         match value {
             Some(value) if problems.is_empty() => Ok(value),
             _ => {
                 // Stable, so that problems of one line stay in the order they were found.
                 problems.sort_by_key(|problem| problem.line.unwrap_or(u32::MAX));
+                if more > 0 {
+                    problems.push(Problem::from(format!("and {more} more")));
+                }
                 if problems.is_empty() {
                     return Err(Problems::one("", "the document could not be read"));
                 }
@@ -171,5 +187,15 @@ mod tests {
         report.add(Some(2), "a", "first");
         let problems = report.finish(Some(())).expect_err("three problems");
         assert_eq!(problems.to_string(), "line 2: a: first\nline 9: b: second\n--flag: last");
+    }
+
+    #[test]
+    fn a_document_that_is_nothing_but_problems_has_the_first_ones_and_a_count() {
+        let report = Report::default();
+        (0..PROBLEMS_MAX + 7).for_each(|_| report.add(Some(1), &"ä".repeat(KEY_BYTES_MAX), "no"));
+        let problems = report.finish(Some(())).expect_err("many").0;
+        assert_eq!(problems.len(), PROBLEMS_MAX + 1);
+        assert_eq!(problems[0].key.len(), KEY_BYTES_MAX);
+        assert_eq!(problems[PROBLEMS_MAX].to_string(), "and 7 more");
     }
 }

@@ -42,8 +42,8 @@ impl Roles {
 
 /// The list in a node's file; the rest of it counts from the next start on.
 fn read(text: &str) -> Result<Vec<Grant>, Problems> {
-    let documents = yaml::documents(text)?;
     let report = Report::default();
+    let documents = yaml::documents(text, &report)?;
     let list = documents.first().and_then(|document| match &document.value {
         Yaml::Map(entries) => entries.iter().find(|(key, _)| key.name == "roles"),
         _ => None,

@@ -37,11 +37,11 @@ pub struct TopicDocument {
 impl TopicDocument {
     /// Reads exactly one document.
     pub fn parse(text: &str) -> Result<TopicDocument, Problems> {
-        let nodes = yaml::documents(text)?;
+        let report = Report::default();
+        let nodes = yaml::documents(text, &report)?;
         let [node] = nodes.as_slice() else {
             return Err(Problems::one("document", format!("expected one topic, found {}", nodes.len())));
         };
-        let report = Report::default();
         let topic = read(node, &report);
         report.finish(topic)
     }

@@ -5,15 +5,19 @@
 //! Bounded: the parser's default budget limits depth, nodes and alias expansion, and a document is
 //! at most [`DOCUMENT_BYTES_MAX`].
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
-use super::problem::{Problem, Problems};
+use super::problem::{Problem, Problems, Report};
 
 /// A configuration file beyond this is not one.
 pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
+/// YAML's own limit, 1,024 characters, is for keys that are not introduced by a question mark.
+const KEY_BYTES_MAX: usize = 4 << 10;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
@@ -86,14 +90,37 @@ impl Yaml {
     }
 }
 
-/// Reads every document of a file; empty ones are left out.
-pub(super) fn documents(text: &str) -> Result<Vec<Node>, Problems> {
+/// Reads every document of a file; empty ones are left out. A key that a mapping has twice is reported, and what it has
+/// first stands, so that the rest can be checked as well.
+pub(super) fn documents(text: &str, report: &Report) -> Result<Vec<Node>, Problems> {
     if text.len() > DOCUMENT_BYTES_MAX {
         let message = format!("is {} bytes; at most {DOCUMENT_BYTES_MAX} are read", text.len());
         return Err(Problems::one("document", message));
     }
+    let (mut nodes, stopped) = match parse(text, DuplicateKeyPolicy::Error) {
+        Ok(nodes) => (nodes, None),
+        // The library has stopped, at such a key or at something else; only the former can be gone beyond.
+        Err(first) => match parse(text, DuplicateKeyPolicy::LastWins) {
+            Ok(nodes) => (nodes, Some(first)),
+            Err(other) if other == first => return Err(Problems(vec![first])),
+            Err(other) => return Err(Problems(vec![first, other])),
+        },
+    };
+    let mut doubled = Vec::new();
+    for node in &mut nodes {
+        keep_first(node, &mut String::new(), report, &mut doubled);
+    }
+    // Of a mapping with a number among its keys the library hands over the last of each only.
+    let is_told = |problem: &Problem| problem.line.is_some_and(|line| doubled.contains(&line));
+    if let Some(problem) = stopped.filter(|problem| !is_told(problem)) {
+        report.add(problem.line, &problem.key, problem.message);
+    }
+    Ok(nodes)
+}
+
+fn parse(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Vec<Node>, Problem> {
     let options = serde_saphyr::options! {
-        duplicate_keys: DuplicateKeyPolicy::Error,
+        duplicate_keys: duplicate_keys,
         // `yes`, `no`, `on` and `off` are words, as in YAML 1.2.
         strict_booleans: true,
         with_snippet: false,
@@ -101,11 +128,53 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, Problems> {
     serde_saphyr::from_multiple_with_options::<Node>(text, options).map_err(|error| {
         let line = error.location().map(|location| location.line() as u32).filter(|&line| line > 0);
         let error = error.without_snippet();
+        if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error {
+            let message = "is given twice: keep one".to_owned();
+            return Problem { line, key: key.clone().unwrap_or_default(), message };
+        }
         let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
         // The location is in `line` already.
         let message = message.split(" at line ").next().unwrap_or_default().trim().to_owned();
-        Problems(vec![Problem { line, key: String::new(), message: format!("not valid YAML: {message}") }])
+        Problem { line, key: String::new(), message: format!("not valid YAML: {message}") }
     })
+}
+
+/// Takes out what a mapping has under a key that it has had already. Reports it, and notes its line. `path` is the
+/// node's own.
+fn keep_first(node: &mut Node, path: &mut String, report: &Report, lines: &mut Vec<u32>) {
+    let length = path.len();
+    match &mut node.value {
+        Yaml::Map(entries) => {
+            let dot = if path.is_empty() { "" } else { "." };
+            let mut first: HashMap<String, u32> = HashMap::with_capacity(entries.len());
+            entries.retain(|(key, _)| match first.entry(key.name.clone()) {
+                Entry::Vacant(free) => {
+                    free.insert(key.line);
+                    true
+                }
+                Entry::Occupied(first) => {
+                    let message = format!("is given twice, first on line {}: keep one", first.get());
+                    report.add(Some(key.line), &format!("{path}{dot}{}", key.name), message);
+                    lines.push(key.line);
+                    false
+                }
+            });
+            for (key, node) in entries {
+                path.push_str(dot);
+                path.push_str(&key.name);
+                keep_first(node, path, report, lines);
+                path.truncate(length);
+            }
+        }
+        Yaml::List(items) => {
+            for (at, item) in items.iter_mut().enumerate() {
+                path.push_str(&format!("[{at}]"));
+                keep_first(item, path, report, lines);
+                path.truncate(length);
+            }
+        }
+        Yaml::Null | Yaml::Bool(_) | Yaml::Int(_) | Yaml::Float(_) | Yaml::Text(_) => {}
+    }
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -118,6 +187,11 @@ impl<'de> Deserialize<'de> for Node {
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
         let spanned = Spanned::<String>::deserialize(deserializer)?;
+        let bytes = spanned.value.len();
+        if bytes > KEY_BYTES_MAX {
+            let message = format!("a key has {bytes} bytes; at most {KEY_BYTES_MAX} are read");
+            return Err(D::Error::custom(message));
+        }
         Ok(Key { line: spanned.referenced.line() as u32, name: spanned.value })
     }
 }
@@ -198,9 +272,17 @@ impl<'de> Visitor<'de> for YamlVisitor {
 mod tests {
     use super::*;
 
+    fn read(text: &str) -> Result<(Vec<Node>, String), Problems> {
+        let report = Report::default();
+        let nodes = documents(text, &report)?;
+        let told = report.finish(Some(())).err().map_or_else(String::new, |problems| problems.to_string());
+        Ok((nodes, told))
+    }
+
     #[test]
     fn keys_and_values_know_their_lines_across_documents() {
-        let nodes = documents("a: 1\nb:\n  c: [x, 64MiB]\n---\nd: no\n").expect("valid");
+        let (nodes, told) = read("a: 1\nb:\n  c: [x, 64MiB]\n---\nd: no\n").expect("valid");
+        assert_eq!(told, "");
         let Yaml::Map(entries) = &nodes[0].value else { panic!("{:?}", nodes[0]) };
         assert_eq!((entries[1].0.name.as_str(), entries[1].0.line), ("b", 2));
         let Yaml::Map(inner) = &entries[1].1.value else { panic!("{:?}", entries[1]) };
@@ -211,10 +293,32 @@ mod tests {
 
     #[test]
     fn what_is_not_yaml_is_refused_with_its_line() {
-        for (text, line) in [("a: 1\na: 2\n", 2), ("a: [1,\n", 2), ("a: 1\n b: 2\n", 2)] {
-            let problems = documents(text).expect_err(text);
+        for (text, line) in [("a: [1,\n", 2), ("a: 1\n b: 2\n", 2)] {
+            let problems = read(text).expect_err(text);
             assert_eq!(problems.0.len(), 1);
             assert!(problems.0[0].line.is_some_and(|at| at >= line - 1), "{text:?}: {problems}");
         }
+        let problems = read("a: 1\na: 2\nb: [1,\n").expect_err("both are told");
+        assert_eq!(problems.0.len(), 2, "{problems}");
+        assert_eq!(problems.0[0].to_string(), "line 2: a: is given twice: keep one");
+        let long = format!("? {}\n: 1\n", "k".repeat(KEY_BYTES_MAX + 1));
+        assert!(read(&long).expect_err("no such key").to_string().contains("4097 bytes"));
+    }
+
+    #[test]
+    fn every_key_that_is_there_twice_is_told_and_what_it_has_first_stands() {
+        let text = "a:\n  b: 1\n  b: 2\nc: [{ d: 3, d: 4 }]\na: 5\n";
+        let (nodes, told) = read(text).expect("it can be read");
+        assert_eq!(
+            told,
+            "line 3: a.b: is given twice, first on line 2: keep one\n\
+             line 4: c[0].d: is given twice, first on line 4: keep one\n\
+             line 5: a: is given twice, first on line 1: keep one"
+        );
+        let expected = serde_json::json!({ "a": { "b": 1 }, "c": [{ "d": 3 }] });
+        assert_eq!(nodes[0].value.json(), expected);
+        let told = |text| read(text).expect(text).1;
+        assert_eq!(told("1: x\n1: y\n"), "line 2: 1: is given twice: keep one");
+        assert_eq!(told("1: x\n\"1\": y\n"), "line 2: 1: is given twice, first on line 1: keep one");
     }
 }
