@@ -280,7 +280,7 @@ impl Show {
 }
 
 fn show_view(rows: &[(i32, proto::ShownOutboxRow)]) -> View {
-    let columns = [">PART", ">SEQUENCE", "DESTINATION", "KEY", ">ATTEMPTS", "NEXT", "REASON"];
+    let columns = [">PART", ">SEQUENCE", "DESTINATION", "KEY", "TYPE", ">ATTEMPTS", "NEXT", "REASON"];
     let mut table = Table::new(&columns, "nothing waits");
     for (partition, row) in rows {
         table.row([
@@ -288,6 +288,7 @@ fn show_view(rows: &[(i32, proto::ShownOutboxRow)]) -> View {
             row.sequence.to_string().into(),
             row.destination.clone().into(),
             row.key.as_deref().map_or_else(|| "-".to_owned(), |key| show_bytes(key, TEXT)).into(),
+            row.r#type.clone().into(),
             row.attempts.to_string().into(),
             next(row).into(),
             row.reason.clone().into(),
@@ -312,7 +313,8 @@ fn show_row(partition: i32, row: &proto::ShownOutboxRow) -> Value {
     let json_of = |bytes: &[u8]| bytes_to_json(bytes, TEXT);
     json!({
         "partition": partition, "sequence": row.sequence, "destination": row.destination, "id": row.id,
-        "key": row.key.as_deref().map(json_of), "value": row.value.as_deref().map(json_of), "headers": headers,
+        "type": row.r#type, "key": row.key.as_deref().map(json_of), "value": row.value.as_deref().map(json_of),
+        "headers": headers,
         "timestamp_ms": row.timestamp_ms, "created_ms": row.created_ms, "attempts": row.attempts,
         "reason": row.reason, "in_flight": row.in_flight, "held": row.held, "due_ms": row.due_ms,
     })
@@ -423,5 +425,31 @@ mod tests {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert_eq!(view.json["outboxes"][0]["breaker"], "open");
+    }
+
+    #[test]
+    fn a_row_says_what_it_is_for_whom_and_since_when() {
+        let row = proto::ShownOutboxRow {
+            sequence: 17,
+            destination: "confirmations".into(),
+            id: "life/topic/2/5/0".into(),
+            r#type: "order.paid".into(),
+            key: Some(b"order-3".to_vec()),
+            value: Some(b"{}".to_vec()),
+            created_ms: 1_736_937_000_000,
+            ..proto::ShownOutboxRow::default()
+        };
+        let view = show_view(&[(2, row)]);
+        let text = view.render(None, false);
+        assert!(text.contains("TYPE") && text.contains("order.paid"), "{text}");
+        for (name, expected) in [
+            ("id", json!("life/topic/2/5/0")),
+            ("key", json!("order-3")),
+            ("type", json!("order.paid")),
+            ("value", json!("{}")),
+            ("created_ms", json!(1_736_937_000_000_i64)),
+        ] {
+            assert_eq!(view.json["rows"][0][name], expected, "{name}");
+        }
     }
 }

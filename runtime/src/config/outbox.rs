@@ -41,6 +41,17 @@ pub struct Destination {
     pub in_flight: u32,
 }
 
+impl Destination {
+    /// The `type` of what is delivered, unless a row says otherwise.
+    pub fn event_type(&self, deployment: &str, output: &str) -> String {
+        let given = match &self.way {
+            Way::Http(http) => http.event_type.clone(),
+            Way::Amqp(_) | Way::Kafka(_) => None,
+        };
+        given.unwrap_or_else(|| format!("{deployment}.{output}"))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
     Http(HttpSpec),

@@ -17,6 +17,7 @@ use super::registered::Registered;
 use super::runtime::NodeRuntime;
 use crate::config::problem::Problem;
 use crate::record::headers;
+use crate::relay::type_of;
 use crate::task::ShownRow;
 use crate::telemetry::{BreakerState, TaskState};
 
@@ -115,7 +116,14 @@ impl Handle {
         let ask = Ask::Show { destination, after: request.after, limit: limit as usize };
         match self.ask(&request.deployment, request.partition, ask, until)? {
             Answer::Rows(rows, now) => {
-                Ok(proto::ShowOutboxResponse { rows: rows.into_iter().map(|row| shown(row, now)).collect() })
+                let states = self.node.relays.states(&request.deployment);
+                let event_type = |output: &str| match states.iter().find(|state| state.name == output) {
+                    Some(state) => state.event_type.clone(),
+                    // The running version has no such destination.
+                    None => format!("{}.{output}", request.deployment),
+                };
+                let rows = rows.into_iter().map(|row| shown(&event_type(&row.row.output), row, now));
+                Ok(proto::ShowOutboxResponse { rows: rows.collect() })
             }
             other => Err(unanswered(&request.deployment, request.partition, &other)),
         }
@@ -306,7 +314,8 @@ fn chosen(
     }
 }
 
-fn shown(ShownRow { status, row }: ShownRow, now: Duration) -> proto::ShownOutboxRow {
+/// `event_type` is the destination's.
+fn shown(event_type: &str, ShownRow { status, row }: ShownRow, now: Duration) -> proto::ShownOutboxRow {
     let list =
         if row.headers.is_empty() { Vec::new() } else { headers::decode(&row.headers).unwrap_or_default() };
     let text = |value: Option<&[u8]>| std::str::from_utf8(value.unwrap_or_default()).ok().map(str::to_owned);
@@ -317,6 +326,7 @@ fn shown(ShownRow { status, row }: ShownRow, now: Duration) -> proto::ShownOutbo
     }
     proto::ShownOutboxRow {
         sequence: status.sequence,
+        r#type: type_of(&list, event_type).to_owned(),
         headers: list.iter().filter_map(|(name, value)| header(name, text(*value)?)).collect(),
         destination: row.output,
         id: row.id,

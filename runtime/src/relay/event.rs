@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `id` | the `tidemill-id` |
 //! | `source` | `/tidemill/FLEET/DEPLOYMENT` |
-//! | `type` | the row's header `ce-type`, or the destination's `type`, or `DEPLOYMENT.OUTPUT` |
+//! | `type` | the row's header `ce-type`, or the destination's: its `type`, or `DEPLOYMENT.OUTPUT` |
 //! | `subject` | the row's header `ce-subject`, or its key, if that is text |
 //! | `time` | the emission's |
 //! | `sequence`, `partitionkey` | of the extensions of these names: the row's number, 20 digits, and its key |
@@ -35,8 +35,8 @@ const PASSED: [(&str, &str); 4] = [
 ];
 
 impl Event {
-    /// `source` and `kind` are what it has when its headers do not say otherwise.
-    pub fn of(delivery: &Delivery, source: &str, kind: &str) -> Event {
+    /// `event_type` is the destination's.
+    pub fn of(delivery: &Delivery, source: &str, event_type: &str) -> Event {
         let own = match delivery.headers.is_empty() {
             true => Vec::new(),
             false => headers::decode(&delivery.headers).unwrap_or_default(),
@@ -45,7 +45,7 @@ impl Event {
         let mut attributes = vec![
             ("id", delivery.id.clone()),
             ("source", source.to_owned()),
-            ("type", text(&own, "ce-type").unwrap_or(kind).to_owned()),
+            ("type", type_of(&own, event_type).to_owned()),
             ("sequence", format!("{:020}", delivery.sequence)),
         ];
         if let Some(subject) = text(&own, "ce-subject").or(key).filter(|subject| !subject.is_empty()) {
@@ -98,6 +98,11 @@ impl Event {
         all.extend(self.attributes.iter().map(|(name, value)| (format!("ce-{name}"), escape(value))));
         all
     }
+}
+
+/// What a row with these headers is, where `event_type` is the destination's.
+pub fn type_of<'a>(own: &[Header<'a>], event_type: &'a str) -> &'a str {
+    text(own, "ce-type").unwrap_or(event_type)
 }
 
 fn text<'a>(own: &[Header<'a>], name: &str) -> Option<&'a str> {

@@ -43,11 +43,11 @@ pub struct Carrier {
     secret: Option<Secret>,
     authorization: Option<HeaderValue>,
     source: String,
-    kind: String,
+    event_type: String,
 }
 
 impl Carrier {
-    pub fn new(spec: &HttpSpec, origin: &Origin, output: &str) -> Result<Carrier, String> {
+    pub fn new(spec: &HttpSpec, origin: &Origin, event_type: &str) -> Result<Carrier, String> {
         let url = secrets::read("url", &spec.url)?;
         check_url(url.expose(), &["http://", "https://"]).map_err(|why| format!("url {why}"))?;
         // It may be a secret, so the reason does not hold it.
@@ -83,12 +83,12 @@ impl Carrier {
             secret: read("secret", &spec.secret)?,
             authorization: authorization.transpose()?,
             source: origin.source(),
-            kind: spec.event_type.clone().unwrap_or_else(|| format!("{}.{output}", origin.deployment)),
+            event_type: event_type.to_owned(),
         })
     }
 
     pub async fn deliver(&self, delivery: &Delivery) -> Result<Landed, Unsent> {
-        let event = Event::of(delivery, &self.source, &self.kind);
+        let event = Event::of(delivery, &self.source, &self.event_type);
         let (headers, body) = self.message(delivery, &event).map_err(Unsent)?;
         let mut request = Request::new(Full::from(body));
         (*request.method_mut(), *request.uri_mut()) = (Method::POST, self.url.clone());
@@ -232,8 +232,8 @@ mod tests {
             (HttpFormat::Binary, None),
             (HttpFormat::Structured, Some("application/cloudevents+json; charset=UTF-8")),
         ] {
-            let carrier = Carrier::new(&spec(format), &origin, "hook").expect("a carrier");
-            let event = Event::of(&delivery, &carrier.source, &carrier.kind);
+            let carrier = Carrier::new(&spec(format), &origin, "d.hook").expect("a carrier");
+            let event = Event::of(&delivery, &carrier.source, &carrier.event_type);
             let (headers, _) = carrier.message(&delivery, &event).expect("it can be sent");
             let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
             assert_eq!(text("tidemill-id"), Some("life/topic/0/1/2"));

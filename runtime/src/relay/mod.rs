@@ -40,6 +40,8 @@ use crate::ports::{Delivery, Landed, Landing, Relay};
 use crate::telemetry::{BreakerState, DestinationMetrics, Telemetry};
 use breaker::Breaker;
 
+pub use event::type_of;
+
 /// Attempts wait for their destinations; two threads are enough to start and end them.
 const THREADS: usize = 2;
 
@@ -108,14 +110,16 @@ impl Hub {
     }
 
     fn station(&self, origin: &Origin, name: &str, destination: &Destination) -> Result<Station, String> {
+        let event_type = destination.event_type(&origin.deployment, name);
         let carrier = match &destination.way {
-            Way::Http(spec) => Carrier::Http(Box::new(http::Carrier::new(spec, origin, name)?)),
-            Way::Amqp(spec) => Carrier::Amqp(Box::new(amqp::Carrier::new(spec, origin, name)?)),
+            Way::Http(spec) => Carrier::Http(Box::new(http::Carrier::new(spec, origin, &event_type)?)),
+            Way::Amqp(spec) => Carrier::Amqp(Box::new(amqp::Carrier::new(spec, origin, &event_type)?)),
             Way::Kafka(spec) => Carrier::Kafka(Box::new(kafka::Carrier::new(spec, destination.timeout)?)),
         };
         Ok(Station {
             place: (origin.deployment.clone(), name.to_owned()),
             way: destination.way.as_str(),
+            event_type,
             carrier,
             timeout: destination.timeout,
             breaker: Mutex::new(Breaker::new(destination.breaker)),
@@ -150,6 +154,7 @@ impl Hub {
                 StationState {
                     name: station.place.1.clone(),
                     way: station.way,
+                    event_type: station.event_type.clone(),
                     breaker: breaker.state(),
                     opens_again: breaker.remaining(now),
                     paused: station.is_paused(),
@@ -205,6 +210,8 @@ impl Origin {
 pub struct StationState {
     pub name: String,
     pub way: &'static str,
+    /// Of what it is sent, unless a row says otherwise.
+    pub event_type: String,
     pub breaker: BreakerState,
     /// Time until a delivery is let through, while it is open.
     pub opens_again: Duration,
@@ -232,6 +239,7 @@ impl Stations {
 struct Station {
     place: Place,
     way: &'static str,
+    event_type: String,
     carrier: Carrier,
     timeout: Duration,
     breaker: Mutex<Breaker>,

@@ -189,6 +189,7 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     let show = proto::ShowOutboxRequest { deployment: "hook".into(), ..proto::ShowOutboxRequest::default() };
     let rows = node.handle().outbox_show(&show, soon()).expect("shown").rows;
     assert!(rows.len() >= 3 && rows[0].key.as_deref() == Some(b"x"), "{rows:?}");
+    assert_eq!(rows[0].r#type, "told", "as its destination says");
     let one = proto::OutboxRows { destination: "out".into(), sequences: vec![rows[0].sequence] };
     let discard = proto::DiscardOutboxRequest {
         deployment: "hook".into(),

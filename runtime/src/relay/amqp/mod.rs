@@ -45,7 +45,7 @@ pub struct Carrier {
     place: Place,
     exchange: String,
     routing_key: String,
-    kind: String,
+    event_type: String,
     source: String,
     link: tokio::sync::Mutex<Option<Link>>,
     /// Held by every delivery: with others, or alone.
@@ -65,7 +65,7 @@ struct Place {
 }
 
 impl Carrier {
-    pub fn new(spec: &AmqpSpec, origin: &Origin, output: &str) -> Result<Carrier, String> {
+    pub fn new(spec: &AmqpSpec, origin: &Origin, event_type: &str) -> Result<Carrier, String> {
         let url = secrets::read("url", &spec.url)?;
         for (what, text) in [("exchange", &spec.exchange), ("routing_key", &spec.routing_key)] {
             if text.len() > wire::SHORT_MAX {
@@ -84,7 +84,7 @@ impl Carrier {
             place,
             exchange: spec.exchange.clone(),
             routing_key: spec.routing_key.clone(),
-            kind: format!("{}.{output}", origin.deployment),
+            event_type: event_type.to_owned(),
             source: origin.source(),
             link: tokio::sync::Mutex::default(),
             turn: RwLock::default(),
@@ -140,7 +140,7 @@ impl Carrier {
 
     /// A message: its method, its header, its body in as many frames as it takes.
     fn frames(&self, delivery: &Delivery, frame_max: u32) -> Result<Vec<u8>, String> {
-        let event = Event::of(delivery, &self.source, &self.kind);
+        let event = Event::of(delivery, &self.source, &self.event_type);
         let attribute = |name: &str| {
             event.attributes.iter().find(|(found, _)| *found == name).map(|(_, value)| value.clone())
         };
@@ -278,7 +278,7 @@ mod tests {
 
     fn carrier(url: &str) -> Carrier {
         let origin = Origin { fleet: "f".to_owned(), deployment: "d".to_owned() };
-        Carrier::new(&spec(url), &origin, "out").expect("a carrier")
+        Carrier::new(&spec(url), &origin, "d.out").expect("a carrier")
     }
 
     fn delivery(id: &str, value: &[u8], own: &[(&str, &str)]) -> Delivery {
