@@ -15,6 +15,12 @@ use super::section::{Field, Section};
 use super::units;
 use super::yaml::Yaml;
 
+/// What failed of what a node depends on: no connection, no answer in time, an answer that it cannot now. Stable
+/// names, promised to alerts; they stand in front of what is told of it.
+pub const CONNECTION_ERROR: &str = "InfraConnectionError";
+pub const TIMEOUT_ERROR: &str = "InfraTimeoutError";
+pub const UNAVAILABLE_ERROR: &str = "InfraUnavailableError";
+
 /// Why a record failed. The one place where failures are sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FailureKind {
@@ -64,11 +70,11 @@ impl FailureKind {
     /// The `error_type` of dead letters and of answers: stable names, promised to alerts.
     pub fn error_type(self) -> &'static str {
         match self {
-            FailureKind::Transient => "InfraUnavailableError",
+            FailureKind::Transient => UNAVAILABLE_ERROR,
             FailureKind::Permanent => "HandlerError",
             FailureKind::Decode => "DecodeError",
             FailureKind::Trap => "HandlerTrapError",
-            FailureKind::Timeout => "InfraTimeoutError",
+            FailureKind::Timeout => TIMEOUT_ERROR,
             FailureKind::Limit => "LimitError",
             FailureKind::Schema => "SchemaViolationError",
         }

@@ -15,6 +15,7 @@ use super::ffi::{Code, KafkaError};
 use super::reader::{FOLLOW, PartitionReader};
 use super::recovery::{log_record, read_until};
 use super::{bounds, source_error};
+use crate::config::failures::TIMEOUT_ERROR;
 use crate::ports::{LogRecord, SourceError};
 use crate::record::Offset;
 
@@ -86,7 +87,8 @@ impl TopicLog {
         // The producer gives the record up by itself before that, and says so.
         let Ok(delivered) = told.recv_timeout(APPEND_TIMEOUT + Duration::from_secs(5)) else {
             producer.forget_ticket(ticket);
-            return Err(AppendError::Unknown(format!("{}: no acknowledgement in time", self.topic)));
+            let reason = format!("{}: {TIMEOUT_ERROR}: no acknowledgement in time", self.topic);
+            return Err(AppendError::Unknown(reason));
         };
         match delivered.result {
             Ok(offset) => Ok(Offset(offset.max(0) as u64)),

@@ -15,6 +15,7 @@ use tidemill_proto::v1::{ControlEntry, control_entry::Entry};
 
 use super::registry::{Outcome, Registry};
 use crate::config::document::SpecDefaults;
+use crate::config::failures::TIMEOUT_ERROR;
 use crate::kafka::topic_log::{AppendError, Tail, TopicLog};
 use crate::ports::{LogRecord, SourceError};
 use crate::record::Offset;
@@ -169,7 +170,7 @@ impl ControlLog {
         match view.next >= end {
             true => Ok(view),
             false => Err(SourceError::Unavailable(format!(
-                "the control topic has been read to {} of {end} only",
+                "{TIMEOUT_ERROR}: the control topic has been read to {} of {end} only",
                 view.next
             ))),
         }

@@ -24,6 +24,7 @@ use sha2::Sha256;
 
 use super::event::Event;
 use super::{Origin, Unsent, secrets, tls};
+use crate::config::failures::{CONNECTION_ERROR, UNAVAILABLE_ERROR};
 use crate::config::node::Secret;
 use crate::config::outbox::{HttpFormat, HttpSpec, check_url};
 use crate::config::units::show_hex;
@@ -95,7 +96,10 @@ impl Carrier {
         *request.headers_mut() = headers;
         Ok(match self.client.request(request).await {
             Ok(answer) => judge(answer).await,
-            Err(error) => Landed::Transient { reason: format!("{error}{}", cause(&error)), after: None },
+            Err(error) => {
+                let reason = format!("{CONNECTION_ERROR}: {error}{}", cause(&error));
+                Landed::Transient { reason, after: None }
+            }
         })
     }
 
@@ -176,7 +180,9 @@ fn landed(status: StatusCode, after: Option<Duration>) -> Landed {
     let reason = format!("the answer is {status}");
     match status.as_u16() {
         200..=299 => Landed::Delivered,
-        408 | 429 | 500..=599 => Landed::Transient { reason, after },
+        408 | 429 | 500..=599 => {
+            Landed::Transient { reason: format!("{UNAVAILABLE_ERROR}: {reason}"), after }
+        }
         _ => Landed::Permanent { reason },
     }
 }
@@ -249,7 +255,12 @@ mod tests {
             assert_eq!(of(code), Landed::Delivered, "{code}");
         }
         for code in [408, 429, 500, 502, 503, 599] {
-            assert!(matches!(of(code), Landed::Transient { after: Some(_), .. }), "{code}");
+            let landed = of(code);
+            let is_told = |reason: &str| reason.starts_with("InfraUnavailableError: the answer is ");
+            assert!(
+                matches!(&landed, Landed::Transient { reason, after: Some(_) } if is_told(reason)),
+                "{landed:?}"
+            );
         }
         for code in [301, 307, 400, 401, 404, 409, 410, 422, 431] {
             assert!(matches!(of(code), Landed::Permanent { .. }), "{code}");

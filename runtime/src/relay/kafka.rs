@@ -183,6 +183,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_producer_gives_up_says_what_kind_of_trouble_it_is() {
+        let carrier = carrier(Duration::from_millis(500));
+        let delivery = delivery(b"v".to_vec());
+        let landed = tokio::time::timeout(Duration::from_secs(30), carrier.deliver(&delivery)).await;
+        let Ok(Ok(Landed::Transient { reason, .. })) = landed else { panic!("{landed:?}") };
+        assert!(reason.starts_with("t: InfraTimeoutError: Local: Message timed out"), "{reason}");
+    }
+
+    #[tokio::test]
     async fn what_the_producer_refuses_by_itself_was_not_sent() {
         let carrier = carrier(Duration::from_secs(60));
         let refused = carrier.deliver(&delivery(vec![0; 17 << 20])).await;

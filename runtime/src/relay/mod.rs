@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::runtime::{Handle, Runtime};
 
+use crate::config::failures::TIMEOUT_ERROR;
 use crate::config::outbox::{Destination, Way};
 use crate::config::problem::Problem;
 use crate::faults::{CrashPoint, crash_point};
@@ -286,7 +287,7 @@ impl Station {
             Ok(Ok(landed)) => (landed, true),
             Ok(Err(Unsent(reason))) => (Landed::Permanent { reason }, false),
             Err(_) => {
-                let reason = format!("no answer within {} ms", self.timeout.as_millis());
+                let reason = format!("{TIMEOUT_ERROR}: no answer within {} ms", self.timeout.as_millis());
                 (Landed::Transient { reason, after: None }, true)
             }
         };

@@ -43,6 +43,8 @@ pub(super) use message::Message;
 
 pub(super) use rd::rd_kafka_resp_err_t as Code;
 
+use crate::config::failures::{CONNECTION_ERROR, TIMEOUT_ERROR, UNAVAILABLE_ERROR};
+
 // The same functions as in the bindings, with the code as the integer that it is in C.
 unsafe extern "C" {
     fn rd_kafka_err2str(code: c_int) -> *const c_char;
@@ -50,9 +52,9 @@ unsafe extern "C" {
     fn rd_kafka_error_code(error: *const rd::rd_kafka_error_t) -> c_int;
 }
 
-/// A refusal by librdkafka or, through it, by a broker.
+/// A refusal by librdkafka or, through it, by a broker. Its text begins with its type, if it has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text} ({name})", name = name(*code))]
+#[error("{begin}{text} ({name})", begin = begin(*code), name = name(*code))]
 pub(super) struct KafkaError {
     pub code: i32,
     pub text: String,
@@ -76,6 +78,61 @@ impl KafkaError {
     pub fn is_any(&self, codes: &[Code]) -> bool {
         codes.iter().any(|&code| self.is(code))
     }
+}
+
+/// What kind of trouble with the cluster a code tells of; none = the brokers have judged what they were asked.
+fn error_type(code: i32) -> Option<&'static str> {
+    use Code as C;
+    const SORTED: [(&str, &[Code]); 3] = [
+        (
+            CONNECTION_ERROR,
+            &[
+                C::RD_KAFKA_RESP_ERR__TRANSPORT,
+                C::RD_KAFKA_RESP_ERR__RESOLVE,
+                C::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN,
+                C::RD_KAFKA_RESP_ERR__SSL,
+                C::RD_KAFKA_RESP_ERR__AUTHENTICATION,
+                C::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION,
+                C::RD_KAFKA_RESP_ERR_UNSUPPORTED_SASL_MECHANISM,
+                C::RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED,
+            ],
+        ),
+        (
+            TIMEOUT_ERROR,
+            &[
+                C::RD_KAFKA_RESP_ERR__TIMED_OUT,
+                C::RD_KAFKA_RESP_ERR__MSG_TIMED_OUT,
+                C::RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE,
+                C::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+            ],
+        ),
+        (
+            UNAVAILABLE_ERROR,
+            &[
+                C::RD_KAFKA_RESP_ERR__WAIT_COORD,
+                C::RD_KAFKA_RESP_ERR__QUEUE_FULL,
+                C::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+                C::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+                C::RD_KAFKA_RESP_ERR_BROKER_NOT_AVAILABLE,
+                C::RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE,
+                C::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+                C::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
+                C::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+                C::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+                C::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+                C::RD_KAFKA_RESP_ERR_NOT_CONTROLLER,
+                C::RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
+                C::RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE,
+            ],
+        ),
+    ];
+    let found = SORTED.iter().find(|(_, codes)| codes.iter().any(|&known| known as i32 == code));
+    found.map(|(name, _)| *name)
+}
+
+/// What an error's text begins with.
+fn begin(code: i32) -> String {
+    error_type(code).map_or_else(String::new, |name| format!("{name}: "))
 }
 
 /// Turns the code of a call into a result.
@@ -396,4 +453,31 @@ impl Drop for Conf {
 /// Tries one setting without making a client.
 pub(super) fn check_setting(name: &str, value: &str) -> Result<(), KafkaError> {
     Conf::new(&[])?.set(name, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_with_a_cluster_is_told_by_its_type_first_and_a_brokers_judgement_as_it_is() {
+        let told = |code: Code| KafkaError::from_code(code as i32).to_string();
+        for (code, begins) in [
+            (Code::RD_KAFKA_RESP_ERR__TRANSPORT, "InfraConnectionError: Local: "),
+            (Code::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN, "InfraConnectionError: Local: "),
+            (Code::RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED, "InfraConnectionError: Broker: "),
+            (Code::RD_KAFKA_RESP_ERR__MSG_TIMED_OUT, "InfraTimeoutError: Local: "),
+            (Code::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT, "InfraTimeoutError: Broker: "),
+            (Code::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS, "InfraUnavailableError: Broker: "),
+            (Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE, "InfraUnavailableError: Broker: "),
+            (Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, "Broker: "),
+            (Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, "Broker: "),
+        ] {
+            let told = told(code);
+            assert!(told.starts_with(begins), "{told} does not begin with {begins}");
+        }
+        assert!(told(Code::RD_KAFKA_RESP_ERR__TRANSPORT).ends_with("(_TRANSPORT)"));
+        // Of a broker that is newer than this client.
+        assert!(!KafkaError::from_code(12_345).to_string().contains("Infra"));
+    }
 }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, R
 use tokio::sync::{mpsc, oneshot};
 
 use super::wire::{self, Arguments, Frame, Malformed, Name, Reader, Table};
+use crate::config::failures::{CONNECTION_ERROR, UNAVAILABLE_ERROR};
 use crate::ports::Landed;
 
 /// The largest frame that this side wants, and the least that any side must take.
@@ -211,7 +212,7 @@ impl Shared {
 
     fn broken(&self) -> Landed {
         let reason = self.lock().broken.clone().unwrap_or_else(|| "the connection broke".to_owned());
-        Landed::Transient { reason, after: None }
+        gone(&reason)
     }
 
     /// The server has closed the channel for what a message is, and does not say which one: if only one waits, that
@@ -235,7 +236,7 @@ impl Shared {
         let mut waiting = self.lock();
         for (_, (_, confirm)) in std::mem::take(&mut waiting.open) {
             // Whoever gave up waiting needs no answer.
-            let _ = confirm.send(Landed::Transient { reason: why.clone(), after: None });
+            let _ = confirm.send(gone(&why));
         }
         waiting.broken.get_or_insert(why);
     }
@@ -364,17 +365,26 @@ impl Shared {
         };
         for (_, (id, confirm)) in open {
             let landed = if waiting.returned.remove(&id) {
-                let reason = "the server returned it: no queue is bound for it".to_owned();
-                Landed::Transient { reason, after: None }
+                unavailable("the server returned it: no queue is bound for it")
             } else if ack {
                 Landed::Delivered
             } else {
-                Landed::Transient { reason: "the server refused it (nack)".to_owned(), after: None }
+                unavailable("the server refused it (nack)")
             };
             // Whoever gave up waiting needs no answer.
             let _ = confirm.send(landed);
         }
     }
+}
+
+/// The connection is no more, so there will be no confirm.
+fn gone(why: &str) -> Landed {
+    Landed::Transient { reason: format!("{CONNECTION_ERROR}: {why}"), after: None }
+}
+
+/// The server has answered that it cannot, now.
+fn unavailable(why: &str) -> Landed {
+    Landed::Transient { reason: format!("{UNAVAILABLE_ERROR}: {why}"), after: None }
 }
 
 #[cfg(test)]
@@ -428,9 +438,13 @@ mod tests {
         shared.confirm(3, false, false);
         shared.break_off("gone".to_owned());
         assert_eq!(first.await, Ok(Landed::Delivered));
-        for (confirmed, part) in [(second, "no queue"), (third, "nack"), (fourth, "gone")] {
+        for (confirmed, begins) in [
+            (second, "InfraUnavailableError: the server returned it"),
+            (third, "InfraUnavailableError: the server refused it (nack)"),
+            (fourth, "InfraConnectionError: gone"),
+        ] {
             match confirmed.await {
-                Ok(Landed::Transient { reason, .. }) => assert!(reason.contains(part), "{reason}"),
+                Ok(Landed::Transient { reason, .. }) => assert!(reason.starts_with(begins), "{reason}"),
                 other => panic!("{other:?}"),
             }
         }

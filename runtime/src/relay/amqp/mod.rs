@@ -31,6 +31,7 @@ use tokio_rustls::TlsConnector;
 
 use super::event::Event;
 use super::{Origin, Unsent, lock, secrets, tls};
+use crate::config::failures::{CONNECTION_ERROR, TIMEOUT_ERROR};
 use crate::config::node::Secret;
 use crate::config::outbox::AmqpSpec;
 use crate::ports::{Delivery, Landed};
@@ -133,7 +134,8 @@ impl Carrier {
         }
         *place = None;
         let made = tokio::time::timeout(CONNECT_TIMEOUT, self.place.connect()).await;
-        let link = made.map_err(|_| format!("no channel within {} s", CONNECT_TIMEOUT.as_secs()))??;
+        let late = |_| format!("{TIMEOUT_ERROR}: no channel within {} s", CONNECT_TIMEOUT.as_secs());
+        let link = made.map_err(late)?.map_err(|reason| format!("{CONNECTION_ERROR}: {reason}"))?;
         *place = Some(link.clone());
         Ok(link)
     }
