@@ -444,6 +444,9 @@ mod tests {
             row(&[&name, &error, &attempts, &backoff]);
             assert_eq!(FailureKind::parse(kind.as_str()), Some(kind));
         }
+        for name in [CONNECTION_ERROR, TIMEOUT_ERROR, UNAVAILABLE_ERROR] {
+            row(&[&format!("`{name}`")]);
+        }
         for (name, _) in Then::ALL {
             row(&[&format!("`{name}`")]);
         }
