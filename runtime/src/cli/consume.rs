@@ -64,12 +64,40 @@ pub struct Consume {
     /// Show timestamps
     #[arg(long)]
     timestamps: bool,
+    /// The same as kafka-console-consumer says it: print.headers=true, print.timestamp=true; print.key=true,
+    /// print.offset=true and print.partition=true are always so
+    #[arg(long, value_parser = property, value_name = "NAME=true")]
+    property: Vec<Property>,
     #[command(flatten)]
     settings: SettingArgs,
 }
 
+/// What a property asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Property {
+    Headers,
+    Timestamps,
+    /// Nothing that is not shown anyway.
+    Shown,
+}
+
+fn property(text: &str) -> Result<Property, String> {
+    match text {
+        "print.headers=true" => Ok(Property::Headers),
+        "print.timestamp=true" => Ok(Property::Timestamps),
+        "print.key=true" | "print.value=true" | "print.offset=true" | "print.partition=true" => {
+            Ok(Property::Shown)
+        }
+        _ => Err("known are print.headers, print.timestamp, print.key, print.value, print.offset and \
+                  print.partition, each with =true"
+            .to_owned()),
+    }
+}
+
 impl Consume {
-    pub fn run(self, global: &Global) -> Outcome {
+    pub fn run(mut self, global: &Global) -> Outcome {
+        self.headers |= self.property.contains(&Property::Headers);
+        self.timestamps |= self.property.contains(&Property::Timestamps);
         let kafka = connect(&self.settings)?;
         kafka.partitions(&self.topic)?;
         let from = match (self.from_beginning, self.offset, self.last) {
@@ -186,4 +214,32 @@ fn to_json(record: &Consumed) -> Value {
         "timestamp": units::show_time_ms(record.timestamp_ms), "key": bytes(&record.key),
         "value": bytes(&record.value), "headers": headers,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        consume: Consume,
+    }
+
+    fn read(arguments: &str) -> Result<Consume, clap::Error> {
+        Command::try_parse_from(arguments.split(' ')).map(|command| command.consume)
+    }
+
+    #[test]
+    fn what_is_to_be_shown_may_be_said_as_kafkas_own_tool_has_it() {
+        let theirs = "consume dead --from-beginning --max-messages 10 --property print.headers=true --property print.timestamp=true \
+                      --property print.key=true";
+        let consume = read(theirs).expect("understood");
+        assert_eq!((consume.max_messages, consume.from_beginning), (Some(10), true));
+        assert_eq!(consume.property, [Property::Headers, Property::Timestamps, Property::Shown]);
+        let refused = read("consume dead --property print.header=true").expect_err("unknown");
+        assert!(refused.to_string().contains("print.headers"), "{refused}");
+    }
 }
