@@ -231,7 +231,7 @@ fn state_of(state: &proto::OutboxState) -> (String, Tone) {
         _ if state.paused => ("paused".to_owned(), Tone::Warning),
         (_, proto::BreakerState::Open) if opens.is_zero() => ("open".to_owned(), Tone::Bad),
         (_, proto::BreakerState::Open) => (format!("open {}", units::show_duration(opens)), Tone::Bad),
-        (_, proto::BreakerState::HalfOpen) => ("half-open".to_owned(), Tone::Warning),
+        (_, proto::BreakerState::HalfOpen) => ("half_open".to_owned(), Tone::Warning),
         _ if state.full => ("full".to_owned(), Tone::Bad),
         _ => ("closed".to_owned(), Tone::Good),
     }
@@ -415,16 +415,26 @@ mod tests {
             ..proto::OutboxState::default()
         };
         open.set_breaker(proto::BreakerState::Open);
+        let mut probed = proto::OutboxState { rows: 1, ..open.clone() };
+        probed.set_breaker(proto::BreakerState::HalfOpen);
         let gone = proto::OutboxState { way: String::new(), oldest_seconds: None, ..open.clone() };
         let paused = proto::OutboxState { paused: true, ..open.clone() };
-        let view = list_view(&[open, gone, paused]);
+        let view = list_view(&[open, gone, paused, probed]);
         let text = view.render(Some(80), false);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        for part in ["confirmations", "1,234,567", "open 7s", "no output", "paused", "total 30,000 rows wait"]
-        {
+        for part in [
+            "confirmations",
+            "1,234,567",
+            "open 7s",
+            "half_open",
+            "no output",
+            "paused",
+            "total 30,001 rows wait",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert_eq!(view.json["outboxes"][0]["breaker"], "open");
+        assert_eq!(view.json["outboxes"][3]["breaker"], "half_open");
     }
 
     #[test]
