@@ -187,7 +187,7 @@ mod tests {
         let carrier = carrier(Duration::from_millis(500));
         let delivery = delivery(b"v".to_vec());
         let landed = tokio::time::timeout(Duration::from_secs(30), carrier.deliver(&delivery)).await;
-        let Ok(Ok(Landed::Transient { reason, .. })) = landed else { panic!("{landed:?}") };
+        let Ok(Ok(Landed::Transient { reason, .. })) = &landed else { panic!("{landed:?}") };
         assert!(reason.starts_with("t: InfraTimeoutError: Local: Message timed out"), "{reason}");
     }
 
