@@ -131,7 +131,7 @@ bench-pair: build ## Measure two contenders at the same time, on the same input 
 bench-load: build ## Raise the load of a node step by step until it does not keep up, and say in which way (STEPS=10000,20000)
 	@$(BIN)/tidemill-bench load $(if $(STEPS),--steps $(STEPS)) $(LOAD_FLAGS)
 
-bench-steps: setup ## Measure each step of a record's way that can be called by itself, in ns per record
+bench-steps: setup ## Measure each step of a record's way by itself, in ns of CPU time per record, and instructions where they are counted
 	$(CARGO) bench --profile release -p tidemill-bench --bench steps
 
 recovery: build ## Measure kill -9 to first new output beside Kafka Streams, 1 and 3 million keys, stores kept and deleted (ROUNDS=5)

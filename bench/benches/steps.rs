@@ -1,39 +1,65 @@
-//! What each step on a record's way costs that can be called by itself, without Kafka: `make bench-steps`.
+//! What each step on a record's way costs that can be measured by itself: `make bench-steps`.
 //!
 //! Criterion's iteration is a record, so what it prints are nanoseconds per record, of this thread's CPU
-//! time. Read them as a budget: the rest of what a workload needs is librdkafka, the kernel and waiting.
+//! time. Read them as a budget: the rest of what a workload needs is librdkafka's threads, the kernel and waiting.
 //!
 //! | workload | step |
 //! |---|---|
-//! | b1 | the handler in Wasm, and the same through the same loop of the SDK natively |
+//! | b1 | `take` records out of librdkafka's queue, as columns; the handler in Wasm, and the same through the same loop of the SDK natively; `produce` what it emits; `end` the transaction |
 //! | b4 | `prefetch` the counts of a batch, `handle` it in Wasm, `absorb` the new counts into the overlay |
-//! | | and for each commit: `freeze` (coalesced and sorted, as the changelog gets them), `apply` to the store, `settle` into the cache |
+//! | | and for each commit: `freeze` (coalesced and sorted, as the changelog gets them), `produce` the counts, and the `changelog`, `apply` to the store, `settle` into the cache |
 //!
 //! What RocksDB flushes and compacts on threads of its own is not in it.
+//!
+//! In the end all of them are printed once more as a list, as `make bench` has them beneath its budgets, with
+//! instructions where the machine counts them.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use tidemill::effects::Emissions;
+use tidemill::ports::ChangelogRows;
 use tidemill::wasm::thread_cpu_time;
 use tidemill_bench::boundary::{self, RECORDS};
+use tidemill_bench::budget;
 use tidemill_bench::keys::Keys;
-use tidemill_bench::steps::{BATCHES, STEPS, Task};
+use tidemill_bench::load::{Shape, VALUE_BYTES, Values};
+use tidemill_bench::queues::{self, Queues};
+use tidemill_bench::steps::{self, COMMIT_RECORDS, STEPS, Task, passed_on};
+use tidemill_bench::table::WORKLOADS;
 
-fn steps(criterion: &mut Criterion) {
+fn each(criterion: &mut Criterion) {
+    let shape = Shape { keys: Keys::New, values: Values::Text(VALUE_BYTES) };
+    let mut queues = Queues::open(shape).expect("a broker and its clients");
     let mut group = criterion.benchmark_group("b1");
+    per_record(&mut group, "take", COMMIT_RECORDS, || queues.take().expect("records").time);
     per_call(&mut group, "handle", boundary::through_wasm().expect("a handler"));
     per_call(&mut group, "handle natively", boundary::natively().expect("a handler"));
+    let emissions = passed_on(shape);
+    per_commit(&mut group, &["produce", "end"], &mut queues, (&emissions[..], None));
     group.finish();
     // A quarter of the workloads' keys, as of one of four tasks.
     for (name, keys) in [("b4-zipf", Keys::Zipf(2_500)), ("b4-uniform", Keys::Uniform(250_000))] {
         let mut group = criterion.benchmark_group(name);
         let mut task = Task::new(keys).expect("a task");
         for (number, (step, _)) in STEPS.iter().enumerate() {
-            per_record(&mut group, step, BATCHES * RECORDS, || task.commit().expect("a commit")[number]);
+            per_record(&mut group, step, COMMIT_RECORDS, || {
+                task.commit().expect("a commit").spent[number].time
+            });
         }
+        let committed = task.commit().expect("a commit");
+        let commit = (&committed.emissions[..], Some(&committed.changelog));
+        per_commit(&mut group, &["produce", "changelog"], &mut queues, commit);
         group.finish();
+    }
+}
+
+/// All of them, of the workloads that have a budget.
+fn list(_: &mut Criterion) {
+    for workload in WORKLOADS.iter().filter(|workload| workload.has_budget) {
+        budget::print_steps(workload.name, &steps::of(workload).expect("steps"));
     }
 }
 
@@ -43,6 +69,21 @@ fn per_call(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut call: impl
         call().expect("a call");
         thread_cpu_time() - started
     });
+}
+
+/// Some steps of commits that are all the same.
+fn per_commit(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    names: &[&str],
+    queues: &mut Queues,
+    (emissions, changelog): (&[Emissions], Option<&ChangelogRows>),
+) {
+    // The first takes what a commit is made of.
+    let steps = queues::STEPS[1..].iter().enumerate();
+    for (number, (step, _)) in steps.filter(|(_, (step, _))| names.contains(step)) {
+        let mut commit = || queues.commit(emissions, changelog).expect("a commit")[number].time;
+        per_record(group, step, COMMIT_RECORDS, &mut commit);
+    }
 }
 
 /// `call` handles so many records at once, and answers how long a step took.
@@ -64,6 +105,6 @@ fn per_record(
 criterion_group! {
     name = record;
     config = Criterion::default().sample_size(20).without_plots();
-    targets = steps
+    targets = each, list
 }
 criterion_main!(record);

@@ -10,12 +10,18 @@ use crate::threads::{ByThread, ROWS};
 pub fn print(outcome: &Outcome, steps: &[Step]) {
     for shown in &outcome.shown {
         if let Some(mean) = ByThread::mean(shown.runs.iter().filter_map(|figures| figures.threads_ns)) {
-            let is_node = matches!(shown.contender.kind, Kind::Tidemill | Kind::AtCommit);
-            // The loop takes them as well, but otherwise.
-            let steps = if is_node { steps } else { &[] };
-            print_one(&format!("{}, {}", outcome.workload.name, shown.contender.name), &mean, steps);
+            let is_taken = |step: &&Step| match shown.contender.kind {
+                Kind::Tidemill => true,
+                // It produces fewer.
+                Kind::AtCommit => step.name != "produce",
+                // The loop takes them as well, but otherwise.
+                Kind::Loop | Kind::Doing(_) | Kind::Outbox | Kind::Streams(_) => false,
+            };
+            let taken: Vec<Step> = steps.iter().filter(is_taken).copied().collect();
+            print_one(&format!("{}, {}", outcome.workload.name, shown.contender.name), &mean, &taken);
         }
     }
+    tell_if_uncounted(steps);
 }
 
 /// Prints it for one, with the steps that it takes.
@@ -27,9 +33,7 @@ pub fn print_one(name: &str, mean: &ByThread, steps: &[Step]) {
         }
         println!("{title:<40}{:>8.0}   of them {kernel:.0} in the kernel", user + kernel);
         let measured = || steps.iter().filter(move |step| step.row == row);
-        for step in measured() {
-            println!("  {:<38}{:>8.0}", step.name, step.ns);
-        }
+        measured().for_each(print_step);
         if measured().next().is_some() {
             let rest = user + kernel - measured().map(|step| step.ns).sum::<f64>();
             println!("  {:<38}{rest:>8.0}", "not measured by itself");
@@ -37,4 +41,22 @@ pub fn print_one(name: &str, mean: &ByThread, steps: &[Step]) {
     }
     println!("{:<40}{:>8.0}", "other threads, ended ones, rounding", mean.others);
     println!("{:<40}{:>8.0}", "in all", mean.whole());
+}
+
+/// Prints steps by themselves.
+pub fn print_steps(name: &str, steps: &[Step]) {
+    println!("\n{name}: steps by themselves, nanoseconds of CPU time per record");
+    steps.iter().for_each(print_step);
+    tell_if_uncounted(steps);
+}
+
+fn tell_if_uncounted(steps: &[Step]) {
+    if !steps.is_empty() && steps.iter().all(|step| step.instructions.is_none()) {
+        println!("(this machine does not count instructions, or not for us)");
+    }
+}
+
+fn print_step(step: &Step) {
+    let counted = step.instructions.map(|count| format!("   {count:.0} instructions")).unwrap_or_default();
+    println!("  {:<38}{:>8.0}{counted}", step.name, step.ns);
 }

@@ -13,7 +13,7 @@
 //! | [`load`], [`keys`], [`topics`] | what they read |
 //! | [`group`], [`outputs`], [`process`] | how far they are; what comes out; CPU time and memory |
 //! | [`module`] | what a deploy is measured with |
-//! | [`boundary`], [`steps`] | what it costs to be in Wasm; what other steps cost by themselves |
+//! | [`boundary`], [`steps`], [`queues`], [`meter`] | what it costs to be in Wasm; what steps cost by themselves, those at librdkafka's queues included; and by what that is told |
 //! | [`threads`], [`budget`] | what each thread costs; all of it as one table that sums up |
 //! | [`report`], [`charts`], [`markdown`] | the terminal and JSON; SVG; the README's table |
 //! | [`record`] | what other programs have measured |
@@ -29,12 +29,14 @@ pub mod keys;
 pub mod latency;
 pub mod load;
 pub mod markdown;
+pub mod meter;
 pub mod module;
 pub mod native;
 pub mod node;
 pub mod outputs;
 pub mod pair;
 pub mod process;
+pub mod queues;
 pub mod raw;
 pub mod record;
 pub mod report;

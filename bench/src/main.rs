@@ -106,7 +106,7 @@ fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<
     }
     let mut report = Report::new(Machine::look()?, command, boundary);
     for workload in workloads.iter().filter(|workload| workload.has_budget) {
-        report.steps.insert(workload.name, steps::of(workload, boundary.as_ref())?);
+        report.steps.insert(workload.name, steps::of(workload)?);
     }
     let is_whole = arguments.scale == 1.0 && arguments.only.is_empty();
     let stage = Stage::prepare(workloads, arguments.scale)?;

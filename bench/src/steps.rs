@@ -1,35 +1,42 @@
-//! Steps on a record's way that can be called by themselves, without Kafka, in nanoseconds of CPU time per record.
+//! Steps on a record's way that are measured by themselves, in nanoseconds of CPU time per record, and in instructions
+//! where the machine counts them. Those at librdkafka's queues are [`queues`]'; the others need no Kafka.
 //!
-//! What a step costs here is with its data in the cache and nothing else running, so it is the least that it costs in
-//! a node. What RocksDB flushes and compacts on threads of its own is not in it.
+//! What a step costs here is with nothing else running, and, but for what is in the queues, with its data in the cache,
+//! so it is the least that it costs in a node. What RocksDB flushes and compacts on threads of its own is not in it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use tempfile::TempDir;
-use tidemill::effects::Order;
-use tidemill::ports::Handler;
+use tidemill::effects::{Emission, Emissions, Order};
+use tidemill::ports::{ChangelogRows, Handler};
 use tidemill::record::{Batch, Offset};
 use tidemill::store::{
     BudgetConfig, CacheBudget, Identity, Progress, Store, StoreBudget, Stores, View, ViewLimits,
 };
-use tidemill::wasm::{WasmHandler, thread_cpu_time};
+use tidemill::wasm::WasmHandler;
 
-use crate::boundary::{self, Boundary, RECORDS};
+use crate::boundary::{self, RECORDS};
 use crate::keys::{Keys, Stream};
+use crate::load::Shape;
+use crate::meter::{Meter, Spent};
+use crate::queues::{self, Queues};
 use crate::terms::{Work, Workload};
 use crate::threads::{COMMIT, WORKER};
 
-/// Batches of a commit: 20,000 records, about what a task handles in 100 ms.
-pub const BATCHES: usize = 40;
+/// Batches of a commit.
+const BATCHES: usize = 40;
+/// About what a task handles in 100 ms.
+pub const COMMIT_RECORDS: usize = BATCHES * RECORDS;
 /// Before anything is measured: most keys have been seen.
 const WARM_UP_COMMITS: usize = 50;
-const COMMITS: u32 = 20;
+const COMMITS: usize = 20;
 /// A quarter of the default, as of one of four tasks.
 const CACHE_BYTES: usize = 32 << 20;
-/// In the order of a record's way, and the row of [`crate::threads::ROWS`] that each is part of.
+/// Of records that are handled here.
+const TIMESTAMP: i64 = 1_700_000_000_000;
+/// Of a task, in the order of a record's way, and the row of [`crate::threads::ROWS`] that each is part of.
 pub const STEPS: [(&str, usize); 6] = [
     ("prefetch", WORKER),
     ("handle", WORKER),
@@ -39,25 +46,61 @@ pub const STEPS: [(&str, usize); 6] = [
     ("settle", WORKER),
 ];
 
-/// One of them, measured.
+/// One of them, measured; per record.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Step {
     pub name: &'static str,
     pub row: usize,
     pub ns: f64,
+    /// In user mode. `None` where nobody counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<f64>,
 }
 
-/// The steps of a workload; none of a work that has none to be called by itself.
-pub fn of(workload: &Workload, boundary: Option<&Boundary>) -> Result<Vec<Step>> {
+impl Step {
+    fn new((name, row): (&'static str, usize), spent: Spent, records: usize) -> Step {
+        let per_record = |count: f64| count / records as f64;
+        let instructions = (spent.instructions > 0).then(|| per_record(spent.instructions as f64));
+        Step { name, row, ns: per_record(spent.time.as_nanos() as f64), instructions }
+    }
+}
+
+/// The steps of a workload, those of each row in the order in which they are taken; none of a work that has none to be
+/// measured by itself.
+pub fn of(workload: &Workload) -> Result<Vec<Step>> {
+    let shape = Shape { keys: workload.keys, values: workload.values };
     match workload.work {
-        Work::Map => {
-            let handle =
-                |boundary: &Boundary| Step { name: "handle", row: WORKER, ns: boundary.through_wasm_ns };
-            Ok(boundary.map(handle).into_iter().collect())
-        }
-        Work::Count => counted(one_of_four(workload.keys)),
+        Work::Map => passed(shape),
+        Work::Count => counted(shape),
         Work::Filter | Work::Json | Work::Dedupe => Ok(Vec::new()),
     }
+}
+
+fn passed(shape: Shape) -> Result<Vec<Step>> {
+    let mut steps = at_queues(shape, &passed_on(shape), None)?;
+    let (mut handle, mut meter) = (boundary::through_wasm()?, Meter::of_this_thread());
+    for _ in 0..BATCHES {
+        handle()?;
+    }
+    meter.start();
+    for _ in 0..COMMITS * BATCHES {
+        handle()?;
+    }
+    steps.push(Step::new(("handle", WORKER), meter.lap(), COMMITS * COMMIT_RECORDS));
+    Ok(steps)
+}
+
+fn counted(shape: Shape) -> Result<Vec<Step>> {
+    let mut task = Task::new(one_of_four(shape.keys))?;
+    let mut committed = task.commit()?;
+    let mut spent = committed.spent;
+    for _ in 1..COMMITS {
+        committed = task.commit()?;
+        add(&mut spent, committed.spent);
+    }
+    let mut steps = at_queues(shape, &committed.emissions, Some(&committed.changelog))?;
+    steps.extend(per_record(STEPS, spent));
+    Ok(steps)
 }
 
 /// The keys of one of four tasks.
@@ -69,19 +112,44 @@ fn one_of_four(keys: Keys) -> Keys {
     }
 }
 
-fn counted(keys: Keys) -> Result<Vec<Step>> {
-    let mut task = Task::new(keys)?;
-    let mut spent = [Duration::ZERO; STEPS.len()];
-    for _ in 0..COMMITS {
-        for (spent, took) in spent.iter_mut().zip(task.commit()?) {
-            *spent += took;
+/// What a commit emits whose handler passes everything on.
+pub fn passed_on(shape: Shape) -> Vec<Emissions> {
+    let (mut keys, value) = (Stream::new(shape.keys), shape.values.text().into_bytes());
+    let batch = |_| {
+        let mut rows = Emissions::default();
+        for source in 0..RECORDS as u32 {
+            let (key, value) = (keys.key(), Some(&value[..]));
+            let (output, partition, timestamp, headers) = (0, -1, TIMESTAMP, None);
+            rows.push(Emission { source, output, partition, timestamp, key: Some(&key), value, headers });
         }
+        rows
+    };
+    (0..BATCHES).map(batch).collect()
+}
+
+/// Of commits that are all the same.
+fn at_queues(shape: Shape, emissions: &[Emissions], changelog: Option<&ChangelogRows>) -> Result<Vec<Step>> {
+    let mut queues = Queues::open(shape)?;
+    // Not counted: connections are made.
+    queues.round(emissions, changelog)?;
+    let mut spent = [Spent::default(); queues::STEPS.len()];
+    for _ in 0..COMMITS {
+        add(&mut spent, queues.round(emissions, changelog)?);
     }
-    let records = f64::from(COMMITS) * (BATCHES * RECORDS) as f64;
-    let measured = STEPS.into_iter().zip(spent);
-    Ok(measured
-        .map(|((name, row), spent)| Step { name, row, ns: spent.as_nanos() as f64 / records })
-        .collect())
+    // Without a changelog, its step was not taken.
+    Ok(per_record(queues::STEPS, spent).filter(|step| step.ns > 0.0).collect())
+}
+
+fn add<const N: usize>(spent: &mut [Spent; N], more: [Spent; N]) {
+    spent.iter_mut().zip(more).for_each(|(spent, more)| *spent += more);
+}
+
+/// Of what [`COMMITS`] have spent.
+fn per_record<const N: usize>(
+    names: [(&'static str, usize); N],
+    spent: [Spent; N],
+) -> impl Iterator<Item = Step> {
+    names.into_iter().zip(spent).map(|(name, spent)| Step::new(name, spent, COMMITS * COMMIT_RECORDS))
 }
 
 /// The state of a task that counts per key, and its handler.
@@ -91,7 +159,15 @@ pub struct Task {
     store: Store,
     keys: Stream,
     commits: u64,
+    meter: Meter,
     _directory: TempDir,
+}
+
+/// A commit of a task: what there is to hand to Kafka, and what each of [`STEPS`] took.
+pub struct Committed {
+    pub emissions: Vec<Emissions>,
+    pub changelog: ChangelogRows,
+    pub spent: [Spent; STEPS.len()],
 }
 
 impl Task {
@@ -109,62 +185,55 @@ impl Task {
         let cache = CacheBudget::new(CACHE_BYTES);
         let view = View::new(stores, Some(store.reader()), &cache, ViewLimits::default());
         let (handler, keys) = (linked.instantiate(0)?, Stream::new(keys));
-        let mut task = Task { handler, view, store, keys, commits: 0, _directory: directory };
+        let meter = Meter::of_this_thread();
+        let mut task = Task { handler, view, store, keys, commits: 0, meter, _directory: directory };
         for _ in 0..WARM_UP_COMMITS {
             task.commit()?;
         }
         Ok(task)
     }
 
-    /// Handles and commits some batches, and answers what each of [`STEPS`] took.
-    pub fn commit(&mut self) -> Result<[Duration; STEPS.len()]> {
-        let [mut prefetch, mut handle, mut absorb] = [Duration::ZERO; 3];
+    /// Handles and commits [`COMMIT_RECORDS`].
+    pub fn commit(&mut self) -> Result<Committed> {
+        let [mut prefetch, mut handle, mut absorb] = [Spent::default(); 3];
+        let mut emissions = Vec::with_capacity(BATCHES);
         for _ in 0..BATCHES {
             let batch = self.batch();
-            let mut clock = Clock::start();
+            self.meter.start();
             let prefetched = self.view.prefetch(&batch.keys)?;
-            prefetch += clock.lap();
+            prefetch += self.meter.lap();
             let effects = self.handler.handle(&batch, Order::All, prefetched, &mut self.view)?;
-            handle += clock.lap();
+            handle += self.meter.lap();
             self.view.absorb(&effects.writes, |_| true)?;
-            absorb += clock.lap();
+            absorb += self.meter.lap();
+            emissions.push(effects.emissions);
         }
-        let mut clock = Clock::start();
+        self.meter.start();
         let (changes, _) = self.view.freeze().context("frozen already")?;
-        let freeze = clock.lap();
+        let freeze = self.meter.lap();
         self.commits += 1;
-        let rows = changes.keys.iter().zip(changes.values.iter());
+        let (keys, values) = (changes.keys, changes.values);
+        let changelog = ChangelogRows { partition: 0, keys, values, stamp: None };
+        let rows = changelog.keys.iter().zip(changelog.values.iter());
         let rows = rows.map(|(key, value)| (key.unwrap_or_default(), value));
         let progress =
             Progress { changelog_next: Offset(self.commits), changelog_ms: 0, inbox_next: Offset(0) };
+        self.meter.start();
         self.store.write(rows, progress)?;
-        let apply = clock.lap();
+        let apply = self.meter.lap();
         self.view.committed();
-        Ok([prefetch, handle, absorb, freeze, apply, clock.lap()])
+        let spent = [prefetch, handle, absorb, freeze, apply, self.meter.lap()];
+        Ok(Committed { emissions, changelog, spent })
     }
 
     fn batch(&mut self) -> Batch {
         let mut batch = Batch::default();
         for record in 0..RECORDS as i64 {
             batch.offsets.push(record);
-            batch.timestamps.push(1_700_000_000_000 + record);
+            batch.timestamps.push(TIMESTAMP + record);
             batch.keys.push(Some(&self.keys.key()));
             batch.values.push(Some(&[b'v'; 100]));
         }
         batch
-    }
-}
-
-struct Clock(Duration);
-
-impl Clock {
-    fn start() -> Clock {
-        Clock(thread_cpu_time())
-    }
-
-    /// Since the start or the last lap.
-    fn lap(&mut self) -> Duration {
-        let before = std::mem::replace(&mut self.0, thread_cpu_time());
-        self.0 - before
     }
 }
