@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use tempfile::TempDir;
 
 use crate::changes::{Changes, lines};
+use crate::native::Produce;
 use crate::node::{Deployment, Modules, Node, Output};
 use crate::process::Running;
 use crate::streams::{self, Streams};
@@ -62,7 +63,7 @@ impl Started {
         let changes = Changes { settings, ..Changes::default() };
         let node = |output| start_node(&workshop.modules, &changes, terms, output, place);
         match contender.kind {
-            Kind::Loop => start_loop((work, guarantee), workload.producer, place),
+            Kind::Loop => start_loop((work, guarantee, Produce::Record), workload.producer, place),
             Kind::Tidemill | Kind::Doing(_) => node(Output::Topic(place.output)),
             Kind::AtCommit => node(Output::AtCommit(place.output)),
             Kind::Outbox => node(Output::Outbox(place.output)),
@@ -101,7 +102,7 @@ impl Started {
 /// The native loop, with these properties of its producer beside its own; its changelog, if it keeps state, is a topic
 /// that is there.
 pub fn start_loop(
-    (work, guarantee): (Work, Guarantee),
+    (work, guarantee, produce): (Work, Guarantee, Produce),
     producer: &[(&str, &str)],
     place: &Place<'_>,
 ) -> Result<Started> {
@@ -121,6 +122,7 @@ pub fn start_loop(
         ("--partitions", &place.partitions.to_string()),
         ("--work", &value(work.to_possible_value())?),
         ("--guarantee", &value(guarantee.to_possible_value())?),
+        ("--produce", &value(produce.to_possible_value())?),
     ] {
         command.args([name, value]);
     }

@@ -8,13 +8,16 @@
 //! poll in 100 ms steps), and leaves 2 ms after a commit before it produces again (a broker that
 //! still writes markers answers CONCURRENT_TRANSACTIONS, and librdkafka then waits 20 ms). It never
 //! reads its changelog: it could not survive what the node survives.
+//!
+//! With [`Produce::Batch`] it does less: what it emits has no timestamps. That is for seeing what they cost.
 
 use std::io::Write;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bench_order::Order;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hashbrown::DefaultHashBuilder;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
@@ -49,9 +52,20 @@ pub struct Job {
     pub work: Work,
     #[arg(long)]
     pub guarantee: Guarantee,
+    #[arg(long, value_enum, default_value_t = Produce::Record)]
+    pub produce: Produce,
     /// NAME=VALUE of its producer, beside what is its own
     #[arg(long, value_parser = property)]
     pub producer: Vec<(String, String)>,
+}
+
+/// How what is emitted is handed to librdkafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Produce {
+    /// Each record by a call of its own, with its timestamp
+    Record,
+    /// What a consumed batch has come to by one call, `rd_kafka_produce_batch`, which takes no timestamps: less work
+    Batch,
 }
 
 fn property(text: &str) -> Result<(String, String)> {
@@ -79,12 +93,25 @@ pub fn run(job: &Job) -> Result<()> {
                 producer.begin()?;
             }
         }
+        let mut together = Vec::new();
         for record in batch.records() {
             let record = record?;
-            handle(job.work, &record, &mut state, |message| producer.send(&output, message))?;
+            if let Some(emitted) = handle(job.work, &record, &mut state)? {
+                match job.produce {
+                    Produce::Record => {
+                        producer.send(&output, &emitted.message(&state.text))?;
+                        state.text.clear();
+                    }
+                    Produce::Batch => together.push(emitted),
+                }
+            }
             let partition = usize::try_from(record.partition).context("partition")?;
             next[partition] = record.offset + 1;
         }
+        let text = &state.text[..];
+        producer.send_batch(&output, together.iter().map(|emitted| emitted.message(text)))?;
+        state.text.clear();
+        drop(together);
         drop(batch);
         producer.poll(0);
         if uncommitted_since.is_none_or(|since: Instant| since.elapsed() < COMMIT_INTERVAL) {
@@ -103,38 +130,53 @@ pub fn run(job: &Job) -> Result<()> {
     }
 }
 
+/// What comes of a record.
+struct Emitted<'a> {
+    timestamp: i64,
+    key: Option<&'a [u8]>,
+    value: Value<'a>,
+}
+
+enum Value<'a> {
+    OfRecord(Option<&'a [u8]>),
+    /// A part of [`State::text`].
+    Text(Range<usize>),
+}
+
+impl Emitted<'_> {
+    fn message<'a>(&'a self, text: &'a [u8]) -> Message<'a> {
+        let value = match &self.value {
+            Value::OfRecord(value) => *value,
+            Value::Text(range) => Some(&text[range.clone()]),
+        };
+        Message { timestamp: self.timestamp, key: self.key, value }
+    }
+}
+
 /// What the handlers do that the loop is compared with.
-fn handle(
-    work: Work,
-    record: &Record<'_>,
-    state: &mut State,
-    emit: impl FnOnce(&Message<'_>) -> Result<()>,
-) -> Result<()> {
-    let (timestamp, key, value) = (record.timestamp, record.key, record.value);
-    match work {
-        Work::Map => emit(&Message { timestamp, key, value }),
-        Work::Filter if key.context("a record without a key")?.ends_with(b"0") => {
-            emit(&Message { timestamp, key, value })
-        }
-        Work::Filter => Ok(()),
+fn handle<'a>(work: Work, record: &Record<'a>, state: &mut State) -> Result<Option<Emitted<'a>>> {
+    let Record { timestamp, key, value, .. } = *record;
+    let some_key = || key.context("a record without a key");
+    let value = match work {
+        Work::Map => Value::OfRecord(value),
+        Work::Filter if some_key()?.ends_with(b"0") => Value::OfRecord(value),
         Work::Json => {
             let mut order: Order<'_> = serde_json::from_slice(value.context("a record without a value")?)?;
             order.total_up();
-            state.text.clear();
+            let start = state.text.len();
             serde_json::to_writer(&mut state.text, &order)?;
-            emit(&Message { timestamp, key, value: Some(&state.text) })
+            Value::Text(start..state.text.len())
         }
         Work::Count => {
-            let count = state.add(key.context("a record without a key")?);
-            state.text.clear();
+            let count = state.add(some_key()?);
+            let start = state.text.len();
             write!(state.text, "{count}")?;
-            emit(&Message { timestamp, key, value: Some(&state.text) })
+            Value::Text(start..state.text.len())
         }
-        Work::Dedupe if state.insert(key.context("a record without a key")?, timestamp) => {
-            emit(&Message { timestamp, key, value })
-        }
-        Work::Dedupe => Ok(()),
-    }
+        Work::Dedupe if state.insert(some_key()?, timestamp) => Value::OfRecord(value),
+        Work::Filter | Work::Dedupe => return Ok(None),
+    };
+    Ok(Some(Emitted { timestamp, key, value }))
 }
 
 /// A number for each key, and which of them the changelog has not seen yet.
@@ -142,7 +184,7 @@ fn handle(
 struct State {
     numbers: IndexMap<Box<[u8]>, Number, DefaultHashBuilder>,
     changed: Vec<usize>,
-    /// A value on its way out; one allocation for all of them.
+    /// Values on their way out; one allocation for all of them.
     text: Vec<u8>,
 }
 

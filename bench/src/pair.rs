@@ -16,13 +16,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::budget;
 use crate::changes::Changes;
 use crate::contender::{Place, Started, start_loop, start_node};
 use crate::group::GroupProgress;
 use crate::load::{self, Shape};
+use crate::native::Produce;
 use crate::node::Output;
 use crate::rounds::{Figures, Spread, order};
 use crate::run::{Mark, Stage, by_thread, figures};
@@ -55,9 +56,10 @@ pub struct Arguments {
     /// In the input; a round ends early if that is not enough
     #[arg(long, default_value_t = 12_000_000)]
     records: u64,
-    /// `loop`, `tidemill`, or `tidemill:CHANGE,CHANGE`, where a change is of the deployment's document
-    /// (`commit.max_records=10000`), of the node (`--set=kafka.properties.queued.min.messages=4000`), or another build
-    /// (`bin=PATH`); the first is compared with each of the others
+    /// `loop`, `loop:produce=batch` (by `rd_kafka_produce_batch`, without timestamps), `tidemill`, or
+    /// `tidemill:CHANGE,CHANGE`, where a change is of the deployment's document (`commit.max_records=10000`), of the
+    /// node (`--set=kafka.properties.queued.min.messages=4000`), or another build (`bin=PATH`); the first is compared
+    /// with each of the others
     #[arg(required = true, num_args = 2..=3, value_name = "CONTENDER", value_parser = Side::parse)]
     sides: Vec<Side>,
 }
@@ -67,19 +69,28 @@ pub struct Arguments {
 struct Side {
     /// As it was given.
     name: String,
-    /// `None` of the loop.
-    node: Option<Changes>,
+    who: Who,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Who {
+    Loop(Produce),
+    Node(Changes),
 }
 
 impl Side {
     fn parse(text: &str) -> Result<Side> {
-        let node = match text.split_once(':') {
-            None if text == "loop" => None,
-            None if text == "tidemill" => Some(Changes::default()),
-            Some(("tidemill", changes)) => Some(Changes::parse(changes)?),
-            _ => bail!("is neither `loop` nor `tidemill` nor `tidemill:CHANGE,CHANGE`"),
+        let who = match text.split_once(':') {
+            None if text == "loop" => Who::Loop(Produce::Record),
+            None if text == "tidemill" => Who::Node(Changes::default()),
+            Some(("loop", change)) => {
+                let produce = change.strip_prefix("produce=").context("is no change of the loop")?;
+                Who::Loop(Produce::from_str(produce, false).map_err(anyhow::Error::msg)?)
+            }
+            Some(("tidemill", changes)) => Who::Node(Changes::parse(changes)?),
+            _ => bail!("is none of `loop`, `loop:produce=batch`, `tidemill`, and `tidemill:CHANGE,CHANGE`"),
         };
-        Ok(Side { name: text.to_owned(), node })
+        Ok(Side { name: text.to_owned(), who })
     }
 }
 
@@ -162,14 +173,14 @@ impl<'a> Pair<'a> {
         let (input, output, changelog) = (INPUT, &output[..], &changelog[..]);
         let place = Place { bootstrap, name, input, output, changelog, partitions };
         let side = &arguments.sides[number];
-        let started = match &side.node {
-            None => {
+        let started = match &side.who {
+            Who::Loop(produce) => {
                 if work.is_stateful() {
                     topics::create(bootstrap, changelog, partitions)?;
                 }
-                start_loop((work, guarantee), workload.producer, &place)
+                start_loop((work, guarantee, *produce), workload.producer, &place)
             }
-            Some(changes) => {
+            Who::Node(changes) => {
                 let terms = (work, guarantee, workload.batch_records);
                 start_node(&stage.workshop.modules, changes, terms, Output::Topic(output), &place)
             }
@@ -262,6 +273,9 @@ fn print_all(sides: &[Side], runs: &[Vec<Figures>]) {
             budget::print_one(&side.name, &mean, &[]);
         }
     }
+    if sides.iter().any(|side| side.who == Who::Loop(Produce::Batch)) {
+        println!("\nloop:produce=batch does less than the others: it keeps no timestamps");
+    }
     println!("\nCPU time of a record, median (min..max) of the rounds' ratios");
     for (names, ratios) in ratios(sides, runs) {
         if let Some(spread) = Spread::of(ratios) {
@@ -280,11 +294,12 @@ mod tests {
 
     #[test]
     fn a_contender_is_the_loop_or_a_node_with_its_changes() {
-        assert_eq!(side("loop").node, None);
-        assert_eq!(side("tidemill").node, Some(Changes::default()));
+        assert_eq!(side("loop").who, Who::Loop(Produce::Record));
+        assert_eq!(side("loop:produce=batch").who, Who::Loop(Produce::Batch));
+        assert_eq!(side("tidemill").who, Who::Node(Changes::default()));
         let changed = Changes::parse("bin=/old/tidemill,workers=2").expect("sound");
-        assert_eq!(side("tidemill:bin=/old/tidemill,workers=2").node, Some(changed));
-        for text in ["", "streams", "loop:workers=2", "tidemill:", "tidemill,workers=2"] {
+        assert_eq!(side("tidemill:bin=/old/tidemill,workers=2").who, Who::Node(changed));
+        for text in ["", "streams", "loop:workers=2", "loop:produce=", "tidemill:", "tidemill,workers=2"] {
             assert!(Side::parse(text).is_err(), "{text:?}");
         }
     }

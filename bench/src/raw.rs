@@ -14,6 +14,9 @@ use rdkafka_sys::rd_kafka_vtype_t as vtype;
 
 /// Longest wait for any answer of the broker.
 pub const ANSWER_MS_MAX: c_int = 30_000;
+/// The partitioner decides (`RD_KAFKA_PARTITION_UA`).
+const BY_KEY: i32 = -1;
+const NO_ERROR: sys::rd_kafka_resp_err_t = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
 
 /// A record, borrowed from the batch that owns it.
 #[derive(Debug, Clone, Copy)]
@@ -206,6 +209,39 @@ impl Producer {
         }
     }
 
+    /// Queues copies of the records by one call; waits while the queue is full. That call takes no timestamps, so that
+    /// the records are of now, whatever they say.
+    pub fn send_batch<'a>(
+        &self,
+        topic: &Topic<'_>,
+        records: impl Iterator<Item = Message<'a>>,
+    ) -> Result<()> {
+        let mut messages: Vec<sys::rd_kafka_message_t> = records.map(untimed).collect();
+        let mut rest = &mut messages[..];
+        while !rest.is_empty() {
+            let count = c_int::try_from(rest.len())?;
+            // SAFETY: the topic is live, and so many messages are; their bytes, which the caller keeps alive, are
+            // copied (F_COPY) before it returns.
+            unsafe {
+                sys::rd_kafka_produce_batch(
+                    topic.topic.as_ptr(),
+                    BY_KEY,
+                    sys::RD_KAFKA_MSG_F_COPY,
+                    rest.as_mut_ptr(),
+                    count,
+                )
+            };
+            // Once the queue is full, all that follow are refused for that.
+            let Some(refused) = rest.iter().position(|message| message.err != NO_ERROR) else { break };
+            if rest[refused].err != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
+                return checked(rest[refused].err);
+            }
+            rest = &mut rest[refused..];
+            self.poll(1);
+        }
+        Ok(())
+    }
+
     /// Serves the client's callbacks.
     pub fn poll(&self, wait_ms: c_int) {
         // SAFETY: the handle is live.
@@ -250,6 +286,25 @@ impl Producer {
     pub fn commit(&self) -> Result<()> {
         // SAFETY: the handle is live.
         transacted(unsafe { sys::rd_kafka_commit_transaction(self.handle.as_ptr(), ANSWER_MS_MAX) })
+    }
+}
+
+/// A record in librdkafka's form, which points to the same bytes.
+fn untimed(record: Message<'_>) -> sys::rd_kafka_message_t {
+    let view = |bytes: Option<&[u8]>| {
+        bytes.map_or((ptr::null_mut(), 0), |bytes| (bytes.as_ptr().cast_mut().cast::<c_void>(), bytes.len()))
+    };
+    let ((key, key_len), (payload, len)) = (view(record.key), view(record.value));
+    sys::rd_kafka_message_t {
+        err: NO_ERROR,
+        rkt: ptr::null_mut(),
+        partition: BY_KEY,
+        payload,
+        len,
+        key,
+        key_len,
+        offset: 0,
+        _private: ptr::null_mut(),
     }
 }
 
@@ -317,7 +372,7 @@ fn text(buffer: &[std::ffi::c_char]) -> String {
 }
 
 fn checked(error: sys::rd_kafka_resp_err_t) -> Result<()> {
-    if error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+    if error == NO_ERROR {
         return Ok(());
     }
     // SAFETY: librdkafka answers a static string for every code.
