@@ -12,6 +12,8 @@ use crate::topics::ends;
 pub const KEY_BYTES: usize = 16;
 /// Size of the values where nothing else is said.
 pub const VALUE_BYTES: usize = 100;
+/// What a topic takes by default, of which a record of 1 MB is just below; librdkafka's own default is 1,000,000.
+pub const MESSAGE_BYTES_MAX: &str = "1048588";
 /// How often the producer's callbacks are served, in records.
 const SERVE_EVERY: u64 = 1_000;
 
@@ -95,6 +97,7 @@ fn settings(bootstrap: &str) -> Vec<(&str, &str)> {
         ("partitioner", "murmur2_random"),
         ("enable.idempotence", "true"),
         ("linger.ms", "50"),
+        ("message.max.bytes", MESSAGE_BYTES_MAX),
         ("queue.buffering.max.messages", "1000000"),
         ("delivery.report.only.error", "true"),
         // That a coordinator is still loading is no news.

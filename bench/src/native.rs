@@ -22,7 +22,7 @@ use hashbrown::DefaultHashBuilder;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
-use crate::load::now_ms;
+use crate::load::{MESSAGE_BYTES_MAX, now_ms};
 use crate::raw::{Consumer, Message, Producer, Record, Topic};
 use crate::terms::{Guarantee, Work};
 
@@ -257,6 +257,7 @@ fn producer(job: &Job) -> Result<Producer> {
         ("enable.idempotence", "true"),
         ("acks", "all"),
         ("linger.ms", "20"),
+        ("message.max.bytes", MESSAGE_BYTES_MAX),
         ("queue.buffering.max.messages", "1000000"),
         // Nobody reads the delivery reports of records that arrived; failed ones fail the flush
         // or the transaction.

@@ -6,8 +6,8 @@ mod parts;
 pub use parts::WASM_TAX;
 use parts::{
     ANCHOR, AT_COMMIT, AT_COMMIT_OR_EVERY, EVERY_UPDATE, LATENCY, LATENCY_OF_BOTH, LATENCY_RATIOS, MAP,
-    MAP_RATIOS, NATIVE, NULL, SMALL, STATEFUL, STATELESS, STATELESS_RATIOS, UNIFORM, added, alone, contender,
-    only_shown, ratio, shown,
+    MAP_RATIOS, NATIVE, NULL, ONCE, SMALL, STATEFUL, STATELESS, STATELESS_RATIOS, UNIFORM, added, alone,
+    contender, only_shown, ratio, shown,
 };
 
 use crate::keys::Keys;
@@ -114,6 +114,20 @@ pub const WORKLOADS: &[Workload] = &[
         load: Load::Backlog { records: 6_000 },
         contenders: STATELESS,
         ratios: STATELESS_RATIOS,
+        is_long: true,
+        ..USUAL
+    },
+    Workload {
+        name: "b1-1m",
+        title: "B1: map, 1 MB, exactly once",
+        values: Values::Text(1_000_000),
+        load: Load::Backlog { records: 600 },
+        contenders: ONCE,
+        ratios: &[
+            NULL,
+            shown("tidemill / loop", Metric::Cpu, ["tidemill", "loop"]),
+            shown("tidemill / loop, peak RSS", Metric::PeakRss, ["tidemill", "loop"]),
+        ],
         is_long: true,
         ..USUAL
     },
@@ -397,11 +411,7 @@ pub const GUARD: Workload = Workload {
     work: Work::Map,
     keys: Keys::New,
     load: Load::Backlog { records: 300_000 },
-    contenders: &[
-        contender("loop", Kind::Loop, ExactlyOnce),
-        contender("loop again", Kind::Loop, ExactlyOnce),
-        contender("tidemill", Kind::Tidemill, ExactlyOnce),
-    ],
+    contenders: ONCE,
     ratios: &[
         NULL,
         ratio("tidemill / loop", Metric::Cpu, ["tidemill", "loop"], Bar::AtMost(GUARD_MAX), 1.15),

@@ -174,6 +174,9 @@ pub(super) const NATIVE: &[Contender] = &[
     contender("tidemill, at least once", Kind::Tidemill, AtLeastOnce),
 ];
 
+/// Of them, exactly once only.
+pub(super) const ONCE: &[Contender] = NATIVE.split_at(3).0;
+
 /// The producer that Kafka's own tools are measured with in the handbooks that operators bring along.
 pub(super) const ANCHOR: &[(&str, &str)] =
     &[("acks", "all"), ("compression.type", "lz4"), ("batch.size", "65536"), ("linger.ms", "10")];
