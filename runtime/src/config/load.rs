@@ -366,8 +366,8 @@ fn judge_properties(
                 }
                 Some(_) => {}
                 None => {
-                    let seconds = false;
-                    raw.insert(own, Raw { text: value, source, seconds });
+                    let text = if is_profile { fitted(own, value, notes) } else { value };
+                    raw.insert(own, Raw { text, source, seconds: false });
                 }
             },
             Fate::Implied(note) => notes.push(format!("{key}: {note}")),
@@ -375,6 +375,17 @@ fn judge_properties(
         }
     }
     passed
+}
+
+/// What a profile, which is written for any client, says of a setting; or the most that the setting may be.
+fn fitted(own: &str, value: String, notes: &mut Vec<String>) -> String {
+    match (settings::find(own).map(|setting| setting.kind), value.parse::<u64>()) {
+        (Some(Kind::Integer(_, most)), Ok(wanted)) if wanted > most => {
+            notes.push(format!("{own}: {most}, which is the most, and not {wanted} as the profile says"));
+            most.to_string()
+        }
+        _ => value,
+    }
 }
 
 fn line(source: &Source) -> Option<u32> {

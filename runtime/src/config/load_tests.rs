@@ -240,6 +240,9 @@ fn a_profile_stands_for_its_properties_beneath_what_is_given() {
     );
     assert_eq!(property("fetch.wait.max.ms"), Some("20"), "given by itself, by another name");
     assert_eq!(config.defaults.batch_records, 50, "given by itself, as a setting");
+    let config = load("kafka: { consumer_profile: lag_recovery }\n", &[], &[]).expect("valid").config;
+    assert_eq!(config.defaults.batch_records, 500, "of 1,000 the most that a handler is called with");
+    assert!(config.notes.iter().any(|note| note.contains("not 1000")), "{:?}", config.notes);
     let refused = refusal("kafka: { producer_profile: fast }\n", &[], &[]);
     assert!(refused.contains("kafka.producer_profile") && refused.contains("high_durability"), "{refused}");
 }

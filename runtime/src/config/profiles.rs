@@ -2,7 +2,8 @@
 //!
 //! A profile is written in the names that Kafka's documentation uses, and each of its properties has the
 //! fate of one that is given by hand ([`super::kafka_properties`]): some are noted as without effect,
-//! because commits decide when records are sent. A property or setting that is given stays as it is.
+//! because commits decide when records are sent, and what is more than a setting may be is its most. A
+//! property or setting that is given stays as it is.
 
 pub(super) const PRODUCER_KEY: &str = "kafka.producer_profile";
 pub(super) const CONSUMER_KEY: &str = "kafka.consumer_profile";
@@ -73,12 +74,12 @@ const PRODUCER: [Profile; 5] = [
     ),
 ];
 
-/// Their 1,000 records a poll are the 500 that a handler may be called with.
+/// Of their 1,000 records a poll a handler is called with 500, which is the most that the setting may be.
 const CONSUMER: [Profile; 3] = [
     (
         "high_throughput",
         &[
-            ("max.poll.records", "500"),
+            ("max.poll.records", "1000"),
             ("fetch.min.bytes", "10240"),
             ("fetch.max.wait.ms", "100"),
             ("max.partition.fetch.bytes", "2097152"),
@@ -88,7 +89,7 @@ const CONSUMER: [Profile; 3] = [
     (
         "lag_recovery",
         &[
-            ("max.poll.records", "500"),
+            ("max.poll.records", "1000"),
             ("fetch.min.bytes", "1048576"),
             ("fetch.max.wait.ms", "500"),
             ("fetch.max.bytes", "10485760"),
