@@ -31,6 +31,7 @@ pub struct Figures {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Latency {
     pub p50: f64,
+    pub p95: f64,
     pub p99: f64,
     pub p99_9: f64,
     pub max: f64,
@@ -38,8 +39,8 @@ pub struct Latency {
 
 impl fmt::Display for Latency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Latency { p50, p99, p99_9, max } = self;
-        write!(f, "p50 {p50:.1} p99 {p99:.1} p99.9 {p99_9:.1} max {max:.1} ms")
+        let Latency { p50, p95, p99, p99_9, max } = self;
+        write!(f, "p50 {p50:.1} p95 {p95:.1} p99 {p99:.1} p99.9 {p99_9:.1} max {max:.1} ms")
     }
 }
 
@@ -50,6 +51,7 @@ impl Figures {
             Metric::Cpu => Some(self.cpu_seconds_per_million),
             Metric::PeakRss => Some(self.peak_rss_mib),
             Metric::P50 => self.latency_ms.map(|latency| latency.p50),
+            Metric::P95 => self.latency_ms.map(|latency| latency.p95),
             Metric::P99 => self.latency_ms.map(|latency| latency.p99),
             Metric::Deployed => self.deployed_ms,
             // Of a restart, which is no run, and of other programs.
@@ -84,6 +86,7 @@ impl Comeback {
             Metric::Cpu
             | Metric::PeakRss
             | Metric::P50
+            | Metric::P95
             | Metric::P99
             | Metric::Deployed
             | Metric::Gap

@@ -321,7 +321,7 @@ pub const WORKLOADS: &[Workload] = &[
         load: Load::Deploy { records: 1_000 },
         is_tuned: false,
         contenders: &[contender("tidemill", Kind::Tidemill, ExactlyOnce)],
-        ratios: &[alone("tidemill, deploy to first output", Metric::Deployed, 500.0, 250.0)],
+        ratios: &[alone("tidemill, deploy to first output", Metric::Deployed, 500.0, Some(250.0))],
         ..USUAL
     },
     with_partitions("curve-1-partition", 1),
@@ -341,6 +341,7 @@ pub const WORKLOADS: &[Workload] = &[
         ratios: &[
             LATENCY_RATIOS[0],
             LATENCY_RATIOS[1],
+            LATENCY_RATIOS[2],
             shown("exactly once / at least once, p50", Metric::P50, ["tidemill", "tidemill, at least once"]),
             shown("exactly once / at least once, p99", Metric::P99, ["tidemill", "tidemill, at least once"]),
         ],
@@ -400,8 +401,8 @@ pub const KILLS: &[Kill] = &[
 
 /// What `make swap` and `make soak` measure, by the workload that it is kept as.
 pub const ELSEWHERE: &[(&str, Ratio)] = &[
-    ("swap", alone("tidemill, longest gap around a swap", Metric::Gap, 50.0, 10.0)),
-    ("idle", alone("tidemill, own memory of an idle deployment", Metric::OwnMemory, 256.0, 64.0)),
+    ("swap", alone("tidemill, longest gap around a swap", Metric::Gap, 50.0, Some(10.0))),
+    ("idle", alone("tidemill, own memory of an idle deployment", Metric::OwnMemory, 256.0, Some(64.0))),
 ];
 
 /// What stands in the way of every change: short, and with a bar beyond the noise of a busy machine.

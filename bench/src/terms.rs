@@ -106,6 +106,8 @@ pub enum Metric {
     PeakRss,
     /// End to end, of the median record.
     P50,
+    /// End to end, of the slowest record in twenty.
+    P95,
     /// End to end, of the slowest record in a hundred.
     P99,
     /// Milliseconds from the deploy of a new module to the first record that comes out of it.
@@ -265,6 +267,7 @@ impl fmt::Display for Metric {
             Metric::Cpu => "CPU-s per million records",
             Metric::PeakRss => "peak RSS",
             Metric::P50 => "p50",
+            Metric::P95 => "p95",
             Metric::P99 => "p99",
             Metric::Deployed | Metric::Gap => "ms",
             Metric::OwnMemory => "KiB",
