@@ -1,10 +1,14 @@
 //! What of a node is not as by default, in one line:
 //! `commit.max_records=10000,--set=kafka.properties.queued.min.messages=4000,bin=/elsewhere/tidemill`.
+//! `guarantee=at-least-once` is of its deployment, too, and not as the others of a comparison have it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
+use clap::ValueEnum;
+
+use crate::terms::Guarantee;
 
 /// Without any: the program beside this one, with its default settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -13,6 +17,8 @@ pub struct Changes {
     pub program: Option<PathBuf>,
     /// Of the node's configuration: what follows `--set`.
     pub settings: Vec<String>,
+    /// Of its deployment.
+    pub guarantee: Option<Guarantee>,
     /// Of its deployment's document: `section.name` or `name`, and the value.
     pub document: Vec<(String, String)>,
 }
@@ -27,6 +33,9 @@ impl Changes {
             match name {
                 "bin" => changes.program = Some(value.into()),
                 "--set" => changes.settings.push(value.to_owned()),
+                "guarantee" => {
+                    changes.guarantee = Some(Guarantee::from_str(value, false).map_err(Error::msg)?);
+                }
                 _ => changes.document.push((name.to_owned(), value.to_owned())),
             }
         }
@@ -58,16 +67,18 @@ mod tests {
 
     #[test]
     fn a_change_is_of_the_document_unless_it_begins_otherwise() {
-        let text = "commit.max_records=10000,--set=kafka.properties.linger.ms=5,workers=2,bin=/old/tidemill";
+        let text = "commit.max_records=10000,--set=kafka.properties.linger.ms=5,workers=2,bin=/old/tidemill,\
+                    guarantee=at-least-once";
         let changes = Changes {
             program: Some("/old/tidemill".into()),
             settings: vec!["kafka.properties.linger.ms=5".to_owned()],
+            guarantee: Some(Guarantee::AtLeastOnce),
             document: [("commit.max_records", "10000"), ("workers", "2")]
                 .map(|(path, value)| (path.to_owned(), value.to_owned()))
                 .to_vec(),
         };
         assert_eq!(Changes::parse(text).expect("sound"), changes);
-        for text in ["", "bin", "workers=2,", "commit.max_records"] {
+        for text in ["", "bin", "workers=2,", "commit.max_records", "guarantee=none"] {
             assert!(Changes::parse(text).is_err(), "{text:?}");
         }
     }

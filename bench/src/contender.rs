@@ -131,7 +131,7 @@ pub fn start_loop(
     Ok(Started { running: Process::Program(running, None), group: place.name.to_owned(), threads })
 }
 
-/// A node with one deployment. Changes of its document win over what is said here.
+/// A node with one deployment. Changes of it win over what is said here.
 pub fn start_node(
     modules: &Modules,
     changes: &Changes,
@@ -139,7 +139,8 @@ pub fn start_node(
     output: Output<'_>,
     place: &Place<'_>,
 ) -> Result<Started> {
-    let (guarantee, batch_records) = (guarantee.name(), batch_records.to_string());
+    let guarantee = changes.guarantee.unwrap_or(guarantee).name();
+    let batch_records = batch_records.to_string();
     let mut document = vec![("limits.batch_records", batch_records.as_str())];
     let module = match work {
         Work::Map => &modules.pass,
