@@ -38,8 +38,10 @@ impl Default for RolloutSpec {
     }
 }
 
-/// Lag is looked at ten times in a watch, and known anew every five seconds.
-pub const LAG_WATCH_MIN: Duration = Duration::from_secs(60);
+/// A lag is looked at ten times in a watch: in a shorter one a pause of the brokers is all that is seen.
+const LAG_WATCH_MIN: Duration = Duration::from_secs(10);
+/// In a shorter one it counts only if the document says so: records that come in bursts look like it.
+const LAG_WATCH_UNASKED: Duration = Duration::from_secs(60);
 
 /// Reads `rollout:`.
 pub(super) fn read(section: &mut Section<'_>) -> RolloutSpec {
@@ -55,17 +57,15 @@ pub(super) fn read(section: &mut Section<'_>) -> RolloutSpec {
         block.finish();
         return RolloutSpec { automatic, ..standard };
     }
+    let longest = Duration::from_secs(24 * 3600);
+    let watch = block.duration("watch", standard.watch, Duration::from_secs(1)..=longest);
     let asks_for_lag = block.take("lag");
     let read = RolloutSpec {
         automatic,
-        watch: block.duration(
-            "watch",
-            standard.watch,
-            Duration::from_secs(1)..=Duration::from_secs(24 * 3600),
-        ),
+        watch,
         failures_ppm: block.share("failures", standard.failures_ppm),
         records: block.integer("records", standard.records, 1..=1_000_000),
-        lag: block.flag_or("lag", standard.lag),
+        lag: block.flag_or("lag", standard.lag && watch >= LAG_WATCH_UNASKED),
         breaker: block.flag_or("breaker", standard.breaker),
     };
     if let Some(field) = asks_for_lag.filter(|_| read.lag && read.watch < LAG_WATCH_MIN) {
@@ -106,6 +106,14 @@ mod tests {
     }
 
     #[test]
+    fn a_lag_counts_in_a_short_watch_only_if_that_is_asked_for() {
+        let lag = |rollout: &str| parse(rollout).map(|read| read.lag);
+        assert_eq!(lag("rollout: { watch: 60s }"), Ok(true));
+        assert_eq!(lag("rollout: { watch: 59s }"), Ok(false));
+        assert_eq!(lag("rollout: { watch: 10s, lag: true }"), Ok(true));
+    }
+
+    #[test]
     fn nonsense_is_refused_with_what_to_write() {
         let problems = parse("rollout: { automatic: 1, watch: 0s, failures: 5, records: 0, wach: 1s }");
         assert_eq!(
@@ -121,7 +129,7 @@ mod tests {
             ("{ failures: 101% }", "101% is outside 0% to 100%"),
             ("{ failures: few }", "`few` is no share: write 5% or 0.5%"),
             ("{ automatic: false, records: 5 }", "records: has no use with `automatic: false`"),
-            ("{ watch: 10s, lag: true }", "lag: needs a watch of at least 1m"),
+            ("{ watch: 9s, lag: true }", "lag: needs a watch of at least 10s"),
         ] {
             let problems = parse(&format!("rollout: {rollout}")).expect_err(rollout);
             assert!(problems.contains(says), "{rollout}: {problems}");

@@ -1,6 +1,7 @@
 //! Gauges that nobody writes in passing: sizes, counts and lag. Looked up now and then, so that a
 //! scrape waits for nothing.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::telemetry::{InputLag, InputLags, TaskMetrics};
 
 /// Time between two looks at the lag, which asks Kafka.
 pub const LAG_EVERY: Duration = Duration::from_secs(5);
+
 /// What this process knows without asking anybody.
 pub fn local(node: &NodeRuntime) {
     let gauges = &node.telemetry.node;
@@ -70,6 +72,14 @@ pub fn lag(node: &NodeRuntime) {
         task.metrics.lag_records.set(Some(records.iter().sum::<u64>() as f64));
         task.metrics.lag_seconds.set(ages.into_iter().try_fold(0.0, |oldest, age| Some(age?.max(oldest))));
     }
+}
+
+/// Records that each task of a deployment on this node is behind, as Kafka answers now.
+pub fn records_now(node: &NodeRuntime, registered: &Registered) -> Result<BTreeMap<i32, u64>, AdminError> {
+    let tasks = inputs_of_tasks(node, registered);
+    let behind = records_behind(node, &tasks)?;
+    let sums = behind.iter().map(|records| records.iter().sum::<u64>());
+    Ok(tasks.iter().map(|task| task.partition).zip(sums).collect())
 }
 
 /// A task of this node that has a position.

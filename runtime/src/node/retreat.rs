@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tidemill_proto::v1::RollbackRequest;
 
 use super::deployment::wall_ms;
+use super::gauges;
 use super::handle::{ControlError, Handle};
 use super::registered::Registered;
 use super::routine::Routine;
@@ -71,7 +72,7 @@ impl Retreat {
         let node = &self.handle.node;
         let trial = node.trials.of(registered);
         trial.set_open(true);
-        match judge.look(now, age(registered), &trial, || lag(node, name)) {
+        match judge.look(now, age(registered), &trial, || lag(node, registered)) {
             Verdict::Open => return,
             Verdict::Closed => {}
             Verdict::Unfit(cause, reason) => match self.handle.take_back(registered, cause, &reason) {
@@ -166,15 +167,16 @@ fn age(registered: &Registered) -> Duration {
     Duration::from_millis(u64::try_from(wall_ms() - registered.deployed_at_ms).unwrap_or(0))
 }
 
-/// None while it is unknown, or a task does not run.
-fn lag(node: &NodeRuntime, deployment: &str) -> Option<Lag> {
-    let tasks = node.board(deployment)?.tasks();
-    let mut records = 0;
-    for task in tasks.values() {
-        let runs = task.state == TaskState::Running;
-        records += task.metrics.lag_records.get().filter(|_| runs)? as u64;
+/// Asked of Kafka: what the gauges know may be older than the time between two looks. None while it is unknown,
+/// or a task does not run.
+fn lag(node: &NodeRuntime, registered: &Registered) -> Option<Lag> {
+    let tasks = node.board(&registered.name)?.tasks();
+    if tasks.is_empty() || tasks.values().any(|task| task.state != TaskState::Running) {
+        return None;
     }
-    Some(Lag { tasks: tasks.keys().copied().collect(), records })
+    let behind = gauges::records_now(node, registered).ok()?;
+    let records: u64 = behind.values().sum();
+    behind.keys().eq(tasks.keys()).then(|| Lag { tasks: behind.into_keys().collect(), records })
 }
 
 #[cfg(test)]

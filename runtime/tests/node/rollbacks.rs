@@ -120,6 +120,56 @@ fn a_record_that_halts_a_version_is_tried_again_by_the_one_before() {
     node.stop();
 }
 
+fn is_adopted(handle: &Handle) -> bool {
+    handle.rollout("chain").is_ok_and(|rollout| {
+        let current = |task: &proto::TaskRollout| task.revision == rollout.revision && !task.first.is_empty();
+        rollout.tasks.iter().all(current)
+    })
+}
+
+/// DV-12, "lag growing continuously".
+#[test]
+fn a_version_that_does_not_keep_up_is_taken_back_and_the_one_before_catches_up() {
+    let world = World::new(&[("in", 1), ("out", 1)]);
+    let module = build_guest("tests/guests/chain");
+    let node = world.node();
+    let handle = node.handle();
+    // So many million steps take it some 50 ms a record.
+    let document = |spin: u64| {
+        format!(
+            "name: chain\nmodule: chain.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs: {{ out: {{ topic: out }} }}\n\
+             config: {{ spin: {spin} }}\nrollout: {{ watch: 10s, lag: true }}\n"
+        )
+    };
+    deploy(&node, &document(0), &module);
+    produce(&world, 0, KEYS);
+    eventually("the first version handles all", || records(&world) as u64 == KEYS);
+
+    deploy(&node, &document(50), &module);
+    eventually("the second is adopted", || is_adopted(&handle));
+    // Its watch begins with nothing to catch up with.
+    produce(&world, KEYS, KEYS + 1);
+    eventually("it handles a record", || records(&world) as u64 == KEYS + 1);
+    let mut sent = KEYS + 1;
+    eventually("it is rolled back, while records go on coming", || {
+        produce(&world, sent, sent + KEYS / 2);
+        sent += KEYS / 2;
+        versions(&handle).len() == 3
+    });
+    let all = sent.next_multiple_of(KEYS);
+    produce(&world, sent, all);
+    eventually("the version before has caught up", || records(&world) as u64 == all);
+    in_order_and_once(&world, all / KEYS);
+
+    assert_eq!(versions(&handle), [(1, true), (0, false), (0, false)]);
+    let reason = handle.history("chain").expect("history").versions.remove(0).reason;
+    let grew = "its lag grew throughout the 10s that it was watched, from ";
+    assert!(reason.starts_with(grew) && reason.ends_with(" records"), "{reason}");
+    let shown = handle.deployment("chain").expect("deployed").rolled_back;
+    assert_eq!(shown, format!("version 2 failed and was rolled back: {reason}"));
+    node.stop();
+}
+
 /// A handler that is told the same with every record, and what it may have of memory.
 fn hog(command: &str) -> String {
     format!(
@@ -144,11 +194,7 @@ fn a_version_that_needs_more_memory_than_its_limit_is_taken_back() {
     eventually("the first version handles all", || came_out(10));
 
     deploy(&node, &hog("bomb"), &module);
-    let is_adopted = |rollout: proto::RolloutResponse| {
-        let current = |task: &proto::TaskRollout| task.revision == rollout.revision && !task.first.is_empty();
-        rollout.tasks.iter().all(current)
-    };
-    eventually("the second is adopted", || handle.rollout("chain").is_ok_and(is_adopted));
+    eventually("the second is adopted", || is_adopted(&handle));
     produce(&world, 10, 20);
     eventually("it is rolled back", || versions(&handle).len() == 3);
     let reason = handle.history("chain").expect("history").versions.remove(0).reason;

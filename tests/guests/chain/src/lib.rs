@@ -11,10 +11,11 @@
 //!
 //! With `config: { version: N }` the output is `TEXT,COUNT,LINK,N`, so that everybody sees which version of
 //! the deployment handled a record. With `config: { fails: P }` it fails P records of a hundred, chosen by
-//! their text.
+//! their text. With `config: { spin: N }` it takes N million steps over each record before anything else.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hint::black_box;
 
 use serde::Deserialize;
 use tidemill_sdk::{Context, Failure, Handler, Record, Store};
@@ -27,6 +28,8 @@ struct Config {
     version: Option<u64>,
     #[serde(default)]
     fails: u64,
+    #[serde(default)]
+    spin: u64,
     #[serde(skip)]
     heads: RefCell<HashMap<Vec<u8>, String>>,
 }
@@ -38,6 +41,9 @@ pub struct Chain {
 
 impl Handler for Chain {
     fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
+        for step in 0..self.config.spin * 1_000_000 {
+            black_box(step);
+        }
         let (key, text) = (record.key()?, record.text()?);
         if next(0, text) % 100 < self.config.fails {
             return Err(Failure::permanent("as the configuration says"));
