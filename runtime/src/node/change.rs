@@ -320,6 +320,11 @@ impl Handle {
         };
         let manifest = compiled.as_ref().map(|module| module.manifest());
         let Some(spec) = spec else { return Err(ControlError::Invalid(found.problems)) };
+        // Nothing of it runs with more than it may have.
+        let is_allowed = self.node.config.defaults.policy.exceeded(&spec.limits).is_empty();
+        if let Some(module) = compiled.as_ref().filter(|_| is_allowed) {
+            found.problems.extend(revision::link(module, &spec).err());
+        }
         if let Some(manifest) = manifest {
             let ledger = view.ledger(&spec.name);
             found.problems.extend(ledger.unknown_drops(manifest, wanted.drops));

@@ -91,6 +91,9 @@ fn a_deployment_has_versions_that_can_be_compared_taken_up_again_and_paused() {
     handle.resume(resume).expect("resumed");
     eventually("it goes on", || count(&node, "a") == Some(1));
 
+    let misspelt = handle.deploy(header(&format!("{WORD_COUNT}config: {{ colum: 1 }}\n")), module.clone());
+    assert!(misspelt.as_ref().is_err_and(|error| error.to_string().contains("this handler takes none")));
+    assert_eq!(wrong_keys(misspelt), ["config"]);
     let everything = "name: word-count\nmodule: x\ninputs: { other: { topic: nowhere } }\n";
     let long = "x".repeat(1_001);
     let wrong = proto::DeployHeader { author: long.clone(), ..header(everything) };

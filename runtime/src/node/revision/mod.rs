@@ -201,6 +201,14 @@ pub fn call_bytes_max(spec: &DeploymentSpec) -> usize {
     (spec.limits.memory_bytes / 8).min(BATCH_BYTES_MAX) as usize
 }
 
+/// Binds a module to its deployment; or why no instance of it starts, or none with this `config`.
+pub fn link(module: &Module, spec: &DeploymentSpec) -> Result<Linked, Problem> {
+    Linked::new(module, &spec.name, &spec.config, &spec.limits).map_err(|error| {
+        let key = if matches!(error, ModuleError::Config(_)) { "config" } else { "module" };
+        Problem::at(key, error.to_string())
+    })
+}
+
 /// Compiles a module under the node's limits; or what is wrong with it.
 pub fn compile(node: &NodeRuntime, bytes: &[u8]) -> Result<Module, PrepareError> {
     Module::load_with(&node.compiler, bytes).map_err(|error| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::topics::FoundTopic;
-use super::{ChangelogTopic, Found, InternalTopics, PrepareError, Revision, check, compile, outgrown};
+use super::{ChangelogTopic, Found, InternalTopics, PrepareError, Revision, check, compile, link, outgrown};
 use crate::config::deployment::DeploymentSpec;
 use crate::config::problem::Problem;
 use crate::kafka::admin::NewTopic;
@@ -11,7 +11,6 @@ use crate::node::registered::Registered;
 use crate::node::runtime::NodeRuntime;
 use crate::store::Stores;
 use crate::task::{EventsRule, OutputRule};
-use crate::wasm::Linked;
 
 /// Makes a registered revision ready to run: fetches and compiles its module, checks it, makes the
 /// internal topics.
@@ -39,8 +38,8 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
     let stores = Stores::with_generations(&manifest.stores, generation, ledger.dropped())
         .map_err(|error| PrepareError::Invalid(vec![Problem::at("module", error.to_string())]))?;
     let stores = Arc::new(stores);
-    let linked = Linked::new(&module, &registered.name, &spec.config, &spec.limits)
-        .map_err(|error| PrepareError::Invalid(vec![Problem::at("config", error.to_string())]))?
+    let linked = link(&module, &spec)
+        .map_err(|problem| PrepareError::Invalid(vec![problem]))?
         .counting(&node.telemetry)
         .logging_to(node.handler_logs.ring(&registered.name));
     let stations = node.relays.open(&origin, spec.destinations());
