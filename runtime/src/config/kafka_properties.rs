@@ -189,10 +189,11 @@ fn unknown(name: &str) -> String {
     }
 }
 
-/// True for values that must not be shown.
+/// True for values that must not be shown, in no log either.
 pub fn is_secret(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
-    ["password", "secret", "pem", "token", "config", "jaas"].iter().any(|word| last.contains(word))
+    let words = ["password", "passphrase", "secret", "pem", "token", "config", "jaas"];
+    words.iter().any(|word| last.contains(word))
 }
 
 #[cfg(test)]
@@ -244,5 +245,24 @@ mod tests {
             Fate::Refuse("unknown client property, did you mean `linger.ms`?".into())
         );
         assert!(matches!(judge("isolation.level", "read_uncommitted"), Fate::Refuse(_)));
+    }
+
+    #[test]
+    fn what_signs_in_is_told_from_what_may_be_shown() {
+        let secrets: Vec<&str> = NAMES.iter().map(|(name, _)| *name).filter(|name| is_secret(name)).collect();
+        for name in [
+            "sasl.oauthbearer.assertion.private.key.passphrase",
+            "sasl.oauthbearer.client.secret",
+            "sasl.oauthbearer.config",
+            "sasl.password",
+            "ssl.key.password",
+            "ssl.key.pem",
+            "ssl.keystore.password",
+        ] {
+            assert!(secrets.contains(&name), "{name}");
+        }
+        for name in ["sasl.oauthbearer.token.endpoint.url", "ssl.key.location"] {
+            assert!(!secrets.contains(&name), "{name}");
+        }
     }
 }

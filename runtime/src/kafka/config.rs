@@ -10,6 +10,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::ffi::{self, Settings};
+use crate::config::kafka_properties::is_secret;
 use crate::config::node::GroupProtocol;
 
 /// What a person wrote about Kafka. Secrets are in `properties` like everything else and never
@@ -358,13 +359,6 @@ impl fmt::Debug for KafkaConfig {
             .field("limits", &self.limits)
             .finish()
     }
-}
-
-/// True for property names whose values no log may show.
-pub fn is_secret(name: &str) -> bool {
-    ["password", "secret", "token", "pem", "jaas", "oauthbearer.config"]
-        .iter()
-        .any(|part| name.contains(part))
 }
 
 /// Why a property is not the operator's to set; `None` when it is.
