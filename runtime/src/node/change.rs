@@ -503,8 +503,7 @@ fn target(current: &Registered, to: u64) -> Result<&Version, ControlError> {
     if to != 0 {
         return version(current, to);
     }
-    let running = current.history.current();
-    let runs = running.map_or(0, |version| version.rollback_to.unwrap_or(version.number));
+    let runs = current.history.running().unwrap_or(0);
     if runs <= 1 {
         return Err(ControlError::Precondition(format!(
             "{} runs its first version; there is none before it to go back to",

@@ -65,6 +65,16 @@ impl History {
         self.0.last()
     }
 
+    /// The version whose contents run: of a rollback to a rollback, those that the earlier one took up.
+    pub fn running(&self) -> Option<u64> {
+        let mut version = self.current()?;
+        while let Some(to) = version.rollback_to.filter(|&to| to < version.number) {
+            let Some(taken_up) = self.get(to) else { return Some(to) };
+            version = taken_up;
+        }
+        Some(version.number)
+    }
+
     pub fn get(&self, number: u64) -> Option<&Arc<Version>> {
         self.0.iter().find(|version| version.number == number)
     }
@@ -97,26 +107,39 @@ impl History {
 mod tests {
     use super::*;
 
+    /// The next one, which took that one up, if it is a rollback.
+    fn push(history: &mut History, rollback_to: Option<u64>) {
+        history.push(Version {
+            number: history.next_number(),
+            revision: 0,
+            module: String::new(),
+            document: String::new(),
+            manifest: String::new(),
+            author: String::new(),
+            deployed_at_ms: 0,
+            rollback_to,
+            automatic: false,
+            reason: String::new(),
+            dropped: Vec::new(),
+        });
+    }
+
     #[test]
     fn the_oldest_versions_are_forgotten_and_numbers_go_on() {
         let mut history = History::default();
-        for _ in 0..VERSIONS_MAX + 2 {
-            let version = Version {
-                number: history.next_number(),
-                revision: 0,
-                module: String::new(),
-                document: String::new(),
-                manifest: String::new(),
-                author: String::new(),
-                deployed_at_ms: 0,
-                rollback_to: None,
-                automatic: false,
-                reason: String::new(),
-                dropped: Vec::new(),
-            };
-            history.push(version);
-        }
+        (0..VERSIONS_MAX + 2).for_each(|_| push(&mut history, None));
         assert_eq!((history.forgotten(), history.next_number()), (2, VERSIONS_MAX as u64 + 3));
         assert!(history.get(2).is_none() && history.get(3).is_some());
+    }
+
+    #[test]
+    fn a_rollback_to_a_rollback_runs_what_that_one_took_up() {
+        let mut history = History::default();
+        assert_eq!(history.running(), None);
+        let running = [None, None, Some(1), None, Some(3)].map(|rollback_to| {
+            push(&mut history, rollback_to);
+            history.running()
+        });
+        assert_eq!(running, [1, 2, 1, 4, 1].map(Some));
     }
 }
