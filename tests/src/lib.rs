@@ -5,6 +5,8 @@
 //! | `tests/architecture.rs` | which module of the runtime may name which other, and which foreign crate |
 //! | `tests/embedded.rs`, `tests/apache.rs` | the cases of [`cases`], on either broker |
 //! | `src/inputs.rs` | those of the cases in which a deployment's inputs change |
+//! | `src/taken_back.rs` | versions that are taken back under traffic |
+//! | `src/upgrade.rs` | a fleet that is upgraded one node at a time |
 //! | `src/reads.rs` | every write is read at its position (`make reads`, and in short on either broker) |
 //! | `src/permissions.rs` | a cluster that asks who may do what |
 //! | `src/security.rs` | the one about certificates, roles, the audit log and secrets |
@@ -43,4 +45,6 @@ pub mod reading;
 pub mod reads;
 pub mod rig;
 pub mod security;
+pub mod taken_back;
+pub mod upgrade;
 pub mod wait;

@@ -18,7 +18,8 @@
 //! | [`round`] | one round from beginning to verdict |
 //! | [`moves`] | what it costs when tasks move |
 //! | [`scenario`] | one fault by hand, for the named tests |
-//! | [`swap`] | versions of the chain that follow each other under load |
+//! | [`versions`] | versions of the chain under traffic, and who handled what |
+//! | [`swap`] | versions that follow each other under load, and what that costs |
 
 pub mod case;
 pub mod dump;
@@ -28,4 +29,5 @@ pub mod moves;
 pub mod round;
 pub mod scenario;
 pub mod swap;
+pub mod versions;
 pub mod watch;

@@ -14,13 +14,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::case::{Case, Special};
-use super::dump::Dump;
 use super::feed::Feeder;
+use super::scenario::SOON;
+use super::versions::{began_at, case, document, flows, judge};
 use super::watch::Watch;
-use crate::check::{Verdict, check_swaps};
+use crate::check::Verdict;
 use crate::cluster::Cluster;
-use crate::evidence::{Began, Evidence};
+use crate::evidence::Began;
 use crate::node::{Node, plain};
 use crate::programs::{run, tidemill, workspace};
 use crate::wait::until;
@@ -33,8 +33,6 @@ const WARM_UP: Duration = Duration::from_secs(20);
 /// Before anything is exchanged the flow is measured so many times, each for about as long as an exchange takes.
 const UNDISTURBED: usize = 20;
 const EXCHANGE: Duration = Duration::from_secs(1);
-const SOON: Duration = Duration::from_secs(60);
-const SETTLE_MAX: Duration = Duration::from_secs(120);
 
 /// What a run came to.
 pub struct Outcome {
@@ -77,9 +75,7 @@ pub fn play(cluster: &Cluster, deployments: u64, seed: u64, directory: &Path) ->
     // Both modules are compiled then; the second version is the one that the first record meets.
     modules.deploy(&node, 1)?;
     let mut began = vec![modules.deploy(&node, 2)?];
-    let special = Special { chain_only: true, ..Special::default() };
-    let case = Case { seed, rate: RATE, partitions: PARTITIONS, special, ..Case::plain(1, 1) };
-    let feeder = Feeder::start(cluster.bootstrap(), &case);
+    let feeder = Feeder::start(cluster.bootstrap(), &case(seed, RATE, PARTITIONS));
     let watch = Watch::start(cluster.bootstrap(), "chain-out", PARTITIONS)?;
     flows(&watch, RATE);
     // What is measured is this time.
@@ -107,18 +103,7 @@ pub fn play(cluster: &Cluster, deployments: u64, seed: u64, directory: &Path) ->
     watch.finish();
     let acks = feeder.finish()?;
 
-    let evidence = Evidence::create(&directory.join("evidence"))?;
-    let dump = Dump::of(cluster.bootstrap());
-    until("everything is committed", SETTLE_MAX, || match is_settled(&dump) {
-        Ok(true) => Ok(()),
-        other => Err(format!("{other:?}")),
-    });
-    evidence.write_acks(&acks)?;
-    for topic in ["chain-in", "chain-out"] {
-        evidence.write_topic(topic, true, &dump.topic(topic, true)?)?;
-    }
-    evidence.write_ends(&[dump.ends("chain-in")?, dump.ends("chain-out")?].concat())?;
-    let mut verdict = check_swaps(&evidence, &began)?;
+    let mut verdict = judge(cluster, directory, &acks, &began)?;
     if before != after {
         verdict.unexpected(format!("the group was rebalanced: {before:?}, then {after:?}"));
     }
@@ -127,25 +112,8 @@ pub fn play(cluster: &Cluster, deployments: u64, seed: u64, directory: &Path) ->
     Ok(Outcome { swaps, undisturbed, verdict })
 }
 
-/// Waits until so many more records have come out.
-fn flows(watch: &Watch, records: u64) {
-    let wanted = watch.records() + records;
-    until("records flow", SOON, || match watch.records() {
-        seen if seen >= wanted => Ok(()),
-        seen => Err((seen, wanted)),
-    });
-}
-
 fn longest(watch: &Watch) -> Duration {
     watch.gaps().into_iter().max().unwrap_or_default()
-}
-
-fn is_settled(dump: &Dump) -> Result<bool> {
-    let committed = dump.committed("chain", "chain-in")?;
-    let reached = |end: &crate::evidence::Ends| {
-        committed.iter().any(|at| at.partition == end.partition && at.offset == end.high)
-    };
-    Ok(dump.ends("chain-in")?.iter().all(reached))
 }
 
 /// Two modules of the same code, with digests of their own.
@@ -167,25 +135,14 @@ impl Modules {
 
     /// Deploys a version, waits until every task runs it, and answers where each began.
     fn deploy(&self, node: &Node, version: u64) -> Result<Began> {
-        let document = format!(
-            "name: chain\nmodule: chain-{}.wasm\ninputs: {{ in: {{ topic: chain-in }} }}\n\
-             outputs: {{ out: {{ topic: chain-out }} }}\nconfig: {{ remember: true, version: {version} }}\n\
-             commit: {{ interval: 10ms, min_interval: 5ms }}\n",
-            version % 2
-        );
+        let module = format!("chain-{}.wasm", version % 2);
+        let document = document(version, &module, "", "commit: { interval: 10ms, min_interval: 5ms }\n");
         let file = self.directory.join("chain.yaml");
         fs::write(&file, document)?;
         let file = file.display().to_string();
         let answer = node.tidemill(&["apply", "-f", &file, "--wait", "--output", "json"]).ok();
         let answer: Value = serde_json::from_str(&answer)?;
-        let first = answer["deployments"][0]["first"].as_array().context("an apply says where it began")?;
-        let place = |at: &Value| -> Option<(i32, i64)> {
-            Some((i32::try_from(at["partition"].as_i64()?).ok()?, at["offset"].as_i64()?))
-        };
-        let first: Option<Vec<(i32, i64)>> = first.iter().map(place).collect();
-        let first = first.context("a position has a partition and an offset")?;
-        ensure!(first.len() as i32 == PARTITIONS, "version {version} began in {first:?} only");
-        Ok(Began { version, first })
+        began_at(version, &answer["deployments"][0]["first"], PARTITIONS)
     }
 }
 

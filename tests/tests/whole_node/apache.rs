@@ -9,6 +9,8 @@ use tidemill_tests::orders;
 use tidemill_tests::permissions;
 use tidemill_tests::programs::{alone, turn_on_apache};
 use tidemill_tests::reads;
+use tidemill_tests::taken_back;
+use tidemill_tests::upgrade;
 
 #[test]
 fn the_flights_pipeline_is_right() {
@@ -53,6 +55,18 @@ fn partitions_that_are_added_after_a_crash_are_read() {
 fn an_exchanged_input_begins_and_resumes_where_it_should() {
     let _turn = turn_on_apache();
     inputs::an_exchanged_input_begins_and_resumes_where_it_should(&Cluster::apache());
+}
+
+#[test]
+fn versions_are_taken_back_under_traffic() {
+    let _turn = turn_on_apache();
+    taken_back::versions_are_taken_back_under_traffic(&Cluster::apache());
+}
+
+#[test]
+fn a_fleet_is_upgraded_one_node_at_a_time() {
+    let _alone = alone();
+    upgrade::a_fleet_is_upgraded_one_node_at_a_time(&Cluster::apache());
 }
 
 #[test]

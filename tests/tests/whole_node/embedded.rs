@@ -8,6 +8,8 @@ use tidemill_tests::poison;
 use tidemill_tests::programs::{alone, turn_on_embedded};
 use tidemill_tests::reads;
 use tidemill_tests::security;
+use tidemill_tests::taken_back;
+use tidemill_tests::upgrade;
 
 #[test]
 fn the_flights_pipeline_is_right() {
@@ -43,6 +45,18 @@ fn partitions_that_are_added_after_a_crash_are_read() {
 fn an_exchanged_input_begins_and_resumes_where_it_should() {
     let _turn = turn_on_embedded();
     inputs::an_exchanged_input_begins_and_resumes_where_it_should(&Cluster::embedded());
+}
+
+#[test]
+fn versions_are_taken_back_under_traffic() {
+    let _turn = turn_on_embedded();
+    taken_back::versions_are_taken_back_under_traffic(&Cluster::embedded());
+}
+
+#[test]
+fn a_fleet_is_upgraded_one_node_at_a_time() {
+    let _alone = alone();
+    upgrade::a_fleet_is_upgraded_one_node_at_a_time(&Cluster::embedded());
 }
 
 #[test]
