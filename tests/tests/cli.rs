@@ -3,6 +3,9 @@
 //! as well.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -307,6 +310,21 @@ fn a_deployment_is_compared_taken_back_paused_reset_and_drained_by_commands() {
     };
     node.tidemill(&["produce", "words", "x", "--key", "a"]).ok();
     assert_eq!(count(), "1");
+    let read = node.tidemill(&["state", "get", "wc", "counts", "a"]);
+    assert!(read.stderr.contains("as of words/0@1 on "), "{read:#?}");
+    assert!(read.stderr.contains("alone, a mirror may be ahead or behind"), "{read:#?}");
+    let describe = ["groups", "describe", "local.default.wc"];
+    let group = ask(&describe)["partitions"][0].clone();
+    assert_eq!((group["committed"].as_u64(), group["lag"].as_u64()), (Some(1), Some(0)), "{group}");
+    assert!(group["member"].is_string(), "{group}");
+    let shown = node.tidemill(&describe).ok();
+    assert!(shown.split_whitespace().any(|word| word == "LAG"), "{shown}");
+
+    // What cannot be taken back is asked about first.
+    refused(&["state", "edit", "put", "wc", "counts", "a", "7"], 2, "by hand? Add --yes to confirm");
+    refused(&["parked", "drop", "wc", "--all"], 2, "They become dead letters. Add --yes to confirm");
+    refused(&["outbox", "discard", "wc", "out", "--all"], 2, "never delivered. Add --yes to confirm");
+    refused(&["groups", "delete", "local.default.wc", "--yes"], 4, "stop them first");
 
     let diff = ask(&["diff", "wc"]);
     assert_eq!((diff["from"].as_u64(), diff["to"].as_u64()), (Some(1), Some(2)), "{diff}");
@@ -335,6 +353,44 @@ fn a_deployment_is_compared_taken_back_paused_reset_and_drained_by_commands() {
     assert_eq!(ask(&["drain", &id, "--undo"])["state"], "active");
     refused(&["delete", "wc"], 2, "Delete wc and its state?");
     assert_eq!(ask(&["delete", "wc", "--yes"])["deleted"], "wc");
+    assert!(node.stop().success());
+}
+
+#[test]
+fn the_log_of_a_handler_is_followed_by_its_name() {
+    let _alone = alone();
+    let cluster = Cluster::embedded();
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start(&cluster, &directory.path().join("n1"));
+    node.until_it_answers(Duration::from_secs(30));
+    node.tidemill(&["topics", "create", "in", "out", "--partitions", "1"]).ok();
+    let module = directory.path().join("hostile.wasm");
+    std::fs::write(&module, build_guest("tests/guests/hostile")).expect("a module");
+    let module = module.display().to_string();
+    let deploy = ["deploy", "talks", "--module", &module, "--in", "in=in", "--out", "out=out", "--wait"];
+    node.tidemill(&deploy).ok();
+
+    let mut following = tidemill(["logs", "talks", "-f", "--address", &node.grpc])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program can be started");
+    let output = following.stdout.take().expect("it is piped");
+    let (line, lines) = mpsc::channel();
+    let reading = std::thread::spawn(move || {
+        BufReader::new(output).lines().map_while(Result::ok).for_each(|read| drop(line.send(read)));
+    });
+    for record in 0..2 {
+        // Lines that it logs: 0 and 1.
+        node.tidemill(&["produce", "in", "log 2", "--key", "k"]).ok();
+        for text in ["0", "1"] {
+            let line = lines.recv_timeout(Duration::from_secs(30)).expect("a line in time");
+            assert!(line.ends_with(&format!("INFO  talks/0 {text}")), "record {record}: {line}");
+        }
+    }
+    following.kill().expect("an own child can be killed");
+    following.wait().expect("an own child can be waited for");
+    reading.join().expect("no panic");
     assert!(node.stop().success());
 }
 
