@@ -196,6 +196,12 @@ pub fn is_secret(name: &str) -> bool {
     words.iter().any(|word| last.contains(word))
 }
 
+/// True for what signs somebody in. Certificates and names are no secret, but may be hidden all the same.
+pub(super) fn is_credential(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    ["password", "passphrase", "secret"].iter().any(|word| last.contains(word)) || name.ends_with("key.pem")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,5 +270,8 @@ mod tests {
         for name in ["sasl.oauthbearer.token.endpoint.url", "ssl.key.location"] {
             assert!(!secrets.contains(&name), "{name}");
         }
+        let mut credentials = NAMES.iter().map(|(name, _)| *name).filter(|name| is_credential(name));
+        assert!(credentials.all(|name| secrets.contains(&name)));
+        assert!(is_credential("ssl.key.pem") && !is_credential("ssl.certificate.pem"));
     }
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::build;
-use super::kafka_properties::{Fate, Scope, is_secret, judge};
+use super::kafka_properties::{Fate, Scope, is_credential, is_secret, judge};
 use super::node::NodeConfig;
 use super::problem::{Problems, Report, nearest};
 use super::profiles;
@@ -349,6 +349,13 @@ fn judge_properties(
     for (given, (value, source)) in properties.into_iter().chain(of_profiles) {
         let key = format!("{PROPERTIES}.{given}");
         let is_profile = matches!(source, Source::Profile(_));
+        let (given, value) = match with_credential(given, value, &source) {
+            Ok(property) => property,
+            Err(message) => {
+                report.add(line(&source), &key, message);
+                continue;
+            }
+        };
         match judge(&given, &value) {
             Fate::Pass { name, .. } if is_profile && passed.contains_key(&name) => {}
             Fate::Pass { name, value, scope } => {
@@ -386,6 +393,23 @@ fn fitted(own: &str, value: String, notes: &mut Vec<String>) -> String {
         }
         _ => value,
     }
+}
+
+/// A property as librdkafka is to have it: what signs somebody in is what a file holds, which `NAME_file` names.
+fn with_credential(given: String, value: String, source: &Source) -> Result<(String, String), String> {
+    if let Some(name) = given.strip_suffix("_file").filter(|name| is_credential(name)) {
+        let content = std::fs::read_to_string(&value);
+        let content = content.map_err(|error| format!("{value} cannot be read: {error}"))?;
+        return Ok((name.to_owned(), content.trim_end_matches(['\n', '\r']).to_owned()));
+    }
+    if is_credential(&given) && matches!(judge(&given, &value), Fate::Pass { .. }) {
+        let why = match source {
+            Source::Flag(_) => "other users can read command lines",
+            _ => "secrets do not belong in this file",
+        };
+        return Err(format!("{why}: name a file that holds it with {PROPERTIES}.{given}_file"));
+    }
+    Ok((given, value))
 }
 
 fn line(source: &Source) -> Option<u32> {

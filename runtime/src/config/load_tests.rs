@@ -192,6 +192,26 @@ fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
 }
 
 #[test]
+fn what_signs_in_among_the_client_properties_comes_from_a_file_of_its_own() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("secret");
+    std::fs::write(&path, "hunter2\n").expect("written");
+    let with = |property: &str, value: &str| format!("kafka: {{ properties: {{ {property}: {value} }} }}");
+    let named = with("sasl.oauthbearer.client.secret_file", &path.to_string_lossy());
+    let effective = load(&named, &[], &[]).expect("valid");
+    let property = &effective.config.kafka.properties["sasl.oauthbearer.client.secret"];
+    assert_eq!(property.value, "hunter2");
+    assert!(effective.shown.iter().all(|shown| !shown.value.contains("hunter2")));
+
+    let written = refusal(&with("sasl.oauthbearer.client.secret", "hunter2"), &[], &[]);
+    assert!(written.contains("kafka.properties.sasl.oauthbearer.client.secret_file"), "{written}");
+    let typed = refusal("", &[], &[("kafka.properties.ssl.keystore.password", "hunter2")]);
+    assert!(typed.contains("command lines") && !(typed + &written).contains("hunter2"));
+    let gone = refusal(&with("ssl.keystore.password_file", "/nowhere"), &[], &[]);
+    assert!(gone.contains("/nowhere cannot be read"), "{gone}");
+}
+
+#[test]
 fn documented_client_settings_reach_the_client_they_concern() {
     let file = "kafka:\n  properties:\n    batch.size: 65536\n    buffer.memory: 67108864\n    \
                 fetch.max.wait.ms: 500\n    max.poll.records: 200\n    session.timeout.ms: 30000\n    \
