@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::checks::{Checks, Refused, check_statuses};
+use super::config::too_large;
 use super::inbox::{Inbox, Met, lacks_id, lacks_number};
 use super::relay::Blocked;
 use super::{Applied, FailureKind, SUSPECTS_MAX, Seen, Suspect, TakenAt, Task, TaskError};
@@ -292,8 +293,7 @@ impl Task {
             }
         }
         if batch.bytes() > self.config.call_bytes_max {
-            let reason =
-                format!("a record of {} bytes, a call takes {}", batch.bytes(), self.config.call_bytes_max);
+            let reason = too_large(batch.bytes(), self.config.call_bytes_max);
             return Ok(Err((FailureKind::Limit, reason)));
         }
         if let Some(Suspect { refused: Some(reason), .. }) = self.suspected(batch.input, batch.offsets[0]) {

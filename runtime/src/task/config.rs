@@ -5,9 +5,34 @@ use std::sync::Arc;
 use super::parked::Parked;
 use crate::config::deployment::{Failures, Guarantee, InboxSpec};
 use crate::config::failures::{FailureKind, Then};
+use crate::config::units::show_bytes;
 use crate::effects::Order;
 use crate::store::{CacheBudget, StoreError, StoreReader, Stores, View, ViewLimits};
 use crate::task::OutputRule;
+
+/// A guest is handed so small a part of its memory at once, so that a batch and what comes of it fit.
+const MEMORY_PARTS: u64 = 8;
+/// The ABI's bound on one batch, whatever a deployment allows.
+const BATCH_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of one call, for a guest with so much memory.
+pub fn call_bytes_max(memory_bytes: u64) -> usize {
+    (memory_bytes / MEMORY_PARTS).min(BATCH_BYTES_MAX) as usize
+}
+
+/// Why a record of so many bytes goes into no call, and what would be enough for it.
+pub(super) fn too_large(bytes: usize, call_bytes_max: usize) -> String {
+    let told = format!("a record of {bytes} bytes, a call takes {call_bytes_max}");
+    let bytes = bytes as u64;
+    if bytes > BATCH_BYTES_MAX {
+        let most = show_bytes(BATCH_BYTES_MAX);
+        return format!(
+            "{told}, and at most {most} whatever limits.memory is: have its producer send less at once"
+        );
+    }
+    let enough = (bytes * MEMORY_PARTS).next_multiple_of(1 << 20);
+    format!("{told}, an eighth of limits.memory: raise that to {}", show_bytes(enough))
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskInput {
@@ -108,5 +133,29 @@ impl TaskConfig {
             prefetch_bytes_max: self.prefetch_bytes_max,
             overlay_keep_bytes: self.overlay_bytes_max / 2,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::units::parse_bytes;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn a_record_that_is_too_large_for_a_call_is_told_the_memory_that_would_be_enough() {
+        assert_eq!(
+            too_large(MIB - 200, call_bytes_max(4 << 20)),
+            "a record of 1048376 bytes, a call takes 524288, an eighth of limits.memory: raise that to 8MiB"
+        );
+        for bytes in [2, MIB / 8, MIB / 8 + 1, MIB / 2 + 1, MIB] {
+            let told = too_large(bytes, 1);
+            let enough = told.rsplit(' ').next().map(parse_bytes).expect("a word").expect("a size");
+            assert!(call_bytes_max(enough) >= bytes, "{told}");
+            assert!(call_bytes_max(enough - MIB as u64) < bytes, "less is enough: {told}");
+        }
+        let told = too_large(MIB + 1, call_bytes_max(64 << 20));
+        assert!(told.contains("at most 1MiB whatever limits.memory is"), "{told}");
     }
 }

@@ -48,7 +48,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use checks::{OutputRule, TimestampRule};
-pub use config::{ChangelogConfig, EventsRule, TaskConfig, TaskInput};
+pub use config::{ChangelogConfig, EventsRule, TaskConfig, TaskInput, call_bytes_max};
 pub use edit::{Edit, EditError, EditedIn};
 use failing::jitter;
 use inbox::Inbox;

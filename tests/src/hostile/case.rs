@@ -171,7 +171,7 @@ pub fn all(mutants: usize) -> Vec<Case> {
         case("F29", "no key", poison(COUNT, None, Value::Bytes(b"v")), &["no key"], false),
         case("F29", "nothing at all", poison(COUNT, None, Value::Null), &["no key"], false),
         case("F30", "1 MiB record", poison(HOSTILE, key, Value::Long((1 << 20) - 200)), &["unknown command"], false),
-        case("F30", "1 MiB record for 4 MiB of memory", too_large(), &["a call takes"], false),
+        case("F30", "1 MiB record for 4 MiB of memory", too_large(), &["a call takes", "limits.memory: raise that to 8MiB"], false),
         case("F41", "hostile clients", Act::Clients, &["refused"], true),
         case("MT-09", "store bloat", bloat(), &["limits.store_bytes"], true),
         case("MT-09", "100 times the traffic", Act::Traffic, &["records/s"], false),

@@ -30,7 +30,7 @@ use crate::kafka::admin::AdminError;
 use crate::ports::SourceError;
 use crate::relay::Stations;
 use crate::store::{CacheBudget, Stores};
-use crate::task::{ChangelogConfig, EventsRule, OutputRule, TaskConfig, TaskInput};
+use crate::task::{self, ChangelogConfig, EventsRule, OutputRule, TaskConfig, TaskInput};
 use crate::wasm::{Linked, Module, ModuleError};
 
 /// Why a revision cannot run, by what can be done about it.
@@ -187,18 +187,17 @@ impl Revision {
     }
 }
 
-/// The ABI's bounds on one batch, whatever a deployment allows.
+/// The ABI's bound on one batch, whatever a deployment allows.
 const BATCH_RECORDS_MAX: u32 = 500;
-const BATCH_BYTES_MAX: u64 = 1 << 20;
 
 /// Records of one call.
 pub fn call_records_max(spec: &DeploymentSpec) -> usize {
     spec.limits.batch_records.min(BATCH_RECORDS_MAX) as usize
 }
 
-/// Bytes of one call, so that a batch and what comes of it fit the guest's memory.
+/// Bytes of one call.
 pub fn call_bytes_max(spec: &DeploymentSpec) -> usize {
-    (spec.limits.memory_bytes / 8).min(BATCH_BYTES_MAX) as usize
+    task::call_bytes_max(spec.limits.memory_bytes)
 }
 
 /// Binds a module to its deployment; or why no instance of it starts, or none with this `config`.

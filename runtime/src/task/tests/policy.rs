@@ -149,7 +149,9 @@ fn a_batch_above_the_limits_of_a_call_is_split_and_a_record_above_them_fails_unc
     let applied = apply(&mut task, records(0, ["a", "a", "a", "a-key-too-long", "abcdefgh", "abc"]));
     assert_eq!(*calls.lock().unwrap(), [2, 1, 1, 1]);
     assert_eq!((applied.ok, applied.failed), (5, 1));
-    assert_eq!(applied.failure.unwrap().kind, FailureKind::Limit);
+    let failure = applied.failure.unwrap();
+    assert_eq!(failure.kind, FailureKind::Limit);
+    assert!(failure.reason.contains("an eighth of limits.memory"), "{failure}");
 }
 
 #[test]
