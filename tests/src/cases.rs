@@ -90,6 +90,13 @@ pub fn a_deleted_deployment_begins_anew(cluster: &Cluster) {
         pipeline::expect_right_numbers(&mut client).await;
     });
     assert!(node.stop().success());
+    let log = node.whole_log();
+    let audited = |words: &[&str]| {
+        log.lines().any(|line| line.contains("outcome=Ok") && words.iter().all(|word| line.contains(word)))
+    };
+    assert!(audited(&["action=\"Deployments.Delete\"", "name=\"delays\""]), "{log}");
+    assert!(audited(&["action=\"State.Collect\"", "name=\"delays\""]), "{log}");
+    assert!(audited(&["action=\"Topics.Apply\"", "name=\"tidemill.delays.changelog\""]), "{log}");
 }
 
 /// The pipeline on a node whose file has this `kafka:` block, which tells nobody these secrets.

@@ -154,6 +154,28 @@ mod tests {
     }
 
     #[test]
+    fn a_node_names_its_errors_as_their_callers_would_hear_them() {
+        let problems = || vec![Problem::from("a")];
+        let text = || "a".to_owned();
+        for error in [
+            ControlError::Invalid(problems()),
+            ControlError::Precondition(text()),
+            ControlError::Unmet(problems()),
+            ControlError::Denied(problems()),
+            ControlError::NotFound(text()),
+            ControlError::Conflict { name: text(), expected: 3, current: 5 },
+            ControlError::Unavailable(text()),
+            ControlError::Deadline(text()),
+            ControlError::Unknown(text()),
+            ControlError::Exhausted(text()),
+            ControlError::Internal(text()),
+        ] {
+            let named = error.code();
+            assert_eq!(format!("{:?}", status(error).code()), named);
+        }
+    }
+
+    #[test]
     fn who_was_too_late_is_told_the_revision_that_was_first() {
         let status = status(ControlError::Conflict { name: "a".into(), expected: 3, current: 5 });
         assert_eq!(status.code(), Code::Aborted);

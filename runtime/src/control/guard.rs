@@ -20,7 +20,7 @@ use axum::response::Response;
 use tokio_stream::StreamExt;
 use tonic::Status;
 
-use super::audit::{Line, Pending};
+use super::audit::{Pending, refused};
 use super::caller::{Caller, Identity};
 use super::details::invalid;
 use super::methods::{self, About, Inspected, Method};
@@ -30,6 +30,7 @@ use crate::config::problem::Problem;
 use crate::config::roles::{Role, Scope};
 use crate::config::roles_file::Roles;
 use crate::telemetry::Telemetry;
+use crate::telemetry::audit::Line;
 use crate::tls::certificate::now_s;
 use crate::tls::connection::Peer;
 
@@ -117,7 +118,7 @@ pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next
     let path = request.uri().path().to_owned();
     let (who, believed) = guard.who(&peer, request.headers());
     if let Err(status) = believed {
-        line(&who, &peer, path, Inspected::default()).refused(&status);
+        refused(&line(&who, &peer, path, Inspected::default()), &status);
         return guard.refuse(status);
     }
     let Some(method) = methods::find(&path) else {
@@ -125,7 +126,7 @@ pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next
             return next.run(request).await; // It says that there is no such method.
         }
         let status = Status::permission_denied(format!("{path}: there is no such method"));
-        line(&who, &peer, path, Inspected::default()).refused(&status);
+        refused(&line(&who, &peer, path, Inspected::default()), &status);
         return guard.refuse(status);
     };
     admit(&guard, method, (who, peer), request, next).await
@@ -157,7 +158,7 @@ async fn admit(
         let (found, body) = match read {
             Ok(read) => read,
             Err(status) => {
-                line(&who, &peer, method.name(), inspected).refused(&status);
+                refused(&line(&who, &peer, method.name(), inspected), &status);
                 return guard.refuse(status);
             }
         };
@@ -168,7 +169,7 @@ async fn admit(
     let line = line(&who, &peer, method.name(), inspected);
     if let Err(why) = allowed {
         let status = Status::permission_denied(format!("{}: {why}", line.who));
-        line.refused(&status);
+        refused(&line, &status);
         return guard.refuse(status);
     }
     request.extensions_mut().insert(Caller { identity: who.identity, scope });
@@ -210,7 +211,7 @@ fn line(who: &Who, peer: &Peer, action: String, inspected: Inspected) -> Line {
         authenticated: who.identity.is_some(),
         who: shown(&who.identity).unwrap_or(inspected.author),
         via: shown(&who.via).unwrap_or_default(),
-        from: peer.address,
+        from: Some(peer.address),
         action,
         name: inspected.name,
         dry_run: inspected.dry_run,

@@ -197,18 +197,20 @@ impl Admin {
         once_known(name, || Ok(self.describe_topics(&[name.to_owned()])?.remove(0)))
     }
 
-    /// Makes a topic unless it is there; then checks that it is as asked. Answers the topic.
-    pub fn ensure_topic(&self, topic: &NewTopic) -> Result<Topic, AdminError> {
-        let found = match self.describe_topics(std::slice::from_ref(&topic.name))?.remove(0) {
-            Some(found) => found,
+    /// Makes a topic unless it is there; then checks that it is as asked. Answers the topic, and whether it was made
+    /// by this call.
+    pub fn ensure_topic(&self, topic: &NewTopic) -> Result<(Topic, bool), AdminError> {
+        let (found, is_made) = match self.describe_topics(std::slice::from_ref(&topic.name))?.remove(0) {
+            Some(found) => (found, false),
             None => match self.create_topic(topic) {
+                Ok(()) => (self.made_topic(&topic.name)?, true),
                 // Another node was faster: check what it made.
-                Ok(()) | Err(AdminError::Exists { .. }) => self.made_topic(&topic.name)?,
+                Err(AdminError::Exists { .. }) => (self.made_topic(&topic.name)?, false),
                 Err(error) => return Err(error),
             },
         };
         self.fits(&found, topic)?;
-        Ok(found)
+        Ok((found, is_made))
     }
 
     /// Checks that a topic that is there is as it is wanted.

@@ -57,6 +57,24 @@ pub enum ControlError {
     Internal(String),
 }
 
+impl ControlError {
+    /// The status of gRPC that it becomes, as the audit log names it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ControlError::Invalid(_) => "InvalidArgument",
+            ControlError::Precondition(_) | ControlError::Unmet(_) => "FailedPrecondition",
+            ControlError::Denied(_) => "PermissionDenied",
+            ControlError::NotFound(_) => "NotFound",
+            ControlError::Conflict { .. } => "Aborted",
+            ControlError::Unavailable(_) => "Unavailable",
+            ControlError::Deadline(_) => "DeadlineExceeded",
+            ControlError::Unknown(_) => "Unknown",
+            ControlError::Exhausted(_) => "ResourceExhausted",
+            ControlError::Internal(_) => "Internal",
+        }
+    }
+}
+
 impl From<ProposeError> for ControlError {
     fn from(error: ProposeError) -> ControlError {
         ControlError::Unavailable(error.to_string())

@@ -19,6 +19,7 @@ use super::routine::Routine;
 use super::runtime::NodeRuntime;
 use super::trial::{Cause, Judge, Lag, Verdict};
 use crate::telemetry::TaskState;
+use crate::telemetry::audit::Line;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(200);
@@ -132,7 +133,20 @@ impl Handle {
             // What the version has written and the one before cannot read stays: that refuses the rollback.
             drop_stores: Vec::new(),
         };
-        self.roll_back(request, true)?;
+        let line = Line {
+            expected_revision: failing.revision,
+            ..Line::by_itself(&self.node.id, "Deployments.Rollback", &failing.name)
+        };
+        match self.roll_back(request, true) {
+            Ok(answer) => {
+                let revision = answer.deployment.map_or(0, |deployment| deployment.revision);
+                line.write(revision, "Ok", reason);
+            }
+            Err(error) => {
+                line.write(0, error.code(), &format!("{error}: {reason}"));
+                return Err(error);
+            }
+        }
         let metrics = &self.node.telemetry.node;
         let counter = match cause {
             Cause::Failures => &metrics.rollbacks_failures,

@@ -20,7 +20,7 @@ use super::revision::PrepareError;
 use super::trial::Trials;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::{NodeConfig, Problems};
-use crate::kafka::admin::{Admin, AdminError};
+use crate::kafka::admin::{Admin, AdminError, NewTopic, Topic};
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::epochs::NodeEpochs;
 use crate::kafka::peek::Peek;
@@ -28,6 +28,7 @@ use crate::kafka::topic_log::TopicLog;
 use crate::ports::SourceError;
 use crate::relay::{Hub, Origin};
 use crate::store::{CacheBudget, StateDir, StoreBudget};
+use crate::telemetry::audit::Line;
 use crate::telemetry::{HandlerLogs, Telemetry};
 use crate::wasm::Compiler;
 
@@ -242,6 +243,11 @@ impl NodeRuntime {
         })
     }
 
+    /// Makes a topic of the node's own unless it is there, and checks that it is as it must be.
+    pub fn ensure_topic(&self, topic: &NewTopic) -> Result<Topic, AdminError> {
+        ensure_topic(&self.admin, &self.id, topic)
+    }
+
     /// Removes what a deleted deployment leaves in Kafka. The group goes first, once its last member
     /// has left it: its offsets would halt the next deployment of the name, and nobody writes to the
     /// changelog any more when it is gone.
@@ -299,6 +305,16 @@ impl NodeRuntime {
             .map_err(|error| ControlError::Unavailable(format!("cannot publish the module: {error}")))?;
         self.modules.keep(digest, module).map_err(|error| ControlError::Internal(error.to_string()))
     }
+}
+
+/// For a node that has not started yet: [`NodeRuntime::ensure_topic`].
+pub fn ensure_topic(admin: &Admin, node: &str, topic: &NewTopic) -> Result<Topic, AdminError> {
+    let (found, is_made) = admin.ensure_topic(topic)?;
+    if is_made {
+        let told = "it was not there, and nodes keep something of their own in it";
+        Line::by_itself(node, "Topics.Apply", &topic.name).write(0, "Ok", told);
+    }
+    Ok(found)
 }
 
 /// Counts something down that only so many may do at once.

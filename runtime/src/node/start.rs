@@ -14,7 +14,7 @@ use super::identity::{Identity, IdentityError};
 use super::modules::{ModuleDir, ModuleError};
 use super::retreat;
 use super::routine::Routine;
-use super::runtime::{Foundations, NodeRuntime};
+use super::runtime::{Foundations, NodeRuntime, ensure_topic};
 use super::supervisor::Supervisor;
 use super::tidy;
 use super::uploads;
@@ -82,7 +82,7 @@ impl Node {
         let admin = Admin::new(&kafka)?;
         let cluster_id = admin.cluster_id()?;
         for topic in fleet_topics(&config) {
-            admin.ensure_topic(&topic)?;
+            ensure_topic(&admin, &identity.node_id, &topic)?;
         }
         let topic = |name: &str| format!("_{}.{name}", config.fleet);
         let log = TopicLog::open(&kafka, &topic("control"))?;

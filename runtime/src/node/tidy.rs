@@ -30,6 +30,7 @@ use super::registry::Registry;
 use super::runtime::NodeRuntime;
 use crate::config::units::show_duration;
 use crate::store::{StoreDir, StoreError};
+use crate::telemetry::audit::Line;
 
 /// Time between two looks.
 pub const EVERY: Duration = Duration::from_secs(60);
@@ -101,7 +102,7 @@ fn tidy(node: &NodeRuntime, view: &Registry, store: &StoreDir) -> Result<u64, St
     if now_ms < goes_at(node, since_ms) {
         return Ok(bytes);
     }
-    let removed = remove(node, store, Duration::ZERO)?;
+    let removed = remove(node, store, &reason, Duration::ZERO)?;
     if removed {
         tracing::info!(path = %store.path.display(), bytes, reason, "deleted state of no use");
     }
@@ -113,7 +114,7 @@ fn goes_at(node: &NodeRuntime, since_ms: i64) -> i64 {
 }
 
 /// False when somebody has it after all.
-fn remove(node: &NodeRuntime, store: &StoreDir, wait: Duration) -> Result<bool, StoreError> {
+fn remove(node: &NodeRuntime, store: &StoreDir, reason: &str, wait: Duration) -> Result<bool, StoreError> {
     match node.leases.acquire(&store.path, wait) {
         Lease::Busy => return Ok(false),
         // Nothing of it is needed any more, not even what has not been flushed.
@@ -124,6 +125,8 @@ fn remove(node: &NodeRuntime, store: &StoreDir, wait: Duration) -> Result<bool, 
     node.leases.free(&store.path);
     removed?;
     node.telemetry.node.collected_state.add(1);
+    let told = format!("{}: {reason}", store.path.display());
+    Line::by_itself(&node.id, "State.Collect", &store.deployment).write(0, "Ok", &told);
     Ok(true)
 }
 
@@ -170,7 +173,7 @@ fn life_ended(node: &NodeRuntime, deployment: &str, incarnation: &str) {
     let Ok(stores) = node.state_dir.stores() else { return };
     let of_life = |store: &&StoreDir| store.deployment == deployment && store.incarnation == incarnation;
     for store in stores.iter().filter(of_life) {
-        match remove(node, store, LET_GO_WAIT) {
+        match remove(node, store, "its life of the deployment has ended", LET_GO_WAIT) {
             Ok(true) => {
                 tracing::info!(path = %store.path.display(), "deleted state of a deployment that is gone")
             }

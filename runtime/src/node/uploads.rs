@@ -27,6 +27,7 @@ use super::runtime::NodeRuntime;
 use crate::kafka::topic_log::{AppendError, TopicLog};
 use crate::ports::{LogRecord, SourceError};
 use crate::record::Offset;
+use crate::telemetry::audit::Line;
 
 /// Time between two looks, and until the first. A look reads what is new since the last one.
 const EVERY: Duration = Duration::from_secs(3600);
@@ -55,6 +56,8 @@ fn collect(node: &NodeRuntime, uploads: &mut Uploads) -> Result<(), ModuleError>
     let unneeded = uploads.look(log, || node.control_log.catch_up(), Instant::now)?;
     for upload in &unneeded {
         upload.delete(log)?;
+        let told = format!("an upload of {} bytes that no version needs", upload.bytes);
+        Line::by_itself(&node.id, "Modules.Collect", &upload.module).write(0, "Ok", &told);
         node.telemetry.node.collected_uploads.add(1);
     }
     if !unneeded.is_empty() {
@@ -74,6 +77,8 @@ pub fn is_late(uploaded_ms: i64, named_ms: i64) -> bool {
 /// An upload to be deleted.
 #[derive(Debug)]
 pub struct Unneeded {
+    /// Digest of what was uploaded.
+    module: String,
     keys: Vec<String>,
     pub bytes: u64,
 }
@@ -161,7 +166,8 @@ impl Uploads {
                 found.unneeded_since = None;
             } else if began.duration_since(*found.unneeded_since.get_or_insert(read)) >= KEEP {
                 let keys = found.chunks.keys().map(|&index| upload.key(index)).collect();
-                unneeded.push(Unneeded { keys, bytes: found.chunks.values().sum() });
+                let (module, bytes) = (upload.digest.clone(), found.chunks.values().sum());
+                unneeded.push(Unneeded { module, keys, bytes });
             }
         }
         unneeded

@@ -1,9 +1,10 @@
-//! Metrics and logs. The only place that names prometheus-client.
+//! Metrics and logs, that of audits included. The only place that names prometheus-client.
 //!
 //! Data-plane threads own plain counters ([`TaskMetrics`], [`WorkerMetrics`]) and add to them once a
 //! batch, relaxed and uncontended; a scrape reads them all through one table of names ([`table`]).
 //! No lock is taken on the way of a record.
 
+pub mod audit;
 mod board;
 mod cells;
 mod handler_logs;

@@ -44,12 +44,14 @@ fn whoever_loses_the_race_to_make_a_topic_finds_it_all_the_same() {
             let making = || {
                 let admin = cluster.admin();
                 together.wait();
-                admin.ensure_topic(&topic).map(|topic| topic.id)
+                let (topic, is_made) = admin.ensure_topic(&topic).unwrap();
+                (topic.id, is_made)
             };
             let racers: Vec<_> = (0..4).map(|_| scope.spawn(making)).collect();
             racers.into_iter().map(|racer| racer.join().unwrap()).collect()
         });
-        assert!(ids.iter().all(|id| id.is_ok() && *id == ids[0]), "{ids:?}");
+        assert!(ids.iter().all(|(id, _)| *id == ids[0].0), "{ids:?}");
+        assert_eq!(ids.iter().filter(|(_, is_made)| *is_made).count(), 1, "{ids:?}");
     }
 }
 
@@ -62,8 +64,9 @@ fn an_internal_topic_is_made_once_and_checked_ever_after() {
         .with("min.compaction.lag.ms", 0)
         .with("message.timestamp.type", "LogAppendTime")
         .with("max.message.bytes", 2_097_152);
-    let made = admin.ensure_topic(&topic).unwrap();
-    assert_eq!(admin.ensure_topic(&topic).unwrap(), made);
+    let (made, is_made) = admin.ensure_topic(&topic).unwrap();
+    assert!(is_made);
+    assert_eq!(admin.ensure_topic(&topic).unwrap(), (made, false));
     assert_eq!(
         admin.create_topic(&topic),
         Err(AdminError::Exists { what: format!("topic `{}`", topic.name) })

@@ -109,6 +109,11 @@ impl Stage {
             }
         }
         ensure!(outputs.poll(Duration::from_millis(500)).is_none(), "more than {fed} records came out");
+        let (who, whose) = (format!("who={:?}", rollback.author), format!("name={name:?}"));
+        let audited = [who.as_str(), "action=\"Deployments.Rollback\"", whose.as_str(), "outcome=Ok"];
+        let log = self.node.log();
+        let is_told = log.lines().any(|line| audited.iter().all(|word| line.contains(word)));
+        ensure!(is_told, "no line of the audit log has {audited:?}");
         Ok(Told { reason: rollback.reason, after })
     }
 

@@ -22,7 +22,7 @@ pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, 
     let checked = check(node, &spec, Some(&manifest), Some(&registered.incarnation), Found::default())?;
     let checked = checked.ok_or_else(|| PrepareError::Unavailable("a module has its manifest".into()))?;
     let changelog = changelog(node, &spec, &checked.internal)?;
-    let inbox = checked.internal.inbox.as_ref().map(|topic| node.admin.ensure_topic(topic)).transpose()?;
+    let inbox = checked.internal.inbox.as_ref().map(|topic| node.ensure_topic(topic)).transpose()?;
     let mut outputs = checked.outputs.clone();
     let mut add = |wanted: Option<&NewTopic>| -> Result<Option<u16>, PrepareError> {
         let Some(wanted) = wanted else { return Ok(None) };
@@ -72,8 +72,8 @@ fn own_output(
 ) -> Result<OutputRule, PrepareError> {
     let found = node.admin.describe_topics(std::slice::from_ref(&wanted.name))?;
     let topic = match found.into_iter().flatten().next() {
-        Some(found) => node.admin.ensure_topic(&internal.as_it_may_be(wanted, &found))?,
-        None => node.admin.ensure_topic(wanted)?,
+        Some(found) => node.ensure_topic(&internal.as_it_may_be(wanted, &found))?,
+        None => node.ensure_topic(wanted)?,
     };
     let configs = node.admin.topic_configs(&topic.name)?;
     Ok(FoundTopic { topic, configs }.as_output())
@@ -91,7 +91,7 @@ fn changelog(
         let reason = outgrown(&internal.input, internal.partitions, &found.name, found.partitions);
         return Err(PrepareError::Precondition(vec![reason.into()]));
     }
-    let topic = node.admin.ensure_topic(wanted)?;
+    let topic = node.ensure_topic(wanted)?;
     Ok(Some(ChangelogTopic {
         topic: topic.name,
         topic_id: topic.id.to_string(),
