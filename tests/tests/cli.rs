@@ -272,6 +272,14 @@ fn a_file_makes_the_topics_of_what_it_deploys_and_its_former_version_takes_a_cha
     let described = json(node.tidemill(&["topics", "describe", "words", "--configs", "-o", "json"]));
     assert_eq!(described["configs"]["retention.ms"], "1000000");
 
+    let forgetful = std::fs::read_to_string(&first).expect("the file") + "inbox: { id: key, ttl: 10m }\n";
+    std::fs::write(directory.path().join("forgetful.yaml"), forgetful).expect("a file");
+    let planned = apply(&directory.path().join("forgetful.yaml").display().to_string(), &["--dry-run"]);
+    assert!(planned.stderr.contains("\nwarning: wc: inbox.ttl: words keeps records "), "{planned:#?}");
+    let planned = json(planned);
+    let warnings = planned["deployments"][0]["warnings"].as_array().expect("warnings");
+    assert_eq!(warnings.len(), 1, "{planned}");
+
     let refused = apply(&bad, &[]);
     assert_eq!((refused.status.code(), refused.stdout.as_str()), (Some(4), ""), "{refused:#?}");
     for said in ["none can be taken away", "Invalid value soon", "topic nowhere does not exist"] {

@@ -46,7 +46,16 @@ fn text(planned: &Planned) -> String {
         text.push_str(&format!("{sign} {}: {what}\n", deployment.name));
         add_changes(&mut text, &answer.changes);
     }
+    for answer in &planned.deployments {
+        let name = answer.deployment.as_ref().map_or("", |deployment| deployment.name.as_str());
+        text.push_str(&warnings(name, &answer.warnings));
+    }
     text
+}
+
+/// What a node warns of, line by line.
+pub fn warnings(name: &str, warnings: &[String]) -> String {
+    warnings.iter().map(|warning| format!("warning: {name}: {warning}\n")).collect()
 }
 
 fn add_changes(text: &mut String, changes: &[proto::Change]) {
@@ -78,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_names_what_is_new_what_changes_and_what_stays() {
+    fn a_plan_names_what_is_new_what_changes_and_what_stays_and_ends_with_what_may_not_be_meant() {
         let answer = |name: &str, revision, unchanged, changes| proto::DeployResponse {
             deployment: Some(proto::Deployment {
                 name: name.into(),
@@ -88,14 +97,21 @@ mod tests {
             }),
             unchanged,
             changes,
+            ..Default::default()
+        };
+        let warned = proto::DeployResponse {
+            warnings: vec!["inbox.ttl: it is short".into(), "again".into()],
+            ..answer("a", 0, false, Vec::new())
         };
         let deployments = vec![
-            answer("a", 0, false, Vec::new()),
+            warned,
             answer("b", 7, false, vec![change("workers", "", "2")]),
             answer("c", 8, true, Vec::new()),
         ];
         let planned = Planned { topics: Vec::new(), deployments };
-        assert_eq!(text(&planned), "+ a: new\n~ b: version 2\n    workers: - -> 2\n= c: unchanged\n");
+        let expected = "+ a: new\n~ b: version 2\n    workers: - -> 2\n= c: unchanged\n\
+                        warning: a: inbox.ttl: it is short\nwarning: a: again\n";
+        assert_eq!(text(&planned), expected);
     }
 
     #[test]

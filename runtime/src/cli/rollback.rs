@@ -9,6 +9,7 @@ use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use super::client::ANSWER_BYTES_MAX;
 use super::history::{changes_json, changes_table};
 use super::output::{Block, View};
+use super::plan::warnings;
 use super::{Global, Outcome, client, positions, rollout};
 use crate::config::units;
 
@@ -64,6 +65,7 @@ impl Rollback {
                 drop_stores: self.drop_store.clone(),
             };
             let answer = client.rollback(request).await?.into_inner();
+            eprint!("{}", warnings(&self.name, &answer.warnings));
             let mut deployment = answer.deployment.unwrap_or_default();
             let mut first = Vec::new();
             if let Some(limit) = self.wait.filter(|_| !self.dry_run) {
@@ -77,7 +79,7 @@ impl Rollback {
             }
             let json = json!({
                 "name": self.name, "version": deployment.version, "revision": deployment.revision,
-                "dry_run": self.dry_run, "changes": changes_json(&answer.changes),
+                "dry_run": self.dry_run, "changes": changes_json(&answer.changes), "warnings": answer.warnings,
                 "first": positions::to_json(&first),
             });
             let blocks = vec![Block::Line(line), Block::Table(changes_table(&answer.changes))];

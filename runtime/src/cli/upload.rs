@@ -297,7 +297,7 @@ fn result_rows(answers: &[Answer], dry_run: bool) -> (Table, Value) {
         ]);
         rows.push(json!({
             "name": deployment.name, "revision": deployment.revision, "version": deployment.version, "result": result,
-            "module": deployment.module, "changes": changes_json(&answer.changes),
+            "module": deployment.module, "changes": changes_json(&answer.changes), "warnings": answer.warnings,
             "first": positions::to_json(first),
         }));
     }

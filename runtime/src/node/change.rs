@@ -16,7 +16,7 @@ use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{DeleteEntry, DeployEntry, PauseEntry, RestartEntry, RetiredEntry};
 
 use super::deployment::wall_ms;
-use super::handle::{ControlError, Handle, ownership, store_info};
+use super::handle::{ControlError, Handle};
 use super::history::Version;
 use super::modules;
 use super::registered::{Parsed, Registered};
@@ -25,9 +25,9 @@ use super::retries::Retries;
 use super::revision::{self, Found, PrepareError};
 use super::topics;
 use super::uploads;
-use crate::config::changes::{Change, Contents};
+use super::versions::{change, version};
+use crate::config::changes::Contents;
 use crate::config::deployment::DeploymentSpec;
-use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
 use crate::config::topic::TopicDocument;
 
@@ -46,6 +46,7 @@ struct Candidate {
     manifest: String,
     partitions: i32,
     drops: Vec<String>,
+    warnings: Vec<String>,
 }
 
 /// What a version is to be made of.
@@ -96,17 +97,22 @@ impl Handle {
             if self.grows(current, &topics)? {
                 self.check(&Wanted { drops: &[], ..wanted }, &view)?;
             }
-            return Ok(unchanged(self.describe(current)));
+            return self.unchanged(current, &topics);
         }
         if let Ok(spec) = &spec {
             expect(&view, &spec.name, header.expected_revision)?;
             is_free(&view, &spec.name)?;
         }
         let candidate = self.check(&wanted, &view)?;
-        let changes = differences(current, &candidate, &view);
+        let (changes, warnings) = (differences(current, &candidate, &view), candidate.warnings.clone());
+        let answer = |registered: &Registered| proto::DeployResponse {
+            deployment: Some(self.describe(registered)),
+            unchanged: false,
+            changes,
+            warnings,
+        };
         if header.dry_run {
-            let deployment = Some(self.describe(&self.proposed(&view, &candidate, &header.author)));
-            return Ok(proto::DeployResponse { deployment, unchanged: false, changes });
+            return Ok(answer(&self.proposed(&view, &candidate, &header.author)));
         }
         let uploaded_ms = wall_ms();
         self.node.publish_module(&digest, &module)?;
@@ -119,19 +125,36 @@ impl Handle {
                     tracing::warn!(deployment = name, "came long after its module, which is uploaded again");
                     self.node.publish_module(&digest, &module)?;
                 }
-                let deployment = Some(self.describe(&deployed));
-                Ok(proto::DeployResponse { deployment, unchanged: false, changes })
+                let answer = answer(&deployed);
+                log_warnings(&name, &answer.warnings);
+                Ok(answer)
             }
             // Who was first may have wanted the same.
             Err(error @ ControlError::Conflict { .. }) => {
                 let view = self.node.control_log.view();
                 match view.deployments.get(&name).filter(|now| is_done(now)) {
-                    Some(now) => Ok(unchanged(self.describe(now))),
+                    Some(now) => self.unchanged(now, &topics),
                     None => Err(error),
                 }
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// There is nothing left to do.
+    fn unchanged(
+        &self,
+        current: &Registered,
+        topics: &[TopicDocument],
+    ) -> Result<proto::DeployResponse, ControlError> {
+        let (deployment, warnings) = (Some(self.describe(current)), self.warnings(current, topics)?);
+        Ok(proto::DeployResponse { deployment, unchanged: true, changes: Vec::new(), warnings })
+    }
+
+    /// Of a version that is there already.
+    fn warnings(&self, current: &Registered, topics: &[TopicDocument]) -> Result<Vec<String>, ControlError> {
+        let warnings = current.spec().map(|spec| revision::warnings(&self.node, spec, topics)).transpose()?;
+        Ok(warnings.unwrap_or_default())
     }
 
     /// Makes a new version of an old one's module and document.
@@ -157,17 +180,18 @@ impl Handle {
         expect(&view, &request.name, request.expected_revision)?;
         let target = target(&current, request.to)?;
         if is_same(&current, &target.module, &target.document, &drops) {
-            let deployment = Some(self.describe(&current));
-            return Ok(proto::RollbackResponse { deployment, changes: Vec::new() });
+            let (deployment, warnings) = (Some(self.describe(&current)), self.warnings(&current, &[])?);
+            return Ok(proto::RollbackResponse { deployment, changes: Vec::new(), warnings });
         }
         let module = self.node.module(&target.module)?;
         let wanted =
             Wanted { document: &target.document, module: &module, drops: &drops, topics: &[], problems: &[] };
         let candidate = self.check(&wanted, &view)?;
         let changes = differences(Some(&current), &candidate, &view);
+        let warnings = candidate.warnings.clone();
         if request.dry_run {
             let deployment = Some(self.describe(&self.proposed(&view, &candidate, &request.author)));
-            return Ok(proto::RollbackResponse { deployment, changes });
+            return Ok(proto::RollbackResponse { deployment, changes, warnings });
         }
         let entry = DeployEntry {
             rollback_to: target.number,
@@ -176,7 +200,8 @@ impl Handle {
             ..entry(&view, candidate, request.author)
         };
         self.propose(&request.name, Entry::Deploy(entry))?;
-        Ok(proto::RollbackResponse { deployment: Some(self.deployment(&request.name)?), changes })
+        log_warnings(&request.name, &warnings);
+        Ok(proto::RollbackResponse { deployment: Some(self.deployment(&request.name)?), changes, warnings })
     }
 
     pub fn pause(&self, request: proto::PauseRequest) -> Result<proto::PauseResponse, ControlError> {
@@ -265,30 +290,6 @@ impl Handle {
         self.propose(name, Entry::Retired(entry))
     }
 
-    /// The newest first.
-    pub fn history(&self, name: &str) -> Result<proto::HistoryResponse, ControlError> {
-        let registered = self.registered(name)?;
-        let current = registered.version();
-        let versions = registered.history.iter().rev();
-        Ok(proto::HistoryResponse {
-            versions: versions.map(|version| shown(version, current)).collect(),
-            forgotten: registered.history.forgotten(),
-        })
-    }
-
-    pub fn diff(&self, request: &proto::DiffRequest) -> Result<proto::DiffResponse, ControlError> {
-        let registered = self.registered(&request.name)?;
-        let to = if request.to == 0 { registered.version() } else { request.to };
-        let from = if request.from == 0 { to.saturating_sub(1) } else { request.from };
-        if from == 0 {
-            let name = &request.name;
-            return Err(ControlError::Precondition(format!("version {to} of {name} has none before it")));
-        }
-        let (before, after) = (version(&registered, from)?, version(&registered, to)?);
-        let changes = before.changes_to(after).into_iter().map(change).collect();
-        Ok(proto::DiffResponse { from, to, changes })
-    }
-
     /// Whether an input is to have more partitions by then, which may stop a deployment that stays as it is.
     fn grows(&self, current: &Registered, topics: &[TopicDocument]) -> Result<bool, ControlError> {
         let inputs = current.topics();
@@ -342,6 +343,7 @@ impl Handle {
                 .map_err(|error| ControlError::Internal(error.to_string()))?,
             partitions: checked.partitions,
             drops: wanted.drops.to_vec(),
+            warnings: checked.warnings,
         })
     }
 
@@ -457,8 +459,11 @@ fn too_many(drops: &[String]) -> Option<Problem> {
     (drops.len() > DROPS_MAX).then(|| Problem::at("drop_stores", message()))
 }
 
-fn unchanged(deployment: proto::Deployment) -> proto::DeployResponse {
-    proto::DeployResponse { deployment: Some(deployment), unchanged: true, changes: Vec::new() }
+/// For whoever reads the log; who has asked is told by the answer.
+fn log_warnings(deployment: &str, warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!(deployment, "{warning}");
+    }
 }
 
 fn differences(current: Option<&Registered>, candidate: &Candidate, view: &Registry) -> Vec<proto::Change> {
@@ -471,30 +476,6 @@ fn differences(current: Option<&Registered>, candidate: &Candidate, view: &Regis
         Some(proto::Change { field: format!("state.{name}"), before, after: "dropped".into() })
     });
     changes.into_iter().map(change).chain(dropped).collect()
-}
-
-fn change(change: Change) -> proto::Change {
-    proto::Change { field: change.field, before: change.before, after: change.after }
-}
-
-fn shown(version: &Version, current: u64) -> proto::Version {
-    proto::Version {
-        version: version.number,
-        revision: version.revision,
-        module: version.module.clone(),
-        document: version.document.clone(),
-        author: version.author.clone(),
-        deployed_at_ms: version.deployed_at_ms,
-        rollback_to: version.rollback_to.unwrap_or(0),
-        automatic: version.automatic,
-        reason: version.reason.clone(),
-        current: version.number == current,
-        stores: serde_json::from_str::<Manifest>(&version.manifest)
-            .map(|manifest| manifest.stores.iter().map(store_info).collect())
-            .unwrap_or_default(),
-        dropped_stores: version.dropped.clone(),
-        ownership: DeploymentSpec::parse(&version.document).ok().map(|spec| ownership(&spec.ownership)),
-    }
 }
 
 /// The version that a rollback takes up. Without a number it is the one before what runs, so that one
@@ -511,17 +492,6 @@ fn target(current: &Registered, to: u64) -> Result<&Version, ControlError> {
         )));
     }
     version(current, runs - 1)
-}
-
-fn version(registered: &Registered, number: u64) -> Result<&Version, ControlError> {
-    registered.history.get(number).map(AsRef::as_ref).ok_or_else(|| {
-        ControlError::NotFound(format!(
-            "{} has no version {number}; it has {} to {}",
-            registered.name,
-            registered.history.forgotten() + 1,
-            registered.version()
-        ))
-    })
 }
 
 pub(super) fn expect(view: &Registry, name: &str, expected: Option<u64>) -> Result<(), ControlError> {

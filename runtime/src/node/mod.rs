@@ -65,6 +65,7 @@ mod topics;
 pub mod trial;
 pub mod unpark;
 pub mod uploads;
+mod versions;
 pub mod worker;
 
 pub use deployment::wall_ms;

@@ -76,6 +76,37 @@ fn an_inbox_says_which_record_it_saw_and_by_which_version_and_is_never_silently_
     b.stop();
 }
 
+#[test]
+fn whoever_deploys_an_inbox_that_forgets_before_its_input_does_is_told_however_often_they_ask() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    let node = world.node();
+    let (handle, module) = (node.handle(), build_guest("plugins/count").to_vec());
+    let ask = |document: &str, dry_run: bool| {
+        let header =
+            proto::DeployHeader { document: document.into(), dry_run, ..proto::DeployHeader::default() };
+        handle.deploy(header, module.clone()).expect("deployed")
+    };
+    let tells = |warnings: &[String]| {
+        let said = "inbox.ttl: words keeps records 168h, the inbox their ids 1h: ";
+        warnings.len() == 1 && warnings[0].starts_with(said)
+    };
+    assert!(ask(WORD_COUNT, false).warnings.is_empty());
+    let forgets = format!("{WORD_COUNT}{INBOX}");
+    for (dry_run, unchanged) in [(true, false), (false, false), (false, true)] {
+        let answer = ask(&forgets, dry_run);
+        assert!(answer.unchanged == unchanged && tells(&answer.warnings), "{answer:?}");
+    }
+    ask(&format!("{forgets}limits: {{ batch_records: 7 }}\n"), false);
+    let back = proto::RollbackRequest {
+        name: "word-count".into(),
+        dry_run: true,
+        ..proto::RollbackRequest::default()
+    };
+    let back = handle.rollback(back).expect("planned");
+    assert!(tells(&back.warnings), "{back:?}");
+    node.stop();
+}
+
 /// Of one key: its records have these numbers.
 fn number(world: &World, numbers: &[&str]) {
     let rows = numbers.iter().map(|number| Row {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::topics::{FoundTopic, find_topics, look};
 use super::{InputTopic, InternalTopics, PrepareError};
-use crate::config::deployment::{DeploymentSpec, Guarantee, OutputSpec};
+use crate::config::deployment::{DeploymentSpec, Guarantee, InboxSpec, OutputSpec};
 use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
 use crate::config::topic::TopicDocument;
@@ -22,6 +22,8 @@ pub struct Checked {
     pub inputs: Vec<InputTopic>,
     pub outputs: Vec<OutputRule>,
     pub partitions: i32,
+    /// As [`warnings`] has them; none unless it is for a deploy.
+    pub warnings: Vec<String>,
     pub(super) internal: InternalTopics,
 }
 
@@ -74,11 +76,7 @@ pub fn check(
     if !unmet.is_empty() {
         return Err(PrepareError::Precondition(unmet));
     }
-    if deploys {
-        for warning in outliving(spec, &found) {
-            tracing::warn!(deployment = spec.name, "{warning}");
-        }
-    }
+    let warnings = if deploys { outliving(spec, &found) } else { Vec::new() };
     let (Some(manifest), Some(internal)) = (manifest, internal) else { return Ok(None) };
     let inputs: Vec<&FoundTopic> =
         manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
@@ -100,8 +98,27 @@ pub fn check(
             .filter_map(|(name, output)| rule(name, output, &found, internal.record_bytes_max))
             .collect(),
         partitions: internal.partitions,
+        warnings,
         internal,
     }))
+}
+
+/// What of a document is allowed and may not be meant, with the cluster as it is once these topics are as their
+/// documents say. Each begins with the key that it is about.
+pub fn warnings(
+    node: &NodeRuntime,
+    spec: &DeploymentSpec,
+    topics: &[TopicDocument],
+) -> Result<Vec<String>, PrepareError> {
+    if inbox_of_ids(spec).is_none() {
+        return Ok(Vec::new()); // Nobody needs to be asked.
+    }
+    let looked = look(node, spec)?;
+    Ok(outliving(spec, &find_topics(node, &looked, topics)?))
+}
+
+fn inbox_of_ids(spec: &DeploymentSpec) -> Option<&InboxSpec> {
+    spec.inbox.as_ref().filter(|inbox| inbox.id.is_some())
 }
 
 /// What a row of an outbox has beside the emission's own bytes: its id, names, numbers.
@@ -155,13 +172,14 @@ fn too_slow(spec: &DeploymentSpec, poll_interval: Duration) -> Option<Problem> {
 /// Inputs that keep records for longer than the inbox keeps their ids. What repeats them that late (a replay, a
 /// redrive) has their effects again: nothing is wrong yet, and somebody should know.
 fn outliving(spec: &DeploymentSpec, found: &BTreeMap<String, FoundTopic>) -> Vec<String> {
-    let Some(inbox) = spec.inbox.as_ref().filter(|inbox| inbox.id.is_some()) else { return Vec::new() };
+    let Some(inbox) = inbox_of_ids(spec) else { return Vec::new() };
     let outlives = |topic: &FoundTopic| {
         let kept = topic.kept_for()?;
         (kept > inbox.ttl).then(|| {
             let kept = if kept == Duration::MAX { "without end".to_owned() } else { show_duration(kept) };
             format!(
-                "{} keeps records {kept}, inbox.ttl is {}: a repetition that comes later has its effects again",
+                "inbox.ttl: {} keeps records {kept}, the inbox their ids {}: a repetition that comes later has its \
+                 effects again; raise inbox.ttl, or lower the topic's retention.ms",
                 topic.topic.name,
                 show_duration(inbox.ttl)
             )
@@ -291,7 +309,8 @@ mod tests {
             [("604800000", "words keeps records 168h"), ("-1", "words keeps records without end")]
         {
             let warnings = outliving(&spec, &kept(retention)).join("; ");
-            assert!(warnings.starts_with(said) && warnings.contains("ttl is 24h"), "{warnings}");
+            let expected = format!("inbox.ttl: {said}, the inbox their ids 24h: ");
+            assert!(warnings.starts_with(&expected), "{warnings}");
         }
         assert!(outliving(&parse(""), &kept("-1")).is_empty(), "no inbox");
     }
