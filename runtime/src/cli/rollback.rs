@@ -63,6 +63,7 @@ impl Rollback {
                 reason: self.reason.clone(),
                 dry_run: self.dry_run,
                 drop_stores: self.drop_store.clone(),
+                wait_ms: 0,
             };
             let answer = client.rollback(request).await?.into_inner();
             eprint!("{}", warnings(&self.name, &answer.warnings));

@@ -250,6 +250,8 @@ pub async fn send(channel: &Channel, upload: Upload, meant: Meant) -> Result<pro
         author: client::author(),
         drop_stores: meant.drop_stores,
         topics: meant.topics,
+        // All are sent before any is waited for.
+        wait_ms: 0,
     };
     let chunks: Vec<Vec<u8>> = upload.module.chunks(CHUNK_BYTES).map(<[u8]>::to_vec).collect();
     let counting = bar.clone();

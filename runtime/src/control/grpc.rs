@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
 use tokio::sync::{Semaphore, watch};
@@ -15,7 +16,7 @@ use super::forward::Forwarder;
 use super::logs::Wanted;
 use super::peers::Peers;
 use super::streams::{Answers, Streams};
-use super::{lag, logs, upload};
+use super::{adoption, lag, logs, upload};
 use crate::config::roles::Scope;
 use crate::node::{ControlError, Handle, wall_ms};
 use crate::telemetry::Telemetry;
@@ -29,10 +30,12 @@ pub struct Services {
     uploads: Arc<Semaphore>,
     streams: Streams,
     telemetry: Arc<Telemetry>,
+    /// True = whoever waits is answered.
+    stopping: watch::Receiver<bool>,
 }
 
 impl Services {
-    /// Streams end when `stopping` becomes true.
+    /// Streams and waits end when `stopping` becomes true.
     pub fn new(
         node: Handle,
         forwarder: Forwarder,
@@ -40,7 +43,8 @@ impl Services {
         stopping: watch::Receiver<bool>,
     ) -> Services {
         let uploads = Arc::new(Semaphore::new(upload::UPLOADS_MAX));
-        Services { whole: node, forwarder, uploads, streams: Streams::new(stopping), telemetry }
+        let streams = Streams::new(stopping.clone());
+        Services { whole: node, forwarder, uploads, streams, telemetry, stopping }
     }
 
     /// The node as the caller of this request may see it, and what he says.
@@ -73,6 +77,19 @@ impl Services {
         let answer = call.await;
         metrics.control_errors.add(u64::from(answer.is_err()));
         answer.map(Response::new)
+    }
+
+    /// How far the fleet is with what a caller has changed; none unless the caller waits for it.
+    async fn adoption(
+        &self,
+        node: &Handle,
+        changed: &mut Option<proto::Deployment>,
+        wait_ms: u32,
+        until: Instant,
+    ) -> Option<proto::Adoption> {
+        let deployment = changed.as_mut().filter(|_| wait_ms > 0)?;
+        let until = until.min(Instant::now() + Duration::from_millis(wait_ms.into()));
+        Some(adoption::follow(node, deployment, until, self.stopping.clone()).await)
     }
 }
 
@@ -120,9 +137,12 @@ impl proto::deployments_server::Deployments for Services {
         let deployed = self.counted(async {
             let upload = upload::receive(&self.uploads, stream, until).await?;
             let (header, module) = (upload.header, upload.module);
+            let wait_ms = if header.dry_run { 0 } else { header.wait_ms };
             let answer = ask(&node, move |node| node.deploy(header, module)).await;
             drop(upload.place);
-            answer
+            let mut answer = answer?;
+            answer.adoption = self.adoption(&node, &mut answer.deployment, wait_ms, until).await;
+            Ok(answer)
         });
         deployed.await.map(|answer| revised(answer, |answer| &answer.deployment))
     }
@@ -189,9 +209,15 @@ impl proto::deployments_server::Deployments for Services {
         &self,
         request: Request<proto::RollbackRequest>,
     ) -> Result<Response<proto::RollbackResponse>, Status> {
+        let until = deadline(&request).until();
         let (node, request) = self.admitted(request);
-        let answer = self.ask(node, move |node| node.rollback(request)).await?;
-        Ok(revised(answer, |answer| &answer.deployment))
+        let rolled_back = self.counted(async {
+            let wait_ms = if request.dry_run { 0 } else { request.wait_ms };
+            let mut answer = ask(&node, move |node| node.rollback(request)).await?;
+            answer.adoption = self.adoption(&node, &mut answer.deployment, wait_ms, until).await;
+            Ok(answer)
+        });
+        rolled_back.await.map(|answer| revised(answer, |answer| &answer.deployment))
     }
 
     async fn pause(

@@ -7,12 +7,13 @@
 //! | [`guard`], [`caller`], `audit` | who asks, whether they may, and what is written about it |
 //! | [`methods`] | every RPC and the role that it needs |
 //! | [`grpc`], [`forward`] | the services; what concerns other nodes |
-//! | [`upload`], [`page`], [`deadline`], `details` | parts of requests and answers |
+//! | [`upload`], [`page`], [`deadline`], `adoption`, `details` | parts of requests and answers |
 //! | [`http`] | metrics and health |
 //!
 //! Runs on tokio; everything that may touch Kafka, RocksDB or Wasm is handed to a blocking thread.
 
 pub mod admission;
+mod adoption;
 mod audit;
 pub mod caller;
 mod connections;

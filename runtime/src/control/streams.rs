@@ -88,7 +88,8 @@ impl<T> Stream<T> {
     }
 }
 
-async fn ended(until: Instant, stopping: &mut watch::Receiver<bool>) {
+/// Returns then, or when the node stops.
+pub(super) async fn ended(until: Instant, stopping: &mut watch::Receiver<bool>) {
     tokio::select! {
         () = tokio::time::sleep_until(until.into()) => {}
         // An error says that the server is gone, which ends the stream as well.

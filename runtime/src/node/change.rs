@@ -23,6 +23,7 @@ use super::registered::{Parsed, Registered};
 use super::registry::{Outcome, Registry};
 use super::retries::Retries;
 use super::revision::{self, Found, PrepareError};
+use super::rollout::WAIT_MS_MAX;
 use super::topics;
 use super::uploads;
 use super::versions::{change, version};
@@ -81,6 +82,7 @@ impl Handle {
         });
         let drops = distinct(header.drop_stores);
         problems.extend(too_many(&drops));
+        problems.extend(too_patient(header.wait_ms));
         let view = self.latest()?;
         let digest = modules::digest(&module);
         let spec = self.node.spec(&header.document);
@@ -110,6 +112,7 @@ impl Handle {
             unchanged: false,
             changes,
             warnings,
+            adoption: None,
         };
         if header.dry_run {
             return Ok(answer(&self.proposed(&view, &candidate, &header.author)));
@@ -148,7 +151,7 @@ impl Handle {
         topics: &[TopicDocument],
     ) -> Result<proto::DeployResponse, ControlError> {
         let (deployment, warnings) = (Some(self.describe(current)), self.warnings(current, topics)?);
-        Ok(proto::DeployResponse { deployment, unchanged: true, changes: Vec::new(), warnings })
+        Ok(proto::DeployResponse { deployment, unchanged: true, warnings, ..Default::default() })
     }
 
     /// Of a version that is there already.
@@ -173,6 +176,7 @@ impl Handle {
             too_long("author", &request.author, AUTHOR_BYTES_MAX),
             too_long("reason", &request.reason, REASON_BYTES_MAX),
             too_many(&drops),
+            too_patient(request.wait_ms),
         ];
         refuse(problems.into_iter().flatten())?;
         let view = self.latest()?;
@@ -181,7 +185,7 @@ impl Handle {
         let target = target(&current, request.to)?;
         if is_same(&current, &target.module, &target.document, &drops) {
             let (deployment, warnings) = (Some(self.describe(&current)), self.warnings(&current, &[])?);
-            return Ok(proto::RollbackResponse { deployment, changes: Vec::new(), warnings });
+            return Ok(proto::RollbackResponse { deployment, warnings, ..Default::default() });
         }
         let module = self.node.module(&target.module)?;
         let wanted =
@@ -191,7 +195,7 @@ impl Handle {
         let warnings = candidate.warnings.clone();
         if request.dry_run {
             let deployment = Some(self.describe(&self.proposed(&view, &candidate, &request.author)));
-            return Ok(proto::RollbackResponse { deployment, changes, warnings });
+            return Ok(proto::RollbackResponse { deployment, changes, warnings, adoption: None });
         }
         let entry = DeployEntry {
             rollback_to: target.number,
@@ -201,7 +205,8 @@ impl Handle {
         };
         self.propose(&request.name, Entry::Deploy(entry))?;
         log_warnings(&request.name, &warnings);
-        Ok(proto::RollbackResponse { deployment: Some(self.deployment(&request.name)?), changes, warnings })
+        let deployment = Some(self.deployment(&request.name)?);
+        Ok(proto::RollbackResponse { deployment, changes, warnings, adoption: None })
     }
 
     pub fn pause(&self, request: proto::PauseRequest) -> Result<proto::PauseResponse, ControlError> {
@@ -457,6 +462,11 @@ fn distinct(mut names: Vec<String>) -> Vec<String> {
 fn too_many(drops: &[String]) -> Option<Problem> {
     let message = || format!("has {} stores; at most {DROPS_MAX} are taken", drops.len());
     (drops.len() > DROPS_MAX).then(|| Problem::at("drop_stores", message()))
+}
+
+fn too_patient(wait_ms: u32) -> Option<Problem> {
+    let message = || format!("is {wait_ms}; 0 to {WAIT_MS_MAX} are possible");
+    (wait_ms > WAIT_MS_MAX).then(|| Problem::at("wait_ms", message()))
 }
 
 /// For whoever reads the log; who has asked is told by the answer.

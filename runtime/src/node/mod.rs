@@ -71,5 +71,6 @@ pub mod worker;
 pub use deployment::wall_ms;
 pub use handle::{ControlError, Handle};
 pub use owners::Owner;
+pub use rollout::{Following, Progress};
 pub use start::{Node, NodeError};
 pub use topics::TOPICS_MAX;

@@ -132,6 +132,7 @@ impl Handle {
             dry_run: false,
             // What the version has written and the one before cannot read stays: that refuses the rollback.
             drop_stores: Vec::new(),
+            wait_ms: 0,
         };
         let line = Line {
             expected_revision: failing.revision,

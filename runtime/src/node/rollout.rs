@@ -1,6 +1,8 @@
-//! How far the fleet is with a deployment's revision: every partition, whoever runs it.
+//! How far the fleet is with a deployment's revision: every partition, whoever runs it; and when there is nothing more
+//! to wait for.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
 
@@ -8,6 +10,12 @@ use super::fleet::ALIVE;
 use super::handle::{ControlError, Handle, task_state};
 use super::query;
 use crate::record::Offset;
+
+/// What a caller may wait, in milliseconds.
+pub(super) const WAIT_MS_MAX: u32 = 60_000;
+
+/// A version that has halted is taken back within this, if it is.
+const TAKEN_BACK_MAX: Duration = Duration::from_secs(5);
 
 impl Handle {
     /// By this node's own tasks, and by what the others told last.
@@ -54,5 +62,165 @@ impl Handle {
             proto::Trial { open: trial.is_open(), tried, failed }
         });
         Ok(proto::RolloutResponse { version, revision, tasks: tasks.into_values().collect(), trial })
+    }
+}
+
+/// What has become of a revision that somebody waits for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Every task runs it, or a later one.
+    Complete,
+    /// It has no tasks: the deployment is paused.
+    Paused,
+    /// A node has taken its version back by itself, for this reason.
+    TakenBack(String),
+    /// Something of it does not go on by itself.
+    Halted(String),
+    /// None of these yet.
+    Coming,
+}
+
+/// Follows a revision, from one look to the next.
+pub struct Following<'a> {
+    asked: &'a proto::Deployment,
+    partition: Option<i32>,
+    halted_since: Option<Instant>,
+}
+
+impl<'a> Following<'a> {
+    /// With the task of one partition, or every one.
+    pub fn new(asked: &'a proto::Deployment, partition: Option<i32>) -> Following<'a> {
+        Following { asked, partition, halted_since: None }
+    }
+
+    /// By what a node tells. It is asked for `rollout` before `now`: a task that is tried again is then not taken for
+    /// one that has halted anew.
+    pub fn look(&mut self, rollout: &proto::RolloutResponse, now: &proto::Deployment) -> Progress {
+        let (asked, partition) = (self.asked, self.partition);
+        if now.version > asked.version && !now.rolled_back.is_empty() {
+            return Progress::TakenBack(now.rolled_back.clone());
+        }
+        if now.state() == proto::DeploymentState::Paused {
+            return Progress::Paused;
+        }
+        let is_asked = |task: &&proto::TaskRollout| partition.is_none_or(|asked| task.partition == asked);
+        let reached = |task: &&proto::TaskRollout| task.revision >= asked.revision;
+        if let Some(reason) = halted(now, rollout, |task| is_asked(task) && reached(task)) {
+            let since = *self.halted_since.get_or_insert_with(Instant::now);
+            let on_trial = rollout.trial.as_ref().is_some_and(|trial| trial.open);
+            if !on_trial || since.elapsed() > TAKEN_BACK_MAX {
+                return Progress::Halted(reason);
+            }
+        }
+        let runs = |task: &proto::TaskRollout| {
+            reached(&task) && task.state() == proto::TaskState::Running && !task.first.is_empty()
+        };
+        match !rollout.tasks.is_empty() && rollout.tasks.iter().filter(is_asked).all(runs) {
+            true => Progress::Complete,
+            false => Progress::Coming,
+        }
+    }
+}
+
+/// Why a deployment does not go on by itself: as a whole, or one of the tasks that count.
+fn halted(
+    deployment: &proto::Deployment,
+    rollout: &proto::RolloutResponse,
+    counts: impl Fn(&&proto::TaskRollout) -> bool,
+) -> Option<String> {
+    let name = &deployment.name;
+    let mut halted = rollout.tasks.iter().filter(|task| task.state() == proto::TaskState::Halted);
+    let is_of_a_task = halted.clone().any(|task| task.reason == deployment.reason);
+    if deployment.state() == proto::DeploymentState::Halted && !is_of_a_task {
+        return Some(format!("{name} is halted: {}", deployment.reason));
+    }
+    let task = halted.find(counts)?;
+    Some(format!("task {} of {name} is halted: {}", task.partition, task.reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(partition: i32, revision: u64, state: proto::TaskState) -> proto::TaskRollout {
+        let first = proto::InputPosition { topic: "in".into(), partition, offset: 7 };
+        proto::TaskRollout {
+            partition,
+            revision,
+            state: state.into(),
+            reason: format!("as told in {partition}"),
+            first: vec![first],
+            ..proto::TaskRollout::default()
+        }
+    }
+
+    fn rollout(tasks: Vec<proto::TaskRollout>, on_trial: bool) -> proto::RolloutResponse {
+        let trial = proto::Trial { open: on_trial, ..proto::Trial::default() };
+        proto::RolloutResponse { tasks, trial: Some(trial), ..proto::RolloutResponse::default() }
+    }
+
+    fn deployment(version: u64, state: proto::DeploymentState) -> proto::Deployment {
+        proto::Deployment {
+            name: "count".into(),
+            version,
+            revision: 9,
+            state: state.into(),
+            ..proto::Deployment::default()
+        }
+    }
+
+    #[test]
+    fn a_revision_is_complete_once_every_task_runs_it_or_a_later_one_from_an_offset_that_is_known() {
+        use proto::TaskState::{Restoring, Running};
+        let running = deployment(2, proto::DeploymentState::Running);
+        let look = |tasks, partition| {
+            Following::new(&running, partition).look(&rollout(tasks, false), &running)
+        };
+        let unknown = proto::TaskRollout { first: Vec::new(), ..task(1, 9, Running) };
+        assert_eq!(look(vec![task(0, 9, Running), task(1, 11, Running)], None), Progress::Complete);
+        for behind in [task(1, 8, Running), task(1, 9, Restoring), unknown] {
+            let tasks = vec![task(0, 9, Running), behind];
+            assert_eq!(look(tasks.clone(), None), Progress::Coming, "{tasks:?}");
+            assert_eq!(look(tasks, Some(0)), Progress::Complete, "nobody asks for the other");
+        }
+        assert_eq!(look(Vec::new(), None), Progress::Coming, "nobody knows of a task");
+        let paused = deployment(2, proto::DeploymentState::Paused);
+        let mut following = Following::new(&running, None);
+        assert_eq!(following.look(&rollout(Vec::new(), false), &paused), Progress::Paused);
+    }
+
+    #[test]
+    fn a_task_that_halted_before_does_not_count_against_what_was_asked_for() {
+        use proto::TaskState::Halted;
+        let halted = |reason: &str| proto::Deployment {
+            reason: reason.into(),
+            ..deployment(2, proto::DeploymentState::Halted)
+        };
+        let tasks = || vec![task(0, 7, Halted), task(1, 9, Halted)];
+        let look = |now: &proto::Deployment, partition, on_trial| {
+            Following::new(now, partition).look(&rollout(tasks(), on_trial), now)
+        };
+        let of_a_task = halted("as told in 0");
+        assert_eq!(look(&of_a_task, Some(0), false), Progress::Coming);
+        let told = Progress::Halted("task 1 of count is halted: as told in 1".into());
+        assert_eq!(look(&of_a_task, None, false), told);
+        assert_eq!(look(&of_a_task, None, true), Progress::Coming, "a node may take the version back");
+        let told = Progress::Halted("count is halted: topic in does not exist".into());
+        assert_eq!(look(&halted("topic in does not exist"), Some(0), false), told);
+    }
+
+    #[test]
+    fn a_version_that_was_rolled_back_is_told_why() {
+        let at = |version, rolled_back: &str| proto::Deployment {
+            rolled_back: rolled_back.into(),
+            ..deployment(version, proto::DeploymentState::Starting)
+        };
+        let asked = at(2, "");
+        let none = rollout(Vec::new(), false);
+        let look = |now: proto::Deployment| Following::new(&asked, None).look(&none, &now);
+        assert_eq!(look(at(2, "version 2 failed and cannot be rolled back")), Progress::Coming);
+        assert_eq!(look(at(3, "")), Progress::Coming, "somebody deployed another");
+        let reason = "version 2 failed and was rolled back: as told";
+        assert_eq!(look(at(3, reason)), Progress::TakenBack(reason.into()));
     }
 }

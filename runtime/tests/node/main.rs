@@ -1,5 +1,6 @@
 //! A whole node in this process, on the embedded broker: from deploy to query.
 
+mod adoption;
 mod disk;
 mod drains;
 mod failures;
