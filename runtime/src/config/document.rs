@@ -84,12 +84,16 @@ impl DeploymentSpec {
 /// The name in a text that is exactly one document, whatever else may be wrong with it.
 pub fn name_of(text: &str) -> Option<String> {
     match yaml::documents(text, &Report::default()).ok()?.as_slice() {
-        [Node { value: Yaml::Map(entries), .. }] => {
-            match entries.iter().find(|(key, _)| key.name == "name")? {
-                (_, Node { value: Yaml::Text(name), .. }) => Some(name.clone()),
-                _ => None,
-            }
-        }
+        [node] => name_in(node).map(|(_, name)| name.to_owned()),
+        _ => None,
+    }
+}
+
+/// The name that a document gives itself, and the line where it does.
+pub(super) fn name_in(node: &Node) -> Option<(u32, &str)> {
+    let Yaml::Map(entries) = &node.value else { return None };
+    match entries.iter().find(|(key, _)| key.name == "name")? {
+        (key, Node { value: Yaml::Text(name), .. }) => Some((key.line, name.as_str())),
         _ => None,
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! A document without `kind` is a deployment.
 
+use std::collections::BTreeSet;
+
 use super::deployment::DeploymentSpec;
 use super::document::{self, SpecDefaults};
 use super::problem::{Problems, Report};
@@ -16,7 +18,7 @@ pub enum Document {
     Topic(TopicDocument),
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Deployment,
     Topic,
@@ -37,8 +39,10 @@ impl Document {
                 "is empty: a deployment needs at least name, module and inputs",
             ));
         }
-        let documents: Vec<_> = nodes.iter().filter_map(|node| read(node, defaults, &report)).collect();
-        refuse_equal_names(&nodes, &documents, &report);
+        let known: Vec<_> = nodes.iter().filter_map(|node| Some((kind(node, &report)?, node))).collect();
+        refuse_equal_names(&known, &report);
+        let documents = known.iter().filter_map(|&(kind, node)| read(kind, node, defaults, &report));
+        let documents: Vec<_> = documents.collect();
         report.finish(Some(documents))
     }
 
@@ -64,21 +68,10 @@ impl Document {
         }
         Ok(parts.into_iter().zip(documents).collect())
     }
-
-    fn name(&self) -> &str {
-        match self {
-            Document::Deployment(spec) => &spec.name,
-            Document::Topic(topic) => &topic.name,
-        }
-    }
-
-    fn is_named_like(&self, other: &Document) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(other) && self.name() == other.name()
-    }
 }
 
-fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Document> {
-    match kind(node, report)? {
+fn read(kind: Kind, node: &Node, defaults: &SpecDefaults, report: &Report) -> Option<Document> {
+    match kind {
         Kind::Deployment => {
             document::read(node, defaults, report).map(|spec| Document::Deployment(Box::new(spec)))
         }
@@ -96,19 +89,19 @@ fn kind(node: &Node, report: &Report) -> Option<Kind> {
     section.choice("kind", None, &kinds)
 }
 
-fn refuse_equal_names(nodes: &[Node], documents: &[Document], report: &Report) {
-    // With a problem in some document the two lists do not line up; the names wait for the next try.
-    if nodes.len() != documents.len() {
-        return;
-    }
-    for (at, (node, document)) in nodes.iter().zip(documents).enumerate() {
-        if documents[..at].iter().any(|earlier| earlier.is_named_like(document)) {
-            let done = match document {
-                Document::Deployment(_) => "deployed",
-                Document::Topic(_) => "described",
+/// Each kind has names of its own. Whatever else is wrong with a document, its name counts: its author mends
+/// all of it at once.
+fn refuse_equal_names(documents: &[(Kind, &Node)], report: &Report) {
+    let mut names = BTreeSet::new();
+    for &(kind, node) in documents {
+        let Some((line, name)) = document::name_in(node) else { continue };
+        if !names.insert((kind, name)) {
+            let done = match kind {
+                Kind::Deployment => "deployed",
+                Kind::Topic => "described",
             };
-            let message = format!("`{}` is {done} by an earlier document of this file", document.name());
-            report.add(Some(node.line), "name", message);
+            let message = format!("`{name}` is {done} by an earlier document of this file");
+            report.add(Some(line), "name", message);
         }
     }
 }
@@ -127,8 +120,11 @@ mod tests {
             DEPLOYMENT.replace("name: words", "name: b")
         );
         let parts = Document::split(&text).expect("valid");
-        let is_topic = |document: &Document| matches!(document, Document::Topic(_));
-        let all: Vec<_> = parts.iter().map(|(_, document)| (is_topic(document), document.name())).collect();
+        let named = parts.iter().map(|(_, document)| match document {
+            Document::Topic(topic) => (true, topic.name.as_str()),
+            Document::Deployment(spec) => (false, spec.name.as_str()),
+        });
+        let all: Vec<_> = named.collect();
         assert_eq!(all, [(true, "words"), (false, "words"), (false, "b")]);
         assert!(parts[0].0.starts_with("# the topic\nkind: topic\n"), "{parts:?}");
         assert!(TopicDocument::parse(&parts[0].0).is_ok());
@@ -146,12 +142,24 @@ mod tests {
         );
         assert_eq!(
             said(&format!("{TOPIC}---\n{TOPIC}")),
-            "line 5: name: `words` is described by an earlier document of this file"
+            "line 6: name: `words` is described by an earlier document of this file"
         );
         let problems = said(&format!("{TOPIC}---\nname: b\nmodul: a.wasm\n---\nkind: topic\nname: c\n"));
         assert!(
             problems.contains("line 6: modul") && problems.contains("partitions: is missing"),
             "{problems}"
         );
+    }
+
+    #[test]
+    fn equal_names_are_told_with_whatever_else_is_wrong_with_either_document() {
+        let said = |text: &str| Document::parse_all(text).expect_err(text).to_string();
+        let broken = DEPLOYMENT.replace("module", "modul");
+        let clash = "line 5: name: `words` is deployed by an earlier document of this file";
+        let typo = |line: u32| format!("line {line}: modul: unknown key, did you mean `module`?");
+        assert_eq!(said(&format!("{broken}---\n{DEPLOYMENT}")), format!("{}\n{clash}", typo(2)));
+        assert_eq!(said(&format!("{DEPLOYMENT}---\n{broken}")), format!("{clash}\n{}", typo(6)));
+        let unknown = format!("kind: Topic\n{DEPLOYMENT}---\n{DEPLOYMENT}");
+        assert_eq!(said(&unknown), "line 1: kind: unknown value `Topic`, did you mean `topic`?");
     }
 }
