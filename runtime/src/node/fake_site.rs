@@ -3,8 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use tidemill_proto::v1::DeployEntry;
+use tidemill_proto::v1::control_entry::Entry;
+
 use super::deployment::Leave;
+use super::proposal::proposal;
 use super::registered::Registered;
+use super::registry::Registry;
 use super::revision::PrepareError;
 use super::site::{Running, Site};
 
@@ -27,6 +32,14 @@ struct State {
     open: BTreeSet<String>,
     broken: BTreeSet<String>,
     troubles: BTreeMap<String, String>,
+}
+
+/// The deployment `a`, as it is registered.
+pub fn registered() -> Registered {
+    let mut registry = Registry::default();
+    let deploy = DeployEntry { name: "a".into(), incarnation: "a1".into(), ..DeployEntry::default() };
+    registry.apply(registry.next, 1, &proposal(Entry::Deploy(deploy)));
+    registry.deployments.remove("a").expect("it is deployed")
 }
 
 pub struct FakeRunning {

@@ -39,6 +39,7 @@ pub mod pace;
 mod parked_keys;
 mod permissions;
 mod place;
+mod places;
 #[cfg(test)]
 mod proposal;
 pub mod query;
