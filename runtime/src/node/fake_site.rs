@@ -12,6 +12,7 @@ use super::registered::Registered;
 use super::registry::Registry;
 use super::revision::PrepareError;
 use super::site::{Running, Site};
+use super::trouble::Trouble;
 
 /// Does what it is told at once, unless that is held up. What it does has a name, such as `prepare a`.
 #[derive(Clone, Default)]
@@ -110,10 +111,10 @@ impl Site for FakeSite {
 
     fn condemn(&self, _registered: &Registered, _error: &PrepareError) {}
 
-    fn set_trouble(&self, deployment: &str, trouble: Option<(u64, String)>) {
+    fn set_trouble(&self, deployment: &str, trouble: Option<Trouble>) {
         let mut state = self.lock();
         match trouble {
-            Some((_, reason)) => drop(state.troubles.insert(deployment.to_owned(), reason)),
+            Some(trouble) => drop(state.troubles.insert(deployment.to_owned(), trouble.told(|_| true))),
             None => drop(state.troubles.remove(deployment)),
         }
     }

@@ -270,7 +270,7 @@ impl Handle {
     pub(super) fn describe(&self, registered: &Registered) -> proto::Deployment {
         let board = self.node.board(&registered.name);
         let tasks = board.as_ref().map(|board| board.tasks()).unwrap_or_default();
-        let trouble = self.node.trouble(registered);
+        let trouble = self.node.trouble(registered).map(|trouble| trouble.told(|name| self.sees(name)));
         let inputs = registered.topics();
         // A task of an older revision says nothing about this one.
         let mut adopted = tasks.values().filter(|task| task.revision == registered.revision);

@@ -64,6 +64,7 @@ pub mod supervisor;
 mod tidy;
 mod topics;
 pub mod trial;
+mod trouble;
 pub mod unpark;
 pub mod uploads;
 mod versions;

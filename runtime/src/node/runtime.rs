@@ -18,6 +18,7 @@ use super::pace::NodeBudget;
 use super::registered::Registered;
 use super::revision::PrepareError;
 use super::trial::Trials;
+use super::trouble::Trouble;
 use crate::config::deployment::DeploymentSpec;
 use crate::config::{NodeConfig, Problems};
 use crate::kafka::admin::{Admin, AdminError, NewTopic, Topic};
@@ -44,8 +45,8 @@ const EMPTY_GROUP_PAUSE: Duration = Duration::from_millis(50);
 /// A deployment as this node runs it.
 struct Running {
     board: Arc<Board>,
-    /// Why which revision could not start; none when it runs.
-    trouble: Option<(u64, String)>,
+    /// Why a revision could not start; none when it runs.
+    trouble: Option<Trouble>,
     /// It has been started at least once, so that no tasks means: they are elsewhere.
     settled: bool,
 }
@@ -204,16 +205,16 @@ impl NodeRuntime {
     }
 
     /// Why this revision of a deployment does not run here as a whole.
-    pub fn trouble(&self, registered: &Registered) -> Option<String> {
+    pub fn trouble(&self, registered: &Registered) -> Option<Trouble> {
         let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
         let running = running.get(&registered.name)?;
         match &running.trouble {
-            Some((revision, reason)) if *revision == registered.revision => Some(reason.clone()),
-            _ => running.board.trouble(),
+            Some(trouble) if trouble.revision == registered.revision => Some(trouble.clone()),
+            _ => running.board.trouble().map(|reason| Trouble::new(registered.revision, reason)),
         }
     }
 
-    pub fn set_trouble(&self, deployment: &str, trouble: Option<(u64, String)>) {
+    pub fn set_trouble(&self, deployment: &str, trouble: Option<Trouble>) {
         let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
         self.entry(&mut running, deployment).trouble = trouble;
     }

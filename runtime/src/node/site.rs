@@ -9,6 +9,7 @@ use super::former;
 use super::registered::Registered;
 use super::revision::{self, PrepareError, Revision};
 use super::runtime::NodeRuntime;
+use super::trouble::Trouble;
 
 /// Where deployments run. Cheap to clone.
 pub(super) trait Site: Clone + Send + 'static {
@@ -26,8 +27,8 @@ pub(super) trait Site: Clone + Send + 'static {
     /// A revision could not be made ready, which may be its own fault.
     fn condemn(&self, registered: &Registered, error: &PrepareError);
 
-    /// Why which revision of a deployment does not run here; none when nothing is wrong.
-    fn set_trouble(&self, deployment: &str, trouble: Option<(u64, String)>);
+    /// Why a revision of a deployment does not run here; none when nothing is wrong.
+    fn set_trouble(&self, deployment: &str, trouble: Option<Trouble>);
 
     /// Of a deployment that is gone, and of which nothing runs any more.
     fn forget(&self, deployment: &str);
@@ -90,7 +91,7 @@ impl Site for Arc<NodeRuntime> {
         }
     }
 
-    fn set_trouble(&self, deployment: &str, trouble: Option<(u64, String)>) {
+    fn set_trouble(&self, deployment: &str, trouble: Option<Trouble>) {
         NodeRuntime::set_trouble(self, deployment, trouble);
     }
 

@@ -334,7 +334,7 @@ pub struct WorkerMetrics {
 pub struct NodeMetrics {
     /// Deployments the registry holds.
     pub deployments: Gauge,
-    /// Those of which something here should have ended, and does not.
+    /// Those of which a start or a stop here should have ended, and does not.
     pub deployments_hanging: Gauge,
     /// Nodes whose heartbeat is fresh, this one included.
     pub nodes: Gauge,

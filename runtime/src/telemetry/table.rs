@@ -193,7 +193,7 @@ pub const DESTINATION: &[Row<DestinationMetrics>] = &[
 pub const NODE: &[Row<NodeMetrics>] = &[
     gauge("tidemill_deployments", "Deployments the registry holds",
         |c, emit| emit(None, Sample::Gauge(c.deployments.get() as f64))),
-    gauge("tidemill_deployments_hanging", "Deployments whose start or workers were to end on this node a minute ago, and have not",
+    gauge("tidemill_deployments_hanging", "Deployments whose start or stop on this node has been at the same for a minute",
         |c, emit| emit(None, Sample::Gauge(c.deployments_hanging.get() as f64))),
     gauge("tidemill_nodes", "Nodes of the fleet with a fresh heartbeat",
         |c, emit| emit(None, Sample::Gauge(c.nodes.get() as f64))),

@@ -41,7 +41,7 @@ pub async fn look(global: &Global, names: &[String], wanted: &[String]) -> Resul
     let others = Others::reach(global, channel, &nodes).await?;
     let mut checks = Vec::new();
     for name in names {
-        let deployment = deployments::get(channel.clone(), &name).await?;
+        let deployment = seen(channel, &name).await?;
         if deployment.state() == proto::DeploymentState::Paused {
             checks.push(row(format!("state {name}"), Verdict::Warning, "paused"));
             continue;
@@ -51,7 +51,7 @@ pub async fn look(global: &Global, names: &[String], wanted: &[String]) -> Resul
         let lag = LagClient::new(channel.clone()).get(request).await?.into_inner().partitions;
         let counted = others.counted(&name, &rollout).await;
         checks.push(tasks(&name, &rollout));
-        checks.push(state(&deployment));
+        checks.push(state(&deployment, &others.halted(&name).await));
         checks.push(on_trial(&deployment, &counted, is_named));
         checks.push(failures(&deployment, &counted, is_named));
         checks.push(errors(&name, error_lines(channel, &deployment).await));
@@ -60,6 +60,13 @@ pub async fn look(global: &Global, names: &[String], wanted: &[String]) -> Resul
     checks.extend(wanted.iter().map(|id| node(id, &nodes)));
     checks.push(cluster(&nodes));
     Ok(checks)
+}
+
+/// A deployment as one node sees it.
+async fn seen(channel: &Channel, name: &str) -> Result<proto::Deployment, Failure> {
+    let mut client = DeploymentsClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let request = proto::GetDeploymentRequest { name: name.to_owned() };
+    Ok(client.get(timed(request, ANSWER_WAIT)).await?.into_inner().deployment.unwrap_or_default())
 }
 
 async fn rollout(channel: &Channel, name: &str) -> Result<proto::RolloutResponse, Failure> {
@@ -109,6 +116,20 @@ impl Others {
         counted.not_asked.sort();
         counted
     }
+
+    /// Where it is halted, and why: a node that cannot run it is told of by itself alone, whoever has its tasks.
+    /// Who does not answer is named with the counts.
+    async fn halted(&self, name: &str) -> Vec<String> {
+        let mut halted = Vec::new();
+        for (id, channel) in &self.reached {
+            let Ok(there) = seen(channel, name).await else { continue };
+            if there.state() == proto::DeploymentState::Halted {
+                halted.push(format!("on {id}: {}", there.reason));
+            }
+        }
+        halted.sort();
+        halted
+    }
 }
 
 /// What a version's records came to.
@@ -149,11 +170,17 @@ fn tasks(name: &str, rollout: &proto::RolloutResponse) -> Check {
     row(format!("tasks {name}"), verdict, format!("{run} of {all} run version {}", rollout.version))
 }
 
-fn state(deployment: &proto::Deployment) -> Check {
+/// As the node that was asked says, and those of the others that say something worse.
+fn state(deployment: &proto::Deployment, elsewhere: &[String]) -> Check {
     let name = format!("state {}", deployment.name);
-    match deployment.state() {
-        proto::DeploymentState::Halted => row(name, Verdict::Failed, &deployment.reason),
-        state => row(name, Verdict::Ok, deployments::state_name(state)),
+    let here = match deployment.state() {
+        proto::DeploymentState::Halted => Some(&deployment.reason),
+        _ => None,
+    };
+    let reasons: Vec<&str> = here.into_iter().chain(elsewhere).map(String::as_str).collect();
+    match reasons.as_slice() {
+        [] => row(name, Verdict::Ok, deployments::state_name(deployment.state())),
+        reasons => row(name, Verdict::Failed, reasons.join("; ")),
     }
 }
 
@@ -318,6 +345,25 @@ mod tests {
         assert_eq!((older.verdict, older.detail.as_str()), (Verdict::Failed, "1 of 2 run version 2"));
         let halted = tasks("a", &rollout(vec![task(7, proto::TaskState::Halted)]));
         assert_eq!(halted.verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn a_node_where_the_deployment_cannot_run_fails_the_check_whoever_is_asked() {
+        let of = |state: proto::DeploymentState, reason: &str, elsewhere: &[&str]| {
+            let deployment = proto::Deployment {
+                state: state.into(),
+                reason: reason.into(),
+                ..deployment(1, "")
+            };
+            let elsewhere: Vec<String> = elsewhere.iter().map(|&said| said.to_owned()).collect();
+            let check = super::state(&deployment, &elsewhere);
+            (check.verdict, check.detail)
+        };
+        let (running, halted) = (proto::DeploymentState::Running, proto::DeploymentState::Halted);
+        assert_eq!(of(running, "", &[]), (Verdict::Ok, "running".to_owned()));
+        let there = "on n2: revision 3 does not start";
+        assert_eq!(of(running, "", &[there]), (Verdict::Failed, there.to_owned()));
+        assert_eq!(of(halted, "no topic", &[there]), (Verdict::Failed, format!("no topic; {there}")));
     }
 
     #[test]

@@ -26,7 +26,12 @@ pub(in crate::node) struct Ending<S: Site> {
 
 impl<S: Site> Ending<S> {
     /// Of what runs; `then` is to be tried again.
-    pub(super) fn of_running(name: &str, running: S::Running, leave: Leave, then: Option<Retry>) -> Ending<S> {
+    pub(super) fn of_running(
+        name: &str,
+        running: S::Running,
+        leave: Leave,
+        then: Option<Retry>,
+    ) -> Ending<S> {
         Ending::new(stop(name, running, leave), None, then)
     }
 
@@ -58,20 +63,21 @@ impl<S: Site> Ending<S> {
         self.start.is_some()
     }
 
-    pub(super) fn since(&self) -> Instant {
-        self.since
+    /// It should have ended long ago.
+    pub(super) fn hangs(&self) -> bool {
+        self.since.elapsed() >= HANGS_AFTER
     }
 
-    pub(super) fn hangs(&mut self, name: &str) -> Option<String> {
-        let waited = self.since.elapsed();
-        if waited < HANGS_AFTER {
+    /// That it hangs, if it does, and what it waits for. The log has it the first time.
+    pub(super) fn tell_hanging(&mut self, name: &str) -> Option<String> {
+        if !self.hangs() {
             return None;
         }
         let waits_for = match &self.start {
             None => "its workers, which commit or are in a call of the handler",
-            Some(start) => start.does(),
+            Some(start) => start.does().0,
         };
-        let waited_s = waited.as_secs();
+        let waited_s = self.since.elapsed().as_secs();
         if !std::mem::replace(&mut self.is_told, true) {
             tracing::error!(deployment = name, waited_s, waits_for, "it does not end");
         }
@@ -108,6 +114,12 @@ impl<S: Site> Ending<S> {
         }
         self.then
     }
+
+    /// As if it had been given up long ago.
+    #[cfg(test)]
+    pub(super) fn grow_old(&mut self) {
+        self.since = super::long_ago();
+    }
 }
 
 /// Stops what runs on a thread of its own; on this one, if there is none to be had.
@@ -137,7 +149,6 @@ mod tests {
 
     #[test]
     fn what_hangs_says_what_it_waits_for() {
-        let Some(long_ago) = Instant::now().checked_sub(HANGS_AFTER) else { return };
         let registered = registered();
         for (held, waits_for) in [
             ("prepare a", "its start, which compiles"),
@@ -154,9 +165,9 @@ mod tests {
                 std::thread::yield_now();
             }
             let mut ending = place.given_up("a").expect("it runs, or is about to");
-            assert_eq!(ending.hangs("a"), None, "it has hardly begun");
-            ending.since = long_ago;
-            assert!(ending.hangs("a").is_some_and(|said| said.contains(waits_for)), "{held}");
+            assert_eq!(ending.tell_hanging("a"), None, "it has hardly begun");
+            ending.grow_old();
+            assert!(ending.tell_hanging("a").is_some_and(|said| said.contains(waits_for)), "{held}");
             place = Place::Ending(ending);
             assert!(!place.is_moving() && place.has_lost_a_start() == (held != "leave a"));
             site.release(held);

@@ -15,6 +15,10 @@
 //!
 //! Nothing of a deployment is started while something of it ends, which has its stores: what runs may lose a
 //! worker and be stopped while its successor is made ready, which then waits for that.
+//!
+//! What is made ready has one of a few turns. It loses it when it is ready, when it is given up and, so that it
+//! keeps no other deployment from starting, when it hangs; its thread goes on, and what it brings counts still. A
+//! start that was given up or hangs is a lost one until it ends, and of those there may be so many.
 
 mod ending;
 mod start;
@@ -27,13 +31,15 @@ pub(super) use self::start::Start;
 use super::deployment::Leave;
 use super::registered::Registered;
 use super::site::{Running, Site};
+use super::trouble::Trouble;
 
 /// A deployment that could not start is tried again after this, doubled up to the maximum.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A deployment whose workers have run for so long had nothing to do with the panic before.
 const CALM: Duration = Duration::from_secs(5 * 60);
-/// What should have ended so long ago hangs: a commit and the compilation of a module take less.
+/// What should have ended so long ago hangs, and so does a start that has been at the same for so long: a commit,
+/// the compilation of a module and an answer of Kafka take less.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) enum Place<S: Site> {
@@ -102,32 +108,35 @@ impl<S: Site> Place<S> {
         }
     }
 
-    /// It is being made ready. What is ready may have to wait for the end of what ran before.
+    /// It is being made ready, and does not hang. What is ready may have to wait for the end of what ran before.
     pub(super) fn takes_a_turn(&self) -> bool {
-        matches!(self, Place::Starting(start) if !start.is_ready())
+        matches!(self, Place::Starting(start) if start.takes_a_turn())
     }
 
     /// Something of it is about to be over: looking often for what hangs is of no use.
     pub(super) fn is_moving(&self) -> bool {
-        let since = match self {
-            Place::Up(..) | Place::Failed(_) => return false,
-            Place::Starting(start) => start.since(),
-            Place::Ending(ending) => ending.since(),
-        };
-        since.elapsed() < HANGS_AFTER
+        match self {
+            Place::Up(..) | Place::Failed(_) => false,
+            Place::Starting(start) => !start.hangs(),
+            Place::Ending(ending) => !ending.hangs(),
+        }
     }
 
-    /// A start of it was given up, and has not ended.
+    /// A start of it was given up or hangs, and has not ended.
     pub(super) fn has_lost_a_start(&self) -> bool {
-        matches!(self, Place::Ending(ending) if ending.has_a_start())
+        match self {
+            Place::Up(..) | Place::Failed(_) => false,
+            Place::Starting(start) => start.hangs(),
+            Place::Ending(ending) => ending.has_a_start(),
+        }
     }
 
     /// That it hangs, if it does, and what it waits for. The log has it the first time.
-    pub(super) fn hangs(&mut self, name: &str) -> Option<String> {
+    pub(super) fn tell_hanging(&mut self, name: &str) -> Option<String> {
         match self {
             Place::Up(..) | Place::Failed(_) => None,
-            Place::Starting(start) => start.hangs(name),
-            Place::Ending(ending) => ending.hangs(name),
+            Place::Starting(start) => start.tell_hanging(name),
+            Place::Ending(ending) => ending.tell_hanging(name),
         }
     }
 
@@ -159,7 +168,7 @@ impl<S: Site> Place<S> {
                     false => format!("revision {wanted} is next"),
                 };
                 let reason = format!("a worker of revision {revision} panicked: see the node's log; {next}");
-                site.set_trouble(name, Some((wanted, reason)));
+                site.set_trouble(name, Some(Trouble::new(wanted, reason)));
                 Place::tried_again(name, running, Leave::Nobody, retry)
             }
             Place::Starting(start) => {
@@ -202,6 +211,22 @@ impl<S: Site> Place<S> {
             Place::Ending(ending) => ending.end(site, name).map(Place::Failed),
         }
     }
+
+    /// As if what starts or ends had begun to long ago.
+    #[cfg(test)]
+    pub(super) fn grow_old(&mut self) {
+        match self {
+            Place::Up(..) | Place::Failed(_) => {}
+            Place::Starting(start) => start.grow_old(),
+            Place::Ending(ending) => ending.grow_old(),
+        }
+    }
+}
+
+/// When what hangs now began to.
+#[cfg(test)]
+fn long_ago() -> Instant {
+    Instant::now().checked_sub(HANGS_AFTER).expect("the clock is older than that")
 }
 
 /// A panic elsewhere leaves what is locked whole: it is taken and put back.

@@ -12,18 +12,29 @@ use crate::node::deployment::words;
 use crate::node::registered::Registered;
 use crate::node::revision::PrepareError;
 use crate::node::site::{Running, Site};
+use crate::node::trouble::Trouble;
 
-/// What a start does that has been made ready.
-const READY: &str = "its start, which stops what ran before or starts workers";
-/// And before that.
+/// What a start does while it is made ready, and from then on.
 const NOT_READY: &str = "its start, which compiles the module or asks Kafka";
+const READY: &str = "its start, which stops what ran before or starts workers";
 
 pub(in crate::node) struct Start<S: Site> {
     course: Arc<Course<S>>,
-    thread: JoinHandle<Place<S>>,
+    thread: JoinHandle<Outcome<S>>,
     since: Instant,
-    /// The log says that it hangs.
-    is_told: bool,
+    /// What the log says that it waits for, if it hangs.
+    told: Option<&'static str>,
+}
+
+/// What has come of a start. What that means is said and done when it arrives, by who looks at it: nothing that
+/// he says of a start that hangs comes after what has come of it.
+enum Outcome<S: Site> {
+    /// With what this revision had to wait for, if it had to.
+    Up(S::Running, Option<Retry>),
+    /// With what ran before, if that goes on.
+    Failed(Option<Place<S>>, PrepareError),
+    /// Too late for anything, as for a failure. With what ran before, if nobody else has taken it.
+    GivenUp(Option<Place<S>>),
 }
 
 /// What a start shares with who looks at it.
@@ -73,7 +84,7 @@ impl<S: Site> Start<S> {
             thread.spawn(move || step(&site, &course))
         };
         match thread {
-            Ok(thread) => Place::Starting(Start { course, thread, since: Instant::now(), is_told: false }),
+            Ok(thread) => Place::Starting(Start { course, thread, since: Instant::now(), told: None }),
             Err(error) => {
                 let error = PrepareError::Unavailable(format!("no thread to start it on: {error}"));
                 let former = lock(&course.former).take();
@@ -82,13 +93,15 @@ impl<S: Site> Start<S> {
         }
     }
 
-    pub(super) fn since(&self) -> Instant {
-        self.since
+    /// It is being made ready, and does not hang.
+    pub(super) fn takes_a_turn(&self) -> bool {
+        self.course.ready.get().is_none() && !self.hangs()
     }
 
-    /// It is made ready, or cannot be.
-    pub(super) fn is_ready(&self) -> bool {
-        self.course.ready.get().is_some()
+    /// It has been at the same for longer than anything takes. What makes a revision ready has time-outs of its
+    /// own, but not everything that it touches has: a disk of the network's, a fault of this program.
+    pub(super) fn hangs(&self) -> bool {
+        self.does().1 >= HANGS_AFTER
     }
 
     /// Its end need not be waited for.
@@ -96,9 +109,12 @@ impl<S: Site> Start<S> {
         self.thread.is_finished()
     }
 
-    /// What it does just now.
-    pub(super) fn does(&self) -> &'static str {
-        if self.is_ready() { READY } else { NOT_READY }
+    /// What it does just now, and for how long it has.
+    pub(super) fn does(&self) -> (&'static str, Duration) {
+        match self.course.ready.get() {
+            None => (NOT_READY, self.since.elapsed()),
+            Some(ready) => (READY, ready.elapsed()),
+        }
     }
 
     /// Asks what runs until it is ready.
@@ -125,44 +141,54 @@ impl<S: Site> Start<S> {
     /// Waits for its end. One that panics, which is a fault of this program, has failed like any other: what
     /// it has not taken over yet goes on.
     pub(super) fn arrive(self, site: &S) -> Place<S> {
-        match outcome(self.thread) {
-            Ok(place) => {
-                if self.is_told && matches!(place, Place::Up(..)) {
-                    // That it hangs may have been told just when it was up.
-                    site.set_trouble(&self.course.registered.name, None);
-                }
-                place
+        let Start { course, thread, since, told } = self;
+        let Registered { name, revision, .. } = &course.registered;
+        if told.is_some() {
+            let waited_s = since.elapsed().as_secs();
+            tracing::info!(deployment = name, revision, waited_s, "its start has ended after all");
+        }
+        let outcome = thread.join().unwrap_or_else(|panic| {
+            let reason = format!("its start panicked, see the node's log: {}", words(&*panic));
+            Outcome::Failed(lock(&course.former).take(), PrepareError::Unavailable(reason))
+        });
+        match outcome {
+            Outcome::Up(running, waited) => {
+                site.set_trouble(name, None);
+                Place::Up(running, waited)
             }
-            Err(error) => {
-                let former = lock(&self.course.former).take();
-                failed(site, former, &self.course, &error)
-            }
+            Outcome::Failed(former, error) => failed(site, former, &course, &error),
+            Outcome::GivenUp(former) => former.unwrap_or_else(|| Place::Failed(Retry::at_once(*revision))),
         }
     }
 
-    /// Of one that is ready: what makes it so has time-outs of its own.
-    pub(super) fn hangs(&mut self, name: &str) -> Option<String> {
-        let waited = self.course.ready.get()?.elapsed();
+    /// That it hangs, if it does, and what it waits for. The log has each of that once.
+    pub(super) fn tell_hanging(&mut self, name: &str) -> Option<String> {
+        let (waits_for, waited) = self.does();
         if waited < HANGS_AFTER {
             return None;
         }
         let (revision, waited_s) = (self.course.registered.revision, waited.as_secs());
-        if !std::mem::replace(&mut self.is_told, true) {
-            tracing::error!(deployment = name, revision, waited_s, waits_for = READY, "it does not start");
+        if self.told.replace(waits_for) != Some(waits_for) {
+            tracing::error!(deployment = name, revision, waited_s, waits_for, "it does not start");
         }
-        Some(format!("revision {revision} was made ready {waited_s} s ago and waits for {READY}"))
+        let reason =
+            format!("revision {revision} does not start: for {waited_s} s it has waited for {waits_for}");
+        Some(match self.of_running(Running::revision) {
+            Some(former) => format!("{reason}; revision {former} goes on meanwhile"),
+            None => reason,
+        })
+    }
+
+    /// As if it had begun long ago.
+    #[cfg(test)]
+    pub(super) fn grow_old(&mut self) {
+        self.since = super::long_ago();
     }
 }
 
-fn outcome<S: Site>(thread: JoinHandle<Place<S>>) -> Result<Place<S>, PrepareError> {
-    thread.join().map_err(|panic| {
-        PrepareError::Unavailable(format!("its start panicked, see the node's log: {}", words(&*panic)))
-    })
-}
-
-/// The next place of a deployment that is due. What runs goes on while its successor is made ready, and
+/// What has come of a deployment that is due. What runs goes on while its successor is made ready, and
 /// stays if that fails.
-fn step<S: Site>(site: &S, course: &Course<S>) -> Place<S> {
+fn step<S: Site>(site: &S, course: &Course<S>) -> Outcome<S> {
     let registered = &course.registered;
     let prepared = site.prepare(registered);
     course.ready.get_or_init(Instant::now);
@@ -171,13 +197,13 @@ fn step<S: Site>(site: &S, course: &Course<S>) -> Place<S> {
     // Not asked later: members that stop to come back keep their places in the group, and can leave it only
     // once they are back.
     if course.is_over() {
-        return former.unwrap_or_else(|| Place::Failed(Retry::at_once(registered.revision)));
+        return Outcome::GivenUp(former);
     }
     let ready = match prepared {
         Ok(ready) => ready,
         Err(error) => {
             site.condemn(registered, &error);
-            return failed(site, former, course, &error);
+            return Outcome::Failed(former, error);
         }
     };
     let (running, waited) = match former {
@@ -186,11 +212,8 @@ fn step<S: Site>(site: &S, course: &Course<S>) -> Place<S> {
         Some(Place::Starting(_) | Place::Ending(_)) | None => (None, None),
     };
     match site.start(ready, running) {
-        Ok(running) => {
-            site.set_trouble(&registered.name, None);
-            Place::Up(running, waited)
-        }
-        Err(error) => failed(site, None, course, &error),
+        Ok(running) => Outcome::Up(running, waited),
+        Err(error) => Outcome::Failed(None, error),
     }
 }
 
@@ -203,7 +226,7 @@ fn failed<S: Site>(site: &S, place: Option<Place<S>>, course: &Course<S>, error:
         Some(meanwhile) => format!("{error}; revision {meanwhile} goes on meanwhile"),
         None => error.to_string(),
     };
-    site.set_trouble(deployment, Some((revision, reason)));
+    site.set_trouble(deployment, Some(Trouble::new(revision, reason)));
     let retry = Retry::new(revision, course.backoff);
     match place {
         Some(Place::Up(running, _)) => Place::Up(running, Some(retry)),
@@ -225,11 +248,11 @@ mod tests {
     fn starting(
         registered: &Registered,
         former: Place<FakeSite>,
-        work: fn() -> Place<FakeSite>,
+        work: fn() -> Outcome<FakeSite>,
     ) -> Start<FakeSite> {
         let course = Course::new(Some(former), registered, &Arc::default());
         let (course, thread) = (Arc::new(course), std::thread::spawn(work));
-        Start { course, thread, since: Instant::now(), is_told: false }
+        Start { course, thread, since: Instant::now(), told: None }
     }
 
     #[test]
@@ -237,7 +260,7 @@ mod tests {
         let registered = registered();
         let former = at_once(registered.revision);
         assert!(former.is_due(&registered));
-        let start = starting(&registered, former, || at_once(7));
+        let start = starting(&registered, former, || Outcome::GivenUp(None));
         let course = Arc::clone(&start.course);
         let place = Place::Starting(start);
         assert!(!place.is_due(&registered) && place.takes_a_turn());
@@ -254,13 +277,15 @@ mod tests {
 
     #[test]
     fn a_start_that_panics_has_failed_with_its_words_and_waits_longer_each_time() {
-        let registered = registered();
-        let before = Place::Failed(Retry::new(registered.revision, RETRY_MIN));
+        let (registered, site) = (registered(), FakeSite::default());
+        let running = site.start(registered.clone(), None).expect("it starts");
+        let before = Place::Up(running, Some(Retry::new(registered.revision, RETRY_MIN)));
         let start = starting(&registered, before, || panic!("no luck"));
         assert_eq!(start.course.backoff, 2 * RETRY_MIN);
-        let Err(error) = outcome(start.thread) else { panic!("it has panicked") };
-        assert!(error.to_string().ends_with("no luck"), "{error}");
-        assert!(lock(&start.course.former).is_some(), "what it has not taken over goes on");
+        let place = start.arrive(&site);
+        assert!(matches!(place, Place::Up(..)), "what it has not taken over goes on");
+        let meanwhile = format!("no luck; revision {} goes on meanwhile", registered.revision);
+        assert!(site.trouble("a").is_some_and(|trouble| trouble.ends_with(&meanwhile)));
     }
 
     #[test]
@@ -279,22 +304,37 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_waits_for_what_ran_before_says_so_until_it_is_up() {
-        let Some(long_ago) = Instant::now().checked_sub(HANGS_AFTER) else { return };
+    fn a_start_that_hangs_says_what_it_waits_for_until_it_is_up() {
         let (wanted, site) = (registered(), FakeSite::default());
         let comes_up = || {
             let running = FakeSite::default().start(registered(), None).expect("it starts");
-            Place::<FakeSite>::Up(running, None)
+            Outcome::Up(running, None)
         };
-        let start = starting(&wanted, at_once(wanted.revision), comes_up);
+        let former = site.start(wanted.clone(), None).expect("it starts");
+        let start = starting(&wanted, Place::Up(former, None), comes_up);
         let course = Arc::clone(&start.course);
         let mut place = Place::Starting(start);
-        assert!(place.hangs("a").is_none() && place.takes_a_turn(), "it is made ready");
-        course.ready.set(long_ago).expect("it was not ready");
-        let said = place.hangs("a").expect("it waits");
-        assert!(said.contains("what ran before") && !place.takes_a_turn(), "{said}");
-        site.set_trouble("a", Some((wanted.revision, said)));
+        assert!(place.tell_hanging("a").is_none() && place.takes_a_turn(), "it is made ready");
+        place.grow_old();
+        let said = place.tell_hanging("a").expect("it is not ready");
+        assert!(said.contains("compiles the module") && said.ends_with("goes on meanwhile"), "{said}");
+        assert!(!place.takes_a_turn() && place.has_lost_a_start(), "others have its turn");
+        course.ready.set(Instant::now()).expect("it was not ready");
+        assert!(place.tell_hanging("a").is_none() && !place.has_lost_a_start(), "it goes on");
+        assert!(!place.takes_a_turn());
+        site.set_trouble("a", Some(Trouble::new(wanted.revision, said)));
         place = place.arrived(&site, "a").expect("it is up");
         assert!(matches!(place, Place::Up(..)) && site.trouble("a").is_none());
+    }
+
+    #[test]
+    fn a_start_that_waits_for_what_ran_before_hangs_as_well() {
+        let registered = registered();
+        let start = starting(&registered, at_once(registered.revision), || Outcome::GivenUp(None));
+        start.course.ready.set(super::super::long_ago()).expect("it was not ready");
+        let mut place = Place::Starting(start);
+        let said = place.tell_hanging("a").expect("it waits");
+        assert!(said.contains("what ran before") && place.has_lost_a_start(), "{said}");
+        assert!(matches!(place.arrived(&FakeSite::default(), "a"), Some(Place::Failed(_))));
     }
 }
