@@ -77,6 +77,7 @@ impl Heart {
 }
 
 fn beat(node: &NodeRuntime, address: &str) -> Heartbeat {
+    let drain = node.drain.state().into();
     let tasks = node
         .boards()
         .into_iter()
@@ -91,10 +92,6 @@ fn beat(node: &NodeRuntime, address: &str) -> Heartbeat {
             })
         })
         .collect();
-    Heartbeat {
-        address: address.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        tasks,
-        drain: node.drain.state().into(),
-    }
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    Heartbeat { address: address.to_owned(), version, tasks, drain }
 }

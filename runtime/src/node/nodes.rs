@@ -41,6 +41,7 @@ impl Handle {
     /// This node, with everything that it knows of its tasks; none before its first heartbeat.
     pub fn this_node(&self, deployment: &str) -> Option<proto::Node> {
         let node = self.nodes(deployment).into_iter().find(|node| node.id == self.node.id)?;
+        let drain = self.node.drain.state().into();
         let boards = self.node.boards().into_iter();
         let boards = boards.filter(|(name, _)| self.sees(name) && is_of(name, deployment));
         let view = self.node.control_log.view();
@@ -51,7 +52,7 @@ impl Handle {
             let of_task = |(partition, task)| described(&name, partition, &task, &inputs);
             tasks.extend(board.tasks().into_iter().map(of_task));
         }
-        Some(proto::Node { tasks, answered: true, drain: self.node.drain.state().into(), ..node })
+        Some(proto::Node { tasks, answered: true, drain, ..node })
     }
 
     /// What the handlers of a deployment have logged on this node.

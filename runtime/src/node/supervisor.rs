@@ -80,7 +80,9 @@ fn supervise(node: &Arc<NodeRuntime>, stopping: &Arc<AtomicBool>, watch: Watch, 
         for life in places.look(view, is_wanted) {
             burials.add(life);
         }
-        node.drain.set_done(places.is_given_away());
+        if places.is_given_away() {
+            node.drain.gave_away();
+        }
         node.telemetry.node.deployments_hanging.set(places.tell_hanging() as u64);
         watch.set(places.running(RunningDeployment::shared));
         if stops && places.is_given_away() {
