@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rdkafka::consumer::Consumer;
+use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, Producer};
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::deployments_client::DeploymentsClient;
@@ -12,6 +13,7 @@ use tidemill_proto::v1::state_client::StateClient;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::case::{HOSTILE, WRITES_FIRST};
 use super::clients;
 use super::neighbour::RATE;
 use super::stage::{Stage, TOLD_MAX, Told, create_topics, document, producer, reader, standard};
@@ -67,20 +69,23 @@ impl Stage {
     }
 
     /// A version that works, then one that never does. It is taken back by itself, and what it had failed and all
-    /// that waited is handled, once.
+    /// that waited is handled, once and in order.
     pub(super) fn bad_version(&mut self, name: &str) -> Result<Told> {
         let topics = [format!("{name}-in"), format!("{name}-out")];
         create_topics(&self.node, &[&topics[0], &topics[1]], 1);
-        let module = self.module("tests/guests/hostile");
-        let good = document(name, "tests/guests/hostile", "halt", &standard());
-        self.deploy(&good, &module, false)?;
+        let module = self.module(HOSTILE);
+        let version = |config: &str| {
+            document(name, HOSTILE, "halt", &standard()) + &format!("config: {{ {WRITES_FIRST}{config} }}\n")
+        };
+        self.deploy(&version(""), &module, false)?;
         self.until_running(name)?;
         let outputs = reader(&self.bootstrap, &topics[1], 1)?;
         let producer = producer(&self.bootstrap)?;
         let (mut fed, mut out) = (0, 0);
         let mut feed = |count: u32| -> Result<()> {
-            for _ in 0..count {
-                let record = BaseRecord::<str, str>::to(&topics[0]).key("k").payload("ok");
+            for number in fed..fed + count {
+                let key = number.to_string();
+                let record = BaseRecord::<str, str>::to(&topics[0]).key(&key).payload("pass");
                 flights::feed::send(&producer, record)?;
             }
             fed += count;
@@ -88,7 +93,7 @@ impl Stage {
         };
         feed(100)?;
         let began = Instant::now();
-        self.deploy(&format!("{good}config: {{ always: panic }}\n"), &module, false)?;
+        self.deploy(&version(", always: panic"), &module, false)?;
         let rollback = loop {
             ensure!(began.elapsed() < TOLD_MAX, "not rolled back after {:?}", began.elapsed());
             feed(10)?;
@@ -104,7 +109,9 @@ impl Stage {
         while out < fed {
             ensure!(began.elapsed() < 2 * TOLD_MAX, "{out} of {fed} records came out");
             if let Some(output) = outputs.poll(Duration::from_millis(100)) {
-                output?;
+                let output = output?;
+                let key = String::from_utf8_lossy(output.key().unwrap_or_default());
+                ensure!(key == out.to_string(), "record {key} came out as number {out}");
                 out += 1;
             }
         }

@@ -35,12 +35,19 @@ pub enum Act {
 pub struct Records {
     /// The crate of the guest.
     pub guest: &'static str,
+    /// What its document configures.
+    pub config: &'static str,
     /// One record: key and value.
-    pub record: (Option<&'static [u8]>, Value),
+    pub record: Record,
+    /// What comes before each of those, with which nothing is wrong; none for a guest that knows no such record.
+    pub good: Option<Record>,
+    /// What becomes of the one, and what the guest's policy makes of it if it fails.
+    pub fate: Fate,
+    pub then: &'static str,
+    /// What a record that does not fail leaves in the guest's only store.
+    pub state: State,
     /// A second, if it does not run short of them.
     pub rate: u64,
-    /// A good record: it has effects, and the guest is to go on with the next.
-    pub is_good: bool,
     /// Threads, each with a partition of its own.
     pub workers: u32,
     /// Limits of the guest: its memory, and what it may keep in its stores.
@@ -50,6 +57,21 @@ pub struct Records {
     pub time_ms: u64,
 }
 
+impl Records {
+    /// Whether the record with this number in its partition is one with which nothing is wrong.
+    pub fn is_good(&self, number: u64) -> bool {
+        self.good.is_some() && number.is_multiple_of(2)
+    }
+
+    /// Whether a record that fails becomes a dead letter.
+    pub fn has_letters(&self) -> bool {
+        self.then == "dead_letter"
+    }
+}
+
+/// Key and value.
+pub type Record = (Option<&'static [u8]>, Value);
+
 #[derive(Clone, Copy)]
 pub enum Value {
     Null,
@@ -58,16 +80,58 @@ pub enum Value {
     Long(usize),
 }
 
-const HOSTILE: &str = "tests/guests/hostile";
+impl Value {
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        match *self {
+            Value::Null => None,
+            Value::Bytes(bytes) => Some(bytes.to_vec()),
+            Value::Long(bytes) => Some(vec![b'x'; bytes]),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Each of them fails.
+    Fails,
+    /// None does: it has effects, and the guest goes on with the next.
+    Succeeds,
+    /// The first ones do not.
+    Either,
+}
+
+#[derive(Clone, Copy)]
+pub enum State {
+    /// No record of that guest succeeds.
+    Nothing,
+    /// A row of its own, before anything else it does, with the node by then.
+    Marks,
+    /// One more under this key.
+    Count(&'static [u8]),
+}
+
+pub const HOSTILE: &str = "tests/guests/hostile";
 const LIAR: &str = "tests/guests/liar";
 const COUNT: &str = "plugins/count";
+/// Whatever a record of [`HOSTILE`] does, it writes and emits before it: a failure has something to take back.
+pub const WRITES_FIRST: &str = "write_first: true";
 
-fn records(guest: &'static str, record: (Option<&'static [u8]>, Value), rate: u64) -> Records {
+fn records(guest: &'static str, record: Record, rate: u64) -> Records {
+    let key: &'static [u8] = b"good";
+    let (config, good, state) = match guest {
+        HOSTILE => (WRITES_FIRST, Some(Value::Bytes(b"pass")), State::Marks),
+        COUNT => ("", Some(Value::Bytes(b"v")), State::Count(key)),
+        _ => ("", None, State::Nothing),
+    };
     Records {
         guest,
+        config,
         record,
+        good: good.map(|value| (Some(key), value)),
+        fate: Fate::Fails,
+        then: "dead_letter",
+        state,
         rate,
-        is_good: false,
         workers: 1,
         memory_mib: 64,
         store_mib: None,
@@ -89,7 +153,7 @@ fn on_many_threads(value: &'static str, rate: u64) -> Act {
 
 fn slow() -> Act {
     // A loop of so many million steps stays below the limit of 100 ms, by not very much.
-    Act::Records(Records { is_good: true, ..command(HOSTILE, "spin 100", 100) })
+    Act::Records(Records { fate: Fate::Succeeds, good: None, ..command(HOSTILE, "spin 100", 100) })
 }
 
 fn fill() -> Act {
@@ -110,12 +174,23 @@ fn too_large() -> Act {
 
 fn bloat() -> Act {
     // 4 MiB a second.
-    Act::Records(Records { store_mib: Some(16), ..command(HOSTILE, "hoard 8", 500) })
+    let hoard = command(HOSTILE, "hoard 8", 500);
+    Act::Records(Records { fate: Fate::Either, good: None, store_mib: Some(16), ..hoard })
 }
 
 fn poison(guest: &'static str, key: Option<&'static [u8]>, value: Value) -> Act {
     let rate = if matches!(value, Value::Long(_)) { 5 } else { 500 };
     Act::Records(records(guest, (key, value), rate))
+}
+
+/// A record that the hostile guest cannot read, under another policy.
+fn unreadable(then: &'static str) -> Act {
+    Act::Records(Records { then, ..records(HOSTILE, (Some(&b"k"[..]), Value::Bytes(b"\xff")), 500) })
+}
+
+/// The records of [`Act::BadVersion`], as they end.
+pub fn mended() -> Records {
+    Records { fate: Fate::Succeeds, then: "halt", ..command(HOSTILE, "pass", 0) }
 }
 
 fn case(
@@ -165,6 +240,8 @@ pub fn all(mutants: usize) -> Vec<Case> {
         case("F27", "mutated modules", Act::Mutants(mutants), &["refused"], true),
         case("F28", "a version that always traps", Act::BadVersion, &["halted", "as told"], false),
         case("F29", "bad UTF-8", poison(HOSTILE, key, Value::Bytes(b"\xff\xfe\xc3")), &["UTF-8"], false),
+        case("F29", "bad UTF-8, skipped", unreadable("skip"), &["records skipped"], false),
+        case("F29", "bad UTF-8, halted for", unreadable("halt"), &["UTF-8", "offset 1"], false),
         case("F29", "cut off", poison(HOSTILE, key, Value::Bytes(b"emi")), &["unknown command"], false),
         case("F29", "0 bytes", poison(HOSTILE, key, Value::Bytes(b"")), &["unknown command"], false),
         case("F29", "no value (tombstone)", poison(HOSTILE, key, Value::Null), &["no value"], false),

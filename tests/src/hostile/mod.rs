@@ -9,7 +9,9 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`stage`] | one node, its broker, its neighbour; runs one case and judges it |
+//! | `flood` | a guest's records, over and over, and what is told of them |
 //! | `acts` | what takes more than one record over and over: traffic, a bad version, clients |
+//! | `accounts` | what the records of a guest have come to, by what lies in Kafka |
 //! | [`case`] | the list of them, by the numbers of the fault matrix |
 //! | [`modules`] | modules that no compiler would make |
 //! | [`clients`] | clients that no library would make |
@@ -18,11 +20,13 @@
 //! | [`churn`] | a thousand deploys and deletes, and two hundred small deployments |
 //! | [`bare`] | what those need for librdkafka alone |
 
+mod accounts;
 mod acts;
 pub mod bare;
 pub mod case;
 pub mod churn;
 pub mod clients;
+mod flood;
 pub mod modules;
 pub mod neighbour;
 pub mod process;

@@ -24,6 +24,14 @@ pub const PARTITIONS: i32 = 2;
 /// Records a second.
 pub const RATE: u64 = 5_000;
 
+/// What it is deployed by.
+pub fn document() -> String {
+    format!(
+        "name: {NAME}\nmodule: count.wasm\ninputs: {{ in: {{ topic: {INPUT} }} }}\n\
+         outputs: {{ out: {{ topic: {OUTPUT} }} }}\n"
+    )
+}
+
 const KEYS: u64 = 1_000;
 const TICK: Duration = Duration::from_millis(2);
 /// Until the last record of a window has come out.

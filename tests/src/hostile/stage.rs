@@ -1,7 +1,8 @@
 //! One node with its broker and the innocent neighbour: runs one case after the other and judges each.
 //!
 //! Contained means: the operator is told the reason, in time; memory grows by no more than the limits
-//! allow; the neighbour keeps its rate, with at most twice the p99 that it had undisturbed just before.
+//! allow; the neighbour keeps its rate, with at most twice the p99 that it had undisturbed just before; and what
+//! failed has left nothing behind.
 //!
 //! The machine may have other work, which comes and goes, and one measurement cannot tell it from a guest.
 //! But what a guest does, it does every time: a neighbour that seems to be harmed is measured again and
@@ -13,8 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::BaseConsumer;
-use rdkafka::message::{Headers, Message};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::BaseProducer;
 use rdkafka::topic_partition_list::Offset;
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::deploy_request::Part;
@@ -23,7 +23,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use super::case::{Act, Case, Records, Value};
+use super::case::{self, Act, Case};
 use super::modules;
 use super::neighbour::{self, Neighbour, RATE, Window, now_ms};
 use super::process::{Peak, Ticks, Usage};
@@ -123,13 +123,7 @@ impl Stage {
             cases: 0,
         };
         let module = stage.module("plugins/count");
-        let document = format!(
-            "name: {}\nmodule: count.wasm\ninputs: {{ in: {{ topic: {} }} }}\noutputs: {{ out: {{ topic: {} }} }}\n",
-            neighbour::NAME,
-            neighbour::INPUT,
-            neighbour::OUTPUT
-        );
-        stage.deploy(&document, &module, false)?;
+        stage.deploy(&neighbour::document(), &module, false)?;
         stage.until_running(neighbour::NAME)?;
         stage.measure(Duration::from_secs(3));
         Ok(stage)
@@ -189,7 +183,7 @@ impl Stage {
         let told = match &case.act {
             Act::Records(records) => self.records(&name, records, until),
             Act::Traffic => self.traffic(&name, until),
-            Act::Module(bytes) => self.refused(&name, &bytes()),
+            Act::Module(bytes) => self.refused(&bytes()),
             Act::Mutants(count) => self.mutants(&name, *count),
             Act::BadVersion => self.bad_version(&name),
             Act::Clients => self.clients(),
@@ -197,6 +191,7 @@ impl Stage {
         std::thread::sleep(until.saturating_duration_since(Instant::now()));
         let during = self.neighbour.window(from, now_ms());
         let grown_mib = peak.kib().saturating_sub(usage.rss_kib) >> 10;
+        let left = if told.is_ok() { self.aftermath(&name, &case.act) } else { Ok(()) };
         self.delete(&name)?;
         if matches!(case.act, Act::Traffic) {
             self.empty(&name);
@@ -210,10 +205,20 @@ impl Stage {
             Act::Records(records) => records.memory_mib + SLACK_MIB,
             _ => GUEST_MIB + SLACK_MIB,
         };
+        faults.extend(left.err().map(|error| format!("{error:#}")));
         faults.extend(judge(case, &reason, (grown_mib, limit)));
         faults.extend(self.panics());
         let foreign = Ticks::now(&own).foreign(ticks);
         Ok(Outcome { reason, took, grown_mib, before, during, pairs: 1, foreign, faults })
+    }
+
+    /// What has become of all its records, once they disturb nobody any more.
+    fn aftermath(&self, name: &str, act: &Act) -> Result<()> {
+        match act {
+            Act::Records(records) => self.account(name, records),
+            Act::BadVersion => self.account(name, &case::mended()),
+            Act::Traffic | Act::Module(_) | Act::Mutants(_) | Act::Clients => Ok(()),
+        }
     }
 
     /// The neighbour for so long from now.
@@ -242,7 +247,7 @@ impl Stage {
         self.runtime.block_on(deploy(self.channel.clone(), document, module, dry_run))
     }
 
-    fn deployment(&self, name: &str) -> Result<proto::Deployment> {
+    pub(super) fn deployment(&self, name: &str) -> Result<proto::Deployment> {
         let mut client = DeploymentsClient::new(self.channel.clone());
         let request = proto::GetDeploymentRequest { name: name.to_owned() };
         let answer = self.runtime.block_on(client.get(request))?.into_inner();
@@ -275,72 +280,25 @@ impl Stage {
         }
     }
 
-    /// Floods a guest with the record until the time is up. Told by the first dead letter, or by the halt
-    /// if there can be none; a good record leads to neither.
-    fn records(&mut self, name: &str, records: &Records, until: Instant) -> Result<Told> {
-        let topics = [format!("{name}-in"), format!("{name}-out")];
-        create_topics(&self.node, &[&topics[0], &topics[1]], records.workers as i32);
-        let module = self.module(records.guest);
-        let limits = limits(records.memory_mib, records.store_mib, records.time_ms);
-        let document = document(name, records.guest, "dead_letter", &limits)
-            + &format!("workers: {}\n", records.workers);
-        self.deploy(&document, &module, false)?;
-        self.until_running(name)?;
+    /// A module that no deploy may accept, as the next version of the neighbour, which goes on as it is.
+    fn refused(&mut self, module: &[u8]) -> Result<Told> {
+        let before = self.deployment(neighbour::NAME)?.revision;
         let began = Instant::now();
-        let partitions = records.workers as i32;
-        let letters = reader(&self.bootstrap, &format!("tidemill.{name}.dead-letters"), partitions)?;
-        let outputs = reader(&self.bootstrap, &topics[1], partitions)?;
-        let value = match records.record.1 {
-            Value::Null => None,
-            Value::Bytes(bytes) => Some(bytes.to_vec()),
-            Value::Long(bytes) => Some(vec![b'x'; bytes]),
-        };
-        let producer = producer(&self.bootstrap)?;
-        let (mut sent, mut told) = (0u64, None);
-        while Instant::now() < until || told.is_none() {
-            ensure!(began.elapsed() < TOLD_MAX, "no reason after {:?}", began.elapsed());
-            while sent < 1 + began.elapsed().as_millis() as u64 * records.rate / 1_000 {
-                let mut record = BaseRecord::<[u8], [u8]>::to(&topics[0]);
-                record.key = records.record.0;
-                record.payload = value.as_deref();
-                record.partition =
-                    (records.workers > 1).then_some((sent % u64::from(records.workers)) as i32);
-                flights::feed::send(&producer, record)?;
-                sent += 1;
+        let told = match self.deploy(&neighbour::document(), module, false) {
+            Ok(_) => {
+                let good = self.module("plugins/count");
+                self.deploy(&neighbour::document(), &good, false)?;
+                bail!("it was accepted")
             }
-            producer.poll(Duration::from_millis(5));
-            if told.is_none() {
-                told = letter(&letters, Duration::from_millis(5))?
-                    .map(|reason| Told { reason, after: began.elapsed() });
-            }
-            if told.is_none() && sent % 20 == 0 {
-                let found = self.deployment(name)?;
-                let halted = found.state() == proto::DeploymentState::Halted;
-                told = halted.then(|| Told { reason: found.reason, after: began.elapsed() });
-            }
-            if records.is_good && told.is_none() && Instant::now() >= until {
-                told = Some(Told { reason: String::new(), after: Duration::ZERO });
-            }
-        }
-        producer.flush(TOLD_MAX)?;
-        if let Some(output) = outputs.poll(Duration::from_millis(100)) {
-            bail!("a failed record has an effect: {:?}", output?.payload().map(<[u8]>::len));
-        }
-        told.context("nothing was told")
-    }
-
-    /// A module that no deploy may accept.
-    fn refused(&self, name: &str, module: &[u8]) -> Result<Told> {
-        create_topics(&self.node, &[&format!("{name}-in"), &format!("{name}-out")], 1);
-        let began = Instant::now();
-        match self.deploy(&document(name, "bench/pass", "halt", &standard()), module, false) {
-            Ok(_) => bail!("it was accepted"),
             Err(status) if status.code() == Code::InvalidArgument => {
                 ensure!(began.elapsed() < COMPILED_MAX, "took {:?}", began.elapsed());
-                Ok(Told { reason: status.message().to_owned(), after: began.elapsed() })
+                Told { reason: status.message().to_owned(), after: began.elapsed() }
             }
             Err(status) => bail!("{status}"),
-        }
+        };
+        let after = self.deployment(neighbour::NAME)?.revision;
+        ensure!(before == after, "the neighbour was at revision {before} and is at {after}");
+        Ok(told)
     }
 
     /// Changed modules: each is refused with a reason or, if it is still sound, passes the check.
@@ -434,7 +392,7 @@ pub(super) fn document(name: &str, guest: &str, then: &str, limits: &str) -> Str
 }
 
 /// As in a document.
-fn limits(memory_mib: u64, store_mib: Option<u64>, time_ms: u64) -> String {
+pub(super) fn limits(memory_mib: u64, store_mib: Option<u64>, time_ms: u64) -> String {
     let store = store_mib.map(|mib| format!(", store_bytes: {mib}MiB"));
     format!("memory: {memory_mib}MiB, batch_time: {time_ms}ms{}", store.unwrap_or_default())
 }
@@ -467,6 +425,7 @@ pub(super) fn producer(bootstrap: &str) -> Result<BaseProducer> {
     Ok(ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("linger.ms", "1")
+        .set("enable.idempotence", "true")
         .set("message.max.bytes", "4000000")
         .create()?)
 }
@@ -475,13 +434,4 @@ pub(super) fn reader(bootstrap: &str, topic: &str, partitions: i32) -> Result<Ba
     let consumer: BaseConsumer = reading(bootstrap, "hostile", true).create()?;
     assign(&consumer, topic, 0..partitions, Offset::Beginning)?;
     Ok(consumer)
-}
-
-/// The reason in the next dead letter.
-fn letter(letters: &BaseConsumer, wait: Duration) -> Result<Option<String>> {
-    let Some(letter) = letters.poll(wait) else { return Ok(None) };
-    let letter = letter?;
-    let headers = letter.headers().context("a letter has headers")?;
-    let reason = headers.iter().find(|header| header.key == "failure_reason").and_then(|header| header.value);
-    Ok(Some(String::from_utf8_lossy(reason.context("a letter has a reason")?).into_owned()))
 }

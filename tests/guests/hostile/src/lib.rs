@@ -13,6 +13,9 @@ use tidemill_sdk::{Bytes, Context, Failure, Handler, Record, Store};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     always: Option<String>,
+    /// Before its command each record puts a row of its own, emits, and has the node hold both: a failure has
+    /// something to take back.
+    write_first: bool,
 }
 
 pub struct Hostile {
@@ -22,6 +25,9 @@ pub struct Hostile {
 
 impl Handler for Hostile {
     fn handle(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
+        if self.config.write_first {
+            self.write_first(record, ctx)?;
+        }
         let text = match &self.config.always {
             Some(command) => command.as_str(),
             None => record.text()?,
@@ -29,6 +35,7 @@ impl Handler for Hostile {
         let (command, argument) = text.split_once(' ').unwrap_or((text, ""));
         let number = argument.parse::<usize>().unwrap_or(1);
         match command {
+            "pass" => Ok(()),
             "ok" => ctx.emit("out", record.key_or_null(), "ok"),
             "transient" => Err(Failure::transient("try again")),
             "permanent" => Err(Failure::permanent("never")),
@@ -140,6 +147,15 @@ impl Handler for Hostile {
 }
 
 impl Hostile {
+    fn write_first(&self, record: &Record<'_>, ctx: &mut Context) -> Result<(), Failure> {
+        let mut key = [b'm'; 9];
+        key[1..].copy_from_slice(&record.offset().to_be_bytes());
+        self.state.put(ctx, key, b"written");
+        ctx.emit("out", record.key_or_null(), "written")?;
+        // A scan hands over what was written so far.
+        self.state.range(key, None).next(ctx).map(drop)
+    }
+
     /// Asks the host at every depth, so that the host's own frames lie on the deepest stack.
     #[allow(unconditional_recursion)]
     fn dig(&self, ctx: &mut Context, depth: u32) -> Result<u32, Failure> {

@@ -59,7 +59,7 @@ fn honest() -> Effects {
             value: column(Some(b"v")),
             headers: column(None),
         },
-        write: Writes { source: vec![0], store: vec![0], key: column(Some(b"k")), value: column(None) },
+        write: Writes { source: vec![0], store: vec![0], key: column(Some(b"k")), value: column(Some(b"v")) },
         status: vec![0],
         reason: column(None),
     }
