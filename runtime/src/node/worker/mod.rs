@@ -60,8 +60,11 @@ use crate::telemetry::{Activity, TaskMetrics, WorkerMetrics};
 
 /// A take never waits longer, so that commands and restores are served.
 const TAKE_WAIT_MAX: Duration = Duration::from_millis(50);
-/// While a commit is in flight its outcome is looked for this often.
+/// While a commit is in flight its outcome is looked for this often, and as soon is one that records wait for begun.
 const TAKE_WAIT_COMMITTING: Duration = Duration::from_millis(1);
+/// While a restore is under way its end is looked for each time that it has taken a quarter longer: a short one is not
+/// kept waiting, and a long one costs nothing.
+const RESTORE_LOOKS: u32 = 4;
 /// Back-off of a producer or consumer that could not be made, doubled up to the maximum.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -133,6 +136,8 @@ enum SlotState {
     },
     Restoring {
         ticket: Ticket,
+        /// Of the clock, when it began.
+        since: Duration,
     },
     Running(Box<Task>),
     /// Only a person can help. The store stays, so that its state can still be read.
@@ -298,22 +303,15 @@ impl<C: Consumer> Worker<C> {
     }
 
     fn take(&mut self) {
+        let now = self.clock.monotonic();
+        let wait = self.take_wait(now);
         let Some(consumer) = self.consumer.as_mut() else {
             // Nothing to poll until the back-off has passed; the pause only keeps the loop from spinning.
-            let before = self.clock.monotonic();
             self.clock.pause(TAKE_WAIT_MAX);
-            self.took_records(before);
+            self.took_records(now);
             return;
         };
-        let now = self.clock.monotonic();
         self.last_take = now;
-        let most = match self.committer.is_busy() {
-            true => TAKE_WAIT_COMMITTING,
-            false if self.redrives.is_busy() => redrive::TAKE_WAIT,
-            false => TAKE_WAIT_MAX,
-        };
-        let waiting = waiting(&self.slots);
-        let wait = self.desk.patience(now, self.pace.patience(now, waiting, most));
         let mut taken = std::mem::take(&mut self.taken);
         let result = consumer.take(wait, &mut taken);
         self.took_records(now);
@@ -333,6 +331,18 @@ impl<C: Consumer> Worker<C> {
             }
             Err(error) => self.lose_consumer(&error),
         }
+    }
+
+    /// Records and rebalances end a wait; for everything else it must not be too long.
+    fn take_wait(&mut self, now: Duration) -> Duration {
+        let adopts = self.may_commit() && running(&mut self.slots).any(|(_, task)| task.is_adopting());
+        let most = match self.committer.is_busy() || adopts {
+            true => TAKE_WAIT_COMMITTING,
+            false if self.redrives.is_busy() => redrive::TAKE_WAIT,
+            false => TAKE_WAIT_MAX,
+        };
+        let most = most.min(restore_patience(&self.slots, now));
+        self.desk.patience(now, self.pace.patience(now, waiting(&self.slots), most))
     }
 
     fn serve(&mut self, item: Taken) {
@@ -423,8 +433,13 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
+    /// Nothing is under way that a commit would have to wait for.
+    fn may_commit(&self) -> bool {
+        !self.committer.is_busy() && self.refused.is_none() && self.producer == Standing::Ready
+    }
+
     fn commit_if_due(&mut self) {
-        if self.committer.is_busy() || self.refused.is_some() || self.producer != Standing::Ready {
+        if !self.may_commit() {
             return;
         }
         let now = self.clock.monotonic();
@@ -523,6 +538,16 @@ fn positions(task: &Task) -> Vec<(InputPartition, Offset)> {
     (0..).map_while(|input| Some((InputPartition { input, partition }, task.next(input)?))).collect()
 }
 
+/// How long a take may wait without the end of a restore being noticed late.
+fn restore_patience(slots: &BTreeMap<i32, Slot>, now: Duration) -> Duration {
+    let youngest = slots.values().filter_map(|slot| match slot.state {
+        SlotState::Restoring { since, .. } => Some(now.saturating_sub(since)),
+        _ => None,
+    });
+    let patience = youngest.min().map(|took| took / RESTORE_LOOKS);
+    patience.map_or(TAKE_WAIT_MAX, |patience| patience.clamp(TAKE_WAIT_COMMITTING, TAKE_WAIT_MAX))
+}
+
 fn waiting(slots: &BTreeMap<i32, Slot>) -> Waiting {
     let mut sum = Waiting::default();
     for slot in slots.values() {
@@ -535,4 +560,28 @@ fn waiting(slots: &BTreeMap<i32, Slot>) -> Waiting {
         }
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Telemetry;
+
+    #[test]
+    fn a_short_restore_is_not_kept_waiting_and_a_long_one_is_looked_at_seldom() {
+        let ms = Duration::from_millis;
+        let restoring = |since_ms| Slot {
+            held: BTreeSet::new(),
+            flowing: false,
+            state: SlotState::Restoring { ticket: Ticket(1), since: ms(since_ms) },
+            own_calls: Duration::ZERO,
+            metrics: Telemetry::new().task("d", 0),
+        };
+        let mut slots = BTreeMap::from([(0, restoring(100))]);
+        for (now_ms, patience_ms) in [(100, 1), (120, 5), (180, 20), (100_000, 50)] {
+            assert_eq!(restore_patience(&slots, ms(now_ms)), ms(patience_ms), "at {now_ms}");
+        }
+        slots.insert(1, restoring(99_960));
+        assert_eq!(restore_patience(&slots, ms(100_000)), ms(10), "the youngest counts");
+    }
 }

@@ -17,7 +17,10 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn serve_outcome(&mut self, done: Done) {
         match done {
             Done::Committed { sealed, took } => {
-                self.pace.finished(took);
+                // One that begins a revision also looks coordinators up and connects to them: the next will not.
+                if !running(&mut self.slots).any(|(_, task)| task.is_adopting()) {
+                    self.pace.finished(took);
+                }
                 self.metrics.commits.add(1);
                 self.metrics.commit_latency.observe(took);
                 self.commit_offsets(&sealed);

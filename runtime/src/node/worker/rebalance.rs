@@ -197,6 +197,7 @@ impl<C: Consumer> Worker<C> {
         if self.producer != Standing::Ready || self.consumer.is_none() {
             return;
         }
+        let now = self.clock.monotonic();
         for (&partition, slot) in &mut self.slots {
             if slot.held.len() < usize::from(self.inputs) {
                 continue;
@@ -205,7 +206,7 @@ impl<C: Consumer> Worker<C> {
                 self.next_ticket += 1;
                 let ticket = Ticket(self.next_ticket);
                 let request = RestoreRequest { partition, ticket, store: store.take() };
-                slot.state = SlotState::Restoring { ticket };
+                slot.state = SlotState::Restoring { ticket, since: now };
                 self.board.assigned(partition, self.index, self.revision);
                 self.restorer.begin(request, self.verdicts.clone());
             }
@@ -217,7 +218,7 @@ impl<C: Consumer> Worker<C> {
             let partition = verdict.partition;
             let awaited = matches!(
                 self.slots.get(&partition),
-                Some(Slot { state: SlotState::Restoring { ticket }, .. }) if *ticket == verdict.ticket
+                Some(Slot { state: SlotState::Restoring { ticket, .. }, .. }) if *ticket == verdict.ticket
             );
             if !awaited {
                 // The partition has moved meanwhile.
