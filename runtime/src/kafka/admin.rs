@@ -353,6 +353,24 @@ impl Admin {
         group: &str,
         partitions: Option<&[(String, i32)]>,
     ) -> Result<Vec<GroupOffset>, AdminError> {
+        self.offsets_of_group(group, partitions, false)
+    }
+
+    /// The same of these partitions, but an offset that a transaction has not decided on yet is an error.
+    pub fn stable_group_offsets(
+        &self,
+        group: &str,
+        partitions: &[(String, i32)],
+    ) -> Result<Vec<GroupOffset>, AdminError> {
+        self.offsets_of_group(group, Some(partitions), true)
+    }
+
+    fn offsets_of_group(
+        &self,
+        group: &str,
+        partitions: Option<&[(String, i32)]>,
+        stable: bool,
+    ) -> Result<Vec<GroupOffset>, AdminError> {
         let what = format!("offsets of group `{group}`");
         let list = partitions.map(|rows| {
             let mut list = Partitions::with_capacity(rows.len());
@@ -360,7 +378,9 @@ impl Admin {
             list
         });
         let rows = self
-            .ask_coordinator(|coordinator| coordinator.group_offsets(group, list.as_ref(), REQUEST_WAIT))
+            .ask_coordinator(|coordinator| {
+                coordinator.group_offsets(group, list.as_ref(), stable, REQUEST_WAIT)
+            })
             .map_err(|error| sorted(&what, &error))?;
         rows.into_iter()
             .map(|row| match row.error {

@@ -26,8 +26,8 @@ pub struct LogReader {
     committed_only: bool,
     committed: PartitionReader,
     /// Sees the true end of a partition: the last stable offset, which a read_committed handle
-    /// would answer, may lie below later commits while an older transaction is open.
-    uncommitted: Consumer,
+    /// would answer, may lie below later commits while an older transaction is open. `None` without logs.
+    uncommitted: Option<Consumer>,
     inputs: Vec<String>,
     logs: Logs,
     epochs: Epochs,
@@ -55,8 +55,9 @@ impl LogReader {
         inputs: Vec<String>,
         logs: Logs,
     ) -> Result<LogReader, SourceError> {
-        let uncommitted = Consumer::new(&config.reader(group, false, TO_THE_END), group)
-            .map_err(|error| SourceError::Refused(error.to_string()))?;
+        // Now, so that both connect at the same time.
+        let has_logs = logs.changelog.is_some() || logs.inbox.is_some();
+        let uncommitted = has_logs.then(|| uncommitted(config, group)).transpose()?;
         let committed_only = !planted(Bug::RestoreUncommitted);
         let committed = PartitionReader::new(config, group, committed_only, TO_THE_END)?;
         let (config, group) = (config.clone(), group.to_owned());
@@ -70,11 +71,11 @@ impl LogReader {
     }
 
     fn topic(&self, log: Log) -> Result<String, SourceError> {
-        let (topic, what) = match log {
-            Log::Changelog => (&self.logs.changelog, "changelog"),
-            Log::Inbox => (&self.logs.inbox, "inbox"),
+        let topic = match log {
+            Log::Changelog => &self.logs.changelog,
+            Log::Inbox => &self.logs.inbox,
         };
-        topic.clone().ok_or_else(|| SourceError::Refused(format!("the deployment has no {what}")))
+        topic.clone().ok_or_else(|| there_is_no(log))
     }
 
     /// Asks for committed offsets until every one of them is stable.
@@ -111,8 +112,13 @@ impl LogReader {
     /// partition has no leader: `KRaftMetadataCache.getPartitionLeaderEndpoint` then answers as for a deleted topic, and
     /// `TransactionMarkerChannelManager` completes the transaction without its marker there.
     fn never_stable(&self, list: &Partitions, error: &KafkaError) -> SourceError {
-        let answered = self.uncommitted.committed(list, REQUEST_WAIT).is_ok()
-            && list.rows().iter().all(|row| row.error.is_none());
+        let answers = |handle: &Consumer| {
+            handle.committed(list, REQUEST_WAIT).is_ok() && list.rows().iter().all(|row| row.error.is_none())
+        };
+        let answered = match &self.uncommitted {
+            Some(handle) => answers(handle),
+            None => uncommitted(&self.config, &self.group).is_ok_and(|handle| answers(&handle)),
+        };
         if !answered {
             return source_error("cannot fetch committed offsets", error);
         }
@@ -122,6 +128,20 @@ impl LogReader {
             self.group
         ))
     }
+}
+
+/// A handle that hides nothing.
+fn uncommitted(config: &KafkaConfig, group: &str) -> Result<Consumer, SourceError> {
+    Consumer::new(&config.reader(group, false, TO_THE_END), group)
+        .map_err(|error| SourceError::Refused(error.to_string()))
+}
+
+fn there_is_no(log: Log) -> SourceError {
+    let what = match log {
+        Log::Changelog => "changelog",
+        Log::Inbox => "inbox",
+    };
+    SourceError::Refused(format!("the deployment has no {what}"))
 }
 
 /// Errors of an offset fetch that time heals.
@@ -165,8 +185,9 @@ impl Recovery for LogReader {
     fn log_bounds(&mut self, log: Log, partition: i32) -> Result<(Offset, Offset), SourceError> {
         let topic = self.topic(log)?;
         let deadline = Instant::now() + PATIENCE;
+        let uncommitted = self.uncommitted.as_ref().ok_or_else(|| there_is_no(log))?;
         let to_stable = planted(Bug::RestoreToStable);
-        let reader = if to_stable { self.committed.raw() } else { &self.uncommitted };
+        let reader = if to_stable { self.committed.raw() } else { uncommitted };
         loop {
             match bounds(reader.client(), &topic, partition) {
                 Err(SourceError::Unavailable(_)) if Instant::now() < deadline => {}
@@ -190,6 +211,33 @@ impl Recovery for LogReader {
         let result = read_until(&mut self.committed, to, &mut |message| apply(log_record(message)));
         self.committed.close();
         result
+    }
+}
+
+/// Recovers a task without logs whose group has committed nothing for it, as its node knows already: a client to ask
+/// with would take longer than the rest of the start.
+pub struct Untouched;
+
+impl Recovery for Untouched {
+    fn committed(
+        &mut self,
+        partitions: &[InputPartition],
+    ) -> Result<Vec<Option<CommittedOffset>>, SourceError> {
+        Ok(vec![None; partitions.len()])
+    }
+
+    fn log_bounds(&mut self, log: Log, _: i32) -> Result<(Offset, Offset), SourceError> {
+        Err(there_is_no(log))
+    }
+
+    fn read_log(
+        &mut self,
+        log: Log,
+        _: i32,
+        _: (Offset, Offset),
+        _: &mut dyn FnMut(LogRecord) -> bool,
+    ) -> Result<(), SourceError> {
+        Err(there_is_no(log))
     }
 }
 

@@ -18,8 +18,8 @@ use super::runtime::NodeRuntime;
 use crate::config::deployment::Start as StartRule;
 use crate::faults::{Bug, planted};
 use crate::kafka::admin::At;
-use crate::kafka::recovery::{LogReader, Logs};
-use crate::ports::SourceError;
+use crate::kafka::recovery::{LogReader, Logs, Untouched};
+use crate::ports::{Recovery, SourceError};
 use crate::record::Offset;
 use crate::store::{Store, StoreError};
 use crate::task::recovery::{self, Disk, Hooks, Job, Known, OldTail, RecoveryError, Report, Rules, Started};
@@ -314,16 +314,7 @@ impl Context {
         metrics: &Arc<TaskMetrics>,
     ) -> Result<Outcome, RecoveryError> {
         let revision = &self.revision;
-        let mut kafka = LogReader::new(
-            &self.node.kafka,
-            &revision.group,
-            revision.inputs.iter().map(|input| input.topic.clone()).collect(),
-            Logs {
-                changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
-                inbox: revision.inbox.clone(),
-            },
-        )?
-        .telling(self.node.epochs.of(&revision.group));
+        let mut kafka = self.source(partition)?;
         let dir = self.dir(partition);
         // Twice at most: a `start:` that had to be resolved is in the registry the second time.
         let mut resolved = false;
@@ -355,7 +346,7 @@ impl Context {
                     true
                 },
             };
-            match recovery::recover(job, &mut kafka, &mut hooks)? {
+            match recovery::recover(job, kafka.as_mut(), &mut hooks)? {
                 recovery::Outcome::Start(start, report) => {
                     return Ok(self.task(partition, start, &report, metrics));
                 }
@@ -375,6 +366,41 @@ impl Context {
                 }
                 recovery::Outcome::Halt(reason) => return Ok(Outcome::Halt { reason, store: None }),
                 recovery::Outcome::Stopped => return Ok(Outcome::Again { store: None }),
+            }
+        }
+    }
+
+    /// What the task is recovered from.
+    fn source(&self, partition: i32) -> Result<Box<dyn Recovery>, SourceError> {
+        if self.is_untouched(partition) {
+            return Ok(Box::new(Untouched));
+        }
+        let revision = &self.revision;
+        let inputs = revision.inputs.iter().map(|input| input.topic.clone()).collect();
+        let logs = Logs {
+            changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
+            inbox: revision.inbox.clone(),
+        };
+        let reader = LogReader::new(&self.node.kafka, &revision.group, inputs, logs)?;
+        Ok(Box::new(reader.telling(self.node.epochs.of(&revision.group))))
+    }
+
+    /// True for a task that keeps nothing and has never begun, if its group has no offset for it either. Nobody can
+    /// commit one meanwhile: whoever does has the partition, and has told the registry before where it begins.
+    fn is_untouched(&self, partition: i32) -> bool {
+        let Known { started, first_commit } = self.known(partition);
+        let has_begun = started.iter().any(Option::is_some) || first_commit.contains(&true);
+        if has_begun || !self.is_stateless() {
+            return false;
+        }
+        let inputs = self.revision.inputs.iter();
+        let inputs: Vec<(String, i32)> = inputs.map(|input| (input.topic.clone(), partition)).collect();
+        match self.node.admin.stable_group_offsets(&self.revision.group, &inputs) {
+            Ok(found) => found.len() == inputs.len() && found.iter().all(|found| found.offset.is_none()),
+            Err(error) => {
+                let deployment = &self.revision.registered.name;
+                tracing::debug!(deployment, partition, %error, "offsets are asked for by a client of its own");
+                false
             }
         }
     }

@@ -131,11 +131,15 @@ fn records_changelog_and_offsets_become_visible_together() {
 
     assert_eq!(visible(&cluster, &d.output, true), [""; 0]);
     assert_eq!(visible(&cluster, &d.output, false), ["a", "b"]);
+    let (admin, input) = (cluster.admin(), [(d.input.clone(), 0)]);
+    assert!(admin.stable_group_offsets(&d.group, &input).is_err(), "none is known, and none is not");
     d.sink.end(End::Commit).unwrap();
 
     assert_eq!(visible(&cluster, &d.output, true), ["a", "b"]);
     assert_eq!(visible(&cluster, &d.changelog, true), ["1", ""]);
     assert_eq!(committed(&cluster, &d), Some((7, "revision=3".to_owned())));
+    let stable = admin.stable_group_offsets(&d.group, &input).unwrap();
+    assert_eq!(stable.iter().map(|row| row.offset).collect::<Vec<_>>(), [Some(Offset(7))]);
 }
 
 #[test]

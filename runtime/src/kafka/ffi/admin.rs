@@ -425,20 +425,26 @@ impl Coordinator<'_> {
         }
     }
 
-    /// Committed offsets of a group: of the given partitions, or of all it has.
+    /// Committed offsets of a group: of the given partitions, or of all it has. `stable`: an offset that a transaction
+    /// has not decided on is an error of its partition, and not what was before it.
     pub fn group_offsets(
         &self,
         group: &str,
         partitions: Option<&Partitions>,
+        stable: bool,
         wait: Duration,
     ) -> Result<Vec<Row>, KafkaError> {
         let name = c_string(group);
         let list = partitions.map_or(std::ptr::null_mut(), Partitions::raw);
-        // SAFETY: the request copies the list and is destroyed here; rows are copied while the reply lives.
+        // SAFETY: the request copies the list and is destroyed here; the error object of the option, if there is one,
+        // is ours; rows are copied while the reply lives.
         unsafe {
             let request = rd::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), list);
             let mut requests = [request];
             let reply = self.request(Op::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS, wait, |post| {
+                let stable = c_int::from(stable);
+                // Refused only for a value that is neither 0 nor 1.
+                let _ = consume(rd::rd_kafka_AdminOptions_set_require_stable_offsets(post.options, stable));
                 rd::rd_kafka_ListConsumerGroupOffsets(
                     post.rk,
                     requests.as_mut_ptr(),
