@@ -374,8 +374,8 @@ fn a_module_is_compiled_once_in_a_process_of_its_own_and_altered_code_never_runs
     let guest = build_guest("bench/pass");
     let compiler =
         |program: &str| Compiler::apart(program.into(), dir.path(), Telemetry::new()).expect("a compiler");
-    let tidemill = compiler(env!("CARGO_BIN_EXE_tidemill"));
-    let module = Module::load_with(&tidemill, &guest).expect("compiled apart");
+    let tidemill = || compiler(env!("CARGO_BIN_EXE_tidemill"));
+    let module = Module::load_with(&tidemill(), &guest).expect("compiled apart");
     // Whatever is found on disk now serves without a compiler.
     let cached = Module::load_with(&compiler("/bin/false"), &guest).expect("from the cache");
     assert_eq!((cached.digest(), cached.manifest()), (module.digest(), module.manifest()));
@@ -388,12 +388,50 @@ fn a_module_is_compiled_once_in_a_process_of_its_own_and_altered_code_never_runs
     std::fs::write(&code, altered).expect("writable");
     let refused = Module::load_with(&compiler("/bin/false"), &guest).expect_err("not what was compiled");
     assert!(matches!(refused, ModuleError::Engine(_)), "{refused}");
-    Module::load_with(&tidemill, &guest).expect("compiled again");
+    Module::load_with(&tidemill(), &guest).expect("compiled again");
     Module::load_with(&compiler("/bin/false"), &guest).expect("and kept again");
 
-    assert_eq!(Module::load_with(&tidemill, b"#!/bin/sh\n").expect_err("no Wasm"), ModuleError::NotWasm);
-    let error = Module::load_with(&tidemill, &core_importing_wasi()).expect_err("WASI").to_string();
+    assert_eq!(Module::load_with(&tidemill(), b"#!/bin/sh\n").expect_err("no Wasm"), ModuleError::NotWasm);
+    let error = Module::load_with(&tidemill(), &core_importing_wasi()).expect_err("WASI").to_string();
     assert!(error.contains("wasi_snapshot_preview1"), "{error}");
+}
+
+#[test]
+fn a_module_is_loaded_once_for_all_who_have_it_and_for_a_while_after() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = env!("CARGO_BIN_EXE_tidemill").into();
+    let telemetry = Telemetry::new();
+    let compiler = Compiler::apart(program, dir.path(), telemetry.clone()).expect("a compiler");
+    let load = |guest: &[u8]| Module::load_with(&compiler, guest).expect("it loads");
+    let (pass, large) = (build_guest("bench/pass"), padded(&build_guest("plugins/count"), 5 << 20));
+    let module = load(&pass);
+    // Whatever becomes of the files: nothing is read.
+    std::fs::remove_dir_all(dir.path()).expect("they go");
+    std::fs::create_dir(dir.path()).expect("an empty directory");
+    load(&pass);
+    drop(module);
+    let digest = load(&pass).digest().to_owned();
+    assert_eq!(telemetry.node.modules_compiled.get(), 1);
+    assert!(Module::loaded(&compiler, &digest).is_some(), "nobody has it");
+
+    // Too large to be kept when nobody has it.
+    let held = load(&large);
+    let of_large = held.digest().to_owned();
+    assert!(Module::loaded(&compiler, &of_large).is_some());
+    drop(held);
+    assert!(Module::loaded(&compiler, &of_large).is_none());
+    assert!(Module::loaded(&compiler, &digest).is_some(), "it goes for no other's sake");
+}
+
+/// The same component with a custom section of so many bytes at its end.
+fn padded(component: &[u8], bytes: u32) -> Vec<u8> {
+    // As LEB128 in five bytes; a name of one byte is part of the section.
+    let size = (0..5).map(|digit| ((bytes >> (7 * digit)) & 0x7f) as u8 | if digit < 4 { 0x80 } else { 0 });
+    let mut padded = [component, &[0][..]].concat();
+    padded.extend(size);
+    padded.extend([1, b'x']);
+    padded.resize(padded.len() + bytes as usize - 2, 0);
+    padded
 }
 
 #[test]

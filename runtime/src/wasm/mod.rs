@@ -26,6 +26,7 @@ mod imports;
 mod inspect;
 mod instance;
 mod limits;
+mod loaded;
 mod module;
 
 pub use clock::thread_cpu_time;

@@ -114,9 +114,11 @@ impl ModuleError {
     }
 }
 
-/// One handler binary. Cheap to clone.
+/// One handler binary. Cheap to clone: clones share its code.
 #[derive(Clone)]
-pub struct Module {
+pub struct Module(pub(super) Arc<Contents>);
+
+pub(super) struct Contents {
     engine: &'static Engine,
     pre: InstancePre<HostState>,
     manifest: Manifest,
@@ -125,7 +127,7 @@ pub struct Module {
 
 impl std::fmt::Debug for Module {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Module").field("digest", &self.digest).finish_non_exhaustive()
+        f.debug_struct("Module").field("digest", &self.digest()).finish_non_exhaustive()
     }
 }
 
@@ -133,6 +135,11 @@ impl Module {
     /// As [`Module::load_with`], compiled in this process.
     pub fn load(bytes: &[u8]) -> Result<Module, ModuleError> {
         Module::load_with(&Compiler::here(), bytes)
+    }
+
+    /// The module of that digest, if somebody has it, or had it a moment ago.
+    pub fn loaded(compiler: &Compiler, digest: &str) -> Option<Module> {
+        compiler.loaded.get(digest)
     }
 
     /// Checks and compiles a component, or a core module that can be made one, and asks it for its
@@ -145,31 +152,37 @@ impl Module {
         if matches!(Kind::of(bytes), Kind::Other) {
             return Err(ModuleError::NotWasm);
         }
-        inspect::inspect(bytes)?;
         let digest = show_hex(&Sha256::digest(bytes));
+        // It has been through all of what follows.
+        if let Some(module) = Module::loaded(compiler, &digest) {
+            return Ok(module);
+        }
+        inspect::inspect(bytes)?;
         let component = compiler.component(engine, bytes, &digest)?;
         let pre = imports::linker(&engine.wasmtime)
             .and_then(|linker| linker.instantiate_pre(&component))
             .map_err(|error| ModuleError::WrongType(format!("{error:#}")))?;
         let manifest = describe(engine, &pre)?;
-        Ok(Module { engine, pre, manifest, digest })
+        let module = Module(Arc::new(Contents { engine, pre, manifest, digest }));
+        compiler.loaded.keep(&module, bytes.len());
+        Ok(module)
     }
 
     pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.0.manifest
     }
 
     /// SHA-256 of the bytes that were loaded, in lower-case hexadecimal: the module's name.
     pub fn digest(&self) -> &str {
-        &self.digest
+        &self.0.digest
     }
 
     pub(super) fn engine(&self) -> &'static Engine {
-        self.engine
+        self.0.engine
     }
 
     pub(super) fn pre(&self) -> &InstancePre<HostState> {
-        &self.pre
+        &self.0.pre
     }
 }
 

@@ -11,13 +11,17 @@ use crate::node::registered::Registered;
 use crate::node::runtime::NodeRuntime;
 use crate::store::Stores;
 use crate::task::{EventsRule, OutputRule};
+use crate::wasm::Module;
 
 /// Makes a registered revision ready to run: fetches and compiles its module, checks it, makes the
 /// internal topics.
 pub fn prepare(node: &NodeRuntime, registered: &Registered) -> Result<Revision, PrepareError> {
     let spec = registered.parsed.spec.clone().map_err(PrepareError::Invalid)?;
-    let bytes = node.module(&registered.module)?;
-    let module = compile(node, &bytes)?;
+    // Where it was deployed it has just been loaded.
+    let module = match Module::loaded(&node.compiler, &registered.module) {
+        Some(module) => module,
+        None => compile(node, &node.module(&registered.module)?)?,
+    };
     let manifest = module.manifest().clone();
     let checked = check(node, &spec, Some(&manifest), Some(&registered.incarnation), Found::default())?;
     let checked = checked.ok_or_else(|| PrepareError::Unavailable("a module has its manifest".into()))?;

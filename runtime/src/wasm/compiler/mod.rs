@@ -9,6 +9,8 @@
 //!                     compile, under rlimits
 //! ```
 //!
+//! Modules that are loaded are not loaded again: [`super::loaded`].
+//!
 //! Native code is executed, not checked, so it is never taken from anywhere but that child and the
 //! cache, whose files carry a MAC under a key of this node.
 
@@ -29,6 +31,7 @@ use wasmtime::component::Component;
 
 use self::cache::Cache;
 use super::engine::Engine;
+use super::loaded::Loaded;
 use super::module::ModuleError;
 use crate::telemetry::Telemetry;
 
@@ -49,6 +52,8 @@ const THREADS: &str = "2";
 pub struct Compiler {
     /// `None` = in this process, without limits.
     apart: Option<Apart>,
+    /// What it has compiled, or found compiled.
+    pub(super) loaded: Loaded,
 }
 
 struct Apart {
@@ -65,7 +70,7 @@ struct Apart {
 impl Compiler {
     /// Compiles in this process: for modules that are trusted, in tests and benchmarks.
     pub fn here() -> Compiler {
-        Compiler { apart: None }
+        Compiler { apart: None, loaded: Loaded::default() }
     }
 
     /// Compiles in a child process, `program` called with [`COMMAND`] alone, and keeps the code in
@@ -74,7 +79,8 @@ impl Compiler {
         let cache = Cache::open(cache_dir)?;
         let (open, stopped) = bounded(0);
         let (turn, open) = (Mutex::new(()), Mutex::new(Some(open)));
-        Ok(Compiler { apart: Some(Apart { program, cache, telemetry, turn, open, stopped }) })
+        let apart = Apart { program, cache, telemetry, turn, open, stopped };
+        Ok(Compiler { apart: Some(apart), loaded: Loaded::default() })
     }
 
     /// Ends the child that compiles, and lets no other begin: a node that stops waits for none.
