@@ -39,6 +39,8 @@ impl Engine {
             .epoch_interruption(true)
             .max_wasm_stack(STACK_BYTES_MAX)
             .wasm_component_model(true)
+            // A trap names functions, no places in them: the tables for those would be made, kept and never read.
+            .generate_address_map(false)
             // A handler must compute the same on every machine, or a replay is no replay.
             .cranelift_nan_canonicalization(true)
             .wasm_relaxed_simd(false)
