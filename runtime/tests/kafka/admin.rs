@@ -117,6 +117,27 @@ fn settings_are_changed_one_by_one_and_given_back() {
 }
 
 #[test]
+fn settings_of_several_topics_are_told_apart_in_whatever_order_brokers_answer() {
+    let cluster = Cluster::get();
+    let admin = cluster.admin();
+    let kept = ["1000001", "1000002", "1000003"];
+    let topics = kept.map(|kept| NewTopic::new(unique("settings"), 1).with("retention.ms", kept));
+    topics.iter().for_each(|topic| admin.create_topic(topic).unwrap());
+    topics.iter().for_each(|topic| drop(admin.known_settings(&topic.name).unwrap()));
+    for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+        let names = order.map(|index: usize| topics[index].name.as_str());
+        let found = admin.configs_by_topic(&names).unwrap();
+        assert_eq!(found.len(), topics.len());
+        for topic in &topics {
+            assert_eq!(found[&topic.name]["retention.ms"], topic.configs[0].1);
+        }
+    }
+    assert_eq!(admin.configs_by_topic(&[]).unwrap(), BTreeMap::new());
+    let missing = unique("missing");
+    assert!(admin.configs_by_topic(&[&topics[0].name, &missing]).is_err());
+}
+
+#[test]
 fn offsets_are_found_by_end_and_by_time() {
     let cluster = Cluster::get();
     let admin = cluster.admin();

@@ -26,34 +26,34 @@ pub struct TopicSetting {
     pub own: bool,
 }
 
+/// Topics with their settings, or why those cannot be had.
+pub(in crate::kafka) type SettingsByTopic = Vec<(String, Result<Vec<TopicSetting>, KafkaError>)>;
+
 /// A setting and its next value; none = whatever counts for topics that do not say.
 pub type SettingChange = (String, Option<String>);
 
 impl Client {
-    /// The settings of a topic, defaults included.
-    pub fn describe_settings(&self, topic: &str, wait: Duration) -> Result<Vec<TopicSetting>, KafkaError> {
-        // SAFETY: the resource is made, used and destroyed here; entries are read while the reply lives.
+    /// The settings of topics, defaults included, of each that the brokers answer for. No topic is named twice.
+    pub fn describe_settings(&self, topics: &[&str], wait: Duration) -> Result<SettingsByTopic, KafkaError> {
+        // SAFETY: the resources are made, used and destroyed here; what is found is read while the reply lives.
         unsafe {
-            let resource = of_topic(topic);
-            let mut resources = [resource];
+            let mut resources: Vec<_> = topics.iter().map(|topic| of_topic(topic)).collect();
             let reply = self.request(Op::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, wait, |post| {
-                rd::rd_kafka_DescribeConfigs(post.rk, resources.as_mut_ptr(), 1, post.options, post.queue);
+                let (resources, count) = (resources.as_mut_ptr(), resources.len());
+                rd::rd_kafka_DescribeConfigs(post.rk, resources, count, post.options, post.queue);
             });
-            rd::rd_kafka_ConfigResource_destroy(resource);
+            rd::rd_kafka_ConfigResource_destroy_array(resources.as_mut_ptr(), resources.len());
             let reply = reply?;
             let mut count = 0;
             let found = rd::rd_kafka_DescribeConfigs_result_resources(
                 rd::rd_kafka_event_DescribeConfigs_result(reply.0),
                 &mut count,
             );
-            if count == 0 {
-                return Ok(Vec::new());
-            }
-            let resource = *found;
-            check(rd_kafka_ConfigResource_error(resource))?;
-            let mut entries = 0;
-            let list = rd::rd_kafka_ConfigResource_configs(resource, &mut entries);
-            Ok((0..entries).map(|index| setting(*list.add(index))).collect())
+            // In the order asked, with null for what the brokers have left out.
+            let found = (0..count).map(|index| *found.add(index)).filter(|resource| !resource.is_null());
+            Ok(found
+                .map(|resource| (text(rd::rd_kafka_ConfigResource_name(resource)), settings(resource)))
+                .collect())
         }
     }
 
@@ -128,6 +128,18 @@ unsafe fn add(
     // SAFETY: by the function's contract; name and value are copied, and the error object, if there is one, is ours.
     unsafe {
         consume(rd::rd_kafka_ConfigResource_add_incremental_config(resource, name.as_ptr(), operation, value))
+    }
+}
+
+/// # Safety
+/// `resource` is live.
+unsafe fn settings(resource: *const rd::rd_kafka_ConfigResource_t) -> Result<Vec<TopicSetting>, KafkaError> {
+    // SAFETY: by the function's contract; entries belong to the resource.
+    unsafe {
+        check(rd_kafka_ConfigResource_error(resource))?;
+        let mut count = 0;
+        let entries = rd::rd_kafka_ConfigResource_configs(resource, &mut count);
+        Ok((0..count).map(|index| setting(*entries.add(index))).collect())
     }
 }
 

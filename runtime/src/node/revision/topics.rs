@@ -92,16 +92,19 @@ pub(super) fn find_topics(
     looked: &BTreeMap<String, Looked>,
     documents: &[TopicDocument],
 ) -> Result<BTreeMap<String, FoundTopic>, PrepareError> {
+    let is_readable = |looked: &Looked| match looked {
+        Looked::There(_, permitted) => permitted.allows(Operation::DescribeConfigs),
+        Looked::Missing | Looked::Denied => false,
+    };
+    let readable = looked.iter().filter(|(_, looked)| is_readable(looked));
+    let readable: Vec<&str> = readable.map(|(name, _)| name.as_str()).collect();
+    let mut configs = node.admin.configs_by_topic(&readable)?;
     let mut found = BTreeMap::new();
     for (name, looked) in looked {
         let document = documents.iter().find(|document| document.name == *name);
         let now = match looked {
-            Looked::There(topic, permitted) => {
-                let configs = match permitted.allows(Operation::DescribeConfigs) {
-                    true => node.admin.topic_configs(name)?,
-                    false => BTreeMap::new(),
-                };
-                FoundTopic { topic: topic.clone(), configs }
+            Looked::There(topic, _) => {
+                FoundTopic { topic: topic.clone(), configs: configs.remove(name).unwrap_or_default() }
             }
             Looked::Missing if document.is_some() => FoundTopic::nothing_yet(name),
             Looked::Missing | Looked::Denied => continue,
