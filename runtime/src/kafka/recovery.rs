@@ -55,11 +55,15 @@ impl LogReader {
         inputs: Vec<String>,
         logs: Logs,
     ) -> Result<LogReader, SourceError> {
-        // Now, so that both connect at the same time.
         let has_logs = logs.changelog.is_some() || logs.inbox.is_some();
         let uncommitted = has_logs.then(|| uncommitted(config, group)).transpose()?;
         let committed_only = !planted(Bug::RestoreUncommitted);
         let committed = PartitionReader::new(config, group, committed_only, TO_THE_END)?;
+        // While both connect. Without a connection librdkafka finds nobody to ask who leads a partition, and looks
+        // again half a second later (`rd_kafka_topic_partition_list_query_leaders` in rdkafka_partition.c).
+        if let Some(handle) = &uncommitted {
+            handle.client().settle(REQUEST_WAIT);
+        }
         let (config, group) = (config.clone(), group.to_owned());
         let epochs = Epochs::default();
         Ok(LogReader { config, group, committed_only, committed, uncommitted, inputs, logs, epochs })
@@ -208,6 +212,9 @@ impl Recovery for LogReader {
         }
         let topic = self.topic(log)?;
         self.committed.open(&topic, partition, from)?;
+        // librdkafka asks for the leaders of a topic that it has not heard of once a second, and reads nothing of it
+        // before (`rd_kafka_topic_scan_all` in rdkafka_topic.c). This asks at once.
+        self.committed.raw().client().settle(REQUEST_WAIT);
         let result = read_until(&mut self.committed, to, &mut |message| apply(log_record(message)));
         self.committed.close();
         result

@@ -68,7 +68,8 @@ impl Client {
     }
 
     /// Waits until a broker answers that is known by its number. The connection that learned of it, to one of
-    /// the bootstrap servers, is given up then, and librdkafka connects to another when something is asked.
+    /// the bootstrap servers, is given up then, and librdkafka connects to another when something is asked. The answer
+    /// is also of who leads the topics that the client uses.
     pub fn settle(&self, wait: Duration) {
         let deadline = Instant::now() + wait;
         // A bootstrap server's answer, a question that is lost with its connection, a broker's answer.
