@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench bench-guard bench-pair bench-load bench-steps recovery conformance clean
+.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench bench-guard bench-pair bench-load bench-steps bench-ingestion recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -133,6 +133,9 @@ bench-load: build ## Raise the load of a node step by step until it does not kee
 
 bench-steps: setup ## Measure each step of a record's way by itself, in ns of CPU time per record, and instructions where they are counted
 	$(CARGO) bench --profile release -p tidemill-bench --bench steps
+
+bench-ingestion: build ## Measure ways in which a restore can write what it reads into RocksDB, in keys per second (INGESTION_FLAGS='--keys 3000000 --tasks 1')
+	@$(BIN)/tidemill-bench ingestion $(INGESTION_FLAGS)
 
 recovery: build ## Measure kill -9 to first new output beside Kafka Streams, 1 and 3 million keys, stores kept and deleted (ROUNDS=5)
 	@$(BIN)/tidemill-bench restart $(if $(ROUNDS),--rounds $(ROUNDS)) $(RECOVERY_FLAGS)

@@ -14,6 +14,7 @@
 //! | [`group`], [`outputs`], [`process`] | how far they are; what comes out; CPU time and memory |
 //! | [`module`] | what a deploy is measured with |
 //! | [`boundary`], [`steps`], [`queues`], [`meter`] | what it costs to be in Wasm; what steps cost by themselves, those at librdkafka's queues included; and by what that is told |
+//! | [`ingestion`] | ways in which a restore can write what it reads |
 //! | [`threads`], [`budget`] | what each thread costs; all of it as one table that sums up |
 //! | [`report`], [`charts`], [`markdown`] | the terminal and JSON; SVG; the README's table |
 //! | [`record`] | what other programs have measured |
@@ -25,6 +26,7 @@ pub mod changes;
 pub mod charts;
 pub mod contender;
 pub mod group;
+pub mod ingestion;
 pub mod keys;
 pub mod latency;
 pub mod load;

@@ -11,7 +11,7 @@ use tidemill_bench::report::{Machine, Point, RECOVERY, Report};
 use tidemill_bench::run::Stage;
 use tidemill_bench::table::{GUARD, WORKLOADS};
 use tidemill_bench::terms::Workload;
-use tidemill_bench::{charts, markdown, pair, record, restart, saturation, steps, suite};
+use tidemill_bench::{charts, ingestion, markdown, pair, record, restart, saturation, steps, suite};
 
 #[derive(Parser)]
 #[command(about = "Measures tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka")]
@@ -35,6 +35,8 @@ enum Command {
     Load(saturation::Arguments),
     /// Measures kill -9 to first new output and how fast stores are restored, beside Kafka Streams
     Restart(restart::Arguments),
+    /// Measures ways in which a restore can write what it reads, in keys a second, without Kafka
+    Ingestion(ingestion::Arguments),
     /// Prints the ratios of a result file and its machines, as the README shows them
     Table(markdown::Arguments),
     /// Judges figures of another program, and keeps them
@@ -72,6 +74,7 @@ fn main() -> Result<ExitCode> {
         Command::Pair(arguments) => pair::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Load(arguments) => saturation::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Restart(arguments) => restart::run(&arguments).map(exit_code),
+        Command::Ingestion(arguments) => ingestion::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Table(arguments) => markdown::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Record(arguments) => record::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Loop(job) => native::run(&job).map(|()| ExitCode::SUCCESS),

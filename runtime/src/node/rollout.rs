@@ -173,9 +173,8 @@ mod tests {
     fn a_revision_is_complete_once_every_task_runs_it_or_a_later_one_from_an_offset_that_is_known() {
         use proto::TaskState::{Restoring, Running};
         let running = deployment(2, proto::DeploymentState::Running);
-        let look = |tasks, partition| {
-            Following::new(&running, partition).look(&rollout(tasks, false), &running)
-        };
+        let look =
+            |tasks, partition| Following::new(&running, partition).look(&rollout(tasks, false), &running);
         let unknown = proto::TaskRollout { first: Vec::new(), ..task(1, 9, Running) };
         assert_eq!(look(vec![task(0, 9, Running), task(1, 11, Running)], None), Progress::Complete);
         for behind in [task(1, 8, Running), task(1, 9, Restoring), unknown] {

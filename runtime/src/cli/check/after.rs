@@ -350,11 +350,8 @@ mod tests {
     #[test]
     fn a_node_where_the_deployment_cannot_run_fails_the_check_whoever_is_asked() {
         let of = |state: proto::DeploymentState, reason: &str, elsewhere: &[&str]| {
-            let deployment = proto::Deployment {
-                state: state.into(),
-                reason: reason.into(),
-                ..deployment(1, "")
-            };
+            let deployment =
+                proto::Deployment { state: state.into(), reason: reason.into(), ..deployment(1, "") };
             let elsewhere: Vec<String> = elsewhere.iter().map(|&said| said.to_owned()).collect();
             let check = super::state(&deployment, &elsewhere);
             (check.verdict, check.detail)
