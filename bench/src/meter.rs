@@ -45,7 +45,8 @@ impl Meter {
 
     /// Since the start or the last lap.
     pub fn lap(&mut self) -> Spent {
-        let before = std::mem::replace(&mut self.last, self.now());
+        let now = self.now();
+        let before = std::mem::replace(&mut self.last, now);
         Spent {
             time: self.last.time - before.time,
             instructions: self.last.instructions.saturating_sub(before.instructions),
