@@ -32,7 +32,7 @@ BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test con
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: ## Install (as root) or name what this machine lacks; instant when nothing is missing
+setup: ## Install (as root) or name what this machine lacks; instant when nothing is missing (CI=1: what can be left out is missing too)
 	@.ci/setup
 
 build: setup ## Build every program of the workspace
