@@ -89,9 +89,9 @@ soak: build ## Deploy and delete in a row, then run small deployments at once (C
 inbox: fault-node ## Repeat ids through an inbox while nodes are killed, on both brokers (FULL=1: ten million records; SEED=, BROKER=apache: all on that one)
 	@$(BIN)/tidemill-inbox $(if $(FULL),--full) $(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker $(BROKER))
 
-outbox: fault-node ## W7: misbehaving receivers, kills between commit and delivery, moves (SHORT=1: webhooks only, ONLY=, SEED=, BROKER=apache)
+outbox: fault-node ## W7: misbehaving receivers, kills between commit and delivery, moves (SHORT=1, ONLY=rabbit, SEED=, BROKER=apache, CI=1: with RabbitMQ or not at all)
 	@$(BIN)/tidemill-outbox $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) \
-		$(if $(BROKER),--broker $(BROKER))
+		$(if $(BROKER),--broker $(BROKER)) $(if $(CI),--complete)
 
 poison: build ## Failures under load, parks through kills and lost disks, an interrupted redrive (SHORT=1, ONLY=, SEED=, BROKER=apache)
 	@$(BIN)/tidemill-poison $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) \

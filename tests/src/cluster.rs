@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use rustix::process::Pid;
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::programs::{free_address, tidemill};
@@ -109,6 +110,18 @@ impl Cluster {
         match self {
             Cluster::Embedded { process, .. } => Some(process.id()),
             Cluster::Apache(_) | Cluster::Brokers { .. } => None,
+        }
+    }
+
+    /// The process of the only broker, while it runs.
+    pub fn only_broker(&self) -> Pid {
+        match self {
+            Cluster::Embedded { process, .. } => Pid::from_child(process),
+            Cluster::Apache(kafka) => {
+                let id = kafka.process_id().and_then(|id| Pid::from_raw(id.cast_signed()));
+                id.expect("the broker runs")
+            }
+            Cluster::Brokers { .. } => panic!("there are several brokers"),
         }
     }
 

@@ -133,7 +133,12 @@ impl HttpSink {
 
     /// Everything so far, in the order of arrival.
     pub fn received(&self) -> Vec<Received> {
-        lock(&self.shared.received).clone()
+        self.received_since(0)
+    }
+
+    /// The same without the first so many.
+    pub fn received_since(&self, count: usize) -> Vec<Received> {
+        lock(&self.shared.received).get(count..).unwrap_or_default().to_vec()
     }
 
     /// How much that is.

@@ -1,48 +1,33 @@
-//! What must hold when everything has come to rest, from raw dumps of the topics and the receiver's log.
+//! What must hold when everything has come to rest, from raw dumps of the topics and what the receiver was given.
 //!
-//! - the topic has each record's link once, in order;
-//! - every committed row was applied at least once, or is a dead letter, which only a row may be that a receiver was
-//!   told to refuse for good;
-//! - nothing was delivered that is not committed, or before it was;
-//! - the first deliveries of a key come in the order of its records, so a receiver that uses the sequence never
-//!   goes back;
-//! - a repetition has the id, the sequence and the content of the first, and where no node dies and no task moves it
-//!   comes before the next row of its key.
+//! | what goes wrong | what the judge says |
+//! |---|---|
+//! | a record is lost, handled twice or out of order | the topic, or the rows, are not the links of what was fed |
+//! | a row is lost behind its commit | it "was committed and never delivered" |
+//! | a row is delivered that is not committed, or before it is | it "was delivered and never committed", or "before" |
+//! | another row goes out under its id | it "was delivered as something else" |
+//! | a key is overtaken, or its new owner begins too late | a row "was first delivered after" a later one |
+//! | a row is sent twice by an owner who lives ([`Order`]) | it "was repeated after" itself or a later one |
+//! | a row is given up that can be delivered | it "is a dead letter although nothing refuses it" |
+//!
+//! So a receiver that uses the sequence never goes back, and one that drops ids that it has seen has one effect a row.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use prost::Message as _;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
-use rdkafka::topic_partition_list::Offset;
 use tidemill_proto::v1::OutboxRow;
 
 use super::Summary;
+use super::chapters::{Chapter, Order};
+use super::receiver::Arrival;
 use super::stage::{DEPLOYMENT, FLEET, Fed, MARK, OUTPUT, PARTITIONS};
-use crate::reading::{assign, reading};
+use crate::reading::read_on;
 
-const READ_MAX: Duration = Duration::from_secs(60);
 /// Longest list of violations of one kind.
 const TOLD_MAX: usize = 5;
-/// The scene whose receiver refuses marked rows for good, and whose only node lives on.
-const SINKS: &str = "sinks";
 /// First byte of an outbox row's key.
 const OUTBOX: u8 = 0x03;
-
-/// Something that a receiver was given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Arrival {
-    pub id: String,
-    pub sequence: u64,
-    pub key: String,
-    pub body: Vec<u8>,
-    /// The correlation id; empty where nobody asks for it.
-    pub correlation: String,
-    /// When, milliseconds since the epoch; none if the receiver does not say.
-    pub at_ms: Option<i64>,
-}
 
 /// A row that was committed.
 struct Row {
@@ -59,30 +44,49 @@ struct Record {
     id: Option<String>,
 }
 
-/// Judges a scene. `applied` is in the order of arrival.
-pub fn judge(scene: &str, bootstrap: &str, fed: &Fed, applied: &[Arrival]) -> Summary {
-    let mut judge = Judge { scene, summary: Summary::default() };
-    let rows = committed_rows(&dump(bootstrap, &format!("{FLEET}.{DEPLOYMENT}.changelog")));
-    let letters: HashSet<String> = dump(bootstrap, &format!("{FLEET}.{DEPLOYMENT}.dead-letters"))
+/// What a scene leaves behind.
+pub struct Case<'a> {
+    pub scene: &'a str,
+    pub bootstrap: &'a str,
+    pub fed: &'a Fed,
+    pub chapters: &'a [Chapter],
+    /// The receiver may have refused marked rows for good.
+    pub refuses_marked: bool,
+}
+
+pub fn judge(case: &Case<'_>) -> Summary {
+    let mut judge = Judge { case, summary: Summary::default() };
+    let rows = committed_rows(&dump(case.bootstrap, &format!("{FLEET}.{DEPLOYMENT}.changelog")));
+    let letters: HashSet<String> = dump(case.bootstrap, &format!("{FLEET}.{DEPLOYMENT}.dead-letters"))
         .into_iter()
         .filter_map(|letter| letter.id)
         .collect();
-    judge.topic(fed, &dump(bootstrap, OUTPUT));
-    judge.rows(fed, &rows);
-    judge.arrivals(&rows, &letters, applied);
-    judge.summary.rows = rows.len() as u64;
-    judge.summary.deliveries = applied.len() as u64;
-    let (count, scene) = (applied.len(), judge.scene);
-    judge.summary.notes.push(format!(
-        "{scene}: {} rows, {count} applied deliveries, {} dead letters",
+    judge.topic(&dump(case.bootstrap, OUTPUT));
+    judge.rows(&rows);
+    judge.contents(&rows);
+    judge.order();
+    judge.fates(&rows, &letters);
+    let mut summary = judge.summary;
+    summary.rows = rows.len() as u64;
+    summary.deliveries = case.arrivals().count() as u64;
+    summary.notes.push(format!(
+        "{}: {} rows, {} applied deliveries, {} dead letters",
+        case.scene,
         rows.len(),
+        summary.deliveries,
         letters.len()
     ));
-    judge.summary
+    summary
+}
+
+impl<'a> Case<'a> {
+    fn arrivals(&self) -> impl Iterator<Item = &'a Arrival> + use<'a> {
+        self.chapters.iter().flat_map(|chapter| &chapter.arrivals)
+    }
 }
 
 struct Judge<'a> {
-    scene: &'a str,
+    case: &'a Case<'a>,
     summary: Summary,
 }
 
@@ -93,17 +97,17 @@ impl Judge<'_> {
         if more > 0 {
             what.push(format!("and {more} more like these"));
         }
-        let scene = self.scene;
+        let scene = self.case.scene;
         self.summary.violations.extend(what.into_iter().map(|what| format!("{scene}: {what}")));
     }
 
-    fn topic(&mut self, fed: &Fed, records: &[Record]) {
+    fn topic(&mut self, records: &[Record]) {
         let mut found: BTreeMap<&[u8], Vec<&[u8]>> = BTreeMap::new();
         for record in records {
             found.entry(&record.key).or_default().push(record.value.as_deref().unwrap_or_default());
         }
         let mut wrong = Vec::new();
-        for (key, texts) in fed {
+        for (key, texts) in self.case.fed {
             let expected = links(texts);
             let found = found.remove(key.as_bytes()).unwrap_or_default();
             if found != expected.iter().map(String::as_bytes).collect::<Vec<_>>() {
@@ -118,13 +122,13 @@ impl Judge<'_> {
     }
 
     /// One row for each record, and what it holds.
-    fn rows(&mut self, fed: &Fed, rows: &HashMap<String, Row>) {
+    fn rows(&mut self, rows: &HashMap<String, Row>) {
         let mut by_key: BTreeMap<&[u8], Vec<&Row>> = BTreeMap::new();
         for row in rows.values() {
             by_key.entry(row.row.key.as_deref().unwrap_or_default()).or_default().push(row);
         }
         let mut wrong = Vec::new();
-        for (key, texts) in fed {
+        for (key, texts) in self.case.fed {
             let mut of_key = by_key.remove(key.as_bytes()).unwrap_or_default();
             of_key.sort_by_key(|row| row.sequence);
             let found: Vec<&[u8]> =
@@ -140,11 +144,10 @@ impl Judge<'_> {
         self.blame(wrong);
     }
 
-    fn arrivals(&mut self, rows: &HashMap<String, Row>, letters: &HashSet<String>, applied: &[Arrival]) {
+    /// What arrived is a row that was committed by then, and nothing else.
+    fn contents(&mut self, rows: &HashMap<String, Row>) {
         let mut wrong = Vec::new();
-        let mut first: HashMap<&str, &Arrival> = HashMap::new();
-        let mut last: HashMap<&str, u64> = HashMap::new();
-        for arrival in applied {
+        for arrival in self.case.arrivals() {
             let Some(row) = rows.get(&arrival.id) else {
                 wrong.push(format!("{} was delivered and never committed", arrival.id));
                 continue;
@@ -155,24 +158,50 @@ impl Judge<'_> {
             if row.sequence != arrival.sequence || row.row.value.as_deref() != Some(&arrival.body[..]) {
                 wrong.push(format!("{} was delivered as something else", arrival.id));
             }
-            if first.insert(&arrival.id, arrival).is_some() {
-                let newest = last.get(arrival.key.as_str()).copied();
-                if self.scene == SINKS && newest > Some(arrival.sequence) {
-                    let (key, sequence) = (&arrival.key, arrival.sequence);
-                    wrong.push(format!("row {sequence} of {key} was repeated after row {newest:?}"));
+        }
+        self.blame(wrong);
+    }
+
+    /// First deliveries of a key are in order throughout, and others as the chapter says.
+    fn order(&mut self) {
+        let mut wrong = Vec::new();
+        let (mut ids, mut last) = (HashSet::new(), HashMap::new());
+        for chapter in self.case.chapters {
+            let mut newest: HashMap<&str, u64> = HashMap::new();
+            for arrival in &chapter.arrivals {
+                let (key, sequence) = (arrival.key.as_str(), arrival.sequence);
+                let before = newest.get(key).copied();
+                newest.insert(key, before.unwrap_or_default().max(sequence));
+                if ids.insert(arrival.id.as_str()) {
+                    let before = last.insert(key, sequence);
+                    if before >= Some(sequence) {
+                        wrong.push(format!(
+                            "row {sequence} of {key} was first delivered after row {before:?}"
+                        ));
+                    }
+                    continue;
                 }
-                continue;
-            }
-            let before = last.insert(&arrival.key, arrival.sequence);
-            if before >= Some(arrival.sequence) {
-                let (key, sequence) = (&arrival.key, arrival.sequence);
-                wrong.push(format!("row {sequence} of {key} was first delivered after row {before:?}"));
+                let is_wrong = match chapter.order {
+                    Order::Rises => before >= Some(sequence),
+                    Order::Repeats => before > Some(sequence),
+                    Order::Any => false,
+                };
+                if is_wrong {
+                    wrong.push(format!("row {sequence} of {key} was repeated after row {before:?}"));
+                }
             }
         }
-        let is_refused = |row: &Row| self.scene == SINKS && is_marked(row);
+        self.blame(wrong);
+    }
+
+    /// Every row arrived, or is a dead letter for a reason.
+    fn fates(&mut self, rows: &HashMap<String, Row>, letters: &HashSet<String>) {
+        let arrived: HashSet<&str> = self.case.arrivals().map(|arrival| arrival.id.as_str()).collect();
+        let is_refused = |row: &Row| self.case.refuses_marked && is_marked(row);
         let buried = letters.iter().filter(|id| rows.get(*id).is_some_and(|row| !is_refused(row)));
-        wrong.extend(buried.map(|id| format!("{id} is a dead letter although nothing refuses it for good")));
-        let lost = rows.keys().filter(|id| !first.contains_key(id.as_str()) && !letters.contains(*id));
+        let mut wrong: Vec<String> =
+            buried.map(|id| format!("{id} is a dead letter although nothing refuses it for good")).collect();
+        let lost = rows.keys().filter(|id| !arrived.contains(id.as_str()) && !letters.contains(*id));
         wrong.extend(lost.map(|id| format!("{id} was committed and never delivered")));
         let strange = letters.iter().filter(|id| !rows.contains_key(*id));
         wrong.extend(strange.map(|id| format!("{id} is a dead letter and was never committed")));
@@ -213,41 +242,22 @@ fn committed_rows(changelog: &[Record]) -> HashMap<String, Row> {
     rows
 }
 
-/// Every committed record of a topic; none if there is no such topic.
+/// Every committed record of a topic.
 fn dump(bootstrap: &str, topic: &str) -> Vec<Record> {
-    let consumer: BaseConsumer = reading(bootstrap, "w7-judge", true)
-        .set("enable.partition.eof", "true")
-        .create()
-        .expect("a consumer");
-    let metadata = consumer.fetch_metadata(Some(topic), READ_MAX).expect("the broker answers");
-    if metadata.topics().first().is_none_or(|topic| topic.partitions().is_empty()) {
-        return Vec::new();
-    }
-    assign(&consumer, topic, 0..PARTITIONS, Offset::Beginning).expect("assigned");
-    // By number: an end is told again where the marker of a transaction comes behind it.
-    let mut open: BTreeSet<i32> = (0..PARTITIONS).collect();
     let mut records = Vec::new();
-    let deadline = Instant::now() + READ_MAX;
-    while !open.is_empty() {
-        assert!(Instant::now() < deadline, "{topic} could not be read to its end");
-        match consumer.poll(Duration::from_millis(100)) {
-            Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
-            // Lost connections and the like; librdkafka goes on by itself.
-            None | Some(Err(_)) => {}
-            Some(Ok(message)) => {
-                let id = message.headers().and_then(|headers| {
-                    let found = headers.iter().find(|header| header.key == "tidemill-id")?;
-                    String::from_utf8(found.value?.to_vec()).ok()
-                });
-                records.push(Record {
-                    key: message.key().unwrap_or_default().to_vec(),
-                    value: message.payload().map(<[u8]>::to_vec),
-                    timestamp_ms: message.timestamp().to_millis().unwrap_or_default(),
-                    id,
-                });
-            }
-        }
-    }
+    let mut next = (0..PARTITIONS).map(|partition| (partition, 0)).collect();
+    read_on(bootstrap, topic, &mut next, |message| {
+        let id = message.headers().and_then(|headers| {
+            let found = headers.iter().find(|header| header.key == "tidemill-id")?;
+            String::from_utf8(found.value?.to_vec()).ok()
+        });
+        records.push(Record {
+            key: message.key().unwrap_or_default().to_vec(),
+            value: message.payload().map(<[u8]>::to_vec),
+            timestamp_ms: message.timestamp().to_millis().unwrap_or_default(),
+            id,
+        });
+    });
     records
 }
 
@@ -273,38 +283,63 @@ mod tests {
         (id.to_owned(), Row { row, sequence, appended_ms: 10 })
     }
 
-    fn found(scene: &str, rows: &[(&str, u64)], letters: &[&str], applied: &[Arrival]) -> Vec<String> {
-        let mut judge = Judge { scene, summary: Summary::default() };
-        let rows = rows.iter().map(|(id, sequence)| row(id, *sequence)).collect();
+    /// What is said of rows `a`, `b` and so on, in their order, of a receiver that refuses what is marked or does not.
+    fn said(rows: &[&str], letters: &[&str], refuses_marked: bool, chapters: &[Chapter]) -> String {
+        let case = Case { scene: "test", bootstrap: "", fed: &Fed::new(), chapters, refuses_marked };
+        let mut judge = Judge { case: &case, summary: Summary::default() };
+        let rows = (1..).zip(rows).map(|(sequence, id)| row(id, sequence)).collect();
         let letters = letters.iter().map(|id| (*id).to_owned()).collect();
-        judge.arrivals(&rows, &letters, applied);
-        judge.summary.violations
+        judge.contents(&rows);
+        judge.order();
+        judge.fates(&rows, &letters);
+        judge.summary.violations.join("\n")
+    }
+
+    fn chapter(order: Order, arrivals: &[&Arrival]) -> Chapter {
+        Chapter { order, arrivals: arrivals.iter().copied().cloned().collect() }
     }
 
     #[test]
-    fn each_kind_of_wrong_is_seen_and_a_repetition_is_none() {
-        let rows = [("a", 1), ("b", 2), ("c", 3)];
+    fn each_kind_of_wrong_is_seen() {
         let (a, b) = (arrival("a", 1, "k"), arrival("b", 2, "k"));
-        assert_eq!(found(SINKS, &rows, &["c"], &[a.clone(), a.clone(), b.clone()]), Vec::<String>::new());
-        let late = [a.clone(), b.clone(), a.clone()];
-        assert_eq!(found("moves", &rows[..2], &[], &late), Vec::<String>::new(), "of another owner");
-        let violations = found(SINKS, &rows, &["c"], &late).join("\n");
-        assert!(violations.contains("row 1 of k was repeated after"), "{violations}");
-        let violations = found("moves", &rows, &["c"], &[a.clone(), b.clone()]).join("\n");
-        assert!(violations.contains("c is a dead letter although"), "nobody refuses it there: {violations}");
         let early = Arrival { at_ms: Some(9), ..b.clone() };
         let other = Arrival { body: b"w".to_vec(), ..b.clone() };
-        for (letters, applied, part) in [
-            (&["c"][..], vec![b.clone(), a.clone()], "after row"),
-            (&[], vec![a.clone(), b.clone()], "c was committed and never delivered"),
-            (&["c"], vec![a.clone(), b.clone(), arrival("d", 4, "k")], "never committed"),
-            (&["c"], vec![a.clone(), early], "before it was committed"),
-            (&["c"], vec![a.clone(), other], "as something else"),
-            (&["c", "d"], vec![a.clone(), b.clone()], "d is a dead letter and was never committed"),
-            (&["c", "b"], vec![a, b], "b is a dead letter although"),
+        let unknown = arrival("d", 4, "k");
+        for (letters, arrivals, part) in [
+            (&["c"][..], &[&b, &a][..], "after row"),
+            (&[], &[&a, &b], "c was committed and never delivered"),
+            (&["c"], &[&a, &b, &unknown], "never committed"),
+            (&["c"], &[&a, &early], "before it was committed"),
+            (&["c"], &[&a, &other], "as something else"),
+            (&["c", "d"], &[&a, &b], "d is a dead letter and was never committed"),
+            (&["c", "b"], &[&a, &b], "b is a dead letter although"),
         ] {
-            let violations = found(SINKS, &rows, letters, &applied).join("\n");
-            assert!(violations.contains(part), "{part} is not in {violations}");
+            let said = said(&["a", "b", "c"], letters, true, &[chapter(Order::Any, arrivals)]);
+            assert!(said.contains(part), "{part} is not in {said}");
         }
+        let right = [chapter(Order::Rises, &[&a, &b])];
+        assert_eq!(said(&["a", "b", "c"], &["c"], true, &right), "");
+        let said = said(&["a", "b", "c"], &["c"], false, &right);
+        assert!(said.contains("c is a dead letter although"), "nobody refuses it there: {said}");
+    }
+
+    #[test]
+    fn a_repetition_is_wrong_while_one_owner_lives_and_is_answered() {
+        let (a, b) = (arrival("a", 1, "k"), arrival("b", 2, "k"));
+        let said = |chapters: &[Chapter]| said(&["a", "b"], &[], false, chapters);
+        for (order, twice, late) in
+            [(Order::Rises, false, false), (Order::Repeats, true, false), (Order::Any, true, true)]
+        {
+            let of_twice = said(&[chapter(order, &[&a, &a, &b])]);
+            assert_eq!(of_twice.is_empty(), twice, "{order:?}: {of_twice}");
+            let of_late = said(&[chapter(order, &[&a, &b, &a])]);
+            assert_eq!(of_late.is_empty(), late, "{order:?}: {of_late}");
+        }
+        let next_life = [chapter(Order::Rises, &[&a, &b]), chapter(Order::Rises, &[&a, &b])];
+        assert_eq!(said(&next_life), "", "no commit of the first knew");
+        let backwards = [chapter(Order::Rises, &[&a, &b]), chapter(Order::Rises, &[&b, &a])];
+        assert!(said(&backwards).contains("row 1 of k was repeated after row Some(2)"), "out of order again");
+        let overtaken = [chapter(Order::Any, &[&b]), chapter(Order::Any, &[&a])];
+        assert!(said(&overtaken).contains("row 1 of k was first delivered after row Some(2)"));
     }
 }

@@ -2,19 +2,25 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`stage`] | a broker, a node, the deployment, a feed at a rate, what `/metrics` has shown |
+//! | [`receiver`] | what a scene delivers to: started, told to misbehave, asked for what has arrived |
+//! | [`webhook`], [`queue`], [`mirror`] | its kinds: HTTP, RabbitMQ, another Kafka cluster; [`rabbit`] is a real RabbitMQ |
+//! | [`stage`] | a broker, nodes, the deployment, a feed at a rate, what `/metrics` has shown |
 //! | [`scenes`] | receivers that misbehave, nodes that are killed at each step, tasks that move, a planted bug |
-//! | [`others`], [`rabbit`] | the same for RabbitMQ and another Kafka cluster; a real RabbitMQ |
-//! | [`judge`] | what must hold at the end, from the topics and the receiver's own log |
+//! | [`chapters`] | what has arrived in which life of a node, and what may come twice in it |
+//! | [`judge`] | what must hold at the end, from the topics and from what has arrived |
 //!
 //! The handler (`tests/guests/courier`) links each record of a key to the one before it and sends the link both to
 //! a topic and out of Kafka, so a loss, a repetition or a wrong order shows.
 
+pub mod chapters;
 pub mod judge;
-pub mod others;
+pub mod mirror;
+pub mod queue;
 pub mod rabbit;
+pub mod receiver;
 pub mod scenes;
 pub mod stage;
+pub mod webhook;
 
 use std::fmt;
 
@@ -31,6 +37,17 @@ pub struct Summary {
     /// Why the run proves less than it should.
     pub invalid: Vec<String>,
     pub notes: Vec<String>,
+}
+
+impl Summary {
+    /// Of a scene that cannot be played here; `why` names what is missing.
+    pub fn left_out(scene: &str, why: &str, may_be: bool) -> Summary {
+        let what = format!("{scene} is left out: {why}");
+        match may_be {
+            true => Summary { notes: vec![what], ..Summary::default() },
+            false => Summary { invalid: vec![format!("INVALID {what}")], ..Summary::default() },
+        }
+    }
 }
 
 impl Findings for Summary {

@@ -11,15 +11,18 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
-use super::judge::Arrival;
+use super::receiver::Arrival;
 use crate::programs::free_address;
-use crate::wait::until;
+use crate::wait::{until, within};
 
 /// Where Debian puts the program that does not change its user.
 const PROGRAM: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// An Erlang machine starts slowly on a busy one.
-const START_MAX: Duration = Duration::from_secs(120);
-const MESSAGES_MAX: u64 = 2_000;
+const START_MAX: Duration = Duration::from_secs(240);
+/// Until the port mapper has noticed that a machine is gone.
+const UNNAMED_MAX: Duration = Duration::from_secs(5);
+/// Of one answer.
+const MESSAGES_MAX: usize = 2_000;
 
 pub struct Rabbit {
     directory: tempfile::TempDir,
@@ -101,6 +104,16 @@ impl Rabbit {
         format!("amqp://127.0.0.1:{}", self.amqp)
     }
 
+    /// Where it speaks AMQP.
+    pub fn port(&self) -> u16 {
+        self.amqp
+    }
+
+    /// Of all processes that it is, while it runs.
+    pub fn group(&self) -> Pid {
+        Pid::from_child(self.process.as_ref().expect("RabbitMQ runs"))
+    }
+
     /// As a crash of everything it is.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
@@ -122,16 +135,52 @@ impl Rabbit {
     pub fn make_user(&self, name: &str, password: &str) -> String {
         let user = json!({ "password": password, "tags": "" });
         let rights = json!({ "configure": ".*", "write": ".*", "read": ".*" });
-        let made = self.api("PUT", &format!("/api/users/{name}"), Some(&user)).is_some();
-        let may = self.api("PUT", &format!("/api/permissions/%2F/{name}"), Some(&rights)).is_some();
-        assert!(made && may, "the user {name} is not made");
+        self.told("PUT", &format!("users/{name}"), Some(&user));
+        self.told("PUT", &format!("permissions/%2F/{name}"), Some(&rights));
         format!("amqp://{name}:{password}@127.0.0.1:{}", self.amqp)
     }
 
     pub fn make_queue(&self, name: &str) {
         let queue = json!({ "durable": true, "auto_delete": false });
-        let made = self.api("PUT", &format!("/api/queues/%2F/{name}"), Some(&queue));
-        assert!(made.is_some(), "the queue {name} is not made");
+        self.told("PUT", &format!("queues/%2F/{name}"), Some(&queue));
+    }
+
+    /// A queue that refuses what it has no room for. One that does not would make room, even for what is older.
+    pub fn make_refusing_queue(&self, name: &str) {
+        let refuses = json!({ "x-overflow": "reject-publish" });
+        let queue = json!({ "durable": true, "auto_delete": false, "arguments": refuses });
+        self.told("PUT", &format!("queues/%2F/{name}"), Some(&queue));
+    }
+
+    /// How many messages such a queue has room for; none = as many as come.
+    pub fn allow(&self, name: &str, messages: Option<u64>) {
+        let path = format!("policies/%2F/{name}");
+        let limit = messages.map(|messages| {
+            let definition = json!({ "max-length": messages });
+            json!({ "pattern": format!("^{name}$"), "definition": definition, "apply-to": "queues" })
+        });
+        self.told(if limit.is_some() { "PUT" } else { "DELETE" }, &path, limit.as_ref());
+    }
+
+    pub fn make_exchange(&self, name: &str) {
+        let exchange = json!({ "type": "direct", "durable": true });
+        self.told("PUT", &format!("exchanges/%2F/{name}"), Some(&exchange));
+    }
+
+    /// Binds a queue to the exchange of its name, by a routing key of its name.
+    pub fn bind(&self, name: &str) {
+        let binding = json!({ "routing_key": name });
+        self.told("POST", &format!("bindings/%2F/e/{name}/q/{name}"), Some(&binding));
+    }
+
+    pub fn unbind(&self, name: &str) {
+        self.told("DELETE", &format!("bindings/%2F/e/{name}/q/{name}/{name}"), None);
+    }
+
+    /// Does what must succeed.
+    #[track_caller]
+    fn told(&self, method: &str, path: &str, body: Option<&Value>) {
+        assert!(self.api(method, &format!("/api/{path}"), body).is_some(), "{method} {path} {body:?} failed");
     }
 
     /// Takes everything out of a queue, in order.
@@ -141,10 +190,11 @@ impl Rabbit {
         loop {
             let answer = self.api("POST", &format!("/api/queues/%2F/{name}/get"), Some(&ask));
             let messages = answer.as_ref().and_then(Value::as_array).expect("the queue answers");
-            if messages.is_empty() {
+            all.extend(messages.iter().map(arrival));
+            // There were no more at that moment, whatever comes meanwhile.
+            if messages.len() < MESSAGES_MAX {
                 return all;
             }
-            all.extend(messages.iter().map(arrival));
         }
     }
 
@@ -181,8 +231,12 @@ impl Drop for Rabbit {
     fn drop(&mut self) {
         self.signal(Signal::CONT);
         self.kill();
-        // The port mapper detaches itself from whoever starts it; this one is ours, by its port.
-        let _ = Command::new("epmd").env("ERL_EPMD_PORT", self.epmd.to_string()).arg("-kill").output();
+        // The port mapper detaches itself from whoever starts it; this one is ours, by its port. It does not end while
+        // it believes that the machine lives.
+        let _ = within(UNNAMED_MAX, || {
+            let end = Command::new("epmd").env("ERL_EPMD_PORT", self.epmd.to_string()).arg("-kill").output();
+            end.is_ok_and(|end| end.status.success()).then_some(())
+        });
     }
 }
 

@@ -22,16 +22,20 @@ pub const FLEET: &str = "w7";
 pub const INPUT: &str = "w7-in";
 pub const OUTPUT: &str = "w7-out";
 pub const PARTITIONS: i32 = 4;
-/// Of a scene that does not say how many it has.
-const KEYS: u64 = 40;
+/// Of a feed that does not say how many it has.
+pub const KEYS: u64 = 40;
 /// Every so many records' text has this mark, which a receiver may refuse for good.
 pub const MARK: &str = "x";
 const MARK_EVERY: u64 = 50;
 
 const ANSWER_MAX: Duration = Duration::from_secs(60);
-/// Until everything has been delivered, back-offs and a busy machine included.
-const DRAIN_MAX: Duration = Duration::from_secs(120);
+/// Until everything has been delivered that waits after minutes without a receiver, back-offs and a busy machine
+/// included.
+const DRAIN_MAX: Duration = Duration::from_secs(300);
 const FLUSH_MAX: Duration = Duration::from_secs(30);
+
+/// How often the task of each partition has started.
+pub type Starts = [u64; PARTITIONS as usize];
 
 pub struct Stage {
     pub cluster: Cluster,
@@ -93,6 +97,13 @@ impl Stage {
         });
     }
 
+    /// On any node so far, as their logs say.
+    pub fn starts(&self) -> Starts {
+        let mut starts = Starts::default();
+        self.nodes.iter().for_each(|node| count_starts(&node.whole_log(), &mut starts));
+        starts
+    }
+
     /// Resident memory of a node, in MiB.
     pub fn memory_mib(&self, node: usize) -> u64 {
         let status =
@@ -100,6 +111,16 @@ impl Stage {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         kib.unwrap_or(0) / 1024
+    }
+}
+
+pub fn count_starts(log: &str, starts: &mut Starts) {
+    for line in log.lines().filter(|line| line.contains(" task starts ")) {
+        let partition = line.split_once(" partition=").and_then(|(_, rest)| rest.split(' ').next());
+        let partition = partition.and_then(|partition| partition.parse::<usize>().ok());
+        if let Some(count) = partition.and_then(|partition| starts.get_mut(partition)) {
+            *count += 1;
+        }
     }
 }
 
@@ -185,6 +206,8 @@ pub struct Seen {
     pub full: bool,
     /// Rows of all partitions at once, the most of any look.
     pub rows_max: u64,
+    /// Deliveries that were acknowledged, by the last look.
+    pub delivered: u64,
 }
 
 impl Watcher {
@@ -227,6 +250,9 @@ impl Seen {
                 rows += value as u64;
             }
             full |= name.starts_with("tidemill_outbox_full{") && value > 0.0;
+            if name.starts_with("tidemill_deliveries_total{") && name.contains("outcome=\"delivered\"") {
+                self.delivered = value as u64;
+            }
             if name.starts_with("tidemill_breaker_state{") && value > 0.0 {
                 let state = name.split("state=\"").nth(1).and_then(|rest| rest.split('"').next());
                 self.breaker.extend(state.map(str::to_owned));
