@@ -44,9 +44,13 @@ impl Book {
     pub fn end_life(&mut self, stage: &Stage, receiver: &mut dyn Receiver) {
         // What it has sent may still lie in a socket.
         let port = receiver.port();
-        until("the receiver has read it all", READ_MAX, || {
-            if is_connected(port) { Err(port) } else { Ok(()) }
-        });
+        until(
+            "the receiver has read it all",
+            READ_MAX,
+            || {
+                if is_connected(port) { Err(port) } else { Ok(()) }
+            },
+        );
         self.end_chapter(stage, receiver, Some(1));
     }
 
