@@ -11,6 +11,7 @@ use super::documents::Document;
 use super::failures::{FailureKind, Then};
 use super::outbox::BreakerSpec;
 use super::policy::Policy;
+use super::units;
 
 const MINIMAL: &str = "name: word-count\nmodule: count.wasm\ninputs: { words: { topic: words } }\n";
 
@@ -65,6 +66,35 @@ changelog: { replication_factor: 3, min_compaction_lag: 1h }
     assert_eq!(spec.changelog.min_compaction_lag, Duration::from_secs(3600));
     // The day that DESIGN asks for where a record may be ahead of the committed offset.
     assert_eq!(spec.changelog.delete_retention, Duration::from_secs(86_400));
+}
+
+#[test]
+fn the_documentation_names_every_key_with_its_default() {
+    let text = include_str!("../../../docs/deploying.md");
+    let example = text.split("```").nth(1).and_then(|block| block.strip_prefix("yaml\n"));
+    DeploymentSpec::parse(example.expect("an example")).expect("that is valid");
+    let DeploymentSpec { workers, correlation, commit, changelog, .. } =
+        DeploymentSpec::parse(MINIMAL).expect("valid");
+    for (key, default) in [
+        ("guarantee", "`exactly_once`".to_owned()),
+        ("workers", format!("`defaults.workers`, {workers}")),
+        ("config", "`{}`".to_owned()),
+        ("failures", "`halt`".to_owned()),
+        ("inbox", "none".to_owned()),
+        ("correlation", format!("`{correlation}`")),
+        ("commit.interval", format!("`defaults.commit_interval`, {}", units::show_duration(commit.interval))),
+        ("commit.min_interval", units::show_duration(commit.min_interval)),
+        ("commit.overlay_bytes", units::show_bytes(commit.overlay_bytes)),
+        ("commit.max_records", commit.max_records.to_string()),
+        (
+            "changelog.min_compaction_lag",
+            format!("{}; 24h with `at_least_once`", units::show_duration(changelog.min_compaction_lag)),
+        ),
+        ("changelog.delete_retention", units::show_duration(changelog.delete_retention)),
+    ] {
+        let row = format!("| `{key}` | {default} |");
+        assert!(text.contains(&row), "docs/deploying.md has no row {row}");
+    }
 }
 
 #[test]
