@@ -26,16 +26,16 @@ const PAGE_ENTRIES: u32 = 1_000;
 const GET_EXAMPLES: &str = "\
 Examples:
   tidemill state get word-count counts hello
-  tidemill state get delays by-carrier UA AA -o json
+  tidemill state get delays groups UA AA -o json
   tidemill state get word-count counts hello --at-least words/0@12
   tidemill state get orders seen 00ff --key-format hex --partition 3";
 
 const SCAN_EXAMPLES: &str = "\
 Examples:
   tidemill state scan word-count counts
-  tidemill state scan delays by-day --prefix HA/2013/1/ --limit 5
-  tidemill state scan delays by-day --from HA/2013/1/10 --to HA/2013/1/20
-  tidemill state scan delays by-day --all -o json";
+  tidemill state scan delays groups --prefix HA/2013/1/ --limit 5
+  tidemill state scan delays groups --from HA/2013/1/10 --to HA/2013/1/20
+  tidemill state scan delays groups --all -o json";
 
 /// Read the committed state of a deployment, or edit it by hand
 ///
