@@ -133,7 +133,7 @@ fn within(outer: &str, name: &str) -> String {
 }
 
 /// What a map's keys and values are kept in; its author wrote `map<...>`.
-fn is_map_entry(message: &DescriptorProto) -> bool {
+pub fn is_map_entry(message: &DescriptorProto) -> bool {
     message.options.as_ref().is_some_and(|options| options.map_entry())
 }
 

@@ -20,7 +20,7 @@ use std::fmt::Write;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto};
 
-use descriptors::{Comments, PACKAGE, files, workspace};
+use descriptors::{Comments, PACKAGE, files, is_map_entry, workspace};
 
 /// What tidemill writes for itself into Kafka; its document is `docs/formats/topics.md`.
 const LOG: &str = "tidemill/v1/log.proto";
@@ -52,6 +52,17 @@ fn linked(name: &str) -> String {
     format!("[{short}](#{})", short.to_lowercase())
 }
 
+/// As a `.proto` file writes it: descriptors have a map as a repeated message of its own. `None` of any other field.
+fn map_of(message: &DescriptorProto, field: &FieldDescriptorProto) -> Option<String> {
+    let name = field.type_name().rsplit('.').next()?;
+    let is_its = |nested: &&DescriptorProto| {
+        nested.name() == name && is_map_entry(nested)
+    };
+    let entry = message.nested_type.iter().find(is_its)?;
+    let [key, value] = entry.field.as_slice() else { return None };
+    Some(format!("`map<{}, {}>`", type_of(key), type_of(value)))
+}
+
 fn write_message(
     text: &mut String,
     message: &DescriptorProto,
@@ -70,15 +81,16 @@ fn write_message(
             _ => String::new(),
         };
         let kind = type_of(field);
-        let kind = match field.r#type() {
-            Type::Message | Type::Enum => {
+        let kind = match (map_of(message, field), field.r#type()) {
+            (Some(map), _) => map,
+            (None, Type::Message | Type::Enum) => {
                 let name = linked(field.type_name());
                 format!(
                     "{}{name}",
                     kind.strip_suffix(kind.rsplit(' ').next().unwrap_or_default()).unwrap_or_default()
                 )
             }
-            _ => kind,
+            (None, _) => kind,
         };
         writeln!(text, "| `{}` = {} | {kind} | {comment}{one_of} |", field.name(), field.number())?;
     }
