@@ -55,9 +55,7 @@ fn linked(name: &str) -> String {
 /// As a `.proto` file writes it: descriptors have a map as a repeated message of its own. `None` of any other field.
 fn map_of(message: &DescriptorProto, field: &FieldDescriptorProto) -> Option<String> {
     let name = field.type_name().rsplit('.').next()?;
-    let is_its = |nested: &&DescriptorProto| {
-        nested.name() == name && is_map_entry(nested)
-    };
+    let is_its = |nested: &&DescriptorProto| nested.name() == name && is_map_entry(nested);
     let entry = message.nested_type.iter().find(is_its)?;
     let [key, value] = entry.field.as_slice() else { return None };
     Some(format!("`map<{}, {}>`", type_of(key), type_of(value)))
