@@ -7,7 +7,6 @@ use tidemill_proto::v1::deployments_client::DeploymentsClient;
 use tonic::transport::Channel;
 
 use super::client::ANSWER_BYTES_MAX;
-use super::deployments;
 use super::failure::Failure;
 use crate::config::units;
 use crate::node::{Following, Progress};
@@ -22,8 +21,8 @@ pub struct Adopted {
     pub first: Vec<proto::InputPosition>,
 }
 
-/// Waits until every partition has a running task of this revision or a later one, on whichever node
-/// of the fleet. A paused deployment has none, and is not waited for.
+/// Waits until every partition has a running task of this revision, or of the one that has taken its place
+/// since, on whichever node of the fleet. A paused deployment has none, and is not waited for.
 pub async fn wait(channel: &Channel, asked: &proto::Deployment, limit: Duration) -> Result<Adopted, Failure> {
     wait_for(channel, asked, None, limit).await
 }
@@ -42,8 +41,9 @@ pub async fn wait_for(
     let mut following = Following::new(asked, partition);
     loop {
         let rollout = client.rollout(proto::RolloutRequest { name: name.clone() }).await?.into_inner();
-        let deployment = deployments::get(channel.clone(), name).await?;
-        match following.look(&rollout, &deployment) {
+        let progress = following.look(&rollout);
+        let deployment = rollout.deployment.unwrap_or_default();
+        match progress {
             Progress::Complete => {
                 let first = rollout.tasks.into_iter().flat_map(|task| task.first).collect();
                 return Ok(Adopted { deployment, first });

@@ -26,19 +26,18 @@ pub async fn follow(
     let mut tasks = Vec::new();
     let outcome = loop {
         let name = asked.name.clone();
-        // In this order: see `Following`.
-        let look = ask(node, move |node| Ok((node.rollout(&name)?, node.deployment(&name)?)));
+        let look = ask(node, move |node| node.rollout(&name));
         let looked = tokio::select! {
             looked = look => looked,
             () = ended(until, &mut stopping) => break Err(over(&stopping)),
         };
-        let (rollout, now) = match looked {
-            Ok(looked) => looked,
+        let rollout = match looked {
+            Ok(rollout) => rollout,
             Err(status) => break Err(status.message().to_owned()),
         };
-        let progress = following.look(&rollout, &now);
+        let progress = following.look(&rollout);
         tasks = rollout.tasks;
-        if now.revision == asked.revision {
+        if let Some(now) = rollout.deployment.filter(|now| now.revision == asked.revision) {
             *deployment = now;
         }
         match progress {

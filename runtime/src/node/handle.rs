@@ -267,9 +267,21 @@ impl Handle {
         })
     }
 
+    /// The tasks of a deployment on this node.
+    pub(super) fn own_tasks(&self, name: &str) -> BTreeMap<i32, TaskEntry> {
+        self.node.board(name).map(|board| board.tasks()).unwrap_or_default()
+    }
+
     pub(super) fn describe(&self, registered: &Registered) -> proto::Deployment {
-        let board = self.node.board(&registered.name);
-        let tasks = board.as_ref().map(|board| board.tasks()).unwrap_or_default();
+        self.describe_with(registered, &self.own_tasks(&registered.name))
+    }
+
+    /// With these tasks, which are this node's.
+    pub(super) fn describe_with(
+        &self,
+        registered: &Registered,
+        tasks: &BTreeMap<i32, TaskEntry>,
+    ) -> proto::Deployment {
         let trouble = self.node.trouble(registered).map(|trouble| trouble.told(|name| self.sees(name)));
         let inputs = registered.topics();
         // A task of an older revision says nothing about this one.

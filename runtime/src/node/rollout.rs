@@ -20,9 +20,16 @@ const TAKEN_BACK_MAX: Duration = Duration::from_secs(5);
 impl Handle {
     /// By this node's own tasks, and by what the others told last.
     pub fn rollout(&self, name: &str) -> Result<proto::RolloutResponse, ControlError> {
+        let partitions = self.node.partitions(&self.registered(name)?)?;
+        // Once for every part of the answer, after Kafka's, and in this order: no task of this node is of a newer
+        // revision than the deployment.
+        let own = self.own_tasks(name);
         let registered = self.registered(name)?;
+        let trial = self.node.trials.find(&registered).map(|trial| {
+            let (tried, failed) = trial.counts();
+            proto::Trial { open: trial.is_open(), tried, failed }
+        });
         let inputs = registered.topics();
-        let partitions = self.node.partitions(&registered)?;
         let mut tasks: BTreeMap<i32, proto::TaskRollout> = (0..partitions)
             .map(|partition| (partition, proto::TaskRollout { partition, ..proto::TaskRollout::default() }))
             .collect();
@@ -44,24 +51,25 @@ impl Handle {
                 tasks.insert(task.partition, rollout);
             }
         }
-        for (partition, task) in self.node.board(name).map(|board| board.tasks()).unwrap_or_default() {
+        for (&partition, task) in &own {
             let offsets: Vec<u64> = task.first.iter().flatten().map(|first| first.0).collect();
             let rollout = proto::TaskRollout {
                 partition,
                 state: task_state(task.state).into(),
-                reason: task.reason,
+                reason: task.reason.clone(),
                 node: self.node.id.clone(),
                 revision: task.revision,
                 first: first(partition, &offsets),
             };
             tasks.insert(partition, rollout);
         }
-        let (version, revision) = (registered.version(), registered.revision);
-        let trial = self.node.trials.find(&registered).map(|trial| {
-            let (tried, failed) = trial.counts();
-            proto::Trial { open: trial.is_open(), tried, failed }
-        });
-        Ok(proto::RolloutResponse { version, revision, tasks: tasks.into_values().collect(), trial })
+        Ok(proto::RolloutResponse {
+            version: registered.version(),
+            revision: registered.revision,
+            tasks: tasks.into_values().collect(),
+            trial,
+            deployment: Some(self.describe_with(&registered, &own)),
+        })
     }
 }
 
@@ -93,9 +101,9 @@ impl<'a> Following<'a> {
         Following { asked, partition, halted_since: None }
     }
 
-    /// By what a node tells. It is asked for `rollout` before `now`: a task that is tried again is then not taken for
-    /// one that has halted anew.
-    pub fn look(&mut self, rollout: &proto::RolloutResponse, now: &proto::Deployment) -> Progress {
+    /// By one answer, which tells of one moment: of two, the second might blame what the first did not know of.
+    pub fn look(&mut self, rollout: &proto::RolloutResponse) -> Progress {
+        let Some(now) = &rollout.deployment else { return Progress::Coming };
         let (asked, partition) = (self.asked, self.partition);
         if now.version > asked.version && !now.rolled_back.is_empty() {
             return Progress::TakenBack(now.rolled_back.clone());
@@ -104,35 +112,40 @@ impl<'a> Following<'a> {
             return Progress::Paused;
         }
         let is_asked = |task: &&proto::TaskRollout| partition.is_none_or(|asked| task.partition == asked);
-        let reached = |task: &&proto::TaskRollout| task.revision >= asked.revision;
-        if let Some(reason) = halted(now, rollout, |task| is_asked(task) && reached(task)) {
+        let counts = |task: &&proto::TaskRollout| is_asked(task) && task.revision >= asked.revision;
+        if let Some(reason) = halted(now, &rollout.tasks, counts) {
             let since = *self.halted_since.get_or_insert_with(Instant::now);
             let on_trial = rollout.trial.as_ref().is_some_and(|trial| trial.open);
             if !on_trial || since.elapsed() > TAKEN_BACK_MAX {
                 return Progress::Halted(reason);
             }
         }
-        let runs = |task: &proto::TaskRollout| {
-            reached(&task) && task.state() == proto::TaskState::Running && !task.first.is_empty()
-        };
-        match !rollout.tasks.is_empty() && rollout.tasks.iter().filter(is_asked).all(runs) {
+        let mut tasks = rollout.tasks.iter().filter(is_asked);
+        let is_known = now.revision >= asked.revision && !rollout.tasks.is_empty();
+        match is_known && tasks.all(|task| runs(task, now.revision)) {
             true => Progress::Complete,
             false => Progress::Coming,
         }
     }
 }
 
+/// A commit says where the task began with this revision. One that is ahead of it is of a node that knows more
+/// than the one that answers, which will know as much in a moment.
+fn runs(task: &proto::TaskRollout, revision: u64) -> bool {
+    task.revision == revision && task.state() == proto::TaskState::Running && !task.first.is_empty()
+}
+
 /// Why a deployment does not go on by itself: as a whole, or one of the tasks that count.
 fn halted(
     deployment: &proto::Deployment,
-    rollout: &proto::RolloutResponse,
+    tasks: &[proto::TaskRollout],
     counts: impl Fn(&&proto::TaskRollout) -> bool,
 ) -> Option<String> {
-    let name = &deployment.name;
-    let mut halted = rollout.tasks.iter().filter(|task| task.state() == proto::TaskState::Halted);
-    let is_of_a_task = halted.clone().any(|task| task.reason == deployment.reason);
+    let proto::Deployment { name, revision, reason, .. } = deployment;
+    let mut halted = tasks.iter().filter(|task| task.state() == proto::TaskState::Halted);
+    let is_of_a_task = halted.clone().any(|task| task.revision == *revision && task.reason == *reason);
     if deployment.state() == proto::DeploymentState::Halted && !is_of_a_task {
-        return Some(format!("{name} is halted: {}", deployment.reason));
+        return Some(format!("{name} is halted: {reason}"));
     }
     let task = halted.find(counts)?;
     Some(format!("task {} of {name} is halted: {}", task.partition, task.reason))
@@ -154,9 +167,18 @@ mod tests {
         }
     }
 
-    fn rollout(tasks: Vec<proto::TaskRollout>, on_trial: bool) -> proto::RolloutResponse {
-        let trial = proto::Trial { open: on_trial, ..proto::Trial::default() };
-        proto::RolloutResponse { tasks, trial: Some(trial), ..proto::RolloutResponse::default() }
+    fn rollout(
+        now: &proto::Deployment,
+        tasks: Vec<proto::TaskRollout>,
+        on_trial: bool,
+    ) -> proto::RolloutResponse {
+        let trial = Some(proto::Trial { open: on_trial, ..proto::Trial::default() });
+        proto::RolloutResponse {
+            tasks,
+            trial,
+            deployment: Some(now.clone()),
+            ..proto::RolloutResponse::default()
+        }
     }
 
     fn deployment(version: u64, state: proto::DeploymentState) -> proto::Deployment {
@@ -170,14 +192,15 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_is_complete_once_every_task_runs_it_or_a_later_one_from_an_offset_that_is_known() {
+    fn a_revision_is_complete_once_every_task_runs_what_the_answer_is_about_from_an_offset_that_is_known() {
         use proto::TaskState::{Restoring, Running};
         let running = deployment(2, proto::DeploymentState::Running);
         let look =
-            |tasks, partition| Following::new(&running, partition).look(&rollout(tasks, false), &running);
+            |tasks, partition| Following::new(&running, partition).look(&rollout(&running, tasks, false));
         let unknown = proto::TaskRollout { first: Vec::new(), ..task(1, 9, Running) };
-        assert_eq!(look(vec![task(0, 9, Running), task(1, 11, Running)], None), Progress::Complete);
-        for behind in [task(1, 8, Running), task(1, 9, Restoring), unknown] {
+        assert_eq!(look(vec![task(0, 9, Running), task(1, 9, Running)], None), Progress::Complete);
+        // The node of one of a later revision knows more than the one that answers.
+        for behind in [task(1, 8, Running), task(1, 11, Running), task(1, 9, Restoring), unknown] {
             let tasks = vec![task(0, 9, Running), behind];
             assert_eq!(look(tasks.clone(), None), Progress::Coming, "{tasks:?}");
             assert_eq!(look(tasks, Some(0)), Progress::Complete, "nobody asks for the other");
@@ -185,7 +208,11 @@ mod tests {
         assert_eq!(look(Vec::new(), None), Progress::Coming, "nobody knows of a task");
         let paused = deployment(2, proto::DeploymentState::Paused);
         let mut following = Following::new(&running, None);
-        assert_eq!(following.look(&rollout(Vec::new(), false), &paused), Progress::Paused);
+        assert_eq!(following.look(&rollout(&paused, Vec::new(), false)), Progress::Paused);
+        let later = proto::Deployment { revision: 11, ..running.clone() };
+        let tasks = vec![task(0, 11, Running)];
+        let progress = Following::new(&running, None).look(&rollout(&later, tasks, false));
+        assert_eq!(progress, Progress::Complete, "somebody has changed it since");
     }
 
     #[test]
@@ -197,7 +224,7 @@ mod tests {
         };
         let tasks = || vec![task(0, 7, Halted), task(1, 9, Halted)];
         let look = |now: &proto::Deployment, partition, on_trial| {
-            Following::new(now, partition).look(&rollout(tasks(), on_trial), now)
+            Following::new(now, partition).look(&rollout(now, tasks(), on_trial))
         };
         let of_a_task = halted("as told in 0");
         assert_eq!(look(&of_a_task, Some(0), false), Progress::Coming);
@@ -215,8 +242,9 @@ mod tests {
             ..deployment(version, proto::DeploymentState::Starting)
         };
         let asked = at(2, "");
-        let none = rollout(Vec::new(), false);
-        let look = |now: proto::Deployment| Following::new(&asked, None).look(&none, &now);
+        let look = |now: proto::Deployment| {
+            Following::new(&asked, None).look(&rollout(&now, Vec::new(), false))
+        };
         assert_eq!(look(at(2, "version 2 failed and cannot be rolled back")), Progress::Coming);
         assert_eq!(look(at(3, "")), Progress::Coming, "somebody deployed another");
         let reason = "version 2 failed and was rolled back: as told";

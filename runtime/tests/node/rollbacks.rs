@@ -115,7 +115,10 @@ fn a_record_that_halts_a_version_is_tried_again_by_the_one_before() {
     let reason = handle.history("chain").expect("history").versions.remove(0).reason;
     assert!(reason.starts_with("task 0 halted: record in/0 at offset "), "{reason}");
     eventually("the rollback runs, and is not on trial", || {
-        handle.rollout("chain").is_ok_and(|rollout| rollout.trial.is_some_and(|trial| !trial.open))
+        handle.rollout("chain").is_ok_and(|rollout| {
+            let state = rollout.deployment.map(|deployment| deployment.state());
+            state == Some(proto::DeploymentState::Running) && rollout.trial.is_some_and(|trial| !trial.open)
+        })
     });
     node.stop();
 }

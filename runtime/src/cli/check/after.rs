@@ -338,7 +338,12 @@ mod tests {
             state: state.into(),
             ..proto::TaskRollout::default()
         };
-        let rollout = |tasks| proto::RolloutResponse { version: 2, revision: 7, tasks, trial: None };
+        let rollout = |tasks| proto::RolloutResponse {
+            version: 2,
+            revision: 7,
+            tasks,
+            ..proto::RolloutResponse::default()
+        };
         let running = proto::TaskState::Running;
         assert_eq!(tasks("a", &rollout(vec![task(7, running), task(8, running)])).verdict, Verdict::Ok);
         let older = tasks("a", &rollout(vec![task(7, running), task(6, running)]));
