@@ -54,14 +54,11 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
         return Ok(lags);
     }
     let ends = node.admin.offsets(&partitions, At::StableEnd)?;
-    let starts = node.admin.offsets(&partitions, At::Start)?;
-    let committed = committed(node, &registered.name, &partitions)?;
+    let positions = group_positions(node, &registered.name, &partitions)?;
     let owners = Owners::of(node, &registered.name);
     let deadline = Instant::now() + AGES_TIME_MAX;
-    for (((topic, partition), end), start) in partitions.into_iter().zip(ends).zip(starts) {
-        let committed = committed.get(&(topic.clone(), partition)).copied();
-        // Nothing committed yet: everything that is there is still to be read.
-        let next = committed.unwrap_or(start);
+    for (((topic, partition), end), position) in partitions.into_iter().zip(ends).zip(positions) {
+        let GroupPosition { committed, next } = position;
         let records = next.lag(end);
         let is_late = records > 0 && Instant::now() >= deadline;
         let owner = owners.of_partition(partition);
@@ -83,21 +80,35 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
     Ok(lags)
 }
 
-fn committed(
+/// Where a group is in a partition.
+pub(super) struct GroupPosition {
+    pub(super) committed: Option<Offset>,
+    /// Where it goes on. While nothing is committed, everything that is there is still to be read.
+    pub(super) next: Offset,
+}
+
+/// Of the group of a deployment, in the order asked.
+pub(super) fn group_positions(
     node: &NodeRuntime,
     deployment: &str,
     partitions: &[(String, i32)],
-) -> Result<HashMap<(String, i32), Offset>, ControlError> {
+) -> Result<Vec<GroupPosition>, AdminError> {
+    let starts = node.admin.offsets(partitions, At::Start)?;
     let offsets = match node.admin.group_offsets(&node.group(deployment), Some(partitions)) {
         Ok(offsets) => offsets,
         // The group comes into being with its first member.
         Err(AdminError::Missing { .. }) => Vec::new(),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
-    Ok(offsets
+    let committed: HashMap<(String, i32), Offset> = offsets
         .into_iter()
         .filter_map(|committed| Some(((committed.topic, committed.partition), committed.offset?)))
-        .collect())
+        .collect();
+    let position = |(partition, start): (&(String, i32), Offset)| {
+        let committed = committed.get(partition).copied();
+        GroupPosition { committed, next: committed.unwrap_or(start) }
+    };
+    Ok(partitions.iter().zip(starts).map(position).collect())
 }
 
 /// Age of the oldest record that is not committed; unknown when it cannot be read at once.

@@ -29,6 +29,7 @@ pub mod history;
 pub mod identity;
 pub mod inputs;
 pub mod lag;
+pub mod lag_gauges;
 pub mod lease;
 pub mod ledger;
 pub mod modules;

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use tidemill_proto::v1::RollbackRequest;
 
 use super::deployment::wall_ms;
-use super::gauges;
 use super::handle::{ControlError, Handle};
+use super::lag_gauges;
 use super::registered::Registered;
 use super::routine::Routine;
 use super::runtime::NodeRuntime;
@@ -189,7 +189,7 @@ fn lag(node: &NodeRuntime, registered: &Registered) -> Option<Lag> {
     if tasks.is_empty() || tasks.values().any(|task| task.state != TaskState::Running) {
         return None;
     }
-    let behind = gauges::records_now(node, registered).ok()?;
+    let behind = lag_gauges::records_now(node, registered).ok()?;
     let records: u64 = behind.values().sum();
     behind.keys().eq(tasks.keys()).then(|| Lag { tasks: behind.into_keys().collect(), records })
 }

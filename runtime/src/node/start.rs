@@ -11,6 +11,7 @@ use super::gauges;
 use super::handle::Handle;
 use super::heartbeat::Heart;
 use super::identity::{Identity, IdentityError};
+use super::lag_gauges::{self, LagGauges};
 use super::modules::{ModuleDir, ModuleError};
 use super::retreat;
 use super::routine::Routine;
@@ -198,5 +199,6 @@ fn sweep(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
 }
 
 fn lag(node: Arc<NodeRuntime>) -> std::io::Result<Routine> {
-    Routine::start("lag", gauges::LAG_EVERY, move || gauges::lag(&node))
+    let mut gauges = LagGauges::default();
+    Routine::start("lag", lag_gauges::EVERY, move || gauges.look(&node))
 }

@@ -12,10 +12,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::cells::{DestinationMetrics, InputLag, NodeMetrics, OutboxMetrics, TaskMetrics, WorkerMetrics};
+use super::cells::{DestinationMetrics, Gauge, NodeMetrics, OutboxMetrics, TaskMetrics, WorkerMetrics};
+use super::lag::{InputLag, PartitionLag};
 use super::table::{
-    DESTINATION, INFO, KAFKA_LAG, KAFKA_LAG_HELP, KAFKA_LAG_SECONDS, KAFKA_LAG_SECONDS_HELP, NODE, OUTBOX,
-    Row, Sample, TASK, WORKER,
+    DESTINATION, INFO, KAFKA_LAG, KAFKA_LAG_HELP, KAFKA_LAG_SECONDS, KAFKA_LAG_SECONDS_HELP, LAG, NODE,
+    OUTBOX, Row, Sample, TASK, UNASSIGNED, WORKER,
 };
 
 /// Tasks beyond this share one set of cells with the partition `other`, so that a cluster with very
@@ -34,6 +35,10 @@ pub struct Telemetry {
     outboxes: Mutex<BTreeMap<(String, String, Place), Arc<OutboxMetrics>>>,
     /// By deployment and destination.
     destinations: Mutex<BTreeMap<(String, String), Arc<DestinationMetrics>>>,
+    /// As last looked up, whoever is furthest behind first.
+    lags: Mutex<Vec<Arc<PartitionLag>>>,
+    /// By deployment, of the same look.
+    unassigned: Mutex<BTreeMap<String, Arc<Gauge>>>,
 }
 
 /// A partition or worker number, or what is beyond the bound.
@@ -93,12 +98,38 @@ impl Telemetry {
         Arc::clone(all.entry(key).or_default())
     }
 
+    /// What a look found: the lag, whoever is furthest behind first, and how many partitions of each deployment no
+    /// node has, if this node tells of those. Of more than the bound on tasks, who is least behind has no sample.
+    pub fn set_lags(&self, lags: Vec<PartitionLag>, unassigned: BTreeMap<String, u64>) {
+        *lock(&self.lags) = lags.into_iter().take(TASK_SERIES_MAX).map(Arc::new).collect();
+        let gauge = |(deployment, partitions): (String, u64)| {
+            let gauge = Gauge::default();
+            gauge.set(partitions);
+            (deployment, Arc::new(gauge))
+        };
+        *lock(&self.unassigned) = unassigned.into_iter().take(TASK_SERIES_MAX).map(gauge).collect();
+    }
+
+    /// The lag of a deployment cannot be had now.
+    pub fn forget_lag(&self, deployment: &str) {
+        lock(&self.lags).retain(|lag| lag.deployment != deployment);
+        lock(&self.unassigned).remove(deployment);
+    }
+
+    /// The lag that is to be seen.
+    fn lags(&self) -> Lags {
+        let lags = lock(&self.lags);
+        let shown = lags.iter().filter(|lag| lag.is_shown());
+        shown.map(|lag| ((lag.deployment.clone(), lag.partition), Arc::clone(lag))).collect()
+    }
+
     /// Drops the series of a deleted deployment.
     pub fn forget(&self, deployment: &str) {
         lock(&self.tasks).retain(|(name, _), _| name != deployment);
         lock(&self.workers).retain(|(name, _), _| name != deployment);
         lock(&self.outboxes).retain(|(name, ..), _| name != deployment);
         lock(&self.destinations).retain(|(name, _), _| name != deployment);
+        self.forget_lag(deployment);
     }
 
     /// Everything, in the OpenMetrics text format ([`CONTENT_TYPE`]).
@@ -124,6 +155,9 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 type Cells<C> = Mutex<BTreeMap<(String, Place), Arc<C>>>;
 
+/// By deployment and partition.
+type Lags = BTreeMap<(String, i32), Arc<PartitionLag>>;
+
 fn cells<C: Default>(all: &Cells<C>, deployment: &str, number: i64, limit: usize) -> Arc<C> {
     let mut all = lock(all);
     let key = (deployment.to_owned(), Place::Number(number));
@@ -142,7 +176,14 @@ impl Collector for Telemetry {
         encode_family(&mut encoder, TASK, &lock(&self.tasks), |(deployment, place)| {
             vec![("deployment", deployment.clone()), ("partition", place.to_string())]
         })?;
-        encode_lag(&mut encoder, &lock(&self.tasks))?;
+        let lags = self.lags();
+        encode_family(&mut encoder, LAG, &lags, |(deployment, partition)| {
+            vec![("deployment", deployment.clone()), ("partition", partition.to_string())]
+        })?;
+        encode_lag(&mut encoder, &lags)?;
+        encode_family(&mut encoder, UNASSIGNED, &lock(&self.unassigned), |deployment| {
+            vec![("deployment", deployment.clone())]
+        })?;
         encode_family(&mut encoder, WORKER, &lock(&self.workers), |(deployment, place)| {
             vec![("deployment", deployment.clone()), ("worker", place.to_string())]
         })?;
@@ -196,10 +237,7 @@ fn encode_family<K, C>(
     Ok(())
 }
 
-fn encode_lag(
-    encoder: &mut DescriptorEncoder<'_>,
-    tasks: &BTreeMap<(String, Place), Arc<TaskMetrics>>,
-) -> Result<(), fmt::Error> {
+fn encode_lag(encoder: &mut DescriptorEncoder<'_>, lags: &Lags) -> Result<(), fmt::Error> {
     type Value = fn(&InputLag) -> Option<f64>;
     let records: Value = |lag| Some(lag.records as f64);
     let records = KAFKA_LAG.map(|(name, group_label)| (name, group_label, KAFKA_LAG_HELP, records));
@@ -207,11 +245,11 @@ fn encode_lag(
     let seconds = (KAFKA_LAG_SECONDS, "group", KAFKA_LAG_SECONDS_HELP, seconds);
     for (name, group_label, help, value) in records.into_iter().chain([seconds]) {
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for ((_, place), cells) in tasks.iter().filter(|(_, cells)| cells.lag_records.get().is_some()) {
-            let (lags, partition) = (lock(&cells.lag_inputs), place.to_string());
-            for lag in &lags.topics {
-                let Some(value) = value(lag) else { continue };
-                let (group, topic) = (lags.group.as_str(), lag.topic.as_str());
+        for ((_, partition), lag) in lags {
+            let partition = partition.to_string();
+            for input in &lag.inputs {
+                let Some(value) = value(input) else { continue };
+                let (group, topic) = (lag.group.as_str(), input.topic.as_str());
                 let labels = [(group_label, group), ("topic", topic), ("partition", partition.as_str())];
                 metric.encode_family(&labels)?.encode_gauge(&value)?;
             }
@@ -236,9 +274,24 @@ fn encode_sample(metric: &mut MetricEncoder<'_>, sample: &Sample<'_>) -> Result<
 mod tests {
     use std::time::Duration;
 
-    use super::super::cells::{InputLags, TaskState};
+    use super::super::cells::TaskState;
     use super::super::table::names;
     use super::*;
+
+    /// Of a partition of `count`: by topic, records and seconds.
+    fn lag(
+        partition: i32,
+        task: Option<Arc<TaskMetrics>>,
+        inputs: &[(&str, u64, Option<f64>)],
+    ) -> PartitionLag {
+        let input = |&(topic, records, seconds): &(&str, _, _)| {
+            let topic = topic.to_owned();
+            InputLag { topic, records, seconds }
+        };
+        let (deployment, group) = ("count".to_owned(), "a.count".to_owned());
+        let inputs = inputs.iter().map(input).collect();
+        PartitionLag { deployment, partition, group, task, inputs }
+    }
 
     #[test]
     fn a_scrape_shows_every_family_with_its_labels() {
@@ -248,11 +301,9 @@ mod tests {
         task.traps.add(1);
         task.handler_time.add(Duration::from_millis(1500));
         task.set_state(TaskState::Running);
-        task.lag_records.set(Some(12.0));
-        let topics = [("words", 12, Some(1.5)), ("others", 7, None)];
-        let topics =
-            topics.map(|(topic, records, seconds)| InputLag { topic: topic.into(), records, seconds });
-        *lock(&task.lag_inputs) = InputLags { group: "a.count".into(), topics: topics.into() };
+        let of_the_task = lag(3, Some(task), &[("words", 12, Some(1.5)), ("others", 7, None)]);
+        let nobodys = lag(4, None, &[("words", 5, Some(2.0)), ("others", 1, Some(3.5))]);
+        telemetry.set_lags(vec![of_the_task, nobodys], BTreeMap::from([("count".to_owned(), 1)]));
         telemetry.worker("count", 0).commit_latency.observe(Duration::from_millis(3));
         telemetry.node.deployments.set(1);
         let text = telemetry.render();
@@ -261,7 +312,10 @@ mod tests {
             "tidemill_records_failed_total{deployment=\"count\",partition=\"3\",class=\"trap\"} 1",
             "tidemill_handler_seconds_total{deployment=\"count\",partition=\"3\"} 1.5",
             "tidemill_task_state{deployment=\"count\",partition=\"3\",state=\"running\"} 1.0",
-            "tidemill_lag_records{deployment=\"count\",partition=\"3\"} 12.0",
+            "tidemill_lag_records{deployment=\"count\",partition=\"3\"} 19.0",
+            "tidemill_lag_records{deployment=\"count\",partition=\"4\"} 6.0",
+            "tidemill_lag_seconds{deployment=\"count\",partition=\"4\"} 3.5",
+            "tidemill_unassigned_partitions{deployment=\"count\"} 1.0",
             "kafka_consumer_lag{consumer_group=\"a.count\",topic=\"words\",partition=\"3\"} 12.0",
             "consumer_lag{group=\"a.count\",topic=\"words\",partition=\"3\"} 12.0",
             "kafka_consumergroup_lag{group=\"a.count\",topic=\"words\",partition=\"3\"} 12.0",
@@ -275,7 +329,12 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nnot in\n{text}");
         }
-        assert!(!text.contains("lag_seconds{group=\"a.count\",topic=\"others\""), "it is unknown");
+        for unknown in [
+            "lag_seconds{group=\"a.count\",topic=\"others\",partition=\"3\"}",
+            "tidemill_lag_seconds{deployment=\"count\",partition=\"3\"}",
+        ] {
+            assert!(!text.contains(unknown), "{unknown} in\n{text}");
+        }
         assert!(text.contains("tidemill_build_info{version="));
         assert!(text.ends_with("# EOF\n"));
         for name in names() {
@@ -284,12 +343,17 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_lag_has_no_sample_and_counters_survive_a_revocation() {
+    fn a_task_that_has_left_has_no_gauges_and_its_counters_survive_that() {
         let telemetry = Telemetry::new();
         let task = telemetry.task("count", 0);
-        task.lag_records.set(Some(1.0));
+        task.set_state(TaskState::Running);
         task.records_in.add(5);
+        let unassigned = BTreeMap::from([("count".to_owned(), 1)]);
+        telemetry.set_lags(vec![lag(0, Some(Arc::clone(&task)), &[("words", 1, None)])], unassigned);
+        let shows_lag = || telemetry.render().contains("\nkafka_consumer_lag{");
+        assert!(shows_lag());
         task.set_state(TaskState::Absent);
+        assert!(!shows_lag());
         let text = telemetry.render();
         assert!(!text.contains("tidemill_lag_records{") && !text.contains("tidemill_task_state{"));
         telemetry.task("count", 0).records_in.add(1);

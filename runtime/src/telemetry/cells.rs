@@ -3,7 +3,6 @@
 //! Invariant: a counter never goes back while the process lives, also when its task is revoked and
 //! assigned again, because the board keeps the cells by name.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -51,43 +50,6 @@ impl Gauge {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// A gauge that may be unknown, and then has no sample at all: zero would read as "no lag".
-#[derive(Debug)]
-pub struct OptionalGauge(AtomicU64);
-
-impl Default for OptionalGauge {
-    fn default() -> OptionalGauge {
-        OptionalGauge(AtomicU64::new(f64::NAN.to_bits()))
-    }
-}
-
-impl OptionalGauge {
-    pub fn set(&self, value: Option<f64>) {
-        self.0.store(value.unwrap_or(f64::NAN).to_bits(), Ordering::Relaxed);
-    }
-
-    pub fn get(&self) -> Option<f64> {
-        let value = f64::from_bits(self.0.load(Ordering::Relaxed));
-        (!value.is_nan()).then_some(value)
-    }
-}
-
-/// How far a group is behind in the topics that one of its tasks reads.
-#[derive(Debug, Default)]
-pub struct InputLags {
-    pub group: String,
-    pub topics: Vec<InputLag>,
-}
-
-/// How far it is behind in one of them.
-#[derive(Debug)]
-pub struct InputLag {
-    pub topic: String,
-    pub records: u64,
-    /// Age of the oldest record that is not committed; none while it is unknown.
-    pub seconds: Option<f64>,
 }
 
 /// Upper bounds of a latency histogram, in seconds: from a loopback round trip to a stuck call.
@@ -190,12 +152,6 @@ pub struct TaskMetrics {
     pub log_lines_dropped: Counter,
     /// Uncommitted effects in memory.
     pub overlay_bytes: Gauge,
-    /// Records between the committed offset and the end of the inputs; unknown until first looked up.
-    pub lag_records: OptionalGauge,
-    /// The same by input; counts only while it is known.
-    pub lag_inputs: Mutex<InputLags>,
-    /// Age of the oldest record that is not committed.
-    pub lag_seconds: OptionalGauge,
     /// What it did with its time.
     pub spent: Spent,
     state: AtomicU8,
@@ -206,8 +162,6 @@ impl TaskMetrics {
         self.state.store(state as u8, Ordering::Relaxed);
         if state == TaskState::Absent {
             // Another node has it now; a gauge left behind would count twice in a sum.
-            self.lag_records.set(None);
-            self.lag_seconds.set(None);
             self.spent.forget_recent();
             let kept = [&self.parked_records, &self.parked_bytes, &self.parked_full];
             for gauge in

@@ -8,14 +8,16 @@ pub mod audit;
 mod board;
 mod cells;
 mod handler_logs;
+mod lag;
 pub mod logging;
 mod spent;
 pub mod table;
 
 pub use board::{CONTENT_TYPE, Telemetry};
 pub use cells::{
-    BreakerState, Counter, DestinationMetrics, Gauge, Histogram, InputLag, InputLags, NodeMetrics,
-    OutboxMetrics, TaskMetrics, TaskState, WorkerMetrics,
+    BreakerState, Counter, DestinationMetrics, Gauge, Histogram, NodeMetrics, OutboxMetrics, TaskMetrics,
+    TaskState, WorkerMetrics,
 };
 pub use handler_logs::{HandlerLogs, Level, Line, LogBounds, LogRing, Since};
+pub use lag::{InputLag, PartitionLag};
 pub use spent::{Activity, Parts, Spent};

@@ -6,9 +6,10 @@
 use prometheus_client::metrics::MetricType;
 
 use super::cells::{
-    BreakerState, DestinationMetrics, Histogram, NodeMetrics, OutboxMetrics, TaskMetrics, TaskState,
+    BreakerState, DestinationMetrics, Gauge, Histogram, NodeMetrics, OutboxMetrics, TaskMetrics, TaskState,
     WorkerMetrics,
 };
+use super::lag::PartitionLag;
 use super::spent::Activity;
 
 /// What a row reads.
@@ -111,10 +112,6 @@ pub const TASK: &[Row<TaskMetrics>] = &[
         |c, emit| emit(None, Count(c.log_lines_dropped.get()))),
     gauge("tidemill_overlay_bytes", "Uncommitted effects in memory",
         |c, emit| emit(None, Sample::Gauge(c.overlay_bytes.get() as f64))),
-    gauge("tidemill_lag_records", "Records between the committed offset and the end of the inputs",
-        |c, emit| if let Some(lag) = c.lag_records.get() { emit(None, Sample::Gauge(lag)) }),
-    gauge("tidemill_lag_seconds", "Age of the oldest record that is not committed",
-        |c, emit| if let Some(lag) = c.lag_seconds.get() { emit(None, Sample::Gauge(lag)) }),
     counter("tidemill_task_seconds", "What a task did with its time; the activities add up to it", |c, emit| {
         for (activity, name) in Activity::ALL {
             emit(Some(("activity", name)), Seconds(c.spent.seconds(activity)));
@@ -126,6 +123,22 @@ pub const TASK: &[Row<TaskMetrics>] = &[
             emit(Some(("state", name)), Sample::Gauge(f64::from(u8::from(c.state() == state))));
         }
     }),
+];
+
+/// Labels `deployment`, `partition`. While a lag is unknown it has no sample: zero would read as "none".
+#[rustfmt::skip]
+pub const LAG: &[Row<PartitionLag>] = &[
+    gauge("tidemill_lag_records", "Records between the committed offset and the end of the inputs",
+        |c, emit| emit(None, Sample::Gauge(c.records() as f64))),
+    gauge("tidemill_lag_seconds", "Age of the oldest record that is not committed",
+        |c, emit| if let Some(age) = c.seconds() { emit(None, Sample::Gauge(age)) }),
+];
+
+/// Label `deployment`.
+#[rustfmt::skip]
+pub const UNASSIGNED: &[Row<Gauge>] = &[
+    gauge("tidemill_unassigned_partitions", "Partitions of a deployment that no node has, told by one node for the fleet",
+        |c, emit| emit(None, Sample::Gauge(c.get() as f64))),
 ];
 
 /// Labels `deployment`, `worker`.
@@ -257,7 +270,8 @@ pub const KAFKA_LAG_SECONDS_HELP: &str = "Age of the oldest record of the partit
 pub fn names() -> impl Iterator<Item = &'static str> {
     let task = TASK.iter().map(|row| row.name);
     let worker = WORKER.iter().map(|row| row.name);
-    let lag = KAFKA_LAG.iter().map(|(name, _)| *name).chain([KAFKA_LAG_SECONDS]);
+    let lag = LAG.iter().map(|row| row.name).chain(UNASSIGNED.iter().map(|row| row.name));
+    let lag = lag.chain(KAFKA_LAG.iter().map(|(name, _)| *name)).chain([KAFKA_LAG_SECONDS]);
     let outbox = OUTBOX.iter().map(|row| row.name).chain(DESTINATION.iter().map(|row| row.name));
     task.chain(lag).chain(worker).chain(outbox).chain(NODE.iter().map(|row| row.name)).chain([INFO])
 }

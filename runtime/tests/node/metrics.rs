@@ -1,10 +1,13 @@
 //! What a scrape of a running node shows.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill::control::run::run;
 use tidemill::kafka::topic_log::TopicLog;
+use tidemill::node::Node;
+use tidemill::telemetry::Telemetry;
 use tidemill::telemetry::table::names;
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::deployments_client::DeploymentsClient;
@@ -62,6 +65,7 @@ const EXPECTED: &[(&str, &str, f64, f64)] = &[
     ("consumer_lag", "group=\"local.default.word-count\"", 0.0, 0.0),
     ("kafka_consumergroup_lag", "partition=\"0\"", 0.0, 0.0),
     ("lag_seconds", "topic=\"words\"", 0.0, 0.0),
+    ("tidemill_unassigned_partitions", "deployment=\"word-count\"", 0.0, 0.0),
     ("tidemill_task_seconds", "fetch", 1e-6, 100.0),
     ("tidemill_task_state", "running", 1.0, 1.0),
     ("tidemill_task_state", "halted", 0.0, 0.0),
@@ -163,6 +167,38 @@ fn every_metric_of_a_running_pipeline_has_a_sensible_value() {
     assert!(ready.ends_with("{\"status\":\"ready\"}"), "{ready}");
     stop.send(()).expect("the node runs");
     runtime.block_on(ran).expect("no panic").expect("a clean end");
+}
+
+/// A dead deployment looks like one without a lag to whoever asks only those who run it.
+#[test]
+fn partitions_that_no_node_has_are_counted_and_so_is_their_lag() {
+    let world = World::new(&[("words", 2), ("counts", 2)]);
+    let telemetry = Telemetry::new();
+    let node = Node::start(world.config(""), "127.0.0.1:0".into(), PROGRAM.into(), Arc::clone(&telemetry));
+    let node = node.expect("node");
+    deploy(&node, WORD_COUNT, &build_guest("plugins/count"));
+    let shown = |name: &str, label: &str| {
+        let scrape = telemetry.render();
+        let found = samples(&scrape, name);
+        found.iter().find(|(labels, _)| labels.contains(label)).map(|(_, value)| *value)
+    };
+    let unassigned = || shown("tidemill_unassigned_partitions", "deployment=\"word-count\"");
+    let lag_of = |partition| shown("kafka_consumer_lag", &format!("partition=\"{partition}\""));
+    let told = || (unassigned(), lag_of(0), lag_of(1));
+    eventually("all have somebody", || told() == (Some(0.0), Some(0.0), Some(0.0)));
+
+    eventually("it has given all away", || {
+        let drain = node.handle().drain(false, "somebody").expect("it answers");
+        drain.state() == proto::DrainState::Drained
+    });
+    world.produce_to("words", 1, &["a", "b"]);
+    eventually("nobody has them", || told() == (Some(2.0), Some(0.0), Some(2.0)));
+    assert_eq!(shown("tidemill_lag_records", "partition=\"1\""), Some(2.0));
+
+    let pause = proto::PauseRequest { name: "word-count".into(), ..proto::PauseRequest::default() };
+    node.handle().pause(pause).expect("paused");
+    eventually("nobody is to have them", || unassigned().is_none() && lag_of(1).is_none());
+    node.stop();
 }
 
 /// Head and body of an answer.

@@ -15,19 +15,21 @@ use crate::cli::doctor::{Check, Verdict};
 use crate::tls::client::connect_http;
 
 /// Families of metrics, as `/metrics` names their types: the samples of a counter have `_total` as well.
-const ALERTED: [&str; 12] = [
+const ALERTED: [&str; 14] = [
     "tidemill_breaker_state",
     "tidemill_dead_letters",
     "tidemill_dead_letters_over_limit",
     "tidemill_deployments_hanging",
     "tidemill_lag_records",
     "tidemill_lag_seconds",
+    "tidemill_nodes",
     "tidemill_parked_full",
     "tidemill_rebalances",
     "tidemill_records_failed",
     "tidemill_records_in",
     "tidemill_rollbacks",
     "tidemill_task_state",
+    "tidemill_unassigned_partitions",
 ];
 
 /// Of `listen.http`, where nobody says otherwise.
