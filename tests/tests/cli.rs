@@ -365,7 +365,7 @@ fn a_deployment_is_compared_taken_back_paused_reset_and_drained_by_commands() {
 }
 
 #[test]
-fn the_log_of_a_handler_is_followed_by_its_name() {
+fn the_log_of_a_deployment_can_be_followed() {
     let _alone = alone();
     let cluster = Cluster::embedded();
     let directory = tempfile::tempdir().expect("a directory");

@@ -8,8 +8,8 @@ use std::fmt;
 
 /// Problems of one document that are kept; more are counted. A document may have as many as it has bytes.
 const PROBLEMS_MAX: usize = 1_000;
-/// What of a key is kept.
-const KEY_BYTES_MAX: usize = 1_024;
+/// What of a key's path is kept.
+pub(super) const PATH_BYTES_MAX: usize = 1_024;
 
 /// One thing to mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Report {
         if problems.len() == PROBLEMS_MAX {
             return self.more.set(self.more.get() + 1);
         }
-        let key = key[..key.floor_char_boundary(KEY_BYTES_MAX)].to_owned();
+        let key = key[..key.floor_char_boundary(PATH_BYTES_MAX)].to_owned();
         problems.push(Problem { line, key, message: message.into() });
     }
 
@@ -192,10 +192,10 @@ mod tests {
     #[test]
     fn a_document_that_is_nothing_but_problems_has_the_first_ones_and_a_count() {
         let report = Report::default();
-        (0..PROBLEMS_MAX + 7).for_each(|_| report.add(Some(1), &"ä".repeat(KEY_BYTES_MAX), "no"));
+        (0..PROBLEMS_MAX + 7).for_each(|_| report.add(Some(1), &"ä".repeat(PATH_BYTES_MAX), "no"));
         let problems = report.finish(Some(())).expect_err("many").0;
         assert_eq!(problems.len(), PROBLEMS_MAX + 1);
-        assert_eq!(problems[0].key.len(), KEY_BYTES_MAX);
+        assert_eq!(problems[0].key.len(), PATH_BYTES_MAX);
         assert_eq!(problems[PROBLEMS_MAX].to_string(), "and 7 more");
     }
 }

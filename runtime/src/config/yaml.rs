@@ -12,7 +12,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
-use super::problem::{Problem, Problems, Report};
+use super::problem::{PATH_BYTES_MAX, Problem, Problems, Report};
 
 /// A configuration file beyond this is not one.
 pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
@@ -146,6 +146,8 @@ fn keep_first(node: &mut Node, path: &mut String, report: &Report, lines: &mut V
     match &mut node.value {
         Yaml::Map(entries) => {
             let dot = if path.is_empty() { "" } else { "." };
+            // A document may have as many keys twice as fit into it, each of them as deep.
+            let shown = &path[..path.floor_char_boundary(PATH_BYTES_MAX)];
             let mut first: HashMap<String, u32> = HashMap::with_capacity(entries.len());
             entries.retain(|(key, _)| match first.entry(key.name.clone()) {
                 Entry::Vacant(free) => {
@@ -154,7 +156,7 @@ fn keep_first(node: &mut Node, path: &mut String, report: &Report, lines: &mut V
                 }
                 Entry::Occupied(first) => {
                     let message = format!("is given twice, first on line {}: keep one", first.get());
-                    report.add(Some(key.line), &format!("{path}{dot}{}", key.name), message);
+                    report.add(Some(key.line), &format!("{shown}{dot}{}", key.name), message);
                     lines.push(key.line);
                     false
                 }

@@ -264,7 +264,8 @@ impl NodeRuntime {
                 }
                 Err(error) => {
                     return Err(ControlError::Precondition(format!(
-                        "{name} is deleted or reset, but its group {group} is still there ({error}): stop whoever uses it, then repeat the                          command, which completes it",
+                        "{name} is deleted or reset, but its group {group} is still there ({error}): stop whoever uses it, then repeat the \
+                         command, which completes it",
                     )));
                 }
             }
