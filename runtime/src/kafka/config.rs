@@ -244,11 +244,25 @@ impl KafkaConfig {
         self.compose(PRODUCER_ONLY, ours)
     }
 
-    /// A producer. With a transactional id it is part of `exactly_once`; without, acknowledged and
+    /// A worker's producer. With a transactional id it is part of `exactly_once`; without, acknowledged and
     /// idempotent as configured (all replicas, yes), but nothing more.
     pub(super) fn producer(&self, transactional_id: Option<&str>, batch_bytes: u32) -> Settings {
+        let mut all = self.writing(transactional_id, batch_bytes);
+        let is_given = IN_FLIGHT.iter().any(|name| self.properties.contains_key(*name));
+        if self.is_idempotent(transactional_id) && !is_given {
+            all.extend(settings(&[(IN_FLIGHT[0], IN_FLIGHT_OF_WORKERS)]));
+        }
+        all
+    }
+
+    fn is_idempotent(&self, transactional_id: Option<&str>) -> bool {
+        transactional_id.is_some() || self.enable_idempotence
+    }
+
+    /// Settings of a client that writes.
+    fn writing(&self, transactional_id: Option<&str>, batch_bytes: u32) -> Settings {
         let limits = &self.limits;
-        let idempotent = transactional_id.is_some() || self.enable_idempotence;
+        let idempotent = self.is_idempotent(transactional_id);
         let mut ours = settings(&[
             ("partitioner", &self.partitioner),
             ("enable.idempotence", if idempotent { "true" } else { "false" }),
@@ -287,21 +301,20 @@ impl KafkaConfig {
             let given = self.properties.get(*name).and_then(|given| given.parse().ok());
             given.is_some_and(|given: u32| given > IN_FLIGHT_MAX)
         };
-        let names = ["max.in.flight", "max.in.flight.requests.per.connection"].into_iter();
         let most = IN_FLIGHT_MAX.to_string();
-        names.filter(is_too_many).map(|name| (name.to_owned(), most.clone())).collect()
+        IN_FLIGHT.into_iter().filter(is_too_many).map(|name| (name.to_owned(), most.clone())).collect()
     }
 
     /// A producer that hears where its records went.
     pub(super) fn reporting_producer(&self) -> Settings {
-        let mut ours = self.producer(None, 1_000_000);
+        let mut ours = self.writing(None, 1_000_000);
         ours.extend(settings(&[("delivery.report.only.error", "false")]));
         ours
     }
 
     /// A producer for single records whose offsets matter to the caller: idempotent, whatever is configured.
     pub(super) fn appender(&self) -> Settings {
-        let mut ours = self.producer(None, self.limits.record_bytes);
+        let mut ours = self.writing(None, self.limits.record_bytes);
         ours.extend(self.fewer_in_flight());
         ours.extend(settings(&[
             ("linger.ms", "0"),
@@ -326,8 +339,17 @@ impl KafkaConfig {
     }
 }
 
+/// How many requests may be under way to a broker, by both of its names.
+const IN_FLIGHT: [&str; 2] = ["max.in.flight", "max.in.flight.requests.per.connection"];
 /// Requests that a broker orders by their sequence numbers; an idempotent producer may have no more under way.
 const IN_FLIGHT_MAX: u32 = 5;
+/// Of a worker's idempotent producer, which a busy node flushes with more than a batch for each partition. librdkafka has
+/// one batch of a partition under way and takes the next for due: unless a request waits in the queue of the connection,
+/// its thread looks again and again, without a pause, until the answer is there (`rd_kafka_toppar_producer_serve` in
+/// rdkafka_broker.c sets the time to wake up before it looks at what is in flight). With five under way none waits there,
+/// if a broker leads no more than five of the partitions; with two it takes three of them. Two keep the broker busy, which
+/// answers the requests of a connection one by one.
+const IN_FLIGHT_OF_WORKERS: &str = "2";
 
 /// Of members whose operator does not say; one or two that are late must not end the session.
 const HEARTBEATS_PER_SESSION: u32 = 5;
@@ -494,6 +516,22 @@ mod tests {
         assert_eq!(settings(None)["delivery.timeout.ms"], "180000");
         ffi::producer::Producer::new(&config.producer(Some("fleet.words.n1.0"), 1_000_000), "test")
             .expect("librdkafka takes it");
+    }
+
+    #[test]
+    fn an_idempotent_worker_has_few_requests_under_way_unless_told() {
+        let in_flight = |config: &KafkaConfig, id| {
+            let settings: BTreeMap<_, _> = config.producer(id, 1_000_000).into_iter().collect();
+            IN_FLIGHT.map(|name| settings.get(name).cloned())
+        };
+        let mut config = KafkaConfig::new("localhost:9092");
+        let few = [Some(IN_FLIGHT_OF_WORKERS.to_owned()), None];
+        assert_eq!([None, Some("id")].map(|id| in_flight(&config, id)), [few.clone(), few.clone()]);
+        assert!(config.appender().iter().all(|(name, _)| !IN_FLIGHT.contains(&name.as_str())));
+        config.enable_idempotence = false;
+        assert_eq!([None, Some("id")].map(|id| in_flight(&config, id)), [[None, None], few]);
+        config.properties.insert(IN_FLIGHT[1].to_owned(), "4".to_owned());
+        assert_eq!(in_flight(&config, Some("id")), [None, Some("4".to_owned())]);
     }
 
     #[test]
