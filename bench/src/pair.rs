@@ -20,7 +20,7 @@ use clap::{Args, ValueEnum};
 
 use crate::budget;
 use crate::changes::Changes;
-use crate::contender::{Place, Started, start_loop, start_node};
+use crate::contender::{self, Place, Started, start_node};
 use crate::group::GroupProgress;
 use crate::load::{self, Shape};
 use crate::native::Produce;
@@ -56,7 +56,8 @@ pub struct Arguments {
     /// In the input; a round ends early if that is not enough
     #[arg(long, default_value_t = 12_000_000)]
     records: u64,
-    /// `loop`, `loop:produce=batch` (by `rd_kafka_produce_batch`, without timestamps), `tidemill`, or
+    /// `loop`, `loop:produce=batch` (by `rd_kafka_produce_batch`, without timestamps), `loop:PROPERTY=VALUE` of its
+    /// producer (`loop:max.in.flight=5`), `tidemill`, or
     /// `tidemill:CHANGE,CHANGE`, where a change is of the deployment's document (`commit.max_records=10000`), of the
     /// node (`--set=kafka.properties.queued.min.messages=4000`), another guarantee (`guarantee=at-least-once`) or
     /// another build (`bin=PATH`); the first is compared with each of the others
@@ -75,6 +76,8 @@ struct Side {
 #[derive(Debug, Clone, PartialEq)]
 enum Who {
     Loop(Produce),
+    /// With this property of its producer, beside what is its own.
+    LoopWith(String, String),
     Node(Changes),
 }
 
@@ -83,10 +86,13 @@ impl Side {
         let who = match text.split_once(':') {
             None if text == "loop" => Who::Loop(Produce::Record),
             None if text == "tidemill" => Who::Node(Changes::default()),
-            Some(("loop", change)) => {
-                let produce = change.strip_prefix("produce=").context("is no change of the loop")?;
-                Who::Loop(Produce::from_str(produce, false).map_err(anyhow::Error::msg)?)
-            }
+            Some(("loop", change)) => match change.split_once('=') {
+                Some(("produce", how)) => {
+                    Who::Loop(Produce::from_str(how, false).map_err(anyhow::Error::msg)?)
+                }
+                Some((name, value)) if name.contains('.') => Who::LoopWith(name.to_owned(), value.to_owned()),
+                _ => bail!("is no change of the loop: `produce=batch`, or PROPERTY=VALUE of its producer"),
+            },
             Some(("tidemill", changes)) => Who::Node(Changes::parse(changes)?),
             _ => bail!("is none of `loop`, `loop:produce=batch`, `tidemill`, and `tidemill:CHANGE,CHANGE`"),
         };
@@ -164,6 +170,21 @@ impl<'a> Pair<'a> {
         Ok(all)
     }
 
+    fn start_loop(
+        &self,
+        produce: Produce,
+        property: Option<(&str, &str)>,
+        place: &Place<'_>,
+    ) -> Result<Started> {
+        let (work, guarantee) = (self.arguments.work, self.arguments.guarantee);
+        if work.is_stateful() {
+            topics::create(place.bootstrap, place.changelog, place.partitions)?;
+        }
+        // What is set twice is what it was set to last.
+        let properties: Vec<_> = self.workload.producer.iter().copied().chain(property).collect();
+        contender::start_loop((work, guarantee, produce), &properties, place)
+    }
+
     fn start(&self, number: usize, name: &str) -> Result<Runner<'a>> {
         let Pair { stage, workload, arguments } = *self;
         let (bootstrap, partitions) = (&stage.kafka.bootstrap, workload.partitions);
@@ -174,12 +195,8 @@ impl<'a> Pair<'a> {
         let place = Place { bootstrap, name, input, output, changelog, partitions };
         let side = &arguments.sides[number];
         let started = match &side.who {
-            Who::Loop(produce) => {
-                if work.is_stateful() {
-                    topics::create(bootstrap, changelog, partitions)?;
-                }
-                start_loop((work, guarantee, *produce), workload.producer, &place)
-            }
+            Who::Loop(produce) => self.start_loop(*produce, None, &place),
+            Who::LoopWith(name, value) => self.start_loop(Produce::Record, Some((name, value)), &place),
             Who::Node(changes) => {
                 let terms = (work, guarantee, workload.batch_records);
                 start_node(&stage.workshop.modules, changes, terms, Output::Topic(output), &place)
@@ -299,6 +316,8 @@ mod tests {
         assert_eq!(side("tidemill").who, Who::Node(Changes::default()));
         let changed = Changes::parse("bin=/old/tidemill,workers=2").expect("sound");
         assert_eq!(side("tidemill:bin=/old/tidemill,workers=2").who, Who::Node(changed));
+        let other = Who::LoopWith("max.in.flight".into(), "5".into());
+        assert_eq!(side("loop:max.in.flight=5").who, other);
         for text in ["", "streams", "loop:workers=2", "loop:produce=", "tidemill:", "tidemill,workers=2"] {
             assert!(Side::parse(text).is_err(), "{text:?}");
         }

@@ -242,9 +242,8 @@ mod tests {
             ..deployment(version, proto::DeploymentState::Starting)
         };
         let asked = at(2, "");
-        let look = |now: proto::Deployment| {
-            Following::new(&asked, None).look(&rollout(&now, Vec::new(), false))
-        };
+        let look =
+            |now: proto::Deployment| Following::new(&asked, None).look(&rollout(&now, Vec::new(), false));
         assert_eq!(look(at(2, "version 2 failed and cannot be rolled back")), Progress::Coming);
         assert_eq!(look(at(3, "")), Progress::Coming, "somebody deployed another");
         let reason = "version 2 failed and was rolled back: as told";
