@@ -4,7 +4,7 @@
 //! `spawn_blocking`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -104,36 +104,72 @@ pub struct GroupOffset {
 
 pub struct Admin {
     config: KafkaConfig,
-    client: RwLock<Arc<Client>>,
+    client: Client,
+    /// What coordinators are asked with; none before the first is.
+    asker: Mutex<Option<Arc<Client>>>,
 }
 
 impl Admin {
     pub fn new(config: &KafkaConfig) -> Result<Admin, AdminError> {
-        Ok(Admin { config: config.clone(), client: RwLock::new(Arc::new(new_client(config)?)) })
+        let client = Client::new(Kind::Producer, &config.admin(), "admin")
+            .map_err(|error| refused("the configuration", &error))?;
+        Ok(Admin { config: config.clone(), client, asker: Mutex::default() })
     }
 
-    /// The handle of now; nobody keeps it beyond one request.
-    pub(super) fn client(&self) -> Arc<Client> {
-        Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn client(&self) -> &Client {
+        &self.client
     }
 
-    /// Asks a group's coordinator. A request without an answer is given up together with the handle that it was made
-    /// with ([`Coordinator`] says why), once whoever else uses that has ended.
+    /// Asks a group's coordinator; if it is that no longer, the next one.
     pub(super) fn ask_coordinator<T>(
         &self,
-        ask: impl FnOnce(Coordinator<'_>) -> Result<T, KafkaError>,
+        group: &str,
+        ask: impl Fn(Coordinator<'_>) -> Result<T, KafkaError>,
     ) -> Result<T, KafkaError> {
-        let client = self.client();
+        match self.ask_once(group, &ask) {
+            Err(error) if error.is_any(NO_COORDINATOR) => self.ask_once(group, &ask),
+            answer => answer,
+        }
+    }
+
+    /// The handle is given up, once whoever else uses it has ended, together with a request that has no answer
+    /// ([`Coordinator`] says why); with whom it takes for a coordinator, which librdkafka does not forget; and if the
+    /// group that it was made with may be one that it may not ask about, which librdkafka never stops to do.
+    fn ask_once<T>(
+        &self,
+        group: &str,
+        ask: impl Fn(Coordinator<'_>) -> Result<T, KafkaError>,
+    ) -> Result<T, KafkaError> {
+        let client = self.asker(group)?;
         let answer = ask(Coordinator(&client));
-        if matches!(&answer, Err(error) if error.is(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))
-            && let Ok(next) = new_client(&self.config)
-        {
-            let mut current = self.client.write().unwrap_or_else(PoisonError::into_inner);
-            if Arc::ptr_eq(&current, &client) {
-                *current = Arc::new(next);
+        let is_over = |error: &KafkaError| {
+            error.is_any(NO_COORDINATOR)
+                || error.is(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)
+                || error.is(Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED)
+        };
+        if answer.as_ref().is_err_and(is_over) {
+            let mut current = self.lock_asker();
+            if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &client)) {
+                // Not the last one: it ends below, without the lock.
+                *current = None;
             }
         }
         answer
+    }
+
+    /// The handle of now; nobody keeps it beyond one request.
+    fn asker(&self, group: &str) -> Result<Arc<Client>, KafkaError> {
+        let mut asker = self.lock_asker();
+        if let Some(client) = asker.as_ref() {
+            return Ok(Arc::clone(client));
+        }
+        let client = Arc::new(Client::new(Kind::Asker, &self.config.asker(group), "coordinators")?);
+        *asker = Some(Arc::clone(&client));
+        Ok(client)
+    }
+
+    fn lock_asker(&self) -> MutexGuard<'_, Option<Arc<Client>>> {
+        self.asker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cluster's id; survives restarts, differs between clusters.
@@ -331,7 +367,7 @@ impl Admin {
 
     pub fn describe_group(&self, group: &str) -> Result<GroupDescription, AdminError> {
         let found = self
-            .ask_coordinator(|coordinator| coordinator.describe_group(group, REQUEST_WAIT))
+            .ask_coordinator(group, |coordinator| coordinator.describe_group(group, REQUEST_WAIT))
             .map_err(|error| sorted(&format!("group `{group}`"), &error))?;
         let members = found
             .members
@@ -378,7 +414,7 @@ impl Admin {
             list
         });
         let rows = self
-            .ask_coordinator(|coordinator| {
+            .ask_coordinator(group, |coordinator| {
                 coordinator.group_offsets(group, list.as_ref(), stable, REQUEST_WAIT)
             })
             .map_err(|error| sorted(&what, &error))?;
@@ -397,14 +433,9 @@ impl Admin {
 
     /// Deletes a group that has no members, with its offsets.
     pub fn delete_group(&self, group: &str) -> Result<(), AdminError> {
-        self.ask_coordinator(|coordinator| coordinator.delete_group(group, REQUEST_WAIT))
+        self.ask_coordinator(group, |coordinator| coordinator.delete_group(group, REQUEST_WAIT))
             .map_err(|error| sorted(&format!("group `{group}`"), &error))
     }
-}
-
-fn new_client(config: &KafkaConfig) -> Result<Client, AdminError> {
-    Client::new(Kind::Producer, &config.admin(), "admin")
-        .map_err(|error| refused("the configuration", &error))
 }
 
 pub(super) fn topic_text(name: &str) -> String {
@@ -445,6 +476,14 @@ pub(super) fn is_missing(error: &KafkaError) -> bool {
     ])
 }
 
+/// The broker asked is not the group's coordinator, or not yet.
+const NO_COORDINATOR: &[Code] =
+    &[Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR, Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE];
+
+/// Answers of brokers that say nothing about what they were asked.
+const PASSING: &[Code] =
+    &[Code::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT, Code::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS];
+
 /// Sorts an error by what it says about the thing asked for. Negative codes are the client's own:
 /// time-outs and lost connections.
 pub(super) fn sorted(what: &str, error: &KafkaError) -> AdminError {
@@ -452,9 +491,33 @@ pub(super) fn sorted(what: &str, error: &KafkaError) -> AdminError {
         missing(what)
     } else if error.is(Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS) {
         AdminError::Exists { what: what.to_owned() }
-    } else if error.code > 0 && !error.is(Code::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT) {
+    } else if error.code > 0 && !error.is_any(NO_COORDINATOR) && !error.is_any(PASSING) {
         refused(what, error)
     } else {
         AdminError::Unavailable { what: what.to_owned(), reason: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An api key.
+    const OFFSET_FETCH: i16 = 9;
+
+    /// librdkafka takes this answer for a member's: in a client without a group it ends the process.
+    #[test]
+    fn a_coordinator_that_is_one_no_longer_is_looked_up_anew() {
+        let mut config = KafkaConfig::new("localhost:9092");
+        // A cluster that librdkafka plays, another for each client.
+        config.properties.insert("test.mock.num.brokers".to_owned(), "1".to_owned());
+        let admin = Admin::new(&config).expect("a client");
+        let first = admin.asker("g").expect("a client");
+        first.answer_next(OFFSET_FETCH, Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR);
+        assert_eq!(admin.group_offsets("g", None), Ok(Vec::new()));
+        let next = admin.asker("g").expect("a client");
+        assert!(!Arc::ptr_eq(&first, &next), "the first would ask the same broker again");
+        assert_eq!(admin.group_offsets("g", None), Ok(Vec::new()));
+        assert!(Arc::ptr_eq(&next, &admin.asker("g").expect("a client")), "it stays");
     }
 }

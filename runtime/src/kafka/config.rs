@@ -335,7 +335,17 @@ impl KafkaConfig {
 
     /// A client for admin requests.
     pub(super) fn admin(&self) -> Settings {
-        self.compose(&[PRODUCER_ONLY, CONSUMER_ONLY].concat(), settings(&[("socket.timeout.ms", "30000")]))
+        self.asking(&[])
+    }
+
+    /// A client for requests to the coordinators of any groups. `group` is one that it may ask about: it joins none.
+    pub(super) fn asker(&self, group: &str) -> Settings {
+        self.asking(&[("group.id", group), ("enable.auto.commit", "false")])
+    }
+
+    fn asking(&self, ours: &[(&str, &str)]) -> Settings {
+        let ours = [&[("socket.timeout.ms", "30000")][..], ours].concat();
+        self.compose(&[PRODUCER_ONLY, CONSUMER_ONLY].concat(), settings(&ours))
     }
 }
 

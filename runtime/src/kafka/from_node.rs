@@ -133,6 +133,7 @@ mod tests {
                     (Kind::Producer, "of the node's own topics", kafka.appender()),
                     (Kind::Producer, "of a command", kafka.reporting_producer()),
                     (Kind::Producer, "admin", kafka.admin()),
+                    (Kind::Asker, "of questions about groups", kafka.asker("g")),
                     (Kind::Consumer, "of a worker", kafka.consumer(&group)),
                     (Kind::Consumer, "of one partition", kafka.reader("g", true, Duration::from_millis(100))),
                 ] {

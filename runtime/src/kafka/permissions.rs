@@ -120,7 +120,7 @@ impl Admin {
 
     /// What may be done with a group, whether or not it exists.
     pub fn group_permissions(&self, group: &str) -> Result<Permitted, AdminError> {
-        match self.ask_coordinator(|coordinator| coordinator.group_operations(group, REQUEST_WAIT)) {
+        match self.ask_coordinator(group, |coordinator| coordinator.group_operations(group, REQUEST_WAIT)) {
             Ok(allowed) => Ok(Permitted(allowed)),
             Err(error) if is_denied(&error) => Ok(Permitted::NOTHING),
             // A broker that does not describe what is not there does not say what would be permitted either.

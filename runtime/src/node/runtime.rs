@@ -259,7 +259,9 @@ impl NodeRuntime {
             match self.admin.delete_group(&group) {
                 // A group that never had a member does not exist.
                 Ok(()) | Err(AdminError::Missing { .. }) => break,
-                Err(AdminError::Refused { .. }) if Instant::now() < deadline => {
+                Err(AdminError::Refused { .. } | AdminError::Unavailable { .. })
+                    if Instant::now() < deadline =>
+                {
                     std::thread::park_timeout(EMPTY_GROUP_PAUSE);
                 }
                 Err(error) => {

@@ -110,6 +110,9 @@ const WAKE_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// librdkafka uses memory of such a request after its own time-out if the coordinator comes back after that, and
 /// the process ends (`rd_kafka_admin_coord_request`; librdkafka issue 3663). So it is not to time out there.
+///
+/// It is a [`Kind::Asker`](super::Kind::Asker), with a group: librdkafka takes an answer that says "not the coordinator"
+/// for a member's, and the process of a client without a group ends (`rd_kafka_handle_OffsetFetch`; issue 5040).
 pub(in crate::kafka) struct Coordinator<'a>(pub &'a Client);
 
 impl Coordinator<'_> {

@@ -6,7 +6,7 @@
 //! | `callbacks.rs` | what librdkafka calls back into, and what it leaves there |
 //! | `partitions.rs` | topic-partition lists |
 //! | `message.rs` | a fetched message |
-//! | `consumer.rs`, `producer.rs`, `admin.rs` | the three kinds of client |
+//! | `consumer.rs`, `producer.rs`, `admin.rs` | what a client is for: reading, writing, questions about the cluster |
 //! | `metadata.rs` | what brokers say of their cluster |
 //! | `permissions.rs` | admin requests that ask what is permitted |
 //! | `topic_settings.rs` | admin requests about a topic's settings |
@@ -201,11 +201,13 @@ fn millis(duration: Duration) -> c_int {
 /// Names and values for `rd_kafka_conf_set`, in order; a later value replaces an earlier one.
 pub(super) type Settings = Vec<(String, String)>;
 
-/// Which of librdkafka's two clients a handle is.
+/// Which of librdkafka's two clients a handle is, and whether its owner polls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Consumer,
     Producer,
+    /// A consumer that joins no group, reads nothing and is not polled: for requests to coordinators.
+    Asker,
 }
 
 /// An owned `rd_kafka_t`, with what its callbacks write to.
@@ -240,7 +242,7 @@ impl Client {
                 // Delivery reports and errors reach a thread of librdkafka's own, so that flush,
                 // commit and abort need nobody to poll meanwhile; with reports of failures only,
                 // that thread sleeps through every success.
-                Kind::Producer => {
+                Kind::Producer | Kind::Asker => {
                     rd::rd_kafka_conf_set_events(conf.0, rd::RD_KAFKA_EVENT_DR | rd::RD_KAFKA_EVENT_ERROR);
                     rd::rd_kafka_conf_set_background_event_cb(conf.0, Some(callbacks::on_event));
                 }
@@ -264,7 +266,7 @@ impl Client {
         }
         let mut reason = [0 as c_char; 512];
         let native = match kind {
-            Kind::Consumer => rd::rd_kafka_type_t::RD_KAFKA_CONSUMER,
+            Kind::Consumer | Kind::Asker => rd::rd_kafka_type_t::RD_KAFKA_CONSUMER,
             Kind::Producer => rd::rd_kafka_type_t::RD_KAFKA_PRODUCER,
         };
         // SAFETY: `conf` is live and owned by the new handle on success only; the buffer is as
@@ -282,15 +284,19 @@ impl Client {
         };
         std::mem::forget(conf);
         let client = Client { rk, shared, abandoned: false };
-        if kind == Kind::Producer {
-            // SAFETY: the handle is live; both queue references are ours and given back, and
+        if kind != Kind::Consumer {
+            // SAFETY: the handle is live; the queue references are ours and given back, and
             // forwarding keeps references of its own.
             unsafe {
                 let main = rd::rd_kafka_queue_get_main(client.raw());
+                // Null for a producer, which has no group.
+                let of_group = rd::rd_kafka_queue_get_consumer(client.raw());
                 let background = rd::rd_kafka_queue_get_background(client.raw());
-                rd::rd_kafka_queue_forward(main, background);
+                for queue in [main, of_group].into_iter().filter(|queue| !queue.is_null()) {
+                    rd::rd_kafka_queue_forward(queue, background);
+                    rd::rd_kafka_queue_destroy(queue);
+                }
                 rd::rd_kafka_queue_destroy(background);
-                rd::rd_kafka_queue_destroy(main);
             }
         }
         if oauth {
@@ -361,6 +367,19 @@ impl Client {
         unsafe {
             let code = Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
             rd::rd_kafka_test_fatal_error(self.raw(), code, c"as told".as_ptr());
+        }
+    }
+
+    /// Has the cluster that librdkafka plays for this client (`test.mock.num.brokers`) answer its next request with
+    /// that api key with an error.
+    #[cfg(test)]
+    pub fn answer_next(&self, api: i16, code: Code) {
+        let codes = [code];
+        // SAFETY: the handle is live, and has such a cluster for as long as it lives; the codes are copied.
+        unsafe {
+            let cluster = rd::rd_kafka_handle_mock_cluster(self.raw());
+            assert!(!cluster.is_null(), "it plays none");
+            rd::rd_kafka_mock_push_request_errors_array(cluster, api, codes.len(), codes.as_ptr());
         }
     }
 }
