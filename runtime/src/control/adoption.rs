@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
 use tokio::sync::watch;
+use tonic::Code;
 
 use super::grpc::ask;
 use super::streams::ended;
@@ -31,20 +32,23 @@ pub async fn follow(
             looked = look => looked,
             () = ended(until, &mut stopping) => break Err(over(&stopping)),
         };
-        let rollout = match looked {
-            Ok(rollout) => rollout,
+        match looked {
+            Ok(rollout) => {
+                let progress = following.look(&rollout);
+                tasks = rollout.tasks;
+                if let Some(now) = rollout.deployment.filter(|now| now.revision == asked.revision) {
+                    *deployment = now;
+                }
+                match progress {
+                    Progress::Complete => break Ok(()),
+                    Progress::Paused => break Err(format!("{} is paused", asked.name)),
+                    Progress::TakenBack(reason) | Progress::Halted(reason) => break Err(reason),
+                    Progress::Coming => {}
+                }
+            }
+            // A look asks Kafka, which may answer the next one.
+            Err(status) if status.code() == Code::Unavailable => {}
             Err(status) => break Err(status.message().to_owned()),
-        };
-        let progress = following.look(&rollout);
-        tasks = rollout.tasks;
-        if let Some(now) = rollout.deployment.filter(|now| now.revision == asked.revision) {
-            *deployment = now;
-        }
-        match progress {
-            Progress::Complete => break Ok(()),
-            Progress::Paused => break Err(format!("{} is paused", asked.name)),
-            Progress::TakenBack(reason) | Progress::Halted(reason) => break Err(reason),
-            Progress::Coming => {}
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
