@@ -328,6 +328,16 @@ impl Admin {
 
     /// Offsets of partitions, in the order asked. A time after the last record gives the end.
     pub fn offsets(&self, partitions: &[(String, i32)], at: At) -> Result<Vec<Offset>, AdminError> {
+        self.offsets_within(partitions, at, REQUEST_WAIT)
+    }
+
+    /// The same, for whoever has no use for a late answer.
+    pub fn offsets_within(
+        &self,
+        partitions: &[(String, i32)],
+        at: At,
+        wait: Duration,
+    ) -> Result<Vec<Offset>, AdminError> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
@@ -341,7 +351,7 @@ impl Admin {
         partitions.iter().for_each(|(topic, partition)| list.add(topic, *partition, spec, ""));
         let rows = self
             .client()
-            .list_offsets(&list, committed, REQUEST_WAIT)
+            .list_offsets(&list, committed, wait)
             .map_err(|error| sorted("offsets", &error))?;
         let mut offsets = Vec::with_capacity(partitions.len());
         for (topic, partition) in partitions {
@@ -357,7 +367,7 @@ impl Admin {
             return Ok(offsets.into_iter().flatten().collect());
         }
         // Nothing is that young: the next record will be.
-        let ends = self.offsets(partitions, At::End)?;
+        let ends = self.offsets_within(partitions, At::End, wait)?;
         Ok(offsets.into_iter().zip(ends).map(|(offset, end)| offset.unwrap_or(end)).collect())
     }
 

@@ -23,6 +23,9 @@ use crate::telemetry::{InputLag, PartitionLag, TaskMetrics};
 
 /// Time between two looks, which ask Kafka.
 pub const EVERY: Duration = Duration::from_secs(5);
+/// A lag that takes longer to ask for is unknown: those of other deployments, and the trials of their versions, wait
+/// behind it, and brokers that do not answer are often those of one deployment's topics.
+const WAIT: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub struct LagGauges {
@@ -181,7 +184,7 @@ fn counted(node: &NodeRuntime, followed: Vec<Followed>) -> Result<Vec<(Followed,
         .iter()
         .flat_map(|one| one.inputs.iter().map(|(topic, next)| ((topic.clone(), one.partition), *next)));
     let (partitions, nexts): (Vec<_>, Vec<_>) = inputs.unzip();
-    let ends = node.admin.offsets(&partitions, At::StableEnd)?;
+    let ends = node.admin.offsets_within(&partitions, At::StableEnd, WAIT)?;
     let mut behind = nexts.iter().zip(ends).map(|(next, end)| next.lag(end));
     let counted = followed.into_iter().map(|one| {
         let records: Vec<u64> = behind.by_ref().take(one.inputs.len()).collect();
