@@ -138,11 +138,17 @@ impl Handle {
             expected_revision: failing.revision,
             ..Line::by_itself(&self.node.id, "Deployments.Rollback", &failing.name)
         };
-        match self.roll_back(request, true) {
-            Ok(answer) => {
-                let revision = answer.deployment.map_or(0, |deployment| deployment.revision);
-                line.write(revision, "Ok", reason);
+        let revision = self.roll_back(request, true).and_then(|answer| {
+            match answer.deployment.map_or(0, |deployment| deployment.revision) {
+                // A version may differ from the one before in nothing but what it has dropped.
+                revision if revision == failing.revision => {
+                    Err(ControlError::Precondition("the version before is the same".to_owned()))
+                }
+                revision => Ok(revision),
             }
+        });
+        match revision {
+            Ok(revision) => line.write(revision, "Ok", reason),
             Err(error) => {
                 line.write(0, error.code(), &format!("{error}: {reason}"));
                 return Err(error);
