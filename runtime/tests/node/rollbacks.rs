@@ -1,6 +1,9 @@
 //! Versions that fail: taken back by the nodes themselves, with every record handled once and in order.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tidemill::kafka::tools::{self, Row};
@@ -12,6 +15,11 @@ use tidemill_test_support::build_guest;
 use crate::world::{World, deploy, eventually};
 
 const KEYS: u64 = 100;
+/// Records a second of a [`Feed`]: more between two looks at a lag than one call of a handler may take off it, which
+/// is 500.
+const FEED_RATE: f64 = 800.0;
+/// As many as come in a minute. Whoever waits for longer has failed.
+const FEED_MAX: u64 = 48_000;
 
 /// A chain of every key's records, which fails so many of a hundred.
 fn document(fails: u64, then: &str) -> String {
@@ -21,17 +29,45 @@ fn document(fails: u64, then: &str) -> String {
     )
 }
 
-/// Records `from..to` of all, round the keys: the value says which of its key it is.
+/// The record with this number, round the keys: the value says which of its key it is.
+fn row(number: u64) -> Row {
+    let (key, sequence) = (number % KEYS, number / KEYS);
+    Row {
+        key: Some(format!("k{key}").into_bytes()),
+        value: Some(format!("k{key},{sequence}").into_bytes()),
+        ..Row::default()
+    }
+}
+
+/// Records `from..to` of all.
 fn produce(world: &World, from: u64, to: u64) {
-    let rows = (from..to).map(|number| {
-        let (key, sequence) = (number % KEYS, number / KEYS);
-        Row {
-            key: Some(format!("k{key}").into_bytes()),
-            value: Some(format!("k{key},{sequence}").into_bytes()),
-            ..Row::default()
-        }
-    });
-    tools::produce(&world.kafka(), "in", rows, None, &mut |_| {}).expect("produced");
+    tools::produce(&world.kafka(), "in", (from..to).map(row), None, &mut |_| {}).expect("produced");
+}
+
+/// Records that go on coming until it is ended, by one producer: a new one sends nothing for half a second, and longer
+/// on a busy machine, so that not every look at a lag would find more of them.
+struct Feed {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Feed {
+    fn start(world: &World, from: u64) -> Feed {
+        let (kafka, over) = (world.kafka(), Arc::new(AtomicBool::new(false)));
+        let ends = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            let rows = (from..from + FEED_MAX).take_while(|_| !ends.load(Ordering::Relaxed)).map(row);
+            let produced = tools::produce(&kafka, "in", rows, Some(FEED_RATE), &mut |_| {});
+            from + produced.expect("produced").count
+        });
+        Feed { over, thread }
+    }
+
+    /// Answers the number of the next record.
+    fn end(self) -> u64 {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the feed does not panic")
+    }
 }
 
 /// Every key's sequences, in the order that they came out.
@@ -153,12 +189,9 @@ fn a_version_that_does_not_keep_up_is_taken_back_and_the_one_before_catches_up()
     // Its watch begins with nothing to catch up with.
     produce(&world, KEYS, KEYS + 1);
     eventually("it handles a record", || records(&world) as u64 == KEYS + 1);
-    let mut sent = KEYS + 1;
-    eventually("it is rolled back, while records go on coming", || {
-        produce(&world, sent, sent + KEYS / 2);
-        sent += KEYS / 2;
-        versions(&handle).len() == 3
-    });
+    let feed = Feed::start(&world, KEYS + 1);
+    eventually("it is rolled back, while records go on coming", || versions(&handle).len() == 3);
+    let sent = feed.end();
     let all = sent.next_multiple_of(KEYS);
     produce(&world, sent, all);
     eventually("the version before has caught up", || records(&world) as u64 == all);
