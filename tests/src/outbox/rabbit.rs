@@ -90,7 +90,7 @@ impl Rabbit {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Shell, Erlang machine and port mapper end together.
+            // Shell and Erlang machine end together; the port mapper is for `drop`.
             .process_group(0);
         self.process = Some(command.spawn().expect("rabbitmq-server can be started"));
         until("RabbitMQ answers", START_MAX, || {
