@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tidemill_proto::v1::DeployEntry;
 use tidemill_proto::v1::control_entry::Entry;
@@ -33,6 +34,7 @@ struct State {
     open: BTreeSet<String>,
     broken: BTreeSet<String>,
     troubles: BTreeMap<String, String>,
+    compiler_begun: Option<Instant>,
 }
 
 /// The deployment `a`, as it is registered.
@@ -58,6 +60,11 @@ impl FakeSite {
     pub fn release(&self, what: &str) {
         self.lock().held.remove(what);
         self.0.released.notify_all();
+    }
+
+    /// A module of somebody is compiled since then.
+    pub fn compile_from(&self, begun: Instant) {
+        self.lock().compiler_begun = Some(begun);
     }
 
     /// A worker of what runs panics.
@@ -98,6 +105,10 @@ impl Site for FakeSite {
     fn prepare(&self, registered: &Registered) -> Result<Registered, PrepareError> {
         self.pass(format!("prepare {}", registered.name));
         Ok(registered.clone())
+    }
+
+    fn compiler_begun(&self) -> Option<Instant> {
+        self.lock().compiler_begun
     }
 
     fn start(&self, ready: Registered, before: Option<FakeRunning>) -> Result<FakeRunning, PrepareError> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::deployment::{Leave, RunningDeployment};
 use super::former;
@@ -19,6 +20,9 @@ pub(super) trait Site: Clone + Send + 'static {
 
     /// Makes a revision ready to run. What runs goes on meanwhile.
     fn prepare(&self, registered: &Registered) -> Result<Self::Ready, PrepareError>;
+
+    /// When a module was last begun to be compiled, whoever's it is: who prepares another waits for that.
+    fn compiler_begun(&self) -> Option<Instant>;
 
     /// Runs a revision in the place of `before`, of which nothing is left if this fails.
     fn start(&self, ready: Self::Ready, before: Option<Self::Running>)
@@ -57,6 +61,10 @@ impl Site for Arc<NodeRuntime> {
 
     fn prepare(&self, registered: &Registered) -> Result<Revision, PrepareError> {
         revision::prepare(self, registered)
+    }
+
+    fn compiler_begun(&self) -> Option<Instant> {
+        self.compiler.last_begun()
     }
 
     fn start(

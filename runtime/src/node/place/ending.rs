@@ -86,7 +86,7 @@ impl<S: Site> Ending<S> {
 
     /// True once nothing of it is left. What a start brings that was given up ends as well.
     pub(super) fn is_over(&mut self, site: &S, name: &str) -> bool {
-        if let Some(start) = self.start.take_if(|start| start.is_over())
+        if let Some(start) = self.start.take_if(|start| start.is_over(site))
             && let Place::Up(running, _) = start.arrive(site)
         {
             tracing::info!(deployment = name, "not wanted any more; stopping");

@@ -39,7 +39,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A deployment whose workers have run for so long had nothing to do with the panic before.
 const CALM: Duration = Duration::from_secs(5 * 60);
 /// What should have ended so long ago hangs, and so does a start that has been at the same for so long: a commit,
-/// the compilation of a module and an answer of Kafka take less.
+/// the compilation of one module and an answer of Kafka take less.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) enum Place<S: Site> {
@@ -198,7 +198,7 @@ impl<S: Site> Place<S> {
     pub(super) fn is_over(&mut self, site: &S, name: &str) -> bool {
         match self {
             Place::Up(..) | Place::Failed(_) => false,
-            Place::Starting(start) => start.is_over(),
+            Place::Starting(start) => start.is_over(site),
             Place::Ending(ending) => ending.is_over(site, name),
         }
     }

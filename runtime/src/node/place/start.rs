@@ -21,6 +21,7 @@ const READY: &str = "its start, which stops what ran before or starts workers";
 pub(in crate::node) struct Start<S: Site> {
     course: Arc<Course<S>>,
     thread: JoinHandle<Outcome<S>>,
+    /// It is made ready, or may have waited for the compiler: see [`Start::is_over`].
     since: Instant,
     /// What the log says that it waits for, if it hangs.
     told: Option<&'static str>,
@@ -104,8 +105,15 @@ impl<S: Site> Start<S> {
         self.does().1 >= HANGS_AFTER
     }
 
-    /// Its end need not be waited for.
-    pub(super) fn is_over(&self) -> bool {
+    /// Its end need not be waited for. To be asked at every look, which also sees what the compiler does: that has one
+    /// module at a time, so who waits for his turn is at the same only since it was given the last one. A start that
+    /// hangs does so until it is ready, whatever is compiled meanwhile.
+    pub(super) fn is_over(&mut self, site: &S) -> bool {
+        if !self.hangs()
+            && let Some(begun) = site.compiler_begun()
+        {
+            self.since = self.since.max(begun);
+        }
         self.thread.is_finished()
     }
 
@@ -325,6 +333,20 @@ mod tests {
         site.set_trouble("a", Some(Trouble::new(wanted.revision, said)));
         place = place.arrived(&site, "a").expect("it is up");
         assert!(matches!(place, Place::Up(..)) && site.trouble("a").is_none());
+    }
+
+    #[test]
+    fn a_start_does_not_hang_while_the_compiler_begins_one_module_after_the_other() {
+        let (registered, site) = (registered(), FakeSite::default());
+        let mut start = starting(&registered, at_once(registered.revision), || Outcome::GivenUp(None));
+        let begun = Instant::now();
+        site.compile_from(begun);
+        start.is_over(&site);
+        assert_eq!(start.since, begun, "it may have waited for that");
+        start.grow_old();
+        site.compile_from(Instant::now());
+        start.is_over(&site);
+        assert!(start.hangs(), "nothing was begun for so long: it waits for something else");
     }
 
     #[test]

@@ -62,6 +62,8 @@ struct Apart {
     telemetry: Arc<Telemetry>,
     /// One child at a time: it may take two cores and a GiB, and records are worth more.
     turn: Mutex<()>,
+    /// When the last of them was begun.
+    begun: Mutex<Option<Instant>>,
     /// Dropped when the node stops, which every child's watch hears.
     open: Mutex<Option<Sender<()>>>,
     stopped: Receiver<()>,
@@ -78,8 +80,8 @@ impl Compiler {
     pub fn apart(program: PathBuf, cache_dir: &Path, telemetry: Arc<Telemetry>) -> io::Result<Compiler> {
         let cache = Cache::open(cache_dir)?;
         let (open, stopped) = bounded(0);
-        let (turn, open) = (Mutex::new(()), Mutex::new(Some(open)));
-        let apart = Apart { program, cache, telemetry, turn, open, stopped };
+        let (turn, begun, open) = (Mutex::default(), Mutex::default(), Mutex::new(Some(open)));
+        let apart = Apart { program, cache, telemetry, turn, begun, open, stopped };
         Ok(Compiler { apart: Some(apart), loaded: Loaded::default() })
     }
 
@@ -88,6 +90,13 @@ impl Compiler {
         if let Some(apart) = &self.apart {
             drop(apart.open.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
+    }
+
+    /// When it began to compile the last module. It has one at a time, each for a limited time: whoever waits for his
+    /// turn waits for others, and comes nearer to it with each that is begun.
+    pub fn last_begun(&self) -> Option<Instant> {
+        let apart = self.apart.as_ref()?;
+        *apart.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `digest` names the bytes.
@@ -115,6 +124,7 @@ impl Apart {
             return Ok(component);
         }
         let start = Instant::now();
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
         let code = self.compile(bytes)?;
         self.telemetry.node.modules_compiled.add(1);
         self.telemetry.node.compile_time.add(start.elapsed());
