@@ -349,10 +349,8 @@ impl Admin {
         };
         let mut list = Partitions::with_capacity(partitions.len());
         partitions.iter().for_each(|(topic, partition)| list.add(topic, *partition, spec, ""));
-        let rows = self
-            .client()
-            .list_offsets(&list, committed, wait)
-            .map_err(|error| sorted("offsets", &error))?;
+        let rows =
+            self.client().list_offsets(&list, committed, wait).map_err(|error| sorted("offsets", &error))?;
         let mut offsets = Vec::with_capacity(partitions.len());
         for (topic, partition) in partitions {
             let what = format!("`{topic}` [{partition}]");
