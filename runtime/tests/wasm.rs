@@ -403,7 +403,7 @@ fn a_module_is_loaded_once_for_all_who_have_it_and_for_a_while_after() {
     let telemetry = Telemetry::new();
     let compiler = Compiler::apart(program, dir.path(), telemetry.clone()).expect("a compiler");
     let load = |guest: &[u8]| Module::load_with(&compiler, guest).expect("it loads");
-    let (pass, large) = (build_guest("bench/pass"), padded(&build_guest("plugins/count"), 5 << 20));
+    let pass = build_guest("bench/pass");
     let module = load(&pass);
     // Whatever becomes of the files: nothing is read.
     std::fs::remove_dir_all(dir.path()).expect("they go");
@@ -413,25 +413,6 @@ fn a_module_is_loaded_once_for_all_who_have_it_and_for_a_while_after() {
     let digest = load(&pass).digest().to_owned();
     assert_eq!(telemetry.node.modules_compiled.get(), 1);
     assert!(Module::loaded(&compiler, &digest).is_some(), "nobody has it");
-
-    // Too large to be kept when nobody has it.
-    let held = load(&large);
-    let of_large = held.digest().to_owned();
-    assert!(Module::loaded(&compiler, &of_large).is_some());
-    drop(held);
-    assert!(Module::loaded(&compiler, &of_large).is_none());
-    assert!(Module::loaded(&compiler, &digest).is_some(), "it goes for no other's sake");
-}
-
-/// The same component with a custom section of so many bytes at its end.
-fn padded(component: &[u8], bytes: u32) -> Vec<u8> {
-    // As LEB128 in five bytes; a name of one byte is part of the section.
-    let size = (0..5).map(|digit| ((bytes >> (7 * digit)) & 0x7f) as u8 | if digit < 4 { 0x80 } else { 0 });
-    let mut padded = [component, &[0][..]].concat();
-    padded.extend(size);
-    padded.extend([1, b'x']);
-    padded.resize(padded.len() + bytes as usize - 2, 0);
-    padded
 }
 
 #[test]

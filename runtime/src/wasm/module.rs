@@ -164,8 +164,7 @@ impl Module {
             .map_err(|error| ModuleError::WrongType(format!("{error:#}")))?;
         let manifest = describe(engine, &pre)?;
         let module = Module(Arc::new(Contents { engine, pre, manifest, digest }));
-        compiler.loaded.keep(&module, bytes.len());
-        Ok(module)
+        Ok(compiler.loaded.keep(module))
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -183,6 +182,12 @@ impl Module {
 
     pub(super) fn pre(&self) -> &InstancePre<HostState> {
         &self.0.pre
+    }
+
+    /// Of its native code, with the data that lies beside it.
+    pub(super) fn code_bytes(&self) -> usize {
+        let image = self.pre().component().image_range();
+        image.end.addr() - image.start.addr()
     }
 }
 
