@@ -99,7 +99,7 @@ impl Handle {
             if self.grows(current, &topics)? {
                 self.check(&Wanted { drops: &[], ..wanted }, &view)?;
             }
-            return self.unchanged(current, &topics);
+            return Ok(self.unchanged(current, &topics));
         }
         if let Ok(spec) = &spec {
             expect(&view, &spec.name, header.expected_revision)?;
@@ -136,7 +136,7 @@ impl Handle {
             Err(error @ ControlError::Conflict { .. }) => {
                 let view = self.node.control_log.view();
                 match view.deployments.get(&name).filter(|now| is_done(now)) {
-                    Some(now) => self.unchanged(now, &topics),
+                    Some(now) => Ok(self.unchanged(now, &topics)),
                     None => Err(error),
                 }
             }
@@ -145,19 +145,14 @@ impl Handle {
     }
 
     /// There is nothing left to do.
-    fn unchanged(
-        &self,
-        current: &Registered,
-        topics: &[TopicDocument],
-    ) -> Result<proto::DeployResponse, ControlError> {
-        let (deployment, warnings) = (Some(self.describe(current)), self.warnings(current, topics)?);
-        Ok(proto::DeployResponse { deployment, unchanged: true, warnings, ..Default::default() })
+    fn unchanged(&self, current: &Registered, topics: &[TopicDocument]) -> proto::DeployResponse {
+        let (deployment, warnings) = (Some(self.describe(current)), self.warnings(current, topics));
+        proto::DeployResponse { deployment, unchanged: true, warnings, ..Default::default() }
     }
 
     /// Of a version that is there already.
-    fn warnings(&self, current: &Registered, topics: &[TopicDocument]) -> Result<Vec<String>, ControlError> {
-        let warnings = current.spec().map(|spec| revision::warnings(&self.node, spec, topics)).transpose()?;
-        Ok(warnings.unwrap_or_default())
+    fn warnings(&self, current: &Registered, topics: &[TopicDocument]) -> Vec<String> {
+        current.spec().map(|spec| revision::warnings(&self.node, spec, topics)).unwrap_or_default()
     }
 
     /// Makes a new version of an old one's module and document.
@@ -184,7 +179,7 @@ impl Handle {
         expect(&view, &request.name, request.expected_revision)?;
         let target = target(&current, request.to)?;
         if is_same(&current, &target.module, &target.document, &drops) {
-            let (deployment, warnings) = (Some(self.describe(&current)), self.warnings(&current, &[])?);
+            let (deployment, warnings) = (Some(self.describe(&current)), self.warnings(&current, &[]));
             return Ok(proto::RollbackResponse { deployment, warnings, ..Default::default() });
         }
         let module = self.node.module(&target.module)?;
