@@ -8,7 +8,7 @@ use tidemill_proto::v1 as proto;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::audit::Revision;
+use super::audit::Pending;
 use super::caller::Caller;
 use super::deadline::Deadline;
 use super::details::status;
@@ -99,19 +99,15 @@ fn caller<T>(request: &Request<T>) -> Caller {
     caller.unwrap_or_else(|| Caller { identity: None, scope: Scope::none() })
 }
 
+/// Its line in the audit log. There is none of what is not a change.
+fn pending<T>(request: &Request<T>) -> Option<Pending> {
+    request.extensions().get().cloned()
+}
+
 /// Counted from when the call was let in.
 fn deadline<T>(request: &Request<T>) -> Deadline {
     let admitted = request.extensions().get::<Deadline>().copied();
     admitted.unwrap_or_else(|| Deadline::of(request.metadata()))
-}
-
-/// Tells the audit log which revision a change got.
-fn revised<T>(mut answer: Response<T>, deployment: fn(&T) -> &Option<proto::Deployment>) -> Response<T> {
-    if let Some(deployment) = deployment(answer.get_ref()) {
-        let revision = Revision(deployment.revision);
-        answer.extensions_mut().insert(revision);
-    }
-    answer
 }
 
 /// Runs `work` where it may block.
@@ -126,25 +122,44 @@ pub async fn ask<T: Send + 'static>(
     }
 }
 
+/// As [`ask`], for a change, and tells the audit log which revision it got as soon as it has it: also when whoever
+/// asked has gone away meanwhile, or waits for more.
+async fn change<T: Send + 'static>(
+    node: &Handle,
+    pending: Option<Pending>,
+    deployment: fn(&T) -> &Option<proto::Deployment>,
+    work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, Status> {
+    ask(node, move |node| {
+        let answer = work(node)?;
+        if let (Some(pending), Some(deployment)) = (pending, deployment(&answer)) {
+            pending.accepted(deployment.revision);
+        }
+        Ok(answer)
+    })
+    .await
+}
+
 #[tonic::async_trait]
 impl proto::deployments_server::Deployments for Services {
     async fn deploy(
         &self,
         request: Request<Streaming<proto::DeployRequest>>,
     ) -> Result<Response<proto::DeployResponse>, Status> {
-        let until = deadline(&request).until();
+        let (until, pending) = (deadline(&request).until(), pending(&request));
         let (node, stream) = self.admitted(request);
-        let deployed = self.counted(async {
+        self.counted(async {
             let upload = upload::receive(&self.uploads, stream, until).await?;
             let (header, module) = (upload.header, upload.module);
             let wait_ms = if header.dry_run { 0 } else { header.wait_ms };
-            let answer = ask(&node, move |node| node.deploy(header, module)).await;
+            let deploy = move |node: &Handle| node.deploy(header, module);
+            let answer = change(&node, pending, |answer| &answer.deployment, deploy).await;
             drop(upload.place);
             let mut answer = answer?;
             answer.adoption = self.adoption(&node, &mut answer.deployment, wait_ms, until).await;
             Ok(answer)
-        });
-        deployed.await.map(|answer| revised(answer, |answer| &answer.deployment))
+        })
+        .await
     }
 
     async fn get(
@@ -209,24 +224,26 @@ impl proto::deployments_server::Deployments for Services {
         &self,
         request: Request<proto::RollbackRequest>,
     ) -> Result<Response<proto::RollbackResponse>, Status> {
-        let until = deadline(&request).until();
+        let (until, pending) = (deadline(&request).until(), pending(&request));
         let (node, request) = self.admitted(request);
-        let rolled_back = self.counted(async {
+        self.counted(async {
             let wait_ms = if request.dry_run { 0 } else { request.wait_ms };
-            let mut answer = ask(&node, move |node| node.rollback(request)).await?;
+            let roll_back = move |node: &Handle| node.rollback(request);
+            let mut answer = change(&node, pending, |answer| &answer.deployment, roll_back).await?;
             answer.adoption = self.adoption(&node, &mut answer.deployment, wait_ms, until).await;
             Ok(answer)
-        });
-        rolled_back.await.map(|answer| revised(answer, |answer| &answer.deployment))
+        })
+        .await
     }
 
     async fn pause(
         &self,
         request: Request<proto::PauseRequest>,
     ) -> Result<Response<proto::PauseResponse>, Status> {
+        let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        let answer = self.ask(node, move |node| node.pause(request)).await?;
-        Ok(revised(answer, |answer| &answer.deployment))
+        let pause = move |node: &Handle| node.pause(request);
+        self.counted(change(&node, pending, |answer| &answer.deployment, pause)).await
     }
 
     async fn reset(
@@ -241,18 +258,20 @@ impl proto::deployments_server::Deployments for Services {
         &self,
         request: Request<proto::ResumeRequest>,
     ) -> Result<Response<proto::ResumeResponse>, Status> {
+        let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        let answer = self.ask(node, move |node| node.resume(request)).await?;
-        Ok(revised(answer, |answer| &answer.deployment))
+        let resume = move |node: &Handle| node.resume(request);
+        self.counted(change(&node, pending, |answer| &answer.deployment, resume)).await
     }
 
     async fn restart(
         &self,
         request: Request<proto::RestartRequest>,
     ) -> Result<Response<proto::RestartResponse>, Status> {
+        let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        let answer = self.ask(node, move |node| node.restart(request)).await?;
-        Ok(revised(answer, |answer| &answer.deployment))
+        let restart = move |node: &Handle| node.restart(request);
+        self.counted(change(&node, pending, |answer| &answer.deployment, restart)).await
     }
 }
 

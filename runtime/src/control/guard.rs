@@ -177,6 +177,7 @@ async fn admit(
         return next.run(request).await;
     }
     let pending = Pending::new(line);
+    request.extensions_mut().insert(pending.clone());
     let response = next.run(request).await;
     pending.answered(&response);
     response
