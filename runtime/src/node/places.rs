@@ -1,7 +1,7 @@
 //! Where every deployment stands on this node, beside what the registry says: one look at both brings the one
 //! nearer to the other. A place by itself is [`super::place`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -39,14 +39,16 @@ pub(super) struct Places<S: Site> {
     is_given_away: bool,
     /// Nothing is begun any more, and the log says so.
     is_full: bool,
+    /// Who has been told that he waits for that. Some of them are in no place.
+    put_off: BTreeSet<String>,
     /// The node stops.
     stopping: Arc<AtomicBool>,
 }
 
 impl<S: Site> Places<S> {
     pub(super) fn new(site: S, stopping: Arc<AtomicBool>) -> Places<S> {
-        let (by_name, former, ended) = Default::default();
-        Places { site, by_name, former, ended, is_given_away: false, is_full: false, stopping }
+        let (by_name, former, ended, put_off) = Default::default();
+        Places { site, by_name, former, ended, is_given_away: false, is_full: false, put_off, stopping }
     }
 
     /// How far the registry had been read at the last look.
@@ -119,6 +121,9 @@ impl<S: Site> Places<S> {
 
     /// Nothing of this deployment is wanted here. It stays in its place until it has ended.
     fn give_up(&mut self, name: &str, why: &str) {
+        if self.put_off.remove(name) {
+            self.site.set_trouble(name, None);
+        }
         if self.by_name.get(name).is_none_or(Place::is_given_up) {
             return;
         }
@@ -187,6 +192,9 @@ impl<S: Site> Places<S> {
             return self.put_off(&due, &lost);
         }
         self.is_full = false;
+        for name in std::mem::take(&mut self.put_off) {
+            self.site.set_trouble(&name, None);
+        }
         let turns = self.by_name.values().filter(|place| place.takes_a_turn()).count();
         for registered in due.into_iter().take(STARTS_AT_ONCE.saturating_sub(turns)) {
             let place = self.by_name.remove(&registered.name);
@@ -213,19 +221,25 @@ impl<S: Site> Places<S> {
             };
             let trouble = Trouble::with_others(registered.revision, reason, Arc::clone(lost));
             self.site.set_trouble(&registered.name, Some(trouble));
+            self.put_off.insert(registered.name.clone());
         }
     }
 
-    /// Says of what hangs that it does, also to who asks why a deployment does not run that waits for it.
-    /// Answers how many do.
+    /// Says of what hangs that it does, also to who asks why a deployment does not run that waits for it, and no longer
+    /// than it does. Answers how many do.
     pub(super) fn tell_hanging(&mut self) -> usize {
         let mut hanging = 0;
         for (name, place) in &mut self.by_name {
-            let Some(reason) = place.tell_hanging(name) else { continue };
-            hanging += 1;
+            let reason = place.tell_hanging(name);
+            if reason.is_some() {
+                hanging += 1;
+            } else if !place.goes_on(name) {
+                continue;
+            }
             let registered = self.former.deployments.get(name).filter(|registered| !registered.paused);
             if let Some(registered) = registered {
-                self.site.set_trouble(name, Some(Trouble::new(registered.revision, reason)));
+                let trouble = reason.map(|reason| Trouble::new(registered.revision, reason));
+                self.site.set_trouble(name, trouble);
             }
         }
         hanging
@@ -236,7 +250,7 @@ impl<S: Site> Places<S> {
         if self.is_given_away {
             return;
         }
-        for name in self.by_name.keys().cloned().collect::<Vec<_>>() {
+        for name in self.by_name.keys().chain(&self.put_off).cloned().collect::<BTreeSet<_>>() {
             self.give_up(&name, "the node drains or stops");
         }
         // Of whatever has ended by now: who hangs must not keep the others from writing what they hold.

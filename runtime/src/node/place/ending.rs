@@ -63,9 +63,15 @@ impl<S: Site> Ending<S> {
         self.start.is_some()
     }
 
-    /// It should have ended long ago.
+    /// It should have ended long ago. Not if nothing but its start is left, which may wait for the compiler.
     pub(super) fn hangs(&self) -> bool {
-        self.since.elapsed() >= HANGS_AFTER
+        let may_compile = self.start.as_ref().is_some_and(Start::takes_a_turn);
+        self.since.elapsed() >= HANGS_AFTER && !(may_compile && self.has_stopped())
+    }
+
+    /// No workers are left of it.
+    fn has_stopped(&self) -> bool {
+        self.workers.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// That it hangs, if it does, and what it waits for. The log has it the first time.
@@ -74,14 +80,24 @@ impl<S: Site> Ending<S> {
             return None;
         }
         let waits_for = match &self.start {
-            None => "its workers, which commit or are in a call of the handler",
-            Some(start) => start.does().0,
+            Some(start) if !start.takes_a_turn() => start.does().0,
+            Some(_) | None => "its workers, which commit or are in a call of the handler",
         };
         let waited_s = self.since.elapsed().as_secs();
         if !std::mem::replace(&mut self.is_told, true) {
             tracing::error!(deployment = name, waited_s, waits_for, "it does not end");
         }
         Some(format!("what is here of it was to end {waited_s} s ago and waits for {waits_for}"))
+    }
+
+    /// As [`Place::goes_on`].
+    pub(super) fn goes_on(&mut self, name: &str) -> bool {
+        let goes_on = self.is_told && !self.hangs();
+        if goes_on {
+            self.is_told = false;
+            tracing::info!(deployment = name, "its end goes on after all");
+        }
+        goes_on
     }
 
     /// True once nothing of it is left. What a start brings that was given up ends as well.
@@ -92,7 +108,7 @@ impl<S: Site> Ending<S> {
             tracing::info!(deployment = name, "not wanted any more; stopping");
             self.workers = stop(name, running, Leave::All);
         }
-        self.start.is_none() && self.workers.as_ref().is_none_or(JoinHandle::is_finished)
+        self.start.is_none() && self.has_stopped()
     }
 
     /// What is to be tried again, now that it is over.
@@ -119,6 +135,9 @@ impl<S: Site> Ending<S> {
     #[cfg(test)]
     pub(super) fn grow_old(&mut self) {
         self.since = super::long_ago();
+        if let Some(start) = &mut self.start {
+            start.grow_old();
+        }
     }
 }
 
@@ -174,6 +193,31 @@ mod tests {
             while !place.is_over(&site, "a") {
                 std::thread::yield_now();
             }
+        }
+    }
+
+    #[test]
+    fn a_start_that_was_given_up_and_may_wait_for_the_compiler_does_not_hang_but_what_ran_before_it_may() {
+        let (registered, site) = (registered(), FakeSite::default());
+        ["prepare a", "leave a"].iter().for_each(|held| site.hold(held));
+        let former: Place<FakeSite> =
+            Place::Up(site.start(registered.clone(), None).expect("it starts"), None);
+        let place = Start::begin(&site, Some(former), &registered, &Arc::default());
+        let mut ending = place.given_up("a").expect("it runs, and its successor is about to");
+        ending.since = super::super::long_ago();
+        assert!(ending.tell_hanging("a").is_some_and(|said| said.contains("its workers")));
+        assert!(!ending.goes_on("a"));
+        site.release("leave a");
+        while !ending.has_stopped() {
+            std::thread::yield_now();
+        }
+        assert_eq!(ending.tell_hanging("a"), None, "it is being made ready");
+        assert!(ending.goes_on("a") && !ending.goes_on("a"), "said once");
+        ending.grow_old();
+        assert!(ending.tell_hanging("a").is_some_and(|said| said.contains("its start, which compiles")));
+        site.release("prepare a");
+        while !ending.is_over(&site, "a") {
+            std::thread::yield_now();
         }
     }
 }

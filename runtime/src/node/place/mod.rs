@@ -140,6 +140,15 @@ impl<S: Site> Place<S> {
         }
     }
 
+    /// True once when it was said to hang and does not any more, though it is not over. The log has that as well.
+    pub(super) fn goes_on(&mut self, name: &str) -> bool {
+        match self {
+            Place::Up(..) | Place::Failed(_) => false,
+            Place::Starting(start) => start.goes_on(name),
+            Place::Ending(ending) => ending.goes_on(name),
+        }
+    }
+
     /// Nothing of it is wanted any more.
     pub(super) fn is_given_up(&self) -> bool {
         matches!(self, Place::Ending(ending) if ending.is_given_up())

@@ -187,6 +187,16 @@ impl<S: Site> Start<S> {
         })
     }
 
+    /// As [`Place::goes_on`].
+    pub(super) fn goes_on(&mut self, name: &str) -> bool {
+        let goes_on = !self.hangs() && self.told.take().is_some();
+        if goes_on {
+            let revision = self.course.registered.revision;
+            tracing::info!(deployment = name, revision, "its start goes on after all");
+        }
+        goes_on
+    }
+
     /// As if it had begun long ago.
     #[cfg(test)]
     pub(super) fn grow_old(&mut self) {

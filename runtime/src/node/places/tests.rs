@@ -316,6 +316,18 @@ fn starts_that_were_given_up_and_hang_take_nobodys_turn_until_there_are_too_many
     node.look();
     let trouble = node.site.trouble("late").expect("it is told why");
     assert!(node.is_gone("late") && trouble.starts_with("64 starts on this node do not end"), "{trouble}");
+    let is_told = |node: &mut Node| {
+        node.look();
+        node.site.trouble("late").is_some()
+    };
+    node.fleet.pause("late", true);
+    assert!(!is_told(&mut node), "it is not to be begun");
+    node.fleet.pause("late", false);
+    assert!(is_told(&mut node));
+    node.is_wanted = false;
+    assert!(!is_told(&mut node), "nothing is");
+    node.is_wanted = true;
+    assert!(is_told(&mut node));
     node.site.release(&prepare(&names[0]));
     node.look_until("there is room for it", |node| node.is_up("late"));
     assert_eq!(node.site.trouble("late"), None);
@@ -342,7 +354,12 @@ fn starts_that_hang_give_their_turns_back_and_start_all_the_same_once_they_can()
     assert_eq!(node.places.tell_hanging(), STARTS_AT_ONCE);
     let trouble = node.site.trouble("n0").expect("it is told");
     assert!(trouble.contains("does not start") && trouble.contains("compiles the module"), "{trouble}");
+    node.site.hold("start n0");
     names.iter().for_each(|name| node.site.release(&prepare(name)));
+    node.look_until("it is ready", |node| node.site.begun("start n0") == 1);
+    node.places.tell_hanging();
+    assert_eq!(node.site.trouble("n0"), None, "it goes on");
+    node.site.release("start n0");
     node.look_until("all are up", |node| names.iter().all(|name| node.is_up(name)));
     assert!(names.iter().all(|name| node.site.trouble(name).is_none()));
     assert_eq!(node.places.tell_hanging(), 0);
