@@ -14,7 +14,7 @@ use crate::cli::client::ANSWER_BYTES_MAX;
 use crate::cli::dlq::timed;
 use crate::cli::doctor::{Check, Verdict};
 use crate::cli::drain::takes_tasks;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, Kind};
 use crate::cli::nodes::{drain_name, is_silent};
 use crate::cli::table::grouped;
 use crate::cli::{Global, client, deployments};
@@ -26,8 +26,10 @@ use crate::node::trial::too_many;
 const LAG_GUIDE_S: f64 = 30.0;
 /// Error lines that are looked at; more say no more.
 const ERROR_LINES_MAX: u32 = 1_000;
-/// For logs of the whole fleet, and for what one other node counts.
+/// For logs and lag of the whole fleet, and for what one node says.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// Nodes that are asked side by side.
+const ASKED_AT_ONCE: usize = 16;
 
 /// Of these deployments, or of all; `wanted` are nodes that have to be there.
 pub async fn look(global: &Global, names: &[String], wanted: &[String]) -> Result<Vec<Check>, Failure> {
@@ -38,7 +40,7 @@ pub async fn look(global: &Global, names: &[String], wanted: &[String]) -> Resul
         names => names.to_vec(),
     };
     let nodes = nodes(channel, false).await?;
-    let others = Others::reach(global, channel, &nodes).await?;
+    let mut others = Others::reach(global, channel, &nodes).await?;
     let mut checks = Vec::new();
     for name in names {
         let deployment = seen(channel, &name).await?;
@@ -47,11 +49,11 @@ pub async fn look(global: &Global, names: &[String], wanted: &[String]) -> Resul
             continue;
         }
         let rollout = rollout(channel, &name).await?;
-        let request = proto::GetLagRequest { deployment: name.clone() };
-        let lag = LagClient::new(channel.clone()).get(request).await?.into_inner().partitions;
-        let counted = others.counted(&name, &rollout).await;
+        let lag = lag(channel, &name).await?;
+        let told = others.ask(&name).await;
+        let counted = others.counted(&rollout, &told);
         checks.push(tasks(&name, &rollout));
-        checks.push(state(&deployment, &others.halted(&name).await));
+        checks.push(state(&deployment, &halted(&told)));
         checks.push(on_trial(&deployment, &counted, is_named));
         checks.push(failures(&deployment, &counted, is_named));
         checks.push(errors(&name, error_lines(channel, &deployment).await));
@@ -73,6 +75,12 @@ async fn rollout(channel: &Channel, name: &str) -> Result<proto::RolloutResponse
     let mut client = DeploymentsClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
     let request = proto::RolloutRequest { name: name.to_owned() };
     Ok(client.rollout(timed(request, ANSWER_WAIT)).await?.into_inner())
+}
+
+async fn lag(channel: &Channel, name: &str) -> Result<Vec<proto::PartitionLag>, Failure> {
+    let request = proto::GetLagRequest { deployment: name.to_owned() };
+    let answer = LagClient::new(channel.clone()).get(timed(request, ANSWER_WAIT)).await?;
+    Ok(answer.into_inner().partitions)
 }
 
 /// The other nodes, for what each of them counts for itself.
@@ -103,33 +111,65 @@ impl Others {
         Ok(others)
     }
 
+    /// What each of them says of a deployment. One that does not answer is not asked again: it would be waited for
+    /// with every deployment.
+    async fn ask(&mut self, name: &str) -> Vec<Told> {
+        let mut told = Vec::new();
+        for nodes in std::mem::take(&mut self.reached).chunks(ASKED_AT_ONCE) {
+            let mut asked = JoinSet::new();
+            for (id, channel) in nodes {
+                let (id, channel, name) = (id.clone(), channel.clone(), name.to_owned());
+                asked.spawn(async move {
+                    let (rollout, seen) = tokio::join!(rollout(&channel, &name), seen(&channel, &name));
+                    (id, channel, rollout, seen)
+                });
+            }
+            while let Some(answer) = asked.join_next().await {
+                let Ok((id, channel, rollout, seen)) = answer else { continue };
+                // This question needs nothing but the node.
+                let is_silent = |failure: &Failure| matches!(failure.kind, Kind::Unreachable | Kind::Failed);
+                if seen.as_ref().is_err_and(is_silent) {
+                    self.out_of_reach.push(id);
+                    continue;
+                }
+                told.push(Told { id: id.clone(), rollout: rollout.ok(), deployment: seen.ok() });
+                self.reached.push((id, channel));
+            }
+        }
+        told
+    }
+
     /// What the version came to on every node.
-    async fn counted(&self, name: &str, here: &proto::RolloutResponse) -> Counted {
+    fn counted(&self, here: &proto::RolloutResponse, told: &[Told]) -> Counted {
         let mut counted = Counted::of(here);
         counted.not_asked.clone_from(&self.out_of_reach);
-        for (id, channel) in &self.reached {
-            match rollout(channel, name).await {
-                Ok(there) => counted.add(&there),
-                Err(_) => counted.not_asked.push(id.clone()),
+        for there in told {
+            match &there.rollout {
+                Some(rollout) => counted.add(rollout),
+                None => counted.not_asked.push(there.id.clone()),
             }
         }
         counted.not_asked.sort();
         counted
     }
+}
 
-    /// Where it is halted, and why: a node that cannot run it is told of by itself alone, whoever has its tasks.
-    /// Who does not answer is named with the counts.
-    async fn halted(&self, name: &str) -> Vec<String> {
-        let mut halted = Vec::new();
-        for (id, channel) in &self.reached {
-            let Ok(there) = seen(channel, name).await else { continue };
-            if there.state() == proto::DeploymentState::Halted {
-                halted.push(format!("on {id}: {}", there.reason));
-            }
-        }
-        halted.sort();
-        halted
-    }
+/// What another node says of a deployment; none of what it cannot say.
+struct Told {
+    id: String,
+    rollout: Option<proto::RolloutResponse>,
+    deployment: Option<proto::Deployment>,
+}
+
+/// Where it is halted, and why: a node that cannot run it is told of by itself alone, whoever has its tasks. Who does
+/// not answer is named with the counts.
+fn halted(told: &[Told]) -> Vec<String> {
+    let seen = told.iter().filter_map(|there| Some((&there.id, there.deployment.as_ref()?)));
+    let halted = seen.filter(|(_, deployment)| deployment.state() == proto::DeploymentState::Halted);
+    let mut halted: Vec<String> =
+        halted.map(|(id, deployment)| format!("on {id}: {}", deployment.reason)).collect();
+    halted.sort();
+    halted
 }
 
 /// What a version's records came to.
@@ -319,6 +359,8 @@ fn node(id: &str, nodes: &[proto::Node]) -> Check {
 
 #[cfg(test)]
 mod tests {
+    use tonic::transport::Endpoint;
+
     use super::*;
 
     fn deployment(version: u64, rolled_back: &str) -> proto::Deployment {
@@ -418,6 +460,35 @@ mod tests {
         assert_eq!((counted.tried, counted.failed, counted.open), (150, 10, true));
         let check = on_trial(&deployment(2, ""), &counted, true);
         assert_eq!(check.detail, "version 2 is on trial: 10 of 150 records failed");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_answer_is_asked_once_and_missed_with_every_deployment() {
+        let nobody = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let mut others = Others { reached: vec![("n2".into(), nobody)], out_of_reach: vec!["n1".into()] };
+        for name in ["a", "b"] {
+            let told = others.ask(name).await;
+            assert!(told.is_empty() && others.reached.is_empty());
+            let counted = others.counted(&proto::RolloutResponse::default(), &told);
+            assert_eq!(counted.not_asked, ["n1", "n2"]);
+        }
+    }
+
+    #[test]
+    fn a_node_that_says_that_it_cannot_run_a_deployment_is_named_with_its_reason() {
+        let told = |id: &str, state: proto::DeploymentState| Told {
+            id: id.into(),
+            rollout: None,
+            deployment: Some(proto::Deployment {
+                state: state.into(),
+                reason: "no topic".into(),
+                ..deployment(1, "")
+            }),
+        };
+        let (running, stopped) = (proto::DeploymentState::Running, proto::DeploymentState::Halted);
+        let silent = Told { id: "n4".into(), rollout: None, deployment: None };
+        let all = [told("n3", stopped), told("n2", stopped), told("n1", running), silent];
+        assert_eq!(halted(&all), ["on n2: no topic", "on n3: no topic"]);
     }
 
     #[test]
