@@ -51,15 +51,19 @@ impl Book {
                 if is_connected(port) { Err(port) } else { Ok(()) }
             },
         );
-        self.end_chapter(stage, receiver, Some(1));
+        self.end(stage, Some(1), || receiver.settled());
     }
 
     /// Ends a chapter. `starts_max` is how often each task starts in it if its owner stays the same; none if owners
     /// change. One that starts more often goes on from what its commits know, so it may deliver again.
     pub fn end_chapter(&mut self, stage: &Stage, receiver: &mut dyn Receiver, starts_max: Option<u64>) {
+        self.end(stage, starts_max, || receiver.arrived());
+    }
+
+    fn end(&mut self, stage: &Stage, starts_max: Option<u64>, arrived: impl FnOnce() -> Vec<Arrival>) {
         // A start between these two looks counts for this chapter and for the next.
         let next = stage.starts();
-        let arrivals = receiver.arrived();
+        let arrivals = arrived();
         let order = order_within(self.starts, stage.starts(), starts_max);
         self.starts = next;
         self.chapters.push(Chapter { order, arrivals });

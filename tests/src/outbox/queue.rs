@@ -1,13 +1,20 @@
 //! A queue of a real RabbitMQ, behind an exchange.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::{Signal, kill_process_group};
 
 use super::chapters::Order;
 use super::rabbit::Rabbit;
 use super::receiver::{Arrival, FLAPPING, Receiver, Rhythm, SLOW, Stutter, Trouble};
+use crate::wait::within;
 
 /// Of the queue, its exchange and its routing key.
 const NAME: &str = "w7";
+/// A server that has read a message passes it to its queue within this, also on a busy machine.
+const STILL: Duration = Duration::from_millis(500);
+/// Until a queue stands still to which nobody delivers.
+const SETTLE_MAX: Duration = Duration::from_secs(30);
 
 pub struct Queue {
     /// Ends before the server does.
@@ -81,6 +88,18 @@ impl Receiver for Queue {
 
     fn arrived(&mut self) -> Vec<Arrival> {
         self.rabbit.empty(NAME)
+    }
+
+    /// Takes messages until none comes any more: a server that has closed the connection of a dead node may still have
+    /// its messages on their way to the queue.
+    fn settled(&mut self) -> Vec<Arrival> {
+        let (began, mut all) = (Instant::now(), self.arrived());
+        while began.elapsed() < SETTLE_MAX {
+            let more = within(STILL, || Some(self.arrived()).filter(|more| !more.is_empty()));
+            let Some(more) = more else { break };
+            all.extend(more);
+        }
+        all
     }
 
     /// What was given up may lie in a connection to a server that stands still, and be taken when it goes on.

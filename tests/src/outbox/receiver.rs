@@ -100,6 +100,11 @@ pub trait Receiver {
     /// What it has taken since the last time; of each key in the order of arrival.
     fn arrived(&mut self) -> Vec<Arrival>;
 
+    /// The same once nobody delivers to it any more: with what it had read of a connection that is gone.
+    fn settled(&mut self) -> Vec<Arrival> {
+        self.arrived()
+    }
+
     /// What holds for a key while it misbehaves.
     fn order_in_trouble(&self) -> Order;
 

@@ -38,7 +38,8 @@ impl Length {
         gone: Duration::from_secs(3),
         restarts: false,
         kills: 1,
-        moves: 1,
+        // Of one alone, a rebalance that comes late may take the whole time between.
+        moves: 2,
         rate: 300,
         rows: 200,
     };
