@@ -34,7 +34,8 @@ impl Default for Drain {
 }
 
 impl Drain {
-    /// Whoever tells of the node's tasks as well asks this first: of a drained node there are none after that.
+    /// Whoever tells of the node's tasks as well asks this first: of a drained node there are none after that, unless
+    /// somebody undoes the drain in between.
     pub fn state(&self) -> proto::DrainState {
         *self.lock()
     }

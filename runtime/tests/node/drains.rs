@@ -27,7 +27,10 @@ fn the_tasks_of_a_node_that_drains_move_and_it_stays_up() {
 
     let drain = |undo| a.handle().drain(undo, "somebody").expect("it answers");
     let first = drain(false);
-    assert_eq!((first.node.as_str(), first.state()), ("a", proto::DrainState::Draining));
+    assert_eq!(first.node, "a");
+    // The supervisor may be done before the answer is made.
+    let is_asked = matches!(first.state(), proto::DrainState::Draining | proto::DrainState::Drained);
+    assert!(is_asked, "{first:?}");
     eventually("it has given all away", || {
         let now = drain(false);
         let is_drained = now.state() == proto::DrainState::Drained;
