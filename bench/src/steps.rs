@@ -216,8 +216,8 @@ impl Task {
         let changelog = ChangelogRows { partition: 0, keys, values, stamp: None };
         let rows = changelog.keys.iter().zip(changelog.values.iter());
         let rows = rows.map(|(key, value)| (key.unwrap_or_default(), value));
-        let progress =
-            Progress { changelog_next: Offset(self.commits), changelog_ms: 0, inbox_next: Offset(0) };
+        let changelog_next = Offset(self.commits);
+        let progress = Progress { changelog_next, changelog_ms: 0, inbox_next: Offset(0), inbox_ids: 0 };
         self.meter.start();
         self.store.write(rows, progress)?;
         let apply = self.meter.lap();

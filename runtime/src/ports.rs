@@ -120,7 +120,7 @@ pub struct TaskOffset {
     pub metadata: String,
 }
 
-/// Changelog records of one task, in order; the position record is the last row.
+/// Changelog records of one task, in order; the position record is the last row. Or its records for the inbox's topic.
 #[derive(Debug, Clone, Default)]
 pub struct ChangelogRows {
     pub partition: i32,
@@ -136,7 +136,7 @@ pub struct ChangelogRows {
 pub enum Produce<'a> {
     Emissions(&'a Emissions),
     Changelog(&'a ChangelogRows),
-    /// Ids of the inbox, for its own topic.
+    /// Ids of the inbox, packed into records of its own topic.
     Inbox(&'a ChangelogRows),
 }
 

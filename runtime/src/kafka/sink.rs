@@ -127,7 +127,7 @@ impl Topics {
         .map_err(|error| refusal(name, &error))
     }
 
-    /// Queues ids of the inbox; the broker sets their time as well.
+    /// Queues records of the inbox, in which ids are packed; the broker sets their time as well.
     fn inbox(&self, rows: &ChangelogRows) -> Result<(), CommitError> {
         let Some(topic) = self.inbox else {
             return Err(CommitError::Indefinite("this sink has no inbox topic".to_owned()));

@@ -26,9 +26,8 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Header<'_>>, MalformedHeaders> {
     // A header takes at least two bytes, so a lying count cannot reserve more than the input.
     let mut headers = Vec::with_capacity(count.min(rest.len() / 2));
     for _ in 0..count {
-        let name = read_bytes(&mut rest)?.ok_or(MalformedHeaders)?;
-        let name = std::str::from_utf8(name).map_err(|_| MalformedHeaders)?;
-        headers.push((name, read_bytes(&mut rest)?));
+        let (name, value) = read_one(&mut rest)?;
+        headers.push((std::str::from_utf8(name).map_err(|_| MalformedHeaders)?, value));
     }
     if rest.is_empty() { Ok(headers) } else { Err(MalformedHeaders) }
 }
@@ -37,8 +36,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Header<'_>>, MalformedHeaders> {
 pub fn find<'a>(bytes: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, MalformedHeaders> {
     let mut rest = bytes;
     for _ in 0..read_varint(&mut rest)? {
-        let found = read_bytes(&mut rest)?.ok_or(MalformedHeaders)?;
-        let value = read_bytes(&mut rest)?;
+        let (found, value) = read_one(&mut rest)?;
         if found == name.as_bytes() {
             return Ok(value);
         }
@@ -60,6 +58,12 @@ pub fn write_one(out: &mut Vec<u8>, name: &[u8], value: Option<&[u8]>) {
             out.extend_from_slice(value);
         }
     }
+}
+
+/// What [`write_one`] wrote, from the front of `rest`.
+pub fn read_one<'a>(rest: &mut &'a [u8]) -> Result<(&'a [u8], Option<&'a [u8]>), MalformedHeaders> {
+    let name = read_bytes(rest)?.ok_or(MalformedHeaders)?;
+    Ok((name, read_bytes(rest)?))
 }
 
 /// Zigzag varint.

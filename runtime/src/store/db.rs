@@ -98,29 +98,39 @@ pub struct Progress {
     pub changelog_ms: i64,
     /// The same for the inbox's topic.
     pub inbox_next: Offset,
+    /// Ids that have come from there, those that were forgotten since and those applied twice included.
+    pub inbox_ids: u64,
 }
 
 impl Progress {
-    const NONE: Progress = Progress { changelog_next: Offset(0), changelog_ms: 0, inbox_next: Offset(0) };
+    const NONE: Progress =
+        Progress { changelog_next: Offset(0), changelog_ms: 0, inbox_next: Offset(0), inbox_ids: 0 };
 
-    fn encode(self) -> [u8; 24] {
-        let mut bytes = [0; 24];
+    fn encode(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&self.changelog_next.0.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.changelog_ms.to_le_bytes());
-        bytes[16..].copy_from_slice(&self.inbox_next.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.inbox_next.0.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.inbox_ids.to_le_bytes());
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<Progress> {
         let next = bytes.get(..8)?.try_into().ok()?;
         let ms = bytes.get(8..16)?.try_into().ok()?;
+        // Stores of 0.1 have no inbox.
+        let inbox_next = match bytes.get(16..24) {
+            Some(next) => u64::from_le_bytes(next.try_into().ok()?),
+            None => 0,
+        };
         Some(Progress {
             changelog_next: Offset(u64::from_le_bytes(next)),
             changelog_ms: i64::from_le_bytes(ms),
-            // Stores of 0.1 have no inbox.
-            inbox_next: match bytes.get(16..24) {
-                Some(next) => Offset(u64::from_le_bytes(next.try_into().ok()?)),
-                None => Offset(0),
+            inbox_next: Offset(inbox_next),
+            // Before ids were packed each had an offset.
+            inbox_ids: match bytes.get(24..32) {
+                Some(ids) => u64::from_le_bytes(ids.try_into().ok()?),
+                None => inbox_next,
             },
         })
     }
@@ -265,11 +275,11 @@ impl Store {
         StoreReader { shared: Arc::clone(&self.shared) }
     }
 
-    /// Ids of the inbox dated before this may be dropped: whoever reads one judges its age anyway. `start`
-    /// and `next` are the offsets in the topic that ids which have not expired lie between.
-    pub fn expire_inbox(&self, before_ms: i64, start: Offset, next: Offset) {
+    /// Ids of the inbox dated before this may be dropped: whoever reads one judges its age anyway. So many
+    /// of those that have come are known to be dated so.
+    pub fn expire_inbox(&self, before_ms: i64, expired: u64) {
         self.shared.inbox_expired_before_ms.set(before_ms);
-        self.shared.sweep.set(start, next);
+        self.shared.sweep.set(expired, self.progress.inbox_ids);
     }
 
     /// As of the last write that carried them.
@@ -277,13 +287,13 @@ impl Store {
         self.ages.as_ref()
     }
 
-    /// Expired ids below it are not in the store any more.
-    pub fn swept(&self) -> Offset {
+    /// Of the first so many ids, none that has expired is in the store any more.
+    pub fn swept(&self) -> u64 {
         self.shared.sweep.swept()
     }
 
     /// A task with an inbox takes the store over, which was swept up to there.
-    pub fn begin_inbox(&self, swept: Offset) {
+    pub fn begin_inbox(&self, swept: u64) {
         self.shared.sweep.begin(swept);
     }
 

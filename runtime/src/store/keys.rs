@@ -13,6 +13,7 @@
 //! | `0x06` letters | the task's own ([`Table::Letters`]) | marks, and `tidemill.v1.RedriveProgress` |
 //! | `0x03` outbox | its sequence number ([`Table::Outbox`]) | `tidemill.v1.OutboxRow` |
 //! | `0x05` | kept for timers | |
+//! | `0x08` | of records of the inbox's topic alone: rows packed together ([`super::unpack`]) | |
 
 use crate::config::manifest::StoreManifest;
 use crate::store::StoreError;
@@ -32,6 +33,9 @@ pub(super) const IDENTITY: &[u8] = b"\0identity";
 /// What is kept in the inbox's topic, not in the changelog. Every row begins with its date, which says when it
 /// is forgotten.
 pub(super) const INBOX: [Table; 2] = [Table::Inbox, Table::Sequences];
+
+/// The first byte of a record of the inbox's topic that has rows packed in it ([`super::pack`]).
+pub(super) const PACK: u8 = 0x08;
 
 /// True for rows that are kept in the inbox's topic, not in the changelog.
 pub fn is_inbox_key(key: &[u8]) -> bool {

@@ -8,18 +8,17 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{StoreError, StoreReader};
-use crate::record::Offset;
 
 /// Fewer expired ids are left alone: they are a megabyte or so.
 const IDS_MIN: u64 = 16_384;
 
-/// Offsets in the inbox's topic that stand for the ids of a store; markers count as ids.
+/// Counts of all the ids that have come.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
-    /// Ids below it have expired.
-    start: AtomicU64,
-    next: AtomicU64,
-    /// Of the ids below it, none that has expired is left.
+    /// The first so many have expired.
+    expired: AtomicU64,
+    ids: AtomicU64,
+    /// Of the first so many, none that has expired is left.
     swept: AtomicU64,
     under_way: AtomicBool,
 }
@@ -27,28 +26,27 @@ pub(super) struct Sweep {
 /// A sweep that is under way until this is dropped.
 pub(super) struct UnderWay<'a> {
     sweep: &'a Sweep,
-    /// Ids below it have expired by now, so none of them will be left.
-    start: u64,
+    /// So many have expired by now, so none of them will be left.
+    expired: u64,
 }
 
 impl Sweep {
-    pub fn set(&self, start: Offset, next: Offset) {
-        self.start.store(start.0, Ordering::Relaxed);
-        self.next.store(next.0, Ordering::Relaxed);
+    pub fn set(&self, expired: u64, ids: u64) {
+        self.expired.store(expired, Ordering::Relaxed);
+        self.ids.store(ids, Ordering::Relaxed);
     }
 
-    pub fn begin(&self, swept: Offset) {
-        self.swept.store(swept.0, Ordering::Relaxed);
+    pub fn begin(&self, swept: u64) {
+        self.swept.store(swept, Ordering::Relaxed);
     }
 
-    pub fn swept(&self) -> Offset {
-        Offset(self.swept.load(Ordering::Relaxed))
+    pub fn swept(&self) -> u64 {
+        self.swept.load(Ordering::Relaxed)
     }
 
     pub fn is_due(&self) -> bool {
-        let (start, next) = (self.start.load(Ordering::Relaxed), self.next.load(Ordering::Relaxed));
-        let expired = start.saturating_sub(self.swept().0);
-        expired >= IDS_MIN.max(next.saturating_sub(start))
+        let (expired, ids) = (self.expired.load(Ordering::Relaxed), self.ids.load(Ordering::Relaxed));
+        expired.saturating_sub(self.swept()) >= IDS_MIN.max(ids.saturating_sub(expired))
     }
 
     pub fn is_under_way(&self) -> bool {
@@ -57,15 +55,15 @@ impl Sweep {
 
     /// None while another one is under way.
     pub fn start(&self) -> Option<UnderWay<'_>> {
-        let start = self.start.load(Ordering::Relaxed);
+        let expired = self.expired.load(Ordering::Relaxed);
         let is_first = !self.under_way.swap(true, Ordering::AcqRel);
-        is_first.then_some(UnderWay { sweep: self, start })
+        is_first.then_some(UnderWay { sweep: self, expired })
     }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.sweep.swept.fetch_max(self.start, Ordering::Relaxed);
+        self.sweep.swept.fetch_max(self.expired, Ordering::Relaxed);
         self.sweep.under_way.store(false, Ordering::Release);
     }
 }

@@ -26,6 +26,7 @@ use super::cache::{Cache, CacheBudget};
 use super::keymap::KeyRef;
 use super::keys::{self, Stores, Table};
 use super::overlay::Overlay;
+use super::pack::{Packed, Packer};
 use super::quota::Quota;
 use super::scan::{self, Page};
 use super::{StoreError, StoreReader};
@@ -381,8 +382,9 @@ impl View {
     }
 
     /// Freezes the active overlay and answers its changes; reads go on seeing them. `None` while a
-    /// frozen overlay awaits its commit: there is at most one. What goes to the inbox's topic is answered apart.
-    pub fn freeze(&mut self) -> Option<(Changes, Changes)> {
+    /// frozen overlay awaits its commit: there is at most one. What goes to the inbox's topic is answered apart, as
+    /// that topic's records.
+    pub fn freeze(&mut self) -> Option<(Changes, Packed)> {
         if self.frozen.is_some() {
             return None;
         }
@@ -390,26 +392,25 @@ impl View {
         let map = frozen.map();
         let of_inbox = keys::INBOX.map(Table::number);
         let ids = map.iter().filter(|(key, _)| of_inbox.contains(&key.store)).count();
-        let room = |rows: usize| {
-            // One more row and some bytes: the caller adds the position record.
-            let bytes = map.bytes() / 2 * rows / map.len().max(1);
-            Changes {
-                keys: Column::with_capacity(rows + 1, bytes),
-                values: Column::with_capacity(rows + 1, bytes),
-            }
-        };
-        let (mut changes, mut seen) = (room(map.len() - ids), room(ids));
+        let (rows, half) = (map.len() - ids, map.bytes() / 2);
+        // One more row and some bytes: the caller adds the position record.
+        let room = || Column::with_capacity(rows + 1, half * rows / map.len().max(1));
+        let mut changes = Changes { keys: room(), values: room() };
+        let mut seen = Packer::with_capacity(2 * (half * ids / map.len().max(1)));
         for index in map.sorted() {
-            let key = map.full_key(index);
-            let into = if keys::is_inbox_key(key) { &mut seen } else { &mut changes };
-            into.keys.push(Some(key));
-            into.values.push(map.value(index));
+            let (key, value) = (map.full_key(index), map.value(index));
+            if keys::is_inbox_key(key) {
+                seen.push(key, value);
+            } else {
+                changes.keys.push(Some(key));
+                changes.values.push(value);
+            }
         }
         self.frozen = Some(frozen);
         if let Some(quota) = &mut self.quota {
             quota.seal();
         }
-        Some((changes, seen))
+        Some((changes, seen.finish()))
     }
 
     /// The frozen changes are committed and in RocksDB.

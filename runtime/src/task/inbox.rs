@@ -106,11 +106,14 @@ impl Inbox {
         let horizon_ms = position.map_or(i64::MIN, |position| position.inbox_horizon_ms);
         let horizon_ms = if horizon_ms == 0 { i64::MIN } else { horizon_ms };
         let start = Offset(position.map_or(0, |position| position.inbox_start));
-        let next = store.map_or(Offset(0), |store| store.progress().inbox_next);
+        let (next, ids) = store.map_or((Offset(0), 0), |store| {
+            let progress = store.progress();
+            (progress.inbox_next, progress.inbox_ids)
+        });
         let mut ages = store.and_then(Store::ages).cloned().unwrap_or_default();
         // After a reset there is no position, but the ids are those of the life before.
         let horizon_ms = horizon_ms.max(ages.latest_ms().unwrap_or(i64::MIN));
-        ages.note(next, horizon_ms, millis(spec.ttl));
+        ages.note(next, ids, horizon_ms, millis(spec.ttl));
         if let Some(store) = store {
             store.begin_inbox(ages.swept);
         }
@@ -259,16 +262,16 @@ impl Inbox {
 
     /// What the store is to keep with the commit that is being sealed, if it is news: up to where it was
     /// swept, and how old the rest is.
-    pub fn ages(&mut self, swept: Offset) -> Option<Vec<u8>> {
+    pub fn ages(&mut self, swept: u64) -> Option<Vec<u8>> {
         self.ages_changed |= self.ages.swept != swept;
         self.ages.swept = swept;
         std::mem::take(&mut self.ages_changed).then(|| self.ages.encode())
     }
 
-    /// A commit with that horizon is known; `next` is where the topic stands at least.
-    pub fn committed(&mut self, horizon_ms: i64, next: Offset) {
+    /// A commit with that horizon is known; `next` is where the topic stands at least, and `ids` have come in all.
+    pub fn committed(&mut self, horizon_ms: i64, next: Offset, ids: u64) {
         self.committed_ms = horizon_ms;
-        self.ages_changed |= self.ages.note(next, horizon_ms, self.ttl_ms());
+        self.ages_changed |= self.ages.note(next, ids, horizon_ms, self.ttl_ms());
     }
 
     pub fn drop_uncommitted(&mut self) {
@@ -282,6 +285,11 @@ impl Inbox {
     /// Ids dated before it are forgotten, by the last commit that is known; ms since the epoch.
     pub fn expired_before_ms(&self) -> i64 {
         self.committed_ms.saturating_sub(self.ttl_ms()).saturating_add(1)
+    }
+
+    /// So many of the ids that have come are known to be dated so.
+    pub fn expired(&self) -> u64 {
+        self.ages.expired
     }
 
     /// Up to where the topic may be trimmed now that a commit with this start is known; none when that

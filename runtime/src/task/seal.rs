@@ -12,7 +12,8 @@ use crate::effects::Emissions;
 use crate::ports::{ChangelogRows, TaskOffset};
 use crate::record::Offset;
 use crate::store::{
-    INBOX_AGES, POSITION, Position, PositionGuarantee, PositionInput, Progress, Store, StoreError,
+    INBOX_AGES, MalformedPack, POSITION, Position, PositionGuarantee, PositionInput, Progress, Store,
+    StoreError, unpack,
 };
 
 /// Everything one task commits. The sink is given `emissions`, then `changelog`, then `offsets`; a
@@ -24,7 +25,7 @@ pub struct Sealed {
     pub emissions: Vec<Emissions>,
     /// One row per distinct changed key, sorted, then the position record. None for a stateless task.
     pub changelog: Option<ChangelogRows>,
-    /// Ids that were seen for the first time; none if there are none.
+    /// Ids that were seen for the first time, packed as their topic has them; none if there are none.
     pub inbox: Option<ChangelogRows>,
     /// Every input, moved or not: the offsets are what fences a zombie.
     pub offsets: Vec<TaskOffset>,
@@ -67,10 +68,14 @@ impl Sealed {
     /// the task and recover.
     pub fn apply_to_store(&mut self) -> Result<(), StoreError> {
         if let (Some(store), Some(rows), Some(progress)) = (&mut self.store, &self.changelog, self.progress) {
-            let ids = self.inbox.iter().flat_map(|rows| rows.keys.iter().zip(rows.values.iter()));
-            let ages = self.inbox_ages.as_deref().map(|ages| (Some(INBOX_AGES), Some(ages)));
-            let rows = rows.keys.iter().zip(rows.values.iter()).chain(ids).chain(ages);
-            store.write(rows.map(|(key, value)| (key.unwrap_or_default(), value)), progress)?;
+            let records = self.inbox.iter().flat_map(|ids| ids.keys.iter().zip(ids.values.iter()));
+            let ids = records.map(|(key, value)| unpack(key.unwrap_or_default(), value));
+            let ids = ids.collect::<Result<Vec<_>, MalformedPack>>();
+            let ids = ids.map_err(|error| StoreError::Refused(error.to_string()))?;
+            let ages = self.inbox_ages.as_deref().map(|ages| (INBOX_AGES, Some(ages)));
+            let rows = rows.keys.iter().zip(rows.values.iter());
+            let rows = rows.map(|(key, value)| (key.unwrap_or_default(), value));
+            store.write(rows.chain(ids.into_iter().flatten()).chain(ages), progress)?;
         }
         self.applied = true;
         Ok(())
@@ -126,7 +131,8 @@ impl Task {
                 (sealed.inbox_horizon_ms, sealed.inbox_start) = inbox.seal();
                 sealed.inbox_ages = inbox.ages(store.swept());
             }
-            let ids = (!ids.keys.is_empty()).then_some(ids);
+            let seen = (ids.keys.len(), ids.rows);
+            let ids = (ids.rows > 0).then_some(ids);
             sealed.inbox = ids.map(|ids| ChangelogRows {
                 partition: self.partition,
                 keys: ids.keys,
@@ -149,8 +155,7 @@ impl Task {
                 ..self.position()
             };
             rows.values.push(Some(&position.encode_to_vec()));
-            let ids = sealed.inbox.as_ref().map_or(0, |ids| ids.keys.len());
-            sealed.progress = Some(self.progress_after(store.progress(), (rows.keys.len(), ids), wall_ms));
+            sealed.progress = Some(self.progress_after(store.progress(), rows.keys.len(), seen, wall_ms));
             sealed.changelog = Some(rows);
             sealed.store = Some(store);
         }
@@ -172,9 +177,9 @@ impl Task {
         self.view.committed();
         self.outbox.committed();
         if let (Some(inbox), Some(store)) = (&mut self.inbox, &self.store) {
-            let next = store.progress().inbox_next;
-            inbox.committed(horizon_ms, next);
-            store.expire_inbox(inbox.expired_before_ms(), start, next);
+            let progress = store.progress();
+            inbox.committed(horizon_ms, progress.inbox_next, progress.inbox_ids);
+            store.expire_inbox(inbox.expired_before_ms(), inbox.expired());
             self.trim = inbox.trim(start).or(self.trim);
         }
         self.committed = offsets;
@@ -257,17 +262,24 @@ impl Task {
         }
     }
 
-    /// Where changelog and inbox stand at least, once this commit has succeeded: each row took an offset,
-    /// and so did the transaction's marker. A lower bound, because aborted rows took some too.
-    fn progress_after(&self, before: Progress, (rows, ids): (usize, usize), wall_ms: i64) -> Progress {
+    /// Where changelog and inbox stand at least, once this commit has succeeded: each record took an offset,
+    /// and so did the transaction's marker. A lower bound, because aborted records took some too.
+    fn progress_after(
+        &self,
+        before: Progress,
+        rows: usize,
+        (packed, ids): (usize, u64),
+        wall_ms: i64,
+    ) -> Progress {
         let marker = u64::from(self.config.guarantee == Guarantee::ExactlyOnce);
         Progress {
             changelog_next: Offset(before.changelog_next.0 + rows as u64 + marker),
             changelog_ms: before.changelog_ms.max(wall_ms),
-            inbox_next: match ids {
+            inbox_next: match packed {
                 0 => before.inbox_next,
-                ids => Offset(before.inbox_next.0 + ids as u64 + marker),
+                packed => Offset(before.inbox_next.0 + packed as u64 + marker),
             },
+            inbox_ids: before.inbox_ids + ids,
         }
     }
 }

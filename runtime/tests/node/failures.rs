@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tidemill::kafka::tools::{self, Consumed, Row};
 use tidemill::node::Node;
+use tidemill::store::unpack;
 use tidemill_proto::v1 as proto;
 use tidemill_test_support::build_guest;
 
@@ -226,7 +227,11 @@ fn a_repetition_has_no_effect_also_after_a_restart_and_with_an_empty_disk() {
     none_behind(&node);
     eventually("the new one is handled", || read(&world, "out").len() == 3);
     node.stop();
-    let ids: Vec<_> = read(&world, "test.once.inbox").into_iter().filter_map(|row| row.key).collect();
+    let mut ids = Vec::new();
+    for record in read(&world, "test.once.inbox") {
+        let rows = unpack(record.key.as_deref().expect("a key"), record.value.as_deref());
+        ids.extend(rows.expect("rows").map(|(key, _)| key.to_vec()));
+    }
     assert_eq!(ids, [b"\x021", b"\x022", b"\x023"]);
 }
 

@@ -197,7 +197,7 @@ fn sizes(directory: &Path, counts: &Counts, verdict: &mut Verdict) -> Result<()>
     let old = most_old_rows(&sizes);
     let (early_bytes, late_bytes) = (most(0.2, 0.55, |size| size.bytes), most(0.55, 1.1, |size| size.bytes));
     verdict.notes.push(format!(
-        "W6: of {last} offsets the inbox's topic held {rows} at most, {old} of them older than {NEW_MS} ms, the stores {early_bytes} bytes early and {late_bytes} late"
+        "W6: of {last} ids the inbox's topic held {rows} at most, {old} of them older than {NEW_MS} ms, the stores {early_bytes} bytes early and {late_bytes} late"
     ));
     if old as f64 > ROWS_MAX * a_ttl && counts.ids > 10_000 {
         verdict.violation(

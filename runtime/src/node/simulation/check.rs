@@ -13,7 +13,7 @@ use super::state::State;
 use super::world::{DEPLOYMENT, World};
 use crate::node::restore::Outcome;
 use crate::record::{InputPartition, Offset};
-use crate::store::{POSITION, Position, StoreReader};
+use crate::store::{POSITION, Position, StoreReader, unpack};
 use crate::telemetry::TaskState;
 
 /// Turns that a healed world may take to come to rest.
@@ -300,8 +300,10 @@ fn fold(state: &State, partition: i32) -> BTreeMap<Vec<u8>, Vec<u8>> {
 /// W6: the inbox's topic holds exactly the ids of the records that have had their effects.
 fn check_inbox(world: &World, partition: i32, truth: &Truth) -> Result<(), Violation> {
     let state = world.lock();
-    let rows = state.broker.inboxes[partition as usize].committed();
-    let found: BTreeSet<Vec<u8>> = rows.map(|row| row.key[1..].to_vec()).collect();
+    let records = state.broker.inboxes[partition as usize].committed();
+    // What cannot be read is missed.
+    let rows = records.filter_map(|record| unpack(&record.key, record.value.as_deref()).ok()).flatten();
+    let found: BTreeSet<Vec<u8>> = rows.map(|(key, _)| key[1..].to_vec()).collect();
     let seen: BTreeSet<Vec<u8>> = truth.seen.keys().cloned().collect();
     if found == seen {
         return Ok(());

@@ -7,11 +7,13 @@
 use super::{Hooks, RecoveryError, Restore, Restored, SHORT_LOG_LOOKS, SHORT_LOG_PAUSE};
 use crate::ports::{Log, LogRecord, Recovery};
 use crate::record::Offset;
-use crate::store::{Ages, INBOX_AGES, Progress, Store, StoreError, inbox_date_ms, is_inbox_key};
+use crate::store::{
+    Ages, INBOX_AGES, MalformedPack, Progress, Store, StoreError, inbox_date_ms, is_inbox_key, unpack,
+};
 use crate::task::inbox::millis;
 
-/// Rows written as one batch.
-const CHUNK_ROWS: usize = 50_000;
+/// Rows written as one batch, and a record's more.
+const CHUNK_IDS: u64 = 50_000;
 
 impl Restore<'_> {
     /// Reads from where the store stands, or the log begins, to the high watermark.
@@ -39,32 +41,53 @@ impl Restore<'_> {
             store.close()?;
             return Ok(Restored::Halt(reason));
         }
-        let mut rows: Vec<LogRecord> = Vec::new();
+        let mut ids = store.progress().inbox_ids;
+        let mut chunk = Chunk { records: Vec::new(), first: ids };
         let mut ages = match store.ages() {
             Some(ages) if stored >= bounds.0 => ages.clone(),
             // What is read is all there is.
-            _ => Ages::beginning(bounds.0),
+            _ => Ages::beginning(ids),
         };
         let ttl_ms = self.config.inbox.as_ref().map_or(0, |inbox| millis(inbox.ttl));
-        let mut newest_ms = i64::MIN;
+        // What is read again is older.
+        let mut newest_ms = ages.latest_ms().unwrap_or(i64::MIN);
         let mut failed = None;
         kafka.read_log(Log::Inbox, self.partition, (stored.max(bounds.0), bounds.1), &mut |record| {
             let next = Offset(record.offset.0 + 1);
-            if let Some(date_ms) = record.value.as_deref().and_then(inbox_date_ms) {
-                newest_ms = newest_ms.max(date_ms);
-                ages.note(next, newest_ms, ttl_ms);
+            match unpack(&record.key, record.value.as_deref()) {
+                Ok(rows) => {
+                    for (key, value) in rows {
+                        ids += 1;
+                        let date_ms = value.filter(|_| is_inbox_key(key)).and_then(inbox_date_ms);
+                        newest_ms = newest_ms.max(date_ms.unwrap_or(i64::MIN));
+                    }
+                }
+                Err(error) => {
+                    failed = Some(self.unreadable(record.offset, error));
+                    return false;
+                }
             }
-            rows.push(record);
-            if rows.len() >= CHUNK_ROWS {
-                failed = write(&mut store, &mut rows, next, &ages).err();
+            ages.note(next, ids, newest_ms, ttl_ms);
+            chunk.records.push(record);
+            if ids - chunk.first >= CHUNK_IDS {
+                failed = chunk.write(&mut store, next, ids, &ages).err();
             }
             failed.is_none()
         })?;
         if let Some(error) = failed {
             return Err(error.into());
         }
-        write(&mut store, &mut rows, bounds.1.max(stored), &ages)?;
+        chunk.write(&mut store, bounds.1.max(stored), ids, &ages)?;
         Ok(Restored::Done(store))
+    }
+
+    fn unreadable(&self, at: Offset, error: MalformedPack) -> StoreError {
+        StoreError::Refused(format!(
+            "the record at offset {at} of the inbox's topic (partition {}) cannot be read: {error}; it was not written by \
+             this deployment, or it is damaged, so repetitions could not be told; put back a copy of the store that ends \
+             behind it, or delete the deployment and deploy it again to begin anew",
+            self.partition
+        ))
     }
 
     fn judge_inbox(&self, stored: Offset, needed: Offset, (start, end): (Offset, Offset)) -> Option<String> {
@@ -88,13 +111,25 @@ impl Restore<'_> {
     }
 }
 
-fn write(store: &mut Store, rows: &mut Vec<LogRecord>, next: Offset, ages: &Ages) -> Result<(), StoreError> {
-    let progress = Progress { inbox_next: next, ..store.progress() };
-    // In log order: of two rows of an id the later one stays.
-    let ids = rows.iter().filter(|row| is_inbox_key(&row.key));
-    let ages = ages.encode();
-    let rest = [(INBOX_AGES, Some(ages.as_slice()))];
-    store.write(ids.map(|row| (row.key.as_slice(), row.value.as_deref())).chain(rest), progress)?;
-    rows.clear();
-    Ok(())
+/// Records that are not in the store yet; all of them can be read.
+struct Chunk {
+    records: Vec<LogRecord>,
+    /// Ids that came before them.
+    first: u64,
+}
+
+impl Chunk {
+    fn write(&mut self, store: &mut Store, next: Offset, ids: u64, ages: &Ages) -> Result<(), StoreError> {
+        let progress = Progress { inbox_next: next, inbox_ids: ids, ..store.progress() };
+        let records = self.records.iter();
+        let rows = records.filter_map(|record| unpack(&record.key, record.value.as_deref()).ok()).flatten();
+        // In log order: of two rows of an id the later one stays.
+        let rows = rows.filter(|(key, _)| is_inbox_key(key));
+        let ages = ages.encode();
+        let rest = [(INBOX_AGES, Some(ages.as_slice()))];
+        store.write(rows.chain(rest), progress)?;
+        self.records.clear();
+        self.first = ids;
+        Ok(())
+    }
 }

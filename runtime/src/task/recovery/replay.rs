@@ -167,8 +167,8 @@ impl<'a> Replay<'a> {
     /// Writes what counts so far. Of several rows of a key the last one is written.
     fn write(&mut self) -> Result<(), StoreError> {
         let next = self.open.as_ref().map_or(self.next, |open| open.first);
-        let inbox_next = self.store.progress().inbox_next;
-        let progress = Progress { changelog_next: next, changelog_ms: self.changelog_ms, inbox_next };
+        let before = self.store.progress();
+        let progress = Progress { changelog_next: next, changelog_ms: self.changelog_ms, ..before };
         let ready = &self.ready;
         let order = sort_keys(ready.len(), |index| &ready[index as usize].key);
         let rows = order.iter().enumerate().filter_map(|(at, &index)| {

@@ -259,8 +259,12 @@ fn a_stateless_task_with_a_new_input_tells_it_from_a_lost_offset_by_the_revision
 #[test]
 fn a_store_is_judged_by_its_changelog() {
     let judge = |next, bounds: (u64, u64), age_ms: i64| {
-        let progress =
-            Progress { changelog_next: Offset(next), changelog_ms: 1_000_000, inbox_next: Offset(0) };
+        let progress = Progress {
+            changelog_next: Offset(next),
+            changelog_ms: 1_000_000,
+            inbox_next: Offset(0),
+            inbox_ids: 0,
+        };
         judge_store(progress, (Offset(bounds.0), Offset(bounds.1)), 60_000, 1_000_000 + age_ms)
     };
     assert_eq!(judge(5, (0, 9), 30_000), StoreVerdict::Use);

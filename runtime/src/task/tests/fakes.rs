@@ -7,6 +7,7 @@ use super::*;
 use crate::effects::Writes;
 use crate::ports::{CommittedOffset, Log, LogRecord, Recovery, SourceError};
 use crate::record::{InputPartition, headers};
+use crate::store::unpack;
 
 pub const PARTITION: i32 = 3;
 
@@ -445,6 +446,13 @@ pub fn emitted(sealed: &Sealed) -> Vec<String> {
 pub fn commit(task: &mut Task, mut sealed: Sealed) {
     sealed.apply_to_store().unwrap();
     task.committed(sealed).unwrap();
+}
+
+/// Of the rows for the inbox's topic, in their order.
+pub fn inbox_keys(sealed: &Sealed) -> Vec<Vec<u8>> {
+    let records = sealed.inbox.iter().flat_map(|ids| ids.keys.iter().zip(ids.values.iter()));
+    let rows = records.flat_map(|(key, value)| unpack(key.unwrap(), value).unwrap());
+    rows.map(|(key, _)| key.to_vec()).collect()
 }
 
 /// Committed value of the first store.

@@ -8,7 +8,8 @@ use super::super::recovery::*;
 use super::*;
 use crate::config::deployment::{IdSource, InboxSpec, Place, join_id};
 use crate::config::failures::{Backoff, Policy, Then};
-use crate::store::{POSITION, Position};
+use crate::ports::LogRecord;
+use crate::store::{POSITION, Position, unpack};
 
 const TTL_MS: i64 = 3_600_000;
 
@@ -57,9 +58,8 @@ fn a_repetition_has_no_effect_in_its_batch_in_its_overlay_and_after_the_commit()
     let applied = task.apply(with_ids(5, &["c:2", "c:4"]), at(1)).unwrap();
     assert_eq!((applied.ok, applied.duplicates), (1, 1));
     let sealed = task.seal(0).unwrap().unwrap();
-    let ids: Vec<_> =
-        sealed.inbox.as_ref().unwrap().keys.iter().map(|key| key.unwrap()[1..].to_vec()).collect();
-    assert_eq!(ids, [b"1", b"2", b"3", b"4"]);
+    assert_eq!(inbox_keys(&sealed), [b"\x021", b"\x022", b"\x023", b"\x024"]);
+    assert_eq!(sealed.inbox.as_ref().unwrap().keys.len(), 1, "in one record");
     let others = sealed.changelog.as_ref().unwrap();
     assert_eq!(others.keys.len(), 4, "three keys and the position: ids are in a topic of their own");
     assert_eq!(emitted(&sealed), ["a=1", "b=1", "a=2", "c=1"]);
@@ -184,6 +184,10 @@ fn a_clock_that_stands_still_does_not_freeze_the_inbox() {
 }
 
 fn recovered(bench: &Bench, kafka: &mut FakeKafka) -> Outcome {
+    try_recover(bench, kafka).unwrap()
+}
+
+fn try_recover(bench: &Bench, kafka: &mut FakeKafka) -> Result<Outcome, RecoveryError> {
     let config = inbox(Failures::halt());
     let started = vec![Some(Started { topic_id: "words-id".into(), offset: Offset(0) })];
     let dir = bench.dir.path().join("0");
@@ -201,7 +205,7 @@ fn recovered(bench: &Bench, kafka: &mut FakeKafka) -> Outcome {
         },
     };
     let mut hooks = Hooks { progress: &mut |_| true, pause: &mut |_| true };
-    recover(job, kafka, &mut hooks).unwrap()
+    recover(job, kafka, &mut hooks)
 }
 
 fn started(bench: &Bench, kafka: &mut FakeKafka) -> Task {
@@ -230,7 +234,7 @@ fn ids_are_restored_from_their_topic_which_is_trimmed_only_of_what_has_expired()
         trimmed = task.trim().or(trimmed);
     }
     let trimmed = trimmed.expect("most of the ids have expired");
-    // A row and a marker for each commit; the last two halves of a TTL and the commit before are kept.
+    // A record and a marker for each commit; the last two halves of a TTL and the commit before are kept.
     assert!(trimmed.0 >= 2 * (hours as u64 - 5) && trimmed.0 <= 2 * (hours as u64 - 2), "{trimmed}");
     drop(task.close(None).store);
     std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
@@ -250,6 +254,38 @@ fn ids_are_restored_from_their_topic_which_is_trimmed_only_of_what_has_expired()
         Outcome::Halt(reason) => assert!(reason.contains("had not expired"), "{reason}"),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn records_of_one_id_each_are_restored_as_well_and_one_that_cannot_be_read_halts() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut task = started(&bench, &mut kafka);
+    task.apply(with_ids(0, &["a:1", "a:2"]), at(1_000)).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    kafka.commit(&sealed);
+    commit(&mut task, sealed);
+    drop(task.close(None).store);
+    // As they were written before they were packed.
+    let packed = kafka.ids[0].take().unwrap();
+    let alone = |(key, value): (&[u8], Option<&[u8]>)| {
+        Some(LogRecord { key: key.to_vec(), value: value.map(<[u8]>::to_vec), ..packed.clone() })
+    };
+    kafka.ids = unpack(&packed.key, packed.value.as_deref()).unwrap().map(alone).chain([None]).collect();
+    for (offset, record) in kafka.ids.iter_mut().enumerate() {
+        record.iter_mut().for_each(|record| record.offset = Offset(offset as u64));
+    }
+    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+    let mut task = started(&bench, &mut kafka);
+    let applied = task.apply(with_ids(2, &["a:1", "a:2", "a:3"]), at(1_000)).unwrap();
+    assert_eq!((applied.ok, applied.duplicates), (1, 2));
+    drop(task.close(None).store);
+
+    let damaged = packed.value.as_ref().map(|value| value[..value.len() - 1].to_vec());
+    let offset = Offset(kafka.ids.len() as u64);
+    kafka.ids.push(Some(LogRecord { offset, value: damaged, ..packed }));
+    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+    let error = try_recover(&bench, &mut kafka).unwrap_err().to_string();
+    assert!(error.contains("offset 3 of the inbox's topic (partition 3) cannot be read"), "{error}");
 }
 
 /// Ids that rise with time are the worst case: RocksDB itself never rewrites their tables.
@@ -286,8 +322,9 @@ fn store_and_topic_stay_as_small_over_ten_ttls_as_after_one_also_if_restarts_are
             task = started(&bench, &mut kafka);
         }
     }
-    let rows = kafka.ids.len() as u64 - trimmed;
-    assert!((A_TTL as u64..2 * A_TTL as u64).contains(&rows), "{rows} rows are in the topic");
+    let kept = kafka.ids[trimmed as usize..].iter().flatten();
+    let rows = kept.flat_map(|record| unpack(&record.key, record.value.as_deref()).unwrap()).count();
+    assert!((A_TTL as usize..2 * A_TTL as usize).contains(&rows), "{rows} rows are in the topic");
     let most = |ttls: std::ops::Range<i64>| {
         sizes.iter().filter(|(ttl, _)| ttls.contains(ttl)).map(|(_, bytes)| *bytes).max().unwrap()
     };
