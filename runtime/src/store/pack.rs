@@ -5,20 +5,25 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `0x08`, number of rows (u16, big endian) | of each row its key and its value, either behind its length: a zigzag varint, -1 = null |
+//! | `0x08`, number of rows (u16, big endian) | the rows' latest date (i64, little endian); of each row its key and its value, either behind its length: a zigzag varint, -1 = null |
 //! | any other: that of a row | of that row, as all were written before rows were packed |
+//!
+//! The date is for programs of before rows were packed: they take the first bytes of every value for a date, and go
+//! by the latest that they have come across.
 //!
 //! In Kafka: add, never renumber.
 
-use super::keys::PACK;
+use super::keys::{PACK, inbox_date_ms};
 use crate::record::Column;
 use crate::record::headers::{read_one, write_one};
 
-/// Bytes of a record's rows; a row that alone has more is a record's only one.
+/// Bytes of a record's value; a row that alone has more is a record's only one.
 const BYTES_MAX: usize = 16 << 10;
 const ROWS_MAX: u16 = 500;
 /// The most that the two lengths of a row take.
 const LENGTHS_BYTES: usize = 10;
+/// What a record's value begins with.
+const DATE_BYTES: usize = size_of::<i64>();
 
 /// Why a record's rows cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,9 +46,11 @@ pub struct Packed {
 #[derive(Debug, Default)]
 pub(super) struct Packer {
     packed: Packed,
-    /// Rows of the record that is being filled.
+    /// Value of the record that is being filled: room for its date, and its rows.
     open: Vec<u8>,
     open_rows: u16,
+    /// The latest of them.
+    open_date_ms: Option<i64>,
 }
 
 impl Packer {
@@ -51,7 +58,7 @@ impl Packer {
     pub fn with_capacity(bytes: usize) -> Packer {
         let values = Column::with_capacity(bytes.div_ceil(BYTES_MAX), bytes);
         let packed = Packed { values, ..Packed::default() };
-        Packer { packed, open: Vec::with_capacity(bytes.min(BYTES_MAX)), open_rows: 0 }
+        Packer { packed, open: Vec::with_capacity(bytes.min(BYTES_MAX)), ..Packer::default() }
     }
 
     pub fn push(&mut self, key: &[u8], value: Option<&[u8]>) {
@@ -59,8 +66,12 @@ impl Packer {
         if self.open_rows == ROWS_MAX || bytes > BYTES_MAX {
             self.close();
         }
+        if self.open_rows == 0 {
+            self.open.extend_from_slice(&[0; DATE_BYTES]);
+        }
         write_one(&mut self.open, key, value);
         self.open_rows += 1;
+        self.open_date_ms = self.open_date_ms.max(value.and_then(inbox_date_ms));
         self.packed.rows += 1;
     }
 
@@ -71,12 +82,14 @@ impl Packer {
 
     fn close(&mut self) {
         if self.open_rows > 0 {
+            let date_ms = self.open_date_ms.unwrap_or(i64::MIN);
+            self.open[..DATE_BYTES].copy_from_slice(&date_ms.to_le_bytes());
             let [high, low] = self.open_rows.to_be_bytes();
             self.packed.keys.push(Some(&[PACK, high, low]));
             self.packed.values.push(Some(&self.open));
         }
         self.open.clear();
-        self.open_rows = 0;
+        (self.open_rows, self.open_date_ms) = (0, None);
     }
 }
 
@@ -86,9 +99,14 @@ pub fn unpack<'a>(key: &'a [u8], value: Option<&'a [u8]>) -> Result<Rows<'a>, Ma
         return Ok(Rows { alone: Some((key, value)), packed: &[] });
     };
     let count: [u8; 2] = count.try_into().map_err(|_| MalformedPack)?;
-    let packed = value.ok_or(MalformedPack)?;
+    let (_date, packed) = value.and_then(<[u8]>::split_first_chunk::<DATE_BYTES>).ok_or(MalformedPack)?;
+    let count = u16::from_be_bytes(count);
+    // Nobody writes a record of no rows, and a reader that counts rows would take any number of them.
+    if count == 0 {
+        return Err(MalformedPack);
+    }
     let mut rest = packed;
-    for _ in 0..u16::from_be_bytes(count) {
+    for _ in 0..count {
         read_one(&mut rest).map_err(|_| MalformedPack)?;
     }
     if rest.is_empty() { Ok(Rows { alone: None, packed }) } else { Err(MalformedPack) }
@@ -156,8 +174,24 @@ mod tests {
         let mut rows = vec![row; 20];
         rows.insert(18, (b"h", Some(&huge)));
         let of_large = packed(&rows);
-        assert_eq!(of_large.values.lengths(), [16 * 1_004, 2 * 1_004, 2 * BYTES_MAX as i32 + 5, 2 * 1_004]);
+        let lengths = [16 * 1_004, 2 * 1_004, 2 * BYTES_MAX as i32 + 5, 2 * 1_004];
+        assert_eq!(of_large.values.lengths(), lengths.map(|rows| DATE_BYTES as i32 + rows));
         assert_eq!(packed(&[]).keys.len(), 0);
+    }
+
+    #[test]
+    fn a_record_is_dated_like_the_latest_of_its_rows() {
+        let dates: Vec<[u8; 26]> = (0..1_001i64)
+            .map(|at| {
+                let mut row = [0; 26];
+                row[..8].copy_from_slice(&(at ^ 1).to_le_bytes());
+                row
+            })
+            .collect();
+        let rows: Vec<Row<'_>> = dates.iter().map(|date| (&b"\x02a"[..], Some(&date[..]))).collect();
+        let packed = packed(&rows);
+        let dates: Vec<_> = packed.values.iter().map(|value| value.and_then(inbox_date_ms)).collect();
+        assert_eq!(dates, [Some(499), Some(999), Some(1_001)]);
     }
 
     #[test]
@@ -172,11 +206,14 @@ mod tests {
         assert!(unpack(key, Some(&longer)).is_err());
         let others: [&[u8]; 6] =
             [&[PACK, 0, 1], &[PACK, 0, 3], &[PACK, 255, 255], &[PACK, 0], &[PACK], &[PACK, 0, 2, 0]];
+        let dated = |rows: &[u8]| [&[0; DATE_BYTES][..], rows].concat();
         for other in others {
             assert!(unpack(other, Some(value)).is_err(), "{other:?}");
         }
         assert!(unpack(key, None).is_err());
-        assert!(unpack(&[PACK, 0, 1], Some(&[1, 1])).is_err(), "a row without a key");
-        assert!(unpack(&[PACK, 0, 1], Some(&[0xff; 9])).is_err(), "a length without an end");
+        assert!(unpack(&[PACK, 0, 1], Some(&dated(&[4, 2, 97, 1]))).is_ok());
+        assert!(unpack(&[PACK, 0, 1], Some(&dated(&[1, 1]))).is_err(), "a row without a key");
+        assert!(unpack(&[PACK, 0, 1], Some(&dated(&[0xff; 9]))).is_err(), "a length without an end");
+        assert!(unpack(&[PACK, 0, 0], Some(&dated(&[]))).is_err(), "no row");
     }
 }
