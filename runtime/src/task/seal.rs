@@ -127,9 +127,17 @@ impl Task {
         };
         if let Some(store) = self.store.take() {
             let (changes, ids) = self.view.freeze().ok_or(TaskError::Misuse("the view is frozen already"))?;
-            if let Some(inbox) = &mut self.inbox {
-                (sealed.inbox_horizon_ms, sealed.inbox_start) = inbox.seal();
-                sealed.inbox_ages = inbox.ages(store.swept());
+            match (&mut self.inbox, store.position()) {
+                (Some(inbox), _) => {
+                    (sealed.inbox_horizon_ms, sealed.inbox_start) = inbox.seal();
+                    sealed.inbox_ages = inbox.ages(store.swept());
+                }
+                // For a later revision with an inbox: what was trimmed stays trimmed.
+                (None, Some(position)) => {
+                    sealed.inbox_horizon_ms = position.inbox_horizon_ms;
+                    sealed.inbox_start = Offset(position.inbox_start);
+                }
+                (None, None) => {}
             }
             let seen = (ids.keys.len(), ids.rows);
             let ids = (ids.rows > 0).then_some(ids);

@@ -288,6 +288,39 @@ fn records_of_one_id_each_are_restored_as_well_and_one_that_cannot_be_read_halts
     assert!(error.contains("offset 3 of the inbox's topic (partition 3) cannot be read"), "{error}");
 }
 
+#[test]
+fn a_revision_without_an_inbox_does_not_forget_what_was_trimmed_before_it() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut task = started(&bench, &mut kafka);
+    let mut trimmed = None;
+    for number in 0..6 {
+        let now = (100 + number) * TTL_MS;
+        let id = format!("a:{number}");
+        task.apply(timed(with_ids(number, &[&id]), now), at(now)).unwrap();
+        let sealed = task.seal(0).unwrap().unwrap();
+        kafka.commit(&sealed);
+        commit(&mut task, sealed);
+        trimmed = task.trim().or(trimmed);
+    }
+    kafka.ids_start = trimmed.expect("most of the ids have expired").0;
+    task.close(None).store.unwrap().close().unwrap();
+
+    let Outcome::Start(start, _) = recovered(&bench, &mut kafka) else { panic!("it does not start") };
+    let config = Arc::new(TaskConfig { inbox: None, ..inbox(Failures::halt()) });
+    let mut task = Task::new(config, PARTITION, Box::new(Counter::default()), adopted(start)).unwrap();
+    let now = 105 * TTL_MS + 1;
+    task.apply(timed(records(6, ["a"]), now), at(now)).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    kafka.commit(&sealed);
+    commit(&mut task, sealed);
+    drop(task.close(None).store);
+
+    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+    let mut task = started(&bench, &mut kafka);
+    let applied = task.apply(timed(with_ids(7, &["a:5", "a:6"]), now), at(now)).unwrap();
+    assert_eq!((applied.ok, applied.duplicates), (1, 1));
+}
+
 /// Ids that rise with time are the worst case: RocksDB itself never rewrites their tables.
 #[test]
 fn store_and_topic_stay_as_small_over_ten_ttls_as_after_one_also_if_restarts_are_more_frequent() {
