@@ -187,6 +187,10 @@ fn sizes(directory: &Path, counts: &Counts, verdict: &mut Verdict) -> Result<()>
         verdict.invalid.push(format!("{} looks at the sizes prove little", sizes.len()));
         return Ok(());
     };
+    // Ids are counted by reading along, which may have stood still.
+    if last < counts.effects / 2 {
+        verdict.invalid.push(format!("{last} ids were seen in the inbox's topic, of {}", counts.effects));
+    }
     // First occurrences are spread evenly over twelve TTLs, and nearly everything else lies among them.
     let a_ttl = last as f64 / 12.0;
     let most = |from: f64, to: f64, what: fn(&Size) -> u64| {
