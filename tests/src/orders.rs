@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use rdkafka::message::{Headers, Message, OwnedMessage};
+use rdkafka::message::{Message, OwnedMessage};
 use serde_json::Value;
 use tidemill_sink::{HttpSink, Mode};
 
@@ -18,6 +18,7 @@ use crate::node::{Node, plain};
 use crate::outbox::rabbit::Rabbit;
 use crate::pipeline::Reader;
 use crate::programs::workspace;
+use crate::reading;
 use crate::rig::dump::Dump;
 use crate::security::secrets_stay_secret;
 use crate::wait::until;
@@ -236,9 +237,7 @@ fn expect_own_correlation(letter: &OwnedMessage) {
 
 /// The text of a header; empty if there is none.
 fn header(record: &OwnedMessage, name: &str) -> String {
-    let found = record.headers().and_then(|headers| headers.iter().find(|header| header.key == name));
-    let value = found.and_then(|header| header.value).unwrap_or_default();
-    String::from_utf8_lossy(value).into_owned()
+    String::from_utf8_lossy(reading::header(record, name).unwrap_or_default()).into_owned()
 }
 
 /// By order, what the webhook was told; one id each, whatever was repeated.

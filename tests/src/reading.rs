@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 /// Longest time to read a topic to its end.
@@ -36,6 +36,11 @@ pub fn assign(
         list.add_partition_offset(topic, partition, start)?;
     }
     consumer.assign(&list)
+}
+
+/// The value of a record's first header of that name.
+pub fn header<'a>(record: &'a impl Message, name: &str) -> Option<&'a [u8]> {
+    record.headers()?.iter().find(|header| header.key == name)?.value
 }
 
 /// Hands over what is committed in a topic: of each of these partitions from its offset to the end that it has, in its

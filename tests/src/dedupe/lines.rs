@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::Offset;
 
 use super::sizes::Size;
 use super::{INPUT, OUTPUT, PARTITIONS};
-use crate::reading::{assign, reading};
+use crate::reading::{assign, header, reading};
 
 const INPUTS: &str = "inputs";
 const OUTPUTS: &str = "outputs";
@@ -57,9 +57,7 @@ pub fn dump(bootstrap: &str, directory: &Path) -> Result<u64> {
     let mut effects = 0;
     for partition in 0..PARTITIONS {
         copy(bootstrap, INPUT, partition, &directory.join(INPUTS), |record, out| {
-            let headers = record.headers();
-            let id = headers.and_then(|headers| headers.iter().find(|header| header.key == "id"));
-            let id = text(id.and_then(|header| header.value));
+            let id = text(header(record, "id"));
             let (stamp, key, value) = (record.timestamp(), text(record.key()), text(record.payload()));
             let stamp = stamp.to_millis().unwrap_or(-1);
             writeln!(out, "{}\t{stamp}\t{id}\t{key}\t{value}", record.offset())

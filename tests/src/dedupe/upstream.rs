@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::Result;
 use fastrand::Rng;
 use rdkafka::config::ClientConfig;
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::lines::each_committed;
@@ -26,6 +26,7 @@ use super::round::{FIRST_ANSWER_MAX, PROGRAM, SETTLE_MAX, is_settled};
 use super::{DEPLOYMENT, INPUT, OUTPUT, PARTITIONS};
 use crate::cluster::Cluster;
 use crate::node::{Node, plain};
+use crate::reading::header;
 use crate::rig::dump::Dump;
 use crate::wait::{until, within};
 
@@ -178,8 +179,7 @@ fn emissions(cluster: &Cluster) -> Result<Vec<Emission>> {
     let mut all = Vec::new();
     for partition in 0..PARTITIONS {
         each_committed(cluster.bootstrap(), BETWEEN, partition, |record| {
-            let header = record.headers().and_then(|all| all.iter().find(|one| one.key == "tidemill-id"));
-            let id = text(header.and_then(|header| header.value));
+            let id = text(header(record, "tidemill-id"));
             all.push(Emission { id, text: text(record.payload()) });
             Ok(())
         })?;

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rdkafka::consumer::BaseConsumer;
-use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tidemill_proto::v1 as proto;
 
 use super::case::{Fate, Records};
 use super::stage::{Stage, TOLD_MAX, Told, create_topics, document, limits, producer, reader};
+use crate::reading::header;
 
 /// Between two looks at how a guest is, beside its letters.
 const LOOK: Duration = Duration::from_millis(100);
@@ -109,9 +109,8 @@ impl<'a> Flood<'a> {
 fn letter(letters: &BaseConsumer, wait: Duration) -> Result<Option<String>> {
     let Some(letter) = letters.poll(wait) else { return Ok(None) };
     let letter = letter?;
-    let headers = letter.headers().context("a letter has headers")?;
-    let reason = headers.iter().find(|header| header.key == "failure_reason").and_then(|header| header.value);
-    Ok(Some(String::from_utf8_lossy(reason.context("a letter has a reason")?).into_owned()))
+    let reason = header(&letter, "failure_reason").context("a letter has a reason")?;
+    Ok(Some(String::from_utf8_lossy(reason).into_owned()))
 }
 
 /// What is shown of a guest that has failed, if it has no letters.

@@ -15,14 +15,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use prost::Message as _;
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::Message;
 use tidemill_proto::v1::OutboxRow;
 
 use super::Summary;
 use super::chapters::{Chapter, Order};
 use super::receiver::Arrival;
 use super::stage::{DEPLOYMENT, FLEET, Fed, MARK, OUTPUT, PARTITIONS};
-use crate::reading::read_on;
+use crate::reading::{header, read_on};
 
 /// Longest list of violations of one kind.
 const TOLD_MAX: usize = 5;
@@ -247,10 +247,7 @@ fn dump(bootstrap: &str, topic: &str) -> Vec<Record> {
     let mut records = Vec::new();
     let mut next = (0..PARTITIONS).map(|partition| (partition, 0)).collect();
     read_on(bootstrap, topic, &mut next, |message| {
-        let id = message.headers().and_then(|headers| {
-            let found = headers.iter().find(|header| header.key == "tidemill-id")?;
-            String::from_utf8(found.value?.to_vec()).ok()
-        });
+        let id = header(message, "tidemill-id").and_then(|id| String::from_utf8(id.to_vec()).ok());
         records.push(Record {
             key: message.key().unwrap_or_default().to_vec(),
             value: message.payload().map(<[u8]>::to_vec),

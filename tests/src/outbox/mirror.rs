@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rustix::process::{Signal, kill_process};
 
 use super::chapters::Order;
@@ -10,7 +10,7 @@ use super::receiver::{Arrival, FLAPPING, Receiver, Rhythm, SLOW, Stutter, Troubl
 use super::stage::PARTITIONS;
 use crate::cluster::Cluster;
 use crate::programs::tidemill;
-use crate::reading::read_on;
+use crate::reading::{header, read_on};
 
 const TOPIC: &str = "w7-mirror";
 /// More of each partition than may be under way to a topic at once.
@@ -105,10 +105,7 @@ impl Receiver for Mirror {
 }
 
 fn arrival(record: &BorrowedMessage<'_>) -> Arrival {
-    let text = |name: &str| {
-        let found = record.headers()?.iter().find(|header| header.key == name)?;
-        String::from_utf8(found.value?.to_vec()).ok()
-    };
+    let text = |name: &str| String::from_utf8(header(record, name)?.to_vec()).ok();
     Arrival {
         id: text("tidemill-id").unwrap_or_default(),
         sequence: text("tidemill-sequence").and_then(|text| text.parse().ok()).unwrap_or_default(),
