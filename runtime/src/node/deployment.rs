@@ -249,6 +249,7 @@ pub fn wall_ms() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fake_site::wait_until;
     use super::*;
 
     /// One that does `work` once it is told anything.
@@ -272,9 +273,7 @@ mod tests {
         ];
         assert!(!is_broken(&workers));
         workers[1].commands.send(Command::Rejoin).expect("it waits");
-        while !is_broken(&workers) {
-            std::thread::yield_now();
-        }
+        wait_until("a worker has panicked", || is_broken(&workers));
         for index in [0, 2, 3] {
             workers[index].commands.send(Command::Rejoin).expect("it waits");
         }

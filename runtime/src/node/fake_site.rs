@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidemill_proto::v1::DeployEntry;
 use tidemill_proto::v1::control_entry::Entry;
@@ -14,6 +14,19 @@ use super::registry::Registry;
 use super::revision::PrepareError;
 use super::site::{Running, Site};
 use super::trouble::Trouble;
+
+/// What comes about at all takes no longer.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for what comes about on another thread.
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::yield_now();
+    }
+}
 
 /// Does what it is told at once, unless that is held up. What it does has a name, such as `prepare a`.
 #[derive(Clone, Default)]

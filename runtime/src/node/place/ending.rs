@@ -164,7 +164,7 @@ fn stop<R: Running>(name: &str, running: R, leave: Leave) -> Option<JoinHandle<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::fake_site::{FakeSite, registered};
+    use crate::node::fake_site::{FakeSite, registered, wait_until};
 
     #[test]
     fn what_hangs_says_what_it_waits_for() {
@@ -180,9 +180,7 @@ mod tests {
                 "leave a" => Place::Up(site.start(registered.clone(), None).expect("it starts"), None),
                 _ => Start::begin(&site, None, &registered, &Arc::default()),
             };
-            while held != "leave a" && site.begun(held) == 0 {
-                std::thread::yield_now();
-            }
+            wait_until("it is at that", || held == "leave a" || site.begun(held) > 0);
             let mut ending = place.given_up("a").expect("it runs, or is about to");
             assert_eq!(ending.tell_hanging("a"), None, "it has hardly begun");
             ending.grow_old();
@@ -190,9 +188,7 @@ mod tests {
             place = Place::Ending(ending);
             assert!(!place.is_moving() && place.has_lost_a_start() == (held != "leave a"));
             site.release(held);
-            while !place.is_over(&site, "a") {
-                std::thread::yield_now();
-            }
+            wait_until("it is over", || place.is_over(&site, "a"));
         }
     }
 
@@ -208,16 +204,12 @@ mod tests {
         assert!(ending.tell_hanging("a").is_some_and(|said| said.contains("its workers")));
         assert!(!ending.goes_on("a"));
         site.release("leave a");
-        while !ending.has_stopped() {
-            std::thread::yield_now();
-        }
+        wait_until("its workers have stopped", || ending.has_stopped());
         assert_eq!(ending.tell_hanging("a"), None, "it is being made ready");
         assert!(ending.goes_on("a") && !ending.goes_on("a"), "said once");
         ending.grow_old();
         assert!(ending.tell_hanging("a").is_some_and(|said| said.contains("its start, which compiles")));
         site.release("prepare a");
-        while !ending.is_over(&site, "a") {
-            std::thread::yield_now();
-        }
+        wait_until("it is over", || ending.is_over(&site, "a"));
     }
 }

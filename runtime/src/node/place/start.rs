@@ -257,7 +257,7 @@ fn failed<S: Site>(site: &S, place: Option<Place<S>>, course: &Course<S>, error:
 mod tests {
     use super::*;
     use crate::node::deployment::Leave;
-    use crate::node::fake_site::{FakeSite, registered};
+    use crate::node::fake_site::{FakeSite, registered, wait_until};
 
     fn at_once(revision: u64) -> Place<FakeSite> {
         Place::Failed(Retry::at_once(revision))
@@ -287,9 +287,7 @@ mod tests {
         let mut place = Place::Ending(ending);
         assert!(!place.is_due(&registered) && place.is_given_up());
         let site = FakeSite::default();
-        while !place.is_over(&site, "a") {
-            std::thread::yield_now();
-        }
+        wait_until("it is over", || place.is_over(&site, "a"));
         assert!(place.arrived(&site, "a").is_none(), "what it has come to is not wanted");
     }
 

@@ -6,12 +6,9 @@ use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{DeleteEntry, DeployEntry, PauseEntry, ResetEntry};
 
 use super::*;
-use crate::node::fake_site::FakeSite;
+use crate::node::fake_site::{FakeSite, PATIENCE};
 use crate::node::proposal::proposal;
 use crate::node::registry::Outcome;
-
-/// What comes about at all takes no longer.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A registry that changes, and what it was at the last look.
 #[derive(Default)]
