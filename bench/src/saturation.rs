@@ -3,7 +3,7 @@
 //! Each step is a run of its own, measured as the workloads `latency-...` are. The first that the node does not keep up
 //! with is the last, and in which way it gives way is part of the result: records come later and later, or do not come
 //! out, or a process ends. Node, broker, producer and reader share the machine, so how many cores the first two keep
-//! busy is told of every step, and whether the node stays within what the operations handbook gives it for that load.
+//! busy is told of every step, and whether the node stays within what docs/operations.md gives it for that load.
 
 use std::path::PathBuf;
 

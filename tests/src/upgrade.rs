@@ -1,5 +1,5 @@
-//! DV-16, the upgrade of a fleet by the commands of docs/operations.md: one node at a time, each waited for, and no
-//! partition without output for long.
+//! The upgrade of a fleet by the commands of docs/operations.md: one node at a time, each waited for, and no partition
+//! without output for long.
 
 use std::fs;
 use std::time::Duration;

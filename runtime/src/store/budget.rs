@@ -13,7 +13,7 @@ use rocksdb::{
 use super::StoreError;
 use super::keys::{inbox_date_ms, is_inbox_key};
 
-/// Bounds on what the stores of one process use together (ST-10).
+/// Bounds on what the stores of one process use together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BudgetConfig {
     /// Uncompressed blocks of all databases.

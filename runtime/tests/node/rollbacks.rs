@@ -166,7 +166,7 @@ fn is_adopted(handle: &Handle) -> bool {
     })
 }
 
-/// DV-12, "lag growing continuously".
+/// Its lag grows continuously.
 #[test]
 fn a_version_that_does_not_keep_up_is_taken_back_and_the_one_before_catches_up() {
     let world = World::new(&[("in", 1), ("out", 1)]);
@@ -214,7 +214,7 @@ fn hog(command: &str) -> String {
     )
 }
 
-/// DV-12, "memory over limit": needs no rule of its own, because whoever dies of the limit fails the record.
+/// That needs no rule of its own, because whoever dies of the limit fails the record.
 #[test]
 fn a_version_that_needs_more_memory_than_its_limit_is_taken_back() {
     let world = World::new(&[("in", 1), ("out", 1)]);

@@ -1,12 +1,12 @@
-//! The list of hostile guests, modules and clients, by the numbers of the fault matrix or of the
-//! requirement, with what an operator must be told of each.
+//! The list of hostile guests, modules and clients, by the numbers of the fault matrix, with what an operator must be
+//! told of each.
 
 use super::modules;
 use super::stage::TIME_MS;
 
 /// One of them.
 pub struct Case {
-    /// In the fault matrix, or the requirement.
+    /// In the fault matrix, or `GREED`.
     pub fault: &'static str,
     pub name: &'static str,
     pub act: Act,
@@ -109,6 +109,9 @@ pub enum State {
     /// One more under this key.
     Count(&'static [u8]),
 }
+
+/// Of guests that do nothing wrong but want more than their share.
+const GREED: &str = "greed";
 
 pub const HOSTILE: &str = "tests/guests/hostile";
 const LIAR: &str = "tests/guests/liar";
@@ -250,7 +253,7 @@ pub fn all(mutants: usize) -> Vec<Case> {
         case("F30", "1 MiB record", poison(HOSTILE, key, Value::Long((1 << 20) - 200)), &["unknown command"], false),
         case("F30", "1 MiB record for 4 MiB of memory", too_large(), &["a call takes", "limits.memory: raise that to 8MiB"], false),
         case("F41", "hostile clients", Act::Clients, &["refused"], true),
-        case("MT-09", "store bloat", bloat(), &["limits.store_bytes"], true),
-        case("MT-09", "100 times the traffic", Act::Traffic, &["records/s"], false),
+        case(GREED, "store bloat", bloat(), &["limits.store_bytes"], true),
+        case(GREED, "100 times the traffic", Act::Traffic, &["records/s"], false),
     ]
 }
