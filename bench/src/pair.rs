@@ -57,10 +57,10 @@ pub struct Arguments {
     #[arg(long, default_value_t = 12_000_000)]
     records: u64,
     /// `loop`, `loop:produce=batch` (by `rd_kafka_produce_batch`, without timestamps), `loop:PROPERTY=VALUE` of its
-    /// producer (`loop:max.in.flight=5`), `tidemill`, or
-    /// `tidemill:CHANGE,CHANGE`, where a change is of the deployment's document (`commit.max_records=10000`), of the
-    /// node (`--set=kafka.properties.queued.min.messages=4000`), another guarantee (`guarantee=at-least-once`) or
-    /// another build (`bin=PATH`); the first is compared with each of the others
+    /// producer (`loop:max.in.flight=5`), `tidemill`, or `tidemill:CHANGE,CHANGE`, where a change is of the deployment's
+    /// document (`commit.max_records=10000`), of the node (`--set=kafka.properties.queued.min.messages=4000`), another
+    /// guarantee (`guarantee=at-least-once`) or another build (`bin=PATH`); the first is compared with each of the
+    /// others
     #[arg(required = true, num_args = 2..=3, value_name = "CONTENDER", value_parser = Side::parse)]
     sides: Vec<Side>,
 }
@@ -94,7 +94,7 @@ impl Side {
                 _ => bail!("is no change of the loop: `produce=batch`, or PROPERTY=VALUE of its producer"),
             },
             Some(("tidemill", changes)) => Who::Node(Changes::parse(changes)?),
-            _ => bail!("is none of `loop`, `loop:produce=batch`, `tidemill`, and `tidemill:CHANGE,CHANGE`"),
+            _ => bail!("is none of `loop`, `loop:CHANGE`, `tidemill`, and `tidemill:CHANGE,CHANGE`"),
         };
         Ok(Side { name: text.to_owned(), who })
     }
