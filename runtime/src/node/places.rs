@@ -39,7 +39,7 @@ pub(super) struct Places<S: Site> {
     is_given_away: bool,
     /// Nothing is begun any more, and the log says so.
     is_full: bool,
-    /// Who has been told that he waits for that. Some of them are in no place.
+    /// Those that are told to wait for that. Some of them are in no place.
     put_off: BTreeSet<String>,
     /// The node stops.
     stopping: Arc<AtomicBool>,

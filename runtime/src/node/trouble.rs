@@ -24,7 +24,7 @@ impl Trouble {
         Trouble { others, ..Trouble::new(revision, reason) }
     }
 
-    /// In words, for somebody who may know of some deployments: others are not named to him.
+    /// In words, for somebody who may know of some deployments: others are not named.
     pub fn told(&self, may_know: impl Fn(&str) -> bool) -> String {
         let known = self.others.iter().map(String::as_str).filter(|name| may_know(name));
         let named: Vec<&str> = known.take(NAMES_MAX).collect();

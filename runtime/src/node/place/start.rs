@@ -27,8 +27,8 @@ pub(in crate::node) struct Start<S: Site> {
     told: Option<&'static str>,
 }
 
-/// What has come of a start. What that means is said and done when it arrives, by who looks at it: nothing that
-/// he says of a start that hangs comes after what has come of it.
+/// What has come of a start. What that means is said and done when it arrives, by whoever looks at it: nothing
+/// that is said of a start that hangs comes after what has come of it.
 enum Outcome<S: Site> {
     /// With what this revision had to wait for, if it had to.
     Up(S::Running, Option<Retry>),
@@ -106,7 +106,7 @@ impl<S: Site> Start<S> {
     }
 
     /// Its end need not be waited for. To be asked at every look, which also sees what the compiler does: that has one
-    /// module at a time, so who waits for his turn is at the same only since it was given the last one. A start that
+    /// module at a time, so whoever waits for a turn is at the same only since it was given the last one. A start that
     /// hangs does so until it is ready, whatever is compiled meanwhile.
     pub(super) fn is_over(&mut self, site: &S) -> bool {
         if !self.hangs()

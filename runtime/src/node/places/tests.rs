@@ -388,7 +388,7 @@ fn with_too_many_starts_that_hang_the_others_are_told_which_they_are() {
 }
 
 #[test]
-fn a_node_that_stops_or_drains_stops_all_at_once_and_who_hangs_keeps_nobody_from_closing_his_stores() {
+fn a_node_that_stops_or_drains_stops_all_at_once_and_what_hangs_keeps_no_store_of_another_open() {
     let mut node = Node::with(&["a", "b", "c"]);
     let leaves = ["leave a", "leave b", "leave c"];
     leaves.iter().for_each(|leave| node.site.hold(leave));

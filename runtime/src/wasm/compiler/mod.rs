@@ -92,7 +92,7 @@ impl Compiler {
         }
     }
 
-    /// When it began to compile the last module. It has one at a time, each for a limited time: whoever waits for his
+    /// When it began to compile the last module. It has one at a time, each for a limited time: whoever waits for a
     /// turn waits for others, and comes nearer to it with each that is begun.
     pub fn last_begun(&self) -> Option<Instant> {
         let apart = self.apart.as_ref()?;
