@@ -226,7 +226,7 @@ mod tests {
         let look = |now: &proto::Deployment, partition, on_trial| {
             Following::new(now, partition).look(&rollout(now, tasks(), on_trial))
         };
-        let of_a_task = halted("as told in 0");
+        let of_a_task = halted("as told in 1");
         assert_eq!(look(&of_a_task, Some(0), false), Progress::Coming);
         let told = Progress::Halted("task 1 of count is halted: as told in 1".into());
         assert_eq!(look(&of_a_task, None, false), told);
