@@ -1,6 +1,6 @@
 //! Lag, explained: what Kafka says of the offsets, and what the nodes say of the tasks behind them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tidemill_proto::v1 as proto;
@@ -58,10 +58,12 @@ pub async fn watch(
 }
 
 /// Adds what the nodes say of the tasks. Of two that name the same one, while it moves, the one whose task
-/// runs is believed.
+/// runs is believed. A node that has answered before it had a task, while Kafka was asked, is not silent.
 fn explained(mut lags: Vec<proto::PartitionLag>, nodes: Vec<proto::Node>) -> Vec<proto::PartitionLag> {
     let mut tasks: HashMap<(String, i32), (String, proto::NodeTask)> = HashMap::new();
+    let mut answered = HashSet::new();
     for node in nodes.into_iter().filter(|node| node.answered) {
+        answered.insert(node.id.clone());
         for task in node.tasks {
             let place = (task.deployment.clone(), task.partition);
             let known = tasks.get(&place);
@@ -82,7 +84,7 @@ fn explained(mut lags: Vec<proto::PartitionLag>, nodes: Vec<proto::Node>) -> Vec
                     lag.reason = task.reason.clone();
                 }
             }
-            None if !lag.node.is_empty() && lag.reason.is_empty() => {
+            None if !lag.node.is_empty() && lag.reason.is_empty() && !answered.contains(&lag.node) => {
                 lag.reason = format!("{} does not answer; its state is that of its last heartbeat", lag.node);
             }
             None => {}
@@ -122,10 +124,11 @@ mod tests {
             node("b", true, vec![task(0, proto::TaskState::Restoring, "")]),
             node("c", false, vec![task(1, proto::TaskState::Running, "")]),
         ];
-        let lags = explained(vec![lag(0, "b"), lag(1, "c"), lag(2, "")], nodes);
+        let lags = explained(vec![lag(0, "b"), lag(1, "c"), lag(2, ""), lag(3, "a")], nodes);
         assert_eq!((lags[0].node.as_str(), lags[0].reason.as_str()), ("a", "paused: full"));
         assert_eq!((lags[0].state(), lags[0].parked_records), (proto::TaskState::Running, 2));
         assert!(lags[1].reason.starts_with("c does not answer"), "{:?}", lags[1]);
         assert_eq!(lags[2].reason, "");
+        assert_eq!(lags[3].reason, "", "it has the task since it was asked");
     }
 }

@@ -78,7 +78,7 @@ impl Restore<'_> {
             return Err(error.into());
         }
         chunk.write(&mut store, bounds.1.max(stored), ids, &ages)?;
-        Ok(Restored::Done(store))
+        Ok(Restored::Done(Box::new(store)))
     }
 
     fn unreadable(&self, at: Offset, error: MalformedPack) -> StoreError {

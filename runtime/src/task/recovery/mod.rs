@@ -152,11 +152,11 @@ pub fn recover(
         let restore = Restore { config, partition, budget: disk.budget, dir: disk.dir, identity, rules };
         let restored = restore.run(disk.open, kafka, hooks, &mut report)?;
         let restored = match (restored, &config.inbox) {
-            (Restored::Done(done), Some(_)) => restore.inbox(done, kafka, hooks)?,
+            (Restored::Done(done), Some(_)) => restore.inbox(*done, kafka, hooks)?,
             (restored, _) => restored,
         };
         match restored {
-            Restored::Done(done) => store = Some(done),
+            Restored::Done(done) => store = Some(*done),
             Restored::Halt(reason) => return Ok(Outcome::Halt(reason)),
             Restored::Stopped => return Ok(Outcome::Stopped),
         }
@@ -229,7 +229,7 @@ impl Deciding<'_> {
 }
 
 enum Restored {
-    Done(Store),
+    Done(Box<Store>),
     Halt(String),
     Stopped,
 }
@@ -364,7 +364,7 @@ impl Restore<'_> {
         report.replayed = replay.finish(log_end)?;
         let Replayed { records, bytes, .. } = report.replayed;
         (hooks.progress)(RestoreProgress { remaining: 0, records, bytes });
-        Ok(Restored::Done(store))
+        Ok(Restored::Done(Box::new(store)))
     }
 
     /// Stamped rows that nothing closed. New ones are dropped: their commit did not happen, and their
