@@ -371,7 +371,7 @@ impl proto::fleet_server::Fleet for Services {
         let (forwarder, request, _) = self.forwarded(request);
         let proto::NodesRequest { deployment, local } = request;
         if local {
-            let nodes = move |node: &Handle| node.this_node(&deployment).into_iter().collect();
+            let nodes = move |node: &Handle| vec![node.this_node(&deployment)];
             return self
                 .ask(forwarder.node, move |node| Ok(proto::NodesResponse { nodes: nodes(node) }))
                 .await;

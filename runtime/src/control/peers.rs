@@ -50,13 +50,16 @@ impl Peers {
         let of_itself = |(id, answer): (String, Option<Vec<proto::Node>>)| {
             answer?.into_iter().find(|node| node.id == id && node.answered)
         };
-        let told = answers.into_iter().filter_map(of_itself).chain(this);
+        let told = answers.into_iter().filter_map(of_itself).chain([this]);
         let mut told: HashMap<String, proto::Node> = told.map(|node| (node.id.clone(), node)).collect();
         for node in &mut nodes {
             if let Some(told) = told.remove(&node.id) {
                 *node = proto::Node { heartbeat_age_ms: node.heartbeat_age_ms, ..told };
             }
         }
+        // This one, before its first heartbeat.
+        nodes.extend(told.into_values());
+        nodes.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(nodes)
     }
 

@@ -38,9 +38,14 @@ impl Handle {
         nodes
     }
 
-    /// This node, with everything that it knows of its tasks; none before its first heartbeat.
-    pub fn this_node(&self, deployment: &str) -> Option<proto::Node> {
-        let node = self.nodes(deployment).into_iter().find(|node| node.id == self.node.id)?;
+    /// This node, with everything that it knows of its tasks; before its first heartbeat without an address.
+    pub fn this_node(&self, deployment: &str) -> proto::Node {
+        let told = self.nodes(deployment).into_iter().find(|node| node.id == self.node.id);
+        let node = told.unwrap_or_else(|| proto::Node {
+            id: self.node.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..proto::Node::default()
+        });
         let drain = self.node.drain.state().into();
         let boards = self.node.boards().into_iter();
         let boards = boards.filter(|(name, _)| self.sees(name) && is_of(name, deployment));
@@ -52,7 +57,7 @@ impl Handle {
             let of_task = |(partition, task)| described(&name, partition, &task, &inputs);
             tasks.extend(board.tasks().into_iter().map(of_task));
         }
-        Some(proto::Node { tasks, answered: true, drain, ..node })
+        proto::Node { tasks, answered: true, drain, ..node }
     }
 
     /// What the handlers of a deployment have logged on this node.
