@@ -267,13 +267,8 @@ impl Handle {
         })
     }
 
-    /// The tasks of a deployment on this node.
-    pub(super) fn own_tasks(&self, name: &str) -> BTreeMap<i32, TaskEntry> {
-        self.node.board(name).map(|board| board.tasks()).unwrap_or_default()
-    }
-
     pub(super) fn describe(&self, registered: &Registered) -> proto::Deployment {
-        self.describe_with(registered, &self.own_tasks(&registered.name))
+        self.describe_with(registered, &self.node.tasks(&registered.name))
     }
 
     /// With these tasks, which are this node's.

@@ -198,7 +198,7 @@ impl Look {
 
     /// Nothing of it is nobody's, as far as this revision knows.
     fn holds_all(&self, revision: &Revision) -> bool {
-        let tasks = self.node.board(&revision.registered.name).map_or(0, |board| board.tasks().len());
+        let tasks = self.node.tasks(&revision.registered.name).len();
         i32::try_from(tasks).is_ok_and(|tasks| tasks >= revision.partitions)
     }
 }

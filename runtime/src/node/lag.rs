@@ -60,11 +60,10 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
     for (((topic, partition), end), position) in partitions.into_iter().zip(ends).zip(positions) {
         let GroupPosition { committed, next } = position;
         let records = next.lag(end);
-        let is_late = records > 0 && Instant::now() >= deadline;
         let owner = owners.of_partition(partition);
         lags.push(proto::PartitionLag {
             deployment: registered.name.clone(),
-            seconds: if is_late { None } else { seconds(node, &topic, partition, next, records) },
+            seconds: seconds(node, (&topic, partition), (next, records), deadline),
             topic,
             partition,
             committed: committed.map(|offset| offset.0),
@@ -111,16 +110,19 @@ pub(super) fn group_positions(
     Ok(partitions.iter().zip(starts).map(position).collect())
 }
 
-/// Age of the oldest record that is not committed; unknown when it cannot be read at once.
+/// Age of the oldest of the records behind, which is the next to read; unknown when it cannot be read at once, or
+/// the deadline is over.
 pub(super) fn seconds(
     node: &NodeRuntime,
-    topic: &str,
-    partition: i32,
-    next: Offset,
-    records: u64,
+    (topic, partition): (&str, i32),
+    (next, records): (Offset, u64),
+    deadline: Instant,
 ) -> Option<f64> {
     if records == 0 {
         return Some(0.0);
+    }
+    if Instant::now() >= deadline {
+        return None;
     }
     let timestamp_ms = node.peek.timestamp_ms(topic, partition, next)?;
     Some((wall_ms() - timestamp_ms).max(0) as f64 / 1000.0)
@@ -150,7 +152,7 @@ impl Owners {
                 by_partition.insert(task.partition, owner);
             }
         }
-        for (partition, task) in node.board(deployment).map(|board| board.tasks()).unwrap_or_default() {
+        for (partition, task) in node.tasks(deployment) {
             let (state, node) = (task_state(task.state), node.id.clone());
             let owner = Owner { state, node, reason: task.reason, revision: task.revision };
             by_partition.insert(partition, owner);

@@ -67,7 +67,7 @@ impl LagGauges {
         unassigned: &mut BTreeMap<String, u64>,
     ) -> Result<Vec<Followed>, AdminError> {
         let name = &registered.name;
-        let tasks = node.board(name).map(|board| board.tasks()).unwrap_or_default();
+        let tasks = node.tasks(name);
         let here = tasks.iter().filter(|(_, task)| task.positions.is_empty());
         let mut without: BTreeMap<i32, Option<Arc<TaskMetrics>>> =
             here.map(|(&partition, task)| (partition, Some(Arc::clone(&task.metrics)))).collect();
@@ -129,10 +129,9 @@ struct Followed {
 
 /// The tasks of this node that have a position.
 fn of_tasks(node: &NodeRuntime, registered: &Registered) -> Vec<Followed> {
-    let Some(board) = node.board(&registered.name) else { return Vec::new() };
     let topics = registered.topics();
     let of = |(input, next): &(u16, Offset)| Some((topics.get(usize::from(*input))?.clone(), *next));
-    let tasks = board.tasks().into_iter().map(|(partition, task)| Followed {
+    let tasks = node.tasks(&registered.name).into_iter().map(|(partition, task)| Followed {
         deployment: registered.name.clone(),
         group: node.group(&registered.name),
         partition,
@@ -200,8 +199,7 @@ fn with_ages(node: &NodeRuntime, mut behind: Vec<(Followed, Vec<u64>)>) -> Vec<P
     let with_age = |(followed, records): (Followed, Vec<u64>)| {
         let Followed { deployment, group, partition, task, inputs } = followed;
         let inputs = inputs.into_iter().zip(records).map(|((topic, next), records)| {
-            let is_late = records > 0 && Instant::now() >= deadline;
-            let seconds = if is_late { None } else { lag::seconds(node, &topic, partition, next, records) };
+            let seconds = lag::seconds(node, (&topic, partition), (next, records), deadline);
             InputLag { topic, records, seconds }
         });
         PartitionLag { deployment, partition, group, task, inputs: inputs.collect() }

@@ -39,7 +39,7 @@ pub fn of(
             )));
         }
     };
-    let here = node.board(name).map(|board| board.tasks()).unwrap_or_default();
+    let here = node.tasks(name);
     let mut owners = BTreeMap::new();
     for partition in wanted {
         let owner = match here.contains_key(&partition) {

@@ -191,7 +191,7 @@ fn age(registered: &Registered) -> Duration {
 /// Asked of Kafka: what the gauges know may be older than the time between two looks. None while it is unknown,
 /// or a task does not run.
 fn lag(node: &NodeRuntime, registered: &Registered) -> Option<Lag> {
-    let tasks = node.board(&registered.name)?.tasks();
+    let tasks = node.tasks(&registered.name);
     if tasks.is_empty() || tasks.values().any(|task| task.state != TaskState::Running) {
         return None;
     }

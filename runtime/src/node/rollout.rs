@@ -23,7 +23,7 @@ impl Handle {
         let partitions = self.node.partitions(&self.registered(name)?)?;
         // Once for every part of the answer, after Kafka's, and in this order: no task of this node is of a newer
         // revision than the deployment.
-        let own = self.own_tasks(name);
+        let own = self.node.tasks(name);
         let registered = self.registered(name)?;
         let trial = self.node.trials.find(&registered).map(|trial| {
             let (tried, failed) = trial.counts();

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::board::Board;
+use super::board::{Board, TaskEntry};
 use super::control_log::ControlLog;
 use super::drain::Drain;
 use super::fleet::Fleet;
@@ -191,6 +191,11 @@ impl NodeRuntime {
     pub fn board(&self, deployment: &str) -> Option<Arc<Board>> {
         let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
         running.get(deployment).map(|running| Arc::clone(&running.board))
+    }
+
+    /// The tasks of a deployment on this node.
+    pub fn tasks(&self, deployment: &str) -> BTreeMap<i32, TaskEntry> {
+        self.board(deployment).map(|board| board.tasks()).unwrap_or_default()
     }
 
     pub fn boards(&self) -> Vec<(String, Arc<Board>)> {
