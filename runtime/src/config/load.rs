@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::build;
 use super::kafka_properties::{Fate, Scope, is_credential, is_secret, judge};
@@ -398,9 +398,7 @@ fn fitted(own: &str, value: String, notes: &mut Vec<String>) -> String {
 /// A property as librdkafka is to have it: what signs somebody in is what a file holds, which `NAME_file` names.
 fn with_credential(given: String, value: String, source: &Source) -> Result<(String, String), String> {
     if let Some(name) = given.strip_suffix("_file").filter(|name| is_credential(name)) {
-        let content = std::fs::read_to_string(&value);
-        let content = content.map_err(|error| format!("{value} cannot be read: {error}"))?;
-        return Ok((name.to_owned(), content.trim_end_matches(['\n', '\r']).to_owned()));
+        return Ok((name.to_owned(), build::secret_in(Path::new(&value))?));
     }
     if is_credential(&given) && matches!(judge(&given, &value), Fate::Pass { .. }) {
         let why = match source {

@@ -212,6 +212,24 @@ fn what_signs_in_among_the_client_properties_comes_from_a_file_of_its_own() {
 }
 
 #[test]
+fn a_file_that_is_too_large_for_a_secret_is_not_read_to_its_end() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("secret");
+    let shown = path.to_string_lossy();
+    let most = "x".repeat(64 << 10);
+    std::fs::write(&path, &most).expect("written");
+    let property = format!("kafka: {{ properties: {{ ssl.keystore.password_file: {shown} }} }}");
+    let effective = load(&property, &[], &[]).expect("just not too large");
+    assert_eq!(effective.config.kafka.properties["ssl.keystore.password"].value, most);
+    std::fs::write(&path, most + "x").expect("written");
+    let signs_in = "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: SCRAM-SHA-512, username: me } }";
+    let password = ("TIDEMILL_KAFKA_SASL_PASSWORD_FILE", &*shown);
+    for refused in [refusal(&property, &[], &[]), refusal(signs_in, &[password], &[])] {
+        assert!(refused.contains(&format!("{shown} is larger than 64 KiB")), "{refused}");
+    }
+}
+
+#[test]
 fn documented_client_settings_reach_the_client_they_concern() {
     let file = "kafka:\n  properties:\n    batch.size: 65536\n    buffer.memory: 67108864\n    \
                 fetch.max.wait.ms: 500\n    max.poll.records: 200\n    session.timeout.ms: 30000\n    \
