@@ -29,7 +29,7 @@ use tidemill::record::Offset;
 use tidemill::store::{BudgetConfig, Identity, Progress, Store, StoreBudget, sort_keys};
 
 use crate::process;
-use crate::rounds::{Spread, order};
+use crate::rounds::{Spread, mixed, order};
 
 const STORE: &str = "counts";
 /// In front of every key of that store (`store/keys.rs`).
@@ -83,7 +83,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { keys, tasks, rounds } = *arguments;
     ensure!(rounds > 0 && tasks > 0 && keys >= tasks, "at least one round, one task and a key for each");
     let tasks: Vec<Vec<u64>> = (0..tasks)
-        .map(|task| (task..keys).step_by(tasks as usize).map(|key| scattered(key.into())).collect())
+        .map(|task| (task..keys).step_by(tasks as usize).map(|key| mixed(key.into())).collect())
         .collect();
     let mut measured: [Vec<Figures>; WAYS.len()] = Default::default();
     for round in 0..rounds {
@@ -178,14 +178,6 @@ fn sorted(run: &[LogRecord]) -> Vec<Row<'_>> {
         is_last.then_some((row.key.as_slice(), row.value.as_deref()))
     });
     rows.collect()
-}
-
-/// The output function of SplitMix64, which makes another number of every number.
-fn scattered(number: u64) -> u64 {
-    let mut z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 fn key(number: u64) -> Vec<u8> {

@@ -137,8 +137,8 @@ pub fn order(contenders: usize, round: usize) -> Vec<usize> {
     order
 }
 
-/// The output function of SplitMix64.
-fn mixed(number: u64) -> u64 {
+/// The output function of SplitMix64, which makes another number of every number.
+pub fn mixed(number: u64) -> u64 {
     let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
