@@ -79,6 +79,11 @@ fn what_has_ended_is_known_from_the_registry_whether_it_ran_or_not() {
     assert_eq!(fleet.look(), ["a"]);
 }
 
+/// As a site is told to hold it.
+fn prepare(name: &str) -> String {
+    format!("prepare {name}")
+}
+
 /// A node of the fleet, that somebody looks after.
 struct Node {
     fleet: Fleet,
@@ -111,6 +116,16 @@ impl Node {
         node.fleet.deploy("a", "");
         node.look_until("its successor is made ready", |node| node.site.begun("prepare a") == 2);
         node
+    }
+
+    /// Takes these up, each of which is made ready until that is released.
+    fn begin(&mut self, names: &[String]) {
+        for name in names {
+            self.site.hold(&prepare(name));
+            self.fleet.deploy(name, "i");
+        }
+        let all_begun = |node: &Node| names.iter().all(|name| node.site.begun(&prepare(name)) == 1);
+        self.look_until("it is their turn", all_begun);
     }
 
     fn look(&mut self) {
@@ -298,14 +313,8 @@ fn a_version_that_waits_for_the_stop_of_the_one_before_takes_nobodys_turn() {
 fn starts_that_were_given_up_and_hang_take_nobodys_turn_until_there_are_too_many() {
     let mut node = Node::new();
     let names: Vec<String> = (0..LOST_STARTS_MAX).map(|number| format!("n{number}")).collect();
-    let prepare = |name: &String| format!("prepare {name}");
     for turn in names.chunks(STARTS_AT_ONCE) {
-        for name in turn {
-            node.site.hold(&prepare(name));
-            node.fleet.deploy(name, "i");
-        }
-        let all_begun = |node: &Node| turn.iter().all(|name| node.site.begun(&prepare(name)) == 1);
-        node.look_until("it is their turn", all_begun);
+        node.begin(turn);
         turn.iter().for_each(|name| node.fleet.pause(name, true));
         node.look();
     }
@@ -336,13 +345,7 @@ fn starts_that_were_given_up_and_hang_take_nobodys_turn_until_there_are_too_many
 fn starts_that_hang_give_their_turns_back_and_start_all_the_same_once_they_can() {
     let mut node = Node::new();
     let names: Vec<String> = (0..STARTS_AT_ONCE).map(|number| format!("n{number}")).collect();
-    let prepare = |name: &String| format!("prepare {name}");
-    for name in &names {
-        node.site.hold(&prepare(name));
-        node.fleet.deploy(name, "i");
-    }
-    let all_begun = |node: &Node| names.iter().all(|name| node.site.begun(&prepare(name)) == 1);
-    node.look_until("all turns are taken", all_begun);
+    node.begin(&names);
     node.fleet.deploy("late", "i");
     node.look();
     assert_eq!((node.site.begun("prepare late"), node.places.tell_hanging()), (0, 0), "it waits");
@@ -366,14 +369,8 @@ fn starts_that_hang_give_their_turns_back_and_start_all_the_same_once_they_can()
 fn with_too_many_starts_that_hang_the_others_are_told_which_they_are() {
     let mut node = Node::new();
     let names: Vec<String> = (0..LOST_STARTS_MAX).map(|number| format!("n{number:02}")).collect();
-    let prepare = |name: &String| format!("prepare {name}");
     for turn in names.chunks(STARTS_AT_ONCE) {
-        for name in turn {
-            node.site.hold(&prepare(name));
-            node.fleet.deploy(name, "i");
-        }
-        let all_begun = |node: &Node| turn.iter().all(|name| node.site.begun(&prepare(name)) == 1);
-        node.look_until("it is their turn", all_begun);
+        node.begin(turn);
         node.places.by_name.values_mut().for_each(Place::grow_old);
     }
     node.fleet.deploy("late", "i");
