@@ -68,6 +68,11 @@ impl Ages {
         expired
     }
 
+    /// So many ids have come, or more.
+    pub fn ids(&self) -> u64 {
+        self.marks.iter().map(|mark| mark.ids).fold(self.expired, u64::max)
+    }
+
     /// The latest date of any id.
     pub fn latest_ms(&self) -> Option<i64> {
         self.marks.back().map(|mark| mark.date_ms)
@@ -132,8 +137,9 @@ mod tests {
         assert_eq!(ages.expire(ttl_ms - 1, ttl_ms), None, "the first is dated 0");
         let expired = ages.expire(ttl_ms + 5_000, ttl_ms).expect("half of them");
         assert!((4_900..=5_001).contains(&expired.0), "{expired}");
-        assert_eq!(ages.expired, 9 * expired.0);
+        assert_eq!((ages.expired, ages.ids()), (9 * expired.0, 90_000));
         assert_eq!(ages.expire(2 * ttl_ms + 10_000, ttl_ms), Some(Offset(10_000)));
+        assert_eq!(ages.ids(), 90_000, "that they have expired makes them no fewer");
         assert_eq!(Ages::decode(&ages.encode()).map(|ages| ages.expired), Some(0), "as far as it is known");
         let others: [&[u8]; 5] = [&[], &[0; 12], &[0; 17], &[COUNTED; 17], &[COUNTED; 32]];
         for other in others {

@@ -41,7 +41,10 @@ impl Restore<'_> {
             store.close()?;
             return Ok(Restored::Halt(reason));
         }
-        let mut ids = store.progress().inbox_ids;
+        // A program that does not count them leaves offsets in their place; one that dies early, beside ages with counts,
+        // which later ones would not reach for long: nothing would be known to have expired until then.
+        let counted = store.ages().map_or(0, Ages::ids);
+        let mut ids = store.progress().inbox_ids.max(counted);
         let mut chunk = Chunk { records: Vec::new(), first: ids };
         let mut ages = match store.ages() {
             Some(ages) if stored >= bounds.0 => ages.clone(),

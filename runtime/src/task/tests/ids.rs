@@ -9,7 +9,7 @@ use super::*;
 use crate::config::deployment::{IdSource, InboxSpec, Place, join_id};
 use crate::config::failures::{Backoff, Policy, Then};
 use crate::ports::LogRecord;
-use crate::store::{POSITION, Position, unpack};
+use crate::store::{POSITION, Position, Progress, unpack};
 
 const TTL_MS: i64 = 3_600_000;
 
@@ -363,6 +363,29 @@ fn store_and_topic_stay_as_small_over_ten_ttls_as_after_one_also_if_restarts_are
     };
     let (early, late) = (most(1..4), most(4..10));
     assert!(late < early * 5 / 4, "{early} bytes after a few TTLs, {late} after ten: {sizes:?}");
+}
+
+/// Such a program says how far a store is by offsets alone, and may die before it has written ages of its own.
+#[test]
+fn ids_are_counted_on_from_their_ages_after_a_program_that_does_not_count_them() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut task = started(&bench, &mut kafka);
+    let ids: Vec<String> = (0..100).map(|id| format!("a:{id}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    // How old the ids of a commit are is written with the next one.
+    for (from, ids) in [(0, &ids[..]), (100, &["a:last"][..])] {
+        task.apply(timed(with_ids(from, ids), 1_000), at(1_000)).unwrap();
+        let sealed = task.seal(0).unwrap().unwrap();
+        kafka.commit(&sealed);
+        commit(&mut task, sealed);
+    }
+    let mut store = task.close(None).store.unwrap();
+    let progress = store.progress();
+    assert_eq!((progress.inbox_ids, progress.inbox_next), (101, Offset(4)), "two records and two markers");
+    store.write(std::iter::empty(), Progress { inbox_ids: progress.inbox_next.0, ..progress }).unwrap();
+    store.close().unwrap();
+    let Outcome::Start(start, _) = recovered(&bench, &mut kafka) else { panic!("it does not start") };
+    assert_eq!(start.store.unwrap().progress().inbox_ids, 100);
 }
 
 #[test]
