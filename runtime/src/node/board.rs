@@ -7,6 +7,7 @@
 //! that has lost it may learn of that last, and must not take the other's entry with it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crossbeam_channel::Sender;
 
 use super::edits::EditRequest;
 use super::outbox::OutboxRequest;
+use super::restore::Ticket;
 use super::unpark::UnparkRequest;
 use crate::record::Offset;
 use crate::store::{StoreReader, Stores};
@@ -28,6 +30,8 @@ pub struct TaskEntry {
     /// Why no letter comes back although it runs; empty otherwise.
     pub letters_wait: String,
     pub worker: u32,
+    /// Of the restore that was begun last.
+    pub ticket: Ticket,
     /// Of the deployment, that the task runs or is about to run.
     pub revision: u64,
     /// By input: where that revision began, once a commit says so.
@@ -42,12 +46,28 @@ pub struct TaskEntry {
     pub metrics: Arc<TaskMetrics>,
 }
 
+impl TaskEntry {
+    fn show(&mut self, state: TaskState, reason: &str) {
+        self.state = state;
+        self.metrics.set_state(state);
+        self.reason = reason.to_owned();
+        if state != TaskState::Running {
+            self.letters_wait.clear();
+        }
+        if state == TaskState::Restoring {
+            self.reader = None;
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Board {
     deployment: String,
     telemetry: Arc<Telemetry>,
     /// By partition and worker.
     tasks: Mutex<BTreeMap<(i32, u32), TaskEntry>>,
+    /// So many restores have been begun.
+    restores: AtomicU64,
     /// Told of every change of `tasks`.
     changed: Condvar,
     /// When a worker here was last given partitions, or told that it has none.
@@ -68,6 +88,7 @@ impl Board {
             deployment: deployment.to_owned(),
             telemetry,
             tasks: Mutex::default(),
+            restores: AtomicU64::default(),
             changed: Condvar::new(),
             rebalanced: Mutex::default(),
             editors: Mutex::default(),
@@ -153,7 +174,9 @@ impl Board {
         lock(&self.trouble).clear();
     }
 
-    pub fn assigned(&self, partition: i32, worker: u32, revision: u64) {
+    /// A restore of a task begins, with the ticket that is answered.
+    pub fn assigned(&self, partition: i32, worker: u32, revision: u64) -> Ticket {
+        let ticket = Ticket(self.restores.fetch_add(1, Ordering::Relaxed));
         let metrics = self.metrics(partition);
         metrics.set_state(TaskState::Restoring);
         let entry = TaskEntry {
@@ -161,6 +184,7 @@ impl Board {
             reason: String::new(),
             letters_wait: String::new(),
             worker,
+            ticket,
             revision,
             first: None,
             positions: Vec::new(),
@@ -173,6 +197,18 @@ impl Board {
         tasks.insert((partition, worker), entry);
         self.count(&tasks, worker);
         self.changed.notify_all();
+        ticket
+    }
+
+    /// How a task is meanwhile, as its restore has it. One that is not awaited any more says nothing: another has
+    /// begun since, after which the task may run.
+    pub fn restore_says(&self, partition: i32, ticket: Ticket, state: TaskState, reason: &str) {
+        let mut tasks = self.lock();
+        let mut entries = tasks.range_mut((partition, 0)..=(partition, u32::MAX)).map(|(_, entry)| entry);
+        if let Some(entry) = entries.find(|entry| entry.ticket == ticket) {
+            entry.show(state, reason);
+            self.changed.notify_all();
+        }
     }
 
     fn count(&self, tasks: &BTreeMap<(i32, u32), TaskEntry>, worker: u32) {
@@ -181,17 +217,7 @@ impl Board {
     }
 
     pub fn task_state(&self, partition: i32, worker: u32, state: TaskState, reason: &str) {
-        self.change(partition, worker, |entry| {
-            entry.state = state;
-            entry.metrics.set_state(state);
-            entry.reason = reason.to_owned();
-            if state != TaskState::Running {
-                entry.letters_wait.clear();
-            }
-            if state == TaskState::Restoring {
-                entry.reader = None;
-            }
-        });
+        self.change(partition, worker, |entry| entry.show(state, reason));
     }
 
     /// Letters wait for room, for this reason; empty = they do not any more.
@@ -318,4 +344,31 @@ fn committed(task: &Task) -> Vec<(u16, Offset)> {
 /// A panic elsewhere leaves values that are still whole: every critical section here is one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_that_is_not_awaited_any_more_says_nothing_of_its_task() {
+        let board = Board::new("count", Telemetry::new());
+        let shown = || board.task(0).map(|entry| (entry.state, entry.reason));
+        let given_up = board.assigned(0, 1, 7);
+        board.restore_says(0, given_up, TaskState::Halted, "no space");
+        assert_eq!(shown(), Some((TaskState::Halted, "no space".to_owned())));
+        let next = board.assigned(0, 1, 8);
+        board.task_state(0, 1, TaskState::Running, "");
+        board.restore_says(0, given_up, TaskState::Restoring, "no answer");
+        assert_eq!(shown(), Some((TaskState::Running, String::new())));
+        board.gone(0, 1);
+        board.restore_says(0, next, TaskState::Restoring, "no answer");
+        assert_eq!(shown(), None);
+        // Another worker's, or the same one's that has begun anew.
+        board.assigned(0, 2, 8);
+        for earlier in [given_up, next] {
+            board.restore_says(0, earlier, TaskState::Halted, "no space");
+            assert_eq!(shown(), Some((TaskState::Restoring, String::new())));
+        }
+    }
 }

@@ -155,7 +155,7 @@ pub(super) fn words(panic: &(dyn Any + Send)) -> String {
 /// What a worker of `former` needs to go on in `next`.
 fn swap(node: &Arc<NodeRuntime>, former: &Revision, next: &Arc<Revision>, index: u32) -> Swap<Consumer> {
     let writes_elsewhere = clients::sink_spec(former) != clients::sink_spec(next);
-    let restorer = KafkaRestorer::new(Arc::clone(node), Arc::clone(next), index);
+    let restorer = KafkaRestorer::new(Arc::clone(node), Arc::clone(next));
     let instances = Arc::clone(next);
     let mut ready = instances_for(node, next, index);
     Swap {
@@ -210,7 +210,7 @@ fn start_worker(
         trial: Arc::clone(&revision.trial),
         consumers: clients::consumers(node, revision, index),
         committer,
-        restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision), index)),
+        restorer: Box::new(KafkaRestorer::new(Arc::clone(node), Arc::clone(revision))),
         relay: Box::new(node.relays.courier(&revision.stations)),
         letters: Box::new(KafkaLetters::new(node, revision)),
         commands: inbox,

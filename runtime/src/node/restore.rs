@@ -7,7 +7,8 @@ use crate::record::Offset;
 use crate::store::Store;
 use crate::task::Task;
 
-/// Tells a restore from an earlier one of the same partition, whose verdict comes too late.
+/// Tells a restore from an earlier one of the same partition, whose verdict comes too late. No two of a board are
+/// alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(pub u64);
 

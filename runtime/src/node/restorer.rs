@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{FirstCommitEntry, StartedEntry};
 
+use super::board::Board;
 use super::deployment::{wall_ms, words};
 use super::lease::{Lease, Leases};
-use super::restore::{Outcome, RestoreRequest, Restorer, Verdict, Verdicts};
+use super::restore::{Outcome, RestoreRequest, Restorer, Ticket, Verdict, Verdicts};
 use super::revision::Revision;
 use super::runtime::NodeRuntime;
 use crate::config::deployment::Start as StartRule;
@@ -50,20 +51,28 @@ pub struct KafkaRestorer {
 /// The store's former holder has not let go of it in time.
 struct Busy;
 
+/// What a restore is asked for, as the board knows it.
+#[derive(Clone, Copy)]
+struct Asked {
+    partition: i32,
+    ticket: Ticket,
+}
+
 /// What every restore of a worker shares.
 struct Context {
     node: Arc<NodeRuntime>,
     revision: Arc<Revision>,
-    worker: u32,
+    /// Of this life of the deployment.
+    board: Arc<Board>,
     task_config: Arc<TaskConfig>,
 }
 
 impl KafkaRestorer {
-    /// Of the worker with that number.
-    pub fn new(node: Arc<NodeRuntime>, revision: Arc<Revision>, worker: u32) -> KafkaRestorer {
+    pub fn new(node: Arc<NodeRuntime>, revision: Arc<Revision>) -> KafkaRestorer {
+        let board = node.board_for(&revision.registered.name);
         let task_config = Arc::new(revision.task_config());
         KafkaRestorer {
-            context: Arc::new(Context { node, revision, worker, task_config }),
+            context: Arc::new(Context { node, revision, board, task_config }),
             told: HashSet::new(),
         }
     }
@@ -79,18 +88,19 @@ impl KafkaRestorer {
 impl Restorer for KafkaRestorer {
     fn begin(&mut self, request: RestoreRequest, verdicts: Verdicts) {
         let context = Arc::clone(&self.context);
-        let (partition, ticket) = (request.partition, request.ticket);
+        let RestoreRequest { partition, ticket, store } = request;
+        let asked = Asked { partition, ticket };
         let name = format!("restore-{}-{partition}", context.revision.registered.name);
         let for_failure = verdicts.clone();
-        let is_open = request.store.is_some();
+        let is_open = store.is_some();
         if is_open {
             self.context.node.leases.restoring(&self.context.dir(partition));
         }
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
             let dir = context.dir(partition);
-            let restore = |holds: &Cell<bool>| context.restore(partition, request.store, holds);
+            let restore = |holds: &Cell<bool>| context.restore(asked, store, holds);
             let (outcome, pause) = attempt(&context.node.leases, &dir, is_open, restore)
-                .unwrap_or_else(|reason| context.panicked(partition, &reason));
+                .unwrap_or_else(|reason| context.panicked(asked, &reason));
             std::thread::park_timeout(pause);
             if !context.is_stateless() && outcome.holds_store() {
                 context.node.leases.restored(&dir);
@@ -219,7 +229,8 @@ impl Context {
 
     /// Runs a restore to its outcome, and says how long to wait before the worker hears of it: it tries
     /// again at once what cannot be had now.
-    fn restore(&self, partition: i32, open: Option<Store>, holds: &Cell<bool>) -> (Outcome, Duration) {
+    fn restore(&self, asked: Asked, open: Option<Store>, holds: &Cell<bool>) -> (Outcome, Duration) {
+        let Asked { partition, .. } = asked;
         if !self.is_current() {
             // The supervisor stops this worker as soon as it knows.
             return (Outcome::Again { store: open }, STALE_PAUSE);
@@ -239,7 +250,7 @@ impl Context {
         holds.set(!self.is_stateless());
         let (outcome, pause) = match self.recover(partition, open, &metrics) {
             Ok(outcome) => (outcome, Duration::ZERO),
-            Err(error) => self.failed(partition, &error),
+            Err(error) => self.failed(asked, &error),
         };
         metrics.restore_remaining.set(0);
         metrics.restore_time.add(start.elapsed());
@@ -262,49 +273,48 @@ impl Context {
         }
     }
 
-    fn failed(&self, partition: i32, error: &RecoveryError) -> (Outcome, Duration) {
+    fn failed(&self, asked: Asked, error: &RecoveryError) -> (Outcome, Duration) {
         let halt = |reason: String| (Outcome::Halt { reason, store: None }, Duration::ZERO);
         match error {
             RecoveryError::Kafka(SourceError::Refused(reason)) => halt(reason.clone()),
             RecoveryError::Store(StoreError::Locked(_) | StoreError::Refused(_)) => halt(error.to_string()),
             RecoveryError::Store(StoreError::Io(reason)) => {
-                self.blocked(partition, reason);
+                self.blocked(asked, reason);
                 (Outcome::Again { store: None }, DISK_PAUSE)
             }
             RecoveryError::Kafka(_) | RecoveryError::Store(_) => {
                 let name = &self.revision.registered.name;
+                let partition = asked.partition;
                 tracing::warn!(deployment = name, partition, %error, "restore failed; trying again");
-                self.tell(partition, TaskState::Restoring, &error.to_string());
+                self.tell(asked, TaskState::Restoring, &error.to_string());
                 (Outcome::Again { store: None }, AGAIN_PAUSE)
             }
         }
     }
 
     /// A fault of this program, which the worker must hear of like of any failure: it waits for a verdict.
-    fn panicked(&self, partition: i32, reason: &str) -> (Outcome, Duration) {
-        let name = &self.revision.registered.name;
+    fn panicked(&self, asked: Asked, reason: &str) -> (Outcome, Duration) {
+        let (name, partition) = (&self.revision.registered.name, asked.partition);
         tracing::error!(deployment = name, partition, reason, "restore panicked; trying again");
-        self.tell(partition, TaskState::Restoring, &format!("its restore panicked: {reason}"));
+        self.tell(asked, TaskState::Restoring, &format!("its restore panicked: {reason}"));
         (Outcome::Again { store: None }, PANIC_PAUSE)
     }
 
     /// Shows how the task is meanwhile.
-    fn tell(&self, partition: i32, state: TaskState, reason: &str) {
-        if let Some(board) = self.node.board(&self.revision.registered.name) {
-            board.task_state(partition, self.worker, state, reason);
-        }
+    fn tell(&self, asked: Asked, state: TaskState, reason: &str) {
+        self.board.restore_says(asked.partition, asked.ticket, state, reason);
     }
 
     /// A person must help, but need not tell: the task goes on by itself once the disk takes writes.
-    fn blocked(&self, partition: i32, reason: &str) {
-        let name = &self.revision.registered.name;
+    fn blocked(&self, asked: Asked, reason: &str) {
+        let (name, partition) = (&self.revision.registered.name, asked.partition);
         let reason = format!(
             "the state directory {} refuses: {reason}; free some space, or see to the disk: it is tried again every {} s",
             self.node.state_dir.path().display(),
             DISK_PAUSE.as_secs(),
         );
         tracing::error!(deployment = name, partition, reason, "halted until the disk takes writes again");
-        self.tell(partition, TaskState::Halted, &reason);
+        self.tell(asked, TaskState::Halted, &reason);
     }
 
     fn recover(

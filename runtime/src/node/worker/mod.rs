@@ -177,7 +177,6 @@ pub struct Worker<C: Consumer> {
     slots: BTreeMap<i32, Slot>,
     restorer: Box<dyn Restorer>,
     verdicts: Verdicts,
-    next_ticket: u64,
     commands: Receiver<Command<C>>,
     /// To be adopted as soon as everything is committed.
     swap: Option<Box<Swap<C>>>,
@@ -236,7 +235,6 @@ impl<C: Consumer> Worker<C> {
             slots: BTreeMap::new(),
             restorer: parts.restorer,
             verdicts: Verdicts::default(),
-            next_ticket: 0,
             commands: parts.commands,
             edits,
             asks,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Consumer, Slot, SlotState, Standing, Worker};
 use crate::faults::{Bug, CrashPoint, crash_point, planted};
-use crate::node::restore::{Outcome, RestoreRequest, Ticket};
+use crate::node::restore::{Outcome, RestoreRequest};
 use crate::ports::SourceError;
 use crate::record::{InputPartition, Offset};
 use crate::store::{Store, StoreError};
@@ -203,11 +203,9 @@ impl<C: Consumer> Worker<C> {
                 continue;
             }
             if let SlotState::Waiting { store } = &mut slot.state {
-                self.next_ticket += 1;
-                let ticket = Ticket(self.next_ticket);
+                let ticket = self.board.assigned(partition, self.index, self.revision);
                 let request = RestoreRequest { partition, ticket, store: store.take() };
                 slot.state = SlotState::Restoring { ticket, since: now };
-                self.board.assigned(partition, self.index, self.revision);
                 self.restorer.begin(request, self.verdicts.clone());
             }
         }
