@@ -81,6 +81,25 @@ impl Drop for Reply {
     }
 }
 
+impl Reply {
+    /// What it says of each that the request named, or that was found; read while the reply lives.
+    ///
+    /// # Safety
+    /// Both functions are those of the kind of request that this is the reply to.
+    pub(super) unsafe fn results<R, T>(
+        &self,
+        of_event: unsafe extern "C" fn(*mut rd::rd_kafka_event_t) -> *const R,
+        all: unsafe extern "C" fn(*const R, *mut usize) -> *mut *const T,
+    ) -> &[*const T] {
+        let mut count = 0;
+        // SAFETY: by the function's contract; the array is the event's, and lives as long.
+        unsafe {
+            let found = all(of_event(self.0), &mut count);
+            if count == 0 { &[] } else { std::slice::from_raw_parts(found, count) }
+        }
+    }
+}
+
 /// What a request is posted with.
 pub(super) struct Post {
     pub rk: *mut rd::rd_kafka_t,
@@ -214,12 +233,9 @@ impl Client {
             });
             rd::rd_kafka_NewTopic_destroy(topic);
             let reply = reply?;
-            let mut count = 0;
-            let results = rd::rd_kafka_CreateTopics_result_topics(
-                rd::rd_kafka_event_CreateTopics_result(reply.0),
-                &mut count,
-            );
-            first(topic_outcomes(results, count))
+            let results = reply
+                .results(rd::rd_kafka_event_CreateTopics_result, rd::rd_kafka_CreateTopics_result_topics);
+            first(topic_outcomes(results))
         }
     }
 
@@ -239,12 +255,9 @@ impl Client {
             });
             rd::rd_kafka_DeleteTopic_destroy_array(topics.as_mut_ptr(), topics.len());
             let reply = reply?;
-            let mut count = 0;
-            let results = rd::rd_kafka_DeleteTopics_result_topics(
-                rd::rd_kafka_event_DeleteTopics_result(reply.0),
-                &mut count,
-            );
-            Ok(topic_outcomes(results, count))
+            let results = reply
+                .results(rd::rd_kafka_event_DeleteTopics_result, rd::rd_kafka_DeleteTopics_result_topics);
+            Ok(topic_outcomes(results))
         }
     }
 
@@ -273,12 +286,11 @@ impl Client {
             });
             rd::rd_kafka_NewPartitions_destroy(new);
             let reply = reply?;
-            let mut count = 0;
-            let results = rd::rd_kafka_CreatePartitions_result_topics(
-                rd::rd_kafka_event_CreatePartitions_result(reply.0),
-                &mut count,
+            let results = reply.results(
+                rd::rd_kafka_event_CreatePartitions_result,
+                rd::rd_kafka_CreatePartitions_result_topics,
             );
-            first(topic_outcomes(results, count))
+            first(topic_outcomes(results))
         }
     }
 
@@ -307,12 +319,9 @@ impl Client {
             });
             rd::rd_kafka_TopicCollection_destroy(topics);
             let reply = reply?;
-            let mut count = 0;
-            let found = rd::rd_kafka_DescribeTopics_result_topics(
-                rd::rd_kafka_event_DescribeTopics_result(reply.0),
-                &mut count,
-            );
-            Ok((0..count).map(|index| read(*found.add(index))).collect())
+            let found = reply
+                .results(rd::rd_kafka_event_DescribeTopics_result, rd::rd_kafka_DescribeTopics_result_topics);
+            Ok(found.iter().map(|&topic| read(topic)).collect())
         }
     }
 
@@ -352,14 +361,10 @@ impl Client {
                 let _ = consume(rd::rd_kafka_AdminOptions_set_isolation_level(post.options, isolation));
                 rd::rd_kafka_ListOffsets(post.rk, specs.raw(), post.options, post.queue);
             })?;
-            let mut count = 0;
-            let infos = rd::rd_kafka_ListOffsets_result_infos(
-                rd::rd_kafka_event_ListOffsets_result(reply.0),
-                &mut count,
-            );
-            Ok((0..count)
-                .map(|index| row(rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index))))
-                .collect())
+            let infos =
+                reply.results(rd::rd_kafka_event_ListOffsets_result, rd::rd_kafka_ListOffsets_result_infos);
+            let infos = infos.iter();
+            Ok(infos.map(|&info| row(rd::rd_kafka_ListOffsetsResultInfo_topic_partition(info))).collect())
         }
     }
 
@@ -382,14 +387,11 @@ impl Client {
             let reply = self.request(Op::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPS, wait, |post| {
                 rd::rd_kafka_ListConsumerGroups(post.rk, post.options, post.queue);
             })?;
-            let mut count = 0;
-            let found = rd::rd_kafka_ListConsumerGroups_result_valid(
-                rd::rd_kafka_event_ListConsumerGroups_result(reply.0),
-                &mut count,
+            let found = reply.results(
+                rd::rd_kafka_event_ListConsumerGroups_result,
+                rd::rd_kafka_ListConsumerGroups_result_valid,
             );
-            Ok((0..count)
-                .map(|index| text(rd::rd_kafka_ConsumerGroupListing_group_id(*found.add(index))))
-                .collect())
+            Ok(found.iter().map(|&group| text(rd::rd_kafka_ConsumerGroupListing_group_id(group))).collect())
         }
     }
 }
@@ -419,12 +421,11 @@ impl Coordinator<'_> {
                 prepare(post);
                 rd::rd_kafka_DescribeConsumerGroups(post.rk, names.as_mut_ptr(), 1, post.options, post.queue);
             })?;
-            let mut count = 0;
-            let found = rd::rd_kafka_DescribeConsumerGroups_result_groups(
-                rd::rd_kafka_event_DescribeConsumerGroups_result(reply.0),
-                &mut count,
+            let found = reply.results(
+                rd::rd_kafka_event_DescribeConsumerGroups_result,
+                rd::rd_kafka_DescribeConsumerGroups_result_groups,
             );
-            Ok((count > 0).then(|| read(*found)))
+            Ok(found.first().map(|&group| read(group)))
         }
     }
 
@@ -458,16 +459,13 @@ impl Coordinator<'_> {
             });
             rd::rd_kafka_ListConsumerGroupOffsets_destroy(request);
             let reply = reply?;
-            let mut count = 0;
-            let found = rd::rd_kafka_ListConsumerGroupOffsets_result_groups(
-                rd::rd_kafka_event_ListConsumerGroupOffsets_result(reply.0),
-                &mut count,
+            let found = reply.results(
+                rd::rd_kafka_event_ListConsumerGroupOffsets_result,
+                rd::rd_kafka_ListConsumerGroupOffsets_result_groups,
             );
-            if count == 0 {
-                return Ok(Vec::new());
-            }
-            borrowed(rd::rd_kafka_group_result_error(*found))?;
-            Ok(rows(rd::rd_kafka_group_result_partitions(*found)))
+            let Some(&group) = found.first() else { return Ok(Vec::new()) };
+            borrowed(rd::rd_kafka_group_result_error(group))?;
+            Ok(rows(rd::rd_kafka_group_result_partitions(group)))
         }
     }
 
@@ -482,12 +480,9 @@ impl Coordinator<'_> {
             });
             rd::rd_kafka_DeleteGroup_destroy(request);
             let reply = reply?;
-            let mut count = 0;
-            let found = rd::rd_kafka_DeleteGroups_result_groups(
-                rd::rd_kafka_event_DeleteGroups_result(reply.0),
-                &mut count,
-            );
-            if count == 0 { Ok(()) } else { borrowed(rd::rd_kafka_group_result_error(*found)) }
+            let found = reply
+                .results(rd::rd_kafka_event_DeleteGroups_result, rd::rd_kafka_DeleteGroups_result_groups);
+            found.first().map_or(Ok(()), |&group| borrowed(rd::rd_kafka_group_result_error(group)))
         }
     }
 }
@@ -497,13 +492,13 @@ fn first(outcomes: Outcomes) -> Result<(), KafkaError> {
 }
 
 /// # Safety
-/// `results` holds `count` live results.
-unsafe fn topic_outcomes(results: *mut *const rd::rd_kafka_topic_result_t, count: usize) -> Outcomes {
-    (0..count)
-        .map(|index| {
+/// The results are live.
+unsafe fn topic_outcomes(results: &[*const rd::rd_kafka_topic_result_t]) -> Outcomes {
+    results
+        .iter()
+        .map(|&result| {
             // SAFETY: by the function's contract.
             unsafe {
-                let result = *results.add(index);
                 let outcome = match rd_kafka_topic_result_error(result) {
                     0 => Ok(()),
                     code => Err(KafkaError {

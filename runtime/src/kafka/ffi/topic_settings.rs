@@ -44,15 +44,14 @@ impl Client {
             });
             rd::rd_kafka_ConfigResource_destroy_array(resources.as_mut_ptr(), resources.len());
             let reply = reply?;
-            let mut count = 0;
-            let found = rd::rd_kafka_DescribeConfigs_result_resources(
-                rd::rd_kafka_event_DescribeConfigs_result(reply.0),
-                &mut count,
+            let found = reply.results(
+                rd::rd_kafka_event_DescribeConfigs_result,
+                rd::rd_kafka_DescribeConfigs_result_resources,
             );
             // In the order asked, with null for what the brokers have left out.
-            let found = (0..count).map(|index| *found.add(index)).filter(|resource| !resource.is_null());
+            let found = found.iter().filter(|resource| !resource.is_null());
             Ok(found
-                .map(|resource| (text(rd::rd_kafka_ConfigResource_name(resource)), settings(resource)))
+                .map(|&resource| (text(rd::rd_kafka_ConfigResource_name(resource)), settings(resource)))
                 .collect())
         }
     }
@@ -83,18 +82,15 @@ impl Client {
             });
             rd::rd_kafka_ConfigResource_destroy(resource);
             let reply = reply?;
-            let mut count = 0;
-            let found = rd::rd_kafka_IncrementalAlterConfigs_result_resources(
-                rd::rd_kafka_event_IncrementalAlterConfigs_result(reply.0),
-                &mut count,
+            let found = reply.results(
+                rd::rd_kafka_event_IncrementalAlterConfigs_result,
+                rd::rd_kafka_IncrementalAlterConfigs_result_resources,
             );
-            if count == 0 {
-                return Ok(());
-            }
-            match rd_kafka_ConfigResource_error(*found) {
+            let Some(&changed) = found.first() else { return Ok(()) };
+            match rd_kafka_ConfigResource_error(changed) {
                 0 => Ok(()),
                 code => Err(KafkaError {
-                    text: text(rd::rd_kafka_ConfigResource_error_string(*found)),
+                    text: text(rd::rd_kafka_ConfigResource_error_string(changed)),
                     ..KafkaError::from_code(code)
                 }),
             }
