@@ -71,7 +71,14 @@ impl Column {
         (self.bytes, self.lengths)
     }
 
+    /// Makes room for so many more rows, and bytes of them all.
+    pub fn reserve(&mut self, rows: usize, bytes: usize) {
+        self.lengths.reserve(rows);
+        self.bytes.reserve(bytes);
+    }
+
     /// Appends a row. A row is at most `i32::MAX` bytes, which Kafka's own limit guarantees.
+    #[inline]
     pub fn push(&mut self, value: Option<&[u8]>) {
         match value {
             None => self.lengths.push(-1),

@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 
-/// Which of our modules a module may name. `proto` and `broker` are the crates of those names.
+/// Which of our modules a module may name. `proto`, `broker` and `batches` are the crates of those names.
 /// Everybody may name itself, `telemetry`, `config` and `faults`.
 const OURS: &[(&str, &[&str])] = &[
     ("record", &[]),
@@ -21,7 +21,7 @@ const OURS: &[(&str, &[&str])] = &[
     ("ports", &["record", "effects", "store"]),
     ("task", &["record", "effects", "ports", "store", "proto"]),
     ("wasm", &["record", "effects", "ports", "store"]),
-    ("kafka", &["record", "effects", "ports"]),
+    ("kafka", &["record", "effects", "ports", "batches"]),
     ("relay", &["record", "ports", "kafka"]),
     ("telemetry", &[]),
     ("config", &[]),
@@ -106,6 +106,7 @@ fn a_forbidden_import_is_found_however_it_is_written() {
         ("node/mod.rs", "fn f() { vec![tonic::Status::ok(\"\")]; }", "tonic"),
         ("config/node.rs", "#[derive(clap::Parser)] struct S;", "clap"),
         ("record.rs", "use tidemill_proto::v1::Position;", "proto"),
+        ("task/run.rs", "use tidemill_batches::Header;", "batches"),
         ("wasm/mod.rs", "use crate::*;", "glob"),
         ("ports.rs", "mod tests { use super::super::task; }", "task"),
         // Tests may build on more of ours, never on another module's foreign crate.
@@ -125,6 +126,7 @@ fn allowed_imports_pass() {
         ("task/run.rs", "use super::overlay::Overlay; use std::store::x;"),
         ("task/run.rs", "#[cfg(test)] mod tests { use super::super::fakes; use crate::node; }"),
         ("kafka/raw.rs", "use rdkafka_sys as sys; use crate::config::Tls;"),
+        ("kafka/fetch/chunk.rs", "use tidemill_batches::{BatchError, Header};"),
         ("node/worker.rs", "// rocksdb::DB\n/// [`rocksdb::DB`]\nconst S: &str = \"rocksdb::DB\";"),
         ("cli/apply.rs", "use tonic::transport::Channel; use tidemill_proto::v1;"),
         ("lib.rs", "pub mod task; pub mod node;"),
@@ -301,7 +303,8 @@ impl Checker {
     }
 
     fn ours(&mut self, module: &str, in_test: bool) {
-        let known = OURS.iter().any(|(name, _)| *name == module) || matches!(module, "proto" | "broker");
+        let known =
+            OURS.iter().any(|(name, _)| *name == module) || matches!(module, "proto" | "broker" | "batches");
         if in_test || !known || module == self.top || COMMON.contains(&module) {
             return;
         }

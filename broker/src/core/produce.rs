@@ -5,10 +5,10 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::produce_request::PartitionProduceData;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse, ResponseKind};
+use tidemill_batches::{self as batch, BatchError, Header, NO_PRODUCER_ID};
 use uuid::Uuid;
 
 use super::{Call, Core, Outcome, text};
-use crate::log::batch::{self, BatchError, Header, NO_PRODUCER_ID};
 use crate::log::producers::{SequenceError, Verdict};
 use crate::settings::Settings;
 

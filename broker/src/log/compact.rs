@@ -14,9 +14,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 
 use bytes::{Bytes, BytesMut};
+use tidemill_batches::{self as batch, BatchError, Header};
 
 use super::Log;
-use super::batch::{self, Header};
 use super::producers::Aborted;
 use super::segment::{Located, Segment};
 use crate::settings::Settings;
@@ -248,11 +248,11 @@ impl Filter<'_> {
             let offset = header.base_offset.saturating_add(record.offset_delta);
             let last = record.key.and_then(|key| self.keys.last.get(&self.keys.hash(key)));
             let superseded = last.is_none_or(|last| *last > offset);
-            let expired = record.tombstone && drop_tombstones;
+            let expired = record.is_tombstone() && drop_tombstones;
             if !superseded && !expired {
                 kept.extend_from_slice(record.raw);
                 count += 1;
-                *ages |= record.tombstone;
+                *ages |= record.is_tombstone();
             }
         })?;
         if count > 0 && header.transactional() {
@@ -267,7 +267,7 @@ impl Filter<'_> {
     }
 }
 
-fn invalid(error: batch::BatchError) -> io::Error {
+fn invalid(error: BatchError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 

@@ -3,11 +3,12 @@
 //! Synchronous and without a clock or a socket: the caller says what time it is. What a client
 //! may do with a partition is decided in `core`; this module only keeps the bytes right.
 //!
+//! A batch is never decoded on its way: it is checked, its offset is written into the header, and the
+//! bytes are stored. Records are walked only to validate and to compact them.
+//!
 //! Invariants: `start <= stable_end <= end`; there is always a last segment, which alone is
 //! written to; a replica is never behind, so the high watermark is `end`.
 
-pub mod batch;
-mod codec;
 mod compact;
 pub mod producers;
 mod recover;
@@ -20,14 +21,17 @@ use std::io;
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
+use tidemill_batches::{self as batch, Header};
 
 use crate::settings::Settings;
-use batch::Header;
 use producers::Producers;
 use segment::{Located, Segment};
 
 pub use compact::{Cleaned, Job};
 pub use recover::RecoverError;
+
+/// Of this broker, which every partition has had as its only leader.
+const LEADER_EPOCH: i32 = 0;
 
 /// A record found by its timestamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +143,7 @@ impl Log {
 
     fn write(&mut self, batch: &mut BytesMut, settings: &Settings, now_ms: i64) -> io::Result<Header> {
         self.roll_if_due(batch.len() as u64, settings, now_ms)?;
-        batch::assign_offset(batch, self.end());
+        batch::assign_offset(batch, self.end(), LEADER_EPOCH);
         let header =
             Header::parse(batch).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let sync = self.sync_every_append;

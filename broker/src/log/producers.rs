@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::batch::{Header, NO_PRODUCER_ID};
+use tidemill_batches::{Header, NO_PRODUCER_ID};
 
 /// Batches remembered per producer to recognise a retry; the limit of requests in flight that
 /// clients with idempotence keep to, and Kafka's own constant.

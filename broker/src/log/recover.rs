@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::batch::{self, BatchError, HEADER_LEN, Header};
+use tidemill_batches::{BatchError, COMMIT, HEADER_LEN, Header, control_type};
+
 use super::producers::Producers;
 use super::segment::{self, Segment};
 use super::{Log, VecDeque};
@@ -130,9 +131,8 @@ fn next_batch(reader: &mut impl Read, expected: i64) -> io::Result<NextBatch> {
     Ok(Header::check(&bytes).map(|header| Some((header, bytes))))
 }
 
-/// Whether a control batch commits: its first record's key is {version, type}, 1 being commit.
+/// Whether a control batch commits.
 fn is_commit(header: &Header, bytes: &[u8]) -> bool {
     let records = bytes.get(HEADER_LEN..header.size()).unwrap_or_default();
-    let first = batch::walk(records).next();
-    matches!(first, Some(Ok(record)) if record.key.is_some_and(|key| key.get(2..4) == Some(&[0, 1])))
+    control_type(records) == Ok(Some(COMMIT))
 }

@@ -15,8 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-
-use super::batch::{HEADER_LEN, Header};
+use tidemill_batches::{HEADER_LEN, Header};
 
 /// Distance of index entries. A look-up walks at most this many bytes of headers, plus one batch.
 const INDEX_INTERVAL_BYTES: u64 = 4096;

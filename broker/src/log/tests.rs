@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use bytes::{BufMut, BytesMut};
+use tidemill_batches::{self as batch, Header, NO_PRODUCER_ID, NO_SEQUENCE};
 
-use super::batch::{self, Header, NO_PRODUCER_ID, NO_SEQUENCE};
 use super::*;
 
 const SEEDS: u64 = 200;
@@ -69,6 +69,7 @@ fn data(producer: (i64, i32), transactional: bool, records: &[(u8, Option<u64>)]
     let header = Header {
         base_offset: 0,
         length: 0,
+        leader_epoch: 0,
         attributes: if transactional { 0x10 } else { 0 },
         last_offset_delta: records.len() as i32 - 1,
         base_timestamp: NOW_MS,
@@ -110,7 +111,7 @@ fn latest(log: &Log) -> BTreeMap<u8, Option<u64>> {
                 if !(header.control() || header.transactional() && ignored) {
                     let value = &record.raw[record.raw.len().saturating_sub(9)..];
                     let value = value[..8].try_into().map(u64::from_be_bytes).expect("eight bytes");
-                    found.insert(record.key.expect("a key")[0], (!record.tombstone).then_some(value));
+                    found.insert(record.key.expect("a key")[0], (!record.is_tombstone()).then_some(value));
                 }
             }
         }
