@@ -161,7 +161,7 @@ fn varint(bytes: &mut &[u8]) -> Option<i64> {
     }
 }
 
-#[cold]
+#[inline(never)]
 fn long_varint(bytes: &mut &[u8]) -> Option<i64> {
     let all = *bytes;
     let mut value = 0;

@@ -12,14 +12,22 @@ use anyhow::{Context, Result};
 use serde::{Serialize, Serializer};
 
 /// What is told apart. librdkafka's threads have the same names in every client of a process.
-pub const ROWS: [&str; 5] =
-    ["worker", "commit", "librdkafka, brokers", "librdkafka, main threads", "RocksDB, its own threads"];
+pub const ROWS: [&str; 6] = [
+    "worker",
+    "commit",
+    "fetching",
+    "librdkafka, brokers",
+    "librdkafka, main threads",
+    "RocksDB, its own threads",
+];
 /// The thread that takes records and handles them; the loop's only one.
 pub const WORKER: usize = 0;
 pub const COMMIT: usize = 1;
-const BROKERS: usize = 2;
-const MAIN: usize = 3;
-const ROCKSDB: usize = 4;
+/// The node's own threads of brokers; in the loop librdkafka's do that.
+const FETCHING: usize = 2;
+const BROKERS: usize = 3;
+const MAIN: usize = 4;
+const ROCKSDB: usize = 5;
 
 /// The kernel keeps no more of a name.
 const NAME_BYTES_MAX: usize = 15;
@@ -54,6 +62,7 @@ impl Names {
         match name {
             name if name == self.worker => Some(WORKER),
             name if name == self.commit => Some(COMMIT),
+            name if name.starts_with("fetch-") => Some(FETCHING),
             name if name.starts_with("rdk:broker") => Some(BROKERS),
             name if name.starts_with("rdk:") => Some(MAIN),
             name if name.starts_with("rocksdb:") => Some(ROCKSDB),
@@ -164,11 +173,12 @@ mod tests {
             (4, "rdk:broker1", [7, 3]),
             (5, "rdk:broker-1", [0, 1]),
             (6, "rdk:main", [1, 0]),
+            (7, "fetch-1", [2, 1]),
         ]);
         let by_thread = after.since(&before, &names, Duration::from_secs(1), 1_000_000);
-        let rows = [[500.0, 20.0], [200.0, 0.0], [70.0, 40.0], [10.0, 0.0], [0.0, 0.0]];
+        let rows = [[500.0, 20.0], [200.0, 0.0], [20.0, 10.0], [70.0, 40.0], [10.0, 0.0], [0.0, 0.0]];
         assert_eq!(by_thread.rows, rows);
-        assert!((by_thread.others - 160.0).abs() < 1e-6, "{by_thread:?}");
+        assert!((by_thread.others - 130.0).abs() < 1e-6, "{by_thread:?}");
         assert!((by_thread.whole() - 1_000.0).abs() < 1e-6);
     }
 

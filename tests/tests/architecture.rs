@@ -21,7 +21,7 @@ const OURS: &[(&str, &[&str])] = &[
     ("ports", &["record", "effects", "store"]),
     ("task", &["record", "effects", "ports", "store", "proto"]),
     ("wasm", &["record", "effects", "ports", "store"]),
-    ("kafka", &["record", "effects", "ports", "batches"]),
+    ("kafka", &["record", "effects", "ports", "batches", "tls"]),
     ("relay", &["record", "ports", "kafka"]),
     ("telemetry", &[]),
     ("config", &[]),
@@ -36,6 +36,7 @@ const OURS: &[(&str, &[&str])] = &[
 /// Foreign crates that only some modules may name, by the start of their name.
 const FOREIGN: &[(&str, &[&str])] = &[
     ("rdkafka", &["kafka"]),
+    ("kafka_protocol", &["kafka"]),
     ("wasmtime", &["wasm"]),
     ("wasmparser", &["wasm"]),
     ("wit_", &["wasm"]),

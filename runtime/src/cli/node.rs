@@ -51,6 +51,9 @@ pub fn serve(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Outcome {
     for note in &config.notes {
         tracing::warn!("{note}");
     }
+    if let Some(why) = config.kafka.why_librdkafka_fetches() {
+        tracing::info!("{why}");
+    }
     state_dir::check(&config.state_dir, config.state_free_min_bytes)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(until_stopped(config, ready));

@@ -12,7 +12,8 @@ use super::document::SpecDefaults;
 use super::listen;
 use super::load::Values;
 use super::node::{
-    GroupProtocol, KafkaConfig, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl, Secret, Ssl,
+    Fetcher, GroupProtocol, KafkaConfig, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl,
+    Secret, Ssl,
 };
 use super::outbox::BreakerSpec;
 use super::policy::Policy;
@@ -107,7 +108,7 @@ fn kafka(values: &Values<'_>) -> Option<KafkaConfig> {
         .iter()
         .map(|(name, (value, scope, _))| (name.clone(), Property { value: value.clone(), scope: *scope }))
         .collect();
-    Some(KafkaConfig {
+    let kafka = KafkaConfig {
         bootstrap_servers: list(values, "kafka.bootstrap_servers"),
         security_protocol,
         sasl,
@@ -117,11 +118,20 @@ fn kafka(values: &Values<'_>) -> Option<KafkaConfig> {
             Some("consumer") => GroupProtocol::Consumer,
             _ => GroupProtocol::Classic,
         },
+        fetcher: match text(values, "kafka.fetcher").as_deref() {
+            Some("own") => Some(Fetcher::Own),
+            Some("librdkafka") => Some(Fetcher::Librdkafka),
+            _ => None,
+        },
         acks: text(values, "kafka.acks").unwrap_or_default(),
         enable_idempotence: flag(values, "kafka.enable_idempotence"),
         partitioner: text(values, "kafka.partitioner").unwrap_or_default(),
         properties,
-    })
+    };
+    for problem in kafka.problems_of_fetching() {
+        values.refuse("kafka.fetcher", problem);
+    }
+    Some(kafka)
 }
 
 fn sasl(values: &Values<'_>, protocol: &str) -> Option<Sasl> {

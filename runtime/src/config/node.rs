@@ -98,6 +98,8 @@ pub struct KafkaConfig {
     pub ssl: Ssl,
     pub connect_timeout: Duration,
     pub group_protocol: GroupProtocol,
+    /// `None` = the node itself, unless something is configured that only librdkafka can do.
+    pub fetcher: Option<Fetcher>,
     /// Of producers without transactions; transactional ones always use all and idempotence.
     pub acks: String,
     pub enable_idempotence: bool,
@@ -114,6 +116,14 @@ pub enum GroupProtocol {
     /// KIP-848: the broker assigns, member by member, and only to dynamic members, because a
     /// restarted static one is fenced there until its session expires.
     Consumer,
+}
+
+/// Who fetches the records of inputs. Everything else that is said to brokers is librdkafka's in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetcher {
+    /// The node itself, in batches as the brokers keep them, which takes less CPU.
+    Own,
+    Librdkafka,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -175,6 +175,8 @@ pub const SETTINGS: &[Setting] = &[
         "How long a first connection to Kafka may take before the node gives up and says so."),
     setting("kafka.group_protocol", None, Kind::Choice(&["classic", "consumer"]), "classic",
         "classic: static membership, a restarted node takes its partitions back at once. consumer: KIP-848 (Kafka 4.0 or later), without static membership: the partitions of a killed node wait for the broker's session time-out."),
+    setting("kafka.fetcher", None, Kind::Choice(&["own", "librdkafka"]), "",
+        "Who fetches the records of inputs. own: the node itself, which takes less CPU. librdkafka: the client library, which honours every property. Not set = own, unless something is configured that only librdkafka can do; the node says so at its start."),
     setting("kafka.acks", Some("acks"), Kind::Choice(&["all", "1", "0", "-1"]), "all",
         "Acknowledgements a write waits for. exactly_once deployments always use all."),
     setting("kafka.enable_idempotence", Some("enable_idempotence"), Kind::Bool, "true",

@@ -7,11 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::ffi::{self, Settings};
+use crate::config::fetcher::{Obstacle, obstacles};
 use crate::config::kafka_properties::is_secret;
-use crate::config::node::GroupProtocol;
+use crate::config::node::{Fetcher, GroupProtocol};
 
 /// What a person wrote about Kafka. Secrets are in `properties` like everything else and never
 /// appear in `Debug` output or in an error.
@@ -34,6 +36,8 @@ pub struct KafkaConfig {
     pub acks: String,
     /// As for `acks`.
     pub enable_idempotence: bool,
+    /// Who fetches a worker's records; `None` = the node itself, unless only librdkafka can do as is configured.
+    pub fetcher: Option<Fetcher>,
     pub limits: KafkaLimits,
 }
 
@@ -113,6 +117,7 @@ impl KafkaConfig {
             partitioner: "murmur2_random".to_owned(),
             acks: "all".to_owned(),
             enable_idempotence: true,
+            fetcher: None,
             limits: KafkaLimits::default(),
         }
     }
@@ -192,6 +197,42 @@ impl KafkaConfig {
             // bursts, because a queue this small empties in milliseconds.
             ("fetch.queue.backoff.ms", "5"),
         ])
+    }
+
+    /// What the node's own fetcher goes by: no other values than librdkafka is given for a worker's consumer.
+    pub(super) fn fetching(&self) -> Fetching {
+        let limits = &self.limits;
+        let bytes = |bytes: u32| i32::try_from(bytes).unwrap_or(i32::MAX);
+        Fetching {
+            wait_max: Duration::from_millis(
+                self.number("fetch.wait.max.ms").unwrap_or(FETCH_WAIT_MS).min(FETCH_WAIT_MS_MAX),
+            ),
+            min_bytes: self.number::<i32>("fetch.min.bytes").unwrap_or(1).max(1),
+            max_bytes: bytes(limits.fetch_bytes.max(limits.partition_fetch_bytes)),
+            partition_bytes: bytes(limits.partition_fetch_bytes),
+            queue_bytes: (limits.fetch_queue_kib as usize).saturating_mul(1024),
+        }
+    }
+
+    /// Who fetches a worker's records.
+    pub fn fetcher(&self) -> Fetcher {
+        match self.fetcher {
+            Some(fetcher) => fetcher,
+            None if self.only_librdkafka().is_empty() => Fetcher::Own,
+            None => Fetcher::Librdkafka,
+        }
+    }
+
+    /// What is configured that only librdkafka can honour.
+    pub(super) fn only_librdkafka(&self) -> Vec<Obstacle> {
+        let mechanism = self.sasl_mechanism.as_deref().map(|mechanism| ("sasl.mechanisms", mechanism));
+        let properties = self.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        obstacles(mechanism.into_iter().chain(properties))
+    }
+
+    /// A property that is a number; [`KafkaConfig::problems`] has told of one that is not.
+    pub(super) fn number<T: FromStr>(&self, name: &str) -> Option<T> {
+        self.properties.get(name)?.trim().parse().ok()
     }
 
     /// A worker's consumer in its group.
@@ -349,6 +390,24 @@ impl KafkaConfig {
     }
 }
 
+/// What the node's own fetcher asks of brokers, and how much it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fetching {
+    /// How long a broker waits for `min_bytes`.
+    pub wait_max: Duration,
+    pub min_bytes: i32,
+    /// One response; a larger first batch comes whole.
+    pub max_bytes: i32,
+    /// One partition's part of a response; the same.
+    pub partition_bytes: i32,
+    /// Fetched ahead and not yet taken, of all partitions together.
+    pub queue_bytes: usize,
+}
+
+/// librdkafka's default for `fetch.wait.max.ms`, and the most that it takes.
+const FETCH_WAIT_MS: u64 = 500;
+const FETCH_WAIT_MS_MAX: u64 = 300_000;
+
 /// How many requests may be under way to a broker, by both of its names.
 const IN_FLIGHT: [&str; 2] = ["max.in.flight", "max.in.flight.requests.per.connection"];
 /// Requests that a broker orders by their sequence numbers; an idempotent producer may have no more under way.
@@ -388,6 +447,7 @@ impl fmt::Debug for KafkaConfig {
             .field("sasl_username", &self.sasl_username)
             .field("sasl_password", &self.sasl_password.as_ref().map(|_| "<hidden>"))
             .field("properties", &properties)
+            .field("fetcher", &self.fetcher)
             .field("limits", &self.limits)
             .finish()
     }
@@ -542,6 +602,45 @@ mod tests {
         assert_eq!([None, Some("id")].map(|id| in_flight(&config, id)), [[None, None], few]);
         config.properties.insert(IN_FLIGHT[1].to_owned(), "4".to_owned());
         assert_eq!(in_flight(&config, Some("id")), [None, Some("4".to_owned())]);
+    }
+
+    #[test]
+    fn the_nodes_own_fetcher_goes_by_what_librdkafka_is_given() {
+        let mut config = KafkaConfig::new("localhost:9092");
+        config.limits.fetch_bytes = 1 << 20;
+        config.limits.partition_fetch_bytes = 3 << 20;
+        config.limits.fetch_queue_kib = 2048;
+        let group = GroupSettings { id: "g", instance_id: None, protocol: GroupProtocol::Classic, inputs: 1 };
+        for (wait, bytes) in [(None, None), (Some("20"), Some("4096"))] {
+            for (name, value) in [("fetch.wait.max.ms", wait), ("fetch.min.bytes", bytes)] {
+                config.properties.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+            }
+            let given: BTreeMap<String, String> = config.consumer(&group).into_iter().collect();
+            let number =
+                |name: &str, default: u64| given.get(name).map_or(default, |v| v.parse().expect(name));
+            let own = config.fetching();
+            assert_eq!(own.wait_max.as_millis(), u128::from(number("fetch.wait.max.ms", 500)));
+            assert_eq!(own.min_bytes as u64, number("fetch.min.bytes", 1));
+            assert_eq!(own.max_bytes as u64, number("fetch.max.bytes", 0));
+            assert_eq!(own.partition_bytes as u64, number("fetch.message.max.bytes", 0));
+            assert_eq!(own.queue_bytes as u64, 1024 * number("queued.max.messages.kbytes", 0));
+        }
+    }
+
+    #[test]
+    fn librdkafka_fetches_if_told_or_if_only_it_can() {
+        let mut config = KafkaConfig::new("localhost:9092");
+        config.sasl_mechanism = Some("PLAIN".to_owned());
+        assert_eq!(config.fetcher(), Fetcher::Own);
+        config.sasl_mechanism = Some("OAUTHBEARER".to_owned());
+        assert_eq!(config.fetcher(), Fetcher::Librdkafka);
+        config.sasl_mechanism = None;
+        config.properties.insert("client.rack".to_owned(), "a".to_owned());
+        assert_eq!(config.fetcher(), Fetcher::Librdkafka);
+        for told in [Fetcher::Own, Fetcher::Librdkafka] {
+            config.fetcher = Some(told);
+            assert_eq!(config.fetcher(), told);
+        }
     }
 
     #[test]

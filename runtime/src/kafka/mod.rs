@@ -1,10 +1,11 @@
-//! Kafka through librdkafka: the only module that names `rdkafka-sys`.
+//! Kafka, through librdkafka but for the records that workers read: the only module that names `rdkafka-sys`.
 //!
 //! | file | what it is |
 //! |---|---|
 //! | [`config`] | how to reach the cluster, and the settings that are ours to fix |
 //! | [`epochs`] | which leader wrote what of an input, to notice a log that was cut off |
 //! | [`consumer`] | one worker's place in its group, and its batches |
+//! | `fetch` | the records of those partitions, read from brokers by the node itself |
 //! | [`sink`] | where commits go: transactional, or plain for `at_least_once` |
 //! | [`recovery`] | committed offsets and changelogs, read back |
 //! | [`topic_log`] | a single-partition topic as an append-only log |
@@ -15,6 +16,7 @@
 //! | [`probe`] | can the cluster be reached, and if not, why |
 //! | [`tools`] | blocking helpers for the command line |
 //! | [`peek`] | the age of the record that a partition continues with |
+//! | `wire` | the node's own connections to brokers |
 //! | [`headers`] | Kafka's own header encoding |
 //! | `ffi` | librdkafka behind safe types; all `unsafe` is there |
 //!
@@ -24,6 +26,7 @@ pub mod admin;
 pub mod config;
 pub mod consumer;
 pub mod epochs;
+mod fetch;
 mod ffi;
 mod from_node;
 pub mod mirror;
@@ -37,6 +40,7 @@ pub mod sink;
 pub mod tools;
 pub mod topic_log;
 pub mod topic_settings;
+mod wire;
 
 use std::time::{Duration, Instant};
 

@@ -79,7 +79,7 @@ impl PartitionReader {
         apply: &mut dyn FnMut(&Message) -> bool,
     ) -> Result<bool, SourceError> {
         if !self.raw.has_pending() {
-            self.raw.fill_wait(BATCH, Instant::now() + wait);
+            self.raw.fill_wait(BATCH, Instant::now() + wait, || false);
         }
         while let Some(message) = self.raw.front() {
             // Messages of a partition read earlier were fetched before it was given up.

@@ -161,7 +161,7 @@ pub fn consume(
     let mut open: Vec<i32> = partitions;
     let mut count = 0;
     while spec.max.is_none_or(|max| count < max) {
-        raw.fill_wait(500, Instant::now() + Duration::from_millis(100));
+        raw.fill_wait(500, Instant::now() + Duration::from_millis(100), || false);
         if !raw.has_pending() && !each(None) {
             break;
         }

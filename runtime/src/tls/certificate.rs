@@ -59,7 +59,7 @@ fn is_plain(name: &str) -> bool {
 
 /// First and last moment. webpki tells them only when it refuses a time outside of them, and both ends of
 /// all time are; it looks at the time before anything else.
-fn term(certificate: &EndEntityCert<'_>) -> Result<(i64, i64), String> {
+pub(super) fn term(certificate: &EndEntityCert<'_>) -> Result<(i64, i64), String> {
     let at = |seconds| {
         let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         certificate.verify_for_usage(&[], &[], &[], time, KeyUsage::client_auth(), None, None).err()

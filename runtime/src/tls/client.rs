@@ -12,8 +12,11 @@ use tokio::io::{AsyncReadExt, Chain, Join, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::client::WantsClientCert;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{
+    self, AlertDescription, CertificateError, ClientConfig, ConfigBuilder, RootCertStore,
+};
 use tower::Service;
 
 use super::certificate::Certificate;
@@ -163,23 +166,33 @@ pub(super) fn client_config(
         .with_protocol_versions(VERSIONS)
         .map_err(|reason| TlsError::Unusable { path: "TLS".into(), reason })?
         .with_root_certificates(roots);
-    let mut config = match pair {
-        None => builder.with_no_client_auth(),
-        Some(pair) => {
-            let identity = pair.identity()?;
-            builder
-                .with_client_auth_cert(identity.chain, identity.key)
-                .map_err(|reason| pair.refused(reason))?
-        }
-    };
+    let mut config = showing(pair, builder)?;
     config.alpn_protocols = vec![protocol.to_vec()];
     Ok(Arc::new(config))
 }
 
+/// Shows `pair` to whoever asks for a certificate.
+pub(super) fn showing(
+    pair: Option<&KeyPair>,
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+) -> Result<ClientConfig, TlsError> {
+    let Some(pair) = pair else { return Ok(builder.with_no_client_auth()) };
+    let identity = pair.identity()?;
+    builder.with_client_auth_cert(identity.chain, identity.key).map_err(|reason| pair.refused(reason))
+}
+
 /// What a person can do about a handshake that failed.
 fn explain(error: io::Error, host: &str) -> BoxError {
+    match explanation(&error, host) {
+        Some(text) => Refused(text).into(),
+        None => error.into(),
+    }
+}
+
+/// The same as text; `None` = it is not TLS that failed.
+pub(super) fn explanation(error: &io::Error, host: &str) -> Option<String> {
     let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let text = match reason {
+    Some(match reason {
         Some(rustls::Error::AlertReceived(alert)) => refused_by_the_other(*alert),
         Some(rustls::Error::InvalidCertificate(problem)) => not_believed(problem, host),
         Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS".into(),
@@ -187,9 +200,8 @@ fn explain(error: io::Error, host: &str) -> BoxError {
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
             "it closed the connection in the middle of the TLS handshake".into()
         }
-        None => return error.into(),
-    };
-    Refused(text).into()
+        None => return None,
+    })
 }
 
 fn refused_by_the_other(alert: AlertDescription) -> String {

@@ -39,7 +39,7 @@ impl PemFile {
     }
 
     /// At least one, the holder's own first.
-    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    pub fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.bytes).collect();
         let found = found.map_err(|error| self.malformed(error.to_string()))?;
         if found.is_empty() {

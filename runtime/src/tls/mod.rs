@@ -2,7 +2,8 @@
 //! that names rustls (with aws-lc-rs as its one provider of cryptography) and reads certificates.
 //!
 //! TLS 1.2 and 1.3, nothing older. A node has one certificate, for both of its listeners and for calls of
-//! other nodes; every caller of the control plane has one, from a CA that the node is told.
+//! other nodes; every caller of the control plane has one, from a CA that the node is told. What it shows to
+//! Kafka's brokers, and whom it believes there, is configured apart from that.
 //!
 //! | file | what |
 //! |---|---|
@@ -11,12 +12,16 @@
 //! | [`own`] | what a node shows and demands, read again when its files change |
 //! | [`connection`] | an accepted connection, encrypted or not, and who is at its other end |
 //! | [`client`] | connecting, with an error that says what to mend |
+//! | [`blocking`] | the same without tokio, to brokers |
+//! | `trust` | whom that believes |
 
+pub mod blocking;
 pub mod certificate;
 pub mod client;
 pub mod connection;
 mod files;
 pub mod own;
+mod trust;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +55,8 @@ pub enum TlsError {
     Mismatch { cert: PathBuf, key: PathBuf },
     #[error("{path}: {reason}")]
     Unusable { path: PathBuf, reason: rustls::Error },
+    #[error("this machine trusts no certificate authority: install ca-certificates, or name a file of them")]
+    NobodyTrusted,
 }
 
 const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];

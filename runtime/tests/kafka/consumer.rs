@@ -1,56 +1,13 @@
-//! Batches, rebalances, positions.
+//! Rebalances, and who is a member.
 
 use std::time::{Duration, Instant};
 
 use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
-use tidemill::kafka::tools::Row;
 use tidemill::ports::{Group, Source, SourceError, Taken};
 use tidemill::record::Offset;
-use tidemill::record::headers;
 
-use crate::harness::{Cluster, Member, at, now_ms, row, unique};
-use crate::sink;
-
-fn spec(group: &str, topics: &[&str]) -> ConsumerSpec {
-    ConsumerSpec::new(group, topics.iter().map(|&topic| topic.to_owned()).collect())
-}
-
-#[test]
-fn batches_keep_order_timestamps_headers_and_nulls() {
-    let cluster = Cluster::get();
-    let topic = cluster.topic("rows", 1);
-    let t = now_ms();
-    let text = |value: &str| Some(value.as_bytes().to_vec());
-    let rows = [
-        Row { key: text("k"), value: text("v"), timestamp_ms: Some(t), ..Row::default() },
-        Row { key: None, value: text(""), timestamp_ms: Some(t + 2), ..Row::default() },
-        Row { key: text(""), value: None, timestamp_ms: Some(t + 1), ..Row::default() },
-        Row {
-            key: text("h"),
-            value: text("x"),
-            headers: vec![("a".into(), text("1")), ("b".into(), None), ("a".into(), text(""))],
-            timestamp_ms: Some(t + 9),
-            ..Row::default()
-        },
-    ];
-    cluster.produce(&topic, rows);
-
-    let mut member =
-        Member::join(&cluster, ConsumerSpec { wants_headers: true, ..spec(&unique("group"), &[&topic]) });
-    member.step_until("four records", |member| member.count() == 4);
-    let keys: Vec<_> = member.batches.iter().flat_map(|b| b.keys.iter()).collect();
-    let values: Vec<_> = member.batches.iter().flat_map(|b| b.values.iter()).collect();
-    let times: Vec<_> = member.batches.iter().flat_map(|b| b.timestamps.clone()).collect();
-    let lists: Vec<_> = member.batches.iter().flat_map(|b| b.headers.iter()).collect();
-    assert_eq!(keys, [Some(&b"k"[..]), None, Some(b""), Some(b"h")]);
-    assert_eq!(values, [Some(&b"v"[..]), Some(b""), None, Some(b"x")]);
-    assert_eq!(times, [t, t + 2, t + 1, t + 9]);
-    assert_eq!(lists[..3], [None; 3]);
-    assert_eq!(
-        headers::decode(lists[3].unwrap()).unwrap(),
-        [("a", Some(&b"1"[..])), ("b", None), ("a", Some(b""))],
-    );
-}
+use crate::fetching::{offsets, spec, wait_for};
+use crate::harness::{Cluster, Member, at, unique};
 
 /// librdkafka answers nothing once a group has ended, so whoever asks then waits for ever.
 #[test]
@@ -69,107 +26,6 @@ fn a_static_member_that_closes_at_any_moment_of_being_let_in_is_closed_soon() {
             drop(consumer)
         }
         assert!(began.elapsed() < Duration::from_secs(8), "{after_ms} ms: {:?}", began.elapsed());
-    }
-}
-
-#[test]
-fn a_batch_respects_its_limits_and_loses_nothing() {
-    let cluster = Cluster::get();
-    let topic = cluster.topic("limits", 2);
-    cluster.produce_numbers(&topic, 0, 0..3_000);
-    cluster.produce_numbers(&topic, 1, 0..3_000);
-    let spec = ConsumerSpec { batch_records: 100, batch_bytes: 400, ..spec(&unique("group"), &[&topic]) };
-    let mut member = Member::join(&cluster, spec);
-    member.step_until("6,000 records", |member| member.count() == 6_000);
-    for partition in 0..2 {
-        let expected: Vec<_> = (0..3_000).map(|n| (n, n.to_string())).collect();
-        assert_eq!(member.records(at(0, partition)), expected);
-    }
-    assert!(member.batches.iter().all(|batch| batch.len() <= 100 && batch.bytes() <= 400));
-}
-
-#[test]
-fn a_partition_flows_only_between_start_and_stop_and_never_from_below() {
-    let cluster = Cluster::get();
-    let topic = cluster.topic("flow", 1);
-    cluster.produce_numbers(&topic, 0, 0..100);
-    let mut consumer = Consumer::new(&cluster.config(), spec(&unique("group"), &[&topic])).unwrap();
-    let id = at(0, 0);
-    let mut out = Vec::new();
-    wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
-    consumer.assign(&[(id, Offset(10))]).unwrap();
-
-    // Assigned but not started: whatever was fetched meanwhile stays inside.
-    stays_quiet(&mut consumer, Duration::from_millis(300));
-    assert_eq!(consumer.position(id), None);
-
-    for start in [40, 0, 90] {
-        consumer.start(id, Offset(start)).unwrap();
-        assert_eq!(consumer.position(id), None, "nothing was taken since the start");
-        out.clear();
-        wait_for(&mut consumer, &mut out, |out| offsets(out).last() == Some(&99));
-        assert_eq!(offsets(&out), (start as i64..100).collect::<Vec<_>>());
-        assert_eq!(consumer.position(id), Some(Offset(100)));
-    }
-
-    consumer.stop(id).unwrap();
-    cluster.produce_numbers(&topic, 0, 100..200);
-    stays_quiet(&mut consumer, Duration::from_millis(300));
-    out.clear();
-    consumer.start(id, Offset(150)).unwrap();
-    wait_for(&mut consumer, &mut out, |out| offsets(out).last() == Some(&199));
-    assert_eq!(offsets(&out), (150..200).collect::<Vec<_>>());
-}
-
-/// librdkafka's thread of a broker that has nothing to fetch looks again after a second.
-#[test]
-fn a_partition_is_read_as_soon_as_it_starts_however_long_it_was_stopped() {
-    let cluster = Cluster::get();
-    let topic = cluster.topic("prompt", 1);
-    cluster.produce_numbers(&topic, 0, 0..10);
-    let mut consumer = Consumer::new(&cluster.config(), spec(&unique("group"), &[&topic])).unwrap();
-    let id = at(0, 0);
-    let mut out = Vec::new();
-    wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
-    consumer.assign(&[(id, Offset(0))]).unwrap();
-    let mut waited = Vec::new();
-    // To the log's start librdkafka seeks in another way.
-    for start in [0, 5, 0, 5, 0] {
-        // The last fetch is answered after half a second; then the thread has 0.8 s of its second left.
-        stays_quiet(&mut consumer, Duration::from_millis(700));
-        out.clear();
-        let began = Instant::now();
-        consumer.start(id, Offset(start)).unwrap();
-        wait_for(&mut consumer, &mut out, |out| !offsets(out).is_empty());
-        waited.push(began.elapsed());
-        consumer.stop(id).unwrap();
-    }
-    assert!(waited.iter().sum::<Duration>() < Duration::from_millis(1_500), "{waited:?}");
-}
-
-/// Takes for that long, and nothing comes out.
-fn stays_quiet(consumer: &mut Consumer, time: Duration) {
-    let mut out = Vec::new();
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        consumer.take(Duration::from_millis(20), &mut out).unwrap();
-    }
-    assert!(out.is_empty(), "{out:?}");
-}
-
-fn offsets(out: &[Taken]) -> Vec<i64> {
-    let batches = out.iter().filter_map(|taken| match taken {
-        Taken::Batch(batch) => Some(batch),
-        _ => None,
-    });
-    batches.flat_map(|batch| batch.offsets.clone()).collect()
-}
-
-fn wait_for(consumer: &mut Consumer, out: &mut Vec<Taken>, done: impl Fn(&[Taken]) -> bool) {
-    let deadline = Instant::now() + crate::harness::PATIENCE;
-    while !done(out) {
-        assert!(Instant::now() < deadline, "not in time: {out:?}");
-        consumer.take(Duration::from_millis(50), out).unwrap();
     }
 }
 
@@ -319,58 +175,6 @@ fn several_inputs_are_assigned_together_by_partition_number() {
     }
     let owner = if a.running.contains(&at(1, 3)) { &a } else { &b };
     assert_eq!(owner.records(at(1, 3)).len(), 10);
-}
-
-#[test]
-fn the_position_passes_transaction_markers_and_aborted_records() {
-    let cluster = Cluster::get();
-    let topic = cluster.topic("markers", 1);
-    let mut member = Member::join(&cluster, spec(&unique("group"), &[&topic]));
-    member.step_until("the partition", |member| member.running.len() == 1);
-    let id = at(0, 0);
-    assert_eq!(member.consumer.position(id), None);
-
-    // A record and its commit marker: the end is 2.
-    sink::transact(&cluster, &topic, &["a"], true);
-    member.step_until("the marker", |member| member.consumer.position(id) == Some(Offset(2)));
-    assert_eq!(member.records(id), [(0, "a".to_owned())]);
-
-    // Two aborted records and a marker: nothing comes out, the end is 5.
-    sink::transact(&cluster, &topic, &["b", "c"], false);
-    member.step_until("the abort marker", |member| member.consumer.position(id) == Some(Offset(5)));
-    assert_eq!(member.records(id).len(), 1);
-
-    let end = cluster.admin().offsets(&[(topic.clone(), 0)], tidemill::kafka::admin::At::End).unwrap();
-    assert_eq!(end, [Offset(5)]);
-
-    // Started among markers only, the position still reaches the end.
-    member.consumer.start(id, Offset(1)).unwrap();
-    member.step_until("the end again", |member| member.consumer.position(id) == Some(Offset(5)));
-    assert_eq!(member.records(id).len(), 1);
-}
-
-#[test]
-fn an_offset_out_of_range_stops_the_partition_until_it_is_started_anew() {
-    let cluster = Cluster::get();
-    let topic = cluster.topic("range", 2);
-    cluster.produce_numbers(&topic, 0, 0..10);
-    cluster.produce_numbers(&topic, 1, 0..10);
-    cluster.admin().delete_records(&topic, 0, Offset(5)).unwrap();
-
-    let mut member = Member::join(&cluster, spec(&unique("group"), &[&topic]));
-    member.step_until("a failure and the other partition", |member| {
-        let explained =
-            |event: &String| event.starts_with("failed 0") && event.contains("offset 0, which is next");
-        member.events.iter().any(explained) && member.count() == 10
-    });
-    assert_eq!(member.records(at(0, 0)), []);
-    assert_eq!(member.consumer.position(at(0, 0)), None);
-
-    member.consumer.start(at(0, 0), Offset(5)).unwrap();
-    member.step_until("the rest", |member| member.count() == 15);
-    assert_eq!(member.records(at(0, 0))[0].0, 5);
-    cluster.produce(&topic, [row(1, "more")]);
-    member.step_until("one more", |member| member.records(at(0, 1)).len() == 11);
 }
 
 #[test]

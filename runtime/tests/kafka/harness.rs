@@ -127,7 +127,11 @@ pub struct Member {
 
 impl Member {
     pub fn join(cluster: &Cluster, spec: ConsumerSpec) -> Member {
-        let consumer = Consumer::new(&cluster.config(), spec).unwrap();
+        Member::join_with(&cluster.config(), spec)
+    }
+
+    pub fn join_with(config: &KafkaConfig, spec: ConsumerSpec) -> Member {
+        let consumer = Consumer::new(config, spec).unwrap();
         Member {
             consumer,
             running: Vec::new(),

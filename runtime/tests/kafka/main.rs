@@ -5,6 +5,7 @@
 
 mod admin;
 mod consumer;
+mod fetching;
 mod harness;
 mod recovery;
 mod sink;

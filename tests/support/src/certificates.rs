@@ -48,6 +48,16 @@ impl Authority {
         Authority { issuer: Issuer::new(params, key), directory: directory.into(), ca }
     }
 
+    /// A server's certificate that nobody but itself has signed, and that says it is a CA: what `keytool` makes.
+    pub fn self_signed(directory: &Path, file: &str, names: &[&str]) -> Pair {
+        let mut params = params(file, Term::Now);
+        params.subject_alt_names = names.iter().map(|name| san(name)).collect();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        Pair::write(directory, file, &certificate.pem(), &key.serialize_pem())
+    }
+
     /// A certificate of these names, URIs, DNS names and IP addresses, as `FILE.pem` and `FILE.key`.
     pub fn issue(&self, file: &str, names: &[&str]) -> Pair {
         self.issue_for(file, names, Term::Now)
@@ -60,12 +70,16 @@ impl Authority {
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let pair = Pair {
-            cert: self.directory.join(format!("{file}.pem")),
-            key: self.directory.join(format!("{file}.key")),
-        };
-        write(&pair.cert, &certificate.pem());
-        write(&pair.key, &key.serialize_pem());
+        Pair::write(&self.directory, file, &certificate.pem(), &key.serialize_pem())
+    }
+}
+
+impl Pair {
+    fn write(directory: &Path, file: &str, cert: &str, key: &str) -> Pair {
+        let named = |end: &str| directory.join(format!("{file}.{end}"));
+        let pair = Pair { cert: named("pem"), key: named("key") };
+        write(&pair.cert, cert);
+        write(&pair.key, key);
         pair
     }
 }

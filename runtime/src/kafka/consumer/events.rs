@@ -1,6 +1,7 @@
 //! What comes in the place of a record, and what to do about it.
 
 use super::Consumer;
+use crate::kafka::fetch::Refusal;
 use crate::kafka::ffi::{Code, KafkaError, Message};
 use crate::kafka::{is_damage, source_error};
 use crate::ports::SourceError;
@@ -32,7 +33,7 @@ impl Consumer {
             ]);
         if !topic.is_empty() && !whole_topic {
             return match self.input_partition(&topic, message.partition()) {
-                Some(id) => Event::Partition(id, self.refusal(id, &error)),
+                Some(id) => Event::Partition(id, self.refusal(id, &sorted(&error))),
                 None => Event::Nothing,
             };
         }
@@ -52,29 +53,40 @@ impl Consumer {
     }
 
     /// Why a partition cannot be read on, and what to do where only a person can tell.
-    fn refusal(&self, id: InputPartition, error: &KafkaError) -> String {
-        let out_of_range =
-            [Code::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Code::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE];
-        let Some(next) = self.slot(id).map(|index| self.slots[index].next) else { return error.to_string() };
+    pub(super) fn refusal(&self, id: InputPartition, refusal: &Refusal) -> String {
+        let Some(next) = self.slot(id).map(|index| self.slots[index].next) else {
+            return refusal.to_string();
+        };
         let (topic, partition, group) = (self.topic(id), id.partition, &self.spec.group);
-        if is_damage(error) {
-            return format!(
+        match refusal {
+            Refusal::Damaged(why) => format!(
                 "{topic}/{partition} cannot be read at offset {next}: the batch of records there is damaged, on the broker's disk or on \
                  the way, and nothing of it is handled; once it is whole, `tidemill restart NAME --partition {partition}` reads it again \
                  (a replica that is whole can be made leader, or its log segment copied); if it is lost, begin anew: delete the \
                  deployment and deploy it again, or, if it keeps no state, pause it and `tidemill reset NAME --to` an offset behind \
-                 it. Kafka's client says: {error}"
-            );
+                 it. Kafka's client says: {why}"
+            ),
+            Refusal::OutOfRange(why) => format!(
+                "{topic}/{partition} does not hold offset {next}, which is next: records have been deleted before they were read, by \
+                 retention or by kafka-delete-records, or the brokers have lost the end of the log (an unclean election), whatever was \
+                 written in its place; delete the deployment and deploy it again to begin anew, or, if it keeps no state, go on without \
+                 them: stop its nodes and run kafka-consumer-groups --group {group} --topic {topic}:{partition} --reset-offsets \
+                 --to-earliest --execute. Kafka's client says: {why}"
+            ),
+            Refusal::Other(why) => format!("{topic}/{partition} cannot be read: {why}"),
         }
-        if !error.is_any(&out_of_range) {
-            return error.to_string();
-        }
-        format!(
-            "{topic}/{partition} does not hold offset {next}, which is next: records have been deleted before they were read, by \
-             retention or by kafka-delete-records, or the brokers have lost the end of the log (an unclean election), whatever was \
-             written in its place; delete the deployment and deploy it again to begin anew, or, if it keeps no state, go on without \
-             them: stop its nodes and run kafka-consumer-groups --group {group} --topic {topic}:{partition} --reset-offsets \
-             --to-earliest --execute. Kafka's client says: {error}"
-        )
+    }
+}
+
+/// What librdkafka's error of a partition means.
+fn sorted(error: &KafkaError) -> Refusal {
+    let out_of_range =
+        [Code::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Code::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE];
+    if is_damage(error) {
+        Refusal::Damaged(error.to_string())
+    } else if error.is_any(&out_of_range) {
+        Refusal::OutOfRange(error.to_string())
+    } else {
+        Refusal::Other(error.to_string())
     }
 }

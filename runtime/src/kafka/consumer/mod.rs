@@ -1,10 +1,15 @@
 //! One worker's consumer: its place in the group and the batches of its partitions.
 //!
 //! ```text
-//!  librdkafka's queue --fill--> pending messages --copy--> a Batch per partition --> the task
+//!  the node's own fetcher ------------ chunks ------------+
+//!                                                         +-copy--> a Batch per partition --> the task
+//!  librdkafka's queue --fill--> pending messages, errors -+
 //!        |
 //!        +-- rebalance callback --> Taken::{Assigned, Revoked, Lost} --> worker --> assign/unassign
 //! ```
+//!
+//! The group is always librdkafka's. Records are the node's own to fetch (`kafka::fetch`), and then librdkafka's partitions
+//! stay paused; or, where the configuration has what only librdkafka can do (`kafka.fetcher`), its messages.
 //!
 //! Invariants:
 //! - A record comes out only of a partition that was started, with an offset at or above the start
@@ -20,12 +25,16 @@
 //! |---|---|
 //! | `group` | the rebalances, asked and answered, and the membership |
 //! | `source` | batches, and where each partition starts and stops |
+//! | `messages` | librdkafka's messages into batches, and its own way to start and stop a partition |
+//! | `fetched` | what the node fetched into batches |
 //! | `slot` | one assigned partition and the batch that is being filled |
 //! | `events` | what comes in the place of a record |
 //! | `offsets` | commits outside a transaction |
 
 mod events;
+mod fetched;
 mod group;
+mod messages;
 mod offsets;
 mod slot;
 mod source;
@@ -39,11 +48,12 @@ use slot::Slot;
 
 use super::config::{GroupSettings, KafkaConfig};
 use super::epochs::Epochs;
+use super::fetch::Fetcher;
 use super::ffi::KafkaError;
 use super::ffi::consumer::Consumer as Raw;
 use super::ffi::partitions::Partitions;
 use super::source_error;
-use crate::config::node::GroupProtocol;
+use crate::config::node::{Fetcher as FetchedBy, GroupProtocol};
 use crate::ports::{Membership, SourceError};
 use crate::record::InputPartition;
 
@@ -91,6 +101,8 @@ enum Question {
 
 pub struct Consumer {
     raw: Raw,
+    /// `None` = librdkafka fetches.
+    fetcher: Option<Fetcher>,
     spec: ConsumerSpec,
     slots: Vec<Slot>,
     /// Since the last take; the next one has them fetched.
@@ -114,9 +126,18 @@ impl Consumer {
         let label = spec.instance_id.as_deref().unwrap_or(&spec.group);
         let refused = |error: KafkaError| SourceError::Refused(error.to_string());
         let raw = Raw::new(&config.consumer(&group), label).map_err(refused)?;
+        let fetcher = match config.fetcher() {
+            FetchedBy::Own => {
+                let shared = raw.client().shared_with_threads();
+                let wake = Box::new(move || shared.set_ready());
+                Some(Fetcher::new(config, spec.inputs.clone(), wake).map_err(SourceError::Refused)?)
+            }
+            FetchedBy::Librdkafka => None,
+        };
         raw.subscribe(&spec.inputs).map_err(|error| source_error("cannot subscribe", &error))?;
         Ok(Consumer {
             raw,
+            fetcher,
             spec,
             slots: Vec::new(),
             started: BTreeSet::new(),
@@ -170,7 +191,10 @@ impl Consumer {
         let mut list = Partitions::with_capacity(self.slots.len());
         for (id, offset) in partitions {
             list.add(self.topic(id), id.partition, offset, "");
-            list.set_leader_epoch(self.spec.epochs.before(self.topic(id), id.partition, offset));
+            // By its epoch librdkafka would have an offset checked that it never reads from.
+            if self.fetcher.is_none() {
+                list.set_leader_epoch(self.spec.epochs.before(self.topic(id), id.partition, offset));
+            }
         }
         list
     }
@@ -183,6 +207,9 @@ impl Consumer {
     fn stop_slot(&mut self, index: usize) {
         self.slots[index].stop();
         let id = self.slots[index].id;
+        if let Some(fetcher) = &mut self.fetcher {
+            fetcher.stop(id);
+        }
         self.raw.discard(&self.spec.inputs[usize::from(id.input)], id.partition);
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use crate::kafka::fetch::Run;
 use crate::kafka::ffi::Message;
 use crate::ports::Taken;
 use crate::record::{Batch, Column, InputPartition};
@@ -18,6 +19,10 @@ pub(super) struct Slot {
     pub next: i64,
     /// Leader epoch that was told last of this partition; -1 = none yet.
     pub epoch: Cell<i32>,
+    /// Of what the node fetches by itself: which run of the partition this is, and the offset after what was taken of it
+    /// last, transaction markers and aborted records included.
+    pub run: Option<Run>,
+    pub position: Option<i64>,
     /// The batch of the `take` in progress.
     pub batch: Batch,
     /// Rows and bytes of the last batch, as the size of the next.
@@ -33,17 +38,30 @@ enum State {
 impl Slot {
     /// An assigned partition, stopped.
     pub fn new(id: InputPartition, next: i64) -> Slot {
-        Slot { id, state: State::Stopped, next, epoch: Cell::new(-1), batch: Batch::default(), hint: (0, 0) }
+        Slot {
+            id,
+            state: State::Stopped,
+            next,
+            epoch: Cell::new(-1),
+            run: None,
+            position: None,
+            batch: Batch::default(),
+            hint: (0, 0),
+        }
     }
 
-    pub fn run(&mut self, from: i64) {
+    /// `run` = the node fetches it by itself.
+    pub fn run(&mut self, from: i64, run: Option<Run>) {
         self.next = from;
         self.epoch.set(-1);
+        self.run = run;
+        self.position = None;
         self.state = State::Running;
     }
 
     pub fn stop(&mut self) {
         self.state = State::Stopped;
+        self.run = None;
         self.batch = Batch::default();
     }
 

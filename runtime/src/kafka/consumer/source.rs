@@ -1,34 +1,37 @@
-//! From librdkafka's queue to batches, and where each partition starts and stops.
+//! Batches, and where each partition starts and stops, whoever fetches.
 
 use std::time::{Duration, Instant};
 
 use super::Consumer;
-use super::events::Event;
-use super::slot::{Slot, flush};
-use crate::kafka::ffi::{Code, KafkaError, Message};
+use crate::kafka::fetch::Fetcher;
+use crate::kafka::ffi::KafkaError;
 use crate::kafka::source_error;
 use crate::ports::{Source, SourceError, Taken};
 use crate::record::{InputPartition, Offset};
-
-/// A seek only has to reach librdkafka's own threads.
-const SEEK_WAIT: Duration = Duration::from_secs(10);
 
 impl Source for Consumer {
     /// As the port says; what was appended to `out` counts even when the call fails. A partition
     /// that comes out as [`Taken::Failed`] stays stopped until it is started again.
     fn take(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError> {
         let deadline = Instant::now() + wait;
-        self.fetch_started();
+        match &mut self.fetcher {
+            Some(fetcher) => fetcher.begin_started(),
+            None => self.fetch_started(),
+        }
         loop {
             if !self.raw.has_pending() {
-                self.raw.fill_wait(self.spec.batch_records, deadline);
+                let has_arrived = || self.fetcher.as_ref().is_some_and(|fetcher| fetcher.has_arrived());
+                self.raw.fill_wait(self.spec.batch_records, deadline, has_arrived);
             }
-            if self.raw.client().shared().panicked() {
-                return Err(SourceError::Fatal("a callback of the consumer panicked".to_owned()));
+            if self.raw.client().shared().panicked()
+                || self.fetcher.as_ref().is_some_and(Fetcher::has_panicked)
+            {
+                return Err(SourceError::Fatal("a callback or a thread of the consumer panicked".to_owned()));
             }
             self.serve_rebalances(out);
             self.send_offsets();
             self.copy_pending(out)?;
+            self.copy_fetched(out);
             // Everything taken may have been outdated; only the deadline ends an empty wait.
             if !out.is_empty() || Instant::now() >= deadline {
                 return Ok(());
@@ -42,144 +45,36 @@ impl Source for Consumer {
         };
         self.is_unanswered("cannot start a partition")?;
         self.stop_slot(index);
-        let list = self.list([(partition, at.0 as i64)]);
-        let told = |error: KafkaError| source_error("cannot start a partition", &error);
-        match self.raw.seek(&list, SEEK_WAIT) {
-            Ok(()) => {}
-            Err(error)
-                if error.is_any(&[
-                    Code::RD_KAFKA_RESP_ERR__STATE,
-                    Code::RD_KAFKA_RESP_ERR__PREV_IN_PROGRESS,
-                    Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
-                ]) =>
-            {
-                self.assign_again(partition, at).map_err(told)?;
+        let next = at.0 as i64;
+        let epoch = self.spec.epochs.before(self.topic(partition), partition.partition, next);
+        let run = match &mut self.fetcher {
+            Some(fetcher) => Some(fetcher.start(partition, next, epoch)),
+            None => {
+                let told = |error: KafkaError| source_error("cannot start a partition", &error);
+                self.start_messages(partition, at).map_err(told)?;
+                None
             }
-            Err(error) => return Err(told(error)),
-        }
-        self.slots[index].run(at.0 as i64);
-        self.started.insert(partition);
-        self.raw.resume(&list).map_err(told)
+        };
+        self.slots[index].run(next, run);
+        Ok(())
     }
 
     fn stop(&mut self, partition: InputPartition) -> Result<(), SourceError> {
         let Some(index) = self.slot(partition) else { return Ok(()) };
         self.stop_slot(index);
+        if self.fetcher.is_some() {
+            return Ok(());
+        }
         let list = self.list([(partition, 0)]);
         self.raw.pause(&list).map_err(|error| source_error("cannot stop a partition", &error))
     }
 
-    /// librdkafka's application position, which transaction markers move as well as records do:
-    /// its fetcher queues a control op per marker, and taking that op sets the position behind it
-    /// (`rd_kafka_q_serve_rkmessages`). Aborted records count through the marker that follows them.
     fn position(&self, partition: InputPartition) -> Option<Offset> {
         let slot = &self.slots[self.slot(partition)?];
-        let topic = self.topic(partition);
-        // An error event stopped the slot; a pending message lies below librdkafka's position.
-        if !slot.is_running() || self.raw.has_pending_of(topic, partition.partition) {
+        if !slot.is_running() {
             return None;
         }
-        let (position, epoch) = self.raw.position(topic, partition.partition)?;
-        if position < slot.next {
-            return None;
-        }
-        if slot.epoch.replace(epoch) != epoch {
-            self.spec.epochs.saw(topic, partition.partition, position - 1, epoch);
-        }
-        Some(Offset(position as u64))
-    }
-}
-
-impl Consumer {
-    /// Has the partitions that were started since the last take fetched now.
-    ///
-    /// librdkafka's thread of a broker that has nothing to fetch sleeps for up to a second (`rd_kafka_broker_serve` in
-    /// rdkafka_broker.c) and is not told that a partition was resumed (`rd_kafka_toppar_pause_resume` in
-    /// rdkafka_partition.c). A seek tells it, if at all (`rd_kafka_toppar_set_fetch_state`), while the partition is
-    /// still paused; the other way round it would fetch from the old position first. Any request to the broker wakes
-    /// it. One is made for all partitions, because a broker is sent one fetch at a time: a partition that is not part
-    /// of it waits until it is answered, for up to `fetch.wait.max.ms` if the others have no news.
-    fn fetch_started(&mut self) {
-        let started = std::mem::take(&mut self.started);
-        if !started.is_empty() {
-            self.raw.client().wake_leaders(started.iter().map(|&id| (self.topic(id), id.partition)));
-        }
-    }
-
-    /// Copies pending messages into batches until the byte limit is reached.
-    fn copy_pending(&mut self, out: &mut Vec<Taken>) -> Result<(), SourceError> {
-        let mut touched: Vec<usize> = Vec::new();
-        let mut bytes = 0;
-        let mut last = ((0, -1), None);
-        let mut outcome = Ok(());
-        while let Some(message) = self.raw.front() {
-            if message.is_error() {
-                let failed = self.error_event(message);
-                self.raw.pop();
-                match failed {
-                    Event::Partition(id, reason) => {
-                        // An event of a partition that is not running is of no interest: it was
-                        // assigned at a provisional offset, and its start will seek.
-                        if let Some(index) = self.slot(id).filter(|&index| self.slots[index].is_running()) {
-                            flush(&mut self.slots[index], out);
-                            self.stop_slot(index);
-                            let _ = self.raw.pause(&self.list([(id, 0)]));
-                            out.push(Taken::Failed { partition: id, reason });
-                        }
-                    }
-                    Event::Client(error) => outcome = outcome.and(Err(error)),
-                    Event::Nothing => {}
-                }
-                continue;
-            }
-            // Records come in runs of one partition, so a slot is looked for once per run.
-            let run = (message.topic_id(), message.partition());
-            if last.0 != run {
-                last = (run, self.find_slot(message));
-            }
-            if let Some(index) = last.1 {
-                let size = message.key().map_or(0, <[u8]>::len) + message.value().map_or(0, <[u8]>::len);
-                if bytes > 0 && bytes + size > self.spec.batch_bytes {
-                    break;
-                }
-                let slot = &mut self.slots[index];
-                if slot.is_running() && message.offset() >= slot.next {
-                    if slot.batch.is_empty() {
-                        slot.open();
-                        touched.push(index);
-                    }
-                    bytes += size + slot.push(message, self.spec.wants_headers);
-                    let epoch = message.leader_epoch();
-                    if slot.epoch.replace(epoch) != epoch {
-                        let (topic, id) = (&self.spec.inputs[usize::from(slot.id.input)], slot.id);
-                        self.spec.epochs.saw(topic, id.partition, message.offset(), epoch);
-                    }
-                }
-            }
-            self.raw.pop();
-        }
-        touched.into_iter().for_each(|index| flush(&mut self.slots[index], out));
-        outcome
-    }
-
-    fn find_slot(&self, message: &Message) -> Option<usize> {
-        let id = self.input_partition(&message.topic(), message.partition())?;
-        self.slot(id)
-    }
-
-    /// Replaces a seek that the partition's fetcher could not take: because it had not started, or
-    /// had stopped at an error.
-    fn assign_again(&mut self, id: InputPartition, at: Offset) -> Result<(), KafkaError> {
-        if self.is_cooperative() {
-            let list = self.list([(id, at.0 as i64)]);
-            self.raw.incremental_unassign(&list)?;
-            return self.raw.incremental_assign(&list);
-        }
-        let next = |slot: &Slot| if slot.id == id { at.0 as i64 } else { slot.next };
-        self.raw.assign(Some(&self.list(self.slots.iter().map(|slot| (slot.id, next(slot))))))?;
-        self.raw.discard_all();
-        let stopped = self.slots.iter().filter(|slot| !slot.is_running() && slot.id != id);
-        let stopped = self.list(stopped.map(|slot| (slot.id, 0)));
-        self.raw.pause(&stopped)
+        let position = if self.fetcher.is_some() { slot.position } else { self.message_position(slot) };
+        position.filter(|position| *position >= slot.next).map(|position| Offset(position as u64))
     }
 }

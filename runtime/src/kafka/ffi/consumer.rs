@@ -90,11 +90,12 @@ impl Consumer {
         self.scratch.clear();
     }
 
-    /// Takes a batch, waiting up to `deadline` for the first message or rebalance.
-    pub fn fill_wait(&mut self, max: usize, deadline: Instant) {
+    /// Takes a batch, waiting up to `deadline` for the first message or rebalance, or until `is_over` after somebody set
+    /// the client ready.
+    pub fn fill_wait(&mut self, max: usize, deadline: Instant, is_over: impl Fn() -> bool) {
         loop {
             self.fill(max);
-            if !self.pending.is_empty() || self.client.shared.has_rebalances() {
+            if !self.pending.is_empty() || self.client.shared.has_rebalances() || is_over() {
                 return;
             }
             if !self.client.shared.wait_ready(deadline) {

@@ -310,6 +310,11 @@ impl Client {
         &self.shared
     }
 
+    /// The same, for threads that may outlive the client.
+    pub(in crate::kafka) fn shared_with_threads(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
     /// Leaves the destruction of the handle to a thread of its own.
     fn abandon(&mut self) {
         self.abandoned = true;

@@ -1,0 +1,290 @@
+//! What of a configuration only librdkafka can honour, so that it has to fetch the records.
+//!
+//! The node fetches by itself unless it is told otherwise. Membership of groups, transactions and producing are
+//! librdkafka's in any case, and whatever concerns them stays its business. But what a property says of the
+//! connections that fetch is never ignored: if the node's own cannot do it, librdkafka fetches, and the
+//! node says so at its start.
+
+use std::fmt;
+use std::path::Path;
+
+use super::kafka_properties::Scope;
+use super::node::{Fetcher, KafkaConfig};
+
+/// A property that the node's own connections do not know.
+struct Rule {
+    /// librdkafka's. One that ends in `.` or `_` stands for all that begin so.
+    name: &'static str,
+    /// Values that say what the node does anyway.
+    same: &'static [&'static str],
+    why: &'static str,
+}
+
+const YES: &[&str] = &["true", "t", "1"];
+const NO: &[&str] = &["false", "f", "0"];
+
+const fn rule(name: &'static str, same: &'static [&'static str], why: &'static str) -> Rule {
+    Rule { name, same, why }
+}
+
+/// The first that fits decides.
+#[rustfmt::skip]
+const RULES: &[Rule] = &[
+    rule("sasl.mechanisms", &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+        "the node itself signs in with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+    rule("ssl.key.password", &[], "the node itself does not read a private key that is encrypted"),
+    rule("ssl.endpoint.identification.algorithm", &["https"], "the node itself always asks whether a broker's certificate is for its name"),
+    rule("enable.ssl.certificate.verification", YES, "the node itself talks to nobody whose certificate it does not believe"),
+    rule("client.rack", &[""], "the node itself reads from leaders, not from the nearest replica"),
+    rule("client.dns.lookup", &["use_all_dns_ips"], "the node itself uses the names that it is given, with all their addresses"),
+    rule("broker.address.family", &["any"], "the node itself uses whatever addresses a name has"),
+    rule("socket.keepalive.enable", NO, "the node's own sockets have no keep-alives"),
+    rule("socket.nagle.disable", YES, "the node itself sends every request at once"),
+    rule("socket.receive.buffer.bytes", &["0"], "the node itself leaves the buffers of sockets to the system"),
+    rule("socket.send.buffer.bytes", &["0"], "the node itself leaves the buffers of sockets to the system"),
+    rule("api.version.request", YES, "the node itself always asks a broker for its versions"),
+    rule("ssl.", &[], "the node itself knows of TLS what kafka.ssl says"),
+    rule("ssl_", &[], "the node itself knows of TLS what kafka.ssl says"),
+    rule("sasl.", &[], "the node itself knows of signing in what kafka.sasl says"),
+    rule("enable.sasl.", &[], "the node itself knows of signing in what kafka.sasl says"),
+];
+
+/// What the rules for `ssl.` and `sasl.` do not mean: it has settings of the node's, and both can do it.
+const OF_BOTH: &[&str] = &[
+    "sasl.mechanism",
+    "sasl.username",
+    "sasl.password",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+];
+
+/// How settings are named that are properties to librdkafka.
+const NAMED: &[(&str, &str)] = &[
+    ("sasl.mechanisms", "kafka.sasl.mechanism"),
+    ("ssl.ca.location", "kafka.ssl.ca"),
+    ("ssl.key.password", "kafka.ssl.key_password"),
+];
+
+/// One setting that only librdkafka can honour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// As it is named in the node's file.
+    pub setting: String,
+    pub why: &'static str,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.setting, self.why)
+    }
+}
+
+/// Every one among `properties`, which have librdkafka's names; settings that are properties to it are among them.
+pub fn obstacles<'a>(properties: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Obstacle> {
+    let named = |name: &str| match NAMED.iter().find(|(known, _)| *known == name) {
+        Some((_, setting)) => (*setting).to_owned(),
+        None => format!("kafka.properties.{name}"),
+    };
+    let found = properties.into_iter().filter_map(|(name, value)| {
+        let why = why(name, value)?;
+        Some(Obstacle { setting: named(name), why })
+    });
+    found.collect()
+}
+
+/// Why only librdkafka can do what a property says; `None` = the node can, or it is not about fetching.
+fn why(name: &str, value: &str) -> Option<&'static str> {
+    if OF_BOTH.contains(&name) {
+        let is_directory = name == "ssl.ca.location" && Path::new(value).is_dir();
+        return is_directory
+            .then_some("the node itself reads certificates from a file, not from a directory");
+    }
+    let rule = rule_of(name)?;
+    let is_same = rule.same.iter().any(|same| same.eq_ignore_ascii_case(value.trim()));
+    (!is_same).then_some(rule.why)
+}
+
+fn rule_of(name: &str) -> Option<&'static Rule> {
+    RULES.iter().find(|rule| match rule.name.ends_with(['.', '_']) {
+        true => name.starts_with(rule.name),
+        false => name == rule.name,
+    })
+}
+
+impl KafkaConfig {
+    /// What it says that only librdkafka can honour.
+    pub fn only_librdkafka(&self) -> Vec<Obstacle> {
+        let mechanism = self.sasl.as_ref().map(|sasl| ("sasl.mechanisms", sasl.mechanism.as_str()));
+        let ca = self.ssl.ca.as_deref().and_then(Path::to_str).map(|path| ("ssl.ca.location", path));
+        // What it is does not matter.
+        let password = self.ssl.key_password.as_ref().map(|_| ("ssl.key.password", ""));
+        let properties = self.properties.iter().filter(|(_, property)| property.scope != Scope::Producer);
+        let properties = properties.map(|(name, property)| (name.as_str(), property.value.as_str()));
+        obstacles([mechanism, ca, password].into_iter().flatten().chain(properties))
+    }
+
+    /// What to say of it if librdkafka fetches, though nobody has said that it shall.
+    pub fn why_librdkafka_fetches(&self) -> Option<String> {
+        let obstacles = self.only_librdkafka();
+        if self.fetcher.is_some() || obstacles.is_empty() {
+            return None;
+        }
+        let shown: Vec<String> = obstacles.iter().map(Obstacle::to_string).collect();
+        Some(format!(
+            "librdkafka fetches records, which takes more CPU than if the node does, because only it can do as is configured: {}",
+            shown.join("; ")
+        ))
+    }
+
+    /// What is wrong with it if the node is to fetch by itself, and cannot; each with what to do.
+    pub(super) fn problems_of_fetching(&self) -> Vec<String> {
+        if self.fetcher != Some(Fetcher::Own) {
+            return Vec::new();
+        }
+        let told = |obstacle: Obstacle| {
+            let Obstacle { setting, why } = obstacle;
+            format!(
+                "own does not go with {setting}: {why}; leave {setting} out, or let librdkafka fetch (kafka.fetcher: librdkafka)"
+            )
+        };
+        self.only_librdkafka().into_iter().map(told).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::librdkafka_names::NAMES;
+    use super::*;
+
+    /// What the node's own fetcher honours as librdkafka does, or is a setting of its own.
+    const HONOURED: &[&str] = &[
+        "bootstrap.servers",
+        "client.id",
+        "fetch.max.bytes",
+        "fetch.message.max.bytes",
+        "fetch.min.bytes",
+        "fetch.wait.max.ms",
+        "max.partition.fetch.bytes",
+        "metadata.broker.list",
+        "queued.max.messages.kbytes",
+        "receive.message.max.bytes",
+        "security.protocol",
+        "socket.connection.setup.timeout.ms",
+        "socket.timeout.ms",
+    ];
+
+    /// What the node fixes, or what is of membership, of producing, of how librdkafka works inside, or of
+    /// brokers that are too old for the node.
+    const NOT_OF_FETCHING: &[&str] = &[
+        "allow.auto.create.topics",
+        "api.version.fallback.ms",
+        "api.version.request.timeout.ms",
+        "auto.commit.enable",
+        "auto.commit.interval.ms",
+        "auto.offset.reset",
+        "broker.address.ttl",
+        "broker.version.fallback",
+        "check.crcs",
+        "connections.max.idle.ms",
+        "consume.callback.max.messages",
+        "coordinator.query.interval.ms",
+        "debug",
+        "enable.auto.commit",
+        "enable.auto.offset.store",
+        "enable.metrics.push",
+        "enable.partition.eof",
+        "enable.random.seed",
+        "enabled_events",
+        "fetch.error.backoff.ms",
+        "fetch.queue.backoff.ms",
+        "group.id",
+        "group.instance.id",
+        "group.protocol",
+        "group.protocol.type",
+        "group.remote.assignor",
+        "heartbeat.interval.ms",
+        // Of the server that gives out tokens for OAUTHBEARER, which is an obstacle itself.
+        "https.ca.location",
+        "https.ca.pem",
+        "internal.termination.signal",
+        "isolation.level",
+        "log.connection.close",
+        "log.queue",
+        "log.thread.name",
+        "log_level",
+        "max.in.flight",
+        "max.in.flight.requests.per.connection",
+        "max.poll.interval.ms",
+        "message.copy.max.bytes",
+        "message.max.bytes",
+        "metadata.max.age.ms",
+        "metadata.recovery.rebootstrap.trigger.ms",
+        "metadata.recovery.strategy",
+        "offset.store.method",
+        "offset.store.path",
+        "offset.store.sync.interval.ms",
+        "partition.assignment.strategy",
+        "plugin.library.paths",
+        // A bound of records, for what librdkafka spends on each; the node's own are bounded by bytes.
+        "queued.min.messages",
+        "reconnect.backoff.jitter.ms",
+        "reconnect.backoff.max.ms",
+        "reconnect.backoff.ms",
+        "retry.backoff.max.ms",
+        "retry.backoff.ms",
+        "session.timeout.ms",
+        "socket.blocking.max.ms",
+        "socket.max.fails",
+        "statistics.interval.ms",
+        "topic.blacklist",
+        "topic.metadata.propagation.max.ms",
+        "topic.metadata.refresh.fast.cnt",
+        "topic.metadata.refresh.fast.interval.ms",
+        "topic.metadata.refresh.interval.ms",
+        "topic.metadata.refresh.sparse",
+    ];
+
+    #[test]
+    fn of_every_property_of_a_consumer_somebody_has_decided_whether_the_node_can_do_it() {
+        for (name, _) in NAMES.iter().filter(|(_, scope)| *scope != Scope::Producer) {
+            let decisions = [
+                OF_BOTH.contains(name),
+                !OF_BOTH.contains(name) && rule_of(name).is_some(),
+                HONOURED.contains(name),
+                NOT_OF_FETCHING.contains(name),
+            ];
+            let decided = decisions.iter().filter(|decided| **decided).count();
+            assert_eq!(decided, 1, "{name}: {decisions:?}");
+        }
+    }
+
+    #[test]
+    fn a_property_with_the_value_that_the_node_goes_by_anyway_is_no_obstacle() {
+        for (name, value, is_one) in [
+            ("sasl.mechanisms", "SCRAM-SHA-512", false),
+            ("sasl.mechanisms", "OAUTHBEARER", true),
+            ("ssl.endpoint.identification.algorithm", "https", false),
+            ("ssl.endpoint.identification.algorithm", "none", true),
+            ("enable.ssl.certificate.verification", "True", false),
+            ("enable.ssl.certificate.verification", "false", true),
+            ("socket.keepalive.enable", "true", true),
+            ("socket.receive.buffer.bytes", "0", false),
+            ("broker.address.family", "v4", true),
+            ("client.rack", "a", true),
+            ("ssl.cipher.suites", "", true),
+            ("ssl.ca.location", "/etc/ca.pem", false),
+            ("fetch.min.bytes", "1000", false),
+            ("compression.type", "zstd", false),
+        ] {
+            assert_eq!(!obstacles([(name, value)]).is_empty(), is_one, "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn certificates_in_a_directory_are_librdkafkas_to_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let found = obstacles([("ssl.ca.location", directory.path().to_str().expect("UTF-8"))]);
+        assert_eq!(found.iter().map(|found| found.setting.as_str()).collect::<Vec<_>>(), ["kafka.ssl.ca"]);
+    }
+}

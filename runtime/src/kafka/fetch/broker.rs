@@ -1,0 +1,173 @@
+//! The thread of one broker: fetches what it leads of what runs, one request at a time, until it leads nothing more.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::fetch_response::PartitionData;
+use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, TopicName};
+use kafka_protocol::protocol::StrBytes;
+
+use super::chunk::{Aborted, Chunk};
+use super::state::{Answer, Plan, Refusal, Shared, Wanted};
+use crate::kafka::wire::{Address, Connection, ConnectionError, FETCH_VERSION};
+
+/// A request that is no part of a fetch session (KIP-227).
+const NO_SESSION: (i32, i32) = (0, -1);
+const READ_COMMITTED: i8 = 1;
+
+pub(super) fn run(shared: &Arc<Shared>, broker: i32, address: &Address) {
+    if let Err(error) = serve(shared, broker, address) {
+        shared.lost(broker, &error);
+    }
+}
+
+fn serve(shared: &Arc<Shared>, broker: i32, address: &Address) -> Result<(), ConnectionError> {
+    let mut connection = connect(shared, broker, address)?;
+    // Rotates, because a broker fills its answer in the order of the request.
+    let mut turn = 0;
+    while let Some(plan) = shared.plan(broker) {
+        if connection.expires().is_some_and(|at| at <= Instant::now()) {
+            connection = connect(shared, broker, address)?;
+        }
+        turn += 1;
+        let patience = plan.wait + shared.access.request_timeout;
+        match connection.call(&request(shared, &plan, turn), FETCH_VERSION, patience) {
+            Ok(response) => {
+                check(&response, address)?;
+                shared.answered(broker, sort(shared, plan.wanted, response));
+            }
+            // The next plan has what has begun meanwhile.
+            Err(_) if shared.was_interrupted(broker) => connection = connect(shared, broker, address)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn connect(shared: &Shared, broker: i32, address: &Address) -> Result<Connection, ConnectionError> {
+    let connection = Connection::open(&shared.access, address)?;
+    let unusable =
+        |reason| ConnectionError::Broken { address: address.clone(), what: "Fetch".to_owned(), reason };
+    shared.connected(broker, connection.socket().map_err(unusable)?);
+    Ok(connection)
+}
+
+fn request(shared: &Shared, plan: &Plan, turn: usize) -> FetchRequest {
+    let fetching = &shared.fetching;
+    let mut by_topic: BTreeMap<u16, Vec<FetchPartition>> = BTreeMap::new();
+    for wanted in &plan.wanted {
+        by_topic.entry(wanted.partition.input).or_default().push(
+            FetchPartition::default()
+                .with_partition(wanted.partition.partition)
+                .with_current_leader_epoch(wanted.leader_epoch)
+                .with_fetch_offset(wanted.next)
+                .with_last_fetched_epoch(wanted.epoch)
+                .with_partition_max_bytes(fetching.partition_bytes),
+        );
+    }
+    let mut topics = Vec::with_capacity(by_topic.len());
+    for (input, mut partitions) in by_topic {
+        partitions.sort_by_key(|partition| partition.partition);
+        let first = turn % partitions.len();
+        partitions.rotate_left(first);
+        let name = StrBytes::from_string(shared.topics[usize::from(input)].clone());
+        topics.push(FetchTopic::default().with_topic(TopicName(name)).with_partitions(partitions));
+    }
+    let first = turn % topics.len().max(1);
+    topics.rotate_left(first);
+    FetchRequest::default()
+        .with_replica_id(BrokerId(-1))
+        .with_max_wait_ms(i32::try_from(plan.wait.as_millis()).unwrap_or(i32::MAX))
+        .with_min_bytes(fetching.min_bytes)
+        .with_max_bytes(fetching.max_bytes)
+        .with_isolation_level(READ_COMMITTED)
+        .with_session_id(NO_SESSION.0)
+        .with_session_epoch(NO_SESSION.1)
+        .with_topics(topics)
+}
+
+/// An error of the request as a whole.
+fn check(response: &FetchResponse, address: &Address) -> Result<(), ConnectionError> {
+    match response.error_code {
+        0 => Ok(()),
+        code => Err(ConnectionError::Malformed {
+            address: address.clone(),
+            what: "Fetch".to_owned(),
+            reason: describe(code),
+        }),
+    }
+}
+
+/// What came back of each partition that was asked for; one that the broker left out has nothing.
+fn sort(shared: &Shared, wanted: Vec<Wanted>, response: FetchResponse) -> Vec<(Wanted, Answer)> {
+    let mut answers = Vec::with_capacity(wanted.len());
+    for topic in response.responses {
+        let Some(input) = shared.topics.iter().position(|name| name.as_str() == topic.topic.as_str()) else {
+            continue;
+        };
+        for data in topic.partitions {
+            let asked = wanted.iter().find(|wanted| {
+                usize::from(wanted.partition.input) == input
+                    && wanted.partition.partition == data.partition_index
+            });
+            if let Some(asked) = asked {
+                answers.push((asked.clone(), answer(asked, data)));
+            }
+        }
+    }
+    answers
+}
+
+fn answer(asked: &Wanted, data: PartitionData) -> Answer {
+    use ResponseError as E;
+    match ResponseError::try_from_code(data.error_code) {
+        None if data.diverging_epoch.epoch >= 0 => Answer::Refused(Refusal::OutOfRange(format!(
+            "the log was cut off at offset {} (of epoch {}), and what was written since is not what was read",
+            data.diverging_epoch.end_offset, data.diverging_epoch.epoch
+        ))),
+        None => records(asked, data),
+        Some(E::OffsetOutOfRange) => Answer::Refused(Refusal::OutOfRange(describe(data.error_code))),
+        Some(E::CorruptMessage) => Answer::Refused(Refusal::Damaged(describe(data.error_code))),
+        Some(E::TopicAuthorizationFailed | E::UnsupportedCompressionType) => {
+            Answer::Refused(Refusal::Other(describe(data.error_code)))
+        }
+        Some(
+            E::NotLeaderOrFollower
+            | E::LeaderNotAvailable
+            | E::ReplicaNotAvailable
+            | E::UnknownTopicOrPartition
+            | E::UnknownTopicId
+            | E::FencedLeaderEpoch
+            | E::UnknownLeaderEpoch
+            | E::KafkaStorageError
+            | E::OffsetNotAvailable,
+        ) => Answer::Again { leads: false },
+        Some(_) => {
+            tracing::warn!(partition = ?asked.partition, error = describe(data.error_code), "a fetch was refused; trying again");
+            Answer::Again { leads: true }
+        }
+    }
+}
+
+fn records(asked: &Wanted, data: PartitionData) -> Answer {
+    let records = data.records.unwrap_or_default();
+    if records.is_empty() {
+        return Answer::Nothing;
+    }
+    let aborted = data.aborted_transactions.unwrap_or_default().into_iter();
+    let aborted = aborted
+        .map(|aborted| Aborted { producer_id: aborted.producer_id.0, first_offset: aborted.first_offset });
+    let (chunk, damage) = Chunk::read(records, asked.next, aborted.collect());
+    Answer::Records { chunk, refusal: damage.as_ref().map(Refusal::damaged) }
+}
+
+/// A broker's error by its name.
+fn describe(code: i16) -> String {
+    match ResponseError::try_from_code(code) {
+        Some(error) => format!("the broker says {error:?}"),
+        None => format!("the broker says error {code}"),
+    }
+}

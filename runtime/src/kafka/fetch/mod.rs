@@ -1,0 +1,133 @@
+//! The records of partitions, fetched by the node itself: whole record batches, which a worker takes apart into columns
+//! when it needs them. librdkafka makes a message of every record, several times the cost of all else that a record needs
+//! (docs/performance.md); it keeps the group, and never hears of these partitions but that they are paused.
+//!
+//! ```text
+//!   worker --start, stop--> State <--leaders-- a thread that looks for leaders, while one is missing
+//!      ^                      |
+//!      |                      v
+//!      +--chunks, failures-- one thread for each broker that leads something: fetch, check, unpack
+//! ```
+//!
+//! Invariants:
+//! - A partition runs from a start to its stop or failure. Everything that is fetched belongs to one run, and is dropped if
+//!   that is not the present one.
+//! - Of a run every offset is asked for once, in order: the next fetch begins where the last chunk ended.
+//! - What was fetched and not taken is bounded: a partition is asked for again when less than one fetch of it waits, and
+//!   while all that waits is less than the queue may hold.
+//! - Threads wait only for their broker, with a limit, or to be told; none is needed where nothing runs.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `state` | what runs, who leads it, what has arrived |
+//! | `broker` | the thread of one broker: its fetches and their answers |
+//! | `leaders` | the thread that finds out who leads what |
+//! | `chunk` | record batches: checked, unpacked, and read into columns |
+
+mod broker;
+mod chunk;
+mod leaders;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+pub(super) use chunk::{Chunk, Room};
+use state::Shared;
+pub(super) use state::{Refusal, Run};
+
+use super::config::{Fetching, KafkaConfig};
+use super::wire::Access;
+use crate::record::InputPartition;
+
+/// Wakes whoever takes: called on a fetching thread, must not wait.
+pub(super) type Wake = Box<dyn Fn() + Send + Sync>;
+
+/// What has come of one partition.
+pub(super) struct Arrival {
+    pub partition: InputPartition,
+    pub run: Run,
+    /// What it holds of the queue.
+    bytes: usize,
+    pub what: What,
+}
+
+pub(super) enum What {
+    Chunk(Chunk),
+    /// The run has ended here: the broker, or what it sent, cannot be read on.
+    Failed(Refusal),
+}
+
+/// The fetching of one consumer. Ends with it; its threads follow as soon as their brokers answer.
+pub(super) struct Fetcher {
+    shared: Arc<Shared>,
+    /// Arrived, and not taken yet.
+    pending: VecDeque<Arrival>,
+    /// Started since the last [`Fetcher::begin_started`].
+    started: Vec<InputPartition>,
+}
+
+impl Fetcher {
+    /// `topics` in the order of [`InputPartition::input`]. Connects when something starts.
+    pub fn new(config: &KafkaConfig, topics: Vec<String>, wake: Wake) -> Result<Fetcher, String> {
+        let access = Access::new(config).map_err(|error| error.to_string())?;
+        let shared = Shared::new(access, config.fetching(), topics, wake);
+        Ok(Fetcher { shared, pending: VecDeque::new(), started: Vec::new() })
+    }
+
+    /// Begins a run at `next`, whose record before is of `epoch` (-1 = not known: a log that was cut off and has grown past
+    /// `next` again is not noticed then). Fetching begins with [`Fetcher::begin_started`].
+    pub fn start(&mut self, partition: InputPartition, next: i64, epoch: i32) -> Run {
+        self.started.push(partition);
+        self.shared.start(partition, next, epoch)
+    }
+
+    pub fn stop(&mut self, partition: InputPartition) {
+        self.shared.stop(partition);
+        let mut freed = 0;
+        self.pending.retain(|arrival| {
+            let keeps = arrival.partition != partition;
+            freed += if keeps { 0 } else { arrival.bytes };
+            keeps
+        });
+        self.shared.taken(partition, freed);
+    }
+
+    /// Has what was started fetched now, all of it in one request to each broker.
+    pub fn begin_started(&mut self) {
+        if !self.started.is_empty() {
+            self.shared.begin(&std::mem::take(&mut self.started));
+        }
+    }
+
+    pub fn has_arrived(&self) -> bool {
+        !self.pending.is_empty() || self.shared.has_arrived()
+    }
+
+    /// True when a thread of it panicked: it is of no use any more.
+    pub fn has_panicked(&self) -> bool {
+        self.shared.has_panicked()
+    }
+
+    /// The oldest arrival that was not popped.
+    pub fn front(&mut self) -> Option<&mut Arrival> {
+        if self.pending.is_empty() {
+            self.pending = self.shared.arrived();
+        }
+        self.pending.front_mut()
+    }
+
+    pub fn pop(&mut self) {
+        if let Some(arrival) = self.pending.pop_front() {
+            self.shared.taken(arrival.partition, arrival.bytes);
+        }
+    }
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        self.shared.end();
+    }
+}

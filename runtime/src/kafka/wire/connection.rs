@@ -1,0 +1,600 @@
+//! A connection to one broker: made, encrypted and signed in, then one request and its answer at a time.
+//!
+//! ```text
+//!   request:  size i32 | api key i16 | version i16 | correlation id i32 | client id | ... | body
+//!   answer:   size i32 | correlation id i32 | (tagged fields) | body
+//! ```
+//!
+//! An answer is one piece of memory, and the records in it are slices of that piece. Nothing that a broker says is
+//! believed unseen: a size is looked at before memory is reserved for it, and [`super::guard`] sees every body before
+//! it is decoded. Until a broker has signed us in it gets less of our memory and time.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::{
+    ApiKey, ApiVersionsRequest, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslHandshakeRequest,
+};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
+
+use super::access::{Access, Address};
+use super::frames::{Fault, Wire};
+use super::guard;
+use super::sasl::Sasl;
+use crate::tls::blocking::explain;
+
+/// Whose answers are understood; Kafka has had them since 2.7.
+pub(in crate::kafka) const FETCH_VERSION: i16 = 12;
+pub(in crate::kafka) const METADATA_VERSION: i16 = 9;
+const HANDSHAKE_VERSION: i16 = 1;
+const AUTHENTICATE_VERSION: i16 = 2;
+
+/// An answer of a broker that has not signed us in yet.
+const EARLY_BYTES_MAX: usize = 1 << 20;
+/// What is shown of a text of the broker's.
+const TEXT_CHARS_MAX: usize = 300;
+/// The longest that anybody waits: beyond that lie numbers that a time cannot be reckoned with.
+const PATIENCE_MAX: Duration = Duration::from_secs(86_400);
+
+/// Why a connection is of no use, or came to none.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::kafka) enum ConnectionError {
+    #[error("{address} cannot be reached: {reason}")]
+    Unreachable { address: Address, reason: String },
+    #[error("{address} closed the connection before it had answered {what}")]
+    Closed { address: Address, what: String },
+    #[error("{address} did not answer {what} within {} ms", .waited.as_millis())]
+    Late { address: Address, what: String, waited: Duration },
+    #[error("the connection to {address} broke before {what} was answered: {reason}")]
+    Broken { address: Address, what: String, reason: io::Error },
+    #[error("{address} answered {what} with what cannot be read: {reason}")]
+    Malformed { address: Address, what: String, reason: String },
+    #[error("{address}: {reason} (kafka.ssl; kafka.fetcher: librdkafka lets OpenSSL judge it)")]
+    Tls { address: Address, reason: String },
+    #[error("{address} does not let `{username}` sign in with {mechanism}: {reason}")]
+    SignIn { address: Address, username: String, mechanism: &'static str, reason: String },
+    #[error(
+        "{address} does not speak {what}, which the node needs to fetch by itself: let librdkafka do it (kafka.fetcher: librdkafka)"
+    )]
+    Unsupported { address: Address, what: String },
+}
+
+/// See the module.
+pub(in crate::kafka) struct Connection {
+    wire: Wire,
+    address: Address,
+    client_id: StrBytes,
+    correlation_id: i32,
+    /// The request, kept for its memory.
+    frame: Vec<u8>,
+    answer_bytes_max: usize,
+    expires: Option<Instant>,
+}
+
+impl Connection {
+    /// Connects, by every address that the name has, encrypts, asks for versions and signs in; all of that within
+    /// `connect_timeout`, except that the system may take longer to look a name up.
+    pub fn open(access: &Access, address: &Address) -> Result<Connection, ConnectionError> {
+        let began = Instant::now();
+        let until = began + access.connect_timeout.min(PATIENCE_MAX);
+        let failed = |fault, what: &str| failure(address, fault, what.to_owned(), began);
+        let tcp = reach(address, until)?;
+        tcp.set_nodelay(true).map_err(|error| failed(Fault::Io(error), "the connection"))?;
+        let wire = match &access.tls {
+            None => Wire::plain(tcp),
+            Some(tls) => match tls.connect(tcp, &address.host, until) {
+                Ok(session) => Wire::encrypted(session),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(failed(Fault::Late, "the TLS handshake"));
+                }
+                Err(error) => return Err(failed(Fault::Io(error), "the TLS handshake")),
+            },
+        };
+        let mut connection = Connection {
+            wire,
+            address: address.clone(),
+            client_id: StrBytes::from_string(access.client_id.clone()),
+            correlation_id: 0,
+            frame: Vec::new(),
+            answer_bytes_max: EARLY_BYTES_MAX.min(access.response_bytes_max),
+            expires: None,
+        };
+        connection.check_versions(access.sasl.is_some(), until)?;
+        if let Some(sasl) = &access.sasl {
+            connection.sign_in(sasl, until)?;
+        }
+        connection.answer_bytes_max = access.response_bytes_max;
+        Ok(connection)
+    }
+
+    /// The socket, to be shut down from another thread when a waiting read has to end.
+    pub fn socket(&self) -> io::Result<TcpStream> {
+        self.wire.socket().try_clone()
+    }
+
+    /// When to make another one, if the broker wants to be signed in at again; a while before it closes this one.
+    pub fn expires(&self) -> Option<Instant> {
+        self.expires
+    }
+
+    /// One request and its answer; `patience` is how long both may take together. After an error the connection is
+    /// of no use.
+    pub fn call<R: Request>(
+        &mut self,
+        request: &R,
+        version: i16,
+        patience: Duration,
+    ) -> Result<R::Response, ConnectionError> {
+        self.exchange(request, version, Instant::now() + patience.min(PATIENCE_MAX))
+    }
+
+    fn exchange<R: Request>(
+        &mut self,
+        request: &R,
+        version: i16,
+        until: Instant,
+    ) -> Result<R::Response, ConnectionError> {
+        let began = Instant::now();
+        let Ok(key) = ApiKey::try_from(R::KEY) else {
+            return Err(self.unsupported(format!("API {}", R::KEY)));
+        };
+        let what = || format!("{key:?}");
+        self.encode(request, version).map_err(|reason| self.unsupported(format!("{key:?}: {reason}")))?;
+        self.wire.send(&self.frame, until).map_err(|fault| failure(&self.address, fault, what(), began))?;
+        let size =
+            self.wire.receive(4, until).map_err(|fault| failure(&self.address, fault, what(), began))?;
+        let size = self.believed(&size).map_err(|reason| self.malformed(what(), reason))?;
+        let answer =
+            self.wire.receive(size, until).map_err(|fault| failure(&self.address, fault, what(), began))?;
+        decode::<R::Response>(key, version, self.correlation_id, Bytes::from(answer))
+            .map_err(|reason| self.malformed(what(), reason))
+    }
+
+    /// Makes the frame of a request; fails for what the caller has done wrong.
+    fn encode<R: Request>(&mut self, request: &R, version: i16) -> Result<(), String> {
+        self.correlation_id = self.correlation_id.wrapping_add(1);
+        let header = RequestHeader::default()
+            .with_request_api_key(R::KEY)
+            .with_request_api_version(version)
+            .with_correlation_id(self.correlation_id)
+            .with_client_id(Some(self.client_id.clone()));
+        self.frame.clear();
+        self.frame.extend_from_slice(&[0; 4]);
+        header.encode(&mut self.frame, R::header_version(version)).map_err(|error| error.to_string())?;
+        request.encode(&mut self.frame, version).map_err(|error| error.to_string())?;
+        let size = i32::try_from(self.frame.len() - 4).map_err(|error| error.to_string())?;
+        self.frame[..4].copy_from_slice(&size.to_be_bytes());
+        Ok(())
+    }
+
+    /// The size of an answer, if it may be that large.
+    fn believed(&self, size: &[u8]) -> Result<usize, String> {
+        let most = self.answer_bytes_max;
+        let size = <[u8; 4]>::try_from(size).map(i32::from_be_bytes).unwrap_or(-1);
+        match usize::try_from(size) {
+            Ok(size) if size <= most => Ok(size),
+            // The first bytes of something else read as a number, too.
+            _ => Err(format!(
+                "it is {size} bytes, at most {most} are read (receive.message.max.bytes); a listener that expects TLS answers \
+                 such numbers to whoever does not encrypt, and so does what is no Kafka broker"
+            )),
+        }
+    }
+
+    fn check_versions(&mut self, signs_in: bool, until: Instant) -> Result<(), ConnectionError> {
+        let answer = self.exchange(&ApiVersionsRequest::default(), 0, until)?;
+        if let Some(error) = ResponseError::try_from_code(answer.error_code) {
+            return Err(self.malformed("ApiVersions".to_owned(), error.to_string()));
+        }
+        let needed = [
+            (true, ApiKey::Fetch, FETCH_VERSION),
+            (true, ApiKey::Metadata, METADATA_VERSION),
+            (signs_in, ApiKey::SaslHandshake, HANDSHAKE_VERSION),
+            (signs_in, ApiKey::SaslAuthenticate, AUTHENTICATE_VERSION),
+        ];
+        for (is_needed, key, version) in needed {
+            let speaks = answer.api_keys.iter().any(|spoken| {
+                spoken.api_key == key as i16 && (spoken.min_version..=spoken.max_version).contains(&version)
+            });
+            if is_needed && !speaks {
+                return Err(self.unsupported(format!("version {version} of {key:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn sign_in(&mut self, sasl: &Sasl, until: Instant) -> Result<(), ConnectionError> {
+        let mechanism = StrBytes::from_static_str(sasl.mechanism());
+        let handshake = SaslHandshakeRequest::default().with_mechanism(mechanism);
+        let answer = self.exchange(&handshake, HANDSHAKE_VERSION, until)?;
+        if let Some(error) = ResponseError::try_from_code(answer.error_code) {
+            let known: Vec<&str> = answer.mechanisms.iter().map(|name| name.as_str()).collect();
+            return Err(self.refused(sasl, &format!("{error}; it knows {}", known.join(", "))));
+        }
+        let (mut dialog, mut message) = sasl.begin();
+        loop {
+            let request = SaslAuthenticateRequest::default().with_auth_bytes(Bytes::from(message));
+            let answer = self.exchange(&request, AUTHENTICATE_VERSION, until)?;
+            if let Some(error) = ResponseError::try_from_code(answer.error_code) {
+                let said = answer.error_message.map(|said| said.to_string());
+                return Err(self.refused(sasl, &said.unwrap_or_else(|| error.to_string())));
+            }
+            match dialog.answer(&answer.auth_bytes) {
+                Ok(Some(next)) => message = next,
+                Ok(None) => {
+                    self.expires = expiry(answer.session_lifetime_ms);
+                    return Ok(());
+                }
+                Err(distrust) => return Err(self.refused(sasl, &distrust.to_string())),
+            }
+        }
+    }
+
+    fn malformed(&self, what: String, reason: String) -> ConnectionError {
+        ConnectionError::Malformed { address: self.address.clone(), what, reason }
+    }
+
+    fn unsupported(&self, what: String) -> ConnectionError {
+        ConnectionError::Unsupported { address: self.address.clone(), what }
+    }
+
+    fn refused(&self, sasl: &Sasl, reason: &str) -> ConnectionError {
+        ConnectionError::SignIn {
+            address: self.address.clone(),
+            username: sasl.username.clone(),
+            mechanism: sasl.mechanism(),
+            // Of whoever listens there.
+            reason: reason.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect(),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    /// The last request may have held a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// A connection to any of the addresses that a name has. Each has its share of the time that is left, so that one
+/// which nobody answers at does not take it from the others.
+fn reach(address: &Address, until: Instant) -> Result<TcpStream, ConnectionError> {
+    let unreachable = |reason: String| ConnectionError::Unreachable { address: address.clone(), reason };
+    let found = (address.host.as_str(), address.port).to_socket_addrs();
+    let found = found.map_err(|error| unreachable(format!("its name cannot be resolved: {error}")))?;
+    let found: Vec<SocketAddr> = found.collect();
+    let mut reasons = Vec::new();
+    for (at, candidate) in found.iter().enumerate() {
+        let left = until.saturating_duration_since(Instant::now());
+        let share = left / u32::try_from(found.len() - at).unwrap_or(u32::MAX);
+        if share.is_zero() {
+            reasons.push("no time is left".to_owned());
+            break;
+        }
+        match TcpStream::connect_timeout(candidate, share) {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => reasons.push(format!("{candidate}: {error}")),
+        }
+    }
+    match reasons.is_empty() {
+        true => Err(unreachable("its name has no address".to_owned())),
+        false => Err(unreachable(reasons.join("; "))),
+    }
+}
+
+/// A body, if the answer is to the request of that correlation id and holds what it says.
+fn decode<A: Decodable + HeaderVersion>(
+    key: ApiKey,
+    version: i16,
+    correlation_id: i32,
+    mut answer: Bytes,
+) -> Result<A, String> {
+    let answered = answer.first_chunk::<4>().map(|id| i32::from_be_bytes(*id));
+    if answered != Some(correlation_id) {
+        let answered = answered.map_or("none".to_owned(), |id| id.to_string());
+        return Err(format!("it is to request {answered}, and {correlation_id} was asked"));
+    }
+    guard::check(key, version, &answer).map_err(|error| error.to_string())?;
+    ResponseHeader::decode(&mut answer, A::header_version(version)).map_err(|error| error.to_string())?;
+    A::decode(&mut answer, version).map_err(|error| error.to_string())
+}
+
+fn failure(address: &Address, fault: Fault, what: String, began: Instant) -> ConnectionError {
+    let address = address.clone();
+    match fault {
+        Fault::Closed => ConnectionError::Closed { address, what },
+        Fault::Late => ConnectionError::Late { address, what, waited: began.elapsed() },
+        Fault::Io(reason) => match explain(&reason, &address.host) {
+            Some(reason) => ConnectionError::Tls { address, reason },
+            None => ConnectionError::Broken { address, what, reason },
+        },
+    }
+}
+
+/// A tenth of the time before a broker closes the connection of whoever has not signed in again.
+fn expiry(session_lifetime_ms: i64) -> Option<Instant> {
+    let lifetime = u64::try_from(session_lifetime_ms).ok().filter(|lifetime| *lifetime > 0)?;
+    Instant::now().checked_add(Duration::from_millis(lifetime / 10 * 9 + lifetime % 10 * 9 / 10))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener};
+    use std::thread::{self, JoinHandle};
+
+    use kafka_protocol::messages::api_versions_response::ApiVersion;
+    use kafka_protocol::messages::{
+        ApiVersionsResponse, MetadataRequest, MetadataResponse, SaslAuthenticateResponse,
+        SaslHandshakeResponse,
+    };
+
+    use super::*;
+    use crate::kafka::config::KafkaConfig;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    /// The other end of one connection, which says what a test wants.
+    struct Broker {
+        tcp: TcpStream,
+    }
+
+    impl Broker {
+        fn hear<R: Request>(&mut self) -> (RequestHeader, R) {
+            let mut size = [0; 4];
+            self.tcp.read_exact(&mut size).expect("a request");
+            let mut frame = vec![0; u32::from_be_bytes(size) as usize];
+            self.tcp.read_exact(&mut frame).expect("all of it");
+            let mut frame = Bytes::from(frame);
+            let version = i16::from_be_bytes([frame[2], frame[3]]);
+            let header = RequestHeader::decode(&mut frame, R::header_version(version)).expect("a header");
+            assert_eq!(header.request_api_key, R::KEY);
+            (header, R::decode(&mut frame, version).expect("a body"))
+        }
+
+        fn say<A: Encodable + HeaderVersion>(&mut self, asked: &RequestHeader, answer: &A) {
+            self.tcp.write_all(&framed(asked, answer)).expect("sent");
+        }
+
+        /// Says which versions it speaks, as everyone asks first.
+        fn greet(&mut self, fetch: i16) {
+            let (asked, _) = self.hear::<ApiVersionsRequest>();
+            let newest = [
+                (ApiKey::Fetch, fetch),
+                (ApiKey::Metadata, METADATA_VERSION),
+                (ApiKey::SaslHandshake, HANDSHAKE_VERSION),
+                (ApiKey::SaslAuthenticate, AUTHENTICATE_VERSION),
+            ];
+            let spoken = newest.map(|(key, newest)| {
+                ApiVersion::default().with_api_key(key as i16).with_min_version(0).with_max_version(newest)
+            });
+            self.say(&asked, &ApiVersionsResponse::default().with_api_keys(spoken.to_vec()));
+        }
+    }
+
+    fn framed<A: Encodable + HeaderVersion>(asked: &RequestHeader, answer: &A) -> Vec<u8> {
+        let version = asked.request_api_version;
+        let header = ResponseHeader::default().with_correlation_id(asked.correlation_id);
+        let mut frame = vec![0; 4];
+        header.encode(&mut frame, A::header_version(version)).expect("a header");
+        answer.encode(&mut frame, version).expect("a body");
+        let size = u32::try_from(frame.len() - 4).expect("small");
+        frame[..4].copy_from_slice(&size.to_be_bytes());
+        frame
+    }
+
+    fn of_cluster(id: &'static str) -> MetadataResponse {
+        MetadataResponse::default().with_cluster_id(Some(StrBytes::from_static_str(id)))
+    }
+
+    fn serve(speak: impl FnOnce(Broker) + Send + 'static) -> (Access, Address, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let address = Address { host: "127.0.0.1".to_owned(), port };
+        let access = Access::new(&KafkaConfig::new(address.to_string())).expect("plain");
+        let speaker = thread::spawn(move || speak(Broker { tcp: listener.accept().expect("a client").0 }));
+        (access, address, speaker)
+    }
+
+    fn ask(connection: &mut Connection, patience: Duration) -> Result<MetadataResponse, ConnectionError> {
+        connection.call(&MetadataRequest::default(), METADATA_VERSION, patience)
+    }
+
+    /// The error of a broker that takes the connection and then says `answer` to what it is asked.
+    fn error_of(
+        patience: Duration,
+        answer: impl FnOnce(&mut Broker, &RequestHeader) + Send + 'static,
+    ) -> ConnectionError {
+        let (access, address, broker) = serve(move |mut broker| {
+            broker.greet(FETCH_VERSION);
+            let (asked, _) = broker.hear::<MetadataRequest>();
+            answer(&mut broker, &asked);
+        });
+        let mut connection = Connection::open(&access, &address).expect("a connection");
+        let error = ask(&mut connection, patience).expect_err("no answer");
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+        drop(connection);
+        broker.join().expect("the broker is content");
+        error
+    }
+
+    #[test]
+    fn every_request_has_its_answer_and_the_node_says_who_it_is() {
+        let (access, address, broker) = serve(|mut broker| {
+            broker.greet(FETCH_VERSION);
+            for id in ["one", "two"] {
+                let (asked, _) = broker.hear::<MetadataRequest>();
+                assert_eq!(asked.client_id.as_deref(), Some("tidemill"));
+                broker.say(&asked, &of_cluster(id));
+            }
+        });
+        let mut connection = Connection::open(&access, &address).expect("a connection");
+        assert_eq!(connection.expires(), None);
+        for id in ["one", "two"] {
+            let answer = ask(&mut connection, SOON).expect("an answer");
+            assert_eq!(answer.cluster_id.as_deref(), Some(id));
+        }
+        broker.join().expect("the broker is content");
+        let error = ask(&mut connection, SOON).expect_err("it is gone");
+        assert!(matches!(error, ConnectionError::Closed { .. } | ConnectionError::Broken { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_answer_that_is_none_is_refused_with_the_reason() {
+        let answers: [(fn(&RequestHeader) -> Vec<u8>, &str); 5] = [
+            (|_| vec![0x7f, 0xff, 0xff, 0xff], "it is 2147483647 bytes, at most 100000000 are read"),
+            (|_| vec![0xff; 4], "it is -1 bytes"),
+            (|_| vec![0, 0, 0, 2, 1, 2], "it is to request none"),
+            (
+                |asked| {
+                    let other = asked.clone().with_correlation_id(asked.correlation_id + 1);
+                    framed(&other, &MetadataResponse::default())
+                },
+                "it is to request",
+            ),
+            (
+                |asked| {
+                    let mut frame = framed(asked, &MetadataResponse::default());
+                    // The number of brokers, behind size, correlation id, no tagged fields and a throttle time.
+                    frame[4 + 4 + 1 + 4] = 0x7f;
+                    frame
+                },
+                "it does not hold what it says",
+            ),
+        ];
+        for (answer, reason) in answers {
+            let error = error_of(SOON, move |broker, asked| {
+                broker.tcp.write_all(&answer(asked)).expect("sent");
+            });
+            assert!(matches!(error, ConnectionError::Malformed { .. }), "{error}");
+            assert!(error.to_string().contains(reason), "{reason}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_broker_that_closes_in_the_middle_has_not_answered() {
+        let error = error_of(SOON, |broker, asked| {
+            let frame = framed(asked, &of_cluster("one"));
+            broker.tcp.write_all(&frame[..frame.len() - 3]).expect("sent");
+            broker.tcp.shutdown(Shutdown::Write).expect("closed");
+        });
+        assert!(
+            error.to_string().contains("closed the connection before it had answered Metadata"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_answer_that_trickles_in_is_late_as_a_whole() {
+        let error = error_of(Duration::from_millis(200), |broker, _| {
+            broker.tcp.write_all(&1_000_000u32.to_be_bytes()).expect("sent");
+            while broker.tcp.write_all(&[0]).is_ok() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        assert!(error.to_string().contains("did not answer Metadata within"), "{error}");
+    }
+
+    #[test]
+    fn a_call_that_waits_ends_when_another_thread_shuts_the_socket_down() {
+        let (access, address, broker) = serve(|mut broker| {
+            broker.greet(FETCH_VERSION);
+            broker.tcp.read_to_end(&mut Vec::new()).expect("the end");
+        });
+        let mut connection = Connection::open(&access, &address).expect("a connection");
+        let socket = connection.socket().expect("a handle");
+        let caller = thread::spawn(move || ask(&mut connection, 6 * SOON));
+        socket.shutdown(Shutdown::Both).expect("shut down");
+        let began = Instant::now();
+        caller.join().expect("no panic").expect_err("no answer");
+        assert!(began.elapsed() < SOON);
+        broker.join().expect("the broker is content");
+    }
+
+    #[test]
+    fn who_is_not_there_or_no_broker_of_this_time_is_said() {
+        let (access, address, broker) = serve(|mut broker| broker.greet(FETCH_VERSION - 1));
+        let error = Connection::open(&access, &address).expect_err("too old").to_string();
+        assert!(error.contains("does not speak version 12 of Fetch"), "{error}");
+        broker.join().expect("the broker is content");
+        let error = Connection::open(&access, &address).expect_err("it is gone").to_string();
+        assert!(error.contains("cannot be reached") && error.contains("127.0.0.1"), "{error}");
+        let (access, address, broker) = serve(|mut broker| {
+            broker.hear::<ApiVersionsRequest>();
+            broker.tcp.write_all(&[0, 0x20, 0, 0]).expect("sent");
+        });
+        let error = Connection::open(&access, &address).expect_err("too much").to_string();
+        assert!(error.contains("at most 1048576 are read"), "{error}");
+        broker.join().expect("the broker is content");
+    }
+
+    fn signing_in(speak: impl FnOnce(Broker) + Send + 'static) -> (Access, Address, JoinHandle<()>) {
+        let (mut access, address, broker) = serve(speak);
+        access.sasl = Some(Sasl::new("PLAIN", Some("user"), Some("pencil")).expect("complete"));
+        (access, address, broker)
+    }
+
+    #[test]
+    fn plain_signs_in_and_knows_how_long_that_holds() {
+        let (access, address, broker) = signing_in(|mut broker| {
+            broker.greet(FETCH_VERSION);
+            let (asked, handshake) = broker.hear::<SaslHandshakeRequest>();
+            assert_eq!((asked.request_api_version, handshake.mechanism.as_str()), (1, "PLAIN"));
+            broker.say(&asked, &SaslHandshakeResponse::default());
+            let (asked, message) = broker.hear::<SaslAuthenticateRequest>();
+            assert_eq!((asked.request_api_version, &message.auth_bytes[..]), (2, &b"\0user\0pencil"[..]));
+            broker.say(&asked, &SaslAuthenticateResponse::default().with_session_lifetime_ms(100_000));
+            let (asked, _) = broker.hear::<MetadataRequest>();
+            broker.say(&asked, &of_cluster("one"));
+        });
+        let mut connection = Connection::open(&access, &address).expect("a connection");
+        let left = connection.expires().expect("an end").duration_since(Instant::now());
+        assert!((80..=90).contains(&left.as_secs()), "{left:?}");
+        assert_eq!(ask(&mut connection, SOON).expect("an answer").cluster_id.as_deref(), Some("one"));
+        assert!(!format!("{connection:?}").contains("pencil"));
+        broker.join().expect("the broker is content");
+    }
+
+    #[test]
+    fn whoever_is_not_let_in_is_told_why_and_the_password_is_not_shown() {
+        let (access, address, broker) = signing_in(|mut broker| {
+            broker.greet(FETCH_VERSION);
+            let (asked, _) = broker.hear::<SaslHandshakeRequest>();
+            let known = vec![StrBytes::from_static_str("GSSAPI")];
+            let code = ResponseError::UnsupportedSaslMechanism.code();
+            broker
+                .say(&asked, &SaslHandshakeResponse::default().with_error_code(code).with_mechanisms(known));
+        });
+        let error = Connection::open(&access, &address).expect_err("not known").to_string();
+        assert!(error.contains("PLAIN") && error.contains("it knows GSSAPI"), "{error}");
+        broker.join().expect("the broker is content");
+        let (access, address, broker) = signing_in(|mut broker| {
+            broker.greet(FETCH_VERSION);
+            let (asked, _) = broker.hear::<SaslHandshakeRequest>();
+            broker.say(&asked, &SaslHandshakeResponse::default());
+            let (asked, _) = broker.hear::<SaslAuthenticateRequest>();
+            let answer = SaslAuthenticateResponse::default()
+                .with_error_code(ResponseError::SaslAuthenticationFailed.code())
+                .with_error_message(Some(StrBytes::from_static_str("Invalid username\n or password")));
+            broker.say(&asked, &answer);
+        });
+        let error = Connection::open(&access, &address).expect_err("not let in").to_string();
+        assert!(error.ends_with("let `user` sign in with PLAIN: Invalid username or password"), "{error}");
+        assert!(!error.contains("pencil"), "{error}");
+        broker.join().expect("the broker is content");
+    }
+
+    #[test]
+    fn a_sign_in_that_lasts_is_made_again_before_it_ends() {
+        assert_eq!([0, -1, i64::MIN].map(expiry), [None; 3]);
+        let now = Instant::now();
+        let left = expiry(1_005).expect("an end").duration_since(now).as_millis();
+        assert!((904..2_000).contains(&left), "{left}");
+        // However long: it may be beyond what a time can be.
+        let _ = expiry(i64::MAX);
+    }
+}

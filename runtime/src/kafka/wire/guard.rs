@@ -1,0 +1,374 @@
+//! A check of an answer before it is decoded.
+//!
+//! The decoder reserves memory for as many elements as an array says it has, so an answer of a few bytes could
+//! ask for gigabytes and end the process. This walk over the bytes follows the same schema, reserves nothing, and
+//! lets only those pass whose elements are really there. It knows the answers that the fetcher asks for, and no others.
+
+use kafka_protocol::messages::ApiKey;
+
+/// Elements of all arrays of one answer together. A decoded element takes up to a hundred times its bytes on the wire,
+/// so the size of an answer alone does not bound its memory.
+const ELEMENTS_MAX: usize = 1_000_000;
+
+/// Why an answer is not decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Malformed {
+    #[error("it does not hold what it says")]
+    Short,
+    #[error("what it holds in this version is not known here")]
+    Unknown,
+}
+
+/// Checks that an answer with its header holds what its schema says.
+pub(super) fn check(key: ApiKey, version: i16, answer: &[u8]) -> Result<(), Malformed> {
+    let is_flexible = key.response_header_version(version) > 0;
+    let mut walk = Walk { left: answer, is_flexible, elements: 0 };
+    walk.header().ok_or(Malformed::Short)?;
+    let walked = match (key, version) {
+        (ApiKey::ApiVersions, 0) => walk.api_versions(),
+        (ApiKey::SaslHandshake, 1) => walk.sasl_handshake(),
+        (ApiKey::SaslAuthenticate, 2) => walk.sasl_authenticate(),
+        (ApiKey::Metadata, 9..=12) => walk.metadata(version),
+        (ApiKey::Fetch, 12) => walk.fetch(),
+        (ApiKey::ListOffsets, 6..=8) => walk.list_offsets(),
+        (ApiKey::OffsetForLeaderEpoch, 4) => walk.epoch_ends(),
+        _ => return Err(Malformed::Unknown),
+    };
+    walked.ok_or(Malformed::Short)
+}
+
+/// Each step is `None` if there is less than there should be.
+struct Walk<'a> {
+    left: &'a [u8],
+    /// Lengths are of variable length, and every struct ends in tagged fields.
+    is_flexible: bool,
+    elements: usize,
+}
+
+impl Walk<'_> {
+    fn header(&mut self) -> Option<()> {
+        self.skip(4)?;
+        self.tags()
+    }
+
+    fn api_versions(&mut self) -> Option<()> {
+        self.skip(2)?;
+        self.array(|api| api.skip(2 + 2 + 2))
+    }
+
+    fn sasl_handshake(&mut self) -> Option<()> {
+        self.skip(2)?;
+        self.array(Walk::text)
+    }
+
+    fn sasl_authenticate(&mut self) -> Option<()> {
+        self.skip(2)?;
+        self.text()?;
+        self.bytes()?;
+        self.skip(8)?;
+        self.tags()
+    }
+
+    fn metadata(&mut self, version: i16) -> Option<()> {
+        self.skip(4)?;
+        self.array(|broker| {
+            broker.skip(4)?;
+            broker.text()?;
+            broker.skip(4)?;
+            broker.text()?;
+            broker.tags()
+        })?;
+        self.text()?;
+        self.skip(4)?;
+        self.array(|topic| {
+            topic.skip(2)?;
+            topic.text()?;
+            topic.skip(if version >= 10 { 16 + 1 } else { 1 })?;
+            topic.array(|partition| {
+                partition.skip(2 + 4 + 4 + 4)?;
+                for _replicas_in_sync_and_offline in 0..3 {
+                    partition.array(|node| node.skip(4))?;
+                }
+                partition.tags()
+            })?;
+            topic.skip(4)?;
+            topic.tags()
+        })?;
+        self.skip(if version <= 10 { 4 } else { 0 })?;
+        self.tags()
+    }
+
+    fn fetch(&mut self) -> Option<()> {
+        self.skip(4 + 2 + 4)?;
+        self.array(|topic| {
+            topic.text()?;
+            topic.array(|partition| {
+                partition.skip(4 + 2 + 8 + 8 + 8)?;
+                partition.array(|aborted| {
+                    aborted.skip(8 + 8)?;
+                    aborted.tags()
+                })?;
+                partition.skip(4)?;
+                partition.bytes()?;
+                // Where another leader's log parts, the leader, and a snapshot: the decoder does not look at what
+                // a tag says of its size.
+                partition.tags_with(|tag| match tag {
+                    0 | 2 => Some(4 + 8),
+                    1 => Some(4 + 4),
+                    _ => None,
+                })
+            })?;
+            topic.tags()
+        })?;
+        self.tags()
+    }
+
+    fn list_offsets(&mut self) -> Option<()> {
+        self.skip(4)?;
+        self.by_topic(4 + 2 + 8 + 8 + 4)
+    }
+
+    fn epoch_ends(&mut self) -> Option<()> {
+        self.skip(4)?;
+        self.by_topic(2 + 4 + 4 + 8)
+    }
+
+    /// Topics with partitions of so many bytes each, and the end.
+    fn by_topic(&mut self, partition_bytes: usize) -> Option<()> {
+        self.array(|topic| {
+            topic.text()?;
+            topic.array(|partition| {
+                partition.skip(partition_bytes)?;
+                partition.tags()
+            })?;
+            topic.tags()
+        })?;
+        self.tags()
+    }
+
+    fn text(&mut self) -> Option<()> {
+        let length = self.length(2)?;
+        self.skip(length)
+    }
+
+    fn bytes(&mut self) -> Option<()> {
+        let length = self.length(4)?;
+        self.skip(length)
+    }
+
+    fn array(&mut self, mut element: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
+        let count = self.length(4)?;
+        self.count(count)?;
+        (0..count).try_for_each(|_| element(self))
+    }
+
+    /// Every element takes at least a byte, so more elements than bytes cannot be there.
+    fn count(&mut self, elements: usize) -> Option<()> {
+        self.elements = self.elements.saturating_add(elements);
+        (elements <= self.left.len() && self.elements <= ELEMENTS_MAX).then_some(())
+    }
+
+    /// A length of `width` bytes, or of variable length; null counts as 0.
+    fn length(&mut self, width: usize) -> Option<usize> {
+        if self.is_flexible {
+            return Some((self.varint()? as usize).saturating_sub(1));
+        }
+        let (bytes, rest) = self.left.split_at_checked(width)?;
+        self.left = rest;
+        let number = match *bytes {
+            [a, b] => i32::from(i16::from_be_bytes([a, b])),
+            [a, b, c, d] => i32::from_be_bytes([a, b, c, d]),
+            _ => return None,
+        };
+        if number == -1 { Some(0) } else { usize::try_from(number).ok() }
+    }
+
+    fn tags(&mut self) -> Option<()> {
+        self.tags_with(|_| None)
+    }
+
+    /// Tagged fields, of which `known` are structs with so many bytes before tagged fields of their own.
+    fn tags_with(&mut self, known: impl Fn(u32) -> Option<usize>) -> Option<()> {
+        if !self.is_flexible {
+            return Some(());
+        }
+        let count = self.varint()? as usize;
+        self.count(count)?;
+        for _ in 0..count {
+            let tag = self.varint()?;
+            let size = self.varint()? as usize;
+            let Some(bytes) = known(tag) else {
+                self.skip(size)?;
+                continue;
+            };
+            let before = self.left.len();
+            self.skip(bytes)?;
+            self.tags()?;
+            if before - self.left.len() != size {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    fn varint(&mut self) -> Option<u32> {
+        let mut value = 0u32;
+        for shift in (0..35).step_by(7) {
+            let (byte, rest) = self.left.split_first()?;
+            self.left = rest;
+            value |= u32::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    fn skip(&mut self, bytes: usize) -> Option<()> {
+        self.left = self.left.get(bytes..)?;
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{Bytes, BytesMut};
+    use kafka_protocol::messages::fetch_response::{
+        AbortedTransaction, EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, PartitionData,
+        SnapshotId,
+    };
+    use kafka_protocol::messages::list_offsets_response::{
+        ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
+    };
+    use kafka_protocol::messages::metadata_response::{
+        MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+    };
+    use kafka_protocol::messages::offset_for_leader_epoch_response::{
+        EpochEndOffset as EpochEnd, OffsetForLeaderTopicResult,
+    };
+    use kafka_protocol::messages::*;
+    use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
+
+    use super::*;
+
+    fn text(text: &'static str) -> StrBytes {
+        StrBytes::from_static_str(text)
+    }
+
+    fn encoded<R: Encodable + HeaderVersion>(response: &R, version: i16) -> Bytes {
+        let mut answer = BytesMut::new();
+        ResponseHeader::default().encode(&mut answer, R::header_version(version)).expect("a header");
+        response.encode(&mut answer, version).expect("every field is of this version");
+        answer.freeze()
+    }
+
+    /// Checks the answer whole and cut short.
+    fn follows<R: Encodable + HeaderVersion>(key: ApiKey, version: i16, response: &R) {
+        let answer = encoded(response, version);
+        assert_eq!(check(key, version, &answer), Ok(()), "{key:?} {version}");
+        for length in 0..answer.len() {
+            assert_eq!(
+                check(key, version, &answer[..length]),
+                Err(Malformed::Short),
+                "{key:?} {version} cut"
+            );
+        }
+    }
+
+    fn fetched() -> FetchResponse {
+        let partition = PartitionData::default()
+            .with_partition_index(3)
+            .with_aborted_transactions(Some(vec![AbortedTransaction::default(); 2]))
+            .with_records(Some(Bytes::from_static(b"a batch of records")))
+            .with_diverging_epoch(EpochEndOffset::default().with_epoch(1).with_end_offset(7))
+            .with_current_leader(LeaderIdAndEpoch::default().with_leader_id(BrokerId(2)).with_leader_epoch(5))
+            .with_snapshot_id(SnapshotId::default().with_end_offset(4).with_epoch(1))
+            .with_unknown_tagged_field(9, Bytes::from_static(b"of later"));
+        let empty = PartitionData::default().with_aborted_transactions(None).with_records(None);
+        let topic = FetchableTopicResponse::default()
+            .with_topic(TopicName(text("words")))
+            .with_partitions(vec![partition, empty]);
+        FetchResponse::default().with_session_id(1).with_responses(vec![topic.clone(), topic])
+    }
+
+    #[test]
+    fn every_answer_that_the_fetcher_asks_for_passes_whole_and_not_cut() {
+        let api = api_versions_response::ApiVersion::default();
+        let versions = ApiVersionsResponse::default().with_api_keys(vec![api; 3]);
+        follows(ApiKey::ApiVersions, 0, &versions);
+        let handshake = SaslHandshakeResponse::default().with_mechanisms(vec![text("PLAIN"), text("GSSAPI")]);
+        follows(ApiKey::SaslHandshake, 1, &handshake);
+        let signed_in = SaslAuthenticateResponse::default()
+            .with_error_message(Some(text("no")))
+            .with_auth_bytes(Bytes::from_static(b"v=abc"))
+            .with_session_lifetime_ms(1);
+        follows(ApiKey::SaslAuthenticate, 2, &signed_in);
+        let partition = MetadataResponsePartition::default()
+            .with_replica_nodes(vec![BrokerId(1), BrokerId(2)])
+            .with_isr_nodes(vec![BrokerId(1)]);
+        let topic = MetadataResponseTopic::default()
+            .with_name(Some(TopicName(text("words"))))
+            .with_partitions(vec![partition.clone(), partition]);
+        let broker =
+            MetadataResponseBroker::default().with_host(text("localhost")).with_rack(Some(text("a")));
+        let metadata = MetadataResponse::default()
+            .with_brokers(vec![broker.clone(), broker])
+            .with_cluster_id(Some(text("cluster")))
+            .with_topics(vec![topic.clone(), topic]);
+        for version in 9..=12 {
+            follows(ApiKey::Metadata, version, &metadata);
+        }
+        follows(ApiKey::Fetch, 12, &fetched());
+        follows(ApiKey::Fetch, 12, &FetchResponse::default());
+        let topic = ListOffsetsTopicResponse::default()
+            .with_name(TopicName(text("words")))
+            .with_partitions(vec![ListOffsetsPartitionResponse::default(); 2]);
+        let offsets = ListOffsetsResponse::default().with_topics(vec![topic]);
+        for version in 6..=8 {
+            follows(ApiKey::ListOffsets, version, &offsets);
+        }
+        let topic = OffsetForLeaderTopicResult::default()
+            .with_topic(TopicName(text("words")))
+            .with_partitions(vec![EpochEnd::default(); 2]);
+        let ends = OffsetForLeaderEpochResponse::default().with_topics(vec![topic]);
+        follows(ApiKey::OffsetForLeaderEpoch, 4, &ends);
+    }
+
+    #[test]
+    fn an_array_that_promises_too_much_is_found_and_so_is_a_tag_that_lies_of_its_size() {
+        let lies: [(ApiKey, i16, &[u8]); 3] = [
+            (ApiKey::ApiVersions, 0, &[0, 0, 0, 1, 0, 0, 0x7f, 0xff, 0xff, 0xff]),
+            (ApiKey::Metadata, 9, &[0, 0, 0, 1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+            // Tagged fields of the header.
+            (ApiKey::Fetch, 12, &[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+        ];
+        for (key, version, answer) in lies {
+            assert_eq!(check(key, version, answer), Err(Malformed::Short), "{key:?}");
+        }
+        let answer = encoded(&fetched(), 12);
+        let leader = [1, 9, 0, 0, 0, 2, 0, 0, 0, 5, 0];
+        let at = answer.windows(leader.len()).position(|window| window == leader).expect("the leader's tag");
+        for size in [0, 8, 10] {
+            let mut answer = answer.to_vec();
+            answer[at + 1] = size;
+            assert_eq!(check(ApiKey::Fetch, 12, &answer), Err(Malformed::Short), "{size}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_nobody_asks_for_is_not_decoded() {
+        let answer = encoded(&MetadataResponse::default(), 1);
+        assert_eq!(check(ApiKey::Metadata, 1, &answer), Err(Malformed::Unknown));
+    }
+
+    #[test]
+    fn records_are_decoded_as_a_part_of_the_answer_and_not_as_a_copy() {
+        let answer = encoded(&fetched(), 12);
+        let mut left = answer.clone();
+        ResponseHeader::decode(&mut left, FetchResponse::header_version(12)).expect("a header");
+        let decoded = FetchResponse::decode(&mut left, 12).expect("valid");
+        let records = decoded.responses[0].partitions[0].records.as_ref().expect("records");
+        assert_eq!(&records[..], b"a batch of records");
+        assert!(answer.as_ptr_range().contains(&records.as_ptr()));
+    }
+}

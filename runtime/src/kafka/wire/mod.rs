@@ -1,0 +1,18 @@
+//! The node's own connections to brokers: synchronous, each used by one thread.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `access` | how brokers are reached and signed in at, from the configuration |
+//! | `connection` | one connection: requests and answers |
+//! | `frames` | bytes there and back, within a deadline |
+//! | `guard` | looks at an answer before it is decoded |
+//! | `sasl` | signing in |
+
+mod access;
+mod connection;
+mod frames;
+mod guard;
+mod sasl;
+
+pub(super) use access::{Access, Address};
+pub(super) use connection::{Connection, ConnectionError, FETCH_VERSION, METADATA_VERSION};
