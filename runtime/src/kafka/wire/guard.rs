@@ -2,7 +2,8 @@
 //!
 //! The decoder reserves memory for as many elements as an array says it has, so an answer of a few bytes could
 //! ask for gigabytes and end the process. This walk over the bytes follows the same schema, reserves nothing, and
-//! lets only those pass whose elements are really there. It knows the answers that the fetcher asks for, and no others.
+//! lets only those pass whose elements are really there. It knows the answers that the fetcher and the producer ask for,
+//! and no others. What newer brokers may add to them are tagged fields, which pass, wherever they are.
 
 use kafka_protocol::messages::ApiKey;
 
@@ -15,6 +16,8 @@ const ELEMENTS_MAX: usize = 1_000_000;
 pub(super) enum Malformed {
     #[error("it does not hold what it says")]
     Short,
+    #[error("it holds more than {most} elements, which are not decoded", most = ELEMENTS_MAX)]
+    Many,
     #[error("what it holds in this version is not known here")]
     Unknown,
 }
@@ -32,9 +35,15 @@ pub(super) fn check(key: ApiKey, version: i16, answer: &[u8]) -> Result<(), Malf
         (ApiKey::Fetch, 12) => walk.fetch(),
         (ApiKey::ListOffsets, 6..=8) => walk.list_offsets(),
         (ApiKey::OffsetForLeaderEpoch, 4) => walk.epoch_ends(),
+        (ApiKey::Produce, 9) => walk.produced(),
+        (ApiKey::FindCoordinator, 4) => walk.coordinators(),
+        (ApiKey::InitProducerId, 4) => walk.fixed(4 + 2 + 8 + 2),
+        (ApiKey::AddOffsetsToTxn | ApiKey::EndTxn, 3) => walk.fixed(4 + 2),
+        (ApiKey::AddPartitionsToTxn | ApiKey::TxnOffsetCommit, 3) => walk.errors_by_topic(),
         _ => return Err(Malformed::Unknown),
     };
-    walked.ok_or(Malformed::Short)
+    let cut = if walk.elements > ELEMENTS_MAX { Malformed::Many } else { Malformed::Short };
+    walked.ok_or(cut)
 }
 
 /// Each step is `None` if there is less than there should be.
@@ -133,6 +142,48 @@ impl Walk<'_> {
         self.by_topic(2 + 4 + 4 + 8)
     }
 
+    fn produced(&mut self) -> Option<()> {
+        self.array(|topic| {
+            topic.text()?;
+            topic.array(|partition| {
+                partition.skip(4 + 2 + 8 + 8 + 8)?;
+                partition.array(|record| {
+                    record.skip(4)?;
+                    record.text()?;
+                    record.tags()
+                })?;
+                partition.text()?;
+                partition.tags()
+            })?;
+            topic.tags()
+        })?;
+        self.fixed(4)
+    }
+
+    fn coordinators(&mut self) -> Option<()> {
+        self.skip(4)?;
+        self.array(|coordinator| {
+            coordinator.text()?;
+            coordinator.skip(4)?;
+            coordinator.text()?;
+            coordinator.skip(4 + 2)?;
+            coordinator.text()?;
+            coordinator.tags()
+        })?;
+        self.tags()
+    }
+
+    fn errors_by_topic(&mut self) -> Option<()> {
+        self.skip(4)?;
+        self.by_topic(4 + 2)
+    }
+
+    /// So many bytes, and the end.
+    fn fixed(&mut self, bytes: usize) -> Option<()> {
+        self.skip(bytes)?;
+        self.tags()
+    }
+
     /// Topics with partitions of so many bytes each, and the end.
     fn by_topic(&mut self, partition_bytes: usize) -> Option<()> {
         self.array(|topic| {
@@ -164,8 +215,11 @@ impl Walk<'_> {
 
     /// Every element takes at least a byte, so more elements than bytes cannot be there.
     fn count(&mut self, elements: usize) -> Option<()> {
+        if elements > self.left.len() {
+            return None;
+        }
         self.elements = self.elements.saturating_add(elements);
-        (elements <= self.left.len() && self.elements <= ELEMENTS_MAX).then_some(())
+        (self.elements <= ELEMENTS_MAX).then_some(())
     }
 
     /// A length of `width` bytes, or of variable length; null counts as 0.
@@ -233,10 +287,14 @@ impl Walk<'_> {
 #[cfg(test)]
 mod tests {
     use bytes::{Bytes, BytesMut};
+    use kafka_protocol::messages::add_partitions_to_txn_response::{
+        AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult,
+    };
     use kafka_protocol::messages::fetch_response::{
         AbortedTransaction, EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, PartitionData,
         SnapshotId,
     };
+    use kafka_protocol::messages::find_coordinator_response::Coordinator;
     use kafka_protocol::messages::list_offsets_response::{
         ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
     };
@@ -245,6 +303,12 @@ mod tests {
     };
     use kafka_protocol::messages::offset_for_leader_epoch_response::{
         EpochEndOffset as EpochEnd, OffsetForLeaderTopicResult,
+    };
+    use kafka_protocol::messages::produce_response::{
+        BatchIndexAndErrorMessage, PartitionProduceResponse, TopicProduceResponse,
+    };
+    use kafka_protocol::messages::txn_offset_commit_response::{
+        TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
     };
     use kafka_protocol::messages::*;
     use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
@@ -262,16 +326,44 @@ mod tests {
         answer.freeze()
     }
 
-    /// Checks the answer whole and cut short.
-    fn follows<R: Encodable + HeaderVersion>(key: ApiKey, version: i16, response: &R) {
+    /// The tag of what a later broker adds to a struct, and this program knows nothing of.
+    const LATER: i32 = 99;
+
+    fn later() -> Bytes {
+        Bytes::from_static(b"of later")
+    }
+
+    fn decoded<R: Decodable + HeaderVersion>(mut answer: Bytes, version: i16) -> Option<R> {
+        ResponseHeader::decode(&mut answer, R::header_version(version)).ok()?;
+        R::decode(&mut answer, version).ok()
+    }
+
+    /// Checks the answer whole, cut short, and with every byte of it changed.
+    fn follows<R>(key: ApiKey, version: i16, response: &R)
+    where
+        R: Encodable + Decodable + HeaderVersion + PartialEq + std::fmt::Debug,
+    {
         let answer = encoded(response, version);
         assert_eq!(check(key, version, &answer), Ok(()), "{key:?} {version}");
+        // The walk and the decoder read the same.
+        assert_eq!(decoded::<R>(answer.clone(), version).as_ref(), Some(response), "{key:?} {version}");
         for length in 0..answer.len() {
             assert_eq!(
                 check(key, version, &answer[..length]),
                 Err(Malformed::Short),
                 "{key:?} {version} cut"
             );
+        }
+        // A lie anywhere: what passes has to be decoded, or refused, without a panic and without more memory than is there.
+        for (at, &true_byte) in answer.iter().enumerate() {
+            let near = [true_byte.wrapping_add(1), true_byte.wrapping_sub(1)];
+            for byte in [0x00, 0x01, 0x7f, 0x80, 0xff].into_iter().chain(near) {
+                let mut lie = answer.to_vec();
+                lie[at] = byte;
+                if check(key, version, &lie).is_ok() {
+                    let _ = decoded::<R>(lie.into(), version);
+                }
+            }
         }
     }
 
@@ -332,6 +424,110 @@ mod tests {
             .with_partitions(vec![EpochEnd::default(); 2]);
         let ends = OffsetForLeaderEpochResponse::default().with_topics(vec![topic]);
         follows(ApiKey::OffsetForLeaderEpoch, 4, &ends);
+    }
+
+    #[test]
+    fn every_answer_that_the_producer_asks_for_passes_whole_and_not_cut() {
+        let record = BatchIndexAndErrorMessage::default()
+            .with_batch_index_error_message(Some(text("too old")))
+            .with_unknown_tagged_field(LATER, later());
+        let partition = PartitionProduceResponse::default()
+            .with_index(3)
+            .with_base_offset(70)
+            .with_record_errors(vec![record.clone(), record])
+            .with_error_message(Some(text("no")))
+            .with_unknown_tagged_field(LATER, later());
+        let topic = TopicProduceResponse::default()
+            .with_name(TopicName(text("words")))
+            .with_partition_responses(vec![partition, PartitionProduceResponse::default()])
+            .with_unknown_tagged_field(LATER, later());
+        let produced = ProduceResponse::default()
+            .with_responses(vec![topic.clone(), topic])
+            .with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::Produce, 9, &produced);
+        follows(ApiKey::Produce, 9, &ProduceResponse::default());
+        let coordinator = Coordinator::default()
+            .with_key(text("id"))
+            .with_host(text("localhost"))
+            .with_error_message(None)
+            .with_unknown_tagged_field(LATER, later());
+        let found = FindCoordinatorResponse::default()
+            .with_coordinators(vec![coordinator.clone(), coordinator])
+            .with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::FindCoordinator, 4, &found);
+        let begun = InitProducerIdResponse::default()
+            .with_producer_id(ProducerId(7))
+            .with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::InitProducerId, 4, &begun);
+        let joined = AddOffsetsToTxnResponse::default().with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::AddOffsetsToTxn, 3, &joined);
+        let ended = EndTxnResponse::default().with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::EndTxn, 3, &ended);
+        let partition =
+            AddPartitionsToTxnPartitionResult::default().with_unknown_tagged_field(LATER, later());
+        let topic = AddPartitionsToTxnTopicResult::default()
+            .with_name(TopicName(text("words")))
+            .with_results_by_partition(vec![partition.clone(), partition])
+            .with_unknown_tagged_field(LATER, later());
+        let added = AddPartitionsToTxnResponse::default()
+            .with_results_by_topic_v3_and_below(vec![topic])
+            .with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::AddPartitionsToTxn, 3, &added);
+        let partition = TxnOffsetCommitResponsePartition::default().with_unknown_tagged_field(LATER, later());
+        let topic = TxnOffsetCommitResponseTopic::default()
+            .with_name(TopicName(text("words")))
+            .with_partitions(vec![partition.clone(), partition])
+            .with_unknown_tagged_field(LATER, later());
+        let committed = TxnOffsetCommitResponse::default()
+            .with_topics(vec![topic])
+            .with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::TxnOffsetCommit, 3, &committed);
+    }
+
+    #[test]
+    fn what_a_later_broker_adds_to_any_struct_passes() {
+        let partition = MetadataResponsePartition::default().with_unknown_tagged_field(LATER, later());
+        let topic = MetadataResponseTopic::default()
+            .with_name(Some(TopicName(text("words"))))
+            .with_partitions(vec![partition])
+            .with_unknown_tagged_field(LATER, later());
+        let broker = MetadataResponseBroker::default().with_unknown_tagged_field(LATER, later());
+        let metadata = MetadataResponse::default()
+            .with_brokers(vec![broker])
+            .with_topics(vec![topic])
+            .with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::Metadata, 9, &metadata);
+        let aborted = AbortedTransaction::default().with_unknown_tagged_field(LATER, later());
+        let end = EpochEndOffset::default().with_epoch(1).with_unknown_tagged_field(LATER, later());
+        let partition = PartitionData::default()
+            .with_aborted_transactions(Some(vec![aborted]))
+            .with_records(Some(Bytes::from_static(b"a batch of records")))
+            .with_diverging_epoch(end)
+            .with_unknown_tagged_field(LATER, later());
+        let topic = FetchableTopicResponse::default()
+            .with_partitions(vec![partition])
+            .with_unknown_tagged_field(LATER, later());
+        let fetched =
+            FetchResponse::default().with_responses(vec![topic]).with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::Fetch, 12, &fetched);
+        let signed_in = SaslAuthenticateResponse::default().with_unknown_tagged_field(LATER, later());
+        follows(ApiKey::SaslAuthenticate, 2, &signed_in);
+        // One of the header, too.
+        let mut answer = BytesMut::new();
+        let header = ResponseHeader::default().with_unknown_tagged_field(LATER, later());
+        header.encode(&mut answer, FetchResponse::header_version(12)).expect("a header");
+        fetched.encode(&mut answer, 12).expect("every field is of this version");
+        assert_eq!(check(ApiKey::Fetch, 12, &answer), Ok(()));
+    }
+
+    #[test]
+    fn more_elements_than_are_decoded_are_said_to_be_too_many() {
+        // A correlation id, no tagged fields, no throttle time.
+        let mut answer = vec![0, 0, 0, 1, 0, 0, 0, 0, 0];
+        // Two million brokers: a number of variable length, and one more than there are.
+        answer.extend([0x81, 0x89, 0x7a]);
+        answer.resize(answer.len() + 3_000_000, 0);
+        assert_eq!(check(ApiKey::Metadata, 9, &answer), Err(Malformed::Many));
     }
 
     #[test]
