@@ -1,4 +1,4 @@
-//! A connection to one broker: made, encrypted and signed in, then one request and its answer at a time.
+//! A connection to one broker: made, encrypted and signed in, then requests and their answers.
 //!
 //! ```text
 //!   request:  size i32 | api key i16 | version i16 | correlation id i32 | client id | ... | body
@@ -8,7 +8,10 @@
 //! An answer is one piece of memory, and the records in it are slices of that piece. Nothing that a broker says is
 //! believed unseen: a size is looked at before memory is reserved for it, and [`super::guard`] sees every body before
 //! it is decoded. Until a broker has signed us in it gets less of our memory and time.
+//!
+//! Requests may be out together, and answers come in their order: a broker takes the next one when it has answered.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -39,6 +42,8 @@ const EARLY_BYTES_MAX: usize = 1 << 20;
 const TEXT_CHARS_MAX: usize = 300;
 /// The longest that anybody waits: beyond that lie numbers that a time cannot be reckoned with.
 const PATIENCE_MAX: Duration = Duration::from_secs(86_400);
+/// Requests that are out together; no broker orders the writes of a producer that has more than five.
+const OUT_MAX: usize = 16;
 
 /// Why a connection is of no use, or came to none.
 #[derive(Debug, thiserror::Error)]
@@ -69,18 +74,38 @@ pub(in crate::kafka) struct Connection {
     address: Address,
     client_id: StrBytes,
     correlation_id: i32,
+    /// Without an answer yet, oldest first.
+    out: VecDeque<Asked>,
     /// The request, kept for its memory.
     frame: Vec<u8>,
     answer_bytes_max: usize,
     expires: Option<Instant>,
 }
 
+/// A request that is out.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    key: ApiKey,
+    version: i16,
+    correlation_id: i32,
+    at: Instant,
+}
+
 impl Connection {
     /// Connects, by every address that the name has, encrypts, asks for versions and signs in; all of that within
     /// `connect_timeout`, except that the system may take longer to look a name up.
     pub fn open(access: &Access, address: &Address) -> Result<Connection, ConnectionError> {
+        Connection::open_until(access, address, Instant::now() + PATIENCE_MAX)
+    }
+
+    /// The same, but not beyond `until`.
+    pub fn open_until(
+        access: &Access,
+        address: &Address,
+        until: Instant,
+    ) -> Result<Connection, ConnectionError> {
         let began = Instant::now();
-        let until = began + access.connect_timeout.min(PATIENCE_MAX);
+        let until = until.min(began + access.connect_timeout.min(PATIENCE_MAX));
         let failed = |fault, what: &str| failure(address, fault, what.to_owned(), began);
         let tcp = reach(address, until)?;
         tcp.set_nodelay(true).map_err(|error| failed(Fault::Io(error), "the connection"))?;
@@ -99,6 +124,7 @@ impl Connection {
             address: address.clone(),
             client_id: StrBytes::from_string(access.client_id.clone()),
             correlation_id: 0,
+            out: VecDeque::new(),
             frame: Vec::new(),
             answer_bytes_max: EARLY_BYTES_MAX.min(access.response_bytes_max),
             expires: None,
@@ -138,19 +164,52 @@ impl Connection {
         version: i16,
         until: Instant,
     ) -> Result<R::Response, ConnectionError> {
-        let began = Instant::now();
+        self.send(request, version, until)?;
+        self.receive::<R>(version, until)
+    }
+
+    /// A request alone; [`Connection::receive`] brings its answer, so it has to be one that is answered (a write with
+    /// `acks` 0 is not). A broker reads nothing while it writes: of a long request while a long answer is due, neither
+    /// gets through before `until`. After an error the connection is of no use.
+    pub fn send<R: Request>(
+        &mut self,
+        request: &R,
+        version: i16,
+        until: Instant,
+    ) -> Result<(), ConnectionError> {
+        let at = Instant::now();
         let Ok(key) = ApiKey::try_from(R::KEY) else {
             return Err(self.unsupported(format!("API {}", R::KEY)));
         };
-        let what = || format!("{key:?}");
+        if self.out.len() >= OUT_MAX {
+            let reason = io::Error::other(format!("{OUT_MAX} requests are out, and no more are sent"));
+            return Err(failure(&self.address, Fault::Io(reason), format!("{key:?}"), at));
+        }
         self.encode(request, version).map_err(|reason| self.unsupported(format!("{key:?}: {reason}")))?;
-        self.wire.send(&self.frame, until).map_err(|fault| failure(&self.address, fault, what(), began))?;
-        let size =
-            self.wire.receive(4, until).map_err(|fault| failure(&self.address, fault, what(), began))?;
+        self.wire
+            .send(&self.frame, until)
+            .map_err(|fault| failure(&self.address, fault, format!("{key:?}"), at))?;
+        self.out.push_back(Asked { key, version, correlation_id: self.correlation_id, at });
+        Ok(())
+    }
+
+    /// The answer to the oldest request that has none, which is an `R` of that version. After an error the connection
+    /// is of no use.
+    pub fn receive<R: Request>(
+        &mut self,
+        version: i16,
+        until: Instant,
+    ) -> Result<R::Response, ConnectionError> {
+        let is_asked = |asked: &Asked| asked.key as i16 == R::KEY && asked.version == version;
+        let Some(Asked { key, correlation_id, at, .. }) = self.out.pop_front().filter(is_asked) else {
+            return Err(self.malformed(format!("API {}", R::KEY), "none is due".to_owned()));
+        };
+        let what = || format!("{key:?}");
+        let size = self.wire.receive(4, until).map_err(|fault| failure(&self.address, fault, what(), at))?;
         let size = self.believed(&size).map_err(|reason| self.malformed(what(), reason))?;
         let answer =
-            self.wire.receive(size, until).map_err(|fault| failure(&self.address, fault, what(), began))?;
-        decode::<R::Response>(key, version, self.correlation_id, Bytes::from(answer))
+            self.wire.receive(size, until).map_err(|fault| failure(&self.address, fault, what(), at))?;
+        decode::<R::Response>(key, version, correlation_id, Bytes::from(answer))
             .map_err(|reason| self.malformed(what(), reason))
     }
 
@@ -486,6 +545,71 @@ mod tests {
             error.to_string().contains("closed the connection before it had answered Metadata"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn answers_to_requests_that_are_out_together_come_in_their_order() {
+        let (access, address, broker) = serve(|mut broker| {
+            broker.greet(FETCH_VERSION);
+            let asked = [0, 1].map(|_| broker.hear::<MetadataRequest>().0);
+            // Both at once, so that the second has come when the first is read.
+            let both = [framed(&asked[0], &of_cluster("one")), framed(&asked[1], &of_cluster("two"))];
+            broker.tcp.write_all(&both.concat()).expect("sent");
+            let asked = [0, 1].map(|_| broker.hear::<MetadataRequest>().0);
+            broker.say(&asked[1], &of_cluster("three"));
+        });
+        let mut connection = Connection::open(&access, &address).expect("a connection");
+        let until = Instant::now() + SOON;
+        let request = MetadataRequest::default();
+        let send_two = |connection: &mut Connection| {
+            for _ in 0..2 {
+                connection.send(&request, METADATA_VERSION, until).expect("sent");
+            }
+        };
+        send_two(&mut connection);
+        for id in ["one", "two"] {
+            let answer = connection.receive::<MetadataRequest>(METADATA_VERSION, until).expect("an answer");
+            assert_eq!(answer.cluster_id.as_deref(), Some(id));
+        }
+        send_two(&mut connection);
+        let error = connection.receive::<MetadataRequest>(METADATA_VERSION, until).expect_err("of another");
+        assert!(matches!(error, ConnectionError::Malformed { .. }), "{error}");
+        assert!(error.to_string().contains("it is to request"), "{error}");
+        broker.join().expect("the broker is content");
+    }
+
+    #[test]
+    fn an_answer_that_is_not_due_is_not_waited_for_and_requests_that_nobody_answers_are_few() {
+        let (access, address, broker) = serve(|mut broker| {
+            broker.greet(FETCH_VERSION);
+            broker.tcp.read_to_end(&mut Vec::new()).expect("the end");
+        });
+        let mut connection = Connection::open(&access, &address).expect("a connection");
+        let until = Instant::now() + SOON;
+        let error = connection.receive::<MetadataRequest>(METADATA_VERSION, until).expect_err("not asked");
+        assert!(error.to_string().contains("none is due"), "{error}");
+        for _ in 0..OUT_MAX {
+            connection.send(&MetadataRequest::default(), METADATA_VERSION, until).expect("sent");
+        }
+        let error = connection.send(&MetadataRequest::default(), METADATA_VERSION, until);
+        assert!(error.expect_err("too many").to_string().contains("16 requests"));
+        let error = connection.receive::<ApiVersionsRequest>(0, until).expect_err("another is due");
+        assert!(error.to_string().contains("none is due"), "{error}");
+        assert!(Instant::now() < until);
+        drop(connection);
+        broker.join().expect("the broker is content");
+    }
+
+    #[test]
+    fn a_connection_is_given_up_at_the_earlier_of_two_limits() {
+        let (access, address, broker) = serve(|mut broker| {
+            broker.tcp.read_to_end(&mut Vec::new()).expect("the end");
+        });
+        let began = Instant::now();
+        let error = Connection::open_until(&access, &address, began + Duration::from_millis(50));
+        assert!(matches!(error, Err(ConnectionError::Late { .. })), "{error:?}");
+        assert!(began.elapsed() < access.connect_timeout / 2, "{:?}", began.elapsed());
+        broker.join().expect("the broker is content");
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(super) struct Wire {
     /// As the socket has them.
     read_timeout: Duration,
     write_timeout: Duration,
+    /// What came with an answer and is of the next one.
+    ahead: Vec<u8>,
 }
 
 impl Wire {
@@ -49,7 +51,7 @@ impl Wire {
 
     fn new(stream: Stream) -> Wire {
         // Near to nothing, so that both are set before they are first needed.
-        Wire { stream, read_timeout: Duration::ZERO, write_timeout: Duration::ZERO }
+        Wire { stream, read_timeout: Duration::ZERO, write_timeout: Duration::ZERO, ahead: Vec::new() }
     }
 
     pub fn socket(&self) -> &TcpStream {
@@ -77,6 +79,7 @@ impl Wire {
     /// The next `count` bytes, in memory that is not zeroed first.
     pub fn receive(&mut self, count: usize, until: Instant) -> Result<Vec<u8>, Fault> {
         let mut bytes = Vec::with_capacity(count);
+        bytes.extend(self.ahead.drain(..count.min(self.ahead.len())));
         while bytes.len() < count {
             if let Some(timeout) = new_timeout(self.read_timeout, until)? {
                 self.socket().set_read_timeout(Some(timeout)).map_err(Fault::Io)?;
@@ -90,6 +93,8 @@ impl Wire {
                 Err(error) => return Err(Fault::Io(error)),
             }
         }
+        // A vector may have more room than it was asked to have.
+        self.ahead.extend(bytes.drain(count..));
         Ok(bytes)
     }
 }
@@ -121,17 +126,12 @@ impl Stream {
         }
     }
 
-    /// One read at most, of as many bytes as there is room for, which is for `most`; `None` = closed.
+    /// One read at most, of `most` bytes, or as many as there is room for; `None` = closed.
     fn append(&mut self, into: &mut Vec<u8>, most: usize) -> io::Result<Option<usize>> {
         match self {
             Stream::Encrypted(session) => session.append(into, most),
             Stream::Plain(tcp) => match rustix::io::read(&*tcp, spare_capacity(into))? {
                 0 => Ok(None),
-                // A vector may have more room than it was asked to have. Nobody has anything to say beyond an answer.
-                read if read > most => Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "more came than the size of the answer says",
-                )),
                 read => Ok(Some(read)),
             },
         }
@@ -174,6 +174,16 @@ mod tests {
         wire.send(&many, soon()).expect("somebody reads");
         drop(wire);
         assert!(writer.join().expect("no panic") == many);
+    }
+
+    #[test]
+    fn what_came_with_an_answer_is_of_the_next_one() {
+        let (mut wire, mut far) = pair();
+        wire.ahead = vec![0, 1, 2, 3, 4];
+        far.write_all(&[5, 6, 7]).expect("sent");
+        assert_eq!(wire.receive(2, soon()).expect("it is there"), [0, 1]);
+        assert_eq!(wire.receive(4, soon()).expect("it comes"), [2, 3, 4, 5]);
+        assert_eq!(wire.receive(2, soon()).expect("it comes"), [6, 7]);
     }
 
     #[test]
