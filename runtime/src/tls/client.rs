@@ -232,6 +232,11 @@ fn not_believed(problem: &CertificateError, host: &str) -> String {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             format!("its certificate is not for {host}: use a name that is in it, or add {host} to its SAN")
         }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "its certificate is not a server's: that is what its key usage, or extended key usage, says"
+                .into()
+        }
+        CertificateError::Other(reason) => format!("its certificate cannot be believed: {reason}"),
         other => format!("its certificate cannot be believed: {other}"),
     }
 }

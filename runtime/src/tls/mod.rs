@@ -14,6 +14,7 @@
 //! | [`client`] | connecting, with an error that says what to mend |
 //! | [`blocking`] | the same without tokio, to brokers |
 //! | `trust` | whom that believes |
+//! | `usage` | what a certificate is for |
 
 pub mod blocking;
 pub mod certificate;
@@ -22,6 +23,7 @@ pub mod connection;
 mod files;
 pub mod own;
 mod trust;
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;

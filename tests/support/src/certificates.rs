@@ -35,12 +35,40 @@ pub enum Term {
     Seconds(u64),
 }
 
+/// Why whoever believes an authority's certificate should believe nothing that it signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Oddity {
+    /// It is a server's, and no CA.
+    Server,
+    /// It is a CA of clients only.
+    ForClients,
+    Expired,
+}
+
 impl Authority {
     /// Writes its certificate into `directory` as `NAME.pem`.
     pub fn new(directory: &Path, name: &str) -> Authority {
         let mut params = params(name, Term::Now);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        Authority::of(directory, name, params)
+    }
+
+    /// One with an oddity, whose certificate has names like a server's.
+    pub fn odd(directory: &Path, name: &str, names: &[&str], oddity: Oddity) -> Authority {
+        let term = if oddity == Oddity::Expired { Term::Past } else { Term::Now };
+        let mut params = params(name, term);
+        params.subject_alt_names = names.iter().map(|name| san(name)).collect();
+        if oddity != Oddity::Server {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        if oddity == Oddity::ForClients {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        }
+        Authority::of(directory, name, params)
+    }
+
+    fn of(directory: &Path, name: &str, params: CertificateParams) -> Authority {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("a certificate");
         let ca = directory.join(format!("{name}.pem"));
@@ -64,10 +92,25 @@ impl Authority {
     }
 
     pub fn issue_for(&self, file: &str, names: &[&str], term: Term) -> Pair {
+        let purposes = [ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        self.issue_with(file, names, term, &purposes)
+    }
+
+    /// A certificate with the file's name, which is no server's.
+    pub fn issue_to_client(&self, file: &str) -> Pair {
+        self.issue_with(file, &[file], Term::Now, &[ExtendedKeyUsagePurpose::ClientAuth])
+    }
+
+    fn issue_with(
+        &self,
+        file: &str,
+        names: &[&str],
+        term: Term,
+        purposes: &[ExtendedKeyUsagePurpose],
+    ) -> Pair {
         let mut params = params(file, term);
         params.subject_alt_names = names.iter().map(|name| san(name)).collect();
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = purposes.to_vec();
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         Pair::write(&self.directory, file, &certificate.pem(), &key.serialize_pem())
