@@ -7,11 +7,12 @@ use super::settings::{NodeArgs, SettingArgs};
 use super::signals::Signals;
 use super::{Global, Outcome, malloc};
 use crate::config::NodeConfig;
+use crate::config::node::Fetcher;
 use crate::config::state_dir;
 use crate::config::units::show_duration;
 use crate::control::run::{Addresses, RunError, run};
 use crate::kafka::config::KafkaConfig;
-use crate::kafka::probe::probe;
+use crate::kafka::probe::{ProbeError, probe, probe_fetching};
 use crate::node::NodeError;
 use crate::telemetry::logging;
 
@@ -65,7 +66,7 @@ pub fn serve(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Outcome {
     outcome
 }
 
-async fn until_stopped(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Outcome {
+async fn until_stopped(mut config: NodeConfig, ready: impl FnOnce(Addresses)) -> Outcome {
     let limit = config.shutdown_timeout;
     let signals = Signals::install()?;
     let (stop, stopped) = watch::channel(false);
@@ -79,7 +80,7 @@ async fn until_stopped(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Out
         let _ = stopped.wait_for(|&stop| stop).await;
     };
     tokio::select! {
-        reached = reach(&config) => reached?,
+        reached = reach(&mut config) => reached?,
         () = told(stopped.clone()) => return Ok(()),
     }
     let late = async {
@@ -95,18 +96,37 @@ async fn until_stopped(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Out
     }
 }
 
-/// Says within seconds why Kafka cannot be reached, instead of trying for ever.
-async fn reach(config: &NodeConfig) -> Result<(), Failure> {
+/// Says within seconds why Kafka cannot be reached, instead of trying for ever. Where the node's own connections do not
+/// get through and librdkafka's do, librdkafka fetches, unless the operator has told the node to.
+async fn reach(config: &mut NodeConfig) -> Result<(), Failure> {
     let kafka = KafkaConfig::from_node(&config.kafka, "tidemill");
     let problems = kafka.problems();
     if !problems.is_empty() {
         return Err(Failure::refused(problems.join("\n  ")));
     }
     let limit = config.kafka.connect_timeout;
-    match tokio::task::spawn_blocking(move || probe(&kafka, limit)).await {
-        Ok(outcome) => Ok(outcome.map(|_| ())?),
-        Err(_) => Err(Failure::failed("the connection check panicked")),
+    let outcome = tokio::task::spawn_blocking(move || {
+        probe(&kafka, limit)?;
+        let is_own = kafka.fetcher() == Fetcher::Own;
+        Ok::<_, ProbeError>(if is_own { probe_fetching(&kafka, limit).err() } else { None })
+    });
+    let Ok(outcome) = outcome.await else {
+        return Err(Failure::failed("the connection check panicked"));
+    };
+    let Some(why) = outcome? else { return Ok(()) };
+    if config.kafka.fetcher == Some(Fetcher::Own) {
+        return Err(Failure::refused(format!(
+            "kafka.fetcher is own, and the node itself does not get through to Kafka, which librdkafka does: {why}. Let \
+             librdkafka fetch (kafka.fetcher: librdkafka), or mend that"
+        )));
     }
+    tracing::warn!(
+        why,
+        "librdkafka fetches records, which takes more CPU than if the node does, because only it gets through to Kafka \
+         (kafka.fetcher: librdkafka says that this is meant)"
+    );
+    config.kafka.fetcher = Some(Fetcher::Librdkafka);
+    Ok(())
 }
 
 impl From<RunError> for Failure {

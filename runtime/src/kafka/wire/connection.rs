@@ -68,6 +68,23 @@ pub(in crate::kafka) enum ConnectionError {
     Unsupported { address: Address, what: String },
 }
 
+impl ConnectionError {
+    /// Of TLS, sign-in or versions: another attempt ends the same, and librdkafka, which has its own of all three, may get
+    /// through nevertheless.
+    pub fn lasts(&self) -> bool {
+        match self {
+            ConnectionError::Tls { .. }
+            | ConnectionError::SignIn { .. }
+            | ConnectionError::Unsupported { .. }
+            | ConnectionError::Malformed { .. } => true,
+            ConnectionError::Unreachable { .. }
+            | ConnectionError::Closed { .. }
+            | ConnectionError::Late { .. }
+            | ConnectionError::Broken { .. } => false,
+        }
+    }
+}
+
 /// See the module.
 pub(in crate::kafka) struct Connection {
     wire: Wire,
