@@ -58,7 +58,8 @@ impl Client {
     /// Shakes hands with `host`, whose name the certificate has to hold, until `until` at the latest.
     pub fn connect(&self, tcp: TcpStream, host: &str, until: Instant) -> io::Result<Session> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| {
-            let text = format!("{host} is neither a DNS name nor an IP address");
+            // A broker has said it, maybe.
+            let text = format!("{host:?} is neither a DNS name nor an IP address");
             io::Error::new(io::ErrorKind::InvalidInput, text)
         })?;
         let tls = ClientConnection::new(Arc::clone(&self.config), name).map_err(io::Error::other)?;

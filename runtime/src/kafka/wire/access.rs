@@ -1,6 +1,7 @@
 //! How to reach brokers and sign in at them, from the configuration that librdkafka is given as well.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ const RESPONSE_BYTES_MAX: usize = 100_000_000;
 const BATCH_BYTES: usize = 16 << 20;
 /// librdkafka's for a server without one.
 const PORT: u16 = 9092;
+/// What is shown of a host: names are not longer.
+const HOST_CHARS_MAX: usize = 255;
 
 /// Where a broker listens.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -132,29 +135,32 @@ fn sasl(config: &KafkaConfig) -> Result<Sasl, AccessError> {
 }
 
 impl Address {
-    /// `HOST:PORT` or `HOST`; an IPv6 address stands in brackets.
+    /// `HOST:PORT` or `HOST`; an IPv6 address with a port stands in brackets.
     fn parse(text: &str) -> Option<Address> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, rest) = rest.split_once(']')?;
                 (host, if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) })
             }
-            None => match text.rsplit_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
+            None => match text.split_once(':') {
+                Some((host, port)) if !port.contains(':') => (host, Some(port)),
+                _ => (text, None),
             },
         };
         let port = port.map_or(Some(PORT), |port| port.parse().ok())?;
-        let is_valid = !host.is_empty() && !host.contains("://") && port > 0;
-        is_valid.then(|| Address { host: host.to_owned(), port })
+        let (unscoped, _) = host.split_once('%').unwrap_or((host, ""));
+        let is_host = !host.is_empty() && (!host.contains(':') || unscoped.parse::<Ipv6Addr>().is_ok());
+        (is_host && port > 0).then(|| Address { host: host.to_owned(), port })
     }
 }
 
 impl fmt::Display for Address {
+    /// Brokers name each other as they like, and this ends in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
+        let host: String = self.host.chars().filter(|c| !c.is_control()).take(HOST_CHARS_MAX).collect();
+        match host.contains(':') {
+            true => write!(f, "[{host}]:{}", self.port),
+            false => write!(f, "{host}:{}", self.port),
         }
     }
 }
@@ -178,7 +184,14 @@ mod tests {
         let shown: Vec<String> = access.bootstrap.iter().map(Address::to_string).collect();
         assert_eq!(shown, ["a:9092", "[::1]:9093", "b:9092"]);
         assert_eq!(access.bootstrap[1].host, "::1");
-        for wrong in ["", " , ", "a:", "a:0", "a:70000", ":9092", "ssl://a:9092", "[::1", "[::1]9092"] {
+        for (bare, shown) in [("::1", "[::1]:9092"), ("fe80::1%lo", "[fe80::1%lo]:9092")] {
+            assert_eq!(Access::new(&KafkaConfig::new(bare)).expect(bare).bootstrap[0].to_string(), shown);
+        }
+        let strange = Address { host: format!("a\n\x1b[2J{}", "b".repeat(70_000)), port: 1 }.to_string();
+        assert!(strange.starts_with("a[2Jb") && strange.len() < 300, "{strange}");
+        for wrong in
+            ["", " , ", "a:", "a:0", "a:70000", ":9092", "a:b:1", "ssl://a:9092", "[::1", "[::1]9092"]
+        {
             assert!(Access::new(&KafkaConfig::new(wrong)).is_err(), "`{wrong}`");
         }
     }
