@@ -105,6 +105,8 @@ pub fn a_configured_node_is_right(cluster: &Cluster, kafka: &str, secrets: &[&st
     let mut node = Node::start_with(cluster, directory.path(), kafka);
     run_to_the_end(cluster, &mut node);
     assert!(node.stop().success());
+    // With connections of its own, which are encrypted and signed in, too.
+    assert!(!node.log().contains("librdkafka fetches records"), "{}", node.log());
     secrets_stay_secret(cluster, &node, secrets);
 }
 

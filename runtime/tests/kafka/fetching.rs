@@ -4,14 +4,17 @@
 use std::time::{Duration, Instant};
 
 use tidemill::config::node::Fetcher;
+use tidemill::kafka::admin::{Admin, NewTopic};
 use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
+use tidemill::kafka::probe::probe_fetching;
 use tidemill::kafka::tools::{self, Row};
 use tidemill::ports::{Group, Source, Taken};
 use tidemill::record::Offset;
 use tidemill::record::headers;
+use tidemill_kafka_harness::{ApacheKafka, Options};
 
-use crate::harness::{Cluster, Member, at, now_ms, row, unique};
+use crate::harness::{Cluster, Member, PATIENCE, at, now_ms, row, unique};
 use crate::sink;
 
 /// Each as a test by either fetcher.
@@ -276,6 +279,48 @@ fn a_partition_that_starts_while_another_waits_for_news_is_read_at_once() {
         consumer.stop(at(0, 1)).unwrap();
     }
     assert!(waited < Duration::from_secs(1), "{waited:?}");
+}
+
+/// The embedded broker has no listener that is encrypted and signed in at.
+#[test]
+fn records_come_over_tls_to_who_signs_in_and_anybody_else_is_told_why_not() {
+    if std::env::var("TIDEMILL_KAFKA").as_deref() != Ok("apache") {
+        return;
+    }
+    let user = ("tidemill".to_owned(), "correct-horse".to_owned());
+    let kafka = ApacheKafka::start_with(&Options { sasl_ssl: Some(user), ..Options::default() }).unwrap();
+    let secured = kafka.secured.as_ref().unwrap();
+    let topic = unique("secured");
+    let plain = KafkaConfig::new(kafka.bootstrap.clone());
+    Admin::new(&plain).unwrap().create_topic(&NewTopic::new(&topic, 1)).unwrap();
+    tools::produce(&plain, &topic, (0..100).map(|n| row(0, &n.to_string())), None, &mut |_| {}).unwrap();
+
+    let mut config = KafkaConfig::new(secured.bootstrap.clone());
+    config.fetcher = Some(Fetcher::Own);
+    config.security_protocol = "sasl_ssl".to_owned();
+    config.sasl_mechanism = Some("SCRAM-SHA-512".to_owned());
+    config.sasl_username = Some("tidemill".to_owned());
+    config.sasl_password = Some("correct-horse".to_owned());
+    config.properties.insert("ssl.ca.location".to_owned(), secured.ca_pem.display().to_string());
+    assert_eq!(probe_fetching(&config, PATIENCE), Ok(()));
+    let mut member = Member::join_with(&config, spec(&unique("group"), &[&topic]));
+    member.step_until("all records", |member| member.count() == 100);
+    let expected: Vec<_> = (0..100).map(|n| (n, n.to_string())).collect();
+    assert_eq!(member.records(at(0, 0)), expected);
+
+    let told = |change: fn(&mut KafkaConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        probe_fetching(&config, PATIENCE).unwrap_err()
+    };
+    let wrong = told(|config| config.sasl_password = Some("wrong-horse".to_owned()));
+    assert!(wrong.contains("does not let `tidemill` sign in with SCRAM-SHA-512"), "{wrong}");
+    assert!(!wrong.contains("horse"), "{wrong}");
+    let unknown = told(|config| config.sasl_mechanism = Some("PLAIN".to_owned()));
+    assert!(unknown.contains("it knows SCRAM-SHA-512") && !unknown.contains("horse"), "{unknown}");
+    // Whom this machine believes, if anybody.
+    let untrusted = told(|config| config.properties.clear());
+    assert!(untrusted.contains("believed") || untrusted.contains("trusts no certificate"), "{untrusted}");
 }
 
 /// Takes for that long, and nothing comes out.
