@@ -1,5 +1,8 @@
 //! PEM files: read, checked, and compared with what they held before.
 
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,22 +18,31 @@ use crate::config::units::show_time_ms;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A file and what it held when it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PemFile {
     pub path: PathBuf,
     bytes: Vec<u8>,
 }
 
+impl fmt::Debug for PemFile {
+    /// It may be a private key's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PemFile").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl PemFile {
     pub fn read(path: &Path) -> Result<PemFile, TlsError> {
         let read = || {
-            let size = std::fs::metadata(path)?.len();
-            if size > FILE_BYTES_MAX {
+            let mut bytes = Vec::new();
+            // A device says nothing of how much it holds.
+            let read = File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+            if read as u64 > FILE_BYTES_MAX {
                 return Err(std::io::Error::other(format!(
-                    "it has {size} bytes, at most {FILE_BYTES_MAX} are read"
+                    "it has more than the {FILE_BYTES_MAX} bytes that are read"
                 )));
             }
-            std::fs::read(path)
+            Ok(bytes)
         };
         match read() {
             Ok(bytes) => Ok(PemFile { path: path.to_owned(), bytes }),
@@ -115,5 +127,22 @@ impl KeyPair {
             }
             reason => TlsError::Unusable { path: self.cert.path.clone(), reason },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_test_support::certificates::Authority;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_not_shown_and_a_file_without_an_end_is_not_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pair = Authority::new(directory.path(), "ca").issue("leaf", &["leaf.test"]);
+        let shown = format!("{:?}", KeyPair::read(&pair.cert, &pair.key).expect("a pair"));
+        assert!(shown.contains("leaf.key") && !shown.contains('['), "{shown}");
+        let error = PemFile::read(Path::new("/dev/zero")).expect_err("it has no end").to_string();
+        assert!(error.contains("more than the 1048576 bytes"), "{error}");
     }
 }
