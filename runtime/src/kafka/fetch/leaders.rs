@@ -17,6 +17,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 
 pub(super) fn run(shared: &Arc<Shared>) {
     let mut pause = PAUSE.0;
+    let mut said = None;
     while let Some(topics) = shared.leaderless() {
         match ask(shared, &topics) {
             Ok(response) => {
@@ -25,7 +26,12 @@ pub(super) fn run(shared: &Arc<Shared>) {
             }
             Err(errors) => {
                 let errors: Vec<_> = errors.iter().map(ConnectionError::to_string).collect();
-                tracing::warn!(errors = errors.join("; "), "no broker says who leads what; trying again");
+                let errors = errors.join("; ");
+                // Every worker asks every second: the same reason is said once.
+                if said.as_ref() != Some(&errors) {
+                    tracing::warn!(errors, "no broker says who leads what; trying again");
+                    said = Some(errors);
+                }
             }
         }
         shared.pause(pause);
