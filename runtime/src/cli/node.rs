@@ -1,5 +1,7 @@
 //! `tidemill node`: a node on brokers that run already.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 
 use super::failure::Failure;
@@ -15,6 +17,9 @@ use crate::kafka::config::KafkaConfig;
 use crate::kafka::probe::{ProbeError, probe, probe_fetching};
 use crate::node::NodeError;
 use crate::telemetry::logging;
+
+/// How long a start may wait for a trial of the node's own connections; a broker that is slower may get through later.
+const TRIAL_MAX: Duration = Duration::from_secs(3);
 
 /// This very program, even after an upgrade has replaced its file.
 const SELF: &str = "/proc/self/exe";
@@ -108,7 +113,7 @@ async fn reach(config: &mut NodeConfig) -> Result<(), Failure> {
     let outcome = tokio::task::spawn_blocking(move || {
         probe(&kafka, limit)?;
         let is_own = kafka.fetcher() == Fetcher::Own;
-        Ok::<_, ProbeError>(if is_own { probe_fetching(&kafka, limit).err() } else { None })
+        Ok::<_, ProbeError>(if is_own { probe_fetching(&kafka, limit.min(TRIAL_MAX)).err() } else { None })
     });
     let Ok(outcome) = outcome.await else {
         return Err(Failure::failed("the connection check panicked"));
