@@ -11,7 +11,8 @@ use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, TopicName}
 use kafka_protocol::protocol::StrBytes;
 
 use super::chunk::{Aborted, Chunk};
-use super::state::{Answer, Plan, Refusal, Shared, Wanted};
+use super::shared::Shared;
+use super::state::{Answer, Plan, Refusal, Wanted};
 use crate::kafka::wire::{Address, Connection, ConnectionError, FETCH_VERSION};
 
 /// A request that is no part of a fetch session (KIP-227).

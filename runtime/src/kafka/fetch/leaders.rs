@@ -8,7 +8,8 @@ use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{MetadataRequest, MetadataResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
 
-use super::state::{Leader, Shared};
+use super::shared::Shared;
+use super::state::Leader;
 use crate::kafka::wire::{Address, Connection, ConnectionError, METADATA_VERSION};
 use crate::record::InputPartition;
 
@@ -48,10 +49,8 @@ fn ask(shared: &Shared, topics: &BTreeSet<u16>) -> Result<MetadataResponse, Vec<
     let request = MetadataRequest::default()
         .with_topics(Some(topics.iter().map(named).collect()))
         .with_allow_auto_topic_creation(false);
-    let mut addresses = shared.addresses();
-    addresses.extend(shared.access.bootstrap.iter().cloned());
     let mut errors = Vec::new();
-    for address in &addresses {
+    for address in &shared.addresses() {
         let answer = Connection::open(&shared.access, address).and_then(|mut connection| {
             connection.call(&request, METADATA_VERSION, shared.access.request_timeout)
         });

@@ -20,6 +20,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `state` | what runs, who leads it, what has arrived |
+//! | `shared` | that behind a lock, and the threads |
 //! | `broker` | the thread of one broker: its fetches and their answers |
 //! | `leaders` | the thread that finds out who leads what |
 //! | `chunk` | record batches: checked, unpacked, and read into columns |
@@ -27,6 +28,7 @@
 mod broker;
 mod chunk;
 mod leaders;
+mod shared;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -35,7 +37,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub(super) use chunk::{Chunk, Room};
-use state::Shared;
+use shared::Shared;
 pub(super) use state::{Refusal, Run};
 
 use super::config::{Fetching, KafkaConfig};

@@ -1,15 +1,13 @@
-//! What runs, who leads it, and what has arrived: shared by the worker and the threads that fetch for it. Locked a few times
-//! for each fetch, never for a record.
+//! What runs, who leads it, and what has arrived: bookkeeping, without a lock, a thread or a clock of its own. What must not
+//! happen twice, or in another order, is decided here.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{Shutdown, TcpStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::chunk::Damage;
-use super::{Arrival, Chunk, Fetching, Wake, What, broker, leaders};
-use crate::kafka::wire::{Access, Address, ConnectionError};
+use super::{Arrival, Chunk, Fetching, What};
+use crate::kafka::wire::Address;
 use crate::record::InputPartition;
 
 /// Between two looks for the leader of one partition, and between two fetches of one that its broker did not serve: doubled
@@ -55,10 +53,21 @@ pub(super) struct Wanted {
 }
 
 /// What a broker is asked next.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     pub wanted: Vec<Wanted>,
     /// How long it may keep the request while there is nothing to say.
     pub wait: Duration,
+}
+
+/// What the thread of a broker does next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Fetch(Plan),
+    /// Until something changes, or until then.
+    Wait(Option<Instant>),
+    /// The broker leads nothing that runs.
+    End,
 }
 
 /// What came back of one partition.
@@ -95,17 +104,18 @@ struct Partition {
 }
 
 /// A broker whose thread runs.
+#[derive(Default)]
 struct Broker {
     /// What ends the wait for an answer; none while it connects.
     socket: Option<TcpStream>,
     /// A fetch is out.
     waits: bool,
-    /// The wait was ended, by [`Shared::begin`].
+    /// The wait was ended, by [`State::call_back`].
     is_interrupted: bool,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     runs: u64,
     partitions: HashMap<InputPartition, Partition>,
     /// Outlives runs, until a broker says otherwise.
@@ -117,314 +127,156 @@ struct State {
     arrived: VecDeque<Arrival>,
     /// Bytes that arrived and were not taken, of all partitions.
     queued: usize,
-    is_finding: bool,
     has_ended: bool,
-    has_panicked: bool,
 }
 
-pub(super) struct Shared {
-    pub access: Access,
-    pub fetching: Fetching,
-    pub topics: Vec<String>,
-    wake: Wake,
-    state: Mutex<State>,
-    /// Something has changed that a thread may wait for.
-    changed: Condvar,
-}
-
-impl Shared {
-    pub fn new(access: Access, fetching: Fetching, topics: Vec<String>, wake: Wake) -> Arc<Shared> {
-        Arc::new(Shared { access, fetching, topics, wake, state: Mutex::default(), changed: Condvar::new() })
-    }
-
-    /// No panic leaves the state half changed.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl State {
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     // By the worker.
 
-    pub fn start(&self, partition: InputPartition, next: i64, epoch: i32) -> Run {
-        let mut state = self.state();
-        state.runs += 1;
-        let run = Run(state.runs);
+    pub fn start(&mut self, partition: InputPartition, next: i64, epoch: i32) -> Run {
+        self.runs += 1;
+        let run = Run(self.runs);
         let began = Partition { run, next, epoch, queued: 0, not_before: None, pause: PAUSE.0 };
-        state.partitions.insert(partition, began);
+        self.partitions.insert(partition, began);
         run
     }
 
-    pub fn stop(&self, partition: InputPartition) {
-        let mut state = self.state();
-        state.partitions.remove(&partition);
-        let State { arrived, queued, .. } = &mut *state;
+    pub fn stop(&mut self, partition: InputPartition) {
+        self.partitions.remove(&partition);
+        let State { arrived, queued, .. } = self;
         arrived.retain(|arrival| {
             let keeps = arrival.partition != partition;
             *queued -= if keeps { 0 } else { arrival.bytes };
             keeps
         });
-        drop(state);
-        self.changed.notify_all();
     }
 
-    /// Has these fetched at once: what waits at a broker without them is called back, because it may wait for long.
-    pub fn begin(self: &Arc<Self>, started: &[InputPartition]) {
-        let mut state = self.state();
-        let State { leaders, brokers, .. } = &mut *state;
+    /// Ends the waits of brokers that lead something of this, and were asked before it started.
+    pub fn call_back(&mut self, started: &[InputPartition]) {
+        let State { leaders, brokers, .. } = self;
         let leading: BTreeSet<i32> =
-            started.iter().filter_map(|id| leaders.get(id)).map(|l| l.broker).collect();
+            started.iter().filter_map(|id| leaders.get(id)).map(|leader| leader.broker).collect();
         for id in leading {
-            if let Some(broker) = brokers.get_mut(&id).filter(|broker| broker.waits)
-                && let Some(socket) = &broker.socket
-            {
-                broker.is_interrupted = true;
-                // Closed already: then the wait has ended as well.
-                let _ = socket.shutdown(Shutdown::Both);
+            if let Some(broker) = brokers.get_mut(&id).filter(|broker| broker.waits) {
+                broker.interrupt();
             }
         }
-        self.serve(&mut state);
-        drop(state);
-        self.changed.notify_all();
     }
 
     pub fn has_arrived(&self) -> bool {
-        let state = self.state();
-        !state.arrived.is_empty() || state.has_panicked
+        !self.arrived.is_empty()
     }
 
-    /// True when a thread that fetches panicked: what it should have brought is missing.
-    pub fn has_panicked(&self) -> bool {
-        self.state().has_panicked
-    }
-
-    pub fn arrived(&self) -> VecDeque<Arrival> {
-        std::mem::take(&mut self.state().arrived)
+    pub fn take_arrived(&mut self) -> VecDeque<Arrival> {
+        std::mem::take(&mut self.arrived)
     }
 
     /// So many bytes of a partition were taken, or dropped.
-    pub fn taken(&self, partition: InputPartition, bytes: usize) {
-        if bytes == 0 {
-            return;
-        }
-        let mut state = self.state();
-        state.queued -= bytes;
-        if let Some(partition) = state.partitions.get_mut(&partition) {
+    pub fn taken(&mut self, partition: InputPartition, bytes: usize) {
+        self.queued -= bytes;
+        if let Some(partition) = self.partitions.get_mut(&partition) {
             // Of an earlier run, if it is more.
             partition.queued = partition.queued.saturating_sub(bytes);
         }
-        drop(state);
-        self.changed.notify_all();
     }
 
-    pub fn end(&self) {
-        let mut state = self.state();
-        state.has_ended = true;
-        state.partitions.clear();
-        state.brokers.values().filter_map(|broker| broker.socket.as_ref()).for_each(|socket| {
-            let _ = socket.shutdown(Shutdown::Both);
-        });
-        drop(state);
-        self.changed.notify_all();
+    /// Nothing runs any more, and nothing will.
+    pub fn end(&mut self) {
+        self.has_ended = true;
+        self.partitions.clear();
+        self.brokers.values_mut().for_each(Broker::interrupt);
     }
 
-    // By a broker's thread.
+    // By the threads of brokers.
 
-    /// Waits until there is something to fetch from a broker; `None` = it leads nothing that runs, and its thread ends.
-    pub fn plan(&self, broker: i32) -> Option<Plan> {
-        let partition_bytes = usize::try_from(self.fetching.partition_bytes).unwrap_or(0);
-        let mut state = self.state();
-        loop {
-            let now = Instant::now();
-            let mut plan = Plan { wanted: Vec::new(), wait: self.fetching.wait_max };
-            let (mut leads, mut until) = (false, None::<Instant>);
-            for (&id, partition) in &state.partitions {
-                let Some(leader) = state.leaders.get(&id).filter(|leader| leader.broker == broker) else {
-                    continue;
-                };
-                leads = true;
-                if let Some(at) = partition.not_before.filter(|at| *at > now) {
-                    until = Some(until.map_or(at, |until| until.min(at)));
-                } else if partition.queued >= partition_bytes || state.queued >= self.fetching.queue_bytes {
-                    plan.wait = plan.wait.min(FULL_WAIT);
-                } else {
-                    plan.wanted.push(Wanted {
-                        partition: id,
-                        run: partition.run,
-                        next: partition.next,
-                        epoch: partition.epoch,
-                        leader_epoch: leader.epoch,
-                    });
-                }
-            }
-            if state.has_ended || !leads {
-                state.brokers.remove(&broker);
-                return None;
-            }
-            if !plan.wanted.is_empty() {
-                if let Some(until) = until {
-                    plan.wait = plan.wait.min(until - now);
-                }
-                if let Some(broker) = state.brokers.get_mut(&broker) {
-                    broker.waits = true;
-                }
-                return Some(plan);
-            }
-            state = self.wait(state, until);
-        }
-    }
-
-    /// The broker is reached; `socket` ends a wait for its answer.
-    pub fn connected(&self, broker: i32, socket: TcpStream) {
-        let mut state = self.state();
-        state.troubled.remove(&broker);
-        if let Some(broker) = state.brokers.get_mut(&broker) {
-            broker.socket = Some(socket);
-        }
-    }
-
-    /// The wait of a broker's thread has ended; true if it was made to.
-    pub fn was_interrupted(&self, broker: i32) -> bool {
-        let mut state = self.state();
-        let Some(broker) = state.brokers.get_mut(&broker) else { return false };
-        broker.waits = false;
-        std::mem::take(&mut broker.is_interrupted)
-    }
-
-    /// Keeps what came back, and says so.
-    pub fn answered(self: &Arc<Self>, broker: i32, answers: Vec<(Wanted, Answer)>) {
-        let mut state = self.state();
-        if let Some(broker) = state.brokers.get_mut(&broker) {
-            broker.waits = false;
-        }
-        let before = state.arrived.len();
-        for (asked, answer) in answers {
-            state.keep(&asked, answer);
-        }
-        let has_more = state.arrived.len() > before;
-        self.serve(&mut state);
-        drop(state);
-        if has_more {
-            (self.wake)();
-        }
-    }
-
-    /// A broker's thread ends, because it cannot be reached or makes no sense: what it led is looked for again.
-    pub fn lost(self: &Arc<Self>, broker: i32, error: &ConnectionError) {
-        let mut state = self.state();
-        state.brokers.remove(&broker);
-        if state.has_ended {
-            return;
-        }
-        tracing::warn!(broker, %error, "records cannot be fetched; trying again");
-        let pause = state.troubled.get(&broker).map_or(PAUSE.0, |(_, pause)| (*pause * 2).min(PAUSE.1));
-        state.troubled.insert(broker, (Instant::now() + pause, pause));
-        state.leaders.retain(|_, leader| leader.broker != broker);
-        self.serve(&mut state);
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    // By the thread that looks for leaders.
-
-    /// Topics of partitions whose leader is not known; `None` = there are none, and the thread ends.
-    pub fn leaderless(&self) -> Option<BTreeSet<u16>> {
-        let mut state = self.state();
-        let topics = state.leaderless();
-        if state.has_ended || topics.is_empty() {
-            state.is_finding = false;
-            return None;
-        }
-        Some(topics)
-    }
-
-    /// Brokers' addresses that are known, those in trouble last.
-    pub fn addresses(&self) -> Vec<Address> {
-        let state = self.state();
-        let mut known: Vec<_> = state.addresses.iter().collect();
-        known.sort_by_key(|(id, _)| (state.troubled.contains_key(id), **id));
-        known.into_iter().map(|(_, address)| address.clone()).collect()
-    }
-
-    /// The cluster has said who its brokers are and who leads what.
-    pub fn found(self: &Arc<Self>, addresses: HashMap<i32, Address>, leaders: Vec<(InputPartition, Leader)>) {
-        let mut state = self.state();
-        let now = Instant::now();
-        state.addresses = addresses;
-        for (partition, leader) in leaders {
-            let is_troubled = state.troubled.get(&leader.broker).is_some_and(|(until, _)| *until > now);
-            if !is_troubled && state.addresses.contains_key(&leader.broker) {
-                state.leaders.entry(partition).or_insert(leader);
-            }
-        }
-        self.serve(&mut state);
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    /// Waits for that long, or until there is no more need.
-    pub fn pause(&self, time: Duration) {
-        let until = Instant::now() + time;
-        let mut state = self.state();
-        while !state.has_ended && Instant::now() < until && !state.leaderless().is_empty() {
-            state = self.wait(state, Some(until));
-        }
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, until: Option<Instant>) -> MutexGuard<'a, State> {
-        let Some(until) = until else {
-            return self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        };
-        let left = until.saturating_duration_since(Instant::now());
-        self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// A thread that cannot be made is tried again with the next change.
-    fn spawn(self: &Arc<Self>, name: String, work: impl FnOnce() + Send + 'static) -> bool {
-        let shared = Arc::clone(self);
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
-            if catch_unwind(AssertUnwindSafe(work)).is_err() {
-                shared.state().has_panicked = true;
-                (shared.wake)();
-            }
-        });
-        if let Err(error) = &thread {
-            tracing::warn!(%error, "a thread that fetches records cannot be made");
-        }
-        thread.is_ok()
-    }
-
-    /// Begins the threads that are needed and do not run.
-    fn serve(self: &Arc<Self>, state: &mut State) {
-        if state.has_ended {
-            return;
-        }
-        let State { partitions, leaders, addresses, brokers, .. } = &mut *state;
+    /// Brokers that lead something which runs, and have no thread.
+    pub fn unserved(&mut self) -> Vec<(i32, Address)> {
+        let State { partitions, leaders, addresses, brokers, .. } = self;
         // Of a broker that is no more, as far as the cluster says, nobody would fetch.
         leaders.retain(|_, leader| {
             brokers.contains_key(&leader.broker) || addresses.contains_key(&leader.broker)
         });
         let leading: HashSet<i32> =
             partitions.keys().filter_map(|id| leaders.get(id)).map(|leader| leader.broker).collect();
-        for id in leading {
-            if let (false, Some(address)) = (brokers.contains_key(&id), addresses.get(&id).cloned()) {
-                let shared = Arc::clone(self);
-                if self.spawn(format!("fetch-{id}"), move || broker::run(&shared, id, &address)) {
-                    brokers.insert(id, Broker { socket: None, waits: false, is_interrupted: false });
-                }
+        let unserved = leading.into_iter().filter(|id| !brokers.contains_key(id));
+        unserved.filter_map(|id| Some((id, addresses.get(&id)?.clone()))).collect()
+    }
+
+    /// A thread of this broker runs from now on.
+    pub fn serves(&mut self, broker: i32) {
+        self.brokers.insert(broker, Broker::default());
+    }
+
+    /// What its thread does next. When it ends it is forgotten.
+    pub fn step(&mut self, broker: i32, fetching: &Fetching, now: Instant) -> Step {
+        let partition_bytes = usize::try_from(fetching.partition_bytes).unwrap_or(0);
+        let mut plan = Plan { wanted: Vec::new(), wait: fetching.wait_max };
+        let (mut leads, mut until) = (false, None::<Instant>);
+        for (&id, partition) in &self.partitions {
+            let Some(leader) = self.leaders.get(&id).filter(|leader| leader.broker == broker) else {
+                continue;
+            };
+            leads = true;
+            if let Some(at) = partition.not_before.filter(|at| *at > now) {
+                until = Some(until.map_or(at, |until| until.min(at)));
+            } else if partition.queued >= partition_bytes || self.queued >= fetching.queue_bytes {
+                plan.wait = plan.wait.min(FULL_WAIT);
+            } else {
+                plan.wanted.push(Wanted {
+                    partition: id,
+                    run: partition.run,
+                    next: partition.next,
+                    epoch: partition.epoch,
+                    leader_epoch: leader.epoch,
+                });
             }
         }
-        if !state.is_finding && !state.leaderless().is_empty() {
-            let shared = Arc::clone(self);
-            state.is_finding = self.spawn("fetch-leaders".to_owned(), move || leaders::run(&shared));
+        if !leads {
+            self.brokers.remove(&broker);
+            return Step::End;
+        }
+        if plan.wanted.is_empty() {
+            return Step::Wait(until);
+        }
+        if let Some(until) = until {
+            plan.wait = plan.wait.min(until - now);
+        }
+        if let Some(broker) = self.brokers.get_mut(&broker) {
+            broker.waits = true;
+        }
+        Step::Fetch(plan)
+    }
+
+    /// The broker is reached; `socket` ends a wait for its answer.
+    pub fn connected(&mut self, broker: i32, socket: TcpStream) {
+        self.troubled.remove(&broker);
+        if let Some(broker) = self.brokers.get_mut(&broker) {
+            broker.socket = Some(socket);
         }
     }
-}
 
-impl State {
-    fn leaderless(&self) -> BTreeSet<u16> {
-        self.partitions.keys().filter(|id| !self.leaders.contains_key(id)).map(|id| id.input).collect()
+    /// The wait of a broker's thread has ended; true if it was made to.
+    pub fn was_interrupted(&mut self, broker: i32) -> bool {
+        let Some(broker) = self.brokers.get_mut(&broker) else { return false };
+        broker.waits = false;
+        std::mem::take(&mut broker.is_interrupted)
     }
 
-    fn keep(&mut self, asked: &Wanted, answer: Answer) {
+    /// Keeps what came back.
+    pub fn answered(&mut self, broker: i32, answers: Vec<(Wanted, Answer)>, now: Instant) {
+        if let Some(broker) = self.brokers.get_mut(&broker) {
+            broker.waits = false;
+        }
+        for (asked, answer) in answers {
+            self.keep(&asked, answer, now);
+        }
+    }
+
+    fn keep(&mut self, asked: &Wanted, answer: Answer, now: Instant) {
         let id = asked.partition;
         let Some(partition) = self.partitions.get_mut(&id).filter(|partition| partition.run == asked.run)
         else {
@@ -432,7 +284,7 @@ impl State {
         };
         let refusal = match answer {
             Answer::Again { leads } => {
-                partition.not_before = Some(Instant::now() + partition.pause);
+                partition.not_before = Some(now + partition.pause);
                 partition.pause = (partition.pause * 2).min(PAUSE.1);
                 if !leads {
                     self.leaders.remove(&id);
@@ -448,12 +300,8 @@ impl State {
                     partition.epoch = chunk.leader_epoch;
                     partition.queued += bytes;
                     self.queued += bytes;
-                    self.arrived.push_back(Arrival {
-                        partition: id,
-                        run: asked.run,
-                        bytes,
-                        what: What::Chunk(chunk),
-                    });
+                    let what = What::Chunk(chunk);
+                    self.arrived.push_back(Arrival { partition: id, run: asked.run, bytes, what });
                 }
                 refusal
             }
@@ -462,12 +310,57 @@ impl State {
         partition.not_before = None;
         if let Some(refusal) = refusal {
             self.partitions.remove(&id);
-            self.arrived.push_back(Arrival {
-                partition: id,
-                run: asked.run,
-                bytes: 0,
-                what: What::Failed(refusal),
-            });
+            let what = What::Failed(refusal);
+            self.arrived.push_back(Arrival { partition: id, run: asked.run, bytes: 0, what });
+        }
+    }
+
+    /// The thread of a broker ends, because it cannot be reached or makes no sense: what it led is looked for again.
+    pub fn lost(&mut self, broker: i32, now: Instant) {
+        self.brokers.remove(&broker);
+        let pause = self.troubled.get(&broker).map_or(PAUSE.0, |(_, pause)| (*pause * 2).min(PAUSE.1));
+        self.troubled.insert(broker, (now + pause, pause));
+        self.leaders.retain(|_, leader| leader.broker != broker);
+    }
+
+    // By the thread that looks for leaders.
+
+    /// Topics of partitions whose leader is not known.
+    pub fn leaderless(&self) -> BTreeSet<u16> {
+        self.partitions.keys().filter(|id| !self.leaders.contains_key(id)).map(|id| id.input).collect()
+    }
+
+    /// Brokers' addresses that are known, those in trouble last.
+    pub fn addresses(&self) -> Vec<Address> {
+        let mut known: Vec<_> = self.addresses.iter().collect();
+        known.sort_by_key(|(id, _)| (self.troubled.contains_key(id), **id));
+        known.into_iter().map(|(_, address)| address.clone()).collect()
+    }
+
+    /// The cluster has said who its brokers are and who leads what.
+    pub fn found(
+        &mut self,
+        addresses: HashMap<i32, Address>,
+        leaders: Vec<(InputPartition, Leader)>,
+        now: Instant,
+    ) {
+        self.addresses = addresses;
+        for (partition, leader) in leaders {
+            let is_troubled = self.troubled.get(&leader.broker).is_some_and(|(until, _)| *until > now);
+            if !is_troubled && self.addresses.contains_key(&leader.broker) {
+                self.leaders.entry(partition).or_insert(leader);
+            }
+        }
+    }
+}
+
+impl Broker {
+    /// Ends the wait for its answer, and makes the next one end as it begins, on a new connection.
+    fn interrupt(&mut self) {
+        self.is_interrupted = true;
+        if let Some(socket) = &self.socket {
+            // Closed already: then the wait has ended as well.
+            let _ = socket.shutdown(Shutdown::Both);
         }
     }
 }

@@ -1,0 +1,214 @@
+//! The worker's and the threads' common ground: the state behind its lock, who is told of changes, and the threads themselves.
+//! Locked a few times for each fetch, never for a record.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::TcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::state::{Answer, Leader, Plan, Run, State, Step, Wanted};
+use super::{Arrival, Fetching, Wake, broker, leaders};
+use crate::kafka::wire::{Access, Address, ConnectionError};
+use crate::record::InputPartition;
+
+pub(super) struct Shared {
+    pub access: Access,
+    pub fetching: Fetching,
+    pub topics: Vec<String>,
+    wake: Wake,
+    state: Mutex<State>,
+    /// Something has changed that a thread may wait for.
+    changed: Condvar,
+    /// A thread looks for leaders. Changed under the lock of the state.
+    is_finding: AtomicBool,
+    has_panicked: AtomicBool,
+}
+
+impl Shared {
+    pub fn new(access: Access, fetching: Fetching, topics: Vec<String>, wake: Wake) -> Arc<Shared> {
+        Arc::new(Shared {
+            access,
+            fetching,
+            topics,
+            wake,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            is_finding: AtomicBool::new(false),
+            has_panicked: AtomicBool::new(false),
+        })
+    }
+
+    /// No panic leaves the state half changed.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, begins the threads that are needed then, and tells those that wait.
+    fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        let changed = change(&mut state);
+        self.serve(&mut state);
+        drop(state);
+        self.changed.notify_all();
+        changed
+    }
+
+    // By the worker.
+
+    pub fn start(&self, partition: InputPartition, next: i64, epoch: i32) -> Run {
+        self.state().start(partition, next, epoch)
+    }
+
+    pub fn stop(&self, partition: InputPartition) {
+        self.state().stop(partition);
+        self.changed.notify_all();
+    }
+
+    /// Has these fetched at once: what waits at a broker without them is called back, because it may wait for long.
+    pub fn begin(self: &Arc<Self>, started: &[InputPartition]) {
+        self.change(|state| state.call_back(started));
+    }
+
+    pub fn has_arrived(&self) -> bool {
+        self.state().has_arrived() || self.has_panicked()
+    }
+
+    /// True when a thread that fetches panicked: what it should have brought is missing.
+    pub fn has_panicked(&self) -> bool {
+        self.has_panicked.load(Ordering::SeqCst)
+    }
+
+    pub fn arrived(&self) -> VecDeque<Arrival> {
+        self.state().take_arrived()
+    }
+
+    /// So many bytes of a partition were taken, or dropped.
+    pub fn taken(&self, partition: InputPartition, bytes: usize) {
+        if bytes > 0 {
+            self.state().taken(partition, bytes);
+            self.changed.notify_all();
+        }
+    }
+
+    pub fn end(&self) {
+        self.state().end();
+        self.changed.notify_all();
+    }
+
+    // By a broker's thread.
+
+    /// Waits until there is something to fetch from a broker; `None` = it leads nothing that runs, and its thread ends.
+    pub fn plan(&self, broker: i32) -> Option<Plan> {
+        let mut state = self.state();
+        loop {
+            match state.step(broker, &self.fetching, Instant::now()) {
+                Step::Fetch(plan) => return Some(plan),
+                Step::Wait(until) => state = self.wait(state, until),
+                Step::End => return None,
+            }
+        }
+    }
+
+    pub fn connected(&self, broker: i32, socket: TcpStream) {
+        self.state().connected(broker, socket);
+    }
+
+    pub fn was_interrupted(&self, broker: i32) -> bool {
+        self.state().was_interrupted(broker)
+    }
+
+    /// Keeps what came back, and says so.
+    pub fn answered(self: &Arc<Self>, broker: i32, answers: Vec<(Wanted, Answer)>) {
+        let mut state = self.state();
+        state.answered(broker, answers, Instant::now());
+        let has_arrived = state.has_arrived();
+        self.serve(&mut state);
+        drop(state);
+        if has_arrived {
+            (self.wake)();
+        }
+    }
+
+    /// A broker's thread ends without having been told to.
+    pub fn lost(self: &Arc<Self>, broker: i32, error: &ConnectionError) {
+        self.change(|state| {
+            state.lost(broker, Instant::now());
+            if !state.has_ended() {
+                tracing::warn!(broker, %error, "records cannot be fetched; trying again");
+            }
+        });
+    }
+
+    // By the thread that looks for leaders.
+
+    /// Topics of partitions whose leader is not known; `None` = there are none, and the thread ends.
+    pub fn leaderless(&self) -> Option<BTreeSet<u16>> {
+        let state = self.state();
+        let topics = state.leaderless();
+        if topics.is_empty() {
+            self.is_finding.store(false, Ordering::SeqCst);
+            return None;
+        }
+        Some(topics)
+    }
+
+    /// Brokers that may know, in the order to ask them in.
+    pub fn addresses(&self) -> Vec<Address> {
+        let mut addresses = self.state().addresses();
+        addresses.extend(self.access.bootstrap.iter().cloned());
+        addresses
+    }
+
+    pub fn found(self: &Arc<Self>, addresses: HashMap<i32, Address>, leaders: Vec<(InputPartition, Leader)>) {
+        self.change(|state| state.found(addresses, leaders, Instant::now()));
+    }
+
+    /// Waits for that long, or until there is no more need.
+    pub fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        let mut state = self.state();
+        while Instant::now() < until && !state.leaderless().is_empty() {
+            state = self.wait(state, Some(until));
+        }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, until: Option<Instant>) -> MutexGuard<'a, State> {
+        let Some(until) = until else {
+            return self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Begins the threads that are needed and do not run.
+    fn serve(self: &Arc<Self>, state: &mut State) {
+        for (id, address) in state.unserved() {
+            let shared = Arc::clone(self);
+            if self.spawn(format!("fetch-{id}"), move || broker::run(&shared, id, &address)) {
+                state.serves(id);
+            }
+        }
+        if !self.is_finding.load(Ordering::SeqCst) && !state.leaderless().is_empty() {
+            let shared = Arc::clone(self);
+            let is_finding = self.spawn("fetch-leaders".to_owned(), move || leaders::run(&shared));
+            self.is_finding.store(is_finding, Ordering::SeqCst);
+        }
+    }
+
+    /// A thread that cannot be made is tried again with the next change.
+    fn spawn(self: &Arc<Self>, name: String, work: impl FnOnce() + Send + 'static) -> bool {
+        let shared = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if catch_unwind(AssertUnwindSafe(work)).is_err() {
+                shared.has_panicked.store(true, Ordering::SeqCst);
+                (shared.wake)();
+            }
+        });
+        if let Err(error) = &thread {
+            tracing::warn!(%error, "a thread that fetches records cannot be made");
+        }
+        thread.is_ok()
+    }
+}
