@@ -19,41 +19,40 @@ use crate::kafka::wire::{Address, Connection, ConnectionError, FETCH_VERSION};
 const NO_SESSION: (i32, i32) = (0, -1);
 const READ_COMMITTED: i8 = 1;
 
-pub(super) fn run(shared: &Arc<Shared>, broker: i32, address: &Address) {
-    if let Err(error) = serve(shared, broker, address) {
+pub(super) fn run(shared: &Arc<Shared>, broker: i32) {
+    if let Err(error) = serve(shared, broker) {
         shared.lost(broker, &error);
     }
 }
 
-fn serve(shared: &Arc<Shared>, broker: i32, address: &Address) -> Result<(), ConnectionError> {
-    let mut connection = connect(shared, broker, address)?;
+fn serve(shared: &Arc<Shared>, broker: i32) -> Result<(), ConnectionError> {
     // Rotates, because a broker fills its answer in the order of the request.
     let mut turn = 0;
-    while let Some(plan) = shared.plan(broker) {
-        if connection.expires().is_some_and(|at| at <= Instant::now()) {
-            connection = connect(shared, broker, address)?;
-        }
-        turn += 1;
-        let patience = plan.wait + shared.access.request_timeout;
-        match connection.call(&request(shared, &plan, turn), FETCH_VERSION, patience) {
-            Ok(response) => {
-                check(&response, address)?;
-                shared.answered(broker, sort(shared, plan.wanted, response));
+    // Once for each connection.
+    while let Some(address) = shared.address(broker) {
+        let mut connection = Connection::open(&shared.access, &address)?;
+        let unusable =
+            |reason| ConnectionError::Broken { address: address.clone(), what: "Fetch".to_owned(), reason };
+        shared.connected(broker, &address, connection.socket().map_err(unusable)?);
+        loop {
+            let Some(plan) = shared.plan(broker) else { return Ok(()) };
+            if connection.expires().is_some_and(|at| at <= Instant::now()) {
+                break;
             }
-            // The next plan has what has begun meanwhile.
-            Err(_) if shared.was_interrupted(broker) => connection = connect(shared, broker, address)?,
-            Err(error) => return Err(error),
+            turn += 1;
+            let patience = plan.wait + shared.access.request_timeout;
+            match connection.call(&request(shared, &plan, turn), FETCH_VERSION, patience) {
+                Ok(response) => {
+                    check(&response, &address)?;
+                    shared.answered(broker, sort(shared, plan.wanted, response));
+                }
+                // The next plan has what has begun meanwhile.
+                Err(_) if shared.was_interrupted(broker) => break,
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(())
-}
-
-fn connect(shared: &Shared, broker: i32, address: &Address) -> Result<Connection, ConnectionError> {
-    let connection = Connection::open(&shared.access, address)?;
-    let unusable =
-        |reason| ConnectionError::Broken { address: address.clone(), what: "Fetch".to_owned(), reason };
-    shared.connected(broker, connection.socket().map_err(unusable)?);
-    Ok(connection)
 }
 
 fn request(shared: &Shared, plan: &Plan, turn: usize) -> FetchRequest {

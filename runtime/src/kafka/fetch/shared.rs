@@ -111,8 +111,13 @@ impl Shared {
         }
     }
 
-    pub fn connected(&self, broker: i32, socket: TcpStream) {
-        self.state().connected(broker, socket);
+    /// Where a broker's thread connects; `None` = it is not needed any more.
+    pub fn address(&self, broker: i32) -> Option<Address> {
+        self.state().address(broker)
+    }
+
+    pub fn connected(&self, broker: i32, address: &Address, socket: TcpStream) {
+        self.state().connected(broker, address, socket);
     }
 
     pub fn was_interrupted(&self, broker: i32) -> bool {
@@ -186,8 +191,8 @@ impl Shared {
     fn serve(self: &Arc<Self>, state: &mut State) {
         for (id, address) in state.unserved() {
             let shared = Arc::clone(self);
-            if self.spawn(format!("fetch-{id}"), move || broker::run(&shared, id, &address)) {
-                state.serves(id);
+            if self.spawn(format!("fetch-{id}"), move || broker::run(&shared, id)) {
+                state.serves(id, address);
             }
         }
         if !self.is_finding.load(Ordering::SeqCst) && !state.leaderless().is_empty() {

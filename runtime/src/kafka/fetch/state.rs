@@ -13,8 +13,9 @@ use crate::record::InputPartition;
 /// Between two looks for the leader of one partition, and between two fetches of one that its broker did not serve: doubled
 /// from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// How long a fetch may wait at a broker while a partition of its is left out because it is full.
-const FULL_WAIT: Duration = Duration::from_millis(10);
+/// How long a fetch may wait at a broker while a partition of its is left out because it is full, or after the one before
+/// was called back.
+const SHORT_WAIT: Duration = Duration::from_millis(10);
 
 /// One run of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,14 +105,25 @@ struct Partition {
 }
 
 /// A broker whose thread runs.
-#[derive(Default)]
 struct Broker {
+    /// Where it is reached, by the cluster's last word.
+    address: Address,
     /// What ends the wait for an answer; none while it connects.
     socket: Option<TcpStream>,
-    /// A fetch is out.
-    waits: bool,
-    /// The wait was ended, by [`State::call_back`].
+    fetch: Option<Fetch>,
+    /// Its connection was closed from here, to end a wait or to have another one.
     is_interrupted: bool,
+    /// Of the last fetch: it was called back.
+    was_called_back: bool,
+}
+
+/// A fetch that is out.
+struct Fetch {
+    /// Runs that had begun when it was planned.
+    runs: u64,
+    /// It is answered before another one is called back: whoever starts partitions again and again would otherwise have
+    /// none answered.
+    must_be_answered: bool,
 }
 
 #[derive(Default)]
@@ -157,11 +169,13 @@ impl State {
 
     /// Ends the waits of brokers that lead something of this, and were asked before it started.
     pub fn call_back(&mut self, started: &[InputPartition]) {
-        let State { leaders, brokers, .. } = self;
-        let leading: BTreeSet<i32> =
-            started.iter().filter_map(|id| leaders.get(id)).map(|leader| leader.broker).collect();
-        for id in leading {
-            if let Some(broker) = brokers.get_mut(&id).filter(|broker| broker.waits) {
+        let State { partitions, leaders, brokers, .. } = self;
+        for id in started {
+            let (Some(partition), Some(leader)) = (partitions.get(id), leaders.get(id)) else { continue };
+            let Some(broker) = brokers.get_mut(&leader.broker) else { continue };
+            let waits_without = |fetch: &Fetch| fetch.runs < partition.run.0 && !fetch.must_be_answered;
+            if !broker.is_interrupted && broker.fetch.as_ref().is_some_and(waits_without) {
+                broker.was_called_back = true;
                 broker.interrupt();
             }
         }
@@ -207,8 +221,22 @@ impl State {
     }
 
     /// A thread of this broker runs from now on.
-    pub fn serves(&mut self, broker: i32) {
-        self.brokers.insert(broker, Broker::default());
+    pub fn serves(&mut self, id: i32, address: Address) {
+        let broker =
+            Broker { address, socket: None, fetch: None, is_interrupted: false, was_called_back: false };
+        self.brokers.insert(id, broker);
+    }
+
+    /// Where its thread connects, without a fetch that was out; `None` = it leads nothing that runs, and is forgotten.
+    pub fn address(&mut self, broker: i32) -> Option<Address> {
+        let leads = |id: &InputPartition| self.leaders.get(id).is_some_and(|leader| leader.broker == broker);
+        if !self.partitions.keys().any(leads) {
+            self.brokers.remove(&broker);
+            return None;
+        }
+        let broker = self.brokers.get_mut(&broker)?;
+        broker.fetch = None;
+        Some(broker.address.clone())
     }
 
     /// What its thread does next. When it ends it is forgotten.
@@ -224,7 +252,7 @@ impl State {
             if let Some(at) = partition.not_before.filter(|at| *at > now) {
                 until = Some(until.map_or(at, |until| until.min(at)));
             } else if partition.queued >= partition_bytes || self.queued >= fetching.queue_bytes {
-                plan.wait = plan.wait.min(FULL_WAIT);
+                plan.wait = plan.wait.min(SHORT_WAIT);
             } else {
                 plan.wanted.push(Wanted {
                     partition: id,
@@ -246,30 +274,38 @@ impl State {
             plan.wait = plan.wait.min(until - now);
         }
         if let Some(broker) = self.brokers.get_mut(&broker) {
-            broker.waits = true;
+            let must_be_answered = broker.was_called_back;
+            if must_be_answered {
+                plan.wait = plan.wait.min(SHORT_WAIT);
+            }
+            broker.fetch = Some(Fetch { runs: self.runs, must_be_answered });
         }
         Step::Fetch(plan)
     }
 
-    /// The broker is reached; `socket` ends a wait for its answer.
-    pub fn connected(&mut self, broker: i32, socket: TcpStream) {
+    /// A broker is reached at an address; `socket` ends a wait for its answer. What has changed meanwhile ends the first one.
+    pub fn connected(&mut self, broker: i32, address: &Address, socket: TcpStream) {
         self.troubled.remove(&broker);
         if let Some(broker) = self.brokers.get_mut(&broker) {
             broker.socket = Some(socket);
+            broker.is_interrupted = false;
+            if self.has_ended || broker.address != *address {
+                broker.interrupt();
+            }
         }
     }
 
-    /// The wait of a broker's thread has ended; true if it was made to.
-    pub fn was_interrupted(&mut self, broker: i32) -> bool {
-        let Some(broker) = self.brokers.get_mut(&broker) else { return false };
-        broker.waits = false;
-        std::mem::take(&mut broker.is_interrupted)
+    /// The connection of a broker's thread is of no use any more: true if it was made so from here.
+    pub fn was_interrupted(&self, broker: i32) -> bool {
+        self.brokers.get(&broker).is_some_and(|broker| broker.is_interrupted)
     }
 
     /// Keeps what came back.
     pub fn answered(&mut self, broker: i32, answers: Vec<(Wanted, Answer)>, now: Instant) {
         if let Some(broker) = self.brokers.get_mut(&broker) {
-            broker.waits = false;
+            // One that was called back after it had been answered: its connection is of no use, and that is all.
+            broker.was_called_back = false;
+            broker.fetch = None;
         }
         for (asked, answer) in answers {
             self.keep(&asked, answer, now);
@@ -344,6 +380,13 @@ impl State {
         leaders: Vec<(InputPartition, Leader)>,
         now: Instant,
     ) {
+        for (id, broker) in &mut self.brokers {
+            if let Some(address) = addresses.get(id).filter(|address| **address != broker.address) {
+                // It is back elsewhere. What listens at the old place may be another one.
+                broker.address = address.clone();
+                broker.interrupt();
+            }
+        }
         self.addresses = addresses;
         for (partition, leader) in leaders {
             let is_troubled = self.troubled.get(&leader.broker).is_some_and(|(until, _)| *until > now);
