@@ -15,7 +15,7 @@ impl Source for Consumer {
     fn take(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError> {
         let deadline = Instant::now() + wait;
         match &mut self.fetcher {
-            Some(fetcher) => fetcher.begin_started(),
+            Some(fetcher) => fetcher.tend(),
             None => self.fetch_started(),
         }
         loop {

@@ -1,39 +1,54 @@
-//! The thread that finds out who leads partitions: runs while a leader is missing, and asks whoever answers.
+//! The thread that finds out who leads partitions: runs while a leader is missing, or a look is due, and asks whoever
+//! answers.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{MetadataRequest, MetadataResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
 
+use super::Telling;
+use super::cluster::Leader;
 use super::shared::Shared;
-use super::state::Leader;
-use crate::kafka::wire::{Address, Connection, ConnectionError, METADATA_VERSION};
+use crate::kafka::wire::{Access, Address, Connection, ConnectionError, METADATA_VERSION};
 use crate::record::InputPartition;
 
 /// Between two questions: doubled from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How long a broker has at first to take a connection, so that one that is gone keeps nobody from asking the next.
+const HASTE: Duration = Duration::from_secs(3);
+
+/// To brokers that have been asked, as long as there is something to ask.
+type Connections = HashMap<Address, Connection>;
 
 pub(super) fn run(shared: &Arc<Shared>) {
+    let mut hasty = shared.access.clone();
+    hasty.connect_timeout = hasty.connect_timeout.min(HASTE);
+    let mut connections = Connections::new();
     let mut pause = PAUSE.0;
-    let mut said = None;
-    while let Some(topics) = shared.leaderless() {
-        match ask(shared, &topics) {
+    let (mut silence, mut vacancy) = (Telling::default(), Telling::default());
+    while let Some((topics, addresses)) = shared.look() {
+        let access = if pause == PAUSE.0 { &hasty } else { &shared.access };
+        let names: Vec<&str> =
+            topics.iter().map(|input| shared.topics[usize::from(*input)].as_str()).collect();
+        if pause == PAUSE.1 && vacancy.is_due() {
+            tracing::warn!(
+                topics = names.join(", "),
+                "some partition has no leader, or none that is reached"
+            );
+        }
+        match ask(shared, access, &mut connections, (&names, addresses)) {
             Ok(response) => {
                 let (addresses, leaders) = read(shared, response);
                 shared.found(addresses, leaders);
             }
-            Err(errors) => {
+            Err(errors) if silence.is_due() => {
                 let errors: Vec<_> = errors.iter().map(ConnectionError::to_string).collect();
-                let errors = errors.join("; ");
-                // Every worker asks every second: the same reason is said once.
-                if said.as_ref() != Some(&errors) {
-                    tracing::warn!(errors, "no broker says who leads what; trying again");
-                    said = Some(errors);
-                }
+                tracing::warn!(errors = errors.join("; "), "no broker says who leads what; trying again");
             }
+            Err(_) => {}
         }
         shared.pause(pause);
         pause = (pause * 2).min(PAUSE.1);
@@ -41,22 +56,39 @@ pub(super) fn run(shared: &Arc<Shared>) {
 }
 
 /// Asks one broker after the other until one answers.
-fn ask(shared: &Shared, topics: &BTreeSet<u16>) -> Result<MetadataResponse, Vec<ConnectionError>> {
-    let named = |input: &u16| {
-        let name = StrBytes::from_string(shared.topics[usize::from(*input)].clone());
+fn ask(
+    shared: &Shared,
+    access: &Access,
+    connections: &mut Connections,
+    (topics, addresses): (&[&str], Vec<Address>),
+) -> Result<MetadataResponse, Vec<ConnectionError>> {
+    let named = |name: &&str| {
+        let name = StrBytes::from_string((*name).to_owned());
         MetadataRequestTopic::default().with_name(Some(TopicName(name)))
     };
     let request = MetadataRequest::default()
         .with_topics(Some(topics.iter().map(named).collect()))
         .with_allow_auto_topic_creation(false);
     let mut errors = Vec::new();
-    for address in &shared.addresses() {
-        let answer = Connection::open(&shared.access, address).and_then(|mut connection| {
-            connection.call(&request, METADATA_VERSION, shared.access.request_timeout)
+    for address in addresses {
+        let is_valid = |there: &Connection| there.expires().is_none_or(|at| at > Instant::now());
+        let there = match connections.remove(&address).filter(is_valid) {
+            Some(there) => Ok(there),
+            None => Connection::open(access, &address),
+        };
+        let answer = there.and_then(|mut there| {
+            let response = there.call(&request, METADATA_VERSION, access.request_timeout)?;
+            Ok((there, response))
         });
         match answer {
-            Ok(response) => return Ok(response),
+            Ok((there, response)) => {
+                connections.insert(address, there);
+                return Ok(response);
+            }
             Err(error) => errors.push(error),
+        }
+        if shared.has_ended() {
+            break;
         }
     }
     Err(errors)
@@ -81,7 +113,8 @@ fn read(
         };
         for partition in topic.partitions.iter().filter(|partition| partition.leader_id.0 >= 0) {
             let id = InputPartition { input: input as u16, partition: partition.partition_index };
-            leaders.push((id, Leader { broker: partition.leader_id.0, epoch: partition.leader_epoch }));
+            let (broker, epoch) = (partition.leader_id.0, partition.leader_epoch);
+            leaders.push((id, Leader { broker, epoch, topic: topic.topic_id }));
         }
     }
     (addresses, leaders)

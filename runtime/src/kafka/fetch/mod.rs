@@ -19,7 +19,8 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `state` | what runs, who leads it, what has arrived |
+//! | `state` | what runs, what brokers are asked, what has arrived |
+//! | `cluster` | who leads what, and where they are |
 //! | `shared` | that behind a lock, and the threads |
 //! | `broker` | the thread of one broker: its fetches and their answers |
 //! | `leaders` | the thread that finds out who leads what |
@@ -27,6 +28,7 @@
 
 mod broker;
 mod chunk;
+mod cluster;
 mod leaders;
 mod shared;
 mod state;
@@ -35,6 +37,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub(super) use chunk::{Chunk, Room};
 use shared::Shared;
@@ -43,6 +46,11 @@ pub(super) use state::{Refusal, Run};
 use super::config::{Fetching, KafkaConfig};
 use super::wire::Access;
 use crate::record::InputPartition;
+
+/// How often it is looked whether a broker is late, or a thread missing.
+const TEND_EVERY: Duration = Duration::from_secs(1);
+/// What goes on is said this often.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// Wakes whoever takes: called on a fetching thread, must not wait.
 pub(super) type Wake = Box<dyn Fn() + Send + Sync>;
@@ -69,14 +77,19 @@ pub(super) struct Fetcher {
     pending: VecDeque<Arrival>,
     /// Started since the last [`Fetcher::begin_started`].
     started: Vec<InputPartition>,
+    tended: Instant,
 }
+
+/// Keeps what goes on for long from being said each time.
+#[derive(Debug, Default)]
+struct Telling(Option<Instant>);
 
 impl Fetcher {
     /// `topics` in the order of [`InputPartition::input`]. Connects when something starts.
     pub fn new(config: &KafkaConfig, topics: Vec<String>, wake: Wake) -> Result<Fetcher, String> {
         let access = Access::new(config).map_err(|error| error.to_string())?;
         let shared = Shared::new(access, config.fetching(), topics, wake);
-        Ok(Fetcher { shared, pending: VecDeque::new(), started: Vec::new() })
+        Ok(Fetcher { shared, pending: VecDeque::new(), started: Vec::new(), tended: Instant::now() })
     }
 
     /// Begins a run at `next`, whose record before is of `epoch` (-1 = not known: a log that was cut off and has grown past
@@ -104,6 +117,15 @@ impl Fetcher {
         }
     }
 
+    /// To be called again and again while something runs: begins what was started, and looks after the threads.
+    pub fn tend(&mut self) {
+        self.begin_started();
+        if self.tended.elapsed() >= TEND_EVERY {
+            self.tended = Instant::now();
+            self.shared.tend();
+        }
+    }
+
     pub fn has_arrived(&self) -> bool {
         !self.pending.is_empty() || self.shared.has_arrived()
     }
@@ -125,6 +147,17 @@ impl Fetcher {
         if let Some(arrival) = self.pending.pop_front() {
             self.shared.taken(arrival.partition, arrival.bytes);
         }
+    }
+}
+
+impl Telling {
+    /// True now and then.
+    fn is_due(&mut self) -> bool {
+        let is_due = self.0.is_none_or(|told| told.elapsed() >= TELL_EVERY);
+        if is_due {
+            self.0 = Some(Instant::now());
+        }
+        is_due
     }
 }
 

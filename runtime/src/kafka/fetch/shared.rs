@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::state::{Answer, Leader, Plan, Run, State, Step, Wanted};
+use super::cluster::Leader;
+use super::state::{Answer, Plan, Run, State, Step, Wanted};
 use super::{Arrival, Fetching, Wake, broker, leaders};
 use crate::kafka::wire::{Access, Address, ConnectionError};
 use crate::record::InputPartition;
@@ -46,13 +47,12 @@ impl Shared {
     }
 
     /// Changes the state, begins the threads that are needed then, and tells those that wait.
-    fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut State) -> T) -> T {
+    fn change(self: &Arc<Self>, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
-        let changed = change(&mut state);
+        change(&mut state);
         self.serve(&mut state);
         drop(state);
         self.changed.notify_all();
-        changed
     }
 
     // By the worker.
@@ -69,6 +69,11 @@ impl Shared {
     /// Has these fetched at once: what waits at a broker without them is called back, because it may wait for long.
     pub fn begin(self: &Arc<Self>, started: &[InputPartition]) {
         self.change(|state| state.call_back(started));
+    }
+
+    /// Has the threads that are needed by now: time alone makes some so, and one that could not be made is missing.
+    pub fn tend(self: &Arc<Self>) {
+        self.change(|_| {});
     }
 
     pub fn has_arrived(&self) -> bool {
@@ -148,22 +153,27 @@ impl Shared {
 
     // By the thread that looks for leaders.
 
-    /// Topics of partitions whose leader is not known; `None` = there are none, and the thread ends.
-    pub fn leaderless(&self) -> Option<BTreeSet<u16>> {
-        let state = self.state();
-        let topics = state.leaderless();
+    /// Topics of which the cluster is to be asked now who leads what, and where, one after the other; `None` = there are none,
+    /// and the thread ends.
+    pub fn look(&self) -> Option<(BTreeSet<u16>, Vec<Address>)> {
+        let now = Instant::now();
+        let mut state = self.state();
+        let topics = state.sought(now);
         if topics.is_empty() {
             self.is_finding.store(false, Ordering::SeqCst);
             return None;
         }
-        Some(topics)
+        let mut addresses = state.look(now);
+        for address in &self.access.bootstrap {
+            if !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        Some((topics, addresses))
     }
 
-    /// Brokers that may know, in the order to ask them in.
-    pub fn addresses(&self) -> Vec<Address> {
-        let mut addresses = self.state().addresses();
-        addresses.extend(self.access.bootstrap.iter().cloned());
-        addresses
+    pub fn has_ended(&self) -> bool {
+        self.state().has_ended()
     }
 
     pub fn found(self: &Arc<Self>, addresses: HashMap<i32, Address>, leaders: Vec<(InputPartition, Leader)>) {
@@ -174,7 +184,7 @@ impl Shared {
     pub fn pause(&self, time: Duration) {
         let until = Instant::now() + time;
         let mut state = self.state();
-        while Instant::now() < until && !state.leaderless().is_empty() {
+        while Instant::now() < until && !state.sought(Instant::now()).is_empty() {
             state = self.wait(state, Some(until));
         }
     }
@@ -191,19 +201,24 @@ impl Shared {
     fn serve(self: &Arc<Self>, state: &mut State) {
         for (id, address) in state.unserved() {
             let shared = Arc::clone(self);
-            if self.spawn(format!("fetch-{id}"), move || broker::run(&shared, id)) {
+            if self.spawn(state, format!("fetch-{id}"), move || broker::run(&shared, id)) {
                 state.serves(id, address);
             }
         }
-        if !self.is_finding.load(Ordering::SeqCst) && !state.leaderless().is_empty() {
+        if !self.is_finding.load(Ordering::SeqCst) && !state.sought(Instant::now()).is_empty() {
             let shared = Arc::clone(self);
-            let is_finding = self.spawn("fetch-leaders".to_owned(), move || leaders::run(&shared));
+            let is_finding = self.spawn(state, "fetch-leaders".to_owned(), move || leaders::run(&shared));
             self.is_finding.store(is_finding, Ordering::SeqCst);
         }
     }
 
-    /// A thread that cannot be made is tried again with the next change.
-    fn spawn(self: &Arc<Self>, name: String, work: impl FnOnce() + Send + 'static) -> bool {
+    /// A thread that cannot be made is tried again with the next change, and by [`Shared::tend`].
+    fn spawn(
+        self: &Arc<Self>,
+        state: &mut State,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> bool {
         let shared = Arc::clone(self);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             if catch_unwind(AssertUnwindSafe(work)).is_err() {
@@ -211,8 +226,10 @@ impl Shared {
                 (shared.wake)();
             }
         });
-        if let Err(error) = &thread {
-            tracing::warn!(%error, "a thread that fetches records cannot be made");
+        if let Err(error) = &thread
+            && state.shortage.is_due()
+        {
+            tracing::warn!(%error, "a thread that fetches records cannot be made; trying again");
         }
         thread.is_ok()
     }

@@ -6,16 +6,18 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::chunk::Damage;
-use super::{Arrival, Chunk, Fetching, What};
+use super::cluster::{Cluster, LOOK_EVERY, Leader};
+use super::{Arrival, Chunk, Fetching, Telling, What};
 use crate::kafka::wire::Address;
 use crate::record::InputPartition;
 
-/// Between two looks for the leader of one partition, and between two fetches of one that its broker did not serve: doubled
-/// from the first to the second.
+/// Between two fetches of a partition that its broker did not serve: doubled from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long a fetch may wait at a broker while a partition of its is left out because it is full, or after the one before
 /// was called back.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
+/// A broker whose answer is overdue by as much may lead nothing any more, and so is asked after; again after the same time.
+const LATE: Duration = Duration::from_secs(5);
 
 /// One run of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,13 +88,6 @@ pub(super) enum Answer {
     },
 }
 
-/// Who leads a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Leader {
-    pub broker: i32,
-    pub epoch: i32,
-}
-
 struct Partition {
     run: Run,
     next: i64,
@@ -121,6 +116,7 @@ struct Broker {
 struct Fetch {
     /// Runs that had begun when it was planned.
     runs: u64,
+    late_at: Instant,
     /// It is answered before another one is called back: whoever starts partitions again and again would otherwise have
     /// none answered.
     must_be_answered: bool,
@@ -130,16 +126,14 @@ struct Fetch {
 pub(super) struct State {
     runs: u64,
     partitions: HashMap<InputPartition, Partition>,
-    /// Outlives runs, until a broker says otherwise.
-    leaders: HashMap<InputPartition, Leader>,
-    addresses: HashMap<i32, Address>,
+    cluster: Cluster,
     brokers: HashMap<i32, Broker>,
-    /// Brokers that could not be reached: not before when, and the pause after that.
-    troubled: HashMap<i32, (Instant, Duration)>,
     arrived: VecDeque<Arrival>,
     /// Bytes that arrived and were not taken, of all partitions.
     queued: usize,
     has_ended: bool,
+    /// That there is no thread to be had.
+    pub shortage: Telling,
 }
 
 impl State {
@@ -169,9 +163,9 @@ impl State {
 
     /// Ends the waits of brokers that lead something of this, and were asked before it started.
     pub fn call_back(&mut self, started: &[InputPartition]) {
-        let State { partitions, leaders, brokers, .. } = self;
+        let State { partitions, cluster, brokers, .. } = self;
         for id in started {
-            let (Some(partition), Some(leader)) = (partitions.get(id), leaders.get(id)) else { continue };
+            let (Some(partition), Some(leader)) = (partitions.get(id), cluster.leader(id)) else { continue };
             let Some(broker) = brokers.get_mut(&leader.broker) else { continue };
             let waits_without = |fetch: &Fetch| fetch.runs < partition.run.0 && !fetch.must_be_answered;
             if !broker.is_interrupted && broker.fetch.as_ref().is_some_and(waits_without) {
@@ -209,15 +203,15 @@ impl State {
 
     /// Brokers that lead something which runs, and have no thread.
     pub fn unserved(&mut self) -> Vec<(i32, Address)> {
-        let State { partitions, leaders, addresses, brokers, .. } = self;
-        // Of a broker that is no more, as far as the cluster says, nobody would fetch.
-        leaders.retain(|_, leader| {
-            brokers.contains_key(&leader.broker) || addresses.contains_key(&leader.broker)
-        });
-        let leading: HashSet<i32> =
-            partitions.keys().filter_map(|id| leaders.get(id)).map(|leader| leader.broker).collect();
-        let unserved = leading.into_iter().filter(|id| !brokers.contains_key(id));
-        unserved.filter_map(|id| Some((id, addresses.get(&id)?.clone()))).collect()
+        self.cluster.keep_leaders(|broker| self.brokers.contains_key(&broker));
+        let unserved = self.leading().into_iter().filter(|id| !self.brokers.contains_key(id));
+        unserved.filter_map(|id| Some((id, self.cluster.address(id)?.clone()))).collect()
+    }
+
+    /// Brokers that lead something which runs.
+    fn leading(&self) -> HashSet<i32> {
+        let leaders = self.partitions.keys().filter_map(|id| self.cluster.leader(id));
+        leaders.map(|leader| leader.broker).collect()
     }
 
     /// A thread of this broker runs from now on.
@@ -229,7 +223,8 @@ impl State {
 
     /// Where its thread connects, without a fetch that was out; `None` = it leads nothing that runs, and is forgotten.
     pub fn address(&mut self, broker: i32) -> Option<Address> {
-        let leads = |id: &InputPartition| self.leaders.get(id).is_some_and(|leader| leader.broker == broker);
+        let leads =
+            |id: &InputPartition| self.cluster.leader(id).is_some_and(|leader| leader.broker == broker);
         if !self.partitions.keys().any(leads) {
             self.brokers.remove(&broker);
             return None;
@@ -245,7 +240,7 @@ impl State {
         let mut plan = Plan { wanted: Vec::new(), wait: fetching.wait_max };
         let (mut leads, mut until) = (false, None::<Instant>);
         for (&id, partition) in &self.partitions {
-            let Some(leader) = self.leaders.get(&id).filter(|leader| leader.broker == broker) else {
+            let Some(leader) = self.cluster.leader(&id).filter(|leader| leader.broker == broker) else {
                 continue;
             };
             leads = true;
@@ -278,14 +273,15 @@ impl State {
             if must_be_answered {
                 plan.wait = plan.wait.min(SHORT_WAIT);
             }
-            broker.fetch = Some(Fetch { runs: self.runs, must_be_answered });
+            let late_at = now + plan.wait + LATE;
+            broker.fetch = Some(Fetch { runs: self.runs, late_at, must_be_answered });
         }
         Step::Fetch(plan)
     }
 
     /// A broker is reached at an address; `socket` ends a wait for its answer. What has changed meanwhile ends the first one.
     pub fn connected(&mut self, broker: i32, address: &Address, socket: TcpStream) {
-        self.troubled.remove(&broker);
+        self.cluster.reached(broker);
         if let Some(broker) = self.brokers.get_mut(&broker) {
             broker.socket = Some(socket);
             broker.is_interrupted = false;
@@ -308,22 +304,41 @@ impl State {
             broker.fetch = None;
         }
         for (asked, answer) in answers {
-            self.keep(&asked, answer, now);
+            self.keep(broker, &asked, answer, now);
         }
     }
 
-    fn keep(&mut self, asked: &Wanted, answer: Answer, now: Instant) {
+    /// Keeps an answer to what is still asked of whoever still leads. Another broker may be asked the same by now.
+    fn keep(&mut self, broker: i32, asked: &Wanted, answer: Answer, now: Instant) {
         let id = asked.partition;
-        let Some(partition) = self.partitions.get_mut(&id).filter(|partition| partition.run == asked.run)
+        let (Some(partition), Some(&leader)) = (self.partitions.get_mut(&id), self.cluster.leader(&id))
         else {
             return;
+        };
+        if (partition.run, partition.next) != (asked.run, asked.next)
+            || (leader.broker, leader.epoch) != (broker, asked.leader_epoch)
+        {
+            return;
+        }
+        let answer = match answer {
+            // Who has not heard of the epoch that the record before is of may not have heard either that it leads no more.
+            Answer::Refused(Refusal::OutOfRange(_))
+                if (0..asked.epoch).contains(&leader.epoch) && partition.pause < PAUSE.1 =>
+            {
+                Answer::Again { leads: false }
+            }
+            // All of it lies below what was asked for: asked again at once, it would say so again.
+            Answer::Records { ref chunk, refusal: None } if chunk.next <= partition.next => {
+                Answer::Again { leads: true }
+            }
+            answer => answer,
         };
         let refusal = match answer {
             Answer::Again { leads } => {
                 partition.not_before = Some(now + partition.pause);
                 partition.pause = (partition.pause * 2).min(PAUSE.1);
                 if !leads {
-                    self.leaders.remove(&id);
+                    self.cluster.forget(&id);
                 }
                 return;
             }
@@ -344,6 +359,7 @@ impl State {
         };
         partition.pause = PAUSE.0;
         partition.not_before = None;
+        self.cluster.served(id, leader);
         if let Some(refusal) = refusal {
             self.partitions.remove(&id);
             let what = What::Failed(refusal);
@@ -354,23 +370,26 @@ impl State {
     /// The thread of a broker ends, because it cannot be reached or makes no sense: what it led is looked for again.
     pub fn lost(&mut self, broker: i32, now: Instant) {
         self.brokers.remove(&broker);
-        let pause = self.troubled.get(&broker).map_or(PAUSE.0, |(_, pause)| (*pause * 2).min(PAUSE.1));
-        self.troubled.insert(broker, (now + pause, pause));
-        self.leaders.retain(|_, leader| leader.broker != broker);
+        self.cluster.lost(broker, now);
     }
 
     // By the thread that looks for leaders.
 
-    /// Topics of partitions whose leader is not known.
-    pub fn leaderless(&self) -> BTreeSet<u16> {
-        self.partitions.keys().filter(|id| !self.leaders.contains_key(id)).map(|id| id.input).collect()
+    /// Topics of which the cluster is to be asked who leads what.
+    pub fn sought(&self, now: Instant) -> BTreeSet<u16> {
+        let leaderless = self.partitions.keys().filter(|id| self.cluster.leader(id).is_none());
+        let topics: BTreeSet<u16> = leaderless.map(|id| id.input).collect();
+        let is_late = self.brokers.values().any(|broker| broker.is_late(now));
+        if topics.is_empty() && self.cluster.is_look_due(if is_late { LATE } else { LOOK_EVERY }, now) {
+            return self.partitions.keys().map(|id| id.input).collect();
+        }
+        topics
     }
 
-    /// Brokers' addresses that are known, those in trouble last.
-    pub fn addresses(&self) -> Vec<Address> {
-        let mut known: Vec<_> = self.addresses.iter().collect();
-        known.sort_by_key(|(id, _)| (self.troubled.contains_key(id), **id));
-        known.into_iter().map(|(_, address)| address.clone()).collect()
+    /// The cluster is asked now: at these addresses, one after the other.
+    pub fn look(&mut self, now: Instant) -> Vec<Address> {
+        let brokers = &self.brokers;
+        self.cluster.look(now, |id| brokers.get(&id).is_some_and(|broker| broker.is_late(now)))
     }
 
     /// The cluster has said who its brokers are and who leads what.
@@ -380,24 +399,26 @@ impl State {
         leaders: Vec<(InputPartition, Leader)>,
         now: Instant,
     ) {
+        self.cluster.found(addresses, leaders, now);
+        let leading = self.leading();
         for (id, broker) in &mut self.brokers {
-            if let Some(address) = addresses.get(id).filter(|address| **address != broker.address) {
+            if let Some(address) = self.cluster.address(*id).filter(|address| **address != broker.address) {
                 // It is back elsewhere. What listens at the old place may be another one.
                 broker.address = address.clone();
                 broker.interrupt();
-            }
-        }
-        self.addresses = addresses;
-        for (partition, leader) in leaders {
-            let is_troubled = self.troubled.get(&leader.broker).is_some_and(|(until, _)| *until > now);
-            if !is_troubled && self.addresses.contains_key(&leader.broker) {
-                self.leaders.entry(partition).or_insert(leader);
+            } else if broker.is_late(now) && !leading.contains(id) {
+                // Its thread need not wait for an answer that may never come.
+                broker.interrupt();
             }
         }
     }
 }
 
 impl Broker {
+    fn is_late(&self, now: Instant) -> bool {
+        self.fetch.as_ref().is_some_and(|fetch| fetch.late_at <= now)
+    }
+
     /// Ends the wait for its answer, and makes the next one end as it begins, on a new connection.
     fn interrupt(&mut self) {
         self.is_interrupted = true;

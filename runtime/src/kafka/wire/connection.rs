@@ -30,9 +30,10 @@ use super::guard;
 use super::sasl::Sasl;
 use crate::tls::blocking::explain;
 
-/// Whose answers are understood; Kafka has had them since 2.7.
+/// Whose answers are understood; Kafka has had them since 2.8.
 pub(in crate::kafka) const FETCH_VERSION: i16 = 12;
-pub(in crate::kafka) const METADATA_VERSION: i16 = 9;
+/// The first that tells a topic from a later one of its name.
+pub(in crate::kafka) const METADATA_VERSION: i16 = 10;
 const HANDSHAKE_VERSION: i16 = 1;
 const AUTHENTICATE_VERSION: i16 = 2;
 

@@ -1,0 +1,127 @@
+//! What is known of the cluster: who leads what, where brokers listen, and who of them is in trouble.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::kafka::wire::Address;
+use crate::record::InputPartition;
+
+/// Without any cause the cluster is asked who leads what as often as Java's consumer does (`metadata.max.age.ms`): a broker
+/// that has lost touch with the others answers on, with nothing new.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// For how long a broker that could not be reached is left alone: doubled from the first to the second.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Who leads a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Leader {
+    pub broker: i32,
+    pub epoch: i32,
+    /// Which topic of that name; nil = the cluster does not say.
+    pub topic: Uuid,
+}
+
+/// A broker that could not be reached.
+struct Trouble {
+    until: Instant,
+    pause: Duration,
+}
+
+#[derive(Default)]
+pub(super) struct Cluster {
+    /// Outlives runs, until a broker or newer metadata say otherwise.
+    leaders: HashMap<InputPartition, Leader>,
+    /// Who has answered for a partition. Metadata that are older, or of another topic of that name, are not believed.
+    served: HashMap<InputPartition, Leader>,
+    addresses: HashMap<i32, Address>,
+    troubled: HashMap<i32, Trouble>,
+    /// When it was asked last, and how often.
+    looked: Option<Instant>,
+    looks: usize,
+}
+
+impl Cluster {
+    pub fn leader(&self, partition: &InputPartition) -> Option<&Leader> {
+        self.leaders.get(partition)
+    }
+
+    pub fn address(&self, broker: i32) -> Option<&Address> {
+        self.addresses.get(&broker)
+    }
+
+    /// This one does not lead it, says who was asked.
+    pub fn forget(&mut self, partition: &InputPartition) {
+        self.leaders.remove(partition);
+    }
+
+    /// This one has answered for it.
+    pub fn served(&mut self, partition: InputPartition, leader: Leader) {
+        self.served.insert(partition, leader);
+    }
+
+    /// Forgets leaders that nobody would fetch from: the cluster does not know them any more, and nobody `is_connected`.
+    pub fn keep_leaders(&mut self, is_connected: impl Fn(i32) -> bool) {
+        let Cluster { leaders, addresses, .. } = self;
+        leaders.retain(|_, leader| is_connected(leader.broker) || addresses.contains_key(&leader.broker));
+    }
+
+    pub fn reached(&mut self, broker: i32) {
+        self.troubled.remove(&broker);
+    }
+
+    /// A broker cannot be reached, or makes no sense: what it led is looked for again.
+    pub fn lost(&mut self, broker: i32, now: Instant) {
+        let before = self.troubled.get(&broker);
+        let pause = before.map_or(PAUSE.0, |trouble| (trouble.pause * 2).min(PAUSE.1));
+        self.troubled.insert(broker, Trouble { until: now + pause, pause });
+        self.leaders.retain(|_, leader| leader.broker != broker);
+    }
+
+    /// It was asked at all, and not in that time.
+    pub fn is_look_due(&self, every: Duration, now: Instant) -> bool {
+        self.looked.is_some_and(|looked| now.saturating_duration_since(looked) >= every)
+    }
+
+    /// It is asked now: the addresses that are known, another one first each time, because one may know less than the others;
+    /// last those that are in trouble, or `is_late`.
+    pub fn look(&mut self, now: Instant, is_late: impl Fn(i32) -> bool) -> Vec<Address> {
+        self.looked = Some(now);
+        self.looks = self.looks.wrapping_add(1);
+        let mut known: Vec<(i32, &Address)> =
+            self.addresses.iter().map(|(id, address)| (*id, address)).collect();
+        known.sort_by_key(|(id, _)| *id);
+        let first = self.looks % known.len().max(1);
+        known.rotate_left(first);
+        known.sort_by_key(|(id, _)| self.troubled.contains_key(id) || is_late(*id));
+        known.into_iter().map(|(_, address)| address.clone()).collect()
+    }
+
+    /// What it said.
+    pub fn found(
+        &mut self,
+        addresses: HashMap<i32, Address>,
+        leaders: Vec<(InputPartition, Leader)>,
+        now: Instant,
+    ) {
+        self.addresses = addresses;
+        for (partition, leader) in leaders {
+            let is_troubled = self.troubled.get(&leader.broker).is_some_and(|trouble| trouble.until > now);
+            let is_there = self.addresses.contains_key(&leader.broker) && !is_troubled;
+            let is_news = self.leaders.get(&partition).is_none_or(|known| leader.epoch > known.epoch);
+            if is_there && is_news && self.is_believed(partition, leader) {
+                self.leaders.insert(partition, leader);
+            }
+        }
+    }
+
+    /// False for a leader that is older than one that has answered, and for that of another topic of the same name: a topic
+    /// that was made again is not read on with, and `node::inputs` says what to do about it.
+    fn is_believed(&self, partition: InputPartition, leader: Leader) -> bool {
+        self.served.get(&partition).is_none_or(|served| {
+            let is_same = served.topic == leader.topic || served.topic.is_nil() || leader.topic.is_nil();
+            is_same && (leader.epoch < 0 || leader.epoch >= served.epoch)
+        })
+    }
+}
