@@ -1,6 +1,5 @@
 //! The thread of one broker: fetches what it leads of what runs, one request at a time, until it leads nothing more.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,8 +25,6 @@ pub(super) fn run(shared: &Arc<Shared>, broker: i32) {
 }
 
 fn serve(shared: &Arc<Shared>, broker: i32) -> Result<(), ConnectionError> {
-    // Rotates, because a broker fills its answer in the order of the request.
-    let mut turn = 0;
     // Once for each connection.
     while let Some(address) = shared.address(broker) {
         let mut connection = Connection::open(&shared.access, &address)?;
@@ -39,9 +36,8 @@ fn serve(shared: &Arc<Shared>, broker: i32) -> Result<(), ConnectionError> {
             if connection.expires().is_some_and(|at| at <= Instant::now()) {
                 break;
             }
-            turn += 1;
             let patience = plan.wait + shared.access.request_timeout;
-            match connection.call(&request(shared, &plan, turn), FETCH_VERSION, patience) {
+            match connection.call(&request(shared, &plan), FETCH_VERSION, patience) {
                 Ok(response) => {
                     check(&response, &address)?;
                     shared.answered(broker, sort(shared, plan.wanted, response));
@@ -55,38 +51,35 @@ fn serve(shared: &Arc<Shared>, broker: i32) -> Result<(), ConnectionError> {
     Ok(())
 }
 
-fn request(shared: &Shared, plan: &Plan, turn: usize) -> FetchRequest {
+fn request(shared: &Shared, plan: &Plan) -> FetchRequest {
     let fetching = &shared.fetching;
-    let mut by_topic: BTreeMap<u16, Vec<FetchPartition>> = BTreeMap::new();
+    // In the order of the plan, as far as one that goes by topics can be.
+    let mut topics: Vec<(u16, Vec<FetchPartition>)> = Vec::new();
     for wanted in &plan.wanted {
-        by_topic.entry(wanted.partition.input).or_default().push(
-            FetchPartition::default()
-                .with_partition(wanted.partition.partition)
-                .with_current_leader_epoch(wanted.leader_epoch)
-                .with_fetch_offset(wanted.next)
-                .with_last_fetched_epoch(wanted.epoch)
-                .with_partition_max_bytes(fetching.partition_bytes),
-        );
+        let partition = FetchPartition::default()
+            .with_partition(wanted.partition.partition)
+            .with_current_leader_epoch(wanted.leader_epoch)
+            .with_fetch_offset(wanted.next)
+            .with_last_fetched_epoch(wanted.epoch)
+            .with_partition_max_bytes(fetching.partition_bytes);
+        match topics.iter_mut().find(|(input, _)| *input == wanted.partition.input) {
+            Some((_, partitions)) => partitions.push(partition),
+            None => topics.push((wanted.partition.input, vec![partition])),
+        }
     }
-    let mut topics = Vec::with_capacity(by_topic.len());
-    for (input, mut partitions) in by_topic {
-        partitions.sort_by_key(|partition| partition.partition);
-        let first = turn % partitions.len();
-        partitions.rotate_left(first);
+    let named = |(input, partitions): (u16, Vec<FetchPartition>)| {
         let name = StrBytes::from_string(shared.topics[usize::from(input)].clone());
-        topics.push(FetchTopic::default().with_topic(TopicName(name)).with_partitions(partitions));
-    }
-    let first = turn % topics.len().max(1);
-    topics.rotate_left(first);
+        FetchTopic::default().with_topic(TopicName(name)).with_partitions(partitions)
+    };
     FetchRequest::default()
         .with_replica_id(BrokerId(-1))
         .with_max_wait_ms(i32::try_from(plan.wait.as_millis()).unwrap_or(i32::MAX))
         .with_min_bytes(fetching.min_bytes)
-        .with_max_bytes(fetching.max_bytes)
+        .with_max_bytes(plan.bytes)
         .with_isolation_level(READ_COMMITTED)
         .with_session_id(NO_SESSION.0)
         .with_session_epoch(NO_SESSION.1)
-        .with_topics(topics)
+        .with_topics(topics.into_iter().map(named).collect())
 }
 
 /// An error of the request as a whole.

@@ -53,14 +53,20 @@ pub(super) struct Wanted {
     pub epoch: i32,
     /// Of the leader, as the cluster's metadata say.
     pub leader_epoch: i32,
+    /// When it brought records last: a count of all such answers.
+    brought: u64,
 }
 
 /// What a broker is asked next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
+    /// First what has waited longest for records: a broker fills its answer in the order of the request, and promises a
+    /// whole batch only of the first partition that has one.
     pub wanted: Vec<Wanted>,
     /// How long it may keep the request while there is nothing to say.
     pub wait: Duration,
+    /// The answer may have; a larger first batch comes whole.
+    pub bytes: i32,
 }
 
 /// What the thread of a broker does next.
@@ -94,6 +100,8 @@ struct Partition {
     epoch: i32,
     /// Arrived and not taken.
     queued: usize,
+    /// As of [`Wanted`].
+    brought: u64,
     /// Not fetched before that, and how long the next such pause is.
     not_before: Option<Instant>,
     pause: Duration,
@@ -129,6 +137,8 @@ pub(super) struct State {
     cluster: Cluster,
     brokers: HashMap<i32, Broker>,
     arrived: VecDeque<Arrival>,
+    /// Answers with records.
+    brought: u64,
     /// Bytes that arrived and were not taken, of all partitions.
     queued: usize,
     has_ended: bool,
@@ -146,7 +156,7 @@ impl State {
     pub fn start(&mut self, partition: InputPartition, next: i64, epoch: i32) -> Run {
         self.runs += 1;
         let run = Run(self.runs);
-        let began = Partition { run, next, epoch, queued: 0, not_before: None, pause: PAUSE.0 };
+        let began = Partition { run, next, epoch, queued: 0, brought: 0, not_before: None, pause: PAUSE.0 };
         self.partitions.insert(partition, began);
         run
     }
@@ -237,7 +247,9 @@ impl State {
     /// What its thread does next. When it ends it is forgotten.
     pub fn step(&mut self, broker: i32, fetching: &Fetching, now: Instant) -> Step {
         let partition_bytes = usize::try_from(fetching.partition_bytes).unwrap_or(0);
-        let mut plan = Plan { wanted: Vec::new(), wait: fetching.wait_max };
+        let room = i32::try_from(fetching.queue_bytes.saturating_sub(self.queued)).unwrap_or(i32::MAX);
+        let bytes = room.min(fetching.max_bytes).max(fetching.partition_bytes);
+        let mut plan = Plan { wanted: Vec::new(), wait: fetching.wait_max, bytes };
         let (mut leads, mut until) = (false, None::<Instant>);
         for (&id, partition) in &self.partitions {
             let Some(leader) = self.cluster.leader(&id).filter(|leader| leader.broker == broker) else {
@@ -255,6 +267,7 @@ impl State {
                     next: partition.next,
                     epoch: partition.epoch,
                     leader_epoch: leader.epoch,
+                    brought: partition.brought,
                 });
             }
         }
@@ -265,6 +278,7 @@ impl State {
         if plan.wanted.is_empty() {
             return Step::Wait(until);
         }
+        plan.wanted.sort_unstable_by_key(|wanted| (wanted.brought, wanted.partition));
         if let Some(until) = until {
             plan.wait = plan.wait.min(until - now);
         }
@@ -347,6 +361,8 @@ impl State {
             Answer::Records { chunk, refusal } => {
                 if chunk.next > partition.next {
                     let bytes = chunk.bytes();
+                    self.brought += 1;
+                    partition.brought = self.brought;
                     partition.next = chunk.next;
                     partition.epoch = chunk.leader_epoch;
                     partition.queued += bytes;
