@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::Telling;
 use crate::kafka::wire::Address;
 use crate::record::InputPartition;
 
@@ -23,10 +24,11 @@ pub(super) struct Leader {
     pub topic: Uuid,
 }
 
-/// A broker that could not be reached.
+/// A broker that could not be reached, or made no sense.
 struct Trouble {
     until: Instant,
     pause: Duration,
+    telling: Telling,
 }
 
 #[derive(Default)]
@@ -67,16 +69,20 @@ impl Cluster {
         leaders.retain(|_, leader| is_connected(leader.broker) || addresses.contains_key(&leader.broker));
     }
 
-    pub fn reached(&mut self, broker: i32) {
+    /// A broker has answered as it should: that it takes a connection is not enough.
+    pub fn answered(&mut self, broker: i32) {
         self.troubled.remove(&broker);
     }
 
-    /// A broker cannot be reached, or makes no sense: what it led is looked for again.
-    pub fn lost(&mut self, broker: i32, now: Instant) {
-        let before = self.troubled.get(&broker);
-        let pause = before.map_or(PAUSE.0, |trouble| (trouble.pause * 2).min(PAUSE.1));
-        self.troubled.insert(broker, Trouble { until: now + pause, pause });
+    /// A broker cannot be reached, or makes no sense: what it led is looked for again. True if a person should hear of it.
+    pub fn lost(&mut self, broker: i32, now: Instant) -> bool {
         self.leaders.retain(|_, leader| leader.broker != broker);
+        let before = self.troubled.remove(&broker);
+        let pause = before.as_ref().map_or(PAUSE.0, |trouble| (trouble.pause * 2).min(PAUSE.1));
+        let mut telling = before.map(|trouble| trouble.telling).unwrap_or_default();
+        let is_told = telling.is_due();
+        self.troubled.insert(broker, Trouble { until: now + pause, pause, telling });
+        is_told
     }
 
     /// It was asked at all, and not in that time.

@@ -144,8 +144,7 @@ impl Shared {
     /// A broker's thread ends without having been told to.
     pub fn lost(self: &Arc<Self>, broker: i32, error: &ConnectionError) {
         self.change(|state| {
-            state.lost(broker, Instant::now());
-            if !state.has_ended() {
+            if state.lost(broker, Instant::now()) {
                 tracing::warn!(broker, %error, "records cannot be fetched; trying again");
             }
         });

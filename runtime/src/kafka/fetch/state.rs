@@ -295,7 +295,6 @@ impl State {
 
     /// A broker is reached at an address; `socket` ends a wait for its answer. What has changed meanwhile ends the first one.
     pub fn connected(&mut self, broker: i32, address: &Address, socket: TcpStream) {
-        self.cluster.reached(broker);
         if let Some(broker) = self.brokers.get_mut(&broker) {
             broker.socket = Some(socket);
             broker.is_interrupted = false;
@@ -312,6 +311,7 @@ impl State {
 
     /// Keeps what came back.
     pub fn answered(&mut self, broker: i32, answers: Vec<(Wanted, Answer)>, now: Instant) {
+        self.cluster.answered(broker);
         if let Some(broker) = self.brokers.get_mut(&broker) {
             // One that was called back after it had been answered: its connection is of no use, and that is all.
             broker.was_called_back = false;
@@ -384,9 +384,10 @@ impl State {
     }
 
     /// The thread of a broker ends, because it cannot be reached or makes no sense: what it led is looked for again.
-    pub fn lost(&mut self, broker: i32, now: Instant) {
+    /// True if a person should hear of it.
+    pub fn lost(&mut self, broker: i32, now: Instant) -> bool {
         self.brokers.remove(&broker);
-        self.cluster.lost(broker, now);
+        self.cluster.lost(broker, now) && !self.has_ended
     }
 
     // By the thread that looks for leaders.
