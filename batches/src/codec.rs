@@ -36,6 +36,10 @@ pub fn decompress(codec: i16, compressed: &[u8]) -> Result<Bytes, BatchError> {
 fn read_all(from: impl Read, guess: usize) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(guess);
     from.take(DECOMPRESSED_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).ok()?;
+    // Whoever keeps them reckons with as many bytes as there are.
+    if bytes.len() < bytes.capacity() / 2 {
+        bytes.shrink_to_fit();
+    }
     (bytes.len() <= DECOMPRESSED_BYTES_MAX).then_some(bytes)
 }
 

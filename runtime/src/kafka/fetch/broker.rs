@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
@@ -40,7 +41,7 @@ fn serve(shared: &Arc<Shared>, broker: i32) -> Result<(), ConnectionError> {
             match connection.call(&request(shared, &plan), FETCH_VERSION, patience) {
                 Ok(response) => {
                     check(&response, &address)?;
-                    shared.answered(broker, sort(shared, plan.wanted, response));
+                    shared.answered(broker, sort(shared, plan, response));
                 }
                 // The next plan has what has begun meanwhile.
                 Err(_) if shared.was_interrupted(broker) => break,
@@ -95,33 +96,50 @@ fn check(response: &FetchResponse, address: &Address) -> Result<(), ConnectionEr
 }
 
 /// What came back of each partition that was asked for; one that the broker left out has nothing.
-fn sort(shared: &Shared, wanted: Vec<Wanted>, response: FetchResponse) -> Vec<(Wanted, Answer)> {
-    let mut answers = Vec::with_capacity(wanted.len());
+fn sort(shared: &Shared, plan: Plan, response: FetchResponse) -> Vec<(Wanted, Answer)> {
+    let mut answers = Vec::with_capacity(plan.wanted.len());
+    // Whatever it unpacks to: what comes later in the answer then waits for another one, in which it comes first.
+    let mut most = shared.fetching.queue_bytes.max(usize::try_from(plan.bytes).unwrap_or(0));
+    let (mut sent, mut held) = (0, 0);
     for topic in response.responses {
         let Some(input) = shared.topics.iter().position(|name| name.as_str() == topic.topic.as_str()) else {
             continue;
         };
         for data in topic.partitions {
-            let asked = wanted.iter().find(|wanted| {
+            sent += data.records.as_ref().map_or(0, Bytes::len);
+            let asked = plan.wanted.iter().find(|wanted| {
                 usize::from(wanted.partition.input) == input
                     && wanted.partition.partition == data.partition_index
             });
-            if let Some(asked) = asked {
-                answers.push((asked.clone(), answer(asked, data)));
+            let Some(asked) = asked else { continue };
+            let answer = answer(asked, data, most);
+            if let Answer::Records { chunk, .. } = &answer {
+                held += chunk.bytes();
+                most = most.saturating_sub(chunk.bytes());
+            }
+            answers.push((asked.clone(), answer));
+        }
+    }
+    // Little that is a part of much would keep all of it: of what was aborted, or is not asked for any more.
+    if held < sent / 2 {
+        for (_, answer) in &mut answers {
+            if let Answer::Records { chunk, .. } = answer {
+                chunk.detach();
             }
         }
     }
     answers
 }
 
-fn answer(asked: &Wanted, data: PartitionData) -> Answer {
+/// `most` = what its records may take, unpacked.
+fn answer(asked: &Wanted, data: PartitionData, most: usize) -> Answer {
     use ResponseError as E;
     match ResponseError::try_from_code(data.error_code) {
         None if data.diverging_epoch.epoch >= 0 => Answer::Refused(Refusal::OutOfRange(format!(
             "the log was cut off at offset {} (of epoch {}), and what was written since is not what was read",
             data.diverging_epoch.end_offset, data.diverging_epoch.epoch
         ))),
-        None => records(asked, data),
+        None => records(asked, data, most),
         Some(E::OffsetOutOfRange) => Answer::Refused(Refusal::OutOfRange(describe(data.error_code))),
         Some(E::CorruptMessage) => Answer::Refused(Refusal::Damaged(describe(data.error_code))),
         Some(E::TopicAuthorizationFailed | E::UnsupportedCompressionType) => {
@@ -145,15 +163,15 @@ fn answer(asked: &Wanted, data: PartitionData) -> Answer {
     }
 }
 
-fn records(asked: &Wanted, data: PartitionData) -> Answer {
+fn records(asked: &Wanted, data: PartitionData, most: usize) -> Answer {
     let records = data.records.unwrap_or_default();
-    if records.is_empty() {
+    if records.is_empty() || most == 0 {
         return Answer::Nothing;
     }
     let aborted = data.aborted_transactions.unwrap_or_default().into_iter();
     let aborted = aborted
         .map(|aborted| Aborted { producer_id: aborted.producer_id.0, first_offset: aborted.first_offset });
-    let (chunk, damage) = Chunk::read(records, asked.next, aborted.collect());
+    let (chunk, damage) = Chunk::read(records, asked.next, aborted.collect(), most);
     Answer::Records { chunk, refusal: damage.as_ref().map(Refusal::damaged) }
 }
 

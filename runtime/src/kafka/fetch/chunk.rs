@@ -19,7 +19,7 @@
 //!   fetched from there on goes on where this ends.
 //! - No length, count or offset is believed that a batch tells of itself. What contradicts itself is [`Damage`], at the
 //!   first offset that cannot be read, and everything before it comes out.
-//! - A chunk holds [`UNCOMPRESSED_BYTES`] and one batch more at most, however little came of the wire.
+//! - A chunk holds what it may hold and one batch more at most, however little came of the wire.
 
 #[cfg(test)]
 mod tests;
@@ -33,9 +33,6 @@ use tidemill_batches::{
 };
 
 use crate::record::Batch;
-
-/// A chunk takes no further batch once its records have as many bytes; the next one begins there.
-const UNCOMPRESSED_BYTES: usize = 64 * 1024 * 1024;
 
 /// A transaction that was aborted, as the broker tells of it beside the batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,17 +82,28 @@ impl Chunk {
     /// ([`BatchError::Short`]): a broker sends a batch that is larger than was asked for whole, so asking again would
     /// be no better.
     ///
-    /// Damage ends the chunk as well, `next` is then its offset.
-    pub(super) fn read(records: Bytes, from: i64, aborted: Vec<Aborted>) -> (Chunk, Option<Damage>) {
+    /// Damage ends the chunk as well, `next` is then its offset. So does that it holds `most` bytes; what comes next is to
+    /// be fetched once more.
+    pub(super) fn read(
+        records: Bytes,
+        from: i64,
+        aborted: Vec<Aborted>,
+        most: usize,
+    ) -> (Chunk, Option<Damage>) {
         let mut chunk = Chunk { runs: VecDeque::new(), next: from, leader_epoch: -1, bytes: 0 };
-        let read = chunk.read_all(records, Transactions::new(aborted));
+        let read = chunk.read_all(records, Transactions::new(aborted), most);
         let damage = read.err().map(|error| Damage { offset: chunk.next, error });
         (chunk, damage)
     }
 
-    fn read_all(&mut self, mut left: Bytes, mut transactions: Transactions) -> Result<(), BatchError> {
+    fn read_all(
+        &mut self,
+        mut left: Bytes,
+        mut transactions: Transactions,
+        most: usize,
+    ) -> Result<(), BatchError> {
         let all = left.len();
-        while self.bytes < UNCOMPRESSED_BYTES {
+        while self.bytes < most {
             let Some(header) = Header::first(&left)? else {
                 let is_only = left.len() == all && all > 0;
                 return if is_only { Err(BatchError::Short) } else { Ok(()) };
@@ -120,9 +128,9 @@ impl Chunk {
             return Ok(());
         }
         if !is_hidden && header.count > 0 {
-            let records = records_of(&header, batch)?;
-            self.bytes += records.len();
-            self.runs.push_back(Run::new(header, records, self.next));
+            let run = Run::new(header, records_of(&header, batch)?, self.next);
+            self.bytes += run.bytes();
+            self.runs.push_back(run);
         }
         self.next = header.next_offset();
         self.leader_epoch = header.leader_epoch;
@@ -154,7 +162,7 @@ impl Chunk {
             if !is_read {
                 break;
             }
-            self.bytes -= run.records.len();
+            self.bytes -= run.bytes();
             self.runs.pop_front();
         }
         Ok(())
@@ -165,10 +173,17 @@ impl Chunk {
         self.runs.is_empty()
     }
 
-    /// Uncompressed bytes of what is left, by whole batches. Those of a batch that came uncompressed are a part of the
-    /// broker's answer, and keep all of it in memory.
+    /// What is left, uncompressed and by whole batches, and what it takes to know of them. The bytes of a batch that came
+    /// uncompressed are a part of the broker's answer, and keep all of it in memory.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Copies what is a part of the broker's answer, so that the rest of it need not be kept.
+    pub(super) fn detach(&mut self) {
+        for run in self.runs.iter_mut().filter(|run| run.header.codec() == 0) {
+            run.records = Bytes::copy_from_slice(&run.records);
+        }
     }
 }
 
@@ -194,6 +209,10 @@ impl Run {
     fn new(header: Header, records: Bytes, from: i64) -> Run {
         let left = usize::try_from(header.count).unwrap_or(0);
         Run { header, records, at: 0, left, last_delta: -1, from, is_told: false }
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Run>() + self.records.len()
     }
 
     /// Offset after the last record that was read.

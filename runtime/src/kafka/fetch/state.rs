@@ -139,7 +139,7 @@ pub(super) struct State {
     arrived: VecDeque<Arrival>,
     /// Answers with records.
     brought: u64,
-    /// Bytes that arrived and were not taken, of all partitions.
+    /// Memory of what arrived and was not taken, of all partitions.
     queued: usize,
     has_ended: bool,
     /// That there is no thread to be had.
@@ -360,7 +360,8 @@ impl State {
             Answer::Refused(refusal) => Some(refusal),
             Answer::Records { chunk, refusal } => {
                 if chunk.next > partition.next {
-                    let bytes = chunk.bytes();
+                    // One without records takes room as well: nobody may come for it for long.
+                    let bytes = size_of::<Arrival>() + chunk.bytes();
                     self.brought += 1;
                     partition.brought = self.brought;
                     partition.next = chunk.next;

@@ -9,6 +9,13 @@ use crate::record::headers;
 /// Offset, timestamp, key, value, headers.
 type Row = (i64, i64, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>);
 
+/// More than a chunk of any test but one holds.
+const MOST: usize = 1 << 20;
+
+fn read(records: Bytes, from: i64, aborted: Vec<Aborted>) -> (Chunk, Option<Damage>) {
+    Chunk::read(records, from, aborted, MOST)
+}
+
 fn plenty() -> Room {
     Room { rows: usize::MAX, bytes: usize::MAX }
 }
@@ -19,7 +26,7 @@ fn answer(batches: &[Bytes]) -> Bytes {
 
 /// A chunk of batches that are as they should be.
 fn chunk(batches: &[Bytes], from: i64) -> Chunk {
-    let (chunk, damage) = Chunk::read(answer(batches), from, Vec::new());
+    let (chunk, damage) = read(answer(batches), from, Vec::new());
     assert_eq!(damage, None);
     chunk
 }
@@ -91,7 +98,8 @@ fn batches_become_columns_whatever_they_are_compressed_with() {
     for codec in 0..=4 {
         let batches = [mixed(7).codec(codec).build(), mixed(11).codec(codec).build()];
         let mut chunk = chunk(&batches, 7);
-        assert_eq!((chunk.next, chunk.bytes()), (15, 2 * mixed(7).records.len()), "codec {codec}");
+        let bytes = 2 * (size_of::<Run>() + mixed(7).records.len());
+        assert_eq!((chunk.next, chunk.bytes()), (15, bytes), "codec {codec}");
         let (out, taken) = take_all(&mut chunk);
         assert_eq!(taken, Ok(()));
         assert_eq!(rows(&out), [mixed_rows(7), mixed_rows(11)].concat(), "codec {codec}");
@@ -102,7 +110,7 @@ fn batches_become_columns_whatever_they_are_compressed_with() {
 #[test]
 fn what_is_not_compressed_is_not_copied_before_it_is_taken() {
     let bytes = mixed(0).build();
-    let (chunk, _) = Chunk::read(bytes.clone(), 0, Vec::new());
+    let (chunk, _) = read(bytes.clone(), 0, Vec::new());
     assert_eq!(chunk.runs[0].records.as_ptr(), bytes[HEADER_LEN..].as_ptr());
 }
 
@@ -140,7 +148,7 @@ fn a_last_batch_that_is_cut_short_ends_a_chunk_and_alone_is_damage() {
     let batches = [mixed(0).build(), mixed(4).codec(2).build()];
     let all = answer(&batches);
     for end in 0..all.len() {
-        let (mut chunk, damage) = Chunk::read(all.slice(..end), 0, Vec::new());
+        let (mut chunk, damage) = read(all.slice(..end), 0, Vec::new());
         let next = if end < batches[0].len() { 0 } else { 4 };
         assert_eq!(chunk.next, next, "{end} bytes");
         assert_eq!(take_all(&mut chunk).0.offsets, (0..next).collect::<Vec<_>>());
@@ -180,7 +188,7 @@ fn markers_move_the_position_and_are_not_records() {
 fn a_control_batch_that_does_not_say_what_it_is_is_damage() {
     let mut batch = NewBatch::at(3).transaction(1).put("k", "v");
     batch.header.attributes |= 0x20;
-    let (chunk, damage) = Chunk::read(batch.build(), 3, Vec::new());
+    let (chunk, damage) = read(batch.build(), 3, Vec::new());
     assert_eq!((chunk.next, damage), (3, Some(Damage { offset: 3, error: BatchError::Record })));
 }
 
@@ -211,11 +219,11 @@ fn aborted_transactions_are_left_out_and_those_around_them_are_not() {
         ["of another", "of nobody", "committed later", "of another", "no transaction", "committed at last"];
     let aborted = |first_offset| Aborted { producer_id: 1, first_offset };
     for aborted in [[aborted(0), aborted(10)], [aborted(10), aborted(0)]] {
-        let (chunk, damage) = Chunk::read(answer(&batches), 0, aborted.to_vec());
+        let (chunk, damage) = read(answer(&batches), 0, aborted.to_vec());
         assert_eq!((chunk.next, damage), (15, None));
         assert_eq!(values_of(chunk), kept);
         // The transaction began before what was asked for.
-        let (chunk, _) = Chunk::read(answer(&batches[2..]), 2, aborted.to_vec());
+        let (chunk, _) = read(answer(&batches[2..]), 2, aborted.to_vec());
         assert_eq!(values_of(chunk), kept[1..]);
     }
     assert_eq!(values_of(chunk(&batches, 0)).len(), 10, "without a word of it nothing is left out");
@@ -225,11 +233,11 @@ fn aborted_transactions_are_left_out_and_those_around_them_are_not() {
 fn a_batch_that_is_left_out_is_not_decompressed() {
     let mut aborted = NewBatch::at(0).transaction(1).put("k", "v").codec(4);
     let garbage = assemble(&aborted.header, b"garbage").freeze();
-    let (chunk, damage) = Chunk::read(garbage, 0, vec![Aborted { producer_id: 1, first_offset: 0 }]);
+    let (chunk, damage) = read(garbage, 0, vec![Aborted { producer_id: 1, first_offset: 0 }]);
     assert_eq!((chunk.next, chunk.is_empty(), damage), (1, true, None));
     aborted.header.base_offset = 5;
     let batches = [mixed(0).build(), assemble(&aborted.header, b"garbage").freeze()];
-    let (chunk, damage) = Chunk::read(answer(&batches), 0, Vec::new());
+    let (chunk, damage) = read(answer(&batches), 0, Vec::new());
     assert_eq!((chunk.next, damage), (4, Some(Damage { offset: 4, error: BatchError::Compression })));
 }
 
@@ -262,7 +270,7 @@ fn what_comes_before_damage_is_kept() {
         (negative.build(), BatchError::Header),
     ] {
         let batches = [good.clone(), bad, mixed(8).build()];
-        let (mut chunk, damage) = Chunk::read(answer(&batches), 0, Vec::new());
+        let (mut chunk, damage) = read(answer(&batches), 0, Vec::new());
         assert_eq!((chunk.next, damage), (4, Some(Damage { offset: 4, error })));
         assert_eq!(rows(&take_all(&mut chunk).0), mixed_rows(0));
     }
@@ -409,7 +417,7 @@ fn records_that_are_cut_off_are_damage_at_the_first_that_is_not_whole() {
 
 /// Reads and takes whatever it is, record by record.
 fn survive(bytes: Bytes) {
-    let (mut chunk, _) = Chunk::read(bytes, 1, vec![Aborted { producer_id: 1, first_offset: 0 }]);
+    let (mut chunk, _) = read(bytes, 1, vec![Aborted { producer_id: 1, first_offset: 0 }]);
     let mut from = 1;
     loop {
         let (mut out, mut room) = (Batch::default(), Room { rows: 1, bytes: 10 });
@@ -449,19 +457,28 @@ fn no_flipped_bit_of_a_length_or_an_offset_makes_reading_panic() {
 }
 
 #[test]
-fn a_chunk_ends_before_what_its_batches_unpack_to_is_too_much() {
-    let zeros = vec![0u8; UNCOMPRESSED_BYTES / 2 + 1];
+fn a_chunk_ends_once_its_batches_unpack_to_as_much_as_it_may_hold() {
+    let zeros = vec![0u8; MOST / 2 + 1];
     let record = NewRecord { value: Some(&zeros), ..NewRecord::default() };
-    let first = NewBatch::at(0).push(&record).codec(4).build();
-    assert!(first.len() < 100_000);
-    let again = |offset| {
-        let mut bytes = first.to_vec();
-        assign_offset(&mut bytes, offset, 0);
-        Bytes::from(bytes)
-    };
-    let batches = [first.clone(), again(1), again(2)];
-    let mut read = chunk(&batches, 0);
-    assert_eq!((read.next, read.bytes() / UNCOMPRESSED_BYTES), (2, 1));
-    assert_eq!(take_all(&mut read).0.offsets, [0, 1]);
-    assert_eq!(chunk(&batches[2..], read.next).next, 3, "the rest is fetched from there");
+    let batch = |offset| NewBatch::at(offset).push(&record).codec(4).build();
+    assert!(batch(0).len() < 10_000);
+    let batches = [batch(0), batch(1), batch(2)];
+    let mut chunk = chunk(&batches, 0);
+    assert_eq!((chunk.next, chunk.bytes() / MOST), (2, 1));
+    assert_eq!(take_all(&mut chunk).0.offsets, [0, 1]);
+    let (chunk, _) = read(batches[2].clone(), chunk.next, Vec::new());
+    assert_eq!(chunk.next, 3, "the rest is fetched from there");
+    // However large it is, the first batch comes.
+    assert_eq!(Chunk::read(answer(&batches), 0, Vec::new(), 1).0.next, 1);
+}
+
+#[test]
+fn what_is_detached_is_the_same_and_no_part_of_the_answer() {
+    let bytes = answer(&[mixed(0).build(), mixed(4).codec(2).build()]);
+    let mut detached = read(bytes.clone(), 0, Vec::new()).0;
+    let size = detached.bytes();
+    detached.detach();
+    assert_eq!(detached.bytes(), size);
+    assert!(detached.runs.iter().all(|run| !bytes.as_ptr_range().contains(&run.records.as_ptr())));
+    assert_eq!(rows(&take_all(&mut detached).0), [mixed_rows(0), mixed_rows(4)].concat());
 }
