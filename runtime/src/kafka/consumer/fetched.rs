@@ -21,7 +21,7 @@ impl Consumer {
             let refusal = match &mut arrival.what {
                 What::Failed(refusal) => Some(refusal.clone()),
                 What::Chunk(chunk) => {
-                    if slot.batch.is_empty() {
+                    if slot.batch.is_empty() && !chunk.is_empty() {
                         slot.open();
                         touched.push(index);
                     }

@@ -54,7 +54,7 @@ impl Consumer {
             Some(Question::Unassign(_)) => self.unassign(&[]),
             None => Ok(()),
         };
-        self.slots.clear();
+        self.drop_slots(|_| true);
     }
 
     /// Hands out what the rebalance callback left, and stops what is going away.
@@ -123,7 +123,7 @@ impl Group for Consumer {
             self.raw.incremental_assign(&list).map_err(told)?;
         } else {
             self.raw.assign(Some(&list)).map_err(told)?;
-            self.slots.clear();
+            self.drop_slots(|_| true);
             self.raw.discard_all();
         }
         self.question = None;
@@ -150,7 +150,7 @@ impl Group for Consumer {
         }
         self.question = None;
         let eager = !self.is_cooperative();
-        self.slots.retain(|slot| !eager && !gone.contains(&slot.id));
+        self.drop_slots(|id| eager || gone.contains(&id));
         Ok(())
     }
 

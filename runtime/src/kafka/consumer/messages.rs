@@ -124,7 +124,12 @@ impl Consumer {
         outcome
     }
 
+    /// None where librdkafka fetches nothing: a record of a partition that it had for a moment before it was paused would
+    /// come twice, or hide those before it.
     fn find_slot(&self, message: &Message) -> Option<usize> {
+        if self.fetcher.is_some() {
+            return None;
+        }
         let id = self.input_partition(&message.topic(), message.partition())?;
         self.slot(id)
     }

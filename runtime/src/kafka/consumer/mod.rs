@@ -213,6 +213,18 @@ impl Consumer {
         self.raw.discard(&self.spec.inputs[usize::from(id.input)], id.partition);
     }
 
+    /// Forgets partitions; nothing is fetched of them any more.
+    fn drop_slots(&mut self, is_gone: impl Fn(InputPartition) -> bool) {
+        let fetcher = &mut self.fetcher;
+        self.slots.retain(|slot| {
+            let is_gone = is_gone(slot.id);
+            if let (true, Some(fetcher)) = (is_gone, fetcher.as_mut()) {
+                fetcher.stop(slot.id);
+            }
+            !is_gone
+        });
+    }
+
     fn is_unanswered(&self, what: &str) -> Result<(), SourceError> {
         match self.question {
             None => Ok(()),
