@@ -1,6 +1,9 @@
 //! What runs, who leads it, and what has arrived: bookkeeping, without a lock, a thread or a clock of its own. What must not
 //! happen twice, or in another order, is decided here.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};

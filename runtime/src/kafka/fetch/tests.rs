@@ -21,6 +21,7 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use kafka_protocol::records::{Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
+use tidemill_batches::testing::{NewBatch, NewRecord};
 
 use super::{Fetcher, Refusal, Room, What};
 use crate::kafka::config::KafkaConfig;
@@ -352,6 +353,41 @@ fn a_partition_that_nobody_takes_from_is_left_out_and_the_other_goes_on() {
     std::thread::sleep(Duration::from_millis(200));
     let reached = *most.lock().expect("no panic");
     assert!(reached <= 300, "{reached} records of a partition that holds two thousand bytes");
+}
+
+#[test]
+fn an_answer_unpacks_to_no_more_than_the_queue_holds() {
+    const BYTES: usize = 700_000;
+    let cluster = Cluster::new(|_, request| {
+        let zeros = vec![0u8; BYTES];
+        let record = NewRecord { value: Some(&zeros), ..NewRecord::default() };
+        let batch = |offset: i64| NewBatch::at(offset).push(&record).codec(4).build();
+        let of = |(partition, offset, _): (i32, i64, i32)| {
+            let batches: Vec<u8> = (offset..offset + 5).flat_map(|offset| batch(offset).to_vec()).collect();
+            data(partition).with_records(Some(batches.into()))
+        };
+        Reply::Answer(answer(asked(request).into_iter().map(of).collect()))
+    });
+    let mut fetcher = cluster.fetcher(|config| config.limits.fetch_queue_kib = 1_024);
+    fetcher.start(at(0), 0, -1);
+    fetcher.start(at(1), 0, -1);
+    fetcher.begin_started();
+    let began = Instant::now();
+    while !fetcher.has_arrived() {
+        assert!(began.elapsed() < SOON);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let arrived = fetcher.shared.arrived();
+    assert!(arrived.iter().map(|arrival| arrival.bytes).sum::<usize>() < 3 * BYTES);
+    for arrival in arrived {
+        fetcher.shared.taken(arrival.partition, arrival.bytes);
+    }
+    // Behind what came of them, neither leaves anything out.
+    let (taken, refusal) = take(&mut fetcher, 4);
+    assert_eq!(refusal, None);
+    for offsets in taken.values() {
+        assert!(offsets.windows(2).all(|pair| pair[1] == pair[0] + 1), "{taken:?}");
+    }
 }
 
 #[test]
