@@ -18,6 +18,9 @@ use crate::kafka::wire::{Address, Connection, ConnectionError, FETCH_VERSION};
 /// A request that is no part of a fetch session (KIP-227).
 const NO_SESSION: (i32, i32) = (0, -1);
 const READ_COMMITTED: i8 = 1;
+/// What an answer may unpack to, in times of what it was to have: most records shrink to a half or a fifth, and what is
+/// beyond the bound has to be fetched once more.
+const UNPACKED_MAX: usize = 8;
 
 pub(super) fn run(shared: &Arc<Shared>, broker: i32) {
     if let Err(error) = serve(shared, broker) {
@@ -98,8 +101,9 @@ fn check(response: &FetchResponse, address: &Address) -> Result<(), ConnectionEr
 /// What came back of each partition that was asked for; one that the broker left out has nothing.
 fn sort(shared: &Shared, plan: Plan, response: FetchResponse) -> Vec<(Wanted, Answer)> {
     let mut answers = Vec::with_capacity(plan.wanted.len());
-    // Whatever it unpacks to: what comes later in the answer then waits for another one, in which it comes first.
-    let mut most = shared.fetching.queue_bytes.max(usize::try_from(plan.bytes).unwrap_or(0));
+    // What comes later in the answer then waits for another one, in which it comes first.
+    let mut most = usize::try_from(plan.bytes).unwrap_or(0).saturating_mul(UNPACKED_MAX);
+    most = most.max(shared.fetching.queue_bytes);
     let (mut sent, mut held) = (0, 0);
     for topic in response.responses {
         let Some(input) = shared.topics.iter().position(|name| name.as_str() == topic.topic.as_str()) else {

@@ -209,6 +209,8 @@ impl State {
     pub fn end(&mut self) {
         self.has_ended = true;
         self.partitions.clear();
+        // A thread that still connects keeps the state, but not what it holds.
+        self.arrived.clear();
         self.brokers.values_mut().for_each(Broker::interrupt);
     }
 
