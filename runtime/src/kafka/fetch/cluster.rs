@@ -104,22 +104,25 @@ impl Cluster {
         known.into_iter().map(|(_, address)| address.clone()).collect()
     }
 
-    /// What it said.
+    /// What it said. Answers the partitions whose leader is news.
     pub fn found(
         &mut self,
         addresses: HashMap<i32, Address>,
         leaders: Vec<(InputPartition, Leader)>,
         now: Instant,
-    ) {
+    ) -> Vec<InputPartition> {
         self.addresses = addresses;
+        let mut moved = Vec::new();
         for (partition, leader) in leaders {
             let is_troubled = self.troubled.get(&leader.broker).is_some_and(|trouble| trouble.until > now);
             let is_there = self.addresses.contains_key(&leader.broker) && !is_troubled;
             let is_news = self.leaders.get(&partition).is_none_or(|known| leader.epoch > known.epoch);
             if is_there && is_news && self.is_believed(partition, leader) {
                 self.leaders.insert(partition, leader);
+                moved.push(partition);
             }
         }
+        moved
     }
 
     /// False for a leader that is older than one that has answered, and for that of another topic of the same name: a topic

@@ -12,10 +12,13 @@
 //! Invariants:
 //! - A partition runs from a start to its stop or failure. Everything that is fetched belongs to one run, and is dropped if
 //!   that is not the present one.
-//! - Of a run every offset is asked for once, in order: the next fetch begins where the last chunk ended.
+//! - Of a run every offset is asked for once, in order: the next fetch begins where the last chunk ended. An answer counts
+//!   only to what is still asked, and only from whoever still leads.
 //! - What was fetched and not taken is bounded: a partition is asked for again when less than one fetch of it waits, and
-//!   while all that waits is less than the queue may hold.
+//!   while all that waits is less than the queue may hold. An answer has what there is room for, one part of a partition at
+//!   least, and unpacks to a few times of that.
 //! - Threads wait only for their broker, with a limit, or to be told; none is needed where nothing runs.
+//! - A broker that is late, silent, or wrong about who leads what holds up no partition that another one leads.
 //!
 //! | file | what it does |
 //! |---|---|

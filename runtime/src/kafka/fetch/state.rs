@@ -23,7 +23,7 @@ const SHORT_WAIT: Duration = Duration::from_millis(10);
 const LATE: Duration = Duration::from_secs(5);
 
 /// One run of a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::kafka) struct Run(u64);
 
 /// Why a run ended.
@@ -125,8 +125,7 @@ struct Broker {
 
 /// A fetch that is out.
 struct Fetch {
-    /// Runs that had begun when it was planned.
-    runs: u64,
+    asked: HashSet<Run>,
     late_at: Instant,
     /// It is answered before another one is called back: whoever starts partitions again and again would otherwise have
     /// none answered.
@@ -174,13 +173,14 @@ impl State {
         });
     }
 
-    /// Ends the waits of brokers that lead something of this, and were asked before it started.
-    pub fn call_back(&mut self, started: &[InputPartition]) {
+    /// Ends the waits of brokers that lead something of this, and were asked for other things.
+    pub fn call_back(&mut self, wanted: &[InputPartition]) {
         let State { partitions, cluster, brokers, .. } = self;
-        for id in started {
+        for id in wanted {
             let (Some(partition), Some(leader)) = (partitions.get(id), cluster.leader(id)) else { continue };
             let Some(broker) = brokers.get_mut(&leader.broker) else { continue };
-            let waits_without = |fetch: &Fetch| fetch.runs < partition.run.0 && !fetch.must_be_answered;
+            let waits_without =
+                |fetch: &Fetch| !fetch.asked.contains(&partition.run) && !fetch.must_be_answered;
             if !broker.is_interrupted && broker.fetch.as_ref().is_some_and(waits_without) {
                 broker.was_called_back = true;
                 broker.interrupt();
@@ -292,8 +292,9 @@ impl State {
             if must_be_answered {
                 plan.wait = plan.wait.min(SHORT_WAIT);
             }
+            let asked = plan.wanted.iter().map(|wanted| wanted.run).collect();
             let late_at = now + plan.wait + LATE;
-            broker.fetch = Some(Fetch { runs: self.runs, late_at, must_be_answered });
+            broker.fetch = Some(Fetch { asked, late_at, must_be_answered });
         }
         Step::Fetch(plan)
     }
@@ -422,7 +423,8 @@ impl State {
         leaders: Vec<(InputPartition, Leader)>,
         now: Instant,
     ) {
-        self.cluster.found(addresses, leaders, now);
+        let moved = self.cluster.found(addresses, leaders, now);
+        self.call_back(&moved);
         let leading = self.leading();
         for (id, broker) in &mut self.brokers {
             if let Some(address) = self.cluster.address(*id).filter(|address| **address != broker.address) {

@@ -122,6 +122,18 @@ fn of_two_fetches_one_is_answered_however_often_partitions_start() {
 }
 
 #[test]
+fn whoever_comes_to_lead_another_partition_is_called_back_for_it() {
+    let mut case = Case::new();
+    case.start([at(0), at(1)]);
+    case.hears(&[(0, 0, 3)]);
+    case.plan(0);
+    case.hears(&[(0, 0, 3)]);
+    assert!(!case.state.was_interrupted(0));
+    case.hears(&[(0, 0, 3), (1, 0, 4)]);
+    assert!(case.state.was_interrupted(0));
+}
+
+#[test]
 fn an_answer_counts_from_whoever_leads_and_to_what_is_still_asked() {
     let mut case = Case::new();
     case.start([at(0)]);
