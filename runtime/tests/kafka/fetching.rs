@@ -323,6 +323,29 @@ fn records_come_over_tls_to_who_signs_in_and_anybody_else_is_told_why_not() {
     assert!(untrusted.contains("believed") || untrusted.contains("trusts no certificate"), "{untrusted}");
 }
 
+/// A start calls a fetch back that waits without it, but not one after the other.
+#[test]
+fn a_partition_flows_while_another_starts_again_and_again() {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("restless", 2);
+    cluster.produce_numbers(&topic, 0, 0..20_000);
+    let mut config = config(&cluster, Fetcher::Own);
+    config.limits.partition_fetch_bytes = 4_096;
+    let mut consumer = Consumer::new(&config, spec(&unique("group"), &[&topic])).unwrap();
+    let mut out = Vec::new();
+    wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
+    consumer.assign(&[(at(0, 0), Offset(0)), (at(0, 1), Offset(0))]).unwrap();
+    consumer.start(at(0, 0), Offset(0)).unwrap();
+    out.clear();
+    let deadline = Instant::now() + crate::harness::PATIENCE;
+    while offsets(&out).last() != Some(&19_999) {
+        assert!(Instant::now() < deadline, "only {:?}", offsets(&out).last());
+        consumer.start(at(0, 1), Offset(0)).unwrap();
+        consumer.take(Duration::from_millis(1), &mut out).unwrap();
+    }
+    assert_eq!(offsets(&out), (0..20_000).collect::<Vec<_>>());
+}
+
 /// Takes for that long, and nothing comes out.
 fn stays_quiet(consumer: &mut Consumer, time: Duration) {
     let mut out = Vec::new();

@@ -1,7 +1,7 @@
 //! The thread that finds out who leads partitions: runs while a leader is missing, or a look is due, and asks whoever
 //! answers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
         if pause == PAUSE.1 && vacancy.is_due() {
             tracing::warn!(
                 topics = names.join(", "),
-                "some partition has no leader, or none that is reached"
+                "some partition has no leader that is reached, or only one that is older than what was read; asking again"
             );
         }
         match ask(shared, access, &mut connections, (&names, addresses)) {
@@ -70,14 +70,21 @@ fn ask(
         .with_topics(Some(topics.iter().map(named).collect()))
         .with_allow_auto_topic_creation(false);
     let mut errors = Vec::new();
+    let mut left = addresses.len();
     for address in addresses {
+        left -= 1;
         let is_valid = |there: &Connection| there.expires().is_none_or(|at| at > Instant::now());
         let there = match connections.remove(&address).filter(is_valid) {
             Some(there) => Ok(there),
             None => Connection::open(access, &address),
         };
+        // The last one has its time; none before it keeps anybody from asking the next.
+        let patience = match left {
+            0 => access.request_timeout,
+            _ => access.connect_timeout.min(access.request_timeout),
+        };
         let answer = there.and_then(|mut there| {
-            let response = there.call(&request, METADATA_VERSION, access.request_timeout)?;
+            let response = there.call(&request, METADATA_VERSION, patience)?;
             Ok((there, response))
         });
         match answer {
