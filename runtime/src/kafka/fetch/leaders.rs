@@ -39,7 +39,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
                 "some partition has no leader that is reached, or only one that is older than what was read; asking again"
             );
         }
-        match ask(shared, access, &mut connections, (&names, addresses)) {
+        match ask(shared, access, &mut connections, (&names[..], addresses)) {
             Ok(response) => {
                 let (addresses, leaders) = read(shared, response);
                 shared.found(addresses, leaders);
