@@ -125,6 +125,7 @@ struct Broker {
 
 /// A fetch that is out.
 struct Fetch {
+    /// What it is for.
     asked: HashSet<Run>,
     late_at: Instant,
     /// It is answered before another one is called back: whoever starts partitions again and again would otherwise have
