@@ -21,6 +21,7 @@
 //! | `records` | the records, one after the other and without a copy |
 //! | `codec` | decompression with a bound |
 //! | `write` | what a broker writes itself, and into the batches that it was sent |
+//! | `writer` | a batch that a producer makes, record by record |
 //! | `testing` | batches for tests |
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ mod records;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod write;
+mod writer;
 
 pub use codec::decompress;
 pub use header::{HEADER_LEN, Header, LENGTH_END, NO_PRODUCER_ID, NO_SEQUENCE};
@@ -37,6 +39,7 @@ pub use records::{
     ABORT, COMMIT, RECORD_BYTES_MIN, RecordView, Records, control_type, records_of, take_record, walk,
 };
 pub use write::{assemble, assign_offset, marker, seal, set_append_time, uncompressed};
+pub use writer::{BATCH_BYTES_MAX, Codec, Producer, TooLarge, UnknownCodec, Writer};
 
 /// Why a batch is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -12,7 +12,8 @@
 //! Invariants:
 //! - The buffer is empty, or it is room for the header and then `count` whole records, `count > 0`.
 //! - A batch, its header included, is at most as large as each push to it allowed, and [`BATCH_BYTES_MAX`].
-//! - What is handed out holds at most twice the memory of its length, however large the buffer was.
+//! - What is handed out holds at most twice the memory of its length, however large the buffer was; and a writer without a
+//!   record holds none.
 
 mod compress;
 #[cfg(test)]
@@ -37,10 +38,14 @@ const TRANSACTIONAL: i16 = 0x10;
 /// The broker's to say.
 const NO_LEADER_EPOCH: i32 = -1;
 
+/// Their number.
+const NO_HEADERS: &[u8] = &[0];
+
 /// A record's length, attributes, two deltas and length of the key, each as long as it can be.
 const HEAD_LEN_MAX: usize = 5 + 1 + 10 + 5 + 5;
 
-/// Builds one batch at a time. Keeps a buffer from batch to batch, at most twice the largest batch.
+/// Builds one batch at a time. There is one for each partition, so it keeps nothing from batch to batch but how large the
+/// last one was.
 #[derive(Default)]
 pub struct Writer {
     /// Room for the header, and the records.
@@ -49,19 +54,8 @@ pub struct Writer {
     /// Of the first record, ms since 1970.
     base_timestamp: i64,
     max_timestamp: i64,
-    /// Bytes of the last buffer that went away with its batch: the next one will not have to grow either.
+    /// Bytes of the last batch, before compression, and to spare: one like it does not have to grow.
     expected: usize,
-}
-
-/// The headers of a record.
-#[derive(Debug, Clone, Copy)]
-pub enum Headers<'a> {
-    None,
-    /// As a record holds them: a varint count, then names and values. Nothing at all stands for none. They are copied
-    /// without being looked at: a broker refuses the whole batch if they are malformed.
-    Encoded(&'a [u8]),
-    /// Names and values, in order.
-    List(&'a [(&'a str, Option<&'a [u8]>)]),
 }
 
 /// Whose batch it is.
@@ -91,6 +85,9 @@ impl Writer {
 
     /// Appends a record. False, and nothing is changed, if the batch has no room for it: it is to be finished first.
     ///
+    /// Headers are as a record holds them: their number, a varint, then names and values. Nothing at all stands for none.
+    /// They are copied without being looked at: a broker refuses the whole batch if they are malformed.
+    ///
     /// `bytes_max` bounds the batch before compression, its header included. A batch has no room either for a timestamp
     /// (ms since 1970) that 64 bits cannot tell relative to its first one.
     pub fn push(
@@ -98,10 +95,11 @@ impl Writer {
         timestamp_ms: i64,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
-        headers: Headers<'_>,
+        headers: &[u8],
         bytes_max: usize,
     ) -> Result<bool, TooLarge> {
         let bytes_max = bytes_max.min(BATCH_BYTES_MAX);
+        let headers = if headers.is_empty() { NO_HEADERS } else { headers };
         // All but the deltas. Alone, they are 0: a byte each.
         let rest = 1 + nullable_len(key) + nullable_len(value) + headers.len();
         let alone = HEADER_LEN + with_length(rest + 2);
@@ -130,7 +128,7 @@ impl Writer {
         self.batch.extend_from_slice(&head[..head_len]);
         self.batch.extend_from_slice(key.unwrap_or_default());
         put_nullable(&mut self.batch, value);
-        headers.put(&mut self.batch);
+        self.batch.extend_from_slice(headers);
         debug_assert_eq!(self.batch.len(), end, "a record is as long as its length says");
 
         self.count += 1;
@@ -154,7 +152,7 @@ impl Writer {
 
     /// Forgets the records.
     pub fn clear(&mut self) {
-        self.batch.clear();
+        self.batch = Vec::new();
         self.count = 0;
     }
 
@@ -166,20 +164,18 @@ impl Writer {
         if self.is_empty() {
             return Bytes::new();
         }
-        let batch = match compress::compress(codec, level, &self.batch) {
-            Some(mut compressed) => {
-                let header = self.header(compressed.len(), producer, codec);
-                seal(&mut compressed, &header);
-                Bytes::from(compressed)
-            }
-            None => {
-                let header = self.header(self.batch.len(), producer, Codec::None);
-                seal(&mut self.batch, &header);
-                self.hand_out()
-            }
-        };
+        self.expected = self.batch.len() + self.batch.len() / 8;
+        let compressed = compress::compress(codec, level, &self.batch);
+        let codec = if compressed.is_some() { codec } else { Codec::None };
+        let mut batch = compressed.unwrap_or_else(|| std::mem::take(&mut self.batch));
+        let header = self.header(batch.len(), producer, codec);
+        seal(&mut batch, &header);
         self.clear();
-        batch
+        if batch.len() < batch.capacity() / 2 {
+            // The one before it was larger.
+            batch.shrink_to_fit();
+        }
+        Bytes::from(batch)
     }
 
     fn begin(&mut self, timestamp_ms: i64) {
@@ -212,45 +208,6 @@ impl Writer {
         free.put_i32(producer.base_sequence);
         free.put_i32(self.count);
         header
-    }
-
-    /// The batch as it lies in the buffer: together with that, or as a copy where it fills less than half of it.
-    fn hand_out(&mut self) -> Bytes {
-        if self.batch.len() < self.batch.capacity() / 2 {
-            return Bytes::copy_from_slice(&self.batch);
-        }
-        self.expected = self.batch.capacity();
-        Bytes::from(std::mem::take(&mut self.batch))
-    }
-}
-
-impl Headers<'_> {
-    /// Bytes in a record.
-    fn len(self) -> usize {
-        match self {
-            Headers::None | Headers::Encoded([]) => 1,
-            Headers::Encoded(bytes) => bytes.len(),
-            Headers::List(list) => {
-                let each = |(name, value): &(&str, Option<&[u8]>)| {
-                    nullable_len(Some(name.as_bytes())) + nullable_len(*value)
-                };
-                varint_len(list.len() as i64) + list.iter().map(each).sum::<usize>()
-            }
-        }
-    }
-
-    fn put(self, out: &mut Vec<u8>) {
-        match self {
-            Headers::None | Headers::Encoded([]) => out.push(0),
-            Headers::Encoded(bytes) => out.extend_from_slice(bytes),
-            Headers::List(list) => {
-                put_varint(out, list.len() as i64);
-                for (name, value) in list {
-                    put_nullable(out, Some(name.as_bytes()));
-                    put_nullable(out, *value);
-                }
-            }
-        }
     }
 }
 

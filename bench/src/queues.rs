@@ -17,7 +17,8 @@ use tidemill::effects::Emissions;
 use tidemill::kafka::admin::{Admin, NewTopic};
 use tidemill::kafka::config::{KafkaConfig, KafkaLimits};
 use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
-use tidemill::kafka::sink::{SinkSpec, TransactionalSink};
+use tidemill::kafka::epochs::Epochs;
+use tidemill::kafka::sink::{SinkSpec, transactional};
 use tidemill::ports::{ChangelogRows, End, Group, Produce, Sink, Source, Taken, TaskOffset};
 use tidemill::record::Offset;
 use tidemill_broker::{Broker, Config};
@@ -54,7 +55,7 @@ const IDLE_WINDOW: Duration = Duration::from_millis(20);
 /// A worker's consumer and producer. Field order is drop order.
 pub struct Queues {
     consumer: Consumer,
-    sink: TransactionalSink,
+    sink: Box<dyn Sink>,
     /// What every commit says of the input; where it is does not matter here.
     offsets: Vec<TaskOffset>,
     /// Of the input's records.
@@ -89,7 +90,7 @@ impl Queues {
             inputs: vec![INPUT.to_owned()],
             batch_bytes: BATCH_BYTES,
         };
-        let sink = TransactionalSink::new(&kafka, "steps", spec)?;
+        let sink = transactional(&kafka, "steps", spec, Epochs::default())?;
         let meter = Meter::of_this_thread();
         Ok(Queues { consumer, sink, offsets, shape, left: 0, bootstrap, meter, _broker: broker })
     }

@@ -178,7 +178,7 @@ pub trait Sink: Send {
     /// Queues rows; may send them ahead, never makes them visible.
     fn produce(&mut self, rows: Produce<'_>) -> Result<(), CommitError>;
 
-    /// Waits until everything produced is acknowledged, then adds the offsets to the transaction.
+    /// Waits until everything produced is acknowledged, then commits the offsets with the transaction.
     fn send_offsets(&mut self, offsets: &[TaskOffset], membership: &Membership) -> Result<(), CommitError>;
 
     fn end(&mut self, end: End) -> Result<(), CommitError>;

@@ -12,11 +12,11 @@ use super::settings::{NodeArgs, SettingArgs};
 use super::table::{Cell, Table, Tone};
 use super::{Global, Outcome, client};
 use crate::config::load::Effective;
-use crate::config::node::Fetcher;
+use crate::config::node::KafkaClient;
 use crate::config::state_dir;
 use crate::kafka::admin::Admin;
 use crate::kafka::config::KafkaConfig;
-use crate::kafka::probe::{probe, probe_fetching};
+use crate::kafka::probe::{probe, probe_own_client};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A round trip above this is worth a word.
@@ -142,19 +142,19 @@ fn cluster(effective: &Effective) -> Vec<Check> {
         Check::new("kafka", Verdict::Ok, format!("cluster {id}, {topics} topics")),
         Check::new("latency", verdict, latency),
     ];
-    checks.extend(fetching(&config, effective.config.kafka.connect_timeout));
+    checks.extend(own_client(&config, effective.config.kafka.connect_timeout));
     checks
 }
 
-/// What keeps a node from fetching records by itself, if it should.
-fn fetching(config: &KafkaConfig, limit: Duration) -> Option<Check> {
-    if config.fetcher() == Fetcher::Librdkafka {
+/// What keeps a node from reading and writing records by itself, if it should.
+fn own_client(config: &KafkaConfig, limit: Duration) -> Option<Check> {
+    if config.client() == KafkaClient::Librdkafka {
         return None;
     }
-    let why = probe_fetching(config, limit).err()?;
+    let why = probe_own_client(config, limit).err()?;
     // A node that is told to do without librdkafka there does not start.
-    let verdict = if config.fetcher.is_some() { Verdict::Failed } else { Verdict::Warning };
-    Some(Check::new("fetching", verdict, format!("the node itself does not get through to Kafka: {why}")))
+    let verdict = if config.client.is_some() { Verdict::Failed } else { Verdict::Warning };
+    Some(Check::new("own client", verdict, format!("the node itself does not get through to Kafka: {why}")))
 }
 
 fn state(effective: &Effective) -> Check {

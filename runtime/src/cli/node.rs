@@ -9,12 +9,12 @@ use super::settings::{NodeArgs, SettingArgs};
 use super::signals::Signals;
 use super::{Global, Outcome, malloc};
 use crate::config::NodeConfig;
-use crate::config::node::Fetcher;
+use crate::config::node::KafkaClient;
 use crate::config::state_dir;
 use crate::config::units::show_duration;
 use crate::control::run::{Addresses, RunError, run};
 use crate::kafka::config::KafkaConfig;
-use crate::kafka::probe::{ProbeError, probe, probe_fetching};
+use crate::kafka::probe::{ProbeError, probe, probe_own_client};
 use crate::node::NodeError;
 use crate::telemetry::logging;
 
@@ -57,7 +57,7 @@ pub fn serve(config: NodeConfig, ready: impl FnOnce(Addresses)) -> Outcome {
     for note in &config.notes {
         tracing::warn!("{note}");
     }
-    if let Some(why) = config.kafka.why_librdkafka_fetches() {
+    if let Some(why) = config.kafka.why_librdkafka() {
         tracing::info!("{why}");
     }
     state_dir::check(&config.state_dir, config.state_free_min_bytes)?;
@@ -102,7 +102,7 @@ async fn until_stopped(mut config: NodeConfig, ready: impl FnOnce(Addresses)) ->
 }
 
 /// Says within seconds why Kafka cannot be reached, instead of trying for ever. Where the node's own connections do not
-/// get through and librdkafka's do, librdkafka fetches, unless the operator has told the node to.
+/// get through and librdkafka's do, it is left to librdkafka, unless the operator has said otherwise.
 async fn reach(config: &mut NodeConfig) -> Result<(), Failure> {
     let kafka = KafkaConfig::from_node(&config.kafka, "tidemill");
     let problems = kafka.problems();
@@ -112,25 +112,25 @@ async fn reach(config: &mut NodeConfig) -> Result<(), Failure> {
     let limit = config.kafka.connect_timeout;
     let outcome = tokio::task::spawn_blocking(move || {
         probe(&kafka, limit)?;
-        let is_own = kafka.fetcher() == Fetcher::Own;
-        Ok::<_, ProbeError>(if is_own { probe_fetching(&kafka, limit.min(TRIAL_MAX)).err() } else { None })
+        let is_own = kafka.client() == KafkaClient::Own;
+        Ok::<_, ProbeError>(if is_own { probe_own_client(&kafka, limit.min(TRIAL_MAX)).err() } else { None })
     });
     let Ok(outcome) = outcome.await else {
         return Err(Failure::failed("the connection check panicked"));
     };
     let Some(why) = outcome? else { return Ok(()) };
-    if config.kafka.fetcher == Some(Fetcher::Own) {
+    if config.kafka.client == Some(KafkaClient::Own) {
         return Err(Failure::refused(format!(
-            "kafka.fetcher is own, and the node itself does not get through to Kafka, which librdkafka does: {why}. Let \
-             librdkafka fetch (kafka.fetcher: librdkafka), or mend that"
+            "kafka.client is own, and the node itself does not get through to Kafka, which librdkafka does: {why}. Leave \
+             it to librdkafka (kafka.client: librdkafka), or mend that"
         )));
     }
     tracing::warn!(
         why,
-        "librdkafka fetches records, which takes more CPU than if the node does, because only it gets through to Kafka \
-         (kafka.fetcher: librdkafka says that this is meant)"
+        "librdkafka reads and writes records, which takes more CPU than if the node does, because only it gets through to Kafka \
+         (kafka.client: librdkafka says that this is meant)"
     );
-    config.kafka.fetcher = Some(Fetcher::Librdkafka);
+    config.kafka.client = Some(KafkaClient::Librdkafka);
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use super::document::SpecDefaults;
 use super::listen;
 use super::load::Values;
 use super::node::{
-    Fetcher, GroupProtocol, KafkaConfig, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl,
+    GroupProtocol, KafkaClient, KafkaConfig, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl,
     Secret, Ssl,
 };
 use super::outbox::BreakerSpec;
@@ -118,9 +118,9 @@ fn kafka(values: &Values<'_>) -> Option<KafkaConfig> {
             Some("consumer") => GroupProtocol::Consumer,
             _ => GroupProtocol::Classic,
         },
-        fetcher: match text(values, "kafka.fetcher").as_deref() {
-            Some("own") => Some(Fetcher::Own),
-            Some("librdkafka") => Some(Fetcher::Librdkafka),
+        client: match text(values, "kafka.client").as_deref() {
+            Some("own") => Some(KafkaClient::Own),
+            Some("librdkafka") => Some(KafkaClient::Librdkafka),
             _ => None,
         },
         acks: text(values, "kafka.acks").unwrap_or_default(),
@@ -128,8 +128,8 @@ fn kafka(values: &Values<'_>) -> Option<KafkaConfig> {
         partitioner: text(values, "kafka.partitioner").unwrap_or_default(),
         properties,
     };
-    for problem in kafka.problems_of_fetching() {
-        values.refuse("kafka.fetcher", problem);
+    for problem in kafka.problems_of_own_client() {
+        values.refuse("kafka.client", problem);
     }
     Some(kafka)
 }

@@ -7,7 +7,7 @@ use tidemill_test_support::proptest::prelude::*;
 use super::deployment::Start;
 use super::kafka_properties::Scope;
 use super::load::{Effective, Flag, Source, Sources};
-use super::node::{Fetcher, NodeConfig};
+use super::node::{KafkaClient, NodeConfig};
 use super::problem::Problems;
 
 fn load(file: &str, variables: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Effective, Problems> {
@@ -171,26 +171,26 @@ fn the_node_fetches_unless_told_otherwise_or_unless_only_librdkafka_can_do_as_is
     let rack = "kafka: { properties: { client.rack: a } }";
     let scram = "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: SCRAM-SHA-512, username: me } }";
     let tokens = "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: OAUTHBEARER } }";
-    for (file, told, fetcher, named) in [
+    for (file, told, client, named) in [
         ("", "", None, None),
-        ("", "own", Some(Fetcher::Own), None),
-        (scram, "own", Some(Fetcher::Own), None),
+        ("", "own", Some(KafkaClient::Own), None),
+        (scram, "own", Some(KafkaClient::Own), None),
         (rack, "", None, Some("kafka.properties.client.rack")),
         (tokens, "", None, Some("kafka.sasl.mechanism")),
-        (rack, "librdkafka", Some(Fetcher::Librdkafka), None),
+        (rack, "librdkafka", Some(KafkaClient::Librdkafka), None),
     ] {
-        let variables = [("TIDEMILL_KAFKA_FETCHER", told), ("TIDEMILL_KAFKA_SASL_PASSWORD", "hunter2")];
+        let variables = [("TIDEMILL_KAFKA_CLIENT", told), ("TIDEMILL_KAFKA_SASL_PASSWORD", "hunter2")];
         let password = usize::from(file == scram);
         let kafka = load(file, &variables[..1 + password], &[]).expect("valid").config.kafka;
-        assert_eq!(kafka.fetcher, fetcher, "{file} {told}");
-        let said = kafka.why_librdkafka_fetches();
+        assert_eq!(kafka.client, client, "{file} {told}");
+        let said = kafka.why_librdkafka();
         assert_eq!(said.is_some(), named.is_some(), "{file} {told}: {said:?}");
         let said = said.unwrap_or_default();
         assert!(named.is_none_or(|named| said.contains(named)), "{file} {told}: {said}");
     }
     for (file, named) in [(rack, "kafka.properties.client.rack"), (tokens, "kafka.sasl.mechanism")] {
-        let refused = refusal(file, &[], &[("kafka.fetcher", "own")]);
-        for part in ["--kafka-fetcher: own does not go with", named, "kafka.fetcher: librdkafka"] {
+        let refused = refusal(file, &[], &[("kafka.client", "own")]);
+        for part in ["--kafka-client: own does not go with", named, "kafka.client: librdkafka"] {
             assert!(refused.contains(part), "{part}: {refused}");
         }
     }

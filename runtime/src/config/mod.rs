@@ -14,7 +14,7 @@
 //! | [`policy`] | what a node allows its deployments |
 //! | [`rollout`] | when a new version is taken back by itself |
 //! | [`node`], [`load`], `build`, `listen` | what a node's configuration means; reading and combining it |
-//! | [`fetcher`] | what of it only librdkafka can honour |
+//! | [`kafka_client`] | what of it only librdkafka can honour |
 //! | [`roles`] | who may do what |
 //! | [`roles_file`] | the same on a node that runs, as its file changes |
 //! | [`settings`], [`kafka_properties`], `profiles` | the tables behind it |
@@ -27,7 +27,7 @@ pub mod deployment;
 pub mod document;
 pub mod documents;
 pub mod failures;
-pub mod fetcher;
+pub mod kafka_client;
 pub mod kafka_properties;
 mod librdkafka_names;
 mod listen;

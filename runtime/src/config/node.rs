@@ -99,7 +99,7 @@ pub struct KafkaConfig {
     pub connect_timeout: Duration,
     pub group_protocol: GroupProtocol,
     /// `None` = the node itself, unless something is configured that only librdkafka can do.
-    pub fetcher: Option<Fetcher>,
+    pub client: Option<KafkaClient>,
     /// Of producers without transactions; transactional ones always use all and idempotence.
     pub acks: String,
     pub enable_idempotence: bool,
@@ -118,9 +118,9 @@ pub enum GroupProtocol {
     Consumer,
 }
 
-/// Who fetches the records of inputs. Everything else that is said to brokers is librdkafka's in any case.
+/// Who fetches the records of inputs, and writes what `exactly_once` commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fetcher {
+pub enum KafkaClient {
     /// The node itself, in batches as the brokers keep them, which takes less CPU.
     Own,
     Librdkafka,

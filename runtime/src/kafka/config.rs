@@ -11,9 +11,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::ffi::{self, Settings};
-use crate::config::fetcher::{Obstacle, obstacles};
+use crate::config::kafka_client::{Obstacle, obstacles};
 use crate::config::kafka_properties::is_secret;
-use crate::config::node::{Fetcher, GroupProtocol};
+use crate::config::node::{GroupProtocol, KafkaClient};
 
 /// What a person wrote about Kafka. Secrets are in `properties` like everything else and never
 /// appear in `Debug` output or in an error.
@@ -37,7 +37,7 @@ pub struct KafkaConfig {
     /// As for `acks`.
     pub enable_idempotence: bool,
     /// Who fetches a worker's records; `None` = the node itself, unless only librdkafka can do as is configured.
-    pub fetcher: Option<Fetcher>,
+    pub client: Option<KafkaClient>,
     pub limits: KafkaLimits,
 }
 
@@ -117,7 +117,7 @@ impl KafkaConfig {
             partitioner: "murmur2_random".to_owned(),
             acks: "all".to_owned(),
             enable_idempotence: true,
-            fetcher: None,
+            client: None,
             limits: KafkaLimits::default(),
         }
     }
@@ -215,11 +215,11 @@ impl KafkaConfig {
     }
 
     /// Who fetches a worker's records.
-    pub fn fetcher(&self) -> Fetcher {
-        match self.fetcher {
-            Some(fetcher) => fetcher,
-            None if self.only_librdkafka().is_empty() => Fetcher::Own,
-            None => Fetcher::Librdkafka,
+    pub fn client(&self) -> KafkaClient {
+        match self.client {
+            Some(client) => client,
+            None if self.only_librdkafka().is_empty() => KafkaClient::Own,
+            None => KafkaClient::Librdkafka,
         }
     }
 
@@ -447,7 +447,7 @@ impl fmt::Debug for KafkaConfig {
             .field("sasl_username", &self.sasl_username)
             .field("sasl_password", &self.sasl_password.as_ref().map(|_| "<hidden>"))
             .field("properties", &properties)
-            .field("fetcher", &self.fetcher)
+            .field("client", &self.client)
             .field("limits", &self.limits)
             .finish()
     }
@@ -631,15 +631,15 @@ mod tests {
     fn librdkafka_fetches_if_told_or_if_only_it_can() {
         let mut config = KafkaConfig::new("localhost:9092");
         config.sasl_mechanism = Some("PLAIN".to_owned());
-        assert_eq!(config.fetcher(), Fetcher::Own);
+        assert_eq!(config.client(), KafkaClient::Own);
         config.sasl_mechanism = Some("OAUTHBEARER".to_owned());
-        assert_eq!(config.fetcher(), Fetcher::Librdkafka);
+        assert_eq!(config.client(), KafkaClient::Librdkafka);
         config.sasl_mechanism = None;
         config.properties.insert("client.rack".to_owned(), "a".to_owned());
-        assert_eq!(config.fetcher(), Fetcher::Librdkafka);
-        for told in [Fetcher::Own, Fetcher::Librdkafka] {
-            config.fetcher = Some(told);
-            assert_eq!(config.fetcher(), told);
+        assert_eq!(config.client(), KafkaClient::Librdkafka);
+        for told in [KafkaClient::Own, KafkaClient::Librdkafka] {
+            config.client = Some(told);
+            assert_eq!(config.client(), told);
         }
     }
 

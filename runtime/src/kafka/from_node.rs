@@ -15,7 +15,7 @@ impl KafkaConfig {
         kafka.partitioner = configured.partitioner.clone();
         kafka.acks = configured.acks.clone();
         kafka.enable_idempotence = configured.enable_idempotence;
-        kafka.fetcher = configured.fetcher;
+        kafka.client = configured.client;
         if let Some(sasl) = &configured.sasl {
             kafka.sasl_mechanism = Some(sasl.mechanism.clone());
             kafka.sasl_username = sasl.username.clone();

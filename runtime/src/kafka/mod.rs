@@ -7,6 +7,7 @@
 //! | [`consumer`] | one worker's place in its group, and its batches |
 //! | `fetch` | the records of those partitions, read from brokers by the node itself |
 //! | [`sink`] | where commits go: transactional, or plain for `at_least_once` |
+//! | [`produce`] | the node's own transactional producer |
 //! | [`recovery`] | committed offsets and changelogs, read back |
 //! | [`topic_log`] | a single-partition topic as an append-only log |
 //! | [`mirror`] | one topic of any cluster, acknowledged record by record |
@@ -33,6 +34,7 @@ pub mod mirror;
 pub mod peek;
 pub mod permissions;
 pub mod probe;
+pub mod produce;
 mod reader;
 pub mod recovery;
 pub mod scan;

@@ -76,10 +76,10 @@ pub fn probe(config: &KafkaConfig, timeout: Duration) -> Result<Reached, ProbeEr
     }
 }
 
-/// Whether the node itself can fetch from a cluster that [`probe`] has reached: its own connections have other TLS, sign-in
+/// Whether the node's own client gets through to a cluster that [`probe`] has reached: its own connections have other TLS, sign-in
 /// and versions than librdkafka's. Err says what stands in the way; what may pass by itself, such as a broker that is away
 /// just now, does not. Blocks for `timeout` at most, except that the system may take longer to look names up.
-pub fn probe_fetching(config: &KafkaConfig, timeout: Duration) -> Result<(), String> {
+pub fn probe_own_client(config: &KafkaConfig, timeout: Duration) -> Result<(), String> {
     let until = Instant::now() + timeout;
     let access = Access::new(config).map_err(|error| error.to_string())?;
     let mut reasons = Vec::new();
@@ -153,14 +153,14 @@ mod tests {
         let away = TcpListener::bind("127.0.0.1:0").expect("a port");
         let nobody = away.local_addr().expect("bound").to_string();
         drop(away);
-        let text = probe_fetching(&KafkaConfig::new(format!("{nobody},{old}")), SOON).expect_err("too old");
-        for part in [old.as_str(), "version 12 of Fetch", "kafka.fetcher: librdkafka"] {
+        let text = probe_own_client(&KafkaConfig::new(format!("{nobody},{old}")), SOON).expect_err("too old");
+        for part in [old.as_str(), "version 12 of Fetch", "kafka.client: librdkafka"] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains(&nobody), "{text}");
         old_broker.join().expect("it is content");
-        assert_eq!(probe_fetching(&KafkaConfig::new(nobody.clone()), SOON), Ok(()));
-        assert_eq!(probe_fetching(&KafkaConfig::new(format!("{nobody},{new}")), SOON), Ok(()));
+        assert_eq!(probe_own_client(&KafkaConfig::new(nobody.clone()), SOON), Ok(()));
+        assert_eq!(probe_own_client(&KafkaConfig::new(format!("{nobody},{new}")), SOON), Ok(()));
         new_broker.join().expect("it is content");
     }
 
@@ -169,12 +169,12 @@ mod tests {
         let mut config = KafkaConfig::new("localhost:9092");
         config.security_protocol = "ssl".to_owned();
         config.properties.insert("ssl.ca.location".to_owned(), "/nowhere".to_owned());
-        let text = probe_fetching(&config, SOON).expect_err("there are no certificates");
+        let text = probe_own_client(&config, SOON).expect_err("there are no certificates");
         assert!(text.contains("/nowhere cannot be read"), "{text}");
         let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = silent.local_addr().expect("bound").to_string();
         let began = Instant::now();
-        assert_eq!(probe_fetching(&KafkaConfig::new(address), Duration::from_millis(50)), Ok(()));
+        assert_eq!(probe_own_client(&KafkaConfig::new(address), Duration::from_millis(50)), Ok(()));
         assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     }
 }

@@ -1,4 +1,5 @@
-//! Where commits go: [`TransactionalSink`] for `exactly_once`, [`PlainSink`] for `at_least_once`.
+//! Where commits go. Under `exactly_once` the node's own producer ([`produce`](super::produce)), or [`TransactionalSink`] over
+//! librdkafka; [`PlainSink`], which is librdkafka's too, for `at_least_once`.
 //!
 //! The calls of librdkafka are made directly; rdkafka's wrappers around flush and commit poll in
 //! 100 ms steps. Failures of single records arrive through delivery reports (of failures only) on
@@ -12,7 +13,9 @@ use super::ffi::partitions::Partitions;
 use super::ffi::producer::{Outgoing, Producer};
 use super::ffi::{Code, Failure, KafkaError};
 
+use super::produce::TransactionalProducer;
 use super::source_error;
+use crate::config::node::KafkaClient;
 use crate::effects::Emissions;
 use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{ChangelogRows, CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
@@ -177,8 +180,8 @@ impl Topics {
     }
 }
 
-/// Under `exactly_once`: one transaction per commit.
-pub struct TransactionalSink {
+/// Under `exactly_once` with librdkafka: one transaction per commit.
+struct TransactionalSink {
     topics: Topics,
     config: KafkaConfig,
     transactional_id: String,
@@ -195,7 +198,7 @@ pub struct TransactionalSink {
 impl TransactionalSink {
     /// Makes the producer and fences its predecessor of the same transactional id, whose open
     /// transaction is aborted.
-    pub fn new(
+    fn new(
         config: &KafkaConfig,
         transactional_id: &str,
         spec: SinkSpec,
@@ -212,7 +215,7 @@ impl TransactionalSink {
     }
 
     /// Offsets are committed with the leader epochs that the consumer of the same worker learns.
-    pub fn knowing(self, epochs: Epochs) -> TransactionalSink {
+    fn knowing(self, epochs: Epochs) -> TransactionalSink {
         TransactionalSink { epochs, ..self }
     }
 
@@ -259,6 +262,25 @@ fn initialised(config: &KafkaConfig, id: &str, spec: SinkSpec) -> Result<Topics,
 /// A predecessor's transaction is being ended meanwhile, which can take its whole time-out.
 const INIT_WAIT: Duration = Duration::from_secs(30);
 
+/// The sink of `exactly_once`: the node's own producer, or librdkafka's where the configuration has it so. Making it fences
+/// the predecessor of the same transactional id, whose open transaction is aborted. Offsets are committed with the leader
+/// epochs that the consumer of the same worker learns.
+pub fn transactional(
+    config: &KafkaConfig,
+    transactional_id: &str,
+    spec: SinkSpec,
+    epochs: Epochs,
+) -> Result<Box<dyn Sink>, SourceError> {
+    Ok(match config.client() {
+        KafkaClient::Own => {
+            Box::new(TransactionalProducer::new(config, transactional_id, spec)?.knowing(epochs))
+        }
+        KafkaClient::Librdkafka => {
+            Box::new(TransactionalSink::new(config, transactional_id, spec)?.knowing(epochs))
+        }
+    })
+}
+
 /// Runs `init_transactions` once for the id of a worker that no longer exists, so that what it left
 /// open is aborted.
 pub fn fence(config: &KafkaConfig, transactional_id: &str) -> Result<(), SourceError> {
@@ -269,7 +291,7 @@ pub fn fence(config: &KafkaConfig, transactional_id: &str) -> Result<(), SourceE
         inputs: Vec::new(),
         batch_bytes: 1 << 20,
     };
-    TransactionalSink::new(config, transactional_id, spec).map(drop)
+    transactional(config, transactional_id, spec, Epochs::default()).map(drop)
 }
 
 impl Sink for TransactionalSink {
@@ -465,7 +487,8 @@ impl Sink for PlainSink {
     }
 }
 
-fn stamp_bytes((writer, commit): (u64, u64)) -> [u8; 16] {
+/// The value of a stamp header.
+pub(super) fn stamp_bytes((writer, commit): (u64, u64)) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&writer.to_be_bytes());
     bytes[8..].copy_from_slice(&commit.to_be_bytes());

@@ -9,7 +9,7 @@ use crate::config::deployment::Guarantee;
 use crate::config::node::GroupProtocol;
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::consumer::{Consumer, ConsumerSpec};
-use crate::kafka::sink::{PlainSink, SinkSpec, TransactionalSink};
+use crate::kafka::sink::{PlainSink, SinkSpec, transactional};
 use crate::ports::Sink;
 use crate::store::{BudgetConfig, FlushRule};
 
@@ -99,10 +99,7 @@ pub fn sinks(node: &NodeRuntime, revision: &Revision, index: u32) -> SinkFactory
     let id = transactional_id(node, &revision.registered.name, index);
     let epochs = node.epochs.of(&revision.group);
     match revision.spec.guarantee {
-        Guarantee::ExactlyOnce => Box::new(move || {
-            let sink = TransactionalSink::new(&kafka, &id, spec.clone())?.knowing(epochs.clone());
-            Ok(Box::new(sink) as Box<dyn Sink>)
-        }),
+        Guarantee::ExactlyOnce => Box::new(move || transactional(&kafka, &id, spec.clone(), epochs.clone())),
         Guarantee::AtLeastOnce => Box::new(move || {
             let sink = PlainSink::new(&kafka, spec.clone())?;
             Ok(Box::new(sink) as Box<dyn Sink>)

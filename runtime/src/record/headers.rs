@@ -32,6 +32,18 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Header<'_>>, MalformedHeaders> {
     if rest.is_empty() { Ok(headers) } else { Err(MalformedHeaders) }
 }
 
+/// Whether bytes are headers, as [`decode`] has it, without a list of them.
+pub fn check(bytes: &[u8]) -> Result<(), MalformedHeaders> {
+    let mut rest = bytes;
+    let count = usize::try_from(read_varint(&mut rest)?).map_err(|_| MalformedHeaders)?;
+    // A lying count ends with the bytes.
+    for _ in 0..count {
+        let (name, _) = read_one(&mut rest)?;
+        std::str::from_utf8(name).map_err(|_| MalformedHeaders)?;
+    }
+    if rest.is_empty() { Ok(()) } else { Err(MalformedHeaders) }
+}
+
 /// The value of the first header of that name. Looks no further, so what follows may be malformed.
 pub fn find<'a>(bytes: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, MalformedHeaders> {
     let mut rest = bytes;
@@ -110,6 +122,7 @@ mod tests {
         let headers = [("a", Some(&b"1"[..])), ("empty", Some(b"")), ("null", None), ("a", Some(&long))];
         let bytes = encode(headers.into_iter());
         assert_eq!(decode(&bytes).unwrap(), headers);
+        assert_eq!(check(&bytes), Ok(()));
         for (name, value) in [("a", Some(&b"1"[..])), ("empty", Some(b"")), ("null", None), ("none", None)] {
             assert_eq!(find(&bytes, name), Ok(value), "{name}");
         }
@@ -120,14 +133,26 @@ mod tests {
         let bytes = encode([("name", Some(&b"value"[..])), ("other", None)].into_iter());
         for end in 0..bytes.len() {
             assert_eq!(decode(&bytes[..end]), Err(MalformedHeaders), "prefix of {end} bytes");
+            assert_eq!(check(&bytes[..end]), Err(MalformedHeaders), "prefix of {end} bytes");
         }
         let mut longer = bytes;
         longer.push(0);
         assert_eq!(decode(&longer), Err(MalformedHeaders));
+        assert_eq!(check(&longer), Err(MalformedHeaders));
     }
 
     #[test]
     fn a_count_that_lies_reserves_nothing() {
         assert_eq!(decode(&[0xfe, 0xff, 0xff, 0xff, 0x0f]), Err(MalformedHeaders));
+        assert_eq!(check(&[0xfe, 0xff, 0xff, 0xff, 0x0f]), Err(MalformedHeaders));
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_no_header() {
+        // One header, a name of one byte, a null value.
+        let bytes = [2, 2, 0xff, 1];
+        assert_eq!(decode(&bytes), Err(MalformedHeaders));
+        assert_eq!(check(&bytes), Err(MalformedHeaders));
+        assert_eq!(check(&[2, 2, b'n', 1]), Ok(()));
     }
 }

@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use tidemill::config::node::Fetcher;
+use tidemill::config::node::KafkaClient;
 use tidemill::kafka::admin::{Admin, NewTopic};
 use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
-use tidemill::kafka::probe::probe_fetching;
+use tidemill::kafka::probe::probe_own_client;
 use tidemill::kafka::tools::{self, Row};
 use tidemill::ports::{Group, Source, Taken};
 use tidemill::record::Offset;
@@ -16,24 +16,6 @@ use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::harness::{Cluster, Member, PATIENCE, at, now_ms, row, unique};
 use crate::sink;
-
-/// Each as a test by either fetcher.
-macro_rules! by_either {
-    ($($name:ident),* $(,)?) => {
-        mod own {
-            $(#[test]
-            fn $name() {
-                super::$name(tidemill::config::node::Fetcher::Own);
-            })*
-        }
-        mod librdkafka {
-            $(#[test]
-            fn $name() {
-                super::$name(tidemill::config::node::Fetcher::Librdkafka);
-            })*
-        }
-    };
-}
 
 by_either!(
     batches_keep_order_timestamps_headers_and_nulls,
@@ -50,19 +32,19 @@ pub fn spec(group: &str, topics: &[&str]) -> ConsumerSpec {
     ConsumerSpec::new(group, topics.iter().map(|&topic| topic.to_owned()).collect())
 }
 
-fn config(cluster: &Cluster, by: Fetcher) -> KafkaConfig {
-    KafkaConfig { fetcher: Some(by), ..cluster.config() }
+fn config(cluster: &Cluster, by: KafkaClient) -> KafkaConfig {
+    KafkaConfig { client: Some(by), ..cluster.config() }
 }
 
-fn join(cluster: &Cluster, by: Fetcher, spec: ConsumerSpec) -> Member {
+fn join(cluster: &Cluster, by: KafkaClient, spec: ConsumerSpec) -> Member {
     Member::join_with(&config(cluster, by), spec)
 }
 
-fn consumer(cluster: &Cluster, by: Fetcher, topic: &str) -> Consumer {
+fn consumer(cluster: &Cluster, by: KafkaClient, topic: &str) -> Consumer {
     Consumer::new(&config(cluster, by), spec(&unique("group"), &[topic])).unwrap()
 }
 
-fn batches_keep_order_timestamps_headers_and_nulls(by: Fetcher) {
+fn batches_keep_order_timestamps_headers_and_nulls(by: KafkaClient) {
     let cluster = Cluster::get();
     let topic = cluster.topic("rows", 1);
     let t = now_ms();
@@ -98,7 +80,7 @@ fn batches_keep_order_timestamps_headers_and_nulls(by: Fetcher) {
     );
 }
 
-fn a_batch_respects_its_limits_and_loses_nothing(by: Fetcher) {
+fn a_batch_respects_its_limits_and_loses_nothing(by: KafkaClient) {
     let cluster = Cluster::get();
     let topic = cluster.topic("limits", 2);
     cluster.produce_numbers(&topic, 0, 0..3_000);
@@ -113,7 +95,7 @@ fn a_batch_respects_its_limits_and_loses_nothing(by: Fetcher) {
     assert!(member.batches.iter().all(|batch| batch.len() <= 100 && batch.bytes() <= 400));
 }
 
-fn a_partition_flows_only_between_start_and_stop_and_never_from_below(by: Fetcher) {
+fn a_partition_flows_only_between_start_and_stop_and_never_from_below(by: KafkaClient) {
     let cluster = Cluster::get();
     let topic = cluster.topic("flow", 1);
     cluster.produce_numbers(&topic, 0, 0..100);
@@ -146,7 +128,7 @@ fn a_partition_flows_only_between_start_and_stop_and_never_from_below(by: Fetche
 }
 
 /// librdkafka's thread of a broker that has nothing to fetch looks again after a second.
-fn a_partition_is_read_as_soon_as_it_starts_however_long_it_was_stopped(by: Fetcher) {
+fn a_partition_is_read_as_soon_as_it_starts_however_long_it_was_stopped(by: KafkaClient) {
     let cluster = Cluster::get();
     let topic = cluster.topic("prompt", 1);
     cluster.produce_numbers(&topic, 0, 0..10);
@@ -170,7 +152,7 @@ fn a_partition_is_read_as_soon_as_it_starts_however_long_it_was_stopped(by: Fetc
     assert!(waited.iter().sum::<Duration>() < Duration::from_millis(1_500), "{waited:?}");
 }
 
-fn the_position_passes_transaction_markers_and_aborted_records(by: Fetcher) {
+fn the_position_passes_transaction_markers_and_aborted_records(by: KafkaClient) {
     let cluster = Cluster::get();
     let topic = cluster.topic("markers", 1);
     let mut member = join(&cluster, by, spec(&unique("group"), &[&topic]));
@@ -197,7 +179,7 @@ fn the_position_passes_transaction_markers_and_aborted_records(by: Fetcher) {
     assert_eq!(member.records(id).len(), 1);
 }
 
-fn an_offset_out_of_range_stops_the_partition_until_it_is_started_anew(by: Fetcher) {
+fn an_offset_out_of_range_stops_the_partition_until_it_is_started_anew(by: KafkaClient) {
     let cluster = Cluster::get();
     let topic = cluster.topic("range", 2);
     cluster.produce_numbers(&topic, 0, 0..10);
@@ -220,7 +202,7 @@ fn an_offset_out_of_range_stops_the_partition_until_it_is_started_anew(by: Fetch
     member.step_until("one more", |member| member.records(at(0, 1)).len() == 11);
 }
 
-fn records_of_every_codec_are_read(by: Fetcher) {
+fn records_of_every_codec_are_read(by: KafkaClient) {
     let cluster = Cluster::get();
     let topic = cluster.topic("codecs", 1);
     let codecs = ["none", "gzip", "snappy", "lz4", "zstd"];
@@ -242,7 +224,7 @@ fn records_of_every_codec_are_read(by: Fetcher) {
     assert_eq!(member.records(at(0, 0)), expected[333..]);
 }
 
-fn a_record_larger_than_any_limit_comes_alone(by: Fetcher) {
+fn a_record_larger_than_any_limit_comes_alone(by: KafkaClient) {
     let cluster = Cluster::get();
     let topic = cluster.topic("large", 2);
     let mut config = config(&cluster, by);
@@ -263,7 +245,7 @@ fn a_partition_that_starts_while_another_waits_for_news_is_read_at_once() {
     let cluster = Cluster::get();
     let topic = cluster.topic("late", 2);
     cluster.produce_numbers(&topic, 1, 0..1);
-    let mut consumer = consumer(&cluster, Fetcher::Own, &topic);
+    let mut consumer = consumer(&cluster, KafkaClient::Own, &topic);
     let mut out = Vec::new();
     wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
     consumer.assign(&[(at(0, 0), Offset(0)), (at(0, 1), Offset(0))]).unwrap();
@@ -296,13 +278,13 @@ fn records_come_over_tls_to_who_signs_in_and_anybody_else_is_told_why_not() {
     tools::produce(&plain, &topic, (0..100).map(|n| row(0, &n.to_string())), None, &mut |_| {}).unwrap();
 
     let mut config = KafkaConfig::new(secured.bootstrap.clone());
-    config.fetcher = Some(Fetcher::Own);
+    config.client = Some(KafkaClient::Own);
     config.security_protocol = "sasl_ssl".to_owned();
     config.sasl_mechanism = Some("SCRAM-SHA-512".to_owned());
     config.sasl_username = Some("tidemill".to_owned());
     config.sasl_password = Some("correct-horse".to_owned());
     config.properties.insert("ssl.ca.location".to_owned(), secured.ca_pem.display().to_string());
-    assert_eq!(probe_fetching(&config, PATIENCE), Ok(()));
+    assert_eq!(probe_own_client(&config, PATIENCE), Ok(()));
     let mut member = Member::join_with(&config, spec(&unique("group"), &[&topic]));
     member.step_until("all records", |member| member.count() == 100);
     let expected: Vec<_> = (0..100).map(|n| (n, n.to_string())).collect();
@@ -311,7 +293,7 @@ fn records_come_over_tls_to_who_signs_in_and_anybody_else_is_told_why_not() {
     let told = |change: fn(&mut KafkaConfig)| {
         let mut config = config.clone();
         change(&mut config);
-        probe_fetching(&config, PATIENCE).unwrap_err()
+        probe_own_client(&config, PATIENCE).unwrap_err()
     };
     let wrong = told(|config| config.sasl_password = Some("wrong-horse".to_owned()));
     assert!(wrong.contains("does not let `tidemill` sign in with SCRAM-SHA-512"), "{wrong}");
@@ -329,7 +311,7 @@ fn a_partition_flows_while_another_starts_again_and_again() {
     let cluster = Cluster::get();
     let topic = cluster.topic("restless", 2);
     cluster.produce_numbers(&topic, 0, 0..20_000);
-    let mut config = config(&cluster, Fetcher::Own);
+    let mut config = config(&cluster, KafkaClient::Own);
     config.limits.partition_fetch_bytes = 4_096;
     let mut consumer = Consumer::new(&config, spec(&unique("group"), &[&topic])).unwrap();
     let mut out = Vec::new();

@@ -3,9 +3,28 @@
 
 #![allow(clippy::unwrap_used)] // Everything here is a test.
 
+/// Each as a test with the node's own client, and with librdkafka.
+macro_rules! by_either {
+    ($($name:ident),* $(,)?) => {
+        mod own {
+            $(#[test]
+            fn $name() {
+                super::$name(tidemill::config::node::KafkaClient::Own);
+            })*
+        }
+        mod librdkafka {
+            $(#[test]
+            fn $name() {
+                super::$name(tidemill::config::node::KafkaClient::Librdkafka);
+            })*
+        }
+    };
+}
+
 mod admin;
 mod consumer;
 mod fetching;
 mod harness;
+mod producing;
 mod recovery;
 mod sink;

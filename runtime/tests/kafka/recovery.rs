@@ -3,16 +3,16 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use tidemill::config::node::KafkaClient;
 use tidemill::kafka::consumer::ConsumerSpec;
 use tidemill::kafka::recovery::{LogReader, Logs};
-use tidemill::kafka::sink::TransactionalSink;
 use tidemill::kafka::tools::Row;
 use tidemill::kafka::topic_log::TopicLog;
-use tidemill::ports::{End, Group, Log, Produce, Recovery, Sink, SourceError, TaskOffset};
+use tidemill::ports::{End, Group, Log, Produce, Recovery, SourceError, TaskOffset};
 use tidemill::record::Offset;
 
 use crate::harness::{Cluster, Member, at, eventually, unique};
-use crate::sink::{changelog, sink_spec};
+use crate::sink::{changelog, sink, sink_spec};
 
 #[test]
 fn a_changelog_is_read_to_its_high_watermark_even_below_an_open_transaction() {
@@ -22,22 +22,23 @@ fn a_changelog_is_read_to_its_high_watermark_even_below_an_open_transaction() {
     let mut member = Member::join(&cluster, ConsumerSpec::new(&group, vec![input.clone()]));
     member.step_until("the partition", |member| member.running.len() == 1);
     let membership = member.consumer.membership();
-    let sink = || {
+    let open = || {
         let spec = sink_spec(&[], Some(&log), &[&input]);
-        TransactionalSink::new(&cluster.config(), &unique("tx"), spec).unwrap()
+        // librdkafka sends what is produced without being asked for more.
+        sink(&cluster.config(), KafkaClient::Librdkafka, &unique("tx"), spec).unwrap()
     };
     let offset =
         |offset| [TaskOffset { partition: at(0, 0), offset: Offset(offset), metadata: String::new() }];
 
     // An older transaction stays open, and pins the last stable offset below a later commit.
-    let mut older = sink();
+    let mut older = open();
     older.begin().unwrap();
     older.produce(Produce::Changelog(&changelog(0, &[("open", Some("1"))]))).unwrap();
     let mut reader =
         LogReader::new(&cluster.config(), &group, vec![input.clone()], Logs::changelog(Some(log.clone())))
             .unwrap();
     eventually("the open record", || (reader.log_bounds(Log::Changelog, 0).unwrap().1.0 == 1).then_some(()));
-    let mut newer = sink();
+    let mut newer = open();
     newer.begin().unwrap();
     newer.produce(Produce::Changelog(&changelog(0, &[("kept", Some("2")), ("kept", None)]))).unwrap();
     newer.send_offsets(&offset(5), &membership).unwrap();

@@ -2,18 +2,44 @@
 
 use std::time::{Duration, Instant};
 
+use tidemill::config::node::KafkaClient;
 use tidemill::effects::Emissions;
 use tidemill::kafka::admin::NewTopic;
+use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::consumer::ConsumerSpec;
+use tidemill::kafka::epochs::Epochs;
 use tidemill::kafka::recovery::{LogReader, Logs};
-use tidemill::kafka::sink::{PlainSink, SinkSpec, TransactionalSink};
+use tidemill::kafka::sink::{PlainSink, SinkSpec, transactional};
 use tidemill::kafka::tools::{self, ConsumeSpec, From};
 use tidemill::ports::{
-    ChangelogRows, CommitError, End, Group, Log, Membership, Produce, Recovery, Sink, TaskOffset,
+    ChangelogRows, CommitError, End, Group, Log, Membership, Produce, Recovery, Sink, SourceError, TaskOffset,
 };
 use tidemill::record::Offset;
 
 use crate::harness::{Cluster, Member, at, now_ms, unique};
+
+by_either!(
+    records_changelog_and_offsets_become_visible_together,
+    emissions_keep_their_timestamps_and_headers,
+    an_aborted_transaction_leaves_nothing,
+    a_stale_generation_is_refused_as_such_and_the_sink_goes_on_after_the_abort,
+    a_fenced_producer_cannot_tell_what_became_of_its_commit,
+    a_record_that_the_topic_refuses_is_named_and_the_sink_goes_on_after_the_abort,
+    f14_an_abort_right_after_the_first_record_neither_hangs_nor_leaves_anything,
+    a_commit_without_offsets_is_refused_because_nothing_would_fence_it,
+    commits_take_milliseconds,
+);
+
+/// A transactional sink, the node's own or librdkafka's.
+pub fn sink(
+    config: &KafkaConfig,
+    by: KafkaClient,
+    transactional_id: &str,
+    spec: SinkSpec,
+) -> Result<Box<dyn Sink>, SourceError> {
+    let config = KafkaConfig { client: Some(by), ..config.clone() };
+    transactional(&config, transactional_id, spec, Epochs::default())
+}
 
 pub fn sink_spec(outputs: &[&str], changelog: Option<&str>, inputs: &[&str]) -> SinkSpec {
     let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
@@ -76,7 +102,7 @@ pub fn transact(cluster: &Cluster, topic: &str, values: &[&str], commit: bool) {
     let mut member = Member::join(cluster, ConsumerSpec::new(&group, vec![input.clone()]));
     member.step_until("the partition", |member| member.running.len() == 1);
     let mut sink =
-        TransactionalSink::new(&cluster.config(), &unique("tx"), sink_spec(&[topic], None, &[&input]))
+        sink(&cluster.config(), KafkaClient::Own, &unique("tx"), sink_spec(&[topic], None, &[&input]))
             .unwrap();
     sink.begin().unwrap();
     sink.produce(Produce::Emissions(&emissions(values, 0))).unwrap();
@@ -95,10 +121,10 @@ struct Deployment {
     changelog: String,
     group: String,
     member: Member,
-    sink: TransactionalSink,
+    sink: Box<dyn Sink>,
 }
 
-fn deployment(cluster: &Cluster) -> Deployment {
+fn deployment(cluster: &Cluster, by: KafkaClient) -> Deployment {
     let (input, output) = (cluster.topic("in", 1), cluster.topic("out", 1));
     let log = NewTopic::new(unique("changelog"), 1)
         .with("cleanup.policy", "compact")
@@ -108,7 +134,7 @@ fn deployment(cluster: &Cluster) -> Deployment {
     let mut member = Member::join(cluster, ConsumerSpec::new(&group, vec![input.clone()]));
     member.step_until("the partition", |member| member.running.len() == 1);
     let spec = sink_spec(&[&output], Some(&log), &[&input]);
-    let sink = TransactionalSink::new(&cluster.config(), &unique("tx"), spec).unwrap();
+    let sink = sink(&cluster.config(), by, &unique("tx"), spec).unwrap();
     Deployment { input, output, changelog: log, group, member, sink }
 }
 
@@ -119,10 +145,9 @@ fn committed(cluster: &Cluster, d: &Deployment) -> Option<(u64, String)> {
     found.map(|committed| (committed.offset.0, committed.metadata))
 }
 
-#[test]
-fn records_changelog_and_offsets_become_visible_together() {
+fn records_changelog_and_offsets_become_visible_together(by: KafkaClient) {
     let cluster = Cluster::get();
-    let mut d = deployment(&cluster);
+    let mut d = deployment(&cluster, by);
     d.sink.begin().unwrap();
     d.sink.produce(Produce::Emissions(&emissions(&["a", "b"], -1))).unwrap();
     d.sink.produce(Produce::Changelog(&changelog(0, &[("k", Some("1")), ("gone", None)]))).unwrap();
@@ -142,10 +167,9 @@ fn records_changelog_and_offsets_become_visible_together() {
     assert_eq!(stable.iter().map(|row| row.offset).collect::<Vec<_>>(), [Some(Offset(7))]);
 }
 
-#[test]
-fn emissions_keep_their_timestamps_and_headers() {
+fn emissions_keep_their_timestamps_and_headers(by: KafkaClient) {
     let cluster = Cluster::get();
-    let mut d = deployment(&cluster);
+    let mut d = deployment(&cluster, by);
     let mut rows = emissions(&["a", "b"], -1);
     let list = tidemill::record::headers::encode([("ce-id", Some(&b"7"[..])), ("none", None)].into_iter());
     rows.headers = Default::default();
@@ -177,10 +201,9 @@ fn emissions_keep_their_timestamps_and_headers() {
     assert_eq!(seen[1], (rows.timestamps[1], vec![]));
 }
 
-#[test]
-fn an_aborted_transaction_leaves_nothing() {
+fn an_aborted_transaction_leaves_nothing(by: KafkaClient) {
     let cluster = Cluster::get();
-    let mut d = deployment(&cluster);
+    let mut d = deployment(&cluster, by);
     d.sink.begin().unwrap();
     d.sink.produce(Produce::Emissions(&emissions(&["a"], -1))).unwrap();
     d.sink.send_offsets(&[task_offset(7)], &d.member.consumer.membership()).unwrap();
@@ -189,10 +212,9 @@ fn an_aborted_transaction_leaves_nothing() {
     assert_eq!(committed(&cluster, &d), None);
 }
 
-#[test]
-fn a_stale_generation_is_refused_as_such_and_the_sink_goes_on_after_the_abort() {
+fn a_stale_generation_is_refused_as_such_and_the_sink_goes_on_after_the_abort(by: KafkaClient) {
     let cluster = Cluster::get();
-    let mut d = deployment(&cluster);
+    let mut d = deployment(&cluster, by);
     let stale = d.member.consumer.membership();
     // A second member starts a new generation.
     let mut other = Member::join(&cluster, ConsumerSpec::new(&d.group, vec![d.input.clone()]));
@@ -222,17 +244,16 @@ fn a_stale_generation_is_refused_as_such_and_the_sink_goes_on_after_the_abort() 
     assert_eq!(committed(&cluster, &d).unwrap().0, 8);
 }
 
-#[test]
-fn a_fenced_producer_cannot_tell_what_became_of_its_commit() {
+fn a_fenced_producer_cannot_tell_what_became_of_its_commit(by: KafkaClient) {
     let cluster = Cluster::get();
-    let d = deployment(&cluster);
+    let d = deployment(&cluster, by);
     let id = unique("tx");
     let spec = sink_spec(&[&d.output], None, &[&d.input]);
-    let mut old = TransactionalSink::new(&cluster.config(), &id, spec.clone()).unwrap();
+    let mut old = sink(&cluster.config(), by, &id, spec.clone()).unwrap();
     old.begin().unwrap();
     old.produce(Produce::Emissions(&emissions(&["zombie"], -1))).unwrap();
     old.send_offsets(&[task_offset(7)], &d.member.consumer.membership()).unwrap();
-    let mut new = TransactionalSink::new(&cluster.config(), &id, spec).unwrap();
+    let mut new = sink(&cluster.config(), by, &id, spec).unwrap();
     let answer = old.end(End::Commit);
     assert!(matches!(answer, Err(CommitError::Indefinite(_))), "{answer:?}");
 
@@ -245,10 +266,9 @@ fn a_fenced_producer_cannot_tell_what_became_of_its_commit() {
     assert_eq!(committed(&cluster, &d).unwrap().0, 8);
 }
 
-#[test]
-fn a_record_that_the_topic_refuses_is_named_and_the_sink_goes_on_after_the_abort() {
+fn a_record_that_the_topic_refuses_is_named_and_the_sink_goes_on_after_the_abort(by: KafkaClient) {
     let cluster = Cluster::get();
-    let mut d = deployment(&cluster);
+    let mut d = deployment(&cluster, by);
     let small = cluster.topic_with(NewTopic::new(unique("small"), 1).with("max.message.bytes", 2_000));
     let compacted =
         cluster.topic_with(NewTopic::new(unique("compacted"), 1).with("cleanup.policy", "compact"));
@@ -260,7 +280,7 @@ fn a_record_that_the_topic_refuses_is_named_and_the_sink_goes_on_after_the_abort
         [(&small, emissions(&["fits", &large], -1)), (&compacted, keyless), (&small, emissions(&["p"], 9))];
     for (topic, rows) in cases {
         let spec = sink_spec(&[topic], None, &[&d.input]);
-        d.sink = TransactionalSink::new(&cluster.config(), &unique("tx"), spec).unwrap();
+        d.sink = sink(&cluster.config(), by, &unique("tx"), spec).unwrap();
         d.sink.begin().unwrap();
         let answer = d
             .sink
@@ -284,16 +304,15 @@ fn a_record_that_the_topic_refuses_is_named_and_the_sink_goes_on_after_the_abort
 /// F14: librdkafka may refuse an abort that overtakes the first record of its transaction, for ever
 /// (librdkafka#4849). Whatever it does, the answer comes in time, and a sink can be used again or made
 /// anew.
-#[test]
-fn f14_an_abort_right_after_the_first_record_neither_hangs_nor_leaves_anything() {
+fn f14_an_abort_right_after_the_first_record_neither_hangs_nor_leaves_anything(by: KafkaClient) {
     let cluster = Cluster::get();
-    let d = deployment(&cluster);
+    let d = deployment(&cluster, by);
     let mut config = cluster.config();
     config.limits.record_bytes = 1_000;
     let (id, spec) = (unique("tx"), sink_spec(&[&d.output], None, &[&d.input]));
-    let sink = || TransactionalSink::new(&config, &id, spec.clone()).unwrap();
+    let make = || sink(&config, by, &id, spec.clone()).unwrap();
     let too_large = "x".repeat(2_000);
-    let mut current = sink();
+    let mut current = make();
     for _ in 0..5 {
         let started = Instant::now();
         current.begin().unwrap();
@@ -302,7 +321,7 @@ fn f14_an_abort_right_after_the_first_record_neither_hangs_nor_leaves_anything()
         match current.end(End::Abort) {
             Ok(()) => {}
             // Rule P1.
-            Err(CommitError::Indefinite(_)) => current = sink(),
+            Err(CommitError::Indefinite(_)) => current = make(),
             Err(other) => panic!("{other}"),
         }
         assert!(started.elapsed() < config.limits.transaction_timeout, "{:?}", started.elapsed());
@@ -314,10 +333,9 @@ fn f14_an_abort_right_after_the_first_record_neither_hangs_nor_leaves_anything()
     assert_eq!(visible(&cluster, &d.output, true), ["kept"]);
 }
 
-#[test]
-fn a_commit_without_offsets_is_refused_because_nothing_would_fence_it() {
+fn a_commit_without_offsets_is_refused_because_nothing_would_fence_it(by: KafkaClient) {
     let cluster = Cluster::get();
-    let mut d = deployment(&cluster);
+    let mut d = deployment(&cluster, by);
     d.sink.begin().unwrap();
     let answer = d.sink.send_offsets(&[], &d.member.consumer.membership());
     assert!(matches!(answer, Err(CommitError::Indefinite(_))), "{answer:?}");
@@ -354,10 +372,9 @@ fn a_plain_sink_writes_the_position_record_last_and_stamps_every_row() {
     assert_eq!(seen, [row("k", 1), row("position", 1), row("k", 2), row("position", 2)]);
 }
 
-#[test]
-fn commits_take_milliseconds() {
+fn commits_take_milliseconds(by: KafkaClient) {
     let cluster = Cluster::get();
-    let mut d = deployment(&cluster);
+    let mut d = deployment(&cluster, by);
     let mut times = Vec::new();
     for n in 0..100 {
         let begun = Instant::now();

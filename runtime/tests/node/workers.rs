@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use tidemill::effects::Emissions;
 use tidemill::kafka::admin::At;
 use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
-use tidemill::kafka::sink::{SinkSpec, TransactionalSink};
-use tidemill::ports::{Group, Membership, Produce, Sink, Source};
+use tidemill::kafka::epochs::Epochs;
+use tidemill::kafka::sink::{SinkSpec, transactional};
+use tidemill::ports::{Group, Membership, Produce, Source};
 use tidemill::record::Column;
 use tidemill_test_support::build_guest;
 
@@ -89,7 +90,7 @@ fn leave_as_if_killed(world: &World) {
         inputs: vec!["words".into()],
         batch_bytes: 1 << 20,
     };
-    let mut sink = TransactionalSink::new(&kafka, "test.word-count.n.1", spec).expect("sink");
+    let mut sink = transactional(&kafka, "test.word-count.n.1", spec, Epochs::default()).expect("sink");
     let column = |text: &str| {
         let mut column = Column::default();
         column.push(Some(text.as_bytes()));

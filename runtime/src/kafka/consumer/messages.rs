@@ -1,4 +1,4 @@
-//! From librdkafka's queue to batches, where it fetches (`kafka.fetcher: librdkafka`), and how it starts a partition. What
+//! From librdkafka's queue to batches, where it fetches (`kafka.client: librdkafka`), and how it starts a partition. What
 //! comes in the place of a record is served for either way of fetching.
 
 use std::time::Duration;

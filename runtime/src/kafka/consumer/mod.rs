@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The group is always librdkafka's. Records are the node's own to fetch (`kafka::fetch`), and then librdkafka's partitions
-//! stay paused; or, where the configuration has what only librdkafka can do (`kafka.fetcher`), its messages.
+//! stay paused; or, where the configuration has what only librdkafka can do (`kafka.client`), its messages.
 //!
 //! Invariants:
 //! - A record comes out only of a partition that was started, with an offset at or above the start
@@ -53,7 +53,7 @@ use super::ffi::KafkaError;
 use super::ffi::consumer::Consumer as Raw;
 use super::ffi::partitions::Partitions;
 use super::source_error;
-use crate::config::node::{Fetcher as FetchedBy, GroupProtocol};
+use crate::config::node::{GroupProtocol, KafkaClient};
 use crate::ports::{Membership, SourceError};
 use crate::record::InputPartition;
 
@@ -126,13 +126,13 @@ impl Consumer {
         let label = spec.instance_id.as_deref().unwrap_or(&spec.group);
         let refused = |error: KafkaError| SourceError::Refused(error.to_string());
         let raw = Raw::new(&config.consumer(&group), label).map_err(refused)?;
-        let fetcher = match config.fetcher() {
-            FetchedBy::Own => {
+        let fetcher = match config.client() {
+            KafkaClient::Own => {
                 let shared = raw.client().shared_with_threads();
                 let wake = Box::new(move || shared.set_ready());
                 Some(Fetcher::new(config, spec.inputs.clone(), wake).map_err(SourceError::Refused)?)
             }
-            FetchedBy::Librdkafka => None,
+            KafkaClient::Librdkafka => None,
         };
         raw.subscribe(&spec.inputs).map_err(|error| source_error("cannot subscribe", &error))?;
         Ok(Consumer {

@@ -1,7 +1,6 @@
 //! The thread of one broker: fetches what it leads of what runs, one request at a time, until it leads nothing more.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
@@ -37,7 +36,7 @@ fn serve(shared: &Arc<Shared>, broker: i32) -> Result<(), ConnectionError> {
         shared.connected(broker, &address, connection.socket().map_err(unusable)?);
         loop {
             let Some(plan) = shared.plan(broker) else { return Ok(()) };
-            if connection.expires().is_some_and(|at| at <= Instant::now()) {
+            if connection.is_expired() {
                 break;
             }
             let patience = plan.wait + shared.access.request_timeout;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{MetadataRequest, MetadataResponse, TopicName};
@@ -73,7 +73,7 @@ fn ask(
     let mut left = addresses.len();
     for address in addresses {
         left -= 1;
-        let is_valid = |there: &Connection| there.expires().is_none_or(|at| at > Instant::now());
+        let is_valid = |there: &Connection| !there.is_expired();
         let there = match connections.remove(&address).filter(is_valid) {
             Some(there) => Ok(there),
             None => Connection::open(access, &address),

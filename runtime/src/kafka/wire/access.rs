@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::sasl::{Sasl, SaslError};
-use crate::config::fetcher::Obstacle;
+use crate::config::kafka_client::Obstacle;
 use crate::kafka::config::KafkaConfig;
 use crate::tls::TlsError;
 use crate::tls::blocking::Client;
@@ -47,11 +47,11 @@ pub(in crate::kafka) struct Access {
     pub response_bytes_max: usize,
 }
 
-/// Why the node cannot fetch by itself.
+/// Why the node's own client cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::kafka) enum AccessError {
     #[error(
-        "the node itself cannot fetch with what is configured, let librdkafka do it (kafka.fetcher: librdkafka): {}",
+        "the node's own client cannot do what is configured, leave it to librdkafka (kafka.client: librdkafka): {}",
         listed(.0)
     )]
     OnlyLibrdkafka(Vec<Obstacle>),
@@ -221,7 +221,7 @@ mod tests {
         config.sasl_mechanism = Some("OAUTHBEARER".to_owned());
         let text = Access::new(&config).expect_err("refused").to_string();
         for part in [
-            "kafka.fetcher: librdkafka",
+            "kafka.client: librdkafka",
             "kafka.properties.client.rack",
             "kafka.properties.ssl.cipher.suites",
             "kafka.ssl.key_password",

@@ -59,12 +59,12 @@ pub(in crate::kafka) enum ConnectionError {
     Broken { address: Address, what: String, reason: io::Error },
     #[error("{address} answered {what} with what cannot be read: {reason}")]
     Malformed { address: Address, what: String, reason: String },
-    #[error("{address}: {reason} (kafka.ssl; kafka.fetcher: librdkafka lets OpenSSL judge it)")]
+    #[error("{address}: {reason} (kafka.ssl; kafka.client: librdkafka lets OpenSSL judge it)")]
     Tls { address: Address, reason: String },
     #[error("{address} does not let `{username}` sign in with {mechanism}: {reason}")]
     SignIn { address: Address, username: String, mechanism: &'static str, reason: String },
     #[error(
-        "{address} does not speak {what}, which the node needs to fetch by itself: let librdkafka do it (kafka.fetcher: librdkafka)"
+        "{address} does not speak {what}, which the node's own client needs: leave it to librdkafka (kafka.client: librdkafka)"
     )]
     Unsupported { address: Address, what: String },
 }
@@ -160,9 +160,9 @@ impl Connection {
         self.wire.socket().try_clone()
     }
 
-    /// When to make another one, if the broker wants to be signed in at again; a while before it closes this one.
-    pub fn expires(&self) -> Option<Instant> {
-        self.expires
+    /// Another one should be made instead: the broker wants to be signed in at again, and closes this one soon.
+    pub fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|at| at <= Instant::now())
     }
 
     /// One request and its answer; `patience` is how long both may take together. After an error the connection is
@@ -510,7 +510,7 @@ mod tests {
             }
         });
         let mut connection = Connection::open(&access, &address).expect("a connection");
-        assert_eq!(connection.expires(), None);
+        assert_eq!(connection.expires, None);
         for id in ["one", "two"] {
             let answer = ask(&mut connection, SOON).expect("an answer");
             assert_eq!(answer.cluster_id.as_deref(), Some(id));
@@ -694,7 +694,7 @@ mod tests {
             broker.say(&asked, &of_cluster("one"));
         });
         let mut connection = Connection::open(&access, &address).expect("a connection");
-        let left = connection.expires().expect("an end").duration_since(Instant::now());
+        let left = connection.expires.expect("an end").duration_since(Instant::now());
         assert!((80..=90).contains(&left.as_secs()), "{left:?}");
         assert_eq!(ask(&mut connection, SOON).expect("an answer").cluster_id.as_deref(), Some("one"));
         assert!(!format!("{connection:?}").contains("pencil"));

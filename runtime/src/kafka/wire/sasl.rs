@@ -42,7 +42,7 @@ pub(super) struct Sasl {
 pub(in crate::kafka) enum SaslError {
     #[error(
         "kafka.sasl.mechanism is {0}, and the node itself signs in with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512: \
-         let librdkafka fetch (kafka.fetcher: librdkafka)"
+         leave it to librdkafka (kafka.client: librdkafka)"
     )]
     Mechanism(String),
     #[error("{0} needs kafka.sasl.username and a password (kafka.sasl.password_file)")]

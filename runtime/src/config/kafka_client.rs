@@ -1,15 +1,14 @@
-//! What of a configuration only librdkafka can honour, so that it has to fetch the records.
+//! What of a configuration only librdkafka can honour, so that it has to read and write the records.
 //!
-//! The node fetches by itself unless it is told otherwise. Membership of groups, transactions and producing are
-//! librdkafka's in any case, and whatever concerns them stays its business. But what a property says of the
-//! connections that fetch is never ignored: if the node's own cannot do it, librdkafka fetches, and the
-//! node says so at its start.
+//! The node's own client does so unless it is told otherwise. Membership of groups is librdkafka's in any case, and
+//! whatever concerns it stays its business. But what a property says of the connections to brokers is never ignored: if
+//! the node's own cannot do it, librdkafka reads and writes, and the node says so at its start.
 
 use std::fmt;
 use std::path::Path;
 
 use super::kafka_properties::Scope;
-use super::node::{Fetcher, KafkaConfig};
+use super::node::{KafkaClient, KafkaConfig};
 
 /// A property that the node's own connections do not know.
 struct Rule {
@@ -93,7 +92,7 @@ pub fn obstacles<'a>(properties: impl IntoIterator<Item = (&'a str, &'a str)>) -
     found.collect()
 }
 
-/// Why only librdkafka can do what a property says; `None` = the node can, or it is not about fetching.
+/// Why only librdkafka can do what a property says; `None` = the node can, or it is not about what it does.
 fn why(name: &str, value: &str) -> Option<&'static str> {
     if OF_BOTH.contains(&name) {
         let is_directory = name == "ssl.ca.location" && Path::new(value).is_dir();
@@ -124,28 +123,28 @@ impl KafkaConfig {
         obstacles([mechanism, ca, password].into_iter().flatten().chain(properties))
     }
 
-    /// What to say of it if librdkafka fetches, though nobody has said that it shall.
-    pub fn why_librdkafka_fetches(&self) -> Option<String> {
+    /// What to say of it if librdkafka reads and writes, though nobody has said that it shall.
+    pub fn why_librdkafka(&self) -> Option<String> {
         let obstacles = self.only_librdkafka();
-        if self.fetcher.is_some() || obstacles.is_empty() {
+        if self.client.is_some() || obstacles.is_empty() {
             return None;
         }
         let shown: Vec<String> = obstacles.iter().map(Obstacle::to_string).collect();
         Some(format!(
-            "librdkafka fetches records, which takes more CPU than if the node does, because only it can do as is configured: {}",
+            "librdkafka reads and writes records, which takes more CPU than if the node does, because only it can do as is configured: {}",
             shown.join("; ")
         ))
     }
 
-    /// What is wrong with it if the node is to fetch by itself, and cannot; each with what to do.
-    pub(super) fn problems_of_fetching(&self) -> Vec<String> {
-        if self.fetcher != Some(Fetcher::Own) {
+    /// What is wrong with it if the node's own client is asked for and cannot do it; each with what to do.
+    pub(super) fn problems_of_own_client(&self) -> Vec<String> {
+        if self.client != Some(KafkaClient::Own) {
             return Vec::new();
         }
         let told = |obstacle: Obstacle| {
             let Obstacle { setting, why } = obstacle;
             format!(
-                "own does not go with {setting}: {why}; leave {setting} out, or let librdkafka fetch (kafka.fetcher: librdkafka)"
+                "own does not go with {setting}: {why}; leave {setting} out, or leave it to librdkafka (kafka.client: librdkafka)"
             )
         };
         self.only_librdkafka().into_iter().map(told).collect()
@@ -157,7 +156,7 @@ mod tests {
     use super::super::librdkafka_names::NAMES;
     use super::*;
 
-    /// What the node's own fetcher honours as librdkafka does, or is a setting of its own.
+    /// What the node's own client honours as librdkafka does, or is a setting of its own.
     const HONOURED: &[&str] = &[
         "bootstrap.servers",
         "client.id",
@@ -174,9 +173,9 @@ mod tests {
         "socket.timeout.ms",
     ];
 
-    /// What the node fixes, or what is of membership, of producing, of how librdkafka works inside, or of
-    /// brokers that are too old for the node.
-    const NOT_OF_FETCHING: &[&str] = &[
+    /// What the node fixes, or what is of membership, of how librdkafka works inside, or of brokers that are too old
+    /// for the node.
+    const NOT_OF_RECORDS: &[&str] = &[
         "allow.auto.create.topics",
         "api.version.fallback.ms",
         "api.version.request.timeout.ms",
@@ -252,7 +251,7 @@ mod tests {
                 OF_BOTH.contains(name),
                 !OF_BOTH.contains(name) && rule_of(name).is_some(),
                 HONOURED.contains(name),
-                NOT_OF_FETCHING.contains(name),
+                NOT_OF_RECORDS.contains(name),
             ];
             let decided = decisions.iter().filter(|decided| **decided).count();
             assert_eq!(decided, 1, "{name}: {decisions:?}");
