@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn only_what_lasts_keeps_the_node_from_fetching_by_itself() {
-        let ((old, old_broker), (new, new_broker)) = (broker([11, 8]), broker([12, 9]));
+        let ((old, old_broker), (new, new_broker)) = (broker([11, 9]), broker([12, 10]));
         let away = TcpListener::bind("127.0.0.1:0").expect("a port");
         let nobody = away.local_addr().expect("bound").to_string();
         drop(away);

@@ -14,10 +14,9 @@ use kafka_protocol::protocol::{Request, StrBytes};
 use super::answers::{Trouble, describe};
 use super::leaders::Leaders;
 use super::patience::Deadline;
-use crate::kafka::wire::{Access, Address, Connection, ConnectionError};
-
-const METADATA: i16 = 9;
-const FIND_COORDINATOR: i16 = 4;
+use crate::kafka::wire::{
+    Access, Address, Connection, ConnectionError, FIND_COORDINATOR_VERSION, METADATA_VERSION,
+};
 
 /// Coordinators of the transaction and of the group, and whoever is asked beside them.
 const LINKS_MAX: usize = 3;
@@ -136,7 +135,7 @@ impl Cluster {
     /// Asks who leads what.
     pub fn look(&mut self, until: Deadline) -> Result<(), String> {
         let request = self.leaders.request();
-        let response = self.ask(&request, METADATA, until)?;
+        let response = self.ask(&request, METADATA_VERSION, until)?;
         self.leaders.read(response);
         self.looked = Some(Instant::now());
         Ok(())
@@ -157,7 +156,7 @@ impl Cluster {
         let request = FindCoordinatorRequest::default()
             .with_key_type(kind as i8)
             .with_coordinator_keys(vec![key.clone()]);
-        let response = match self.ask(&request, FIND_COORDINATOR, until) {
+        let response = match self.ask(&request, FIND_COORDINATOR_VERSION, until) {
             Ok(response) => response,
             Err(text) => return Ok(Err(text)),
         };
@@ -168,7 +167,10 @@ impl Cluster {
             (None, Ok(port)) => Ok(Ok(Address { host: found.host.to_string(), port })),
             (None, Err(_)) => Ok(Err(format!("the coordinator has port {}", found.port))),
             (Some(error), _) if passes(error) => Ok(Err(describe(found.error_code))),
-            (Some(error), _) => Err(Trouble::Refused(error, describe(found.error_code))),
+            (Some(error), _) => {
+                let why = describe(found.error_code);
+                Err(Trouble::Refused(error, format!("FindCoordinator of `{}`: {why}", key.as_str())))
+            }
         }
     }
 }

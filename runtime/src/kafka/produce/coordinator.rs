@@ -26,6 +26,7 @@ use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnT
 use kafka_protocol::messages::txn_offset_commit_request::{
     TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
 };
+use kafka_protocol::messages::txn_offset_commit_response::TxnOffsetCommitResponseTopic;
 use kafka_protocol::messages::{
     AddOffsetsToTxnRequest, AddOffsetsToTxnResponse, AddPartitionsToTxnRequest, AddPartitionsToTxnResponse,
     EndTxnRequest, EndTxnResponse, GroupId, InitProducerIdRequest, InitProducerIdResponse, ProducerId,
@@ -37,7 +38,7 @@ use super::answers::{self, Reply, Trouble, describe};
 use super::cluster::{Cluster, Failure, Kind};
 use super::partition::Identity;
 use super::patience::{Deadline, Pauses};
-use crate::kafka::wire::Address;
+use crate::kafka::wire::{Address, INIT_PRODUCER_ID_VERSION, TRANSACTION_VERSION};
 use crate::ports::Membership;
 
 /// Between two tries. The first ones are for CONCURRENT_TRANSACTIONS, which a coordinator answers for the few
@@ -55,6 +56,11 @@ trait Coordinated: Request {
     /// One code for the whole answer.
     fn code(&self, response: &Self::Response) -> i16;
 
+    /// What it is that the answer says this of, as a person names it; `None` = the producer.
+    fn subject(&self, _response: &Self::Response, _code: i16) -> Option<String> {
+        None
+    }
+
     fn reply(code: i16) -> Reply {
         answers::of_transaction(code)
     }
@@ -62,7 +68,7 @@ trait Coordinated: Request {
 
 impl Coordinated for InitProducerIdRequest {
     const NAME: &'static str = "InitProducerId";
-    const VERSION: i16 = 4;
+    const VERSION: i16 = INIT_PRODUCER_ID_VERSION;
     const IS_REPEATABLE: bool = true;
 
     fn code(&self, response: &InitProducerIdResponse) -> i16 {
@@ -72,7 +78,7 @@ impl Coordinated for InitProducerIdRequest {
 
 impl Coordinated for AddPartitionsToTxnRequest {
     const NAME: &'static str = "AddPartitionsToTxn";
-    const VERSION: i16 = 3;
+    const VERSION: i16 = TRANSACTION_VERSION;
     const IS_REPEATABLE: bool = true;
 
     fn code(&self, response: &AddPartitionsToTxnResponse) -> i16 {
@@ -82,6 +88,13 @@ impl Coordinated for AddPartitionsToTxnRequest {
         answers::worst(results.map(|result| result.partition_error_code), asked)
     }
 
+    fn subject(&self, response: &AddPartitionsToTxnResponse, code: i16) -> Option<String> {
+        let topic = response.results_by_topic_v3_and_below.iter().find(|topic| {
+            topic.results_by_partition.iter().any(|result| result.partition_error_code == code)
+        });
+        topic.map(|topic| topic.name.as_str().to_owned())
+    }
+
     fn reply(code: i16) -> Reply {
         answers::of_partitions(code)
     }
@@ -89,22 +102,34 @@ impl Coordinated for AddPartitionsToTxnRequest {
 
 impl Coordinated for AddOffsetsToTxnRequest {
     const NAME: &'static str = "AddOffsetsToTxn";
-    const VERSION: i16 = 3;
+    const VERSION: i16 = TRANSACTION_VERSION;
     const IS_REPEATABLE: bool = true;
 
     fn code(&self, response: &AddOffsetsToTxnResponse) -> i16 {
         response.error_code
     }
+
+    fn subject(&self, _: &AddOffsetsToTxnResponse, _: i16) -> Option<String> {
+        Some(format!("group `{}`", self.group_id.as_str()))
+    }
 }
 
 impl Coordinated for TxnOffsetCommitRequest {
     const NAME: &'static str = "TxnOffsetCommit";
-    const VERSION: i16 = 3;
+    const VERSION: i16 = TRANSACTION_VERSION;
 
     fn code(&self, response: &TxnOffsetCommitResponse) -> i16 {
         let asked = self.topics.iter().map(|topic| topic.partitions.len()).sum();
         let results = response.topics.iter().flat_map(|topic| &topic.partitions);
         answers::worst(results.map(|result| result.error_code), asked)
+    }
+
+    fn subject(&self, response: &TxnOffsetCommitResponse, code: i16) -> Option<String> {
+        let is_of = |topic: &&TxnOffsetCommitResponseTopic| {
+            topic.partitions.iter().any(|partition| partition.error_code == code)
+        };
+        let topic = response.topics.iter().find(is_of).map(|topic| format!("{} for ", topic.name.as_str()));
+        Some(format!("{}group `{}`", topic.unwrap_or_default(), self.group_id.as_str()))
     }
 
     fn reply(code: i16) -> Reply {
@@ -114,7 +139,7 @@ impl Coordinated for TxnOffsetCommitRequest {
 
 impl Coordinated for EndTxnRequest {
     const NAME: &'static str = "EndTxn";
-    const VERSION: i16 = 3;
+    const VERSION: i16 = TRANSACTION_VERSION;
 
     fn code(&self, response: &EndTxnResponse) -> i16 {
         response.error_code
@@ -324,7 +349,10 @@ impl Coordinator {
             }
         };
         let code = request.code(&response);
-        let text = || format!("{}: {}", R::NAME, describe(code));
+        let text = || {
+            let subject = request.subject(&response, code).map(|subject| format!(" of {subject}"));
+            format!("{}{}: {}", R::NAME, subject.unwrap_or_default(), describe(code))
+        };
         match R::reply(code) {
             Reply::Done => Ok(Try::Done(response)),
             Reply::Again => Ok(Try::Again(text())),
@@ -413,6 +441,26 @@ mod tests {
         let not_attempted = ResponseError::OperationNotAttempted.code();
         assert_eq!(answer(&[unknown, not_attempted]), Reply::Again, "the topic may be new");
         assert_eq!(answer(&[not_attempted, denied.code()]), Reply::Refused(denied));
+    }
+
+    #[test]
+    fn a_refusal_names_what_is_refused() {
+        let denied = ResponseError::TopicAuthorizationFailed.code();
+        let topic = |name: &str, code: i16| {
+            let result = AddPartitionsToTxnPartitionResult::default().with_partition_error_code(code);
+            AddPartitionsToTxnTopicResult::default()
+                .with_name(named(name))
+                .with_results_by_partition(vec![result])
+        };
+        let not_attempted = ResponseError::OperationNotAttempted.code();
+        let response = AddPartitionsToTxnResponse::default()
+            .with_results_by_topic_v3_and_below(vec![topic("log", not_attempted), topic("out", denied)]);
+        let subject = AddPartitionsToTxnRequest::default().subject(&response, denied);
+        assert_eq!(subject.as_deref(), Some("out"));
+        let group = GroupId(StrBytes::from_static_str("fleet.words"));
+        let offsets = TxnOffsetCommitRequest::default().with_group_id(group);
+        let subject = offsets.subject(&TxnOffsetCommitResponse::default(), denied);
+        assert_eq!(subject.as_deref(), Some("group `fleet.words`"));
     }
 
     #[test]

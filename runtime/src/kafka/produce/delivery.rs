@@ -17,10 +17,8 @@ use super::answers::{self, Trouble, Verdict, describe};
 use super::batches::{Batches, Due, Place};
 use super::cluster::{Cluster, is_usable};
 use super::patience::Deadline;
-use crate::kafka::wire::Connection;
+use crate::kafka::wire::{Connection, PRODUCE_VERSION};
 
-/// As Kafka 3.6 has it. What came later tells of new leaders and of transactions of the new kind (KIP-890, part 2).
-const PRODUCE: i16 = 9;
 const ACKS_ALL: i16 = -1;
 
 /// A request has several batches as long as they are smaller than that together. Large ones keep brokers, and the
@@ -153,7 +151,10 @@ impl Delivery {
                 }
                 None => {
                     let topic = cluster.leaders.name(place.topic);
-                    self.trouble = format!("{} [{}] has no leader", topic.as_str(), place.partition);
+                    let problem = cluster.leaders.problem(place.topic);
+                    let why = problem
+                        .map_or_else(|| "it has no leader".to_owned(), |problem| describe(problem.code()));
+                    self.trouble = format!("{} [{}]: {why}", topic.as_str(), place.partition);
                     self.must_look = true;
                     batches.hold(place);
                 }
@@ -194,7 +195,7 @@ impl Delivery {
             let request = request(&self.transactional_id, due, timeout, cluster);
             leader
                 .connection
-                .send(&request, PRODUCE, Instant::now() + timeout)
+                .send(&request, PRODUCE_VERSION, Instant::now() + timeout)
                 .map_err(|error| error.to_string())?;
         }
         Ok(())
@@ -240,7 +241,7 @@ impl Delivery {
             return Ok(false);
         };
         let until = Instant::now() + until.step(cluster.request_timeout());
-        match leader.connection.receive::<ProduceRequest>(PRODUCE, until) {
+        match leader.connection.receive::<ProduceRequest>(PRODUCE_VERSION, until) {
             Ok(response) => {
                 let asked = leader.sent.pop_front().map(|sent| sent.batches).unwrap_or_default();
                 self.read(asked, response, batches, cluster)?;

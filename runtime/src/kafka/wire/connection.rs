@@ -34,8 +34,26 @@ use crate::tls::blocking::explain;
 pub(in crate::kafka) const FETCH_VERSION: i16 = 12;
 /// The first that tells a topic from a later one of its name.
 pub(in crate::kafka) const METADATA_VERSION: i16 = 10;
+/// As Kafka 3.6 has it. What came later tells of new leaders and of transactions of the new kind (KIP-890, part 2).
+pub(in crate::kafka) const PRODUCE_VERSION: i16 = 9;
+/// The first that asks for several coordinators at once; Kafka has had it since 3.0.
+pub(in crate::kafka) const FIND_COORDINATOR_VERSION: i16 = 4;
+/// Of what makes a transaction; none asks for more than Kafka 3.0.
+pub(in crate::kafka) const INIT_PRODUCER_ID_VERSION: i16 = 4;
+pub(in crate::kafka) const TRANSACTION_VERSION: i16 = 3;
 const HANDSHAKE_VERSION: i16 = 1;
 const AUTHENTICATE_VERSION: i16 = 2;
+
+/// What the producer asks.
+const OF_PRODUCER: [(ApiKey, i16); 7] = [
+    (ApiKey::Produce, PRODUCE_VERSION),
+    (ApiKey::FindCoordinator, FIND_COORDINATOR_VERSION),
+    (ApiKey::InitProducerId, INIT_PRODUCER_ID_VERSION),
+    (ApiKey::AddPartitionsToTxn, TRANSACTION_VERSION),
+    (ApiKey::AddOffsetsToTxn, TRANSACTION_VERSION),
+    (ApiKey::TxnOffsetCommit, TRANSACTION_VERSION),
+    (ApiKey::EndTxn, TRANSACTION_VERSION),
+];
 
 /// An answer of a broker that has not signed us in yet.
 const EARLY_BYTES_MAX: usize = 1 << 20;
@@ -273,7 +291,10 @@ impl Connection {
             (signs_in, ApiKey::SaslHandshake, HANDSHAKE_VERSION),
             (signs_in, ApiKey::SaslAuthenticate, AUTHENTICATE_VERSION),
         ];
-        for (is_needed, key, version) in needed {
+        // Where there are no transactions, librdkafka has none either.
+        let knows = |key: ApiKey| answer.api_keys.iter().any(|spoken| spoken.api_key == key as i16);
+        let of_producer = OF_PRODUCER.map(|(key, version)| (knows(key), key, version));
+        for (is_needed, key, version) in needed.into_iter().chain(of_producer) {
             let speaks = answer.api_keys.iter().any(|spoken| {
                 spoken.api_key == key as i16 && (spoken.min_version..=spoken.max_version).contains(&version)
             });
@@ -439,17 +460,21 @@ mod tests {
 
         /// Says which versions it speaks, as everyone asks first.
         fn greet(&mut self, fetch: i16) {
+            self.greet_with(&[(ApiKey::Fetch, fetch)]);
+        }
+
+        /// The same, with the newest versions of these as well.
+        fn greet_with(&mut self, more: &[(ApiKey, i16)]) {
             let (asked, _) = self.hear::<ApiVersionsRequest>();
-            let newest = [
-                (ApiKey::Fetch, fetch),
+            let always = [
                 (ApiKey::Metadata, METADATA_VERSION),
                 (ApiKey::SaslHandshake, HANDSHAKE_VERSION),
                 (ApiKey::SaslAuthenticate, AUTHENTICATE_VERSION),
             ];
-            let spoken = newest.map(|(key, newest)| {
+            let spoken = always.iter().chain(more).map(|&(key, newest)| {
                 ApiVersion::default().with_api_key(key as i16).with_min_version(0).with_max_version(newest)
             });
-            self.say(&asked, &ApiVersionsResponse::default().with_api_keys(spoken.to_vec()));
+            self.say(&asked, &ApiVersionsResponse::default().with_api_keys(spoken.collect()));
         }
     }
 
@@ -672,6 +697,20 @@ mod tests {
         let error = Connection::open(&access, &address).expect_err("too much").to_string();
         assert!(error.contains("at most 1048576 are read"), "{error}");
         broker.join().expect("the broker is content");
+    }
+
+    #[test]
+    fn a_broker_has_transactions_as_the_node_knows_them_or_none() {
+        for (newest, is_refused) in [(3, true), (4, false)] {
+            let spoken = [(ApiKey::Fetch, FETCH_VERSION), (ApiKey::FindCoordinator, newest)];
+            let (access, address, broker) = serve(move |mut broker| broker.greet_with(&spoken));
+            let opened = Connection::open(&access, &address).map(drop).map_err(|error| error.to_string());
+            assert_eq!(opened.is_err(), is_refused, "{opened:?}");
+            if let Err(error) = opened {
+                assert!(error.contains("version 4 of FindCoordinator"), "{error}");
+            }
+            broker.join().expect("the broker is content");
+        }
     }
 
     fn signing_in(speak: impl FnOnce(Broker) + Send + 'static) -> (Access, Address, JoinHandle<()>) {

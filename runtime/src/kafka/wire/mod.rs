@@ -15,4 +15,7 @@ mod guard;
 mod sasl;
 
 pub(super) use access::{Access, Address};
-pub(super) use connection::{Connection, ConnectionError, FETCH_VERSION, METADATA_VERSION};
+pub(super) use connection::{
+    Connection, ConnectionError, FETCH_VERSION, FIND_COORDINATOR_VERSION, INIT_PRODUCER_ID_VERSION,
+    METADATA_VERSION, PRODUCE_VERSION, TRANSACTION_VERSION,
+};
