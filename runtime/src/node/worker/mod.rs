@@ -22,6 +22,7 @@
 //! Generic over its edges, so that the same loop runs against Kafka and against a simulated broker.
 
 mod asks;
+mod doubt;
 mod edits;
 mod outcome;
 mod parked;
@@ -39,6 +40,7 @@ use std::time::Duration;
 
 use asks::Asks;
 use crossbeam_channel::Receiver;
+use doubt::Doubt;
 use edits::Edits;
 use redrive::Redrives;
 use relay::Desk;
@@ -172,6 +174,7 @@ pub struct Worker<C: Consumer> {
     committer: Committer,
     producer: Standing,
     producer_backoff: Duration,
+    doubt: Doubt,
     /// Refused for its generation; sent again once a rebalance has been served.
     refused: Option<(Vec<Sealed>, Membership)>,
     slots: BTreeMap<i32, Slot>,
@@ -231,6 +234,7 @@ impl<C: Consumer> Worker<C> {
             committer,
             producer: Standing::Pending,
             producer_backoff: BACKOFF_MIN,
+            doubt: Doubt::default(),
             refused: None,
             slots: BTreeMap::new(),
             restorer: parts.restorer,

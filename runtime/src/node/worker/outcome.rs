@@ -21,6 +21,7 @@ impl<C: Consumer> Worker<C> {
                 if !running(&mut self.slots).any(|(_, task)| task.is_adopting()) {
                     self.pace.finished(took);
                 }
+                self.end_doubt();
                 self.metrics.commits.add(1);
                 self.metrics.commit_latency.observe(took);
                 self.commit_offsets(&sealed);
@@ -41,7 +42,10 @@ impl<C: Consumer> Worker<C> {
             Done::Renewed => {
                 self.producer = Standing::Ready;
                 self.producer_backoff = BACKOFF_MIN;
-                self.board.worker_ready(self.index);
+                // What commits fail for a new producer does not mend.
+                if !self.doubt.is_lasting() {
+                    self.board.worker_ready(self.index);
+                }
             }
             Done::NotRenewed(error) => self.back_off_producer(&error),
         }
@@ -189,7 +193,18 @@ impl<C: Consumer> Worker<C> {
         }
         self.metrics.commits_unknown.add(1);
         self.metrics.client_restarts.add(1);
-        self.producer = Standing::Down { until: self.clock.monotonic() };
+        let now = self.clock.monotonic();
+        self.producer = Standing::Down { until: now + self.doubt.again(now) };
+        if self.doubt.is_lasting() {
+            self.board.worker_failed(self.index, &format!("commits fail again and again: {reason}"));
+        }
+    }
+
+    /// A commit was made, or none has failed for long.
+    fn end_doubt(&mut self) {
+        if self.doubt.end() {
+            self.board.worker_ready(self.index);
+        }
     }
 
     fn back_off_producer(&mut self, error: &SourceError) {
@@ -202,6 +217,9 @@ impl<C: Consumer> Worker<C> {
     /// Makes the consumer and the producer that are missing, when their back-off has passed.
     pub(super) fn keep_clients(&mut self) {
         let now = self.clock.monotonic();
+        if self.doubt.is_outdated(now) && self.producer == Standing::Ready {
+            self.end_doubt();
+        }
         if let Standing::Down { until } = self.producer
             && until <= now
             && !self.committer.is_busy()
