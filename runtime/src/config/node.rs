@@ -70,7 +70,7 @@ pub struct MemoryBudget {
     pub value_cache_bytes: u64,
     pub block_cache_bytes: u64,
     pub write_buffers_bytes: u64,
-    /// librdkafka's consumer and producer queues; each worker has a share.
+    /// What is fetched ahead and waits to be sent, whoever fetches and sends; each worker has a share.
     pub queues_bytes: u64,
 }
 

@@ -36,13 +36,14 @@ pub struct KafkaConfig {
     pub acks: String,
     /// As for `acks`.
     pub enable_idempotence: bool,
-    /// Who fetches a worker's records; `None` = the node itself, unless only librdkafka can do as is configured.
+    /// Who fetches a worker's records and writes its transactions; `None` = the node itself, unless only librdkafka can do
+    /// as is configured.
     pub client: Option<KafkaClient>,
     pub limits: KafkaLimits,
 }
 
-/// Bounds of librdkafka's queues, per client. Its defaults allow 64 MiB per consumer and 1 GiB per
-/// producer, which a node with many workers cannot afford.
+/// Bounds of queues, per client, the node's own or librdkafka's. The defaults of that one allow 64 MiB per consumer
+/// and 1 GiB per producer, which a node with many workers cannot afford.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KafkaLimits {
     /// Fetched ahead and not yet taken, per consumer.
@@ -53,6 +54,7 @@ pub struct KafkaLimits {
     pub partition_fetch_bytes: u32,
     /// Produced and not yet acknowledged, per producer.
     pub produce_queue_kib: u32,
+    /// The same in records; the node's own producer counts bytes alone.
     pub produce_queue_records: u32,
     /// Largest record that a producer tries to send; the topic's own limit is the broker's to apply.
     pub record_bytes: u32,
@@ -214,7 +216,7 @@ impl KafkaConfig {
         }
     }
 
-    /// Who fetches a worker's records.
+    /// Who fetches a worker's records and writes its transactions.
     pub fn client(&self) -> KafkaClient {
         match self.client {
             Some(client) => client,

@@ -7,7 +7,7 @@ use crate::kafka::ffi::Message;
 use crate::ports::Taken;
 use crate::record::{Batch, Column, InputPartition};
 
-/// A partition that librdkafka has been told to consume.
+/// A partition of the assignment, whoever fetches it.
 ///
 /// ```text
 /// assign -> Stopped --start--> Running --stop | error | revoke--> Stopped

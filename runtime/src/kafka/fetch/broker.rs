@@ -115,7 +115,12 @@ fn sort(shared: &Shared, plan: Plan, response: FetchResponse) -> Vec<(Wanted, An
                     && wanted.partition.partition == data.partition_index
             });
             let Some(asked) = asked else { continue };
+            let code = data.error_code;
             let answer = answer(asked, data, most);
+            if matches!(answer, Answer::Again { leads: true }) && shared.is_refusal_told() {
+                let (topic, partition) = (shared.topics[input].as_str(), asked.partition.partition);
+                tracing::warn!(topic, partition, error = describe(code), "a fetch was refused; trying again");
+            }
             if let Answer::Records { chunk, .. } = &answer {
                 held += chunk.bytes();
                 most = most.saturating_sub(chunk.bytes());
@@ -159,10 +164,7 @@ fn answer(asked: &Wanted, data: PartitionData, most: usize) -> Answer {
             | E::KafkaStorageError
             | E::OffsetNotAvailable,
         ) => Answer::Again { leads: false },
-        Some(_) => {
-            tracing::warn!(partition = ?asked.partition, error = describe(data.error_code), "a fetch was refused; trying again");
-            Answer::Again { leads: true }
-        }
+        Some(_) => Answer::Again { leads: true },
     }
 }
 

@@ -129,6 +129,11 @@ impl Shared {
         self.state().was_interrupted(broker)
     }
 
+    /// That a broker refuses what it should not, each second perhaps, is told now and then.
+    pub fn is_refusal_told(&self) -> bool {
+        self.state().refusals.is_due()
+    }
+
     /// Keeps what came back, and says so.
     pub fn answered(self: &Arc<Self>, broker: i32, answers: Vec<(Wanted, Answer)>) {
         let mut state = self.state();

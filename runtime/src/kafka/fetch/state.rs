@@ -147,6 +147,8 @@ pub(super) struct State {
     has_ended: bool,
     /// That there is no thread to be had.
     pub shortage: Telling,
+    /// That a broker refuses, and says nothing that is known here.
+    pub refusals: Telling,
 }
 
 impl State {
