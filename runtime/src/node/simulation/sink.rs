@@ -129,6 +129,32 @@ impl ModelSink {
     }
 }
 
+impl ModelSink {
+    /// How the node's own producer aborts: a new epoch, asked for until there is an answer. librdkafka's sends an end.
+    fn renew(&mut self) -> Result<(), CommitError> {
+        loop {
+            if self.process.is_dead() {
+                return Err(CommitError::Indefinite("dead".into()));
+            }
+            let mut state = self.world.lock();
+            let fate = state.fate();
+            // One that arrives late fences as a time-out does, which there is as well.
+            let answer = match fate {
+                Fate::Arrives | Fate::AnswerLost => state.broker.init(&self.producer.transactional_id).ok(),
+                Fate::Late | Fate::Dropped => None,
+            };
+            state.note(|| format!("{:?} renews: {answer:?}, {fate:?}", self.producer));
+            match answer {
+                Some(producer) if fate == Fate::Arrives => {
+                    self.producer = producer;
+                    return Ok(());
+                }
+                _ => state.step_broker(),
+            }
+        }
+    }
+}
+
 impl Sink for ModelSink {
     fn begin(&mut self) -> Result<(), CommitError> {
         Ok(())
@@ -168,6 +194,10 @@ impl Sink for ModelSink {
     }
 
     fn end(&mut self, end: End) -> Result<(), CommitError> {
-        self.call(Call::End { commit: end == End::Commit })
+        match end {
+            End::Commit => self.call(Call::End { commit: true }),
+            End::Abort if self.world.lock().random.one_in(2) => self.call(Call::End { commit: false }),
+            End::Abort => self.renew(),
+        }
     }
 }
