@@ -13,7 +13,7 @@ use kafka_protocol::protocol::{Request, StrBytes};
 
 use super::answers::{Trouble, describe};
 use super::leaders::Leaders;
-use super::patience::Deadline;
+use super::patience::{Deadline, Pauses};
 use crate::kafka::wire::{
     Access, Address, Connection, ConnectionError, FIND_COORDINATOR_VERSION, METADATA_VERSION,
 };
@@ -24,6 +24,9 @@ const LINKS_MAX: usize = 3;
 /// Any broker can answer what is asked of all: the next one is asked after that long, or half of it if the first cannot be
 /// connected to.
 const ASK_WAIT: Duration = Duration::from_secs(4);
+
+/// Between two rounds while no broker answers at all.
+const REACH_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// Why a request brought no answer.
 pub(super) enum Failure {
@@ -141,6 +144,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// The same, until somebody answers.
+    pub fn reach(&mut self, until: Deadline) -> Result<(), String> {
+        let mut pauses = Pauses::new(REACH_PAUSES);
+        loop {
+            match self.look(until) {
+                Ok(()) => return Ok(()),
+                Err(_) if pauses.wait(until) => {}
+                Err(why) => return Err(format!("no broker answers: {why}")),
+            }
+        }
+    }
+
     /// What is known of who leads what is that old, or nothing is.
     pub fn is_older_than(&self, age: Duration) -> bool {
         self.looked.is_none_or(|at| at.elapsed() >= age)
@@ -207,4 +222,25 @@ fn is_quiet(connection: &Connection) -> bool {
     let has_nothing = matches!(&looked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
     // It is one socket, whoever holds it.
     socket.set_nonblocking(false).is_ok() && has_nothing
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::kafka::config::KafkaConfig;
+
+    #[test]
+    fn a_cluster_that_is_away_is_given_up_in_time_and_with_the_reason() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        drop(listener);
+        let access = Access::new(&KafkaConfig::new(address.clone())).expect("plain");
+        let began = Instant::now();
+        let reached = Cluster::new(access, Vec::new()).reach(Deadline::after(Duration::from_millis(50)));
+        let text = reached.expect_err("nobody is there");
+        assert!(text.contains("no broker answers") && text.contains(&address), "{text}");
+        assert!(began.elapsed() < ASK_WAIT, "{:?}", began.elapsed());
+    }
 }

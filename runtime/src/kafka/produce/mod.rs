@@ -98,6 +98,10 @@ use crate::ports::{CommitError, End, Membership, Produce, Sink, SourceError, Tas
 /// A predecessor's transaction is being ended meanwhile, which can take its whole time-out.
 const INIT_WAIT: Duration = Duration::from_secs(30);
 
+/// How long all brokers may be away before that is said. A worker that is to stop meanwhile waits as long, so it is less than a
+/// node has to stop (`shutdown_timeout`).
+const REACH_WAIT: Duration = Duration::from_secs(10);
+
 /// Where the producer is in its life: the drawing above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -144,9 +148,10 @@ impl TransactionalProducer {
         let topics = Topics::new(&spec);
         let mut cluster = Cluster::new(access, topics.names.clone());
         let mut coordinator = Coordinator::new(transactional_id, limits.patience);
-        coordinator.renew(&mut cluster, Deadline::after(INIT_WAIT.max(limits.patience))).map_err(
-            |trouble| trouble.into_source_error(&format!("cannot initialise `{transactional_id}`")),
-        )?;
+        let failed =
+            |trouble: Trouble| trouble.into_source_error(&format!("cannot initialise `{transactional_id}`"));
+        cluster.reach(Deadline::after(REACH_WAIT)).map_err(Trouble::Unknown).map_err(failed)?;
+        coordinator.renew(&mut cluster, Deadline::after(INIT_WAIT.max(limits.patience))).map_err(failed)?;
         let batches = Batches::new(topics.names.len(), format, coordinator.identity());
         let delivery = Delivery::new(coordinator.id().clone(), limits.ack_timeout, limits.in_flight);
         Ok(TransactionalProducer {
