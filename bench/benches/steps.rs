@@ -1,13 +1,14 @@
 //! What each step on a record's way costs that can be measured by itself: `make bench-steps`.
 //!
 //! Criterion's iteration is a record, so what it prints are nanoseconds per record, of this thread's CPU
-//! time. Read them as a budget: the rest of what a workload needs is librdkafka's threads, the kernel and waiting.
+//! time. Read them as a budget: the rest of what a workload needs is in the threads that fetch, librdkafka's and
+//! RocksDB's, and in caches that are not as warm as here.
 //!
 //! | workload | step |
 //! |---|---|
-//! | b1 | `take` records out of librdkafka's queue, as columns; the handler in Wasm, and the same through the same loop of the SDK natively; `produce` what it emits; `end` the transaction |
+//! | b1 | `take` records out of fetched batches, as columns; the handler in Wasm, and the same through the same loop of the SDK natively; `produce` what it emits into batches; send them and `end` the transaction |
 //! | b4 | `prefetch` the counts of a batch, `handle` it in Wasm, `absorb` the new counts into the overlay |
-//! | | and for each commit: `freeze` (coalesced and sorted, as the changelog gets them), `produce` the counts, and the `changelog`, `apply` to the store, `settle` into the cache |
+//! | | and for each commit: `freeze` (coalesced and sorted, as the changelog gets them), `produce` the counts into batches, and the `changelog`, `apply` to the store, `settle` into the cache |
 //!
 //! What RocksDB flushes and compacts on threads of its own is not in it.
 //!

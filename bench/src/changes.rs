@@ -1,5 +1,5 @@
 //! What of a node is not as by default, in one line:
-//! `commit.max_records=10000,--set=kafka.properties.queued.min.messages=4000,bin=/elsewhere/tidemill`.
+//! `commit.max_records=10000,--set=kafka.client=librdkafka,bin=/elsewhere/tidemill`.
 //! `guarantee=at-least-once` is of its deployment, too, and not as the others of a comparison have it.
 
 use std::collections::BTreeMap;

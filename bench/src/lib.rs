@@ -1,4 +1,4 @@
-//! What tidemill costs, measured beside what it could cost at best and beside what else one would use.
+//! What tidemill costs, measured beside a native program on librdkafka and beside what else one would use.
 //!
 //! Only ratios count, of runs that are interleaved or side by side: absolute figures on a shared machine move by half.
 //!
@@ -13,7 +13,7 @@
 //! | [`load`], [`keys`], [`topics`] | what they read |
 //! | [`group`], [`outputs`], [`process`] | how far they are; what comes out; CPU time and memory |
 //! | [`module`] | what a deploy is measured with |
-//! | [`boundary`], [`steps`], [`queues`], [`meter`] | what it costs to be in Wasm; what steps cost by themselves, those at librdkafka's queues included; and by what that is told |
+//! | [`boundary`], [`steps`], [`queues`], [`meter`] | what it costs to be in Wasm; what steps cost by themselves, those between a worker and its brokers included; and by what that is told |
 //! | [`ingestion`] | ways in which a restore can write what it reads |
 //! | [`threads`], [`budget`] | what each thread costs; all of it as one table that sums up |
 //! | [`report`], [`charts`], [`markdown`] | the terminal and JSON; SVG; the README's table |

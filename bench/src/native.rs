@@ -1,7 +1,8 @@
 //! The native loop: consume, work, produce, commit, as a plain librdkafka program without a runtime
 //! around it. It does what the node does and no more: whole batches from the consumer's queue, record
 //! timestamps kept, keys placed by murmur2, offsets committed with the output; state in a hash map, and
-//! in a changelog topic as one record for each key that a commit interval has changed.
+//! in a changelog topic as one record for each key that a commit interval has changed. It is no floor
+//! for a node whose own client reads and writes: librdkafka makes a message of every record.
 //!
 //! What would be unfair is left out on purpose: it assigns its partitions by hand (no group to
 //! join), calls librdkafka's C functions directly (rdkafka's own `flush` and `commit_transaction`
@@ -242,8 +243,8 @@ fn consumer(job: &Job) -> Result<Consumer> {
         ("auto.offset.reset", "error"),
         ("isolation.level", "read_committed"),
         ("check.crcs", "true"),
-        // As the node has them: beyond the default of 100,000 a partition is left alone for a second, and what
-        // is taken from a long queue is not in the cache any more.
+        // As a node has them where librdkafka fetches: beyond the default of 100,000 a partition is left alone for a
+        // second, and what is taken from a long queue is not in the cache any more.
         ("queued.min.messages", "20000"),
         ("fetch.queue.backoff.ms", "5"),
     ];

@@ -58,9 +58,8 @@ pub struct Arguments {
     records: u64,
     /// `loop`, `loop:produce=batch` (by `rd_kafka_produce_batch`, without timestamps), `loop:PROPERTY=VALUE` of its
     /// producer (`loop:max.in.flight=5`), `tidemill`, or `tidemill:CHANGE,CHANGE`, where a change is of the deployment's
-    /// document (`commit.max_records=10000`), of the node (`--set=kafka.properties.queued.min.messages=4000`), another
-    /// guarantee (`guarantee=at-least-once`) or another build (`bin=PATH`); the first is compared with each of the
-    /// others
+    /// document (`commit.max_records=10000`), of the node (`--set=kafka.client=librdkafka`), another guarantee
+    /// (`guarantee=at-least-once`) or another build (`bin=PATH`); the first is compared with each of the others
     #[arg(required = true, num_args = 2..=3, value_name = "CONTENDER", value_parser = Side::parse)]
     sides: Vec<Side>,
 }

@@ -1,13 +1,23 @@
-//! librdkafka's queues as a node uses them, beside the embedded broker in this process: what it takes the node's
-//! threads to get records out of the one, as columns, and to hand a commit's to the other.
+//! A worker's consumer and transactional producer, the node's own, beside the embedded broker in this process: what it
+//! takes the node's threads to get records out of what was fetched ahead, and to write and send a commit's.
 //!
 //! ```text
-//!  input ---fetched ahead---> consumer's queue ---take---> batches
-//!  output, changelog <------- producer's queue <--produce, changelog, end--- a commit
+//!  input ---fetched ahead---> batches in the queue ---take---> columns
+//!  output, changelog <--------end--------- batches <--produce, changelog--- a commit
 //! ```
 //!
-//! Counted is the calling thread alone: the threads of librdkafka and of the broker are not in it, though they run at
-//! the same time, and so what it waits for them is not either.
+//! | step | what the calling thread does in it |
+//! |---|---|
+//! | `take` | reads records out of batches, which the thread that fetched them has checked and unpacked, into columns; at each call it also asks librdkafka what the group says |
+//! | `produce`, `changelog` | finds the partition of each row and appends the row to the batch of that one |
+//! | `end` | everything else of a commit: closes the batches (checksum, compression), sends them, and makes and ends the transaction |
+//!
+//! A batch that is full is closed and sent ahead at once, in the midst of `produce` or `changelog`. With
+//! [`COMMIT_RECORDS`] of a hundred bytes none is; a node under load commits three or four times as many, and has a part
+//! of what is in `end` here in the others.
+//!
+//! Counted is the CPU time of the calling thread alone, system calls included: the thread that fetches and the broker's
+//! are not in it, though they run at the same time, and so what it waits for them is not either.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,9 +55,10 @@ const BATCH_BYTES: u32 = 1_048_588;
 /// Of each partition, so that what was read goes; far more than is waiting.
 const KEPT_BYTES: u32 = 32 << 20;
 const SEGMENT_BYTES: u32 = 4 << 20;
-/// Written to the input at once, and how few may be left of them: more than are fetched ahead.
+/// Written to the input at once, and how few may be left of them: more than are fetched ahead, which is up to two
+/// fetches of each partition, of 1 MiB.
 const FILLED: u64 = 10 * COMMIT_RECORDS as u64;
-const LEFT_MIN: u64 = 2 * COMMIT_RECORDS as u64;
+const LEFT_MIN: u64 = 4 * COMMIT_RECORDS as u64;
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Who uses less than a fifth of such a time has nothing to do.
 const IDLE_WINDOW: Duration = Duration::from_millis(20);
@@ -194,7 +205,8 @@ fn join(consumer: &mut Consumer) -> Result<Vec<TaskOffset>> {
     }
 }
 
-/// Waits until as much is fetched ahead as may be: until nobody in this process has anything to do.
+/// Waits until as much is fetched ahead as may be. A thread that fetches waits then, as all others do, so that nobody in
+/// this process has anything to do.
 fn wait_until_idle() -> Result<()> {
     let (process, started) = (std::process::id(), Instant::now());
     loop {

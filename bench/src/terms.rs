@@ -58,7 +58,7 @@ impl Guarantee {
 /// Who does it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
-    /// The native loop: the floor.
+    /// The native loop, on librdkafka.
     Loop,
     Tidemill,
     /// Tidemill with other work than the workload's, which is compared with it.

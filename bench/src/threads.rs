@@ -22,9 +22,11 @@ pub const ROWS: [&str; 6] = [
 ];
 /// The thread that takes records and handles them; the loop's only one.
 pub const WORKER: usize = 0;
+/// Makes batches of what is produced and sends them, if that is the node's own producer.
 pub const COMMIT: usize = 1;
 /// The node's own threads of brokers; in the loop librdkafka's do that.
 const FETCHING: usize = 2;
+/// In a node they have heartbeats and what is read or written by librdkafka still; in the loop all records.
 const BROKERS: usize = 3;
 const MAIN: usize = 4;
 const ROCKSDB: usize = 5;
