@@ -106,7 +106,7 @@ pub fn a_configured_node_is_right(cluster: &Cluster, kafka: &str, secrets: &[&st
     run_to_the_end(cluster, &mut node);
     assert!(node.stop().success());
     // With connections of its own, which are encrypted and signed in, too.
-    assert!(!node.log().contains("librdkafka fetches records"), "{}", node.log());
+    assert!(!node.log().contains("librdkafka reads and writes records"), "{}", node.log());
     secrets_stay_secret(cluster, &node, secrets);
 }
 

@@ -147,8 +147,9 @@ fn f12_a_late_end_of_a_transaction_ends_no_later_one() {
     });
 }
 
-/// F12 with a connection that breaks: librdkafka sends the end again by itself, so that the node sees
-/// a commit that succeeded, and the first request arrives in the middle of the next transaction.
+/// F12 with a connection that breaks: the node hears at once that there will be no answer, goes on with a
+/// new epoch (librdkafka, where it writes, sends the end again by itself and reports a commit that
+/// succeeded), and the first request arrives in the middle of the next transaction.
 #[test]
 fn f12_a_late_end_of_a_transaction_that_was_sent_again_ends_no_later_one() {
     let _alone = alone();
