@@ -114,7 +114,7 @@ pub enum Metric {
     Deployed,
     /// Milliseconds for which a partition of the output stands still.
     Gap,
-    /// Kibibytes that a deployment adds beyond its linear memory and its Kafka clients.
+    /// Kibibytes that a deployment adds beyond its linear memory and its client of librdkafka.
     OwnMemory,
     /// Seconds from a kill, or from a start long after it, to the first new output.
     FirstOutput,

@@ -51,7 +51,7 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Handler::Count)]
         handler: Handler,
     },
-    /// What `churn` compares with: so many pairs of bare Kafka clients
+    /// What `churn` compares with: so many bare clients of librdkafka
     #[command(hide = true)]
     Clients {
         #[arg(long)]
@@ -204,7 +204,7 @@ fn show_small(count: usize, handler: Handler, small: &Small) {
         Handler::Pass => format!(" (at most {OWN_KIB_MAX}: MISSED)"),
     };
     println!(
-        "  of each: {:.0} KiB linear memory, {:.0} KiB and {:.1} threads for its Kafka clients alone, {:.0} KiB the rest{bar}",
+        "  of each: {:.0} KiB linear memory, {:.0} KiB and {:.1} threads for librdkafka alone, {:.0} KiB the rest{bar}",
         small.linear_kib,
         small.clients.rss_kib,
         small.clients.threads,

@@ -1,19 +1,17 @@
-//! Kafka clients as a worker of a node has them, and nothing else: `tidemill-hostile clients`. What they need is
-//! librdkafka's, and is taken off what a small deployment costs.
+//! librdkafka's consumers as a worker of a node has one, and nothing else: `tidemill-hostile clients`. What they need is
+//! librdkafka's, and is taken off what a small deployment costs. What reads and writes an exactly-once deployment's
+//! records is the node's own, and counts as the deployment's.
 //!
 //! Of the node's settings (`runtime/src/kafka/config.rs`) they have those that decide over membership, connections and
-//! buffers. They do what the clients of an idle exactly-once deployment have certainly done: the consumer is a member
-//! with its partition assigned, and the producer has its transactional id. If a node's have done more, that is counted
-//! as the deployment's.
+//! buffers. They do what the consumer of an idle deployment has certainly done: it is a member with its partition
+//! assigned, which is paused. If a node's has done more, that is counted as the deployment's.
 
 use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::producer::{BaseProducer, Producer};
 
 use super::process::Usage;
 use crate::reading::reading;
@@ -23,7 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// After the last of them is ready, before they count as idle.
 const STARTING: Duration = Duration::from_secs(3);
 
-/// What the clients of each worker need.
+/// What the client of each worker needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Clients {
     pub rss_kib: f64,
@@ -31,7 +29,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Runs so many pairs of clients on a topic, in a process of their own.
+    /// Runs so many clients on a topic, in a process of their own.
     pub fn measure(bootstrap: &str, topic: &str, count: usize) -> Result<Clients> {
         let cores = available_parallelism()?.get().max(2);
         let output = Command::new(std::env::current_exe()?)
@@ -48,7 +46,7 @@ impl Clients {
     }
 }
 
-/// What that process does: prints what each of so many pairs adds to it, resident KiB and threads.
+/// What that process does: prints what each of so many clients adds to it, resident KiB and threads.
 pub fn run(bootstrap: &str, topic: &str, count: usize) -> Result<()> {
     // What every process with such clients has once.
     let first = open(bootstrap, topic, 0..1)?;
@@ -61,13 +59,12 @@ pub fn run(bootstrap: &str, topic: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-type Pair = (BaseConsumer, BaseProducer);
-
-/// Opens pairs and waits until each is ready.
-fn open(bootstrap: &str, topic: &str, numbers: std::ops::Range<usize>) -> Result<Vec<Pair>> {
-    let pairs: Vec<Pair> = numbers.map(|number| pair(bootstrap, topic, number)).collect::<Result<_>>()?;
+/// Opens clients and waits until each is ready.
+fn open(bootstrap: &str, topic: &str, numbers: std::ops::Range<usize>) -> Result<Vec<BaseConsumer>> {
+    let consumers: Vec<BaseConsumer> =
+        numbers.map(|number| member(bootstrap, topic, number)).collect::<Result<_>>()?;
     let until = Instant::now() + READY_MAX;
-    let mut waiting: Vec<&BaseConsumer> = pairs.iter().map(|(consumer, _)| consumer).collect();
+    let mut waiting: Vec<&BaseConsumer> = consumers.iter().collect();
     while !waiting.is_empty() {
         ensure!(Instant::now() < until, "{} consumers have no partition", waiting.len());
         for consumer in &waiting {
@@ -77,14 +74,15 @@ fn open(bootstrap: &str, topic: &str, numbers: std::ops::Range<usize>) -> Result
         waiting.retain(|consumer| !consumer.assignment().is_ok_and(|assigned| assigned.count() > 0));
         std::thread::sleep(LOOK_EVERY);
     }
-    for (_, producer) in &pairs {
-        producer.init_transactions(READY_MAX)?;
+    for consumer in &consumers {
+        // The node reads it by itself.
+        consumer.pause(&consumer.assignment()?)?;
     }
     std::thread::sleep(STARTING);
-    Ok(pairs)
+    Ok(consumers)
 }
 
-fn pair(bootstrap: &str, topic: &str, number: usize) -> Result<Pair> {
+fn member(bootstrap: &str, topic: &str, number: usize) -> Result<BaseConsumer> {
     let name = format!("bare-{number}");
     let consumer: BaseConsumer = reading(bootstrap, &name, true)
         .set("enable.auto.offset.store", "false")
@@ -100,14 +98,5 @@ fn pair(bootstrap: &str, topic: &str, number: usize) -> Result<Pair> {
         .set("topic.metadata.refresh.interval.ms", "30000")
         .create()?;
     consumer.subscribe(&[topic])?;
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", bootstrap)
-        .set("transactional.id", &name)
-        .set("transaction.timeout.ms", "10000")
-        .set("linger.ms", "20")
-        .set("queue.buffering.max.messages", "500000")
-        .set("delivery.report.only.error", "true")
-        .set("topic.metadata.refresh.interval.ms", "30000")
-        .create()?;
-    Ok((consumer, producer))
+    Ok(consumer)
 }

@@ -220,7 +220,7 @@ pub struct Small {
     pub rss_kib: f64,
     /// Of that, what is its guest's resident linear memory.
     pub linear_kib: f64,
-    /// What the Kafka clients of each need, by themselves and in another process.
+    /// What librdkafka's client of each needs, by itself and in another process.
     pub clients: Clients,
     pub threads: f64,
     pub descriptors: f64,
@@ -230,8 +230,8 @@ pub struct Small {
 }
 
 impl Small {
-    /// What each adds beyond its linear memory and its Kafka clients: stacks, instances, buffers, what the node knows
-    /// of it, its share of what the allocator keeps, and its store if it has one.
+    /// What each adds beyond its linear memory and its client of librdkafka: stacks, instances, what its records are read
+    /// and written by, what the node knows of it, its share of what the allocator keeps, and its store if it has one.
     pub fn own_kib(&self) -> f64 {
         self.rss_kib - self.linear_kib - self.clients.rss_kib
     }
