@@ -164,13 +164,18 @@ mod tests {
         "fetch.message.max.bytes",
         "fetch.min.bytes",
         "fetch.wait.max.ms",
+        "max.in.flight",
+        "max.in.flight.requests.per.connection",
         "max.partition.fetch.bytes",
+        "message.max.bytes",
         "metadata.broker.list",
         "queued.max.messages.kbytes",
         "receive.message.max.bytes",
         "security.protocol",
         "socket.connection.setup.timeout.ms",
         "socket.timeout.ms",
+        // How often the producer looks; who reads learns of new leaders from brokers' answers.
+        "topic.metadata.refresh.interval.ms",
     ];
 
     /// What the node fixes, or what is of membership, of how librdkafka works inside, or of brokers that are too old
@@ -212,11 +217,8 @@ mod tests {
         "log.queue",
         "log.thread.name",
         "log_level",
-        "max.in.flight",
-        "max.in.flight.requests.per.connection",
         "max.poll.interval.ms",
         "message.copy.max.bytes",
-        "message.max.bytes",
         "metadata.max.age.ms",
         "metadata.recovery.rebootstrap.trigger.ms",
         "metadata.recovery.strategy",
@@ -240,7 +242,6 @@ mod tests {
         "topic.metadata.propagation.max.ms",
         "topic.metadata.refresh.fast.cnt",
         "topic.metadata.refresh.fast.interval.ms",
-        "topic.metadata.refresh.interval.ms",
         "topic.metadata.refresh.sparse",
     ];
 

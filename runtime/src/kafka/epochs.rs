@@ -1,14 +1,15 @@
 //! Leader epochs of input partitions: by which a broker can tell that a log was cut off below a position
 //! and has grown past it again, with other records (an unclean election; KIP-320).
 //!
-//! A committed offset carries the epoch of the record before it, and a partition is started with it:
-//! librdkafka then asks the broker where that epoch ended (OffsetForLeaderEpoch), and a position beyond that
-//! is an error of the partition instead of a silent skip. Without an epoch nothing is asked.
+//! A committed offset carries the epoch of the record before it, and a partition is started with it. The
+//! node's own fetcher says it with every fetch (`last_fetched_epoch`, KIP-595), librdkafka asks the broker
+//! once where that epoch ended (OffsetForLeaderEpoch); a position beyond that is an error of the partition
+//! instead of a silent skip. Without an epoch nothing is noticed.
 //!
-//! librdkafka does not tell the epoch of a transaction marker (`rd_kafka_q_serve_rkmessages` reads it from a
-//! message without a topic). It may be a later one than that of the record before, so a position behind a
-//! marker has none: with the record's, a marker written after a change of the leader looked like a log that
-//! was cut off.
+//! The epoch of a transaction marker may be a later one than that of the record before: with the record's, a
+//! marker written after a change of the leader looked like a log that was cut off. The node's own fetcher
+//! knows it from the marker's batch. librdkafka does not tell it (`rd_kafka_q_serve_rkmessages` reads it from
+//! a message without a topic), so where it fetches a position behind a marker has none.
 //!
 //! Kept by group: each reads a topic at its own pace, and what one has just been told of its committed offset
 //! says nothing about where another stands.

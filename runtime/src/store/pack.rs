@@ -1,7 +1,8 @@
 //! How rows of the inbox's topic are packed, many in one record.
 //!
-//! A record costs librdkafka and the broker about a microsecond, whatever it holds, and the topic is not
-//! compacted, so no row needs a record of its own. A record has rows of one commit, in the order of their keys.
+//! A record has its price, whatever it holds: with who writes it, the broker, and who restores it (librdkafka and the
+//! broker take about a microsecond for each). The topic is not compacted, so no row needs a record of its own. A record
+//! has rows of one commit, in the order of their keys.
 //!
 //! | key | value |
 //! |---|---|
