@@ -12,6 +12,7 @@ use super::reader::FOLLOW;
 use crate::record::headers;
 
 const FLUSH_WAIT: Duration = Duration::from_secs(60);
+const WATERMARKS_WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -126,7 +127,7 @@ pub struct ConsumeSpec {
     pub max: Option<u64>,
     /// Hides open and aborted transactions.
     pub committed: bool,
-    /// Goes on at the end instead of stopping there.
+    /// Goes on at the end instead of stopping at the one that there is when it begins.
     pub follow: bool,
 }
 
@@ -142,7 +143,8 @@ pub struct Consumed {
 }
 
 /// Hands records to `each` until it answers false, the maximum is reached, or, unless following,
-/// every partition has been read to its end. `each` also hears `None` about every 100 ms while
+/// every partition has been read to the end that it had at first: to whatever is the end by then it would never come, where
+/// more is written all the time. `each` also hears `None` about every 100 ms while
 /// nothing comes, so that it can end an idle wait.
 pub fn consume(
     config: &KafkaConfig,
@@ -158,7 +160,7 @@ pub fn consume(
         list.add(&spec.topic, partition, start_of(&raw, spec, partition).map_err(told)?, "");
     }
     raw.assign(Some(&list)).map_err(told)?;
-    let mut open: Vec<i32> = partitions;
+    let mut open = ends(&raw, spec, &partitions).map_err(told)?;
     let mut count = 0;
     while spec.max.is_none_or(|max| count < max) {
         raw.fill_wait(500, Instant::now() + Duration::from_millis(100), || false);
@@ -167,6 +169,9 @@ pub fn consume(
         }
         while let Some(message) = raw.front() {
             match message.error() {
+                None if open.get(&message.partition()).is_none_or(|end| message.offset() >= *end) => {
+                    open.remove(&message.partition());
+                }
                 None => {
                     let go_on = each(Some(consumed(message)));
                     count += 1;
@@ -175,7 +180,9 @@ pub fn consume(
                     }
                 }
                 Some(error) if error.is(Code::RD_KAFKA_RESP_ERR__PARTITION_EOF) => {
-                    open.retain(|&partition| partition != message.partition());
+                    if !spec.follow {
+                        open.remove(&message.partition());
+                    }
                 }
                 Some(error) if error.code > 0 || error.is(Code::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET) => {
                     return Err(told(error));
@@ -184,11 +191,20 @@ pub fn consume(
             }
             raw.pop();
         }
-        if open.is_empty() && !spec.follow {
+        if open.is_empty() {
             break;
         }
     }
     Ok(count)
+}
+
+/// Where each partition ends that is read; never, if followed.
+fn ends(raw: &Consumer, spec: &ConsumeSpec, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, KafkaError> {
+    let end = |partition: i32| match spec.follow {
+        true => Ok((partition, i64::MAX)),
+        false => Ok((partition, raw.client().watermarks(&spec.topic, partition, WATERMARKS_WAIT)?.1)),
+    };
+    partitions.iter().map(|&partition| end(partition)).collect()
 }
 
 fn partitions_of(raw: &Consumer, spec: &ConsumeSpec) -> Result<Vec<i32>, ToolError> {
@@ -211,7 +227,7 @@ fn start_of(raw: &Consumer, spec: &ConsumeSpec, partition: i32) -> Result<i64, K
     if let From::Offset(offset) = spec.from {
         return Ok(i64::try_from(offset).unwrap_or(i64::MAX));
     }
-    let (low, high) = raw.client().watermarks(&spec.topic, partition, Duration::from_secs(30))?;
+    let (low, high) = raw.client().watermarks(&spec.topic, partition, WATERMARKS_WAIT)?;
     Ok(match spec.from {
         From::Beginning | From::Offset(_) => low,
         From::End => high,

@@ -276,3 +276,27 @@ fn the_tools_show_what_was_produced_from_any_place() {
     let error = count(&spec(From::Beginning, &[2], None)).unwrap_err().to_string();
     assert!(error.contains("has 2 partitions, no partition 2"), "{error}");
 }
+
+#[test]
+fn a_topic_that_is_read_to_its_end_ends_where_it_did_when_that_began() {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("growing", 1);
+    cluster.produce_numbers(&topic, 0, 0..5);
+    let spec = ConsumeSpec {
+        topic: topic.clone(),
+        partitions: Vec::new(),
+        from: From::Beginning,
+        max: None,
+        committed: true,
+        follow: false,
+    };
+    let mut seen = Vec::new();
+    let count = tools::consume(&cluster.config(), &spec, &mut |record| {
+        if let Some(record) = record {
+            seen.push(record.offset);
+            cluster.produce_numbers(&topic, 0, 5..7);
+        }
+        seen.len() < 100
+    });
+    assert_eq!((count.unwrap(), seen), (5, vec![0, 1, 2, 3, 4]));
+}
