@@ -161,7 +161,7 @@ impl Scene {
         for topic in [&input, &output] {
             admin.create_topic(&NewTopic::new(topic, 1)).unwrap();
         }
-        let mut member = Member::join_with(&config, ConsumerSpec::new(&unique("group"), vec![input.clone()]));
+        let mut member = Member::join_with(&config, ConsumerSpec::new(unique("group"), vec![input.clone()]));
         member.step_until("the partition", |member| member.running.len() == 1);
         Scene { detour, config, member, input, output, id: unique("tx") }
     }
@@ -287,7 +287,7 @@ fn a_commit_that_goes_ahead_in_parts_keeps_every_record_and_their_order() {
         config.properties.insert("compression.type".to_owned(), codec.to_owned());
         config.limits.produce_queue_kib = queue_kib;
         let (input, output) = (cluster.topic("in", 1), cluster.topic("out", 4));
-        let mut member = Member::join(&cluster, ConsumerSpec::new(&unique("group"), vec![input.clone()]));
+        let mut member = Member::join(&cluster, ConsumerSpec::new(unique("group"), vec![input.clone()]));
         member.step_until("the partition", |member| member.running.len() == 1);
         let mut spec = sink_spec(&[&output], None, &[&input]);
         spec.batch_bytes = 20_000;
@@ -320,7 +320,7 @@ fn a_commit_that_goes_ahead_in_parts_keeps_every_record_and_their_order() {
 fn records_without_a_key_stay_together_within_a_batch_and_spread_over_commits() {
     let cluster = Cluster::get();
     let (input, output) = (cluster.topic("in", 1), cluster.topic("out", 3));
-    let mut member = Member::join(&cluster, ConsumerSpec::new(&unique("group"), vec![input.clone()]));
+    let mut member = Member::join(&cluster, ConsumerSpec::new(unique("group"), vec![input.clone()]));
     member.step_until("the partition", |member| member.running.len() == 1);
     let spec = sink_spec(&[&output], None, &[&input]);
     let mut producer = TransactionalProducer::new(&cluster.config(), &unique("tx"), spec).unwrap();
