@@ -545,9 +545,12 @@ mod tests {
         assert!(matches!(error, ConnectionError::Closed { .. } | ConnectionError::Broken { .. }), "{error}");
     }
 
+    /// What a broker says to a request, byte by byte.
+    type Said = fn(&RequestHeader) -> Vec<u8>;
+
     #[test]
     fn an_answer_that_is_none_is_refused_with_the_reason() {
-        let answers: [(fn(&RequestHeader) -> Vec<u8>, &str); 5] = [
+        let answers: [(Said, &str); 5] = [
             (|_| vec![0x7f, 0xff, 0xff, 0xff], "it is 2147483647 bytes, at most 100000000 are read"),
             (|_| vec![0xff; 4], "it is -1 bytes"),
             (|_| vec![0, 0, 0, 2, 1, 2], "it is to request none"),
