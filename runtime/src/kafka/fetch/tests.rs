@@ -176,7 +176,8 @@ fn batch(from: i64, epoch: i32) -> Bytes {
         producer_epoch: -1,
         timestamp_type: TimestampType::Creation,
         offset: from + n,
-        sequence: -1,
+        // The encoder ends a batch where sequences do not follow each other.
+        sequence: n as i32,
         timestamp: 1,
         key: None,
         value: Some(Bytes::from((from + n).to_string())),
