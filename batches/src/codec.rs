@@ -16,7 +16,7 @@ const DECOMPRESSED_BYTES_MAX: usize = 128 * 1024 * 1024;
 const GUESS_BYTES_MAX: usize = 1024 * 1024;
 
 /// What snappy-java puts before its blocks: magic, version 1, compatible since 1.
-const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
+pub(crate) const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 
 /// Decompresses the records of a batch; `codec` is the number in its attributes.
 pub fn decompress(codec: i16, compressed: &[u8]) -> Result<Bytes, BatchError> {

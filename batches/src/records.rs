@@ -183,7 +183,8 @@ fn unzigzag(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{NewBatch, NewRecord, put_varint};
+    use crate::testing::{NewBatch, NewRecord};
+    use crate::writer::put_varint;
 
     /// A key, a null value, headers, a long value, and a delta of three bytes.
     fn mixed() -> NewBatch {

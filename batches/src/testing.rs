@@ -4,6 +4,7 @@ use std::io::Write;
 
 use bytes::Bytes;
 
+use crate::writer::{put_nullable, put_varint};
 use crate::{Header, NO_PRODUCER_ID, NO_SEQUENCE, assemble};
 
 /// A record to be appended to a [`NewBatch`].
@@ -120,25 +121,5 @@ pub fn compress(codec: i16, bytes: &[u8]) -> Vec<u8> {
         }
         4 => zstd::stream::encode_all(bytes, 1).expect(memory),
         codec => panic!("there is no codec {codec}"),
-    }
-}
-
-/// Appends a zigzag varint.
-pub fn put_varint(out: &mut Vec<u8>, value: i64) {
-    let mut left = ((value << 1) ^ (value >> 63)).cast_unsigned();
-    while left >= 0x80 {
-        out.push(left as u8 | 0x80);
-        left >>= 7;
-    }
-    out.push(left as u8);
-}
-
-fn put_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
-    match bytes {
-        None => put_varint(out, -1),
-        Some(bytes) => {
-            put_varint(out, bytes.len() as i64);
-            out.extend_from_slice(bytes);
-        }
     }
 }

@@ -65,22 +65,27 @@ pub fn marker(producer_id: i64, producer_epoch: i16, commit: bool, timestamp_ms:
 pub fn assemble(header: &Header, records: &[u8]) -> BytesMut {
     let size = HEADER_LEN + records.len();
     let mut batch = BytesMut::with_capacity(size);
-    batch.put_i64(header.base_offset);
-    batch.put_u32((size - LENGTH_END) as u32);
-    batch.put_i32(header.leader_epoch);
-    batch.put_u8(MAGIC);
-    batch.put_u32(0);
-    batch.put_i16(header.attributes);
-    batch.put_i32(header.last_offset_delta);
-    batch.put_i64(header.base_timestamp);
-    batch.put_i64(header.max_timestamp);
-    batch.put_i64(header.producer_id);
-    batch.put_i16(header.producer_epoch);
-    batch.put_i32(header.base_sequence);
-    batch.put_i32(header.count);
+    put_header(&mut batch, header, size);
     batch.put_slice(records);
     seal(&mut batch);
     batch
+}
+
+/// The header of a batch of `size` bytes, its own included; the CRC is to come, by [`seal`].
+pub(crate) fn put_header(out: &mut impl BufMut, header: &Header, size: usize) {
+    out.put_i64(header.base_offset);
+    out.put_u32((size - LENGTH_END) as u32);
+    out.put_i32(header.leader_epoch);
+    out.put_u8(MAGIC);
+    out.put_u32(0);
+    out.put_i16(header.attributes);
+    out.put_i32(header.last_offset_delta);
+    out.put_i64(header.base_timestamp);
+    out.put_i64(header.max_timestamp);
+    out.put_i64(header.producer_id);
+    out.put_i16(header.producer_epoch);
+    out.put_i32(header.base_sequence);
+    out.put_i32(header.count);
 }
 
 /// Clears the codec bits, for a batch whose records were decompressed.

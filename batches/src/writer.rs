@@ -22,19 +22,13 @@ mod tests;
 use bytes::{BufMut, Bytes};
 
 pub use self::compress::{Codec, UnknownCodec};
-use crate::HEADER_LEN;
+use crate::header::TRANSACTIONAL;
+use crate::write::{put_header, seal};
+use crate::{HEADER_LEN, Header};
 
 /// A batch says its length, and a record its place, in 32 bits with a sign.
 pub const BATCH_BYTES_MAX: usize = i32::MAX as usize;
 
-/// Bytes before and including the length field; the length counts what comes after it.
-const LENGTH_END: usize = 12;
-/// Where the CRC lies, and where what it covers begins.
-const CRC_AT: usize = 17;
-const CRC_END: usize = 21;
-
-const MAGIC: i8 = 2;
-const TRANSACTIONAL: i16 = 0x10;
 /// The broker's to say.
 const NO_LEADER_EPOCH: i32 = -1;
 
@@ -168,8 +162,9 @@ impl Writer {
         let compressed = compress::compress(codec, level, &self.batch);
         let codec = if compressed.is_some() { codec } else { Codec::None };
         let mut batch = compressed.unwrap_or_else(|| std::mem::take(&mut self.batch));
-        let header = self.header(batch.len(), producer, codec);
-        seal(&mut batch, &header);
+        let size = batch.len();
+        put_header(&mut &mut batch[..HEADER_LEN], &self.header(producer, codec), size);
+        seal(&mut batch);
         self.clear();
         if batch.len() < batch.capacity() / 2 {
             // The one before it was larger.
@@ -190,36 +185,26 @@ impl Writer {
         if self.is_empty() { Some(0) } else { timestamp_ms.checked_sub(self.base_timestamp) }
     }
 
-    /// The header of a batch of so many bytes, without its CRC.
-    fn header(&self, bytes: usize, producer: Producer, codec: Codec) -> [u8; HEADER_LEN] {
-        let mut header = [0; HEADER_LEN];
-        let mut free = &mut header[..];
-        free.put_i64(0); // The base offset is the broker's to say.
-        free.put_u32((bytes - LENGTH_END) as u32);
-        free.put_i32(NO_LEADER_EPOCH);
-        free.put_i8(MAGIC);
-        free.put_u32(0);
-        free.put_i16(codec.number() | if producer.is_transactional { TRANSACTIONAL } else { 0 });
-        free.put_i32(self.count - 1);
-        free.put_i64(self.base_timestamp);
-        free.put_i64(self.max_timestamp);
-        free.put_i64(producer.id);
-        free.put_i16(producer.epoch);
-        free.put_i32(producer.base_sequence);
-        free.put_i32(self.count);
-        header
+    fn header(&self, producer: Producer, codec: Codec) -> Header {
+        Header {
+            base_offset: 0, // The broker's to say.
+            length: 0,
+            leader_epoch: NO_LEADER_EPOCH,
+            attributes: codec.number() | if producer.is_transactional { TRANSACTIONAL } else { 0 },
+            last_offset_delta: self.count - 1,
+            base_timestamp: self.base_timestamp,
+            max_timestamp: self.max_timestamp,
+            producer_id: producer.id,
+            producer_epoch: producer.epoch,
+            base_sequence: producer.base_sequence,
+            count: self.count,
+            crc: 0,
+        }
     }
 }
 
-/// Puts a header that lacks only its CRC before the records.
-fn seal(batch: &mut [u8], header: &[u8; HEADER_LEN]) {
-    batch[..HEADER_LEN].copy_from_slice(header);
-    let crc = crc32c::crc32c(&batch[CRC_END..]);
-    batch[CRC_AT..CRC_END].copy_from_slice(&crc.to_be_bytes());
-}
-
 /// A length (-1 for null) and that many bytes.
-fn put_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+pub(crate) fn put_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     put_varint(out, bytes.map_or(-1, |bytes| bytes.len() as i64));
     out.extend_from_slice(bytes.unwrap_or_default());
 }
@@ -234,7 +219,8 @@ fn with_length(length: usize) -> usize {
     varint_len(length as i64) + length
 }
 
-fn put_varint(out: &mut impl BufMut, value: i64) {
+/// A zigzag varint.
+pub(crate) fn put_varint(out: &mut impl BufMut, value: i64) {
     let mut bits = zigzag(value);
     while bits >= 0x80 {
         out.put_u8(bits as u8 | 0x80);

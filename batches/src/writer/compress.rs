@@ -19,9 +19,8 @@ use lz4::liblz4::BlockChecksum;
 use lz4::{BlockMode, BlockSize, ContentChecksum, EncoderBuilder};
 
 use crate::HEADER_LEN;
+use crate::codec::XERIAL_MAGIC;
 
-/// What snappy-java puts before its blocks: magic, version 1, compatible since 1.
-const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 /// Uncompressed bytes of a snappy block: the most that snappy finds repetitions in.
 const SNAPPY_BLOCK_BYTES: usize = 64 * 1024;
 
