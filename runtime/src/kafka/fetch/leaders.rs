@@ -5,14 +5,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
-use kafka_protocol::messages::{MetadataRequest, MetadataResponse, TopicName};
+use kafka_protocol::messages::{MetadataResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
 
 use super::Telling;
 use super::cluster::Leader;
 use super::shared::Shared;
-use crate::kafka::wire::{Access, Address, Connection, ConnectionError, METADATA_VERSION};
+use crate::kafka::wire::{Access, Address, Connection, ConnectionError, METADATA_VERSION, metadata};
 use crate::record::InputPartition;
 
 /// Between two questions: doubled from the first to the second.
@@ -62,13 +61,8 @@ fn ask(
     connections: &mut Connections,
     (topics, addresses): (&[&str], Vec<Address>),
 ) -> Result<MetadataResponse, Vec<ConnectionError>> {
-    let named = |name: &&str| {
-        let name = StrBytes::from_string((*name).to_owned());
-        MetadataRequestTopic::default().with_name(Some(TopicName(name)))
-    };
-    let request = MetadataRequest::default()
-        .with_topics(Some(topics.iter().map(named).collect()))
-        .with_allow_auto_topic_creation(false);
+    let named = |name: &&str| TopicName(StrBytes::from_string((*name).to_owned()));
+    let request = metadata::request(topics.iter().map(named));
     let mut errors = Vec::new();
     let mut left = addresses.len();
     for address in addresses {
@@ -106,12 +100,7 @@ fn read(
     shared: &Shared,
     response: MetadataResponse,
 ) -> (HashMap<i32, Address>, Vec<(InputPartition, Leader)>) {
-    let mut addresses = HashMap::new();
-    for broker in response.brokers {
-        if let Ok(port) = u16::try_from(broker.port) {
-            addresses.insert(broker.node_id.0, Address { host: broker.host.to_string(), port });
-        }
-    }
+    let addresses = metadata::addresses(response.brokers).collect();
     let mut leaders = Vec::new();
     for topic in response.topics {
         let Some(name) = topic.name else { continue };

@@ -5,12 +5,11 @@
 use std::collections::BTreeMap;
 
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{MetadataRequest, MetadataResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
 
 use super::batches::Place;
-use crate::kafka::wire::Address;
+use crate::kafka::wire::{Address, metadata};
 
 struct Topic {
     name: TopicName,
@@ -32,18 +31,11 @@ impl Leaders {
     }
 
     pub fn request(&self) -> MetadataRequest {
-        let named = |topic: &Topic| MetadataRequestTopic::default().with_name(Some(topic.name.clone()));
-        MetadataRequest::default()
-            .with_topics(Some(self.topics.iter().map(named).collect()))
-            .with_allow_auto_topic_creation(false)
+        metadata::request(self.topics.iter().map(|topic| topic.name.clone()))
     }
 
     pub fn read(&mut self, response: MetadataResponse) {
-        let known = response.brokers.into_iter().filter_map(|broker| {
-            let port = u16::try_from(broker.port).ok()?;
-            Some((broker.node_id.0, Address { host: broker.host.to_string(), port }))
-        });
-        let known: BTreeMap<i32, Address> = known.collect();
+        let known: BTreeMap<i32, Address> = metadata::addresses(response.brokers).collect();
         // A broker that has just started may not know the others.
         if !known.is_empty() {
             self.addresses = known;

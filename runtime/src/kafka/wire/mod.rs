@@ -6,12 +6,14 @@
 //! | `connection` | one connection: requests and answers |
 //! | `frames` | bytes there and back, within a deadline |
 //! | `guard` | looks at an answer before it is decoded |
+//! | `metadata` | what every client asks of the cluster |
 //! | `sasl` | signing in |
 
 mod access;
 mod connection;
 mod frames;
 mod guard;
+pub(super) mod metadata;
 mod sasl;
 
 pub(super) use access::{Access, Address};
