@@ -26,7 +26,7 @@ use rocksdb::{
 };
 use tidemill::ports::LogRecord;
 use tidemill::record::Offset;
-use tidemill::store::{BudgetConfig, Identity, Progress, Store, StoreBudget, sort_keys};
+use tidemill::store::{BudgetConfig, Identity, Progress, Store, StoreBudget, last_of_each_key};
 
 use crate::process;
 use crate::rounds::{Spread, mixed, order};
@@ -171,11 +171,10 @@ type Row<'a> = (&'a [u8], Option<&'a [u8]>);
 
 /// In the order of keys, of each the last.
 fn sorted(run: &[LogRecord]) -> Vec<Row<'_>> {
-    let order = sort_keys(run.len(), |index| &run[index as usize].key);
-    let rows = order.iter().enumerate().filter_map(|(at, &index)| {
+    let order = last_of_each_key(run.len(), |index| &run[index as usize].key);
+    let rows = order.iter().map(|&index| {
         let row = &run[index as usize];
-        let is_last = order.get(at + 1).is_none_or(|&following| run[following as usize].key != row.key);
-        is_last.then_some((row.key.as_slice(), row.value.as_deref()))
+        (row.key.as_slice(), row.value.as_deref())
     });
     rows.collect()
 }
@@ -371,18 +370,5 @@ mod tests {
             let found = [&changed, &gone, &kept].map(|key| target.get(key).expect(name));
             assert_eq!(found, [Some(b"2".to_vec()), None, Some(b"1".to_vec())], "{name}");
         }
-    }
-
-    #[test]
-    fn of_a_run_the_last_record_of_each_key_is_left_in_the_order_of_keys() {
-        let record = |offset, key: &str, value: Option<&str>| LogRecord {
-            offset: Offset(offset),
-            timestamp_ms: 0,
-            key: key.into(),
-            value: value.map(Into::into),
-            stamp: None,
-        };
-        let run = [record(0, "b", Some("1")), record(1, "a", Some("2")), record(2, "b", None)];
-        assert_eq!(sorted(&run), [(&b"a"[..], Some(&b"2"[..])), (&b"b"[..], None)]);
     }
 }

@@ -50,7 +50,7 @@ pub use pack::{MalformedPack, Packed, unpack};
 pub use quota::StoreBytes;
 pub use reader::{Sizes, Snapshot, StoreReader};
 pub use scan::{PAGE_BYTES_MAX, Page};
-pub use sort::sort_keys;
+pub use sort::last_of_each_key;
 pub use sweep::sweep_due;
 pub use tidemill_proto::v1::{
     Guarantee as PositionGuarantee, OutboxRow, ParkedRecord, Position, PositionInput, RedriveProgress,

@@ -22,6 +22,20 @@ pub fn sort_keys<'a>(count: usize, key: impl Fn(u32) -> &'a [u8]) -> Vec<u32> {
     order.into_iter().map(|(_, index)| index).collect()
 }
 
+/// Of keys that are equal, the last: where it lies, in the order of the keys. Of a log's records these are the ones that
+/// count.
+pub fn last_of_each_key<'a>(count: usize, key: impl Fn(u32) -> &'a [u8]) -> Vec<u32> {
+    let mut order = sort_keys(count, &key);
+    order.dedup_by(|later, kept| {
+        let is_same = key(*later) == key(*kept);
+        if is_same {
+            *kept = *later;
+        }
+        is_same
+    });
+    order
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +54,12 @@ mod tests {
             expected.sort_by_key(|&index| keys[index as usize]);
             assert_eq!(sort_keys(keys.len(), |index| keys[index as usize]), expected, "{keys:?}");
         }
+    }
+
+    #[test]
+    fn of_equal_keys_the_last_is_left_in_the_order_of_keys() {
+        let keys: [&[u8]; 6] = [b"b", b"a", b"c", b"b", b"a", b"b"];
+        assert_eq!(last_of_each_key(keys.len(), |index| keys[index as usize]), [4, 5, 2]);
+        assert!(last_of_each_key(0, |_| unreachable!("there is no key")).is_empty());
     }
 }

@@ -22,7 +22,7 @@ use prost::Message;
 
 use crate::ports::LogRecord;
 use crate::record::Offset;
-use crate::store::{POSITION, Position, Progress, Store, StoreError, is_changelog_key, sort_keys};
+use crate::store::{POSITION, Position, Progress, Store, StoreError, is_changelog_key, last_of_each_key};
 
 /// Bytes of rows that are sorted and written as one batch.
 const CHUNK_BYTES: usize = 16 << 20;
@@ -170,11 +170,10 @@ impl<'a> Replay<'a> {
         let before = self.store.progress();
         let progress = Progress { changelog_next: next, changelog_ms: self.changelog_ms, ..before };
         let ready = &self.ready;
-        let order = sort_keys(ready.len(), |index| &ready[index as usize].key);
-        let rows = order.iter().enumerate().filter_map(|(at, &index)| {
+        let order = last_of_each_key(ready.len(), |index| &ready[index as usize].key);
+        let rows = order.iter().map(|&index| {
             let row = &ready[index as usize];
-            let is_last = order.get(at + 1).is_none_or(|&following| ready[following as usize].key != row.key);
-            is_last.then_some((row.key.as_slice(), row.value.as_deref()))
+            (row.key.as_slice(), row.value.as_deref())
         });
         self.store.write(rows, progress)?;
         self.ready.clear();
