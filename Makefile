@@ -121,7 +121,7 @@ $(DENY):
 bench: build ## Measure tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka, restarts included (WORKLOAD=b1,b4 ROUNDS=5)
 	@$(BIN)/tidemill-bench run $(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_FLAGS)
 
-bench-guard: build ## Fail if a map costs much more than the native loop: a short, interleaved ratio
+bench-guard: build ## Fail if a map costs clearly more, beside the native loop, than it does by now: a short, interleaved ratio
 	@$(BIN)/tidemill-bench guard
 
 bench-pair: build ## Measure two contenders at the same time, on the same input (A=tidemill B=loop, C= a third, WORK=count GUARANTEE=at-least-once ROUNDS=3)

@@ -415,13 +415,16 @@ pub const GUARD: Workload = Workload {
     contenders: ONCE,
     ratios: &[
         NULL,
-        ratio("tidemill / loop", Metric::Cpu, ["tidemill", "loop"], Bar::AtMost(GUARD_MAX), 1.15),
+        Ratio {
+            bar: Some(Bar::AtMost(GUARD_MAX)),
+            ..shown("tidemill / loop", Metric::Cpu, ["tidemill", "loop"])
+        },
     ],
     ..USUAL
 };
-/// Five rounds with nothing else to do: 0.49 (0.38..0.62). With librdkafka in the node it was 1.4 to 1.9, and other work on the
-/// machine moved that by a fifth.
-const GUARD_MAX: f64 = 0.9;
+/// Medians of five rounds with nothing else to do are 0.49 to 0.55 on machines of this kind, and a loop with two requests
+/// in flight, as it has since, needs 7 % less: up to 0.59. Other work on the machine moves that by a fifth, to 0.71.
+const GUARD_MAX: f64 = 0.75;
 
 #[cfg(test)]
 mod tests {
