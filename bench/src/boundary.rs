@@ -21,10 +21,10 @@ use tidemill_sdk::bindings::tidemill::handler::types;
 use tidemill_sdk::guest::{Guest, NoNode};
 use tidemill_test_support::build_guest;
 
-/// Of a call.
+use crate::load::{KEY_BYTES, VALUE_BYTES};
+
+/// Of a call; they are as large as those of the workloads.
 pub const RECORDS: usize = 500;
-const KEY_BYTES: usize = 16;
-const VALUE_BYTES: usize = 84;
 
 const ROUNDS: usize = 200;
 
