@@ -9,7 +9,7 @@ pub enum Keys {
     New,
     /// So many, the most frequent first, the next half as often, and so on (Zipf's law, exponent 1).
     Zipf(u32),
-    /// So many, each as likely as any other.
+    /// So many, each as likely as any other, once each of them has come.
     Uniform(u32),
     /// New ones, of which so many in a hundred come again within the next thousand records.
     Repeating { percent: u64 },
@@ -18,6 +18,17 @@ pub enum Keys {
 /// How far back a repeated key lies at most, in records.
 const REPEAT_WITHIN: u64 = 1_000;
 const SEED: u64 = 0x7469_6465_6d69_6c6c;
+
+impl Keys {
+    /// Records until each key has come, so that whoever keeps something for each has all of it; 0 where no number of
+    /// them sees to that.
+    pub fn until_all(self) -> u64 {
+        match self {
+            Keys::Uniform(count) => count.into(),
+            Keys::New | Keys::Zipf(_) | Keys::Repeating { .. } => 0,
+        }
+    }
+}
 
 /// An endless stream of keys.
 pub struct Stream {
@@ -40,7 +51,8 @@ impl Stream {
         self.count += 1;
         padded(match self.keys {
             Keys::New => number,
-            Keys::Uniform(count) => self.random.below(u64::from(count)),
+            Keys::Uniform(count) if number < u64::from(count) => visited(number, count.into()),
+            Keys::Uniform(count) => self.random.below(count.into()),
             Keys::Zipf(_) => {
                 let at = self.random.fraction();
                 self.shares.partition_point(|&share| share < at).min(self.shares.len() - 1) as u64
@@ -64,6 +76,13 @@ fn zipf(count: u32) -> Vec<f64> {
         sum
     };
     (1..=count).map(share).collect()
+}
+
+/// The key, of so many, that comes in this step of a walk which visits all of them before one comes again, as long as
+/// its stride shares no factor with their number.
+pub fn visited(step: u64, keys: u64) -> u64 {
+    const STRIDE: u64 = 7_919;
+    step.wrapping_mul(STRIDE) % keys
 }
 
 /// A number as a key.
@@ -135,6 +154,14 @@ mod tests {
         let counts = counted(Keys::Zipf(1_000), 100_000);
         let ratio = counts[0] as f64 / counts[1] as f64;
         assert!((1.8..2.2).contains(&ratio), "{counts:?}");
+    }
+
+    #[test]
+    fn of_uniform_keys_each_comes_once_before_chance_decides() {
+        let keys = Keys::Uniform(1_000);
+        assert_eq!(counted(keys, keys.until_all() as usize), [1; 1_000]);
+        let counts = counted(keys, 11_000);
+        assert!(counts[0] > 11 && counts.len() == 1_000, "{counts:?}");
     }
 
     #[test]

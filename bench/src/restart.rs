@@ -211,8 +211,7 @@ impl Trickle {
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopping);
         let thread = std::thread::spawn(move || {
-            // A step that shares no factor with the number of keys visits all of them.
-            let numbers = (0..).map(|step: u64| step.wrapping_mul(7_919) % keys);
+            let numbers = (0..).map(|step| keys::visited(step, keys));
             for number in numbers.take_while(|_| !flag.load(Ordering::Relaxed)) {
                 // A full queue only means that the next record follows later.
                 let _ = producer.send(BaseRecord::to(&topic).key(&keys::padded(number)).payload(&value));

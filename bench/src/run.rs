@@ -29,8 +29,8 @@ use crate::terms::{Contender, Jvm, Kind, Load, Workload};
 use crate::threads::{ByThread, Threads};
 use crate::{module, process, topics};
 
-/// So many times the records that are measured warm up whoever has state, so that all have the same keys; a JVM
-/// without any; and everybody else.
+/// So many times the records that are measured warm up whoever has state, and at least until each key has come, so that
+/// all have the same keys; a JVM without any; and everybody else.
 const STATE_WARM_UP: u64 = 2;
 const JVM_WARM_UP: u64 = 4;
 const WARM_UP: u64 = 1;
@@ -112,14 +112,17 @@ impl Stage {
             Place { bootstrap, name, input: &input, output: &output, changelog: &changelog, partitions };
         let figures = match workload.load {
             Load::Backlog { records } => {
-                let records = (records as f64 * self.scale) as u64;
-                self.backlog(workload, contender, jvm, (&place, records))
+                self.backlog(workload, contender, jvm, (&place, self.scaled(records)))
             }
             Load::Open(pace) => self.open(workload, contender, jvm, (&place, pace)),
             Load::Deploy { records } => self.deploy(workload, contender, (&place, records)),
         };
         topics::delete_all_of(bootstrap, name)?;
         figures.with_context(|| format!("{}, {}", workload.name, contender.name))
+    }
+
+    fn scaled(&self, records: u64) -> u64 {
+        (records as f64 * self.scale) as u64
     }
 
     fn backlog(
@@ -131,12 +134,13 @@ impl Stage {
     ) -> Result<Figures> {
         let bootstrap = &self.kafka.bootstrap;
         let shape = Shape { keys: workload.keys, values: workload.values };
-        let warm_up = records
-            * match contender.kind {
-                _ if workload.work.is_stateful() => STATE_WARM_UP,
-                Kind::Streams(_) => JVM_WARM_UP,
-                _ => WARM_UP,
-            };
+        let warm_up = match contender.kind {
+            _ if workload.work.is_stateful() => {
+                (records * STATE_WARM_UP).max(self.scaled(workload.keys.until_all()))
+            }
+            Kind::Streams(_) => records * JVM_WARM_UP,
+            _ => records * WARM_UP,
+        };
         let backlog = Backlog::write(bootstrap, (place.input, place.partitions), shape, (warm_up, records))?;
         let mut started = Started::start(&self.workshop, workload, contender, jvm, place)?;
         let progress = GroupProgress::new(bootstrap, &started.group, place.input, place.partitions)?;
