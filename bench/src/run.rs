@@ -30,7 +30,7 @@ use crate::threads::{ByThread, Threads};
 use crate::{module, process, topics};
 
 /// So many times the records that are measured warm up whoever has state, and at least until each key has come, so that
-/// all have the same keys; a JVM without any; and everybody else.
+/// all have the same keys; a JVM without any whose CPU time counts; and everybody else.
 const STATE_WARM_UP: u64 = 2;
 const JVM_WARM_UP: u64 = 4;
 const WARM_UP: u64 = 1;
@@ -138,7 +138,8 @@ impl Stage {
             _ if workload.work.is_stateful() => {
                 (records * STATE_WARM_UP).max(self.scaled(workload.keys.until_all()))
             }
-            Kind::Streams(_) => records * JVM_WARM_UP,
+            // At default settings it is memory that counts, of as many records as everybody has.
+            Kind::Streams(_) if workload.is_tuned => records * JVM_WARM_UP,
             _ => records * WARM_UP,
         };
         let backlog = Backlog::write(bootstrap, (place.input, place.partitions), shape, (warm_up, records))?;

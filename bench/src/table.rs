@@ -6,8 +6,8 @@ mod parts;
 pub use parts::WASM_TAX;
 use parts::{
     ANCHOR, AT_COMMIT, AT_COMMIT_OR_EVERY, EVERY_UPDATE, LATENCY, LATENCY_OF_BOTH, LATENCY_RATIOS, MAP,
-    MAP_RATIOS, NATIVE, NULL, ONCE, SMALL, STATEFUL, STATELESS, STATELESS_RATIOS, UNIFORM, added, alone,
-    contender, only_shown, ratio, shown,
+    MAP_RATIOS, MEMORY, MEMORY_RATIOS, NATIVE, NULL, ONCE, STATEFUL, STATELESS, STATELESS_RATIOS,
+    UNIFORM, added, alone, contender, only_shown, ratio, shown,
 };
 
 use crate::keys::Keys;
@@ -299,17 +299,16 @@ pub const WORKLOADS: &[Workload] = &[
         keys: Keys::Zipf(10_000),
         load: Load::Backlog { records: 1_000_000 },
         is_tuned: false,
-        contenders: &[
-            contender("tidemill", Kind::Tidemill, ExactlyOnce),
-            contender("streams", Kind::Streams(SMALL), ExactlyOnce),
-        ],
-        ratios: &[ratio(
-            "Kafka Streams / tidemill, peak RSS",
-            Metric::PeakRss,
-            ["streams", "tidemill"],
-            Bar::AtLeast(3.0),
-            6.0,
-        )],
+        contenders: MEMORY,
+        ratios: MEMORY_RATIOS,
+        ..USUAL
+    },
+    Workload {
+        name: "memory-map",
+        title: "Memory: map, 100 B, default settings",
+        is_tuned: false,
+        contenders: MEMORY,
+        ratios: MEMORY_RATIOS,
         ..USUAL
     },
     Workload {

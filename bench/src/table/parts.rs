@@ -98,11 +98,23 @@ const EITHER: &[Jvm] = &{
     }
     all
 };
-pub(super) const SMALL: &[Jvm] = &[
+const SMALL: &[Jvm] = &[
     Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: None },
     Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: Some(256) },
     Jvm { collector: Collector::Parallel, threads: 1, cache_mib: 10, heap_mib: Some(256) },
 ];
+/// Everybody with default settings.
+pub(super) const MEMORY: &[Contender] = &[
+    contender("tidemill", Kind::Tidemill, ExactlyOnce),
+    contender("streams", Kind::Streams(SMALL), ExactlyOnce),
+];
+pub(super) const MEMORY_RATIOS: &[Ratio] = &[ratio(
+    "Kafka Streams / tidemill, peak RSS",
+    Metric::PeakRss,
+    ["streams", "tidemill"],
+    Bar::AtLeast(3.0),
+    6.0,
+)];
 const DEFAULTS: &[Jvm] = &[Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: None }];
 
 /// Loop, loop again and tidemill, exactly once; what else takes part differs.
@@ -116,7 +128,7 @@ pub(super) const MAP: &[Contender] = &[
     contender("streams, at least once", Kind::Streams(EVERY_UPDATE), AtLeastOnce),
 ];
 
-pub(super) const MAP_RATIOS: [Ratio; 6] = [
+pub(super) const MAP_RATIOS: [Ratio; 7] = [
     NULL,
     ratio("tidemill / loop, exactly once", Metric::Cpu, ["tidemill", "loop"], Bar::AtMost(1.35), 1.15),
     ratio(
@@ -140,6 +152,8 @@ pub(super) const MAP_RATIOS: [Ratio; 6] = [
         Bar::AtLeast(2.0),
         2.6,
     ),
+    // By one client, which the two of a node are not.
+    shown("loop, exactly once / at least once", Metric::Cpu, ["loop", "loop, at least once"]),
     ratio(
         "tidemill, exactly once / at least once",
         Metric::Cpu,
