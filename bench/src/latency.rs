@@ -156,7 +156,8 @@ fn percentiles(mut waits: Vec<Duration>) -> Option<Latency> {
         let index = ((waits.len() as f64 * share).ceil() as usize).clamp(1, waits.len().max(1)) - 1;
         waits.get(index).map(|wait| wait.as_secs_f64() * 1e3)
     };
-    Some(Latency { p50: at(0.5)?, p95: at(0.95)?, p99: at(0.99)?, p99_9: at(0.999)?, max: at(1.0)? })
+    let mean = waits.iter().sum::<Duration>().as_secs_f64() * 1e3 / waits.len() as f64;
+    Some(Latency { p50: at(0.5)?, p95: at(0.95)?, p99: at(0.99)?, p99_9: at(0.999)?, max: at(1.0)?, mean })
 }
 
 #[cfg(test)]
@@ -167,7 +168,7 @@ mod tests {
     fn a_percentile_is_a_wait_that_so_many_do_not_exceed() {
         let latency = percentiles((1..=1_000).map(Duration::from_millis).collect()).expect("waits");
         assert_eq!([latency.p50, latency.p95, latency.p99], [500.0, 950.0, 990.0]);
-        assert_eq!([latency.p99_9, latency.max], [999.0, 1_000.0]);
+        assert_eq!([latency.p99_9, latency.max, latency.mean], [999.0, 1_000.0, 500.5]);
         assert!(percentiles(Vec::new()).is_none());
     }
 }

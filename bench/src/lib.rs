@@ -9,7 +9,7 @@
 //! | [`run`] | one run: what is counted, and from when to when |
 //! | [`pair`] | contenders that run at the same time |
 //! | [`contender`] | how each is started: [`native`] (over [`raw`]), [`node`] (as [`changes`] have it), [`streams`] |
-//! | [`latency`], [`saturation`] | end to end, under an open load; one that grows until it is too much |
+//! | [`latency`], [`segments`], [`saturation`] | end to end, under an open load; its parts, by what a node says; a load that grows until it is too much |
 //! | [`load`], [`keys`], [`topics`] | what they read |
 //! | [`group`], [`outputs`], [`process`] | how far they are; what comes out; CPU time and memory |
 //! | [`module`] | what a deploy is measured with |
@@ -46,6 +46,7 @@ pub mod restart;
 pub mod rounds;
 pub mod run;
 pub mod saturation;
+pub mod segments;
 pub mod steps;
 pub mod streams;
 pub mod suite;

@@ -80,18 +80,19 @@ impl Node {
         Ok(())
     }
 
-    /// The values of a metric, one for each set of labels.
-    pub fn metric(&self, name: &str) -> Result<Vec<f64>> {
+    /// What it says in `/metrics`.
+    pub fn scrape(&self) -> Result<String> {
         let mut connection = TcpStream::connect(&self.http)?;
         write!(connection, "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http)?;
         let mut answer = String::new();
         connection.read_to_string(&mut answer)?;
-        let samples = answer.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
-        let values = samples.map(|sample| {
-            let (_, value) = sample.rsplit_once(' ').context("a sample without a value")?;
-            value.parse().with_context(|| format!("{name}: {value}"))
-        });
-        values.collect()
+        Ok(answer)
+    }
+
+    /// The values of a metric, one for each set of labels.
+    pub fn metric(&self, name: &str) -> Result<Vec<f64>> {
+        let scrape = self.scrape()?;
+        Ok(samples(&scrape, name)?.into_iter().map(|(_, value)| value).collect())
     }
 
     pub fn pid(&self) -> u32 {
@@ -138,6 +139,17 @@ impl Node {
         command.args(arguments).env("TIDEMILL_ADDRESS", &self.grpc);
         command
     }
+}
+
+/// The samples of a metric, by the name that they have in a scrape: their labels, as they stand there, and values.
+pub fn samples<'a>(scrape: &'a str, name: &str) -> Result<Vec<(&'a str, f64)>> {
+    let samples = scrape.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+    let parts = samples.map(|sample| {
+        let (labels, value) = sample.rsplit_once("} ").context("a sample without a value")?;
+        let value: f64 = value.parse().with_context(|| format!("{name}: {value}"))?;
+        Ok((labels, value))
+    });
+    parts.collect()
 }
 
 /// What a node is given to do.

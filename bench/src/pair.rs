@@ -330,6 +330,7 @@ mod tests {
             peak_rss_mib: 1.0,
             broker_cpu_seconds_per_million: 1.0,
             latency_ms: None,
+            segments: None,
             deployed_ms: None,
             threads_ns: None,
         };

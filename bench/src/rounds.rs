@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::segments::Segments;
 use crate::terms::Metric;
 use crate::threads::ByThread;
 
@@ -19,6 +20,9 @@ pub struct Figures {
     pub broker_cpu_seconds_per_million: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<Latency>,
+    /// What a node counts itself of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Segments>,
     /// From the deploy of a new module to the first record that comes out of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deployed_ms: Option<f64>,
@@ -35,11 +39,12 @@ pub struct Latency {
     pub p99: f64,
     pub p99_9: f64,
     pub max: f64,
+    pub mean: f64,
 }
 
 impl fmt::Display for Latency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Latency { p50, p95, p99, p99_9, max } = self;
+        let Latency { p50, p95, p99, p99_9, max, .. } = self;
         write!(f, "p50 {p50:.1} p95 {p95:.1} p99 {p99:.1} p99.9 {p99_9:.1} max {max:.1} ms")
     }
 }
@@ -53,6 +58,10 @@ impl Figures {
             Metric::P50 => self.latency_ms.map(|latency| latency.p50),
             Metric::P95 => self.latency_ms.map(|latency| latency.p95),
             Metric::P99 => self.latency_ms.map(|latency| latency.p99),
+            Metric::Committed => self.segments.map(|segments| segments.committed),
+            Metric::Commit => self.segments.map(|segments| segments.commit_ms),
+            Metric::NoCommit => self.segments.map(|segments| segments.others_ms),
+            Metric::Call => self.segments.map(|segments| segments.call_p95_ms),
             Metric::Deployed => self.deployed_ms,
             // Of a restart, which is no run, and of other programs.
             Metric::FirstOutput
@@ -88,6 +97,10 @@ impl Comeback {
             | Metric::P50
             | Metric::P95
             | Metric::P99
+            | Metric::Committed
+            | Metric::Commit
+            | Metric::NoCommit
+            | Metric::Call
             | Metric::Deployed
             | Metric::Gap
             | Metric::OwnMemory => None,

@@ -24,6 +24,7 @@ use crate::load::{Backlog, Shape};
 use crate::node::{Deployment, Modules, Output};
 use crate::outputs::Outputs;
 use crate::rounds::Figures;
+use crate::segments::Segments;
 use crate::streams::Streams;
 use crate::terms::{Contender, Jvm, Kind, Load, Workload};
 use crate::threads::{ByThread, Threads};
@@ -182,8 +183,9 @@ impl Stage {
             Ok(())
         })?;
         let (before, after) = (before.context("it never began")?, self.mark(&started)?);
+        let segments = started.node().map(|node| Segments::of(&node.scrape()?, latency.mean)).transpose()?;
         let figures = figures(&before, &after, pace.per_second * pace.seconds);
-        Ok(Figures { latency_ms: Some(latency), ..figures })
+        Ok(Figures { latency_ms: Some(latency), segments, ..figures })
     }
 
     /// From the start of the command that deploys a module to the first record that comes out of it. The node has
@@ -293,6 +295,7 @@ pub fn figures(before: &Mark, after: &Mark, records: u64) -> Figures {
         peak_rss_mib: after.peak_rss_mib,
         broker_cpu_seconds_per_million: per_million(after.broker - before.broker),
         latency_ms: None,
+        segments: None,
         deployed_ms: None,
         threads_ns: None,
     }

@@ -204,7 +204,8 @@ mod tests {
             records_per_second: 1.0,
             peak_rss_mib: 1.0,
             broker_cpu_seconds_per_million: 1.0,
-            latency_ms: Some(Latency { p50: 20.0, p95: 20.0, p99, p99_9: p99, max: p99 }),
+            latency_ms: Some(Latency { p50: 20.0, p95: 20.0, p99, p99_9: p99, max: p99, mean: 20.0 }),
+            segments: None,
             deployed_ms: None,
             threads_ns: None,
         }

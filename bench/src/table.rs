@@ -6,7 +6,7 @@ mod parts;
 pub use parts::WASM_TAX;
 use parts::{
     ANCHOR, AT_COMMIT, AT_COMMIT_OR_EVERY, EVERY_UPDATE, LATENCY, LATENCY_OF_BOTH, LATENCY_RATIOS, MAP,
-    MAP_RATIOS, MEMORY, MEMORY_RATIOS, NATIVE, NULL, ONCE, STATEFUL, STATELESS, STATELESS_RATIOS,
+    MAP_RATIOS, MEMORY, MEMORY_RATIOS, NATIVE, NULL, ONCE, SEGMENTS, STATEFUL, STATELESS, STATELESS_RATIOS,
     UNIFORM, added, alone, contender, only_shown, ratio, shown,
 };
 
@@ -341,6 +341,10 @@ pub const WORKLOADS: &[Workload] = &[
             LATENCY_RATIOS[0],
             LATENCY_RATIOS[1],
             LATENCY_RATIOS[2],
+            SEGMENTS[0],
+            SEGMENTS[1],
+            SEGMENTS[2],
+            SEGMENTS[3],
             shown("exactly once / at least once, p50", Metric::P50, ["tidemill", "tidemill, at least once"]),
             shown("exactly once / at least once, p99", Metric::P99, ["tidemill", "tidemill, at least once"]),
         ],

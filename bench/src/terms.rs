@@ -110,6 +110,14 @@ pub enum Metric {
     P95,
     /// End to end, of the slowest record in a hundred.
     P99,
+    /// Of the commits that a node tried, the share that succeeded.
+    Committed,
+    /// Milliseconds of a commit, on average.
+    Commit,
+    /// Milliseconds of the rest of a record's way, on average.
+    NoCommit,
+    /// Milliseconds within which nineteen calls of a handler in twenty end.
+    Call,
     /// Milliseconds from the deploy of a new module to the first record that comes out of it.
     Deployed,
     /// Milliseconds for which a partition of the output stands still.
@@ -269,6 +277,9 @@ impl fmt::Display for Metric {
             Metric::P50 => "p50",
             Metric::P95 => "p95",
             Metric::P99 => "p99",
+            Metric::Committed => "of those that were tried",
+            Metric::Commit | Metric::NoCommit => "ms on average",
+            Metric::Call => "p95, ms",
             Metric::Deployed | Metric::Gap => "ms",
             Metric::OwnMemory => "KiB",
             Metric::FirstOutput => "s to first new output",

@@ -224,3 +224,16 @@ pub(super) const LATENCY_RATIOS: [Ratio; 3] = [
     ratio("tidemill / Kafka Streams, p50", Metric::P50, ["tidemill", "streams"], Bar::AtMost(0.3), 0.15),
     ratio("tidemill / Kafka Streams, p99", Metric::P99, ["tidemill", "streams"], Bar::AtMost(0.4), 0.2),
 ];
+
+/// What handbooks ask of the parts of that: nearly all that is produced arrives, and within 10 ms on average; what is
+/// fetched comes within 50 ms on average; and nineteen calls of a handler in twenty end within 200 ms. A commit is more
+/// than what it produces, and what is no commit is more than fetching.
+pub(super) const SEGMENTS: [Ratio; 4] = [
+    Ratio {
+        bar: Some(Bar::AtLeast(0.999)),
+        ..alone("tidemill, commits that succeed", Metric::Committed, 1.0, None)
+    },
+    alone("tidemill, a commit", Metric::Commit, 10.0, None),
+    alone("tidemill, all but the commit", Metric::NoCommit, 50.0, None),
+    alone("tidemill, a call of the handler", Metric::Call, 200.0, None),
+];
