@@ -17,6 +17,7 @@
 //! | [`ingestion`] | ways in which a restore can write what it reads |
 //! | [`threads`], [`budget`] | what each thread costs; all of it as one table that sums up |
 //! | [`report`], [`charts`], [`markdown`] | the terminal and JSON; SVG; the README's table |
+//! | [`machine`] | where it is measured |
 //! | [`record`] | what other programs have measured |
 //! | [`restart`], [`survivor`] | kill -9 to first new output; who is killed |
 
@@ -30,6 +31,7 @@ pub mod ingestion;
 pub mod keys;
 pub mod latency;
 pub mod load;
+pub mod machine;
 pub mod markdown;
 pub mod meter;
 pub mod module;

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use tidemill_bench::boundary::Boundary;
+use tidemill_bench::machine::{Machine, Ticks};
 use tidemill_bench::native::{self, Job};
-use tidemill_bench::report::{Machine, Point, RECOVERY, Report};
+use tidemill_bench::report::{Point, RECOVERY, Report};
 use tidemill_bench::run::Stage;
 use tidemill_bench::table::{GUARD, WORKLOADS};
 use tidemill_bench::terms::Workload;
@@ -113,15 +114,22 @@ fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<
     }
     let is_whole = arguments.scale == 1.0 && arguments.only.is_empty();
     let stage = Stage::prepare(workloads, arguments.scale)?;
-    for &workload in workloads {
-        let outcome = suite::run(&stage, workload, arguments.rounds, &arguments.only)?;
-        report.add(&outcome);
+    for group in suite::groups(workloads) {
+        let ticks = Ticks::now()?;
+        let outcomes = suite::run(&stage, group, arguments.rounds, &arguments.only)?;
+        let stolen = ticks.stolen_since()?;
+        for outcome in &outcomes {
+            report.stolen.insert(outcome.workload.name, stolen);
+            report.add(outcome);
+        }
+        report.add_curve(&outcomes);
+        println!("{:.1} % of the machine's CPU time went to others meanwhile", stolen * 100.0);
         // After each, so that what was measured is kept if a later one fails. What was tried at another size, or
         // without some who take part, is no result.
         if is_whole {
             report.write(&arguments.out)?;
-            if workload.curve.is_none() {
-                charts::draw(&outcome, &arguments.charts)?;
+            for outcome in outcomes.iter().filter(|outcome| outcome.workload.curve.is_none()) {
+                charts::draw(outcome, &arguments.charts)?;
             }
         }
     }
@@ -142,7 +150,7 @@ fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<
 fn guard(rounds: usize) -> Result<ExitCode> {
     let mut report = Report::new(Machine::look()?, "make bench-guard".to_owned(), None);
     let stage = Stage::prepare(&[&GUARD], 1.0)?;
-    report.add(&suite::run(&stage, &GUARD, rounds, &[])?);
+    suite::run(&stage, &[&GUARD], rounds, &[])?.iter().for_each(|outcome| report.add(outcome));
     let held = report.ratios.iter().all(|ratio| ratio.met);
     Ok(exit_code(held))
 }

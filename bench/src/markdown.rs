@@ -64,8 +64,10 @@ fn row(ratio: &Value) -> Option<String> {
 
 fn machine(machine: &Value) -> Option<String> {
     let text = |name: &str| machine[name].as_str();
+    // Results of before it was kept have none.
+    let commit = text("commit").map(|commit| format!(", tidemill at {commit}")).unwrap_or_default();
     Some(format!(
-        "{} cores of {}, {} GiB, Linux {}, Apache Kafka {}, {}",
+        "{} cores of {}, {} GiB, Linux {}, Apache Kafka {}, {}{commit}",
         machine["cores"].as_u64()?,
         text("cpu")?,
         machine["memory_gib"].as_f64()?,
@@ -91,6 +93,7 @@ mod tests {
         };
         let machine = json!({
             "cpu": "X", "cores": 2, "memory_gib": 23.5, "kernel": "6.1", "java": "17", "kafka": "4.3.1",
+            "commit": "abc",
         });
         let results = json!({
             "ratios": [
@@ -106,7 +109,7 @@ mod tests {
             "| b: a / b, p50 | noise bar 13 % |  | 1.50 (1.00..2.00) | 5 |",
             "| z: a / b, p50 | at most 1.35 | 1.15 | **1.50** (1.00..2.00) | 5 |",
             "",
-            "- b, z: 2 cores of X, 23.5 GiB, Linux 6.1, Apache Kafka 4.3.1, 17",
+            "- b, z: 2 cores of X, 23.5 GiB, Linux 6.1, Apache Kafka 4.3.1, 17, tidemill at abc",
         ];
         assert_eq!(lines, wanted);
         assert_eq!(super::table(&json!({})), None);

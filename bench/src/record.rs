@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::report::{Machine, Report, judged};
+use crate::machine::Machine;
+use crate::report::{Report, judged};
 use crate::table::ELSEWHERE;
 
 #[derive(Args)]

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -12,10 +11,11 @@ use serde_json::{Value, json};
 
 use crate::boundary::Boundary;
 use crate::budget;
+use crate::machine::Machine;
 use crate::rounds::{Comeback, Figures, Latency, Spread};
 use crate::steps::Step;
 use crate::suite::{Outcome, Shown};
-use crate::table::WASM_TAX;
+use crate::table::{CURVES, WASM_TAX};
 use crate::terms::{Bar, Metric, Ratio};
 
 /// The workload of `make recovery`.
@@ -30,6 +30,8 @@ pub struct Report {
     pub boundary: Option<Boundary>,
     /// By workload: what is beneath its budget.
     pub steps: BTreeMap<&'static str, Vec<Step>>,
+    /// By workload: the share of the machine's CPU time that its host gave to others while it ran.
+    pub stolen: BTreeMap<&'static str, f64>,
     pub ratios: Vec<RatioReport>,
     pub contenders: Vec<ContenderReport>,
     pub survivors: Vec<SurvivorReport>,
@@ -39,20 +41,6 @@ pub struct Report {
 
 /// A workload that is a point of a curve, and what a record costs there, in CPU-s per million.
 pub type Point = (&'static str, Spread);
-
-/// Where it was measured.
-#[derive(Serialize)]
-pub struct Machine {
-    pub cpu: String,
-    pub cores: usize,
-    pub memory_gib: f64,
-    pub kernel: String,
-    pub java: String,
-    pub kafka: &'static str,
-    pub tidemill: &'static str,
-    /// Of the last minute, before the first run: what others did.
-    pub load_before: f64,
-}
 
 #[derive(Serialize)]
 pub struct RatioReport {
@@ -94,38 +82,11 @@ pub struct SurvivorReport {
     pub runs: Vec<Comeback>,
 }
 
-impl Machine {
-    /// What the kernel and the JVM say.
-    pub fn look() -> Result<Machine> {
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
-        let meminfo = fs::read_to_string("/proc/meminfo")?;
-        let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-        let kib: f64 = kib.context("MemTotal")?.trim().trim_end_matches(" kB").parse()?;
-        let java = Command::new("java").arg("-version").output().context("java")?;
-        let java = String::from_utf8_lossy(&java.stderr).into_owned();
-        let load = fs::read_to_string("/proc/loadavg")?;
-        Ok(Machine {
-            cpu: model
-                .map(|model| model.trim_start_matches([' ', '\t', ':']))
-                .unwrap_or("unknown")
-                .to_owned(),
-            cores: std::thread::available_parallelism()?.get(),
-            memory_gib: (kib / 1_048_576.0 * 10.0).round() / 10.0,
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-            java: java.lines().next().unwrap_or("unknown").to_owned(),
-            kafka: tidemill_kafka_harness::VERSION,
-            tidemill: env!("CARGO_PKG_VERSION"),
-            load_before: load.split(' ').next().unwrap_or_default().parse()?,
-        })
-    }
-}
-
 impl Report {
     pub fn new(machine: Machine, command: String, boundary: Option<Boundary>) -> Report {
         let (ratios, contenders, survivors) = (Vec::new(), Vec::new(), Vec::new());
-        let (steps, curves) = (BTreeMap::new(), BTreeMap::new());
-        Report { machine, command, boundary, steps, ratios, contenders, survivors, curves }
+        let (steps, stolen, curves) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Report { machine, command, boundary, steps, stolen, ratios, contenders, survivors, curves }
     }
 
     /// Adds a workload, and prints it.
@@ -163,6 +124,18 @@ impl Report {
         }
     }
 
+    /// Adds what the points of a curve cost beside each other, of those that ran in turns.
+    pub fn add_curve(&mut self, outcomes: &[Outcome]) {
+        // A point has one contender.
+        let find =
+            |name: &'static str| outcomes.iter().find(|outcome| outcome.workload.name == name)?.shown.first();
+        for ratio in CURVES {
+            let report = figures(ratio, find).and_then(|figures| judged(ratio.over, ratio, figures));
+            report.iter().for_each(print_ratio);
+            self.ratios.extend(report);
+        }
+    }
+
     /// Prints curves, and all ratios once more; false if one misses its bar.
     pub fn summarize(&self) -> bool {
         for (grows, points) in &self.curves {
@@ -183,10 +156,11 @@ impl Report {
         let workloads: BTreeSet<&str> =
             of_ratios.chain(self.contenders.iter().map(|contender| contender.workload)).collect();
         for workload in &workloads {
-            let Report { machine, command, boundary, steps, .. } = self;
-            let steps = steps.get(workload);
-            file["measured"][workload] =
-                json!({ "machine": machine, "command": command, "boundary": boundary, "steps": steps });
+            let Report { machine, command, boundary, steps, stolen, .. } = self;
+            let (steps, stolen) = (steps.get(workload), stolen.get(workload));
+            file["measured"][workload] = json!({
+                "machine": machine, "command": command, "boundary": boundary, "steps": steps, "stolen": stolen,
+            });
         }
         let took_part = [entries(&self.contenders)?, entries(&self.survivors)?].concat();
         for (list, mine) in [("ratios", entries(&self.ratios)?), ("contenders", took_part)] {
@@ -291,20 +265,20 @@ pub fn print_ratio(ratio: &RatioReport) {
 
 /// `None` if one of the two did not take part.
 fn judge(outcome: &Outcome, ratio: &Ratio) -> Option<RatioReport> {
-    let find = |name| outcome.shown.iter().find(|shown: &&Shown| shown.contender.name == name);
+    let find = |name: &'static str| outcome.shown.iter().find(|shown| shown.contender.name == name);
+    judged(outcome.workload.name, ratio, figures(ratio, find)?)
+}
+
+/// What a ratio is in each round; `None` if one of the two whom it names is not found.
+fn figures<'a>(ratio: &Ratio, find: impl Fn(&'static str) -> Option<&'a Shown>) -> Option<Vec<f64>> {
     let over = find(ratio.over)?.runs.iter().map(|figures| figures.get(ratio.metric));
-    let figures = match ratio.under {
-        None => over.flatten().collect(),
-        Some(under) => {
-            let under = find(under)?.runs.iter().map(|figures| figures.get(ratio.metric));
-            let compare = |(over, under): (Option<f64>, Option<f64>)| match ratio.is_difference {
-                true => Some(over? - under?),
-                false => Some(over? / under?),
-            };
-            over.zip(under).filter_map(compare).collect()
-        }
+    let Some(under) = ratio.under else { return Some(over.flatten().collect()) };
+    let under = find(under)?.runs.iter().map(|figures| figures.get(ratio.metric));
+    let compare = |(over, under): (Option<f64>, Option<f64>)| match ratio.is_difference {
+        true => Some(over? - under?),
+        false => Some(over? / under?),
     };
-    judged(outcome.workload.name, ratio, figures)
+    Some(over.zip(under).filter_map(compare).collect())
 }
 
 /// Of what the workload says, by what the boundary costs: a node cannot run a native handler.

@@ -26,9 +26,10 @@ use tidemill_kafka_harness::{ApacheKafka, Options};
 use crate::group::GroupProgress;
 use crate::keys::{self, Keys};
 use crate::load::{self, Shape, VALUE_BYTES, Values};
+use crate::machine::{Machine, Ticks};
 use crate::node::Modules;
 use crate::outputs::Outputs;
-use crate::report::{self, Machine, RECOVERY, Report, SurvivorReport};
+use crate::report::{self, RECOVERY, Report, SurvivorReport};
 use crate::rounds::{Comeback, Spread, order};
 use crate::streams::Streams;
 use crate::survivor::{Survivor, Topics};
@@ -71,6 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let (modules, streams) = (Modules::build()?, Streams::compile()?);
     println!("starting Apache Kafka {}", tidemill_kafka_harness::VERSION);
     let kafka = ApacheKafka::start_with(&Options { for_load: true, ..Options::default() })?;
+    let ticks = Ticks::now()?;
     for &millions in &arguments.millions {
         let keys = (millions as f64 * 1e6 * arguments.scale) as u64;
         let topics = ["tidemill", "streams"].map(|who| Topics {
@@ -94,6 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
             rounds(kill, arguments.rounds, &mut measured, &mut report)?;
         }
     }
+    report.stolen.insert(RECOVERY, ticks.stolen_since()?);
     // What was tried at another size is no result.
     if arguments.scale == 1.0 {
         report.write(&arguments.out)?;

@@ -11,7 +11,8 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::latency::Pace;
-use crate::report::{ContenderReport, Machine, RatioReport, Report, print_ratio};
+use crate::machine::{Machine, Ticks};
+use crate::report::{ContenderReport, RatioReport, Report, print_ratio};
 use crate::rounds::Figures;
 use crate::run::Stage;
 use crate::table::LOADED;
@@ -95,6 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let stage = Stage::prepare(&[], 1.0)?;
     let contender = Contender { name: "tidemill", kind: Kind::Tidemill, guarantee: arguments.guarantee };
     let (mut runs, mut kept, mut end) = (Vec::new(), Vec::new(), None);
+    let ticks = Ticks::now()?;
     for &per_second in &arguments.steps {
         let load = Load::Open(Pace { per_second, seconds: SECONDS });
         let name = format!("{}-{per_second}", LOADED.name);
@@ -114,6 +116,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     report.ratios.extend(sized(&kept));
     report.ratios.iter().for_each(print_ratio);
     let (workload, name) = (LOADED.name, contender.name);
+    report.stolen.insert(workload, ticks.stolen_since()?);
     report.contenders.push(ContenderReport { workload, name, jvm: None, tried_only: false, runs, end });
     report.write(&arguments.out)?;
     println!("written to {}", arguments.out.display());

@@ -1,4 +1,5 @@
-//! Workloads, one after the other; in each the contenders take turns, round by round.
+//! Workloads, one after the other; in each the contenders take turns, round by round. The points of a curve are workloads
+//! that take turns as well, because what is compared is one of them with another.
 
 use std::time::Instant;
 
@@ -24,25 +25,44 @@ pub struct Outcome {
     pub tried: Vec<(Contender, Jvm, Figures)>,
 }
 
-/// Runs a workload, with those of its contenders whose name has one of `only` in it; with all, if it is empty.
-pub fn run(stage: &Stage, workload: &'static Workload, rounds: usize, only: &[String]) -> Result<Outcome> {
-    println!("\n{}", workload.title);
-    let mut outcome = Outcome { workload, shown: Vec::new(), tried: Vec::new() };
-    let mut progress = Progress::new(workload, rounds, only);
-    for contender in taking_part(workload, only) {
-        let jvm = choose(stage, contender, &mut outcome, &mut progress)?;
-        outcome.shown.push(Shown { contender: *contender, jvm, runs: Vec::new() });
+/// In the order in which they run: each by itself, but the points of a curve together.
+pub fn groups(workloads: &[&'static Workload]) -> impl Iterator<Item = &[&'static Workload]> {
+    workloads.chunk_by(|one, next| one.curve.is_some() && one.curve == next.curve)
+}
+
+/// Runs workloads in turns, with those of their contenders whose name has one of `only` in it; with all, if it is empty.
+pub fn run(
+    stage: &Stage,
+    workloads: &[&'static Workload],
+    rounds: usize,
+    only: &[String],
+) -> Result<Vec<Outcome>> {
+    let mut progress = Progress::new(workloads, rounds, only);
+    let mut outcomes = Vec::new();
+    for &workload in workloads {
+        println!("\n{}", workload.title);
+        let mut outcome = Outcome { workload, shown: Vec::new(), tried: Vec::new() };
+        for contender in taking_part(workload, only) {
+            let jvm = choose(stage, contender, &mut outcome, &mut progress)?;
+            outcome.shown.push(Shown { contender: *contender, jvm, runs: Vec::new() });
+        }
+        outcomes.push(outcome);
     }
+    let numbers = |(at, outcome): (usize, &Outcome)| (0..outcome.shown.len()).map(move |number| (at, number));
+    let all: Vec<(usize, usize)> = outcomes.iter().enumerate().flat_map(numbers).collect();
     for round in 0..rounds {
-        for number in order(outcome.shown.len(), round) {
-            let shown = &mut outcome.shown[number];
+        for turn in order(all.len(), round) {
+            let (at, number) = all[turn];
+            let workload = outcomes[at].workload;
+            let shown = &mut outcomes[at].shown[number];
             let name = run_name(workload, number, round);
             let figures = stage.run(workload, &shown.contender, shown.jvm, &name)?;
-            progress.ran(&format!("round {}", round + 1), &shown.contender, shown.jvm, &figures);
+            let who = if workloads.len() > 1 { workload.name } else { shown.contender.name };
+            progress.ran(&format!("round {}", round + 1), who, shown.jvm, &figures);
             shown.runs.push(figures);
         }
     }
-    Ok(outcome)
+    Ok(outcomes)
 }
 
 /// Of a contender's run in a round: its topics, groups and threads have it in their names.
@@ -84,7 +104,7 @@ fn choose(
                 continue;
             }
         };
-        progress.ran("trying", contender, Some(jvm), &figures);
+        progress.ran("trying", contender.name, Some(jvm), &figures);
         outcome.tried.push((*contender, jvm, figures));
         let figure = figures.get(outcome.workload.decisive()).context("nothing to choose by")?;
         if best.is_none_or(|(least, _)| figure < least) {
@@ -103,12 +123,12 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(workload: &'static Workload, rounds: usize, only: &[String]) -> Progress {
+    fn new(workloads: &[&'static Workload], rounds: usize, only: &[String]) -> Progress {
         let runs = |contender| {
             let ways = ways(contender).len();
             rounds + if ways < 2 { 0 } else { ways }
         };
-        let all = taking_part(workload, only).map(runs).sum();
+        let all = workloads.iter().flat_map(|&workload| taking_part(workload, only)).map(runs).sum();
         Progress { started: Instant::now(), done: 0, all }
     }
 
@@ -120,7 +140,7 @@ impl Progress {
         );
     }
 
-    fn ran(&mut self, what: &str, contender: &Contender, jvm: Option<Jvm>, figures: &Figures) {
+    fn ran(&mut self, what: &str, who: &str, jvm: Option<Jvm>, figures: &Figures) {
         self.done += 1;
         let each = self.started.elapsed() / u32::try_from(self.done).unwrap_or(u32::MAX);
         let left = each * u32::try_from(self.all - self.done).unwrap_or(u32::MAX);
@@ -129,7 +149,7 @@ impl Progress {
             "{:>3}/{}  {what:<8} {:<48} {:6.2} CPU-s/M {:>6.0} k/s {:>5.0} MiB  broker {:.2}{}{}  {} min left",
             self.done,
             self.all,
-            format!("{}{way}", contender.name),
+            format!("{who}{way}"),
             figures.cpu_seconds_per_million,
             figures.records_per_second / 1e3,
             figures.peak_rss_mib,
@@ -138,5 +158,23 @@ impl Progress {
             figures.deployed_ms.map(|ms| format!("  first output after {ms:.0} ms")).unwrap_or_default(),
             left.as_secs().div_ceil(60),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::WORKLOADS;
+
+    #[test]
+    fn the_points_of_a_curve_take_turns_and_every_other_workload_has_its_own() {
+        let all: Vec<&'static Workload> = WORKLOADS.iter().collect();
+        let groups: Vec<&[&'static Workload]> = groups(&all).collect();
+        let points = |grows| all.iter().filter(|workload| workload.curve == Some(grows)).count();
+        for group in &groups {
+            let wanted = group[0].curve.map_or(1, points);
+            assert_eq!(group.len(), wanted, "{}", group[0].name);
+        }
+        assert_eq!(groups.concat().len(), all.len());
     }
 }

@@ -357,6 +357,18 @@ pub const WORKLOADS: &[Workload] = &[
     },
 ];
 
+/// From one point of a curve to the next: by names of workloads, because each is one contender's.
+pub const CURVES: &[Ratio] = &[
+    shown("4 partitions / 1", Metric::Cpu, ["curve-4-partitions", "curve-1-partition"]),
+    shown("16 partitions / 4", Metric::Cpu, ["curve-16-partitions", "curve-4-partitions"]),
+    shown("100,000 keys / 10,000", Metric::Cpu, ["curve-100k-keys", "curve-10k-keys"]),
+    shown("1,000,000 keys / 100,000", Metric::Cpu, ["curve-1m-keys", "curve-100k-keys"]),
+    shown("10,000,000 keys / 1,000,000", Metric::Cpu, ["curve-10m-keys", "curve-1m-keys"]),
+    shown("batches of 100 / 500", Metric::Cpu, ["curve-batches-of-100", "curve-batches-of-500"]),
+    shown("batches of 10 / 100", Metric::Cpu, ["curve-batches-of-10", "curve-batches-of-100"]),
+    shown("batches of 1 / 10", Metric::Cpu, ["curve-batches-of-1", "curve-batches-of-10"]),
+];
+
 /// What `make bench-load` raises step by step.
 pub const LOADED: Workload = latency("load", "Load in steps: map", 0);
 
@@ -444,6 +456,17 @@ mod tests {
                     assert_eq!(found, 1, "{}: {}: {side}", workload.name, ratio.name);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_ratio_of_a_curve_is_of_two_of_its_points() {
+        let curve = |name: &'static str| {
+            WORKLOADS.iter().find(|workload| workload.name == name).and_then(|found| found.curve)
+        };
+        for ratio in CURVES {
+            let sides = [Some(ratio.over), ratio.under].map(|side| side.and_then(curve));
+            assert!(sides[0].is_some() && sides[0] == sides[1], "{}: {sides:?}", ratio.name);
         }
     }
 
