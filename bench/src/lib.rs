@@ -16,11 +16,12 @@
 //! | [`boundary`], [`steps`], [`queues`], [`meter`] | what it costs to be in Wasm; what steps cost by themselves, those between a worker and its brokers included; and by what that is told |
 //! | [`ingestion`] | ways in which a restore can write what it reads |
 //! | [`threads`], [`budget`] | what each thread costs; all of it as one table that sums up |
-//! | [`report`], [`charts`], [`markdown`] | the terminal and JSON; SVG; the README's table |
+//! | [`report`], [`charts`], [`markdown`], [`absolute`] | the terminal and JSON; SVG; tables for the README and docs/performance.md |
 //! | [`machine`] | where it is measured |
 //! | [`record`] | what other programs have measured |
 //! | [`restart`], [`survivor`] | kill -9 to first new output; who is killed |
 
+pub mod absolute;
 pub mod boundary;
 pub mod budget;
 pub mod changes;

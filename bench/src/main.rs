@@ -38,7 +38,7 @@ enum Command {
     Restart(restart::Arguments),
     /// Measures ways in which a restore can write what it reads, in keys a second, without Kafka
     Ingestion(ingestion::Arguments),
-    /// Prints the ratios of a result file and its machines, as the README shows them
+    /// Prints the ratios of a result file and its machines, as the README shows them, or its figures by themselves
     Table(markdown::Arguments),
     /// Judges figures of another program, and keeps them
     #[command(hide = true)]

@@ -1,5 +1,5 @@
 //! The ratios of a result file of which something is asked, and the machines, as the README shows them:
-//! `tidemill-bench table`.
+//! `tidemill-bench table`. Figures by themselves are [`absolute`]'s.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,19 +9,24 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::Value;
 
+use crate::absolute;
 use crate::rounds::Spread;
 
 #[derive(Args)]
 pub struct Arguments {
     #[arg(long, default_value = "bench/results/latest.json")]
     results: PathBuf,
+    /// Instead of ratios the figures by themselves, as docs/performance.md shows them
+    #[arg(long)]
+    absolute: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let path = &arguments.results;
     let text = fs::read(path).with_context(|| path.display().to_string())?;
     let results = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-    println!("{}", table(&results).with_context(|| format!("{} is no result", path.display()))?);
+    let tables = if arguments.absolute { absolute::tables(&results) } else { table(&results) };
+    println!("{}", tables.with_context(|| format!("{} is no result", path.display()))?);
     Ok(())
 }
 

@@ -254,7 +254,7 @@ fn print_curve(grows: &str, points: &[Point]) {
 pub fn print_ratio(ratio: &RatioReport) {
     let RatioReport { median, min, max, .. } = *ratio;
     println!(
-        "{:<11}{:<84}{:<20}{}{}",
+        "{:<21}{:<84}{:<20}{}{}",
         ratio.workload,
         format!("{} ({})", ratio.name, ratio.metric),
         Spread { median, min, max }.to_string(),
