@@ -1,5 +1,6 @@
 //! The ratios of a result file of which something is asked, and the machines, as the README shows them:
-//! `tidemill-bench table`. Figures by themselves are [`absolute`]'s.
+//! `tidemill-bench table`. Figures by themselves are [`absolute`]'s. Both are put into their documents by `--write`, so
+//! that nobody copies figures.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,15 +20,40 @@ pub struct Arguments {
     /// Instead of ratios the figures by themselves, as docs/performance.md shows them
     #[arg(long)]
     absolute: bool,
+    /// Puts both into README.md and docs/performance.md of the working directory, in the place of what they print
+    #[arg(long)]
+    write: bool,
 }
+
+/// A document, and the command whose output stands in it.
+const DOCUMENTS: [(&str, &str); 2] =
+    [("README.md", "tidemill-bench table"), ("docs/performance.md", "tidemill-bench table --absolute")];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let path = &arguments.results;
     let text = fs::read(path).with_context(|| path.display().to_string())?;
     let results = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-    let tables = if arguments.absolute { absolute::tables(&results) } else { table(&results) };
-    println!("{}", tables.with_context(|| format!("{} is no result", path.display()))?);
+    let no_result = || format!("{} is no result", path.display());
+    let ratios = table(&results).with_context(no_result)?;
+    let figures = absolute::tables(&results).with_context(no_result)?;
+    if !arguments.write {
+        println!("{}", if arguments.absolute { figures } else { ratios });
+        return Ok(());
+    }
+    for ((document, command), output) in DOCUMENTS.into_iter().zip([ratios, figures]) {
+        let text = fs::read_to_string(document).context(document)?;
+        let no_place = || format!("{document} has no place for what `{command}` prints");
+        fs::write(document, put(&text, command, &output).with_context(no_place)?).context(document)?;
+    }
     Ok(())
+}
+
+/// A document with another output of a command, which stands between two comments; `None` if they are not there.
+fn put(document: &str, command: &str, output: &str) -> Option<String> {
+    let begin = format!("<!-- {command} -->\n");
+    let (before, rest) = document.split_once(&begin)?;
+    let (_, after) = rest.split_once("<!-- end -->\n")?;
+    Some(format!("{before}{begin}\n{output}\n\n<!-- end -->\n{after}"))
 }
 
 /// `None` of what is no result.
@@ -87,6 +113,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn every_document_has_a_place_for_its_table() {
+        for (document, command) in DOCUMENTS {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(document);
+            let text = fs::read_to_string(path).expect(document);
+            let once = put(&text, command, "| a |").expect(document);
+            assert!(once.contains(&format!("<!-- {command} -->\n\n| a |\n\n<!-- end -->\n")), "{once}");
+            assert_eq!(put(&once, command, "| a |"), Some(once));
+        }
+    }
 
     #[test]
     fn a_ratio_that_misses_its_bar_is_bold_and_one_of_which_nothing_is_asked_is_left_out() {
