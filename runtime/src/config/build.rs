@@ -1,14 +1,13 @@
 //! Checked values to a [`NodeConfig`], and the combinations that do not go together.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::deployment::Start;
 use super::document::SpecDefaults;
+use super::files;
 use super::listen;
 use super::load::Values;
 use super::node::{
@@ -206,32 +205,13 @@ fn secret(values: &Values<'_>, key: &str, file_key: &str) -> Option<Secret> {
         values.refuse(file_key, format!("and {} are both given: keep one", values.name(key)));
         return None;
     }
-    match secret_in(&file) {
+    match files::secret(&file) {
         Ok(secret) => Some(Secret::new(secret)),
         Err(message) => {
             values.refuse(file_key, message);
             None
         }
     }
-}
-
-/// Of a file that holds a secret and nothing else. The longest are private keys, of a few KiB.
-const SECRET_KIB_MAX: u64 = 64;
-
-/// The secret that a file holds, without the end of its last line.
-pub(super) fn secret_in(file: &Path) -> Result<String, String> {
-    let (shown, most) = (file.display(), SECRET_KIB_MAX << 10);
-    let mut bytes = Vec::new();
-    // One more, to tell a file that is too large from one that is just not.
-    let read = File::open(file).and_then(|opened| opened.take(most + 1).read_to_end(&mut bytes));
-    let read = read.map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    if read as u64 > most {
-        return Err(format!(
-            "{shown} is larger than {SECRET_KIB_MAX} KiB, the most for a secret: name a file that holds it and nothing else"
-        ));
-    }
-    let text = String::from_utf8(bytes).map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
 fn check_producer(values: &Values<'_>) {

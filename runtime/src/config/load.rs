@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::build;
+use super::files;
 use super::kafka_properties::{Fate, Scope, is_credential, is_secret, judge};
 use super::node::NodeConfig;
 use super::problem::{Problems, Report, nearest};
@@ -398,7 +399,7 @@ fn fitted(own: &str, value: String, notes: &mut Vec<String>) -> String {
 /// A property as librdkafka is to have it: what signs somebody in is what a file holds, which `NAME_file` names.
 fn with_credential(given: String, value: String, source: &Source) -> Result<(String, String), String> {
     if let Some(name) = given.strip_suffix("_file").filter(|name| is_credential(name)) {
-        return Ok((name.to_owned(), build::secret_in(Path::new(&value))?));
+        return Ok((name.to_owned(), files::secret(Path::new(&value))?));
     }
     if is_credential(&given) && matches!(judge(&given, &value), Fate::Pass { .. }) {
         let why = match source {

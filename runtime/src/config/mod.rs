@@ -19,6 +19,7 @@
 //! | [`roles_file`] | the same on a node that runs, as its file changes |
 //! | [`settings`], [`kafka_properties`], `profiles` | the tables behind it |
 //! | [`manifest`] | what a module says about itself |
+//! | [`files`] | files that are named, read up to a bound |
 //! | [`units`], [`problem`], `section`, `yaml` | the parts |
 
 mod build;
@@ -27,6 +28,7 @@ pub mod deployment;
 pub mod document;
 pub mod documents;
 pub mod failures;
+pub mod files;
 pub mod kafka_client;
 pub mod kafka_properties;
 mod librdkafka_names;

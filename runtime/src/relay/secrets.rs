@@ -1,23 +1,17 @@
 //! Texts that a document only points at. Read by each node when it makes a destination ready; whatever is
 //! wrong is said without the text.
 
+use crate::config::files;
 use crate::config::node::Secret;
 use crate::config::outbox::Source;
-
-/// Longest text that is read, in bytes.
-const BYTES_MAX: u64 = 64 << 10;
 
 /// What a source holds, without the line break at its end.
 pub fn read(what: &str, source: &Source) -> Result<Secret, String> {
     let text = match source {
         Source::Plain(text) => text.clone(),
         Source::File(path) => {
-            let told = |why: String| format!("{what}: {} cannot be read: {why}", path.display());
-            let length = std::fs::metadata(path).map_err(|error| told(error.to_string()))?.len();
-            if length > BYTES_MAX {
-                return Err(told(format!("it has {length} bytes, at most {BYTES_MAX} are possible")));
-            }
-            std::fs::read_to_string(path).map_err(|error| told(error.to_string()))?
+            let text = files::expect_regular(path).and_then(|()| files::secret(path));
+            text.map_err(|why| format!("{what}: {why}"))?
         }
         Source::Variable(name) => std::env::var(name)
             .map_err(|_| format!("{what}: the variable {name} is not set on this node, or is no text"))?,
@@ -32,6 +26,12 @@ pub fn read(what: &str, source: &Source) -> Result<Secret, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_document_does_not_have_the_node_read_what_has_no_end() {
+        let refused = read("secret_file", &Source::File("/dev/zero".into())).unwrap_err();
+        assert_eq!(refused, "secret_file: /dev/zero is no regular file");
+    }
 
     #[test]
     fn a_secret_is_read_without_its_line_break_and_never_shown() {

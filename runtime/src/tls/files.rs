@@ -1,8 +1,6 @@
 //! PEM files: read, checked, and compared with what they held before.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +10,7 @@ use tokio_rustls::rustls::{self, RootCertStore};
 
 use super::TlsError;
 use super::certificate::{Certificate, now_s};
+use crate::config::files;
 use crate::config::units::show_time_ms;
 
 /// A file beyond this holds no certificates.
@@ -33,18 +32,7 @@ impl fmt::Debug for PemFile {
 
 impl PemFile {
     pub fn read(path: &Path) -> Result<PemFile, TlsError> {
-        let read = || {
-            let mut bytes = Vec::new();
-            // A device says nothing of how much it holds.
-            let read = File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-            if read as u64 > FILE_BYTES_MAX {
-                return Err(std::io::Error::other(format!(
-                    "it has more than the {FILE_BYTES_MAX} bytes that are read"
-                )));
-            }
-            Ok(bytes)
-        };
-        match read() {
+        match files::read(path, FILE_BYTES_MAX) {
             Ok(bytes) => Ok(PemFile { path: path.to_owned(), bytes }),
             Err(reason) => Err(TlsError::Read { path: path.to_owned(), reason }),
         }

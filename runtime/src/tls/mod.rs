@@ -32,11 +32,13 @@ use tokio_rustls::rustls;
 use tokio_rustls::rustls::SupportedProtocolVersion;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 
+use crate::config::files::ReadError;
+
 /// Why certificates or keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("{path} cannot be read: {reason}")]
-    Read { path: PathBuf, reason: std::io::Error },
+    Read { path: PathBuf, reason: ReadError },
     #[error("{path} holds no certificate: it must have a `BEGIN CERTIFICATE` block (PEM)")]
     NoCertificate { path: PathBuf },
     #[error(
