@@ -22,7 +22,7 @@ const OURS: &[(&str, &[&str])] = &[
     ("task", &["record", "effects", "ports", "store", "proto"]),
     ("wasm", &["record", "effects", "ports", "store"]),
     ("kafka", &["record", "effects", "ports", "batches", "tls"]),
-    ("relay", &["record", "ports", "kafka"]),
+    ("relay", &["record", "ports", "kafka", "tls"]),
     ("telemetry", &[]),
     ("config", &[]),
     ("faults", &[]),

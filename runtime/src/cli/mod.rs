@@ -113,7 +113,7 @@ pub struct Global {
         value_name = "HOST:PORT"
     )]
     address: String,
-    /// CA (PEM) that the node's certificate comes from; without it the connection is not encrypted
+    /// CA (PEM) that the node's certificate comes from, or that certificate itself; without it the connection is not encrypted
     #[arg(long, global = true, env = "TIDEMILL_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Certificate (PEM) that says who you are; needs --ca

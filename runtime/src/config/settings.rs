@@ -102,7 +102,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("listen.tls.key", None, Kind::Path, "",
         "Private key of listen.tls.cert (PEM, not encrypted). Read again when it changes."),
     setting("listen.tls.client_ca", None, Kind::Path, "",
-        "CA certificates (PEM) that every caller's certificate, and every other node's, must come from. Read again when it changes."),
+        "CA certificates (PEM) that every caller's certificate, and every other node's, must come from; one that is no CA's is good for its holder alone. Read again when it changes."),
     setting("roles", None, Kind::Roles, "",
         "Who may do what, by the names in a caller's certificate: a list of { san, role, deployments, topics }; needs listen.tls. See docs/security.md."),
     setting("insecure", None, Kind::Bool, "false",

@@ -338,6 +338,19 @@ async fn a_handshake_without_the_right_certificate_is_refused_and_nothing_is_ser
     assert_eq!(world.served(), 1);
 }
 
+/// Without a CA: what a caller is given is the node's own certificate, which makes nobody else believed.
+#[tokio::test]
+async fn a_caller_may_believe_a_node_by_its_very_certificate() {
+    let world = World::new().await;
+    let viewer = world.authority.issue("viewer", &["spiffe://test/viewer"]);
+    let own = world.directory.path().join("own.pem");
+    let mut caller = world.connect(&own, Some(&viewer)).await.expect("it is the node's");
+    assert_eq!(caller.call("/tidemill.v1.Deployments/List", &[]).await.0, Code::Ok);
+    let other = world.authority.issue("other", &["127.0.0.1"]).cert;
+    let error = world.connect(&other, Some(&viewer)).await.map(|_| ()).expect_err("another node's");
+    assert!(error.contains("not from a CA that is believed"), "{error}");
+}
+
 /// A hello of a client that speaks no more than this version.
 fn client_hello(version: u16) -> Vec<u8> {
     let mut hello = version.to_be_bytes().to_vec();

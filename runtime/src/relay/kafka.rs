@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Unsent, secrets};
+use super::{Unsent, secrets, tls};
 use crate::config::outbox::KafkaSpec;
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::mirror::{Mirror, MirrorError, MirrorRecord, headers_of};
@@ -42,6 +42,7 @@ impl Carrier {
             config.sasl_password = Some(secrets::read("password", &sasl.password)?.expose().to_owned());
         }
         if let Some(ca) = &spec.ca {
+            tls::check(ca)?;
             config.properties.insert("ssl.ca.location".to_owned(), ca.to_string_lossy().into_owned());
         }
         let problems = config.problems();

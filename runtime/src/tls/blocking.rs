@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection};
 
-use super::client::{explanation, showing};
+use super::TlsError;
+use super::client::{client_config, explanation};
 use super::files::KeyPair;
 use super::trust::Trust;
-use super::{TlsError, VERSIONS, provider};
 
 /// What one read of the socket takes: four records of TLS. rustls by itself asks for 4 KiB.
 const READ_BYTES: usize = 64 << 10;
@@ -42,17 +42,9 @@ pub struct Session {
 impl Client {
     /// Without `ca` it believes whom this machine believes. `pair` is certificate and key.
     pub fn from_files(ca: Option<&Path>, pair: Option<(&Path, &Path)>) -> Result<Client, TlsError> {
-        let trust = match ca {
-            Some(ca) => Trust::of_file(ca)?,
-            None => Trust::of_this_machine()?,
-        };
+        let trust = Trust::of_file_or_machine(ca, true)?;
         let pair = pair.map(|(cert, key)| KeyPair::read(cert, key)).transpose()?;
-        let builder = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(VERSIONS)
-            .map_err(|reason| TlsError::Unusable { path: "TLS".into(), reason })?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(trust));
-        Ok(Client { config: Arc::new(showing(pair.as_ref(), builder)?) })
+        Ok(Client { config: Arc::new(client_config(trust, pair.as_ref(), None)?) })
     }
 
     /// Shakes hands with `host`, whose name the certificate has to hold, until `until` at the latest.
@@ -187,6 +179,7 @@ mod tests {
     use tidemill_test_support::certificates::{Authority, Pair};
     use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+    use super::super::{VERSIONS, provider};
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);

@@ -12,16 +12,14 @@ use tokio::io::{AsyncReadExt, Chain, Join, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::client::WantsClientCert;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{
-    self, AlertDescription, CertificateError, ClientConfig, ConfigBuilder, RootCertStore,
-};
+use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig};
 use tower::Service;
 
 use super::certificate::Certificate;
-use super::files::{KeyPair, PemFile};
+use super::files::KeyPair;
 use super::own::Own;
+use super::trust::Trust;
 use super::{HTTP1, HTTP2, TlsError, VERSIONS, provider};
 
 /// Bytes that are read to learn whether the node takes the connection; its first frame has as many.
@@ -66,8 +64,8 @@ impl Client {
     /// For commands. `pair` is certificate and key; without one only what asks for none can be called.
     pub fn from_files(ca: &Path, pair: Option<(&Path, &Path)>) -> Result<Client, TlsError> {
         let pair = pair.map(|(cert, key)| KeyPair::read(cert, key)).transpose()?;
-        let config = client_config(PemFile::read(ca)?.roots()?, pair.as_ref(), HTTP2)?;
-        Ok(Client { shows: Shows::Files(config), believes: Arc::new(|_| Ok(())) })
+        let config = client_config(Trust::of_file(ca)?, pair.as_ref(), Some(HTTP2))?;
+        Ok(Client { shows: Shows::Files(Arc::new(config)), believes: Arc::new(|_| Ok(())) })
     }
 
     /// For a node that calls another one.
@@ -124,7 +122,7 @@ impl Client {
 /// To a node's `/metrics` and probes at `HOST:PORT`, which ask nobody for a certificate. The caller bounds
 /// the time.
 pub async fn connect_http(ca: &Path, address: &str) -> Result<Stream, BoxError> {
-    let config = client_config(PemFile::read(ca)?.roots()?, None, HTTP1)?;
+    let config = Arc::new(client_config(Trust::of_file(ca)?, None, Some(HTTP1))?);
     let uri: Uri = format!("https://{address}").parse()?;
     let (tcp, name, host) = reach(&uri).await?;
     TlsConnector::from(config).connect(name, tcp).await.map_err(|error| explain(error, &host))
@@ -156,29 +154,34 @@ async fn within<T, E: Into<BoxError>>(
     }
 }
 
-/// Believes what comes from `roots`.
+/// For a client of servers that are no nodes. Without `ca` it believes whom this machine does, which may be nobody unless
+/// that is `needed`.
+pub fn of_servers(ca: Option<&Path>, needed: bool) -> Result<ClientConfig, TlsError> {
+    client_config(Trust::of_file_or_machine(ca, needed)?, None, None)
+}
+
+/// Believes whom `trust` does, shows `pair` to whoever asks for a certificate, and agrees on a `protocol`, if there is
+/// one, with ALPN.
 pub(super) fn client_config(
-    roots: Arc<RootCertStore>,
+    trust: Trust,
     pair: Option<&KeyPair>,
-    protocol: &[u8],
-) -> Result<Arc<ClientConfig>, TlsError> {
+    protocol: Option<&[u8]>,
+) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(VERSIONS)
         .map_err(|reason| TlsError::Unusable { path: "TLS".into(), reason })?
-        .with_root_certificates(roots);
-    let mut config = showing(pair, builder)?;
-    config.alpn_protocols = vec![protocol.to_vec()];
-    Ok(Arc::new(config))
-}
-
-/// Shows `pair` to whoever asks for a certificate.
-pub(super) fn showing(
-    pair: Option<&KeyPair>,
-    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
-) -> Result<ClientConfig, TlsError> {
-    let Some(pair) = pair else { return Ok(builder.with_no_client_auth()) };
-    let identity = pair.identity()?;
-    builder.with_client_auth_cert(identity.chain, identity.key).map_err(|reason| pair.refused(reason))
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(trust));
+    let mut config = match pair {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let identity = pair.identity()?;
+            let config = builder.with_client_auth_cert(identity.chain, identity.key);
+            config.map_err(|reason| pair.refused(reason))?
+        }
+    };
+    config.alpn_protocols.extend(protocol.map(<[u8]>::to_vec));
+    Ok(config)
 }
 
 /// What a person can do about a handshake that failed.

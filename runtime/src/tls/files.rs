@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{self, RootCertStore};
 
 use super::TlsError;
 use super::certificate::{Certificate, now_s};
@@ -48,15 +47,6 @@ impl PemFile {
         Ok(found)
     }
 
-    /// As CAs.
-    pub fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in self.certificates()? {
-            roots.add(certificate).map_err(|error| self.malformed(error.to_string()))?;
-        }
-        Ok(Arc::new(roots))
-    }
-
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
         let encrypted = b"BEGIN ENCRYPTED PRIVATE KEY";
         if self.bytes.windows(encrypted.len()).any(|window| window == encrypted) {
@@ -66,7 +56,7 @@ impl PemFile {
         PrivateKeyDer::from_pem_slice(&self.bytes).map_err(|_| TlsError::NoKey { path: self.path.clone() })
     }
 
-    fn malformed(&self, reason: String) -> TlsError {
+    pub(super) fn malformed(&self, reason: String) -> TlsError {
         TlsError::Malformed { path: self.path.clone(), reason }
     }
 }

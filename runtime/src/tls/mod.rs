@@ -13,10 +13,13 @@
 //! | [`connection`] | an accepted connection, encrypted or not, and who is at its other end |
 //! | [`client`] | connecting, with an error that says what to mend |
 //! | [`blocking`] | the same without tokio, to brokers |
-//! | `trust` | whom that believes |
+//! | `trust`, `callers` | whom clients believe, and whom a node |
+//! | `anchors` | what both have of a file of certificates |
 //! | `usage` | what a certificate is for |
 
+mod anchors;
 pub mod blocking;
+mod callers;
 pub mod certificate;
 pub mod client;
 pub mod connection;

@@ -1,4 +1,4 @@
-//! What a node shows and demands: one certificate, and the CA of everybody who calls it.
+//! What a node shows and demands: one certificate, and the CAs of everybody who calls it.
 //!
 //! The files are read again every few seconds. What has changed counts for connections from then on; what
 //! cannot be used is refused with its reason, and the former one stays. A connection that exists is not
@@ -7,12 +7,14 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use tokio_rustls::rustls::server::NoServerSessionStorage;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 
+use super::callers::Callers;
 use super::certificate::Certificate;
 use super::client::client_config;
 use super::files::{KeyPair, PemFile};
+use super::trust::Trust;
 use super::{HTTP1, HTTP2, TlsError, VERSIONS, provider};
 use crate::config::node::TlsFiles;
 
@@ -96,34 +98,30 @@ fn read(paths: &TlsFiles) -> Result<(KeyPair, PemFile), TlsError> {
 
 impl Current {
     fn build(pair: KeyPair, client_ca: PemFile) -> Result<Current, TlsError> {
-        let roots = client_ca.roots()?;
-        let unusable = |reason: String| TlsError::Malformed { path: client_ca.path.clone(), reason };
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider())
-            .build()
-            .map_err(|error| unusable(error.to_string()))?;
+        let (callers, nodes) = (Callers::of_file(&client_ca)?, Trust::of(&client_ca)?);
         Ok(Current {
             certificate: pair.identity()?.certificate,
-            grpc: server_config(&pair, Some(verifier), HTTP2)?,
+            grpc: server_config(&pair, Some(callers), HTTP2)?,
             http: server_config(&pair, None, HTTP1)?,
-            client: client_config(roots, Some(&pair), HTTP2)?,
+            client: Arc::new(client_config(nodes, Some(&pair), Some(HTTP2))?),
             pair,
             client_ca,
         })
     }
 }
 
-/// Without `clients` nobody is asked for a certificate.
+/// Without `callers` nobody is asked for a certificate.
 fn server_config(
     pair: &KeyPair,
-    clients: Option<Arc<dyn tokio_rustls::rustls::server::danger::ClientCertVerifier>>,
+    callers: Option<Callers>,
     protocol: &[u8],
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let identity = pair.identity()?;
     let refused = |error| pair.refused(error);
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(VERSIONS).map_err(refused)?;
-    let builder = match clients {
-        Some(verifier) => builder.with_client_cert_verifier(verifier),
+    let builder = match callers {
+        Some(callers) => builder.with_client_cert_verifier(Arc::new(callers)),
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_single_cert(identity.chain, identity.key).map_err(refused)?;

@@ -1,137 +1,50 @@
-//! Whom a client of brokers believes: what comes from the CAs of a file, or from those of this machine.
-//!
-//! A certificate that is in the file itself is believed as well, of its names and in its term. rustls has it
-//! that a CA cannot be a server; but a broker with a certificate of its own making, which every client is
-//! given and which says of itself that it is a CA (what `keytool` makes for that), is how many clusters are
-//! set up, and OpenSSL, which librdkafka asks, believes it.
-//!
-//! Otherwise OpenSSL's strictness is kept where rustls would take what it is given for a CA: a certificate of
-//! the file makes others believed only if it says that it is a CA, of servers, and only in its term. Or else
-//! each of several brokers whose own certificates are in the file could issue one for any other's name.
+//! Whom a client believes, of brokers, nodes or destinations: what comes from the CAs of a file, or from those of this
+//! machine, and what is in the file itself ([`super::anchors`]), of its names.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use tokio_rustls::rustls::crypto::{self, WebPkiSupportedAlgorithms};
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
-use tokio_rustls::rustls::{
-    self, CertificateError, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
-};
-use webpki::{EndEntityCert, anchor_from_trusted_cert};
+use tokio_rustls::rustls::{self, DigitallySignedStruct, SignatureScheme};
 
-use super::certificate::term;
+use super::anchors::Anchors;
 use super::files::PemFile;
-use super::usage::Usage;
+use super::usage::Side;
 use super::{TlsError, provider};
 
 /// See the module.
 #[derive(Debug)]
 pub struct Trust {
-    /// Those of the file.
-    known: Vec<CertificateDer<'static>>,
-    authorities: Vec<Authority>,
+    anchors: Anchors,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// A CA.
-#[derive(Debug)]
-struct Authority {
-    anchor: TrustAnchor<'static>,
-    /// Its first and its last second; `None` = not known, of those that are too old to say what they are.
-    term: Option<(i64, i64)>,
-}
-
-/// Why nobody is believed whom a CA has signed.
-#[derive(Debug, thiserror::Error)]
-#[error("the CA that it is from has expired, or is not valid yet")]
-struct OutOfTerm;
-
 impl Trust {
+    /// In the certificates of a file.
     pub fn of_file(ca: &Path) -> Result<Trust, TlsError> {
-        let known = PemFile::read(ca)?.certificates()?;
-        let mut authorities = Vec::new();
-        for certificate in &known {
-            let authority = Authority::read(certificate)
-                .map_err(|reason| TlsError::Malformed { path: ca.to_owned(), reason })?;
-            authorities.extend(authority);
+        Trust::of(&PemFile::read(ca)?)
+    }
+
+    /// The same, of a file that has been read.
+    pub fn of(ca: &PemFile) -> Result<Trust, TlsError> {
+        Ok(Trust::new(Anchors::of_file(ca, Side::Server)?))
+    }
+
+    /// In the certificates of a file, or else in whom this machine trusts. `needed`: that must not be nobody.
+    pub fn of_file_or_machine(ca: Option<&Path>, needed: bool) -> Result<Trust, TlsError> {
+        if let Some(ca) = ca {
+            return Trust::of_file(ca);
         }
-        Ok(Trust { known, authorities, algorithms: provider().signature_verification_algorithms })
+        let anchors = Anchors::of_this_machine();
+        if needed && anchors.is_empty() { Err(TlsError::NobodyTrusted) } else { Ok(Trust::new(anchors)) }
     }
 
-    pub fn of_this_machine() -> Result<Trust, TlsError> {
-        let certificates = rustls_native_certs::load_native_certs().certs;
-        // One that cannot be read does not make the others worthless.
-        let read = |certificate| Authority::read(certificate).ok().flatten();
-        let authorities: Vec<Authority> = certificates.iter().filter_map(read).collect();
-        if authorities.is_empty() {
-            return Err(TlsError::NobodyTrusted);
-        }
-        let algorithms = provider().signature_verification_algorithms;
-        Ok(Trust { known: Vec::new(), authorities, algorithms })
+    fn new(anchors: Anchors) -> Trust {
+        Trust { anchors, algorithms: provider().signature_verification_algorithms }
     }
-
-    /// Those that count at a time.
-    fn roots(&self, at: Option<UnixTime>) -> RootCertStore {
-        let counts = |authority: &&Authority| at.is_none_or(|at| authority.is_in_term(at));
-        self.authorities.iter().filter(counts).map(|authority| authority.anchor.clone()).collect()
-    }
-
-    /// Whether somebody who is believed has signed it, for servers, and it is valid.
-    fn verify_signed(
-        &self,
-        certificate: &ParsedCertificate<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let verify = |roots: RootCertStore| {
-            let algorithms = self.algorithms.all;
-            verify_server_cert_signed_by_trust_anchor(certificate, &roots, intermediates, now, algorithms)
-        };
-        verify(self.roots(Some(now))).map_err(|error| match verify(self.roots(None)) {
-            Ok(()) => CertificateError::Other(OtherError(Arc::new(OutOfTerm))).into(),
-            Err(_) => error,
-        })
-    }
-}
-
-impl Authority {
-    /// `None` = it is of no CA that signs servers' certificates.
-    fn read(certificate: &CertificateDer<'_>) -> Result<Option<Authority>, String> {
-        let usage = Usage::read(certificate).ok_or("it holds a certificate that cannot be read")?;
-        if !usage.signs_servers() {
-            return Ok(None);
-        }
-        let anchor = anchor_from_trusted_cert(certificate).map_err(|error| error.to_string())?;
-        let parsed = EndEntityCert::try_from(certificate).ok();
-        let term = parsed.and_then(|parsed| term(&parsed).ok());
-        Ok(Some(Authority { anchor: anchor.to_owned(), term }))
-    }
-
-    fn is_in_term(&self, now: UnixTime) -> bool {
-        self.term.is_none_or(|(from, to)| (from..=to).contains(&seconds(now)))
-    }
-}
-
-/// Whether a certificate that needs nobody's signature is a server's, and valid.
-fn verify_known(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
-    let unreadable = || rustls::Error::from(CertificateError::BadEncoding);
-    let parsed = EndEntityCert::try_from(certificate).map_err(|_| unreadable())?;
-    let (from, to) = term(&parsed).map_err(|_| unreadable())?;
-    if seconds(now) < from {
-        return Err(CertificateError::NotValidYet.into());
-    }
-    if seconds(now) > to {
-        return Err(CertificateError::Expired.into());
-    }
-    let usage = Usage::read(certificate).ok_or_else(unreadable)?;
-    usage.serves().then_some(()).ok_or(CertificateError::InvalidPurpose.into())
-}
-
-fn seconds(time: UnixTime) -> i64 {
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
 impl ServerCertVerifier for Trust {
@@ -144,11 +57,10 @@ impl ServerCertVerifier for Trust {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let certificate = ParsedCertificate::try_from(end_entity)?;
-        if self.known.iter().any(|known| known.as_ref() == end_entity.as_ref()) {
-            verify_known(end_entity, now)?;
-        } else {
-            self.verify_signed(&certificate, intermediates, now)?;
-        }
+        self.anchors.verify(end_entity, now, |roots| {
+            let algorithms = self.algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&certificate, &roots, intermediates, now, algorithms)
+        })?;
         verify_server_name(&certificate, server_name)?;
         Ok(ServerCertVerified::assertion())
     }

@@ -21,12 +21,22 @@ const EXTENSIONS: u8 = 0xa3;
 const KEY_USAGE: &[u8] = &[0x55, 0x1d, 15];
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 19];
 const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 37];
-/// `1.3.6.1.5.5.7.3.1`
+/// `1.3.6.1.5.5.7.3.1` and `.2`.
 const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
+const CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
 
-/// Of a key usage: to sign certificates; and to sign, encipher or agree, of which TLS needs one.
+/// Of a key usage: to sign certificates; and to sign, encipher or agree, of which TLS needs one. Nothing is enciphered
+/// for a client.
 const SIGNS_CERTIFICATES: u8 = 0x04;
-const DOES_TLS: u8 = 0x80 | 0x20 | 0x08;
+const SERVES: u8 = 0x80 | 0x20 | 0x08;
+const CALLS: u8 = 0x80 | 0x08;
+
+/// Which end of a connection somebody is who shows a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Server,
+    Client,
+}
 
 /// See the module. `None` = nothing is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,8 +46,8 @@ pub struct Usage {
     is_ca: Option<bool>,
     /// The first eight bits of its key usage.
     key: Option<u8>,
-    /// Servers are among the purposes that it names.
-    names_servers: Option<bool>,
+    /// Whether servers, and clients, are among the purposes that it names.
+    purposes: Option<(bool, bool)>,
 }
 
 impl Usage {
@@ -81,27 +91,40 @@ impl Usage {
             let is_said = inside.0.first() == Some(&BOOLEAN);
             self.is_ca = Some(is_said && inside.expect(BOOLEAN)?.0.iter().any(|byte| *byte != 0));
         } else if id == EXTENDED_KEY_USAGE {
-            let mut purposes = value.expect(SEQUENCE)?;
-            let mut names_servers = false;
-            while !purposes.0.is_empty() {
-                names_servers |= purposes.expect(ID)?.0 == SERVER_AUTH;
+            let mut named = value.expect(SEQUENCE)?;
+            let (mut servers, mut clients) = (false, false);
+            while !named.0.is_empty() {
+                let purpose = named.expect(ID)?.0;
+                servers |= purpose == SERVER_AUTH;
+                clients |= purpose == CLIENT_AUTH;
             }
-            self.names_servers = Some(names_servers);
+            self.purposes = Some((servers, clients));
         }
         Some(())
     }
 
-    /// Whether it is of a CA that signs servers' certificates. One that does not say that it is a CA has to say that its
-    /// key signs certificates, or to be too old to say anything.
-    pub fn signs_servers(&self) -> bool {
+    /// Whether it is of a CA that signs certificates of that side. One that does not say that it is a CA has to say that
+    /// its key signs certificates, or to be too old to say anything.
+    pub fn signs(&self, side: Side) -> bool {
         let is_ca = self.is_ca.unwrap_or(self.is_ancient || self.key.is_some());
         let may_sign = self.key.is_none_or(|bits| bits & SIGNS_CERTIFICATES != 0);
-        is_ca && may_sign && self.names_servers.unwrap_or(true)
+        is_ca && may_sign && self.names(side)
     }
 
-    /// Whether it may be a server's, CA or not.
-    pub fn serves(&self) -> bool {
-        self.key.is_none_or(|bits| bits & DOES_TLS != 0) && self.names_servers.unwrap_or(true)
+    /// Whether it may be of somebody at that side, CA or not.
+    pub fn is_for(&self, side: Side) -> bool {
+        let needed = match side {
+            Side::Server => SERVES,
+            Side::Client => CALLS,
+        };
+        self.key.is_none_or(|bits| bits & needed != 0) && self.names(side)
+    }
+
+    fn names(&self, side: Side) -> bool {
+        self.purposes.is_none_or(|(servers, clients)| match side {
+            Side::Server => servers,
+            Side::Client => clients,
+        })
     }
 }
 
@@ -156,29 +179,46 @@ mod tests {
         let authority = Authority::new(directory, "ca");
         let odd = |name, oddity| usage(&Authority::odd(directory, name, &["odd.test"], oddity).ca);
         let its_own = Authority::self_signed(directory, "own", &["broker.test"]);
-        for (what, usage, signs, serves) in [
-            ("a CA that signs only", usage(&authority.ca), true, false),
-            ("what a CA issues", usage(&authority.issue("leaf", &["broker.test"]).cert), false, true),
-            ("what it issues to clients", usage(&authority.issue_to_client("client").cert), false, false),
-            ("a server's of its own making that is a CA", usage(&its_own.cert), true, true),
-            ("a server's of its own making", odd("server", Oddity::Server), false, true),
-            ("a CA of clients", odd("clients", Oddity::ForClients), false, false),
-            ("a CA of the past", odd("past", Oddity::Expired), true, true),
+        // Whether it signs, and is one, of servers and of clients.
+        for (what, usage, of_servers, of_clients) in [
+            ("a CA that signs only", usage(&authority.ca), (true, false), (true, false)),
+            (
+                "what a CA issues",
+                usage(&authority.issue("leaf", &["broker.test"]).cert),
+                (false, true),
+                (false, true),
+            ),
+            (
+                "what it issues to clients",
+                usage(&authority.issue_to_client("client").cert),
+                (false, false),
+                (false, true),
+            ),
+            ("a server's of its own making that is a CA", usage(&its_own.cert), (true, true), (true, true)),
+            ("a server's of its own making", odd("server", Oddity::Server), (false, true), (false, true)),
+            ("a CA of clients", odd("clients", Oddity::ForClients), (false, false), (true, true)),
+            ("a CA of the past", odd("past", Oddity::Expired), (true, true), (true, true)),
         ] {
-            assert_eq!((usage.signs_servers(), usage.serves()), (signs, serves), "{what}: {usage:?}");
+            for (side, expected) in [(Side::Server, of_servers), (Side::Client, of_clients)] {
+                let found = (usage.signs(side), usage.is_for(side));
+                assert_eq!(found, expected, "{what}, {side:?}: {usage:?}");
+            }
         }
     }
 
     #[test]
     fn one_that_says_nothing_of_being_a_ca_signs_only_if_its_key_does_or_it_is_ancient() {
         let usage = Usage::default();
-        assert!(!usage.signs_servers() && usage.serves());
-        for (key, signs) in [(SIGNS_CERTIFICATES, true), (0x80, false), (0, false)] {
-            assert_eq!(Usage { key: Some(key), ..usage }.signs_servers(), signs, "{key}");
-            assert_eq!(Usage { key: Some(key), is_ca: Some(true), ..usage }.signs_servers(), signs, "{key}");
+        let signs = |usage: Usage| usage.signs(Side::Server);
+        assert!(!signs(usage) && usage.is_for(Side::Server));
+        for (key, expected) in [(SIGNS_CERTIFICATES, true), (0x80, false), (0, false)] {
+            assert_eq!(signs(Usage { key: Some(key), ..usage }), expected, "{key}");
+            assert_eq!(signs(Usage { key: Some(key), is_ca: Some(true), ..usage }), expected, "{key}");
         }
-        assert!(Usage { is_ancient: true, ..usage }.signs_servers());
-        assert!(!Usage { is_ancient: true, is_ca: Some(false), ..usage }.signs_servers());
+        assert!(signs(Usage { is_ancient: true, ..usage }));
+        assert!(!signs(Usage { is_ancient: true, is_ca: Some(false), ..usage }));
+        let enciphers = Usage { key: Some(0x20), ..usage };
+        assert!(enciphers.is_for(Side::Server) && !enciphers.is_for(Side::Client));
     }
 
     #[test]
