@@ -19,7 +19,7 @@ fn name(code: Code) -> String {
 }
 
 /// A change under way, in the hands of the guard and, beside the request, of its service. Whoever knows first what has
-/// come of it says so. Dropped by all of them before, its caller has gone away.
+/// come of it says so. Dropped by all of them before, the node has ended.
 #[derive(Clone)]
 pub struct Pending(Arc<Open>);
 
@@ -30,20 +30,20 @@ impl Pending {
         Pending(Arc::new(Open(Mutex::new(Some(line)))))
     }
 
-    /// The registry has given it this revision: whatever else its caller waits for changes nothing about that.
-    pub fn accepted(&self, revision: u64) {
-        if let Some(line) = self.0.take() {
-            line.write(revision, &name(Code::Ok), "");
+    /// What has come of it: the revision that the registry has given it (0 = none), or why it was not done. Whatever else
+    /// its caller waits for changes nothing about that.
+    pub fn ended(&self, outcome: Result<u64, &Status>) {
+        let Some(line) = self.0.take() else { return };
+        match outcome {
+            Ok(revision) => line.write(revision, &name(Code::Ok), ""),
+            Err(status) => line.write(0, &name(status.code()), status.message()),
         }
     }
 
     /// By the answer of a service.
     pub fn answered(&self, response: &Response) {
-        let Some(line) = self.0.take() else { return };
-        match Status::from_header_map(response.headers()) {
-            None => line.write(0, &name(Code::Ok), ""),
-            Some(status) => line.write(0, &name(status.code()), status.message()),
-        }
+        let status = Status::from_header_map(response.headers());
+        self.ended(status.as_ref().map_or(Ok(0), Err));
     }
 }
 
@@ -56,7 +56,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         if let Some(line) = self.take() {
-            let reason = "the caller did not wait for the answer; it may have happened or not";
+            let reason = "the node ended before that was known; it may have happened or not";
             line.write(0, &name(Code::Unknown), reason);
         }
     }
@@ -69,27 +69,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_told_once_with_its_revision_whether_its_caller_is_there_still_or_not() {
+    fn a_change_is_told_once_with_what_has_come_of_it_whether_its_caller_is_there_still_or_not() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let log = tracing_subscriber::fmt().with_ansi(false);
         let log = log.with_writer(file.reopen().expect("the same file")).finish();
         tracing::subscriber::with_default(log, || {
             let pending = |name| Pending::new(Line::by_itself("n1", "Deployments.Deploy", name));
+            // Of one whose caller has gone, and the guard with it, only its service knows.
+            let left = |name| {
+                let guard = pending(name);
+                guard.clone()
+            };
             let answered = pending("answered");
-            answered.clone().accepted(7);
+            answered.clone().ended(Ok(7));
             answered.answered(&Response::new(Body::empty()));
-            let guard = pending("left");
-            let service = guard.clone();
-            drop(guard);
-            service.accepted(8);
-            drop(pending("gone"));
+            pending("by its answer").answered(&Response::new(Body::empty()));
+            left("left").ended(Ok(8));
+            left("failed").ended(Err(&Status::failed_precondition("its group is still there")));
+            drop(left("gone"));
         });
         let text = std::fs::read_to_string(file.path()).expect("the log");
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines.len(), 5, "{text}");
         for (line, words) in lines.iter().zip([
             ["name=\"answered\"", "revision=7", "outcome=Ok"],
+            ["name=\"by its answer\"", "revision=0", "outcome=Ok"],
             ["name=\"left\"", "revision=8", "outcome=Ok"],
+            ["name=\"failed\"", "outcome=FailedPrecondition", "reason=\"its group is still there\""],
             ["name=\"gone\"", "revision=0", "outcome=Unknown"],
         ]) {
             assert!(words.iter().all(|word| line.contains(word)), "{words:?}: {line}");

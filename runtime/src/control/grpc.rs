@@ -100,7 +100,7 @@ fn caller<T>(request: &Request<T>) -> Caller {
 }
 
 /// Its line in the audit log. There is none of what is not a change.
-fn pending<T>(request: &Request<T>) -> Option<Pending> {
+pub(super) fn pending<T>(request: &Request<T>) -> Option<Pending> {
     request.extensions().get().cloned()
 }
 
@@ -116,28 +116,40 @@ pub async fn ask<T: Send + 'static>(
     work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
 ) -> Result<T, Status> {
     let node = node.clone();
-    match tokio::task::spawn_blocking(move || work(&node)).await {
-        Ok(answer) => answer.map_err(status),
+    blocking(move || work(&node).map_err(status)).await
+}
+
+/// As [`ask`], for a change. The audit log has what comes of it, with its `revision`, as soon as that is known: also when
+/// whoever asked has gone away meanwhile, or waits for more.
+pub(super) async fn change<T: Send + 'static>(
+    node: &Handle,
+    pending: Option<Pending>,
+    revision: impl FnOnce(&Handle, &T) -> u64 + Send + 'static,
+    work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, Status> {
+    let node = node.clone();
+    blocking(move || {
+        let answer = work(&node).map_err(status);
+        if let Some(pending) = pending {
+            pending.ended(answer.as_ref().map(|answer| revision(&node, answer)));
+        }
+        answer
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
         Err(_) => Err(Status::internal("the call failed inside the node; its log says why")),
     }
 }
 
-/// As [`ask`], for a change, and tells the audit log which revision it got as soon as it has it: also when whoever
-/// asked has gone away meanwhile, or waits for more.
-async fn change<T: Send + 'static>(
-    node: &Handle,
-    pending: Option<Pending>,
-    deployment: fn(&T) -> &Option<proto::Deployment>,
-    work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
-) -> Result<T, Status> {
-    ask(node, move |node| {
-        let answer = work(node)?;
-        if let (Some(pending), Some(deployment)) = (pending, deployment(&answer)) {
-            pending.accepted(deployment.revision);
-        }
-        Ok(answer)
-    })
-    .await
+/// What a deployment that has been changed is at.
+fn revision(changed: &Option<proto::Deployment>) -> u64 {
+    changed.as_ref().map_or(0, |deployment| deployment.revision)
 }
 
 #[tonic::async_trait]
@@ -153,7 +165,7 @@ impl proto::deployments_server::Deployments for Services {
             let (header, module) = (upload.header, upload.module);
             let wait_ms = if header.dry_run { 0 } else { header.wait_ms };
             let deploy = move |node: &Handle| node.deploy(header, module);
-            let answer = change(&node, pending, |answer| &answer.deployment, deploy).await;
+            let answer = change(&node, pending, |_, answer| revision(&answer.deployment), deploy).await;
             drop(upload.place);
             let mut answer = answer?;
             answer.adoption = self.adoption(&node, &mut answer.deployment, wait_ms, until).await;
@@ -186,12 +198,10 @@ impl proto::deployments_server::Deployments for Services {
         &self,
         request: Request<proto::DeleteDeploymentRequest>,
     ) -> Result<Response<proto::DeleteDeploymentResponse>, Status> {
+        let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        self.ask(node, move |node| {
-            node.delete(request)?;
-            Ok(proto::DeleteDeploymentResponse {})
-        })
-        .await
+        let delete = move |node: &Handle| node.delete(request).map(|()| proto::DeleteDeploymentResponse {});
+        self.counted(change(&node, pending, |_, _| 0, delete)).await
     }
 
     async fn history(
@@ -229,7 +239,8 @@ impl proto::deployments_server::Deployments for Services {
         self.counted(async {
             let wait_ms = if request.dry_run { 0 } else { request.wait_ms };
             let roll_back = move |node: &Handle| node.rollback(request);
-            let mut answer = change(&node, pending, |answer| &answer.deployment, roll_back).await?;
+            let mut answer =
+                change(&node, pending, |_, answer| revision(&answer.deployment), roll_back).await?;
             answer.adoption = self.adoption(&node, &mut answer.deployment, wait_ms, until).await;
             Ok(answer)
         })
@@ -243,15 +254,22 @@ impl proto::deployments_server::Deployments for Services {
         let pending = pending(&request);
         let (node, request) = self.admitted(request);
         let pause = move |node: &Handle| node.pause(request);
-        self.counted(change(&node, pending, |answer| &answer.deployment, pause)).await
+        self.counted(change(&node, pending, |_, answer| revision(&answer.deployment), pause)).await
     }
 
     async fn reset(
         &self,
         request: Request<proto::ResetRequest>,
     ) -> Result<Response<proto::ResetResponse>, Status> {
+        let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        self.ask(node, move |node| node.reset(request)).await
+        let (name, dry_run) = (request.name.clone(), request.dry_run);
+        let reset = move |node: &Handle| node.reset(request);
+        let at = move |node: &Handle, _: &proto::ResetResponse| match node.deployment(&name) {
+            Ok(deployment) if !dry_run => deployment.revision,
+            Ok(_) | Err(_) => 0,
+        };
+        self.counted(change(&node, pending, at, reset)).await
     }
 
     async fn resume(
@@ -261,7 +279,7 @@ impl proto::deployments_server::Deployments for Services {
         let pending = pending(&request);
         let (node, request) = self.admitted(request);
         let resume = move |node: &Handle| node.resume(request);
-        self.counted(change(&node, pending, |answer| &answer.deployment, resume)).await
+        self.counted(change(&node, pending, |_, answer| revision(&answer.deployment), resume)).await
     }
 
     async fn restart(
@@ -271,7 +289,7 @@ impl proto::deployments_server::Deployments for Services {
         let pending = pending(&request);
         let (node, request) = self.admitted(request);
         let restart = move |node: &Handle| node.restart(request);
-        self.counted(change(&node, pending, |answer| &answer.deployment, restart)).await
+        self.counted(change(&node, pending, |_, answer| revision(&answer.deployment), restart)).await
     }
 }
 

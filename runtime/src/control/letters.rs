@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
-use super::grpc::{Services, ask};
+use super::grpc::{Services, ask, change, pending};
 use super::page::{self, PageToken};
 use super::peers::{self, Peers};
 use crate::config::problem::Problem;
@@ -294,10 +294,12 @@ impl proto::dead_letters_server::DeadLetters for Services {
         &self,
         request: Request<proto::RedriveRequest>,
     ) -> Result<Response<proto::RedriveResponse>, Status> {
+        let pending = pending(&request);
         let (forwarder, request, deadline) = self.forwarded(request);
         self.counted(async {
             let ended = forwarder.ended(&request.deployment, deadline).await?;
-            ask(&forwarder.node, move |node| node.redrive(request, ended)).await
+            let redrive = move |node: &Handle| node.redrive(request, ended);
+            change(&forwarder.node, pending, |_, _| 0, redrive).await
         })
         .await
     }
@@ -306,10 +308,12 @@ impl proto::dead_letters_server::DeadLetters for Services {
         &self,
         request: Request<proto::DiscardLettersRequest>,
     ) -> Result<Response<proto::DiscardLettersResponse>, Status> {
+        let pending = pending(&request);
         let (forwarder, request, deadline) = self.forwarded(request);
         self.counted(async {
             let ended = forwarder.ended(&request.deployment, deadline).await?;
-            ask(&forwarder.node, move |node| node.discard_letters(request, ended)).await
+            let discard = move |node: &Handle| node.discard_letters(request, ended);
+            change(&forwarder.node, pending, |_, _| 0, discard).await
         })
         .await
     }
@@ -318,12 +322,11 @@ impl proto::dead_letters_server::DeadLetters for Services {
         &self,
         request: Request<proto::CancelRedriveRequest>,
     ) -> Result<Response<proto::CancelRedriveResponse>, Status> {
+        let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        self.ask(node, move |node| {
-            node.cancel_redrive(request)?;
-            Ok(proto::CancelRedriveResponse {})
-        })
-        .await
+        let cancel =
+            move |node: &Handle| node.cancel_redrive(request).map(|()| proto::CancelRedriveResponse {});
+        self.counted(change(&node, pending, |_, _| 0, cancel)).await
     }
 
     async fn redrives(

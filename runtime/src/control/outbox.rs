@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::deadline::Deadline;
 use super::details::invalid;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
-use super::grpc::{Services, ask};
+use super::grpc::{Services, change, pending};
 use crate::config::problem::Problem;
 use crate::node::{ControlError, Handle};
 
@@ -197,15 +197,19 @@ impl proto::outbox_server::Outbox for Services {
         &self,
         request: Request<proto::PauseOutboxRequest>,
     ) -> Result<Response<proto::PauseOutboxResponse>, Status> {
+        let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        self.counted(ask(&node, move |node| node.outbox_pause(request))).await
+        let pause = move |node: &Handle| node.outbox_pause(request);
+        self.counted(change(&node, pending, |_, _| 0, pause)).await
     }
 
     async fn resume(
         &self,
         request: Request<proto::ResumeOutboxRequest>,
     ) -> Result<Response<proto::ResumeOutboxResponse>, Status> {
+        let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        self.counted(ask(&node, move |node| node.outbox_resume(request))).await
+        let resume = move |node: &Handle| node.outbox_resume(request);
+        self.counted(change(&node, pending, |_, _| 0, resume)).await
     }
 }

@@ -3,7 +3,8 @@
 use tidemill_proto::v1 as proto;
 use tonic::{Request, Response, Status};
 
-use super::grpc::Services;
+use super::grpc::{Services, change, pending};
+use crate::node::Handle;
 
 #[tonic::async_trait]
 impl proto::topics_server::Topics for Services {
@@ -11,7 +12,9 @@ impl proto::topics_server::Topics for Services {
         &self,
         request: Request<proto::ApplyTopicsRequest>,
     ) -> Result<Response<proto::ApplyTopicsResponse>, Status> {
+        let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        self.ask(node, move |node| node.apply_topics(&request)).await
+        let apply = move |node: &Handle| node.apply_topics(&request);
+        self.counted(change(&node, pending, |_, _| 0, apply)).await
     }
 }
