@@ -15,9 +15,11 @@ use tidemill_proto::v1::fleet_client::FleetClient;
 use tonic::transport::Channel;
 
 use super::client::ANSWER_BYTES_MAX;
+use super::dlq::timed;
 use super::doctor::{Check, Verdict, report};
 use super::failure::Failure;
 use super::nodes::is_silent;
+use super::watch::interval;
 use super::{Global, Outcome, client};
 use crate::config::units;
 
@@ -25,8 +27,11 @@ const EXAMPLES: &str = "\
 Examples:
   tidemill check -f pipeline.yaml
   tidemill check word-count --for 15m
-  tidemill check --wait 300s --poll 10s
+  tidemill check --wait
   tidemill check --node n1 --wait 300s --poll 10s";
+
+/// For what one node has at hand, and for logs and lag of the whole fleet.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
 /// Go through the checklist before a deploy, or after one
 ///
@@ -48,14 +53,21 @@ pub struct Checklist {
     /// Node that has to answer and to take tasks, by its id; may be given several times
     #[arg(long, value_name = "ID", conflicts_with = "file")]
     node: Vec<String>,
-    /// Look again until nothing fails, at most this long
-    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, conflicts_with_all = ["file", "stay"])]
+    /// Look again until nothing fails, at most this long [300s if no time is given]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = units::parse_duration,
+        num_args = 0..=1,
+        default_missing_value = "300s",
+        conflicts_with_all = ["file", "stay"]
+    )]
     wait: Option<Duration>,
     /// Look again for this long, and end at the first row that fails
     #[arg(long = "for", id = "stay", value_name = "DURATION", value_parser = units::parse_duration, conflicts_with = "file")]
     stay: Option<Duration>,
     /// Time between two looks
-    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, default_value = "10s")]
+    #[arg(long, value_name = "DURATION", value_parser = interval, default_value = "10s")]
     poll: Duration,
 }
 
@@ -113,7 +125,7 @@ fn row(name: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> 
 async fn nodes(channel: &Channel, local: bool) -> Result<Vec<proto::Node>, Failure> {
     let mut client = FleetClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
     let request = proto::NodesRequest { local, ..proto::NodesRequest::default() };
-    Ok(client.nodes(request).await?.into_inner().nodes)
+    Ok(client.nodes(timed(request, ANSWER_WAIT)).await?.into_inner().nodes)
 }
 
 fn cluster(nodes: &[proto::Node]) -> Check {
@@ -125,5 +137,29 @@ fn cluster(nodes: &[proto::Node]) -> Check {
         silent => {
             row("cluster", Verdict::Warning, format!("{alive} nodes answer, {} do not", silent.join(", ")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        checklist: Checklist,
+    }
+
+    #[test]
+    fn who_waits_without_a_time_waits_five_minutes_and_looks_every_ten_seconds() {
+        let parse = |words: &[&str]| Command::try_parse_from(words).map(|command| command.checklist);
+        let waiting = parse(&["check", "--wait"]).expect("it needs no time");
+        assert_eq!((waiting.wait, waiting.poll), (Some(Duration::from_secs(300)), Duration::from_secs(10)));
+        let told = parse(&["check", "--wait", "20s", "--poll", "1s"]).expect("it may have one");
+        assert_eq!((told.wait, told.poll), (Some(Duration::from_secs(20)), Duration::from_secs(1)));
+        assert_eq!(parse(&["check"]).expect("nobody waits").wait, None);
+        assert!(parse(&["check", "--wait", "--poll", "0s"]).is_err(), "it would never rest");
     }
 }

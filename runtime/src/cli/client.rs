@@ -1,6 +1,7 @@
 //! The connection to a node.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
@@ -10,6 +11,8 @@ use crate::tls::client::{CHANNEL_TIMEOUT, CONNECT_TIMEOUT, Client, Refused};
 
 /// Answers of state scans may be large.
 pub const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// A node answers every call, and begins every stream, within a minute. One that has not has stopped, or cannot be heard.
+const ANSWER_MAX: Duration = Duration::from_secs(65);
 
 /// Connects to the node that the caller named.
 pub async fn connect(global: &Global) -> Result<Channel, Failure> {
@@ -19,7 +22,8 @@ pub async fn connect(global: &Global) -> Result<Channel, Failure> {
     if !address.contains(':') || address.contains("://") {
         return Err(wrong());
     }
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
+    let endpoint =
+        Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?.timeout(ANSWER_MAX);
     let connected = match tls(global)? {
         None => endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await,
         Some(tls) => endpoint.connect_timeout(CHANNEL_TIMEOUT).connect_with_connector(tls.connector()).await,

@@ -119,6 +119,18 @@ pub fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
+/// It was waited for as long as this side wants to wait.
+fn has_timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<tonic::TimeoutExpired>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Failure {
         use tonic::Code;
@@ -137,6 +149,9 @@ impl From<tonic::Status> for Failure {
         };
         // Only what this side makes of a broken connection has a cause; what a node says has none.
         if let Some(cause) = std::error::Error::source(&status) {
+            if has_timed_out(cause) {
+                return Failure::unreachable("the node has not answered in time: it may be busy, or stopped");
+            }
             return Failure::unreachable(format!(
                 "the connection broke off ({}); a node that demands certificates needs --ca, --cert and --cert-key",
                 root_cause(cause)
@@ -185,5 +200,13 @@ mod tests {
         ] {
             assert_eq!(Failure::from(status).kind, kind);
         }
+    }
+
+    #[test]
+    fn a_node_that_does_not_answer_in_time_is_not_taken_for_one_that_wants_certificates() {
+        let status = tonic::Status::from_error(Box::new(tonic::TimeoutExpired(())));
+        let failure = Failure::from(status);
+        assert_eq!(failure.kind, Kind::Unreachable);
+        assert!(failure.message.contains("in time") && !failure.message.contains("--ca"), "{failure}");
     }
 }

@@ -20,7 +20,8 @@ pub struct Watch {
     interval: Duration,
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
+/// Time between two looks, as it is given.
+pub fn interval(text: &str) -> Result<Duration, String> {
     let interval = units::parse_duration(text)?;
     if interval < Duration::from_millis(100) {
         return Err("at least 100ms".to_owned());

@@ -1,6 +1,6 @@
 //! The rows after a deploy: of each deployment, of nodes that somebody waits for, and of the fleet.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::deployments_client::DeploymentsClient;
@@ -9,7 +9,7 @@ use tidemill_proto::v1::logs_client::LogsClient;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use super::{cluster, nodes, row};
+use super::{ANSWER_WAIT, cluster, nodes, row};
 use crate::cli::client::ANSWER_BYTES_MAX;
 use crate::cli::dlq::timed;
 use crate::cli::doctor::{Check, Verdict};
@@ -26,8 +26,6 @@ use crate::node::trial::too_many;
 const LAG_GUIDE_S: f64 = 30.0;
 /// Error lines that are looked at; more say no more.
 const ERROR_LINES_MAX: u32 = 1_000;
-/// For logs and lag of the whole fleet, and for what one node says.
-const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// Nodes that are asked side by side.
 const ASKED_AT_ONCE: usize = 16;
 
