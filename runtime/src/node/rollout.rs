@@ -113,11 +113,15 @@ impl<'a> Following<'a> {
         }
         let is_asked = |task: &&proto::TaskRollout| partition.is_none_or(|asked| task.partition == asked);
         let counts = |task: &&proto::TaskRollout| is_asked(task) && task.revision >= asked.revision;
-        if let Some(reason) = halted(now, &rollout.tasks, counts) {
+        if let Some(halted) = halted(now, &rollout.tasks, counts) {
             let since = *self.halted_since.get_or_insert_with(Instant::now);
-            let on_trial = rollout.trial.as_ref().is_some_and(|trial| trial.open);
+            let on_trial = match &rollout.trial {
+                Some(trial) => trial.open,
+                // This node does not run the version: the task is another one's, whose trial it does not know.
+                None => halted.is_of_a_task,
+            };
             if !on_trial || since.elapsed() > TAKEN_BACK_MAX {
-                return Progress::Halted(reason);
+                return Progress::Halted(halted.reason);
             }
         }
         let mut tasks = rollout.tasks.iter().filter(is_asked);
@@ -135,20 +139,32 @@ fn runs(task: &proto::TaskRollout, revision: u64) -> bool {
     task.revision == revision && task.state() == proto::TaskState::Running && !task.first.is_empty()
 }
 
-/// Why a deployment does not go on by itself: as a whole, or one of the tasks that count.
+/// That a deployment does not go on by itself, and why: as a whole, or one of its tasks.
+struct Halted {
+    reason: String,
+    is_of_a_task: bool,
+}
+
+/// As a whole, or one of the tasks that count.
 fn halted(
     deployment: &proto::Deployment,
     tasks: &[proto::TaskRollout],
     counts: impl Fn(&&proto::TaskRollout) -> bool,
-) -> Option<String> {
+) -> Option<Halted> {
     let proto::Deployment { name, revision, reason, .. } = deployment;
     let mut halted = tasks.iter().filter(|task| task.state() == proto::TaskState::Halted);
     let is_of_a_task = halted.clone().any(|task| task.revision == *revision && task.reason == *reason);
     if deployment.state() == proto::DeploymentState::Halted && !is_of_a_task {
-        return Some(format!("{name} is halted: {reason}"));
+        return Some(Halted { reason: format!("{name} is halted: {reason}"), is_of_a_task });
     }
     let task = halted.find(counts)?;
-    Some(format!("task {} of {name} is halted: {}", task.partition, task.reason))
+    let proto::TaskRollout { partition, node, .. } = task;
+    // Heartbeats do not say why.
+    let reason = match task.reason.as_str() {
+        "" => format!("task {partition} of {name} is halted on {node}: `tidemill lag {name}` says why"),
+        reason => format!("task {partition} of {name} is halted: {reason}"),
+    };
+    Some(Halted { reason, is_of_a_task: true })
 }
 
 #[cfg(test)]
@@ -233,6 +249,32 @@ mod tests {
         assert_eq!(look(&of_a_task, None, true), Progress::Coming, "a node may take the version back");
         let told = Progress::Halted("count is halted: topic in does not exist".into());
         assert_eq!(look(&halted("topic in does not exist"), Some(0), false), told);
+    }
+
+    #[test]
+    fn a_task_that_is_halted_on_another_node_may_be_on_a_trial_that_this_one_does_not_know() {
+        let look = |following: &mut Following<'_>, now: &proto::Deployment, tasks| {
+            following.look(&proto::RolloutResponse { trial: None, ..rollout(now, tasks, false) })
+        };
+        let starting = deployment(2, proto::DeploymentState::Starting);
+        let elsewhere = || proto::TaskRollout {
+            node: "n2".into(),
+            reason: String::new(),
+            ..task(0, 9, proto::TaskState::Halted)
+        };
+        let mut following = Following::new(&starting, None);
+        assert_eq!(look(&mut following, &starting, vec![elsewhere()]), Progress::Coming);
+        following.halted_since = Instant::now().checked_sub(TAKEN_BACK_MAX * 2);
+        let told = "task 0 of count is halted on n2: `tidemill lag count` says why";
+        assert_eq!(look(&mut following, &starting, vec![elsewhere()]), Progress::Halted(told.into()));
+        let reason = "topic in does not exist".into();
+        let halted = proto::Deployment { reason, ..deployment(2, proto::DeploymentState::Halted) };
+        let told = Progress::Halted("count is halted: topic in does not exist".into());
+        assert_eq!(
+            look(&mut Following::new(&halted, None), &halted, Vec::new()),
+            told,
+            "no trial mends that"
+        );
     }
 
     #[test]
