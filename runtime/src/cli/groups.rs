@@ -79,6 +79,8 @@ struct Members {
 }
 
 /// Delete a group that has no members, with its offsets
+///
+/// At the brokers, as the principal of this configuration: no node is asked, and none has it in its audit log.
 #[derive(Debug, Args)]
 #[command(after_help = DELETE_EXAMPLES)]
 struct Delete {

@@ -75,6 +75,8 @@ struct Describe {
 }
 
 /// Create topics
+///
+/// At the brokers, as the principal of this configuration: no node is asked, and none has it in its audit log.
 #[derive(Debug, Args)]
 #[command(after_help = CREATE_EXAMPLES)]
 struct Create {
@@ -96,6 +98,8 @@ struct Create {
 }
 
 /// Delete topics and every record in them
+///
+/// At the brokers, as the principal of this configuration: no node is asked, and none has it in its audit log.
 #[derive(Debug, Args)]
 #[command(after_help = DELETE_EXAMPLES)]
 struct Delete {
