@@ -28,7 +28,7 @@ roles:
   - { san: spiffe://test/node, role: node }
   - { san: spiffe://test/admin, role: admin }
   - { san: '*.team-a.test', role: query, deployments: [ 'team-a-*' ] }
-  - { san: '*.team-a.test', role: deployer, deployments: [ 'team-a-*' ], topics: [ words, counts ] }
+  - { san: '*.team-a.test', role: deployer, deployments: [ 'team-a-*' ], topics: [ words, counts ], secrets: [ '/run/secrets/team-a/*' ] }
 ";
 
 /// Somebody with a certificate.
@@ -88,7 +88,7 @@ pub fn a_fleet_with_certificates_answers_to_roles(cluster: &Cluster) {
     strangers_are_told_why(&nodes[0], &authority.ca);
     a_tenant_sees_what_is_his(&nodes, &tenant);
     a_tenant_changes_what_is_his(&nodes[1], &tenant);
-    a_tenant_names_topics_of_his_own_only(&nodes[0], &tenant, directory.path());
+    a_tenant_names_topics_and_secrets_of_his_own_only(&nodes[0], &tenant, directory.path());
     until_shared(&nodes, &admin);
     let put = ["state", "edit", "put", "team-a-count", "counts", "a", "41", "--yes"];
     nodes.iter().for_each(|node| drop(admin.at(node, &put).ok()));
@@ -195,7 +195,7 @@ fn a_tenant_changes_what_is_his(node: &Node, tenant: &Person<'_>) {
 }
 
 /// He is not told whether the others exist.
-fn a_tenant_names_topics_of_his_own_only(node: &Node, tenant: &Person<'_>, directory: &Path) {
+fn a_tenant_names_topics_and_secrets_of_his_own_only(node: &Node, tenant: &Person<'_>, directory: &Path) {
     node.tidemill(&["topics", "create", "secrets", "--partitions", "4"]).ok();
     let file = directory.join("spy.yaml");
     let document = "name: team-a-spy\nmodule: count.wasm\ninputs: { in: { topic: secrets } }\noutputs: { out: { topic: nowhere } }\n";
@@ -205,6 +205,11 @@ fn a_tenant_names_topics_of_his_own_only(node: &Node, tenant: &Person<'_>, direc
         let why = format!("{key}: the node's `roles` do not let you name the topic {topic} in team-a-spy");
         tenant.refused(node, &apply, &why);
     }
+    // What a node holds is not his to send, wherever he says.
+    let document = "name: team-a-spy\nmodule: count.wasm\ninputs: { in: { topic: words } }\noutputs: { out: { http: { url: 'http://spy.test/', authorization_file: /run/secrets/team-a/../node.key } } }\n";
+    std::fs::write(&file, document).expect("a file");
+    let why = "outputs.out.http.authorization_file: the node's `roles` do not let you name /run/secrets/team-a/../node.key in team-a-spy";
+    tenant.refused(node, &apply, why);
 }
 
 /// Without a restart. What cannot be read changes nothing.

@@ -109,6 +109,14 @@ impl DeploymentSpec {
         inputs.chain(outputs).chain(failures)
     }
 
+    /// Every file and variable of a node that the document names, and where it does.
+    pub fn secrets(&self) -> impl Iterator<Item = (String, String)> {
+        self.destinations().flat_map(|(name, destination)| {
+            let named = destination.secrets().into_iter();
+            named.map(move |(key, secret)| (format!("outputs.{name}.{key}"), secret))
+        })
+    }
+
     /// Outputs that go through the outbox.
     pub fn destinations(&self) -> impl Iterator<Item = (&String, &Destination)> {
         self.outputs.iter().filter_map(|(name, output)| match output {

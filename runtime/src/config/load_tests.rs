@@ -324,14 +324,14 @@ fn certificates_come_as_three_files_and_with_roles() {
         path.display().to_string()
     };
     let tls = format!("cert: {}, key: {}, client_ca: {}", file("a"), file("b"), file("c"));
-    let roles = "roles:\n  - { san: '*.ops.test', role: admin }\n  - { san: 'spiffe://o/ci', role: deployer, deployments: [ 'a-*', b ], topics: [ 'a.*' ] }\n";
+    let roles = "roles:\n  - { san: '*.ops.test', role: admin }\n  - { san: 'spiffe://o/ci', role: deployer, deployments: [ 'a-*', b ], topics: [ 'a.*' ], secrets: [ '/run/a/*' ] }\n";
     let text = format!("listen: {{ grpc: '0.0.0.0:7600', http: '0.0.0.0:7601', tls: {{ {tls} }} }}\n{roles}");
     let effective = load(&text, &[], &[]).expect("beyond loopback, without `insecure`");
     assert_eq!(effective.config.roles.len(), 2);
     let shown: Vec<_> = effective.shown.iter().filter(|shown| shown.key.starts_with("roles")).collect();
     assert_eq!(
         (shown[1].key.as_str(), shown[1].value.as_str()),
-        ("roles[1]", "spiffe://o/ci is deployer of a-*, b with topics a.*")
+        ("roles[1]", "spiffe://o/ci is deployer of a-*, b with topics a.* with secrets /run/a/*")
     );
     assert_eq!(shown[1].source.to_string(), "tidemill.yaml:4");
 
@@ -350,7 +350,7 @@ fn certificates_come_as_three_files_and_with_roles() {
 #[test]
 fn every_mistake_in_roles_is_said_with_its_line() {
     let file = "roles:\n  - { san: '*', role: admin }\n  - { san: a.b, rol: admin }\n  - { san: a.b, role: root }\n  \
-                - { san: a.b, role: viewer, deployments: [] }\n  - { san: a.b, role: node, deployments: [ a ] }\n  - admin\n  - { san: a.b, role: query, topics: [ a ] }\n";
+                - { san: a.b, role: viewer, deployments: [] }\n  - { san: a.b, role: node, deployments: [ a ] }\n  - admin\n  - { san: a.b, role: query, topics: [ a ] }\n  - { san: a.b, role: viewer, secrets: [ a ] }\n";
     let problems = refusal(file, &[], &[]);
     for (line, word) in [
         (2, "roles[0].san: says nothing about who it is"),
@@ -360,6 +360,7 @@ fn every_mistake_in_roles_is_said_with_its_line() {
         (6, "roles[4].deployments: does not go with role node"),
         (7, "roles[5]: expected a mapping, found a text"),
         (8, "roles[6].topics: does not go with role query"),
+        (9, "roles[7].secrets: does not go with role viewer"),
     ] {
         let said = problems.lines().any(|at| at.starts_with(&format!("line {line}: ")) && at.contains(word));
         assert!(said, "line {line}: {word}\n{problems}");

@@ -50,6 +50,28 @@ impl Destination {
         };
         given.unwrap_or_else(|| format!("{deployment}.{output}"))
     }
+
+    /// Every file and variable that a node reads for it, behind the key that names it.
+    pub fn secrets(&self) -> Vec<(String, String)> {
+        let (sources, ca) = match &self.way {
+            Way::Http(HttpSpec { url, secret, authorization, ca, .. }) => {
+                let optional = [("secret", secret.as_ref()), ("authorization", authorization.as_ref())];
+                (Vec::from_iter([("url", Some(url))].into_iter().chain(optional)), ca)
+            }
+            Way::Amqp(AmqpSpec { url, ca, .. }) => (vec![("url", Some(url))], ca),
+            Way::Kafka(KafkaSpec { sasl, ca, .. }) => {
+                (vec![("sasl.password", sasl.as_ref().map(|sasl| &sasl.password))], ca)
+            }
+        };
+        let way = self.way.as_str();
+        let named = |(what, source): (&str, Option<&Source>)| match source? {
+            Source::Plain(_) => None,
+            Source::File(path) => Some((format!("{way}.{what}_file"), path.display().to_string())),
+            Source::Variable(name) => Some((format!("{way}.{what}_env"), name.clone())),
+        };
+        let ca = ca.iter().map(|ca| (format!("{way}.ca_file"), ca.display().to_string()));
+        sources.into_iter().filter_map(named).chain(ca).collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,6 +11,7 @@
 //! characters of one segment, that is, not for a `/` in a URI and not for a `.` in a DNS name.
 
 use std::fmt;
+use std::path::{Component, Path};
 use std::sync::Arc;
 
 use super::problem::Report;
@@ -18,7 +19,7 @@ use super::section::{Field, Section};
 use super::yaml::{Node, Yaml};
 
 /// What an entry may say.
-pub(super) const ENTRY: &str = "{ san, role, deployments, topics }";
+pub(super) const ENTRY: &str = "{ san, role, deployments, topics, secrets }";
 
 /// What a caller may do, or a method needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +140,8 @@ pub struct Grant {
     /// Topics that documents deployed by it may name, and that it may change if it is for every deployment; empty =
     /// every one that the node may use.
     pub topics: Vec<Pattern>,
+    /// Files and variables of a node that documents deployed by it may name; empty = all that a document may name at all.
+    pub secrets: Vec<Pattern>,
 }
 
 impl Grant {
@@ -154,7 +157,9 @@ impl Grant {
 impl fmt::Display for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is {}", self.san, self.role.as_str())?;
-        for (word, patterns) in [(" of", &self.deployments), (" with topics", &self.topics)] {
+        let lists =
+            [(" of", &self.deployments), (" with topics", &self.topics), (" with secrets", &self.secrets)];
+        for (word, patterns) in lists {
             for (at, pattern) in patterns.iter().enumerate() {
                 write!(f, "{} {pattern}", if at == 0 { word } else { "," })?;
             }
@@ -163,7 +168,8 @@ impl fmt::Display for Grant {
     }
 }
 
-/// The deployments that a call may be about and see, and the topics that it may bind them to.
+/// The deployments that a call may be about and see, the topics that it may bind them to, and the secrets that it may have
+/// them given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// Every one, and the fleet as a whole.
@@ -171,11 +177,12 @@ pub enum Scope {
     Only(Arc<[Share]>),
 }
 
-/// What one grant adds to a scope; of both an empty list stands for all.
+/// What one grant adds to a scope; an empty list stands for all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     deployments: Vec<Pattern>,
     topics: Vec<Pattern>,
+    secrets: Vec<Pattern>,
 }
 
 impl Share {
@@ -187,6 +194,11 @@ impl Share {
 /// Whether a name is meant; an empty list means every one.
 fn is_among(patterns: &[Pattern], name: &str) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name, None))
+}
+
+/// It begins like one file and may end at any other.
+fn goes_up(path: &str) -> bool {
+    Path::new(path).components().any(|component| component == Component::ParentDir)
 }
 
 impl Scope {
@@ -202,10 +214,11 @@ impl Scope {
             if !names.iter().any(|name| grant.is_for(name)) {
                 continue;
             }
-            if grant.deployments.is_empty() && grant.topics.is_empty() {
+            let Grant { deployments, topics, secrets, .. } = grant.clone();
+            if deployments.is_empty() && topics.is_empty() && secrets.is_empty() {
                 return Scope::All;
             }
-            only.push(Share { deployments: grant.deployments.clone(), topics: grant.topics.clone() });
+            only.push(Share { deployments, topics, secrets });
         }
         Scope::Only(only.into())
     }
@@ -249,6 +262,19 @@ impl Scope {
             }
         }
     }
+
+    /// Whether a document of this deployment may name that file or variable of a node, whose content goes where the
+    /// document says.
+    pub fn gives(&self, deployment: &str, secret: &str) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Only(only) => only.iter().any(|share| {
+                let is_let =
+                    share.secrets.is_empty() || (is_among(&share.secrets, secret) && !goes_up(secret));
+                share.covers(deployment) && is_let
+            }),
+        }
+    }
 }
 
 /// Reads the list; what is wrong is reported, and left out.
@@ -275,7 +301,7 @@ pub(super) fn read(node: &Node, line: u32, report: &Report) -> Vec<(u32, Grant)>
             role.map(|_| section.choice("role", None, &Role::ALL.map(|(name, role)| (name, Some(role)))));
         let mut list =
             |name| section.take(name).map_or_else(|| Some(Vec::new()), |field| patterns(&field, name));
-        let (deployments, topics) = (list("deployments"), list("topics"));
+        let (deployments, topics, secrets) = (list("deployments"), list("topics"), list("secrets"));
         let misplaced = |name: &str, list: &Option<Vec<Pattern>>, message: &str| {
             if list.as_ref().is_some_and(|list| !list.is_empty()) {
                 report.add(section.line_of(name), &section.sub_path(name), message);
@@ -289,11 +315,13 @@ pub(super) fn read(node: &Node, line: u32, report: &Report) -> Vec<(u32, Grant)>
             if !role.covers(Role::Deployer) {
                 let message = format!("does not go with role {}: it deploys nothing", role.as_str());
                 misplaced("topics", &topics, &message);
+                misplaced("secrets", &secrets, &message);
             }
         }
         section.finish();
-        let (san, role, deployments, topics) = (san_pattern(&san?)?, role??, deployments?, topics?);
-        Some((item.line, Grant { san, role, deployments, topics }))
+        let (san, role) = (san_pattern(&san?)?, role??);
+        let (deployments, topics, secrets) = (deployments?, topics?, secrets?);
+        Some((item.line, Grant { san, role, deployments, topics, secrets }))
     };
     items.iter().enumerate().filter_map(grant).collect()
 }
@@ -339,7 +367,8 @@ mod tests {
 
     fn grant(san: &str, role: Role, deployments: &[&str], topics: &[&str]) -> Grant {
         let patterns = |texts: &[&str]| texts.iter().map(|text| Pattern::new(*text)).collect();
-        Grant { san: Pattern::new(san), role, deployments: patterns(deployments), topics: patterns(topics) }
+        let (deployments, topics) = (patterns(deployments), patterns(topics));
+        Grant { san: Pattern::new(san), role, deployments, topics, secrets: Vec::new() }
     }
 
     #[test]
@@ -428,5 +457,29 @@ mod tests {
 
         assert!(topics_only.changes("x.a") && !topics_only.changes("y.a") && Scope::All.changes("y.a"));
         assert!(!two.changes("x.a"), "a topic of a deployment's is others' as well");
+    }
+
+    #[test]
+    fn a_document_may_name_the_secrets_of_the_grants_for_its_deployment_only_and_none_by_a_detour() {
+        let secrets = ["/run/secrets/x/*", "OUTBOX_X_*"].map(Pattern::new).to_vec();
+        let x = Grant { secrets, ..grant("a.b", Role::Deployer, &["x-*"], &[]) };
+        let y = grant("a.b", Role::Deployer, &["y"], &[]);
+        let scope = Scope::of(&[x, y], &[Name::parse("a.b")], Role::Deployer);
+        for (deployment, secret, expected) in [
+            ("x-1", "/run/secrets/x/hook", true),
+            ("x-1", "OUTBOX_X_KEY", true),
+            ("x-1", "OUTBOX_Y_KEY", false),
+            ("x-1", "/etc/tidemill/node.key", false),
+            ("x-1", "/run/secrets/x/../../../etc/tidemill/node.key", false),
+            ("y", "/etc/tidemill/node.key", true),
+            ("z", "/run/secrets/x/hook", false),
+        ] {
+            assert_eq!(scope.gives(deployment, secret), expected, "{secret} for {deployment}");
+        }
+        let secrets = vec![Pattern::new("OUTBOX_*")];
+        let whole = [Grant { secrets, ..grant("a.b", Role::Deployer, &[], &[]) }];
+        let whole = Scope::of(&whole, &[Name::parse("a.b")], Role::Deployer);
+        assert!(whole.covers_fleet() && whole.changes("t") && !whole.gives("z", "/etc/passwd"));
+        assert!(Scope::All.gives("z", "/etc/passwd"));
     }
 }

@@ -104,7 +104,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("listen.tls.client_ca", None, Kind::Path, "",
         "CA certificates (PEM) that every caller's certificate, and every other node's, must come from; one that is no CA's is good for its holder alone. Read again when it changes."),
     setting("roles", None, Kind::Roles, "",
-        "Who may do what, by the names in a caller's certificate: a list of { san, role, deployments, topics }; needs listen.tls. See docs/security.md."),
+        "Who may do what, by the names in a caller's certificate: a list of { san, role, deployments, topics, secrets }; needs listen.tls. See docs/security.md."),
     setting("insecure", None, Kind::Bool, "false",
         "Allows listeners without TLS beyond loopback: anyone who can reach them can deploy code."),
     setting("shutdown_timeout", None, Kind::Duration(1_000, 600_000), "25s",

@@ -299,6 +299,7 @@ mod tests {
             role: Role::Admin,
             deployments: Vec::new(),
             topics: Vec::new(),
+            secrets: Vec::new(),
         }];
         let guard = Guard::new(Access::Roles(Arc::new(Roles::new(roles, None))), Telemetry::new());
         let code = |names: &[&str], valid_to_s: i64| {

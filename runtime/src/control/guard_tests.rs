@@ -49,7 +49,7 @@ struct World {
 
 fn grant(san: &str, role: Role, deployments: &[&str]) -> Grant {
     let deployments = deployments.iter().map(|text| Pattern::new(*text)).collect();
-    Grant { san: Pattern::new(san), role, deployments, topics: Vec::new() }
+    Grant { san: Pattern::new(san), role, deployments, topics: Vec::new(), secrets: Vec::new() }
 }
 
 /// Each role has a caller of its name; `tenant` is admin of `team-a-*`.

@@ -347,18 +347,20 @@ impl Handle {
         })
     }
 
-    /// Refuses a document with topics that are not the caller's to name, before anything is said about them.
+    /// Refuses a document with topics or secrets that are not the caller's to name, before anything is said about them.
     fn may_name(&self, spec: &DeploymentSpec) -> Result<(), ControlError> {
+        let refusal = |key: String, what: &str, list: &str| {
+            let message = format!(
+                "the node's `roles` do not let you name {what} in {}: have it added to `{list}` there",
+                spec.name
+            );
+            Problem::at(key, message)
+        };
         let foreign = spec.topics().filter(|(_, topic)| !self.scope.binds(&spec.name, topic));
-        let problems: Vec<Problem> = foreign
-            .map(|(key, topic)| {
-                let message = format!(
-                    "the node's `roles` do not let you name the topic {topic} in {}: have it added to `topics` there",
-                    spec.name
-                );
-                Problem::at(key, message)
-            })
-            .collect();
+        let topics = foreign.map(|(key, topic)| refusal(key, &format!("the topic {topic}"), "topics"));
+        let hidden = spec.secrets().filter(|(_, secret)| !self.scope.gives(&spec.name, secret));
+        let secrets = hidden.map(|(key, secret)| refusal(key, &secret, "secrets"));
+        let problems: Vec<Problem> = topics.chain(secrets).collect();
         if problems.is_empty() { Ok(()) } else { Err(ControlError::Denied(problems)) }
     }
 

@@ -185,7 +185,8 @@ fn a_topic_is_changed_only_by_whom_the_roles_let() {
     let grant = |deployments: &[&str], topics: &[&str]| {
         let patterns = |texts: &[&str]| texts.iter().map(|text| Pattern::new(*text)).collect();
         let (deployments, topics) = (patterns(deployments), patterns(topics));
-        let grants = [Grant { san: Pattern::new("a.b"), role: Role::Deployer, deployments, topics }];
+        let (san, role, secrets) = (Pattern::new("a.b"), Role::Deployer, Vec::new());
+        let grants = [Grant { san, role, deployments, topics, secrets }];
         node.handle().within(Scope::of(&grants, &[Name::parse("a.b")], Role::Deployer))
     };
     let cases = [
