@@ -179,6 +179,31 @@ fn topics_asked_for_from_several_places_are_made_once() {
 }
 
 #[test]
+fn no_handler_reads_or_writes_what_nodes_and_brokers_keep_of_their_own() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    let (node, module) = (world.node(), build_guest("plugins/count").to_vec());
+    let sent = "kafka: { bootstrap_servers: 'elsewhere:9092', topic: _test.control }";
+    let letters = "failures: { then: dead_letter, dead_letters: { topic: _test.nodes } }";
+    for (key, document) in [
+        ("outputs.out.topic", WORD_COUNT.replace("topic: counts", "topic: _test.control")),
+        ("outputs.out.topic", WORD_COUNT.replace("topic: counts", "topic: test.other.changelog")),
+        ("inputs.in.topic", WORD_COUNT.replace("topic: words", "topic: __consumer_offsets")),
+        ("outputs.out.kafka.topic", WORD_COUNT.replace("topic: counts", sent)),
+        ("failures.dead_letters.topic", format!("{WORD_COUNT}{letters}\n")),
+    ] {
+        let header = proto::DeployHeader { document, ..proto::DeployHeader::default() };
+        match node.handle().deploy(header, module.clone()) {
+            Err(ControlError::Invalid(problems)) => {
+                let said = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                assert!(said.contains(key) && said.contains("is not for handlers"), "{said}");
+            }
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+    node.stop();
+}
+
+#[test]
 fn a_topic_is_changed_only_by_whom_the_roles_let() {
     let world = World::new(&[]);
     let node = world.node();

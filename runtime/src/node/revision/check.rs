@@ -8,6 +8,7 @@ use super::topics::{FoundTopic, find_topics, look};
 use super::{InputTopic, InternalTopics, PrepareError};
 use crate::config::deployment::{DeploymentSpec, Guarantee, InboxSpec, OutputSpec};
 use crate::config::manifest::Manifest;
+use crate::config::outbox::Way;
 use crate::config::problem::Problem;
 use crate::config::topic::TopicDocument;
 use crate::config::units::show_duration;
@@ -52,6 +53,7 @@ pub fn check(
 ) -> Result<Option<Checked>, PrepareError> {
     let Found { mut problems, mut unmet, deploys, topics } = found;
     problems.extend(manifest.map(|manifest| bind(spec, manifest)).unwrap_or_default());
+    problems.extend(not_for_handlers(spec, |topic| node.config.is_internal(topic)));
     problems.extend(node.relays.check(&node.origin(&spec.name), spec.destinations()));
     let looked = look(node, spec)?;
     let found = find_topics(node, &looked, &topics)?;
@@ -204,6 +206,22 @@ fn unequal(spec: &DeploymentSpec, found: &BTreeMap<String, FoundTopic>) -> Optio
         shown.join(", ")
     );
     Some(Problem::at("inputs", message))
+}
+
+/// Topics that brokers or nodes keep something of their own in. Whoever wrote to the registry would deploy what he likes,
+/// in anybody's name; whoever wrote to a changelog, what another deployment takes for its state.
+fn not_for_handlers(spec: &DeploymentSpec, is_internal: impl Fn(&str) -> bool) -> Vec<Problem> {
+    // An outbox may lead to the same cluster.
+    let sent = spec.destinations().filter_map(|(name, destination)| match &destination.way {
+        Way::Kafka(kafka) => Some((format!("outputs.{name}.kafka.topic"), kafka.topic.as_str())),
+        Way::Http(_) | Way::Amqp(_) => None,
+    });
+    let internal = spec.topics().chain(sent).filter(|(_, topic)| is_internal(topic));
+    let problem = |(key, topic): (String, &str)| {
+        let why = "brokers or nodes keep something of their own in it, and they alone read and write it";
+        Problem::at(key, format!("topic {topic} is not for handlers: {why}; bind another"))
+    };
+    internal.map(problem).collect()
 }
 
 /// Every way in which a document does not fit a module.
