@@ -16,6 +16,10 @@ use std::net::SocketAddr;
 
 /// Beyond this a reason is cut: whoever has to act on it has all of it elsewhere.
 const REASON_BYTES_MAX: usize = 500;
+/// Beyond these so is what a caller says before anybody has looked at it: no call fills the log. A name in a certificate
+/// is as long as the one at most, and a call may name a hundred topics.
+const WHO_BYTES_MAX: usize = 512;
+const NAME_BYTES_MAX: usize = 32 << 10;
 
 /// What is known of a change before its outcome.
 #[derive(Debug)]
@@ -52,20 +56,24 @@ impl Line {
         let from = self.from.map(|from| from.to_string()).unwrap_or_default();
         tracing::info!(
             target: "audit",
-            who = self.who,
+            who = cut(&self.who, WHO_BYTES_MAX),
             authenticated = self.authenticated,
-            via = self.via,
+            via = cut(&self.via, WHO_BYTES_MAX),
             from = %from,
-            action = self.action,
-            name = self.name,
+            action = cut(&self.action, WHO_BYTES_MAX),
+            name = cut(&self.name, NAME_BYTES_MAX),
             dry_run = self.dry_run,
             expected_revision = self.expected_revision,
             revision,
             outcome = %outcome,
-            reason = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)],
+            reason = cut(reason, REASON_BYTES_MAX),
             "audit"
         );
     }
+}
+
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
 }
 
 #[cfg(test)]
@@ -83,13 +91,16 @@ mod tests {
             let own = Line::by_itself("n1", "Deployments.Rollback", "count");
             own.write(7, "Ok", "10 of 100 records failed");
             let from = Some(SocketAddr::from(([127, 0, 0, 1], 7)));
+            let long = "n".repeat(1 << 20);
             Line { who: "ci".into(), from, ..own }.write(0, "Aborted", &"ä".repeat(400));
+            Line { who: long.clone(), ..Line::by_itself("n1", &long, &long) }.write(0, "NotFound", "");
         });
         let text = std::fs::read_to_string(file.path()).expect("the log");
         let parse = |line| serde_json::from_str::<Value>(line).expect("JSON");
         let lines: Vec<Value> = text.lines().map(parse).collect();
-        assert_eq!(lines.len(), 2, "{text}");
-        let both = |field: &str| -> Value { lines.iter().map(|line| line[field].clone()).collect() };
+        assert_eq!(lines.len(), 3);
+        assert!(lines[2].to_string().len() < 40 << 10, "whatever somebody says of himself");
+        let both = |field: &str| -> Value { lines[..2].iter().map(|line| line[field].clone()).collect() };
         assert_eq!(both("target"), json!(["audit", "audit"]));
         assert_eq!(both("who"), json!(["n1", "ci"]));
         assert_eq!(both("from"), json!(["", "127.0.0.1:7"]));
