@@ -449,19 +449,9 @@ impl Sink for PlainSink {
             Produce::Emissions(rows) => self.topics.emissions(rows),
             Produce::Inbox(rows) => self.topics.inbox(rows),
             Produce::Changelog(rows) => {
-                let Some(last) = rows.keys.len().checked_sub(1) else { return Ok(()) };
-                self.topics.changelog(rows, 0..last)?;
-                let one = |column: &Column| {
-                    let mut copy = Column::default();
-                    copy.push(column.row(last));
-                    copy
-                };
-                self.held.push(ChangelogRows {
-                    partition: rows.partition,
-                    keys: one(&rows.keys),
-                    values: one(&rows.values),
-                    stamp: rows.stamp,
-                });
+                let Some((ahead, position)) = closing(rows) else { return Ok(()) };
+                self.topics.changelog(rows, 0..ahead)?;
+                self.held.push(position);
                 Ok(())
             }
         }
@@ -485,6 +475,18 @@ impl Sink for PlainSink {
             }
         }
     }
+}
+
+/// The last of a task's rows by itself, its position record, and how many are before it; `None` without a row.
+fn closing(rows: &ChangelogRows) -> Option<(usize, ChangelogRows)> {
+    let last = rows.keys.len().checked_sub(1)?;
+    let one = |column: &Column| {
+        let mut copy = Column::default();
+        copy.push(column.row(last));
+        copy
+    };
+    let (keys, values) = (one(&rows.keys), one(&rows.values));
+    Some((last, ChangelogRows { partition: rows.partition, keys, values, stamp: rows.stamp }))
 }
 
 /// The value of a stamp header.
@@ -525,6 +527,21 @@ mod tests {
             failure(Code::RD_KAFKA_RESP_ERR__MSG_TIMED_OUT),
         ];
         assert!(matches!(worst(failures), Err(CommitError::Indefinite(_))));
+    }
+
+    #[test]
+    fn a_position_record_is_told_from_the_rows_before_it() {
+        assert!(closing(&ChangelogRows::default()).is_none());
+        let mut rows = ChangelogRows { partition: 3, stamp: Some((1, 2)), ..ChangelogRows::default() };
+        for (key, value) in [("k", None), ("position", Some("p"))] {
+            rows.keys.push(Some(key.as_bytes()));
+            rows.values.push(value.map(str::as_bytes));
+        }
+        let (ahead, position) = closing(&rows).expect("there are rows");
+        assert_eq!((ahead, position.partition, position.stamp), (1, 3, Some((1, 2))));
+        let only = |column: &Column| (column.len(), column.row(0).map(<[u8]>::to_vec));
+        assert_eq!(only(&position.keys), (1, Some(b"position".to_vec())));
+        assert_eq!(only(&position.values), (1, Some(b"p".to_vec())));
     }
 
     #[test]
