@@ -1,16 +1,15 @@
 //! What of a configuration only librdkafka can honour, so that it has to read and write the records.
 //!
 //! The node's own client does so unless it is told otherwise. Membership of groups is librdkafka's in any case, and
-//! whatever concerns it stays its business. But what a property says of the connections to brokers is never ignored: if
-//! the node's own cannot do it, librdkafka reads and writes, and the node says so at its start.
+//! whatever concerns it stays its business. But what a property says of the connections to brokers, or of what is written,
+//! is never ignored: if the node's own cannot do it, librdkafka reads and writes, and the node says so at its start.
 
 use std::fmt;
 use std::path::Path;
 
-use super::kafka_properties::Scope;
 use super::node::{KafkaClient, KafkaConfig};
 
-/// A property that the node's own connections do not know.
+/// A property that the node's own client does not know.
 struct Rule {
     /// librdkafka's. One that ends in `.` or `_` stands for all that begin so.
     name: &'static str,
@@ -42,6 +41,7 @@ const RULES: &[Rule] = &[
     rule("socket.receive.buffer.bytes", &["0"], "the node itself leaves the buffers of sockets to the system"),
     rule("socket.send.buffer.bytes", &["0"], "the node itself leaves the buffers of sockets to the system"),
     rule("api.version.request", YES, "the node itself always asks a broker for its versions"),
+    rule("queuing.strategy", &["fifo"], "the node itself writes records in their order"),
     rule("ssl.", &[], "the node itself knows of TLS what kafka.ssl says"),
     rule("ssl_", &[], "the node itself knows of TLS what kafka.ssl says"),
     rule("sasl.", &[], "the node itself knows of signing in what kafka.sasl says"),
@@ -118,7 +118,7 @@ impl KafkaConfig {
         let ca = self.ssl.ca.as_deref().and_then(Path::to_str).map(|path| ("ssl.ca.location", path));
         // What it is does not matter.
         let password = self.ssl.key_password.as_ref().map(|_| ("ssl.key.password", ""));
-        let properties = self.properties.iter().filter(|(_, property)| property.scope != Scope::Producer);
+        let properties = self.properties.iter();
         let properties = properties.map(|(name, property)| (name.as_str(), property.value.as_str()));
         obstacles([mechanism, ca, password].into_iter().flatten().chain(properties))
     }
@@ -158,8 +158,16 @@ mod tests {
 
     /// What the node's own client honours as librdkafka does, or is a setting of its own.
     const HONOURED: &[&str] = &[
+        "acks",
         "bootstrap.servers",
         "client.id",
+        "compression.codec",
+        "compression.level",
+        "compression.type",
+        "delivery.timeout.ms",
+        // Nothing of a commit is written behind what failed, and no other commit with the same sequence of numbers.
+        "enable.gapless.guarantee",
+        "enable.idempotence",
         "fetch.max.bytes",
         "fetch.message.max.bytes",
         "fetch.min.bytes",
@@ -168,9 +176,15 @@ mod tests {
         "max.in.flight.requests.per.connection",
         "max.partition.fetch.bytes",
         "message.max.bytes",
+        "message.timeout.ms",
         "metadata.broker.list",
+        "partitioner",
+        "queue.buffering.max.kbytes",
         "queued.max.messages.kbytes",
         "receive.message.max.bytes",
+        // The other name of `acks`, and the same setting.
+        "request.required.acks",
+        "request.timeout.ms",
         "security.protocol",
         "socket.connection.setup.timeout.ms",
         "socket.timeout.ms",
@@ -178,8 +192,8 @@ mod tests {
         "topic.metadata.refresh.interval.ms",
     ];
 
-    /// What the node fixes, or what is of membership, of how librdkafka works inside, or of brokers that are too old
-    /// for the node.
+    /// What the node fixes, or what is of membership, of how librdkafka works inside (docs/operations.md tells operators what
+    /// of that has no effect), or of brokers that are too old for the node.
     const NOT_OF_RECORDS: &[&str] = &[
         "allow.auto.create.topics",
         "api.version.fallback.ms",
@@ -187,6 +201,9 @@ mod tests {
         "auto.commit.enable",
         "auto.commit.interval.ms",
         "auto.offset.reset",
+        // Of records; the node's own batches are bounded by bytes, as is said of their topic.
+        "batch.num.messages",
+        "batch.size",
         "broker.address.ttl",
         "broker.version.fallback",
         "check.crcs",
@@ -194,6 +211,7 @@ mod tests {
         "consume.callback.max.messages",
         "coordinator.query.interval.ms",
         "debug",
+        "delivery.report.only.error",
         "enable.auto.commit",
         "enable.auto.offset.store",
         "enable.metrics.push",
@@ -213,41 +231,55 @@ mod tests {
         "https.ca.pem",
         "internal.termination.signal",
         "isolation.level",
+        // A commit sends its records at once.
+        "linger.ms",
         "log.connection.close",
         "log.queue",
         "log.thread.name",
         "log_level",
         "max.poll.interval.ms",
         "message.copy.max.bytes",
+        // Until the time is up, the node's own tries again.
+        "message.send.max.retries",
         "metadata.max.age.ms",
         "metadata.recovery.rebootstrap.trigger.ms",
         "metadata.recovery.strategy",
+        "msg_order_cmp",
         "offset.store.method",
         "offset.store.path",
         "offset.store.sync.interval.ms",
         "partition.assignment.strategy",
         "plugin.library.paths",
-        // A bound of records, for what librdkafka spends on each; the node's own are bounded by bytes.
+        "produce.offset.report",
+        "queue.buffering.backpressure.threshold",
+        // Bounds of records, for what librdkafka spends on each; the node's own are bounded by bytes.
+        "queue.buffering.max.messages",
+        "queue.buffering.max.ms",
         "queued.min.messages",
         "reconnect.backoff.jitter.ms",
         "reconnect.backoff.max.ms",
         "reconnect.backoff.ms",
+        "retries",
         "retry.backoff.max.ms",
         "retry.backoff.ms",
         "session.timeout.ms",
         "socket.blocking.max.ms",
         "socket.max.fails",
         "statistics.interval.ms",
+        // Records without a key stay together for a batch, or a commit.
+        "sticky.partitioning.linger.ms",
         "topic.blacklist",
         "topic.metadata.propagation.max.ms",
         "topic.metadata.refresh.fast.cnt",
         "topic.metadata.refresh.fast.interval.ms",
         "topic.metadata.refresh.sparse",
+        "transaction.timeout.ms",
+        "transactional.id",
     ];
 
     #[test]
-    fn of_every_property_of_a_consumer_somebody_has_decided_whether_the_node_can_do_it() {
-        for (name, _) in NAMES.iter().filter(|(_, scope)| *scope != Scope::Producer) {
+    fn of_every_property_somebody_has_decided_whether_the_node_can_do_it() {
+        for (name, _) in NAMES {
             let decisions = [
                 OF_BOTH.contains(name),
                 !OF_BOTH.contains(name) && rule_of(name).is_some(),
@@ -276,6 +308,8 @@ mod tests {
             ("ssl.ca.location", "/etc/ca.pem", false),
             ("fetch.min.bytes", "1000", false),
             ("compression.type", "zstd", false),
+            ("queuing.strategy", "fifo", false),
+            ("queuing.strategy", "lifo", true),
         ] {
             assert_eq!(!obstacles([(name, value)]).is_empty(), is_one, "{name}={value}");
         }
