@@ -41,6 +41,7 @@ const RULES: &[Rule] = &[
     rule("socket.receive.buffer.bytes", &["0"], "the node itself leaves the buffers of sockets to the system"),
     rule("socket.send.buffer.bytes", &["0"], "the node itself leaves the buffers of sockets to the system"),
     rule("api.version.request", YES, "the node itself always asks a broker for its versions"),
+    rule("acks", &["all", "-1", "1"], "the node itself waits until what at_least_once writes is acknowledged"),
     rule("queuing.strategy", &["fifo"], "the node itself writes records in their order"),
     rule("ssl.", &[], "the node itself knows of TLS what kafka.ssl says"),
     rule("ssl_", &[], "the node itself knows of TLS what kafka.ssl says"),
@@ -60,6 +61,7 @@ const OF_BOTH: &[&str] = &[
 
 /// How settings are named that are properties to librdkafka.
 const NAMED: &[(&str, &str)] = &[
+    ("acks", "kafka.acks"),
     ("sasl.mechanisms", "kafka.sasl.mechanism"),
     ("ssl.ca.location", "kafka.ssl.ca"),
     ("ssl.key.password", "kafka.ssl.key_password"),
@@ -118,9 +120,10 @@ impl KafkaConfig {
         let ca = self.ssl.ca.as_deref().and_then(Path::to_str).map(|path| ("ssl.ca.location", path));
         // What it is does not matter.
         let password = self.ssl.key_password.as_ref().map(|_| ("ssl.key.password", ""));
+        let acks = Some(("acks", self.acks.as_str()));
         let properties = self.properties.iter();
         let properties = properties.map(|(name, property)| (name.as_str(), property.value.as_str()));
-        obstacles([mechanism, ca, password].into_iter().flatten().chain(properties))
+        obstacles([mechanism, ca, password, acks].into_iter().flatten().chain(properties))
     }
 
     /// What to say of it if librdkafka reads and writes, though nobody has said that it shall.
@@ -158,7 +161,6 @@ mod tests {
 
     /// What the node's own client honours as librdkafka does, or is a setting of its own.
     const HONOURED: &[&str] = &[
-        "acks",
         "bootstrap.servers",
         "client.id",
         "compression.codec",
@@ -308,6 +310,10 @@ mod tests {
             ("ssl.ca.location", "/etc/ca.pem", false),
             ("fetch.min.bytes", "1000", false),
             ("compression.type", "zstd", false),
+            ("acks", "all", false),
+            ("acks", "-1", false),
+            ("acks", "1", false),
+            ("acks", "0", true),
             ("queuing.strategy", "fifo", false),
             ("queuing.strategy", "lifo", true),
         ] {

@@ -171,12 +171,16 @@ fn the_node_fetches_unless_told_otherwise_or_unless_only_librdkafka_can_do_as_is
     let rack = "kafka: { properties: { client.rack: a } }";
     let scram = "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: SCRAM-SHA-512, username: me } }";
     let tokens = "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: OAUTHBEARER } }";
+    let leader = "kafka: { producer_profile: high_throughput }";
+    let nobody = "kafka: { acks: 0, enable_idempotence: false }";
     for (file, told, client, named) in [
         ("", "", None, None),
         ("", "own", Some(KafkaClient::Own), None),
         (scram, "own", Some(KafkaClient::Own), None),
         (rack, "", None, Some("kafka.properties.client.rack")),
         (tokens, "", None, Some("kafka.sasl.mechanism")),
+        (leader, "own", Some(KafkaClient::Own), None),
+        (nobody, "", None, Some("kafka.acks")),
         (rack, "librdkafka", Some(KafkaClient::Librdkafka), None),
     ] {
         let variables = [("TIDEMILL_KAFKA_CLIENT", told), ("TIDEMILL_KAFKA_SASL_PASSWORD", "hunter2")];
@@ -188,7 +192,9 @@ fn the_node_fetches_unless_told_otherwise_or_unless_only_librdkafka_can_do_as_is
         let said = said.unwrap_or_default();
         assert!(named.is_none_or(|named| said.contains(named)), "{file} {told}: {said}");
     }
-    for (file, named) in [(rack, "kafka.properties.client.rack"), (tokens, "kafka.sasl.mechanism")] {
+    for (file, named) in
+        [(rack, "kafka.properties.client.rack"), (tokens, "kafka.sasl.mechanism"), (nobody, "kafka.acks")]
+    {
         let refused = refusal(file, &[], &[("kafka.client", "own")]);
         for part in ["--kafka-client: own does not go with", named, "kafka.client: librdkafka"] {
             assert!(refused.contains(part), "{part}: {refused}");

@@ -36,7 +36,7 @@ pub struct KafkaConfig {
     pub acks: String,
     /// As for `acks`.
     pub enable_idempotence: bool,
-    /// Who fetches a worker's records and writes its transactions; `None` = the node itself, unless only librdkafka can do
+    /// Who fetches a worker's records and writes its commits; `None` = the node itself, unless only librdkafka can do
     /// as is configured.
     pub client: Option<KafkaClient>,
     pub limits: KafkaLimits,
@@ -216,7 +216,7 @@ impl KafkaConfig {
         }
     }
 
-    /// Who fetches a worker's records and writes its transactions.
+    /// Who fetches a worker's records and writes its commits.
     pub fn client(&self) -> KafkaClient {
         match self.client {
             Some(client) => client,
@@ -228,8 +228,9 @@ impl KafkaConfig {
     /// What is configured that only librdkafka can honour.
     pub(super) fn only_librdkafka(&self) -> Vec<Obstacle> {
         let mechanism = self.sasl_mechanism.as_deref().map(|mechanism| ("sasl.mechanisms", mechanism));
+        let acks = ("acks", self.acks.as_str());
         let properties = self.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        obstacles(mechanism.into_iter().chain(properties))
+        obstacles(mechanism.into_iter().chain([acks]).chain(properties))
     }
 
     /// A property that is a number; [`KafkaConfig::problems`] has told of one that is not.
@@ -639,6 +640,11 @@ mod tests {
         config.sasl_mechanism = None;
         config.properties.insert("client.rack".to_owned(), "a".to_owned());
         assert_eq!(config.client(), KafkaClient::Librdkafka);
+        config.properties.clear();
+        for (acks, client) in [("1", KafkaClient::Own), ("0", KafkaClient::Librdkafka)] {
+            config.acks = acks.to_owned();
+            assert_eq!(config.client(), client, "acks {acks}");
+        }
         for told in [KafkaClient::Own, KafkaClient::Librdkafka] {
             config.client = Some(told);
             assert_eq!(config.client(), told);

@@ -1,8 +1,8 @@
 //! Kafka: the only module that names `rdkafka-sys`, and the one that speaks Kafka's protocol.
 //!
-//! The node's own client reads the records of inputs and writes what `exactly_once` commits. Groups, `at_least_once`,
-//! restores, the fleet's own topics, mirrors and the command line are librdkafka's; and the rest, too, where the
-//! configuration has it so (`kafka.client`).
+//! The node's own client reads the records of inputs and writes what deployments commit. Groups, with the offsets that
+//! `at_least_once` commits, restores, the fleet's own topics, mirrors and the command line are librdkafka's; and the rest,
+//! too, where the configuration has it so (`kafka.client`).
 //!
 //! | file | what it is |
 //! |---|---|
@@ -10,8 +10,8 @@
 //! | [`epochs`] | which leader wrote what of an input, to notice a log that was cut off |
 //! | [`consumer`] | one worker's place in its group, and its batches |
 //! | `fetch` | the records of those partitions, read from brokers by the node itself |
-//! | [`sink`] | where commits go: transactional, by either client, or plain for `at_least_once` |
-//! | [`produce`] | the node's own transactional producer |
+//! | [`sink`] | where commits go: transactional or plain, by either client |
+//! | [`produce`] | the node's own producer |
 //! | [`recovery`] | committed offsets and changelogs, read back |
 //! | [`topic_log`] | a single-partition topic as an append-only log |
 //! | [`mirror`] | one topic of any cluster, acknowledged record by record |

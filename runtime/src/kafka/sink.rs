@@ -1,5 +1,5 @@
-//! Where commits go. Under `exactly_once` the node's own producer ([`produce`](super::produce)), or [`TransactionalSink`] over
-//! librdkafka; [`PlainSink`], which is librdkafka's too, for `at_least_once`.
+//! Where commits go: to the node's own producer ([`produce`](super::produce)), with a transaction (`exactly_once`) or without
+//! (`at_least_once`); or over librdkafka, [`TransactionalSink`] and [`PlainSink`].
 //!
 //! The calls of librdkafka are made directly; rdkafka's wrappers around flush and commit poll in
 //! 100 ms steps. Failures of single records arrive through delivery reports (of failures only) on
@@ -13,7 +13,7 @@ use super::ffi::partitions::Partitions;
 use super::ffi::producer::{Outgoing, Producer};
 use super::ffi::{Code, Failure, KafkaError};
 
-use super::produce::TransactionalProducer;
+use super::produce;
 use super::source_error;
 use crate::config::node::KafkaClient;
 use crate::effects::Emissions;
@@ -273,11 +273,20 @@ pub fn transactional(
 ) -> Result<Box<dyn Sink>, SourceError> {
     Ok(match config.client() {
         KafkaClient::Own => {
-            Box::new(TransactionalProducer::new(config, transactional_id, spec)?.knowing(epochs))
+            Box::new(produce::Producer::transactional(config, transactional_id, spec, epochs)?)
         }
         KafkaClient::Librdkafka => {
             Box::new(TransactionalSink::new(config, transactional_id, spec)?.knowing(epochs))
         }
+    })
+}
+
+/// The sink of `at_least_once`: the node's own producer, or librdkafka's where the configuration has it so. Offsets are
+/// committed by the consumer of the same worker, after the stores.
+pub fn plain(config: &KafkaConfig, spec: SinkSpec) -> Result<Box<dyn Sink>, SourceError> {
+    Ok(match config.client() {
+        KafkaClient::Own => Box::new(produce::Producer::plain(config, spec)?),
+        KafkaClient::Librdkafka => Box::new(PlainSink::new(config, spec)?),
     })
 }
 
@@ -404,21 +413,21 @@ fn worst(failures: Vec<Failure>) -> Result<(), CommitError> {
     refused.map_or(Ok(()), Err)
 }
 
-/// Under `at_least_once`: the same calls without a transaction.
+/// Under `at_least_once` with librdkafka: the same calls without a transaction.
 ///
 /// A position record closes its commit, so it is held back until everything before it, the
 /// emissions of every task included, has been acknowledged.
-pub struct PlainSink {
+struct PlainSink {
     topics: Topics,
     config: KafkaConfig,
     held: Vec<ChangelogRows>,
 }
 
-/// How long brokers may take to acknowledge a commit's records.
-const FLUSH_WAIT: Duration = Duration::from_secs(30);
+/// How long brokers may take to acknowledge a commit's records, where no transaction says so.
+pub(super) const FLUSH_WAIT: Duration = Duration::from_secs(30);
 
 impl PlainSink {
-    pub fn new(config: &KafkaConfig, spec: SinkSpec) -> Result<PlainSink, SourceError> {
+    fn new(config: &KafkaConfig, spec: SinkSpec) -> Result<PlainSink, SourceError> {
         let topics =
             Topics::new(config, spec, None).map_err(|error| SourceError::Refused(error.to_string()))?;
         Ok(PlainSink { topics, config: config.clone(), held: Vec::new() })
@@ -478,7 +487,7 @@ impl Sink for PlainSink {
 }
 
 /// The last of a task's rows by itself, its position record, and how many are before it; `None` without a row.
-fn closing(rows: &ChangelogRows) -> Option<(usize, ChangelogRows)> {
+pub(super) fn closing(rows: &ChangelogRows) -> Option<(usize, ChangelogRows)> {
     let last = rows.keys.len().checked_sub(1)?;
     let one = |column: &Column| {
         let mut copy = Column::default();

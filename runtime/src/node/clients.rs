@@ -9,8 +9,7 @@ use crate::config::deployment::Guarantee;
 use crate::config::node::GroupProtocol;
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::consumer::{Consumer, ConsumerSpec};
-use crate::kafka::sink::{PlainSink, SinkSpec, transactional};
-use crate::ports::Sink;
+use crate::kafka::sink::{SinkSpec, plain, transactional};
 use crate::store::{BudgetConfig, FlushRule};
 
 pub fn store_budget(config: &NodeConfig) -> BudgetConfig {
@@ -100,10 +99,7 @@ pub fn sinks(node: &NodeRuntime, revision: &Revision, index: u32) -> SinkFactory
     let epochs = node.epochs.of(&revision.group);
     match revision.spec.guarantee {
         Guarantee::ExactlyOnce => Box::new(move || transactional(&kafka, &id, spec.clone(), epochs.clone())),
-        Guarantee::AtLeastOnce => Box::new(move || {
-            let sink = PlainSink::new(&kafka, spec.clone())?;
-            Ok(Box::new(sink) as Box<dyn Sink>)
-        }),
+        Guarantee::AtLeastOnce => Box::new(move || plain(&kafka, spec.clone())),
     }
 }
 

@@ -1,7 +1,7 @@
-//! The node's own producer: commits larger than what may wait, and commits of which a request or its answer is lost. What it
-//! does otherwise is what every sink does (`sink`).
+//! The node's own producer: commits larger than what may wait, and commits of which a request or its answer is lost, or
+//! whose records a leader denies to have. What it does otherwise is what every sink does (`sink`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,9 @@ use std::time::Duration;
 use tidemill::kafka::admin::{Admin, NewTopic};
 use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::consumer::ConsumerSpec;
-use tidemill::kafka::produce::TransactionalProducer;
+use tidemill::kafka::epochs::Epochs;
+use tidemill::kafka::produce::Producer;
+use tidemill::kafka::sink::SinkSpec;
 use tidemill::kafka::tools::{self, ConsumeSpec, Consumed, From};
 use tidemill::ports::{CommitError, End, Group, Membership, Produce, Sink, TaskOffset};
 use tidemill::record::Offset;
@@ -26,11 +28,19 @@ const ADD_OFFSETS_TO_TXN: i16 = 25;
 const END_TXN: i16 = 26;
 const TXN_OFFSET_COMMIT: i16 = 28;
 
-/// What is lost, with the connection.
+/// Its numbers of errors.
+const NOT_LEADER_OR_FOLLOWER: i16 = 6;
+const REQUEST_TIMED_OUT: i16 = 7;
+const MESSAGE_TOO_LARGE: i16 = 10;
+const NOT_ENOUGH_REPLICAS_AFTER_APPEND: i16 = 20;
+
+/// What is lost, with the connection; or an answer says something else than is true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lost {
     Request,
     Answer,
+    /// Records are written, and the answer names this error.
+    Truth(i16),
 }
 
 /// A way to an embedded broker on which things get lost. The broker tells its clients that it is on another loopback
@@ -43,7 +53,8 @@ struct Detour {
 
 struct Way {
     broker: SocketAddr,
-    next: Mutex<Option<(i16, Lost)>>,
+    /// In their order, each for the next request of its kind.
+    losses: Mutex<VecDeque<(i16, Lost)>>,
     /// Requests by their kind.
     asked: Mutex<BTreeMap<i16, usize>>,
     clients: Mutex<Vec<TcpStream>>,
@@ -61,7 +72,7 @@ impl Detour {
         let listener = TcpListener::bind(address).unwrap();
         let way = Arc::new(Way {
             broker: broker.address(),
-            next: Mutex::default(),
+            losses: Mutex::default(),
             asked: Mutex::default(),
             clients: Mutex::default(),
         });
@@ -80,13 +91,13 @@ impl Detour {
         Detour { _broker: broker, way, address }
     }
 
-    /// The next request of this kind is lost, or its answer.
+    /// The next request of this kind is lost, or its answer; the one after it, if one is to be lost already.
     fn lose(&self, api: i16, what: Lost) {
-        *self.way.next.lock().unwrap() = Some((api, what));
+        self.way.losses.lock().unwrap().push_back((api, what));
     }
 
     fn has_lost(&self) -> bool {
-        self.way.next.lock().unwrap().is_none()
+        self.way.losses.lock().unwrap().is_empty()
     }
 
     /// How many requests of this kind have come by.
@@ -115,20 +126,34 @@ impl Way {
                 return Ok(());
             }
             broker.write_all(&request)?;
-            let answer = frame(&mut broker)?;
-            if lost == Some(Lost::Answer) {
-                return Ok(());
+            let mut answer = frame(&mut broker)?;
+            match lost {
+                Some(Lost::Answer) => return Ok(()),
+                Some(Lost::Truth(error)) => deny(&mut answer, error),
+                Some(Lost::Request) | None => {}
             }
             client.write_all(&answer)?;
         }
     }
 
     fn lost(&self, api: i16) -> Option<Lost> {
-        let mut next = self.next.lock().unwrap();
-        let (_, what) = next.filter(|(wanted, _)| *wanted == api)?;
-        *next = None;
+        let mut losses = self.losses.lock().unwrap();
+        let (wanted, what) = *losses.front()?;
+        if wanted != api {
+            return None;
+        }
+        losses.pop_front();
         Some(what)
     }
+}
+
+/// Puts an error in the place of the first one in an answer to a write, version 9: length, correlation id, no tagged fields;
+/// the number of topics and the length of the first one's name, each a byte and one more than they are; the name, the
+/// number of its partitions, the number of the first one, its error.
+fn deny(answer: &mut [u8], error: i16) {
+    let name_bytes = usize::from(answer[10]) - 1;
+    let at = 11 + name_bytes + 1 + 4;
+    answer[at..at + 2].copy_from_slice(&error.to_be_bytes());
 }
 
 /// A request or an answer, with its length in front.
@@ -166,12 +191,16 @@ impl Scene {
         Scene { detour, config, member, input, output, id: unique("tx") }
     }
 
-    fn producer(&self) -> TransactionalProducer {
-        let spec = sink_spec(&[&self.output], None, &[&self.input]);
-        TransactionalProducer::new(&self.config, &self.id, spec).unwrap()
+    fn spec(&self) -> SinkSpec {
+        sink_spec(&[&self.output], None, &[&self.input])
     }
 
-    fn commit(&self, producer: &mut TransactionalProducer, value: &str) -> Result<(), CommitError> {
+    /// With transactions.
+    fn producer(&self) -> Producer {
+        Producer::transactional(&self.config, &self.id, self.spec(), Epochs::default()).unwrap()
+    }
+
+    fn commit(&self, producer: &mut Producer, value: &str) -> Result<(), CommitError> {
         commit(producer, &self.member.consumer.membership(), value)
     }
 
@@ -181,11 +210,20 @@ impl Scene {
     }
 }
 
-fn commit(
-    producer: &mut TransactionalProducer,
-    membership: &Membership,
-    value: &str,
-) -> Result<(), CommitError> {
+fn transactional(config: &KafkaConfig, spec: SinkSpec) -> Producer {
+    Producer::transactional(config, &unique("tx"), spec, Epochs::default()).unwrap()
+}
+
+fn idempotent(config: &KafkaConfig, spec: SinkSpec) -> Producer {
+    Producer::plain(config, spec).unwrap()
+}
+
+/// Its batches have no sequence numbers.
+fn unnumbered(config: &KafkaConfig, spec: SinkSpec) -> Producer {
+    Producer::plain(&KafkaConfig { enable_idempotence: false, ..config.clone() }, spec).unwrap()
+}
+
+fn commit(producer: &mut Producer, membership: &Membership, value: &str) -> Result<(), CommitError> {
     producer.begin()?;
     producer.produce(Produce::Emissions(&emissions(&[value], -1)))?;
     let offset = TaskOffset { partition: at(0, 0), offset: Offset(1), metadata: String::new() };
@@ -278,11 +316,100 @@ fn connections_that_end_while_nothing_is_to_be_done_disturb_no_commit() {
 }
 
 #[test]
+fn without_a_transaction_what_is_lost_is_sent_again_and_written_once() {
+    let scene = Scene::set();
+    let mut producer = idempotent(&scene.config, scene.spec());
+    let mut expected = Vec::new();
+    for what in [Lost::Request, Lost::Answer] {
+        let values = ["lost", "after"].map(|when| format!("{when} {what:?}"));
+        scene.detour.lose(PRODUCE, what);
+        scene.commit(&mut producer, &values[0]).unwrap();
+        assert!(scene.detour.has_lost());
+        let ids = scene.detour.asked(INIT_PRODUCER_ID);
+        scene.commit(&mut producer, &values[1]).unwrap();
+        assert!(scene.detour.asked(INIT_PRODUCER_ID) > ids, "the same producer id after {what:?}");
+        expected.extend(values);
+    }
+    assert_eq!(scene.visible(), expected);
+    let of_transactions = [ADD_PARTITIONS_TO_TXN, ADD_OFFSETS_TO_TXN, TXN_OFFSET_COMMIT, END_TXN];
+    assert_eq!(of_transactions.map(|api| scene.detour.asked(api)), [0; 4]);
+}
+
+#[test]
+fn without_sequence_numbers_nothing_lost_is_sent_again_and_nobody_knows_what_became_of_it() {
+    for (what, expected) in [(Lost::Request, &["after"][..]), (Lost::Answer, &["lost", "after"][..])] {
+        let scene = Scene::set();
+        let make = || unnumbered(&scene.config, scene.spec());
+        let mut producer = make();
+        scene.detour.lose(PRODUCE, what);
+        assert_indefinite(scene.commit(&mut producer, "lost"));
+        assert!(scene.detour.has_lost());
+        assert_indefinite(producer.end(End::Abort));
+        assert_indefinite(producer.begin());
+        scene.commit(&mut make(), "after").unwrap();
+        assert_eq!(scene.visible(), expected, "{what:?}");
+        assert_eq!(scene.detour.asked(INIT_PRODUCER_ID), 0);
+    }
+}
+
+/// A leader that is none any more, or whose followers are late, may have the batch all the same.
+#[test]
+fn records_that_a_leader_denies_go_again_and_are_there_twice_only_without_sequence_numbers() {
+    let scene = Scene::set();
+    let producers = [
+        (transactional(&scene.config, scene.spec()), "transactional", 1),
+        (idempotent(&scene.config, scene.spec()), "idempotent", 1),
+        (unnumbered(&scene.config, scene.spec()), "unnumbered", 2),
+    ];
+    for (mut producer, name, copies) in producers {
+        for error in [NOT_LEADER_OR_FOLLOWER, REQUEST_TIMED_OUT, NOT_ENOUGH_REPLICAS_AFTER_APPEND] {
+            let value = format!("{name} {error}");
+            scene.detour.lose(PRODUCE, Lost::Truth(error));
+            scene.commit(&mut producer, &value).unwrap();
+            assert!(scene.detour.has_lost());
+            let found = scene.visible().into_iter().filter(|seen| *seen == value).count();
+            assert_eq!(found, copies, "{value}");
+        }
+    }
+}
+
+/// Two requests are under way when the first of them is refused. Nothing would keep the other one from being written in the
+/// midst of the next commit.
+#[test]
+fn a_refused_commit_without_a_transaction_is_in_doubt_while_something_of_it_has_no_answer() {
+    let scene = Scene::set();
+    let output = unique("wide");
+    Admin::new(&scene.config).unwrap().create_topic(&NewTopic::new(&output, 2)).unwrap();
+    let mut producer = idempotent(&scene.config, sink_spec(&[&output], None, &[]));
+    // With its key as long as its value each is most of what a request has.
+    let half = "x".repeat(400_000);
+    scene.detour.lose(PRODUCE, Lost::Truth(MESSAGE_TOO_LARGE));
+    scene.detour.lose(PRODUCE, Lost::Answer);
+    producer.begin().unwrap();
+    for partition in [0, 1] {
+        producer.produce(Produce::Emissions(&emissions(&[half.as_str()], partition))).unwrap();
+    }
+    let answer = producer.send_offsets(&[], &Membership::default());
+    assert!(matches!(&answer, Err(CommitError::Record { topic, .. }) if *topic == output), "{answer:?}");
+    assert_indefinite(producer.end(End::Abort));
+    assert!(scene.detour.has_lost());
+    assert_indefinite(producer.begin());
+}
+
+#[test]
 fn a_commit_that_goes_ahead_in_parts_keeps_every_record_and_their_order() {
     let cluster = Cluster::get();
-    let room =
-        [("none", 64 << 10), ("none", 256), ("gzip", 256), ("snappy", 256), ("lz4", 256), ("zstd", 256)];
-    for (codec, queue_kib) in room {
+    let room: [(&str, u32, fn(&KafkaConfig, SinkSpec) -> Producer); 8] = [
+        ("none", 64 << 10, transactional),
+        ("none", 256, transactional),
+        ("gzip", 256, transactional),
+        ("snappy", 256, transactional),
+        ("lz4", 256, transactional),
+        ("zstd", 256, transactional),
+        ("none", 256, idempotent),
+        ("none", 256, unnumbered),
+    ];
+    for (codec, queue_kib, make) in room {
         let mut config = cluster.config();
         config.properties.insert("compression.type".to_owned(), codec.to_owned());
         config.limits.produce_queue_kib = queue_kib;
@@ -291,7 +418,7 @@ fn a_commit_that_goes_ahead_in_parts_keeps_every_record_and_their_order() {
         member.step_until("the partition", |member| member.running.len() == 1);
         let mut spec = sink_spec(&[&output], None, &[&input]);
         spec.batch_bytes = 20_000;
-        let mut producer = TransactionalProducer::new(&config, &unique("tx"), spec).unwrap();
+        let mut producer = make(&config, spec);
         let values: Vec<String> = (0..10_000).map(|n| format!("{n:0100}")).collect();
         for share in values.chunks(5_000) {
             let rows: Vec<&str> = share.iter().map(String::as_str).collect();
@@ -323,7 +450,7 @@ fn records_without_a_key_stay_together_within_a_batch_and_spread_over_commits() 
     let mut member = Member::join(&cluster, ConsumerSpec::new(unique("group"), vec![input.clone()]));
     member.step_until("the partition", |member| member.running.len() == 1);
     let spec = sink_spec(&[&output], None, &[&input]);
-    let mut producer = TransactionalProducer::new(&cluster.config(), &unique("tx"), spec).unwrap();
+    let mut producer = transactional(&cluster.config(), spec);
     for _ in 0..3 {
         let mut rows = emissions(&["a", "b", "c"], -1);
         rows.keys = Default::default();

@@ -1,4 +1,4 @@
-//! Transactions: what becomes visible when, and what each refusal is called.
+//! Commits, with transactions and without: what becomes visible when, and what each refusal is called.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::consumer::ConsumerSpec;
 use tidemill::kafka::epochs::Epochs;
 use tidemill::kafka::recovery::{LogReader, Logs};
-use tidemill::kafka::sink::{PlainSink, SinkSpec, transactional};
+use tidemill::kafka::sink::{SinkSpec, plain, transactional};
 use tidemill::kafka::tools::{self, ConsumeSpec, From};
 use tidemill::ports::{
     ChangelogRows, CommitError, End, Group, Log, Membership, Produce, Recovery, Sink, SourceError, TaskOffset,
@@ -28,6 +28,10 @@ by_either!(
     f14_an_abort_right_after_the_first_record_neither_hangs_nor_leaves_anything,
     a_commit_without_offsets_is_refused_because_nothing_would_fence_it,
     commits_take_milliseconds,
+    a_plain_sink_writes_the_position_record_last_and_stamps_every_row,
+    a_plain_commit_is_there_when_it_ends_whatever_acknowledgement_it_waits_for,
+    emissions_of_a_plain_sink_keep_their_timestamps_and_headers,
+    a_refused_record_is_named_and_closes_no_plain_commit,
 );
 
 /// A transactional sink, the node's own or librdkafka's.
@@ -39,6 +43,11 @@ pub fn sink(
 ) -> Result<Box<dyn Sink>, SourceError> {
     let config = KafkaConfig { client: Some(by), ..config.clone() };
     transactional(&config, transactional_id, spec, Epochs::default())
+}
+
+/// A sink without transactions, the node's own or librdkafka's.
+fn plain_sink(config: &KafkaConfig, by: KafkaClient, spec: SinkSpec) -> Box<dyn Sink> {
+    plain(&KafkaConfig { client: Some(by), ..config.clone() }, spec).unwrap()
 }
 
 pub fn sink_spec(outputs: &[&str], changelog: Option<&str>, inputs: &[&str]) -> SinkSpec {
@@ -170,18 +179,28 @@ fn records_changelog_and_offsets_become_visible_together(by: KafkaClient) {
 fn emissions_keep_their_timestamps_and_headers(by: KafkaClient) {
     let cluster = Cluster::get();
     let mut d = deployment(&cluster, by);
+    let rows = with_headers();
+    d.sink.begin().unwrap();
+    d.sink.produce(Produce::Emissions(&rows)).unwrap();
+    d.sink.send_offsets(&[task_offset(1)], &d.member.consumer.membership()).unwrap();
+    d.sink.end(End::Commit).unwrap();
+    assert_kept(&cluster, &d.output, &rows);
+}
+
+/// Two emissions, the first with headers.
+fn with_headers() -> Emissions {
     let mut rows = emissions(&["a", "b"], -1);
     let list = tidemill::record::headers::encode([("ce-id", Some(&b"7"[..])), ("none", None)].into_iter());
     rows.headers = Default::default();
     rows.headers.push(Some(&list));
     rows.headers.push(None);
-    d.sink.begin().unwrap();
-    d.sink.produce(Produce::Emissions(&rows)).unwrap();
-    d.sink.send_offsets(&[task_offset(1)], &d.member.consumer.membership()).unwrap();
-    d.sink.end(End::Commit).unwrap();
+    rows
+}
 
+/// They are what a topic has, with all that belongs to them.
+fn assert_kept(cluster: &Cluster, topic: &str, rows: &Emissions) {
     let spec = ConsumeSpec {
-        topic: d.output.clone(),
+        topic: topic.to_owned(),
         partitions: vec![0],
         from: From::Last(3),
         max: Some(2),
@@ -341,35 +360,96 @@ fn a_commit_without_offsets_is_refused_because_nothing_would_fence_it(by: KafkaC
     assert!(matches!(answer, Err(CommitError::Indefinite(_))), "{answer:?}");
 }
 
-#[test]
-fn a_plain_sink_writes_the_position_record_last_and_stamps_every_row() {
+fn a_plain_sink_writes_the_position_record_last_and_stamps_every_row(by: KafkaClient) {
     let cluster = Cluster::get();
     let (output, log) = (cluster.topic("out", 1), cluster.topic("log", 1));
-    let spec = sink_spec(&[&output], Some(&log), &[]);
-    let mut sink = PlainSink::new(&cluster.config(), spec).unwrap();
-    let nobody = Membership::default();
+    let mut sink = plain_sink(&cluster.config(), by, sink_spec(&[&output], Some(&log), &[]));
     for commit in 1..=2 {
         sink.begin().unwrap();
-        let mut rows = changelog(0, &[("k", Some("v")), ("position", Some("p"))]);
-        rows.stamp = Some((5, commit));
-        sink.produce(Produce::Changelog(&rows)).unwrap();
+        sink.produce(Produce::Changelog(&stamped(&["k", "position"], (5, commit)))).unwrap();
         sink.produce(Produce::Emissions(&emissions(&["e"], -1))).unwrap();
-        sink.send_offsets(&[], &nobody).unwrap();
+        sink.send_offsets(&[], &Membership::default()).unwrap();
         sink.end(End::Commit).unwrap();
     }
     assert_eq!(visible(&cluster, &output, true), ["e", "e"]);
-    let mut reader =
-        LogReader::new(&cluster.config(), &unique("group"), vec![], Logs::changelog(Some(log))).unwrap();
+    let row = |key: &str, commit| (key.to_owned(), Some((5, commit)));
+    let expected = [row("k", 1), row("position", 1), row("k", 2), row("position", 2)];
+    assert_eq!(logged(&cluster, &log), expected);
+}
+
+/// Rows of partition 0 with these keys.
+fn stamped(keys: &[&str], stamp: (u64, u64)) -> ChangelogRows {
+    let rows: Vec<_> = keys.iter().map(|&key| (key, Some("v"))).collect();
+    ChangelogRows { stamp: Some(stamp), ..changelog(0, &rows) }
+}
+
+/// Keys and stamps of partition 0 of a changelog.
+fn logged(cluster: &Cluster, log: &str) -> Vec<(String, Option<(u64, u64)>)> {
+    let logs = Logs::changelog(Some(log.to_owned()));
+    let mut reader = LogReader::new(&cluster.config(), &unique("group"), vec![], logs).unwrap();
     let (from, to) = reader.log_bounds(Log::Changelog, 0).unwrap();
     let mut seen = Vec::new();
     reader
         .read_log(Log::Changelog, 0, (from, to), &mut |record| {
-            seen.push((String::from_utf8(record.key).unwrap(), record.stamp.unwrap()));
+            seen.push((String::from_utf8(record.key).unwrap(), record.stamp));
             true
         })
         .unwrap();
-    let row = |key: &str, commit| (key.to_owned(), (5, commit));
-    assert_eq!(seen, [row("k", 1), row("position", 1), row("k", 2), row("position", 2)]);
+    seen
+}
+
+fn a_plain_commit_is_there_when_it_ends_whatever_acknowledgement_it_waits_for(by: KafkaClient) {
+    let cluster = Cluster::get();
+    for (acks, enable_idempotence) in [("all", true), ("-1", false), ("1", false)] {
+        let output = cluster.topic("out", 3);
+        let config = KafkaConfig { acks: acks.to_owned(), enable_idempotence, ..cluster.config() };
+        let mut sink = plain_sink(&config, by, sink_spec(&[&output], None, &[]));
+        for commit in 1..=3 {
+            sink.begin().unwrap();
+            sink.produce(Produce::Emissions(&emissions(&["a", "b", "c"], -1))).unwrap();
+            sink.send_offsets(&[], &Membership::default()).unwrap();
+            sink.end(End::Commit).unwrap();
+            assert_eq!(visible(&cluster, &output, true).len(), 3 * commit, "acks {acks}");
+        }
+    }
+}
+
+fn emissions_of_a_plain_sink_keep_their_timestamps_and_headers(by: KafkaClient) {
+    let cluster = Cluster::get();
+    let output = cluster.topic("out", 1);
+    let mut sink = plain_sink(&cluster.config(), by, sink_spec(&[&output], None, &[]));
+    let rows = with_headers();
+    sink.begin().unwrap();
+    sink.produce(Produce::Emissions(&rows)).unwrap();
+    sink.send_offsets(&[], &Membership::default()).unwrap();
+    sink.end(End::Commit).unwrap();
+    assert_kept(&cluster, &output, &rows);
+}
+
+/// What was written of such a commit stays, without the position record that would make it count.
+fn a_refused_record_is_named_and_closes_no_plain_commit(by: KafkaClient) {
+    let cluster = Cluster::get();
+    let small = cluster.topic_with(NewTopic::new(unique("small"), 1).with("max.message.bytes", 2_000));
+    let log = cluster.topic("log", 1);
+    let mut sink = plain_sink(&cluster.config(), by, sink_spec(&[&small], Some(&log), &[]));
+    let large = "x".repeat(5_000);
+    for (commit, value) in [(1, large.as_str()), (2, "after")] {
+        sink.begin().unwrap();
+        sink.produce(Produce::Changelog(&stamped(&["k", "position"], (5, commit)))).unwrap();
+        sink.produce(Produce::Emissions(&emissions(&[value], -1))).unwrap();
+        let answer = sink.send_offsets(&[], &Membership::default());
+        if commit == 1 {
+            let is_named = matches!(&answer, Err(CommitError::Record { topic, .. }) if *topic == small);
+            assert!(is_named, "{answer:?}");
+            sink.end(End::Abort).unwrap();
+        } else {
+            answer.unwrap();
+            sink.end(End::Commit).unwrap();
+        }
+    }
+    assert_eq!(visible(&cluster, &small, true), ["after"]);
+    let row = |key: &str, commit| (key.to_owned(), Some((5, commit)));
+    assert_eq!(logged(&cluster, &log), [row("k", 1), row("k", 2), row("position", 2)]);
 }
 
 fn commits_take_milliseconds(by: KafkaClient) {

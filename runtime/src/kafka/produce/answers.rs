@@ -3,7 +3,9 @@
 //! Pure. A code that is in no list here is one whose effect is not known: rule P1.
 
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::InitProducerIdResponse;
 
+use super::partition::Identity;
 use crate::ports::{CommitError, SourceError};
 
 /// What a leader says of a batch.
@@ -11,8 +13,8 @@ use crate::ports::{CommitError, SourceError};
 pub(super) enum Verdict {
     /// It is in the log.
     Taken,
-    /// To be sent again as it is, with the same sequence number: if it is in the log already, it is not
-    /// appended twice. `moved` = the leader has to be looked for first.
+    /// To be sent again as it is, with the same sequence number, if it has one: if it is in the log already, it is not
+    /// appended twice then. `moved` = the leader has to be looked for first.
     Again { moved: bool },
     /// One before it is missing in the log.
     OutOfOrder,
@@ -39,9 +41,9 @@ pub(super) enum Reply {
 /// Why a commit cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// Definite once the transaction is aborted.
+    /// Definite once the commit is aborted.
     Generation(String),
-    /// Definite once the transaction is aborted.
+    /// Definite once the commit is aborted.
     Record { topic: String, reason: String },
     /// A broker refuses, and will do so again.
     Refused(ResponseError, String),
@@ -139,6 +141,18 @@ pub(super) fn worst(codes: impl Iterator<Item = i16>, asked: usize) -> i16 {
     if count == asked { worst } else { ResponseError::UnknownServerError.code() }
 }
 
+/// Who produces from now on.
+pub(super) fn identity(
+    response: &InitProducerIdResponse,
+    is_transactional: bool,
+) -> Result<Identity, Trouble> {
+    let (id, epoch) = (response.producer_id.0, response.producer_epoch);
+    match id >= 0 && epoch >= 0 {
+        true => Ok(Identity { id, epoch, is_transactional }),
+        false => Err(Trouble::Unknown("the broker gave no producer id".to_owned())),
+    }
+}
+
 /// A broker's error by its name.
 pub(super) fn describe(code: i16) -> String {
     match ResponseError::try_from_code(code) {
@@ -164,9 +178,17 @@ fn is_final(error: ResponseError) -> bool {
 }
 
 impl Trouble {
-    /// The transaction is known to be open still, or was never begun: it can be aborted.
+    /// The commit is known to be open still, or was never begun: it can be aborted.
     pub fn is_definite(&self) -> bool {
         matches!(self, Trouble::Generation(_) | Trouble::Record { .. })
+    }
+
+    /// The same where it is not definite, whatever it is.
+    pub fn in_doubt(self) -> Trouble {
+        match self {
+            Trouble::Refused(..) => self,
+            other => Trouble::Unknown(other.text()),
+        }
     }
 
     fn text(self) -> String {
@@ -269,8 +291,22 @@ mod tests {
             Trouble::Unknown(text()),
         ];
         for trouble in troubles {
+            assert!(!trouble.clone().in_doubt().is_definite());
             let is_definite = trouble.is_definite();
             assert_eq!(!matches!(CommitError::from(trouble), CommitError::Indefinite(_)), is_definite);
+        }
+    }
+
+    #[test]
+    fn an_answer_without_a_producer_id_makes_nobody_a_producer() {
+        let answer = |id: i64, epoch| {
+            let response = InitProducerIdResponse::default().with_producer_id(id.into());
+            identity(&response.with_producer_epoch(epoch), false)
+        };
+        let plain = Identity { id: 7, epoch: 0, is_transactional: false };
+        assert_eq!(answer(7, 0), Ok(plain));
+        for (id, epoch) in [(-1, 0), (7, -1)] {
+            assert!(matches!(answer(id, epoch), Err(Trouble::Unknown(_))), "{id} {epoch}");
         }
     }
 

@@ -44,7 +44,7 @@ pub(super) struct Batches {
     format: Format,
     identity: Identity,
     topics: Vec<Vec<Partition>>,
-    /// Those with something in them, in the order in which they came up in the present transaction.
+    /// Those with something in them, in the order in which they came up in the present commit.
     active: Vec<Place>,
     /// Batches that are sealed and not taken.
     sealed: usize,
@@ -65,6 +65,11 @@ impl Batches {
             waiting_bytes: 0,
             sent_bytes: 0,
         }
+    }
+
+    /// A leader knows a batch that comes again.
+    pub fn are_sequenced(&self) -> bool {
+        self.identity.is_sequenced()
     }
 
     /// Produced and not acknowledged.
@@ -135,13 +140,13 @@ impl Batches {
         }
     }
 
-    /// Partitions with something in them that the coordinator does not know of.
+    /// Partitions with something in them that may not be written to yet.
     pub fn unadded(&self) -> Vec<Place> {
         let is_new = |place: &Place| !self.topics[place.topic][place.partition].is_added;
         self.active.iter().copied().filter(is_new).collect()
     }
 
-    /// The coordinator knows of these.
+    /// These may be written to: in a transaction, because the coordinator knows of them.
     pub fn added(&mut self, places: &[Place]) {
         for &place in places {
             self.partition(place).is_added = true;
@@ -179,7 +184,7 @@ impl Batches {
         taken
     }
 
-    /// What a leader has said of a batch that was sent; answers what that means for the transaction.
+    /// What a leader has said of a batch that was sent; answers what that means for the commit.
     pub fn answered(&mut self, (place, sequence): BatchId, verdict: Verdict) -> Verdict {
         let Some(answered) = self.partition(place).answered(sequence, verdict, Instant::now()) else {
             return verdict;
@@ -203,17 +208,17 @@ impl Batches {
         Some(first.saturating_duration_since(Instant::now()))
     }
 
-    /// A transaction begins. Everything of the last one is taken.
+    /// A commit begins. Everything of the last one is taken.
     pub fn begin(&mut self) {
         self.end(Partition::clear);
     }
 
-    /// Forgets a transaction of which nothing was sent, so that its sequence numbers are free again.
+    /// Forgets a commit of which nothing was sent, so that its sequence numbers are free again.
     pub fn forget(&mut self) {
         self.end(Partition::forget);
     }
 
-    /// Forgets everything: the producer has another epoch, in which sequence numbers begin at 0.
+    /// Forgets everything: the producer has another id or epoch, in which sequence numbers begin at 0.
     pub fn renew(&mut self, identity: Identity) {
         self.end(Partition::clear);
         self.topics.iter_mut().flatten().for_each(Partition::renew);
@@ -230,7 +235,7 @@ impl Batches {
 
 #[cfg(test)]
 mod tests {
-    use tidemill_batches::Codec;
+    use tidemill_batches::{Codec, Header, NO_PRODUCER_ID, NO_SEQUENCE};
 
     use super::super::partition::HOLD;
     use super::*;
@@ -239,9 +244,17 @@ mod tests {
     const B: Place = Place { topic: 1, partition: 2 };
     const AGAIN: Verdict = Verdict::Again { moved: false };
 
-    fn batches() -> Batches {
+    fn of_epoch(epoch: i16) -> Identity {
+        Identity { id: 7, epoch, is_transactional: true }
+    }
+
+    fn batches_of(identity: Identity) -> Batches {
         let format = Format { codec: Codec::None, level: None, batch_bytes: 1024, record_bytes: 4000 };
-        Batches::new(2, format, Identity { id: 7, epoch: 0 })
+        Batches::new(2, format, identity)
+    }
+
+    fn batches() -> Batches {
+        batches_of(of_epoch(0))
     }
 
     fn row(value: &[u8]) -> Row<'_> {
@@ -285,6 +298,38 @@ mod tests {
     }
 
     #[test]
+    fn without_sequence_numbers_every_batch_of_a_partition_goes_alone() {
+        let mut batches = batches_of(Identity::NOBODY);
+        filled(&mut batches, A, 3);
+        for sequence in 0..3 {
+            assert_eq!(sent(&mut batches), [sequence]);
+            assert!(sent(&mut batches).is_empty(), "the one before it has no answer yet");
+            batches.answered((A, sequence), Verdict::Taken);
+        }
+        assert!(batches.is_settled());
+    }
+
+    #[test]
+    fn a_batch_says_whose_it_is_and_which() {
+        let plain = Identity { is_transactional: false, ..of_epoch(3) };
+        for (identity, expected) in [
+            (of_epoch(3), (7, 3, 1, true)),
+            (plain, (7, 3, 1, false)),
+            (Identity::NOBODY, (NO_PRODUCER_ID, -1, NO_SEQUENCE, false)),
+        ] {
+            let mut batches = batches_of(identity);
+            filled(&mut batches, A, 2);
+            sent(&mut batches);
+            batches.answered((A, 0), Verdict::Taken);
+            let due = batches.take_due(1, |_| true, usize::MAX);
+            let header = Header::check(&due[0].bytes).unwrap();
+            let found =
+                (header.producer_id, header.producer_epoch, header.base_sequence, header.transactional());
+            assert_eq!(found, expected, "the second one of {identity:?}");
+        }
+    }
+
+    #[test]
     fn a_batch_that_is_refused_for_now_goes_again_before_those_behind_it() {
         let mut batches = batches();
         filled(&mut batches, A, 4);
@@ -299,7 +344,7 @@ mod tests {
         assert!(sent(&mut batches).is_empty(), "held back");
         released(&mut batches);
         assert_eq!(sent(&mut batches), [1]);
-        assert!(sent(&mut batches).is_empty(), "alone, as the first of a transaction");
+        assert!(sent(&mut batches).is_empty(), "alone, as the first of a commit");
         batches.answered((A, 1), Verdict::Taken);
         assert_eq!(sent(&mut batches), [2]);
         batches.answered((A, 2), Verdict::Taken);
@@ -372,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_of_which_nothing_was_sent_gives_its_numbers_back() {
+    fn a_commit_of_which_nothing_was_sent_gives_its_numbers_back() {
         let mut batches = batches();
         filled(&mut batches, A, 1);
         sent(&mut batches);
@@ -396,7 +441,7 @@ mod tests {
         }
         batches.begin();
         filled(&mut batches, A, 2);
-        batches.renew(Identity { id: 7, epoch: 1 });
+        batches.renew(of_epoch(1));
         assert!(batches.is_settled() && batches.bytes() == 0);
         for place in [A, B] {
             filled(&mut batches, place, 1);

@@ -113,7 +113,12 @@ impl Cluster {
     }
 
     /// Asks one broker after the other until one answers: those first that are connected.
-    fn ask<R: Request>(&mut self, request: &R, version: i16, until: Deadline) -> Result<R::Response, String> {
+    pub fn ask<R: Request>(
+        &mut self,
+        request: &R,
+        version: i16,
+        until: Deadline,
+    ) -> Result<R::Response, String> {
         let connected = self.links.iter().map(|link| &link.address);
         let all = connected.chain(self.leaders.addresses()).chain(&self.access.bootstrap);
         let mut addresses: Vec<Address> = Vec::new();

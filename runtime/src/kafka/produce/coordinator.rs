@@ -191,7 +191,7 @@ impl Coordinator {
         Coordinator {
             id: TransactionalId(id.clone()),
             transaction_timeout,
-            identity: Identity { id: -1, epoch: -1 },
+            identity: Identity::NOBODY,
             transaction: Seat { key: id, address: None },
             group: Seat { key: StrBytes::new(), address: None },
             has_begun: false,
@@ -201,10 +201,6 @@ impl Coordinator {
 
     pub fn id(&self) -> &TransactionalId {
         &self.id
-    }
-
-    pub fn identity(&self) -> Identity {
-        self.identity
     }
 
     /// Brokers may have heard of the present transaction.
@@ -218,20 +214,16 @@ impl Coordinator {
     }
 
     /// Takes a new epoch, in which every producer of the transactional id before this is fenced, this one's former self
-    /// included, and what they left open is aborted: the answer comes only after that.
-    pub fn renew(&mut self, cluster: &mut Cluster, until: Deadline) -> Result<(), Trouble> {
+    /// included, and what they left open is aborted: the answer comes only after that. Answers who produces from then on.
+    pub fn renew(&mut self, cluster: &mut Cluster, until: Deadline) -> Result<Identity, Trouble> {
         let timeout = i32::try_from(self.transaction_timeout.as_millis()).unwrap_or(i32::MAX);
         let request = InitProducerIdRequest::default()
             .with_transactional_id(Some(self.id.clone()))
             .with_transaction_timeout_ms(timeout);
         let response = self.repeat(cluster, Kind::Transaction, &request, until)?;
-        let identity = Identity { id: response.producer_id.0, epoch: response.producer_epoch };
-        if identity.id < 0 || identity.epoch < 0 {
-            return Err(Trouble::Unknown("the broker gave no producer id".to_owned()));
-        }
-        self.identity = identity;
+        self.identity = answers::identity(&response, true)?;
         (self.has_begun, self.has_unanswered) = (false, false);
-        Ok(())
+        Ok(self.identity)
     }
 
     /// Makes partitions part of the transaction, and opens it if they are the first.

@@ -3,8 +3,12 @@
 //! Several requests are under way to a broker, which answers them in their order. One that is refused for now, or has no
 //! answer because its connection broke, goes again as it is: its sequence number keeps a leader from taking it twice. So
 //! the outcome is known in the end, though a request of which nobody knows where it is may arrive even later. It can do no
-//! harm in this transaction, and none in a later one either, because that has another epoch: see
+//! harm in this commit, and none in a later one either, because that has another epoch, or another producer id: see
 //! [`Delivery::has_unanswered`].
+//!
+//! Without sequence numbers a batch that is refused for now goes again as well, and may be in the log twice, one right
+//! behind the other. One without an answer does not: it might come in a second time behind others that follow it, and what
+//! reads a changelog would take those for a commit that was never closed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -17,9 +21,8 @@ use super::answers::{self, Trouble, Verdict, describe};
 use super::batches::{Batches, Due, Place};
 use super::cluster::{Cluster, is_usable};
 use super::patience::Deadline;
+use super::settings::Limits;
 use crate::kafka::wire::{Connection, PRODUCE_VERSION};
-
-const ACKS_ALL: i16 = -1;
 
 /// A request has several batches as long as they are smaller than that together. Large ones keep brokers, and the
 /// answers of small ones behind them, busy for no gain.
@@ -41,7 +44,10 @@ struct Sent {
 }
 
 pub(super) struct Delivery {
-    transactional_id: TransactionalId,
+    /// `None` = without a transaction.
+    transactional_id: Option<TransactionalId>,
+    /// Who has to have a batch before it is acknowledged, as Kafka says it: 1 = the leader, -1 = all that are in sync.
+    acks: i16,
     ack_timeout: Duration,
     in_flight_max: usize,
     /// By the broker's id.
@@ -50,17 +56,18 @@ pub(super) struct Delivery {
     must_look: bool,
     /// Why something had to be sent again, last.
     trouble: String,
-    /// A request was left without an answer and may still arrive. A producer of the same epoch must not begin another
-    /// transaction then.
+    /// A request was left without an answer and may still arrive. A producer of the same id and epoch must not begin another
+    /// commit then.
     has_unanswered: bool,
 }
 
 impl Delivery {
-    pub fn new(transactional_id: TransactionalId, ack_timeout: Duration, in_flight_max: usize) -> Delivery {
+    pub fn new(transactional_id: Option<TransactionalId>, acks: i16, limits: &Limits) -> Delivery {
         Delivery {
             transactional_id,
-            ack_timeout,
-            in_flight_max,
+            acks,
+            ack_timeout: limits.ack_timeout,
+            in_flight_max: limits.in_flight,
             leaders: BTreeMap::new(),
             must_look: false,
             trouble: "no leader was found".to_owned(),
@@ -73,7 +80,7 @@ impl Delivery {
         self.has_unanswered
     }
 
-    /// The producer has another epoch: what is under way, or may still arrive, is refused, and nobody waits for the answer.
+    /// The producer has another id or epoch, and nobody waits for the answers to what is under way.
     pub fn renew(&mut self) {
         self.leaders.retain(|_, leader| leader.sent.is_empty());
         self.has_unanswered = false;
@@ -89,7 +96,7 @@ impl Delivery {
     ) -> Result<(), Trouble> {
         loop {
             self.look(cluster, until);
-            self.send(batches, cluster, until);
+            self.send(batches, cluster, until)?;
             let is_done = match bytes_left {
                 0 => batches.is_settled(),
                 some => batches.sealed_bytes() <= some,
@@ -119,15 +126,20 @@ impl Delivery {
         until: Deadline,
     ) -> Result<(), Trouble> {
         self.look(cluster, until);
-        self.send(batches, cluster, until);
+        self.send(batches, cluster, until)?;
         while batches.waiting_bytes() > bytes_waiting && !until.has_passed() {
             if !self.receive(batches, cluster, until)? {
                 // Whatever is held back now is left to `deliver`.
                 break;
             }
-            self.send(batches, cluster, until);
+            self.send(batches, cluster, until)?;
         }
         Ok(())
+    }
+
+    /// Waits until nothing is under way any more, whatever the answers say; what has none in time is unanswered.
+    pub fn drain(&mut self, batches: &mut Batches, cluster: &mut Cluster, until: Deadline) {
+        while !matches!(self.receive(batches, cluster, until), Ok(false)) {}
     }
 
     /// Looks for leaders if one is missing.
@@ -142,7 +154,7 @@ impl Delivery {
     }
 
     /// Sends what is due, and waits for no answer.
-    pub fn send(&mut self, batches: &mut Batches, cluster: &Cluster, until: Deadline) {
+    pub fn send(&mut self, batches: &mut Batches, cluster: &Cluster, until: Deadline) -> Result<(), Trouble> {
         let mut brokers = BTreeSet::new();
         for place in batches.due() {
             match cluster.leaders.leader(place) {
@@ -162,7 +174,7 @@ impl Delivery {
         }
         for broker in brokers {
             if let Err(error) = self.send_to(broker, batches, cluster, until) {
-                self.lose(broker, error, batches);
+                self.lose(broker, error, batches)?;
                 // What it leads and was not sent is held back as well, or it would be tried again at once.
                 let due = batches.due().into_iter();
                 let led: Vec<_> =
@@ -170,6 +182,7 @@ impl Delivery {
                 led.into_iter().for_each(|place| batches.hold(place));
             }
         }
+        Ok(())
     }
 
     fn send_to(
@@ -192,7 +205,7 @@ impl Delivery {
             // Noted before it is sent: half a request may be a whole one.
             let named = due.iter().map(|due| (due.place, due.sequence)).collect();
             leader.sent.push_back(Sent { batches: named, at: Instant::now() });
-            let request = request(&self.transactional_id, due, timeout, cluster);
+            let request = request(self.transactional_id.as_ref(), self.acks, due, timeout, cluster);
             leader
                 .connection
                 .send(&request, PRODUCE_VERSION, Instant::now() + timeout)
@@ -216,16 +229,23 @@ impl Delivery {
         Ok(())
     }
 
-    /// The connection to a broker is of no more use: what was under way on it goes again.
-    fn lose(&mut self, broker: i32, error: String, batches: &mut Batches) {
-        tracing::warn!(broker, %error, "records cannot be sent, or have no answer; trying again");
-        self.trouble = error;
+    /// The connection to a broker is of no more use: what was under way on it goes again, if the broker knows it then.
+    fn lose(&mut self, broker: i32, error: String, batches: &mut Batches) -> Result<(), Trouble> {
+        tracing::warn!(broker, %error, "records cannot be sent, or have no answer");
         self.must_look = true;
-        let Some(leader) = self.leaders.remove(&broker) else { return };
-        for batch in leader.sent.into_iter().flat_map(|sent| sent.batches) {
-            self.has_unanswered = true;
+        let lost = self.leaders.remove(&broker).map(|leader| leader.sent).unwrap_or_default();
+        let is_lost = !lost.is_empty();
+        for batch in lost.into_iter().flat_map(|sent| sent.batches) {
             batches.answered(batch, Verdict::Again { moved: true });
         }
+        self.has_unanswered |= is_lost;
+        if is_lost && !batches.are_sequenced() {
+            return Err(Trouble::Unknown(format!(
+                "records have no answer, and without sequence numbers (kafka.enable_idempotence) none is sent again: {error}"
+            )));
+        }
+        self.trouble = error;
+        Ok(())
     }
 
     /// Waits for the answer that has been due for longest, or until it is lost; false = nothing is under way.
@@ -246,7 +266,7 @@ impl Delivery {
                 let asked = leader.sent.pop_front().map(|sent| sent.batches).unwrap_or_default();
                 self.read(asked, response, batches, cluster)?;
             }
-            Err(error) => self.lose(broker, error.to_string(), batches),
+            Err(error) => self.lose(broker, error.to_string(), batches)?,
         }
         Ok(true)
     }
@@ -305,7 +325,13 @@ fn reason(answer: &PartitionProduceResponse) -> String {
     text
 }
 
-fn request(id: &TransactionalId, due: Vec<Due>, timeout: Duration, cluster: &Cluster) -> ProduceRequest {
+fn request(
+    id: Option<&TransactionalId>,
+    acks: i16,
+    due: Vec<Due>,
+    timeout: Duration,
+    cluster: &Cluster,
+) -> ProduceRequest {
     let mut topics: BTreeMap<usize, Vec<PartitionProduceData>> = BTreeMap::new();
     for Due { place, bytes, .. } in due {
         let index = i32::try_from(place.partition).unwrap_or(i32::MAX);
@@ -316,8 +342,8 @@ fn request(id: &TransactionalId, due: Vec<Due>, timeout: Duration, cluster: &Clu
         TopicProduceData::default().with_name(cluster.leaders.name(topic)).with_partition_data(partitions)
     };
     ProduceRequest::default()
-        .with_transactional_id(Some(id.clone()))
-        .with_acks(ACKS_ALL)
+        .with_transactional_id(id.cloned())
+        .with_acks(acks)
         .with_timeout_ms(i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX))
         .with_topic_data(topics.into_iter().map(topic).collect())
 }

@@ -9,17 +9,19 @@
 //! ```
 //! Invariants:
 //! - Records are in the order in which they came: in a batch, and from batch to batch.
-//! - Sequence numbers follow on without a gap for as long as the producer has its epoch. A batch that was sealed keeps its
-//!   number, whatever happens to it, and is never taken apart.
+//! - Sequence numbers follow on without a gap for as long as the producer has its id and epoch. A batch that was sealed keeps
+//!   its number, whatever happens to it, and is never taken apart.
 //! - No batch is sent before those ahead of it were, and none to another broker while one is on its way. The first of a
-//!   transaction, and the first after one that was refused for now, go alone: a leader that knows nothing of a producer
+//!   commit, and the first after one that was refused for now, go alone: a leader that knows nothing of a producer
 //!   takes any number from it, so that a second one could come in ahead of the first.
+//! - Without a producer id there are no sequence numbers for a leader to go by, and every batch goes alone. The numbers
+//!   still tell batches apart here.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tidemill_batches::{Producer, Writer};
+use tidemill_batches::{NO_PRODUCER_ID, NO_SEQUENCE, Producer, Writer};
 
 use super::answers::Verdict;
 use super::settings::Format;
@@ -51,8 +53,27 @@ impl Row<'_> {
 /// Who produces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
+    /// As a broker gave it, or -1.
     pub id: i64,
+    /// The same.
     pub epoch: i16,
+    pub is_transactional: bool,
+}
+
+impl Identity {
+    /// Brokers cannot tell a batch of this one that comes again from a new one.
+    pub const NOBODY: Identity = Identity { id: NO_PRODUCER_ID, epoch: -1, is_transactional: false };
+
+    pub fn is_sequenced(self) -> bool {
+        self.id != NO_PRODUCER_ID
+    }
+
+    /// As the header of a batch has it, whose first record has this number.
+    fn of_batch(self, sequence: i32) -> Producer {
+        let base_sequence = if self.is_sequenced() { sequence } else { NO_SEQUENCE };
+        let Identity { id, epoch, is_transactional } = self;
+        Producer { id, epoch, base_sequence, is_transactional }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +89,7 @@ struct Sealed {
     status: Status,
 }
 
-/// The flags are of the present transaction.
+/// The flags are of the present commit.
 pub(super) struct Partition {
     open: Writer,
     open_bytes: usize,
@@ -80,8 +101,10 @@ pub(super) struct Partition {
     sent_to: i32,
     /// Has, or had, something.
     pub is_active: bool,
-    /// The coordinator knows that it is part of the transaction.
+    /// It may be written to: in a transaction, because the coordinator knows that it is part of it.
     pub is_added: bool,
+    /// Its batches have numbers that a leader puts them in order by.
+    is_sequenced: bool,
     /// The first batch was taken, and nothing went wrong since: the leader knows the producer.
     is_proven: bool,
     /// Something has to be sent again, once nothing is in flight.
@@ -99,7 +122,7 @@ pub(super) struct Closed {
 
 /// What an answer has done.
 pub(super) struct Answered {
-    /// What it means for the transaction.
+    /// What it means for the commit.
     pub verdict: Verdict,
     /// Of the batch.
     pub bytes: usize,
@@ -118,6 +141,7 @@ impl Partition {
             sent_to: -1,
             is_active: false,
             is_added: false,
+            is_sequenced: false,
             is_proven: false,
             is_troubled: false,
             not_before: None,
@@ -137,14 +161,14 @@ impl Partition {
     }
 
     /// Closes the open batch; nothing if it is empty.
-    pub fn seal(&mut self, Identity { id, epoch }: Identity, format: &Format) -> Option<Closed> {
+    pub fn seal(&mut self, identity: Identity, format: &Format) -> Option<Closed> {
         if self.open.is_empty() {
             return None;
         }
         let records = i32::try_from(self.open.len()).unwrap_or(i32::MAX);
         let sequence = self.next_sequence;
-        let producer = Producer { id, epoch, base_sequence: sequence, is_transactional: true };
-        let bytes = self.open.finish(producer, format.codec, format.level);
+        let bytes = self.open.finish(identity.of_batch(sequence), format.codec, format.level);
+        self.is_sequenced = identity.is_sequenced();
         self.next_sequence = sequence_after(sequence, records);
         let closed = Closed { open_bytes: std::mem::take(&mut self.open_bytes), bytes: bytes.len() };
         self.sealed.push_back(Sealed { sequence, bytes, status: Status::Waiting });
@@ -153,7 +177,8 @@ impl Partition {
 
     /// The batch that may be sent now: its size.
     pub fn due(&self, now: Instant) -> Option<usize> {
-        let must_wait = self.in_flight > 0 && (self.is_troubled || !self.is_proven);
+        let goes_alone = self.is_troubled || !self.is_proven || !self.is_sequenced;
+        let must_wait = self.in_flight > 0 && goes_alone;
         let is_held = self.not_before.is_some_and(|at| at > now);
         if must_wait || is_held || !self.is_added {
             return None;
@@ -218,9 +243,9 @@ impl Partition {
         !self.sealed.is_empty() && self.in_flight == 0
     }
 
-    /// Drops what it has, and its part in the transaction.
+    /// Drops what it has, and its part in the commit.
     pub fn clear(&mut self) {
-        // The next transaction's batch will be about as large.
+        // The next commit's batch will be about as large.
         let mut open = std::mem::take(&mut self.open);
         open.clear();
         *self = Partition { open, next_sequence: self.next_sequence, ..Partition::new() };

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kafka_protocol::ResponseError;
 
-use super::TransactionalProducer;
+use super::Producer;
 use super::answers::{Trouble, describe};
 use super::batches::{Place, RowTooLarge};
 use super::partition::Row;
@@ -46,7 +46,7 @@ impl Topics {
     }
 }
 
-impl TransactionalProducer {
+impl Producer {
     pub(super) fn emissions(&mut self, rows: &Emissions, until: Deadline) -> Result<(), Trouble> {
         let now = now_ms();
         let mut headers = rows.headers.iter();
@@ -69,14 +69,40 @@ impl TransactionalProducer {
         Ok(())
     }
 
+    /// The first `count` of these rows.
+    pub(super) fn changelog(
+        &mut self,
+        rows: &ChangelogRows,
+        count: usize,
+        until: Deadline,
+    ) -> Result<(), Trouble> {
+        match self.topics.changelog {
+            Some(topic) => self.log(topic, rows, count, until),
+            None => Err(Trouble::Unknown("this producer has no changelog topic".to_owned())),
+        }
+    }
+
+    pub(super) fn inbox(&mut self, rows: &ChangelogRows, until: Deadline) -> Result<(), Trouble> {
+        match self.topics.inbox {
+            Some(topic) => self.log(topic, rows, rows.keys.len(), until),
+            None => Err(Trouble::Unknown("this producer has no inbox topic".to_owned())),
+        }
+    }
+
     /// Rows of a log of the node's own, whose time is the broker's to set.
-    pub(super) fn log(&mut self, topic: usize, rows: &ChangelogRows, until: Deadline) -> Result<(), Trouble> {
+    fn log(
+        &mut self,
+        topic: usize,
+        rows: &ChangelogRows,
+        count: usize,
+        until: Deadline,
+    ) -> Result<(), Trouble> {
         let stamp = rows.stamp.map(|stamp| {
             let bytes = stamp_bytes(stamp);
             headers::encode([(STAMP_HEADER, Some(&bytes[..]))].into_iter())
         });
         let timestamp_ms = now_ms();
-        for (key, value) in rows.keys.iter().zip(rows.values.iter()) {
+        for (key, value) in rows.keys.iter().zip(rows.values.iter()).take(count) {
             let row = Row { timestamp_ms, key, value, headers: stamp.as_deref() };
             self.push(topic, rows.partition, &row, until)?;
         }

@@ -10,6 +10,10 @@ use crate::kafka::config::KafkaConfig;
 /// that was taken could be unknown when it is repeated.
 const IN_FLIGHT_MAX: usize = 5;
 
+/// All replicas that are in sync have a batch before it is acknowledged.
+pub(super) const ACKS_ALL: i16 = -1;
+const ACKS_LEADER: i16 = 1;
+
 /// librdkafka's default of `request.timeout.ms`.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -25,7 +29,7 @@ pub(super) struct Format {
 
 /// How long things may take, and how much may be under way.
 pub(super) struct Limits {
-    /// For one call of the sink.
+    /// For one call of the sink; in a transaction for all before its end together.
     pub patience: Duration,
     /// Until records are acknowledged, within the same.
     pub delivery: Duration,
@@ -58,8 +62,16 @@ pub(super) fn format(config: &KafkaConfig, batch_bytes: u32) -> Result<Format, S
     })
 }
 
-pub(super) fn limits(config: &KafkaConfig) -> Limits {
-    let patience = config.limits.transaction_timeout;
+/// What a producer without a transaction waits for.
+pub(super) fn acks(config: &KafkaConfig) -> Result<i16, String> {
+    match config.acks.trim() {
+        "all" | "-1" => Ok(ACKS_ALL),
+        "1" => Ok(ACKS_LEADER),
+        other => Err(format!("kafka.acks is `{other}`: the node itself writes with all or 1")),
+    }
+}
+
+pub(super) fn limits(config: &KafkaConfig, patience: Duration) -> Limits {
     // 0 = for ever.
     let delivery = millis(config, &["delivery.timeout.ms", "message.timeout.ms"])
         .filter(|timeout| !timeout.is_zero())
@@ -101,12 +113,13 @@ mod tests {
         config
     }
 
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     #[test]
-    fn without_properties_the_transaction_bounds_everything() {
+    fn without_properties_the_patience_of_a_call_bounds_everything() {
         let config = with(&[]);
-        let limits = limits(&config);
-        assert_eq!(limits.patience, config.limits.transaction_timeout);
-        assert_eq!(limits.delivery, limits.patience);
+        let limits = limits(&config, PATIENCE);
+        assert_eq!((limits.patience, limits.delivery), (PATIENCE, PATIENCE));
         assert_eq!((limits.in_flight, limits.queue_bytes), (5, 64 << 20));
         let format = format(&config, 0).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!((format.level, format.batch_bytes, format.record_bytes), (None, 1024, 16 << 20));
@@ -119,12 +132,19 @@ mod tests {
             ("request.timeout.ms", "2000"),
             ("max.in.flight.requests.per.connection", "100"),
         ]);
-        let found = limits(&config);
+        let found = limits(&config, PATIENCE);
         assert_eq!(found.delivery, Duration::from_secs(3));
         assert_eq!((found.ack_timeout, found.in_flight), (Duration::from_secs(2), 5));
-        assert_eq!(limits(&with(&[("max.in.flight", "0")])).in_flight, 1);
+        assert_eq!(limits(&with(&[("max.in.flight", "0")]), PATIENCE).in_flight, 1);
         let for_ever = with(&[("delivery.timeout.ms", "0")]);
-        assert_eq!(limits(&for_ever).delivery, for_ever.limits.transaction_timeout);
+        assert_eq!(limits(&for_ever, PATIENCE).delivery, PATIENCE);
+    }
+
+    #[test]
+    fn every_value_of_acks_that_is_answered_is_known_and_no_other() {
+        let told = |text: &str| acks(&KafkaConfig { acks: text.to_owned(), ..with(&[]) });
+        assert_eq!(["all", "-1", "1"].map(told), [Ok(ACKS_ALL), Ok(ACKS_ALL), Ok(ACKS_LEADER)]);
+        assert!(told("0").is_err_and(|error| error.contains("kafka.acks is `0`")));
     }
 
     #[test]
