@@ -26,7 +26,7 @@ pub struct Outcome {
 }
 
 /// In the order in which they run: each by itself, but the points of a curve together.
-pub fn groups(workloads: &[&'static Workload]) -> impl Iterator<Item = &[&'static Workload]> {
+pub fn groups<'w>(workloads: &'w [&'static Workload]) -> impl Iterator<Item = &'w [&'static Workload]> {
     workloads.chunk_by(|one, next| one.curve.is_some() && one.curve == next.curve)
 }
 
