@@ -37,6 +37,13 @@ pub enum ColumnError {
     SumMismatch { sum: u64, bytes: usize },
 }
 
+/// The first row that `is_wrong`. Nearly always there is none, so all rows are looked at, without a way
+/// out in between and therefore several at a time, before the first is looked for.
+pub fn first_wrong<T: Copy>(rows: &[T], is_wrong: impl Fn(T) -> bool) -> Option<usize> {
+    let any = rows.iter().fold(false, |any, &row| any | is_wrong(row));
+    if any { rows.iter().position(|&row| is_wrong(row)) } else { None }
+}
+
 /// Optional byte strings laid end to end; `lengths[i] == -1` is null, as in Kafka.
 ///
 /// Invariant: the non-negative lengths sum to `bytes.len()`.
@@ -53,13 +60,11 @@ impl Column {
 
     /// Takes columns that came from elsewhere (a guest), after checking the invariant.
     pub fn from_parts(bytes: Vec<u8>, lengths: Vec<i32>) -> Result<Column, ColumnError> {
-        let mut sum = 0u64;
-        for (row, &length) in lengths.iter().enumerate() {
-            if length < -1 {
-                return Err(ColumnError::NegativeLength { row, length });
-            }
-            sum += length.max(0) as u64;
+        if let Some(row) = first_wrong(&lengths, |length| length < -1) {
+            return Err(ColumnError::NegativeLength { row, length: lengths[row] });
         }
+        // It would take 2^33 of the longest rows to overflow.
+        let sum = lengths.iter().fold(0u64, |sum, &length| sum.wrapping_add(length.max(0) as u64));
         if sum != bytes.len() as u64 {
             return Err(ColumnError::SumMismatch { sum, bytes: bytes.len() });
         }

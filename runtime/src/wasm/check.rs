@@ -5,7 +5,7 @@
 use super::abi::{RawColumn, RawEffects, RawEmissions, RawWrites};
 use crate::config::deployment::Limits;
 use crate::effects::{Effects, Emissions, Order, Status, Writes};
-use crate::record::{Batch, Column, ColumnError};
+use crate::record::{Batch, Column, ColumnError, first_wrong};
 
 /// Longest reason of a failed record, in bytes.
 const REASON_BYTES_MAX: i32 = 1024;
@@ -64,7 +64,7 @@ pub fn effects(raw: RawEffects, terms: &Terms<'_>, bytes: &mut [u64]) -> Result<
     let records = terms.batch.len();
     let statuses = statuses(&raw.status, terms)?;
     let reasons = column("reason", raw.reason, records)?;
-    if let Some(record) = reasons.lengths().iter().position(|&length| length > REASON_BYTES_MAX) {
+    if let Some(record) = first_wrong(reasons.lengths(), |length| length > REASON_BYTES_MAX) {
         let what = format!("a reason of {} bytes", reasons.lengths()[record]);
         return Err(Refusal::TooMuch { record, what, max: REASON_BYTES_MAX as u64 });
     }
@@ -78,12 +78,12 @@ pub fn writes(raw: RawWrites, stores: u16, bytes: &mut [u64], bytes_max: u64) ->
     let rows = raw.source.len();
     sources(&raw.source, bytes.len())?;
     rows_of("write.store", raw.store.len(), rows)?;
-    if let Some(&store) = raw.store.iter().find(|&&store| store >= stores) {
-        return Err(Refusal::Store(store));
+    if let Some(row) = first_wrong(&raw.store, |store| store >= stores) {
+        return Err(Refusal::Store(raw.store[row]));
     }
     let keys = column("write.key", raw.key, rows)?;
     let values = column("write.value", raw.value, rows)?;
-    if keys.lengths().contains(&-1) {
+    if first_wrong(keys.lengths(), |length| length < 0).is_some() {
         return Err(Refusal::NullKey);
     }
     for ((&source, key), value) in raw.source.iter().zip(keys.lengths()).zip(values.lengths()) {
@@ -99,17 +99,17 @@ fn emissions(raw: RawEmissions, terms: &Terms<'_>, bytes: &mut [u64]) -> Result<
     rows_of("emit.output", raw.output.len(), rows)?;
     rows_of("emit.partition", raw.partition.len(), rows)?;
     rows_of("emit.timestamp", raw.timestamp.len(), rows)?;
-    if let Some(&output) = raw.output.iter().find(|&&output| output >= terms.outputs) {
-        return Err(Refusal::Output(output));
+    if let Some(row) = first_wrong(&raw.output, |output| output >= terms.outputs) {
+        return Err(Refusal::Output(raw.output[row]));
     }
-    if let Some(&partition) = raw.partition.iter().find(|&&partition| partition < -1) {
-        return Err(Refusal::Partition(partition));
+    if let Some(row) = first_wrong(&raw.partition, |partition| partition < -1) {
+        return Err(Refusal::Partition(raw.partition[row]));
     }
     let keys = column("emit.key", raw.key, rows)?;
     let values = column("emit.value", raw.value, rows)?;
     let headers = column("emit.headers", raw.headers, rows)?;
     // Most batches emit no headers at all.
-    if headers.lengths().iter().any(|&length| length >= 0) {
+    if first_wrong(headers.lengths(), |length| length >= 0).is_some() {
         let malformed = headers.iter().position(|row| row.is_some_and(|row| !headers_are_well_formed(row)));
         if let Some(row) = malformed {
             return Err(Refusal::Headers(row));
@@ -147,7 +147,7 @@ fn size(length: i32) -> u64 {
 }
 
 fn within(what: &str, amounts: &[u64], max: u64) -> Result<(), Refusal> {
-    match amounts.iter().position(|&amount| amount > max) {
+    match first_wrong(amounts, |amount| amount > max) {
         None => Ok(()),
         Some(record) => Err(Refusal::TooMuch { record, what: format!("{} {what}", amounts[record]), max }),
     }
@@ -167,6 +167,10 @@ fn emissions_per_record(sources: &[u32], max: u32) -> Result<(), Refusal> {
 }
 
 fn sources(sources: &[u32], records: usize) -> Result<(), Refusal> {
+    let rise = sources.windows(2).fold(true, |rise, pair| rise & (pair[0] <= pair[1]));
+    if rise && sources.last().is_none_or(|&last| (last as usize) < records) {
+        return Ok(());
+    }
     let mut previous = 0;
     for &source_index in sources {
         if source_index < previous || source_index as usize >= records {
@@ -190,11 +194,13 @@ fn column(name: &'static str, raw: RawColumn, rows: usize) -> Result<Column, Ref
 /// back without cause: the first would break the order of a key, the second stop the task for ever.
 fn statuses(raw: &[u8], terms: &Terms<'_>) -> Result<Vec<Status>, Refusal> {
     rows_of("status", raw.len(), terms.batch.len())?;
+    // Of most batches every record was handled.
+    if first_wrong(raw, |status| status != Status::Ok as u8).is_none() {
+        return Ok(vec![Status::Ok; raw.len()]);
+    }
     let decode = |(record, &status)| Status::from_abi(status).ok_or(Refusal::Status { record, status });
     let statuses = raw.iter().enumerate().map(decode).collect::<Result<Vec<_>, _>>()?;
-    if statuses.iter().any(|&status| status != Status::Ok) {
-        held_back(&statuses, terms)?;
-    }
+    held_back(&statuses, terms)?;
     Ok(statuses)
 }
 
