@@ -42,6 +42,14 @@ impl Ages {
         Ages { swept: ids, expired: ids, marks: VecDeque::new() }
     }
 
+    /// Of a store of which everything below `next`, which is `ids` in all, has expired. Of the first `swept` none is
+    /// left in it.
+    pub fn all_expired(next: Offset, ids: u64, swept: u64) -> Ages {
+        // Older than any horizon: it is taken away with the first look, and until then kept like any mark.
+        let mark = (ids > swept).then_some(Mark { next, ids, date_ms: i64::MIN });
+        Ages { swept, expired: swept, marks: mark.into_iter().collect() }
+    }
+
     /// Everything below `next`, which is `ids` in all, is dated at most `date_ms`. True if that is a mark of its
     /// own; the last one is extended until it is full.
     pub fn note(&mut self, next: Offset, ids: u64, date_ms: i64, ttl_ms: i64) -> bool {
@@ -145,6 +153,16 @@ mod tests {
         for other in others {
             assert_eq!(Ages::decode(other), None, "{} bytes", other.len());
         }
+    }
+
+    #[test]
+    fn what_a_store_has_and_its_topic_does_not_has_expired_with_the_first_look_also_after_a_restart() {
+        let mut ages = Ages::all_expired(Offset(10), 500, 20);
+        ages.note(Offset(30), 700, 9_000, 6_400);
+        let mut ages = Ages::decode(&ages.encode()).expect("as it was written");
+        assert_eq!(ages.expire(9_000, 6_400), Some(Offset(10)));
+        assert_eq!((ages.swept, ages.expired, ages.ids()), (20, 500, 700));
+        assert_eq!(Ages::all_expired(Offset(10), 20, 20), Ages::beginning(20), "nothing is left to sweep");
     }
 
     #[test]

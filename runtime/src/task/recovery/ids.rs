@@ -4,6 +4,7 @@
 //! if the log begins no later than the position record's `inbox_start`; anything else halts, because an
 //! id that is missing would let a repetition through.
 
+use super::replay::{CHUNK_BYTES, row_bytes};
 use super::{Hooks, RecoveryError, Restore, Restored, SHORT_LOG_LOOKS, SHORT_LOG_PAUSE};
 use crate::ports::{Log, LogRecord, Recovery};
 use crate::record::Offset;
@@ -11,9 +12,6 @@ use crate::store::{
     Ages, INBOX_AGES, MalformedPack, Progress, Store, StoreError, inbox_date_ms, is_inbox_key, unpack,
 };
 use crate::task::inbox::millis;
-
-/// Rows written as one batch, and a record's more.
-const CHUNK_IDS: u64 = 50_000;
 
 impl Restore<'_> {
     /// Reads from where the store stands, or the log begins, to the high watermark.
@@ -45,11 +43,13 @@ impl Restore<'_> {
         // which later ones would not reach for long: nothing would be known to have expired until then.
         let counted = store.ages().map_or(0, Ages::ids);
         let mut ids = store.progress().inbox_ids.max(counted);
-        let mut chunk = Chunk { records: Vec::new(), first: ids };
+        let mut chunk = Chunk::default();
         let mut ages = match store.ages() {
-            Some(ages) if stored >= bounds.0 => ages.clone(),
-            // What is read is all there is.
-            _ => Ages::beginning(ids),
+            // What the store has was trimmed from the topic since: it has expired, and is to be swept.
+            ages if stored < bounds.0 => Ages::all_expired(stored, ids, ages.map_or(0, |ages| ages.swept)),
+            Some(ages) => ages.clone(),
+            // What is read is all that is known.
+            None => Ages::beginning(ids),
         };
         let ttl_ms = self.config.inbox.as_ref().map_or(0, |inbox| millis(inbox.ttl));
         // What is read again is older.
@@ -71,8 +71,8 @@ impl Restore<'_> {
                 }
             }
             ages.note(next, ids, newest_ms, ttl_ms);
-            chunk.records.push(record);
-            if ids - chunk.first >= CHUNK_IDS {
+            chunk.push(record);
+            if chunk.bytes >= CHUNK_BYTES {
                 failed = chunk.write(&mut store, next, ids, &ages).err();
             }
             failed.is_none()
@@ -115,13 +115,18 @@ impl Restore<'_> {
 }
 
 /// Records that are not in the store yet; all of them can be read.
+#[derive(Default)]
 struct Chunk {
     records: Vec<LogRecord>,
-    /// Ids that came before them.
-    first: u64,
+    bytes: usize,
 }
 
 impl Chunk {
+    fn push(&mut self, record: LogRecord) {
+        self.bytes += row_bytes(&record);
+        self.records.push(record);
+    }
+
     fn write(&mut self, store: &mut Store, next: Offset, ids: u64, ages: &Ages) -> Result<(), StoreError> {
         let progress = Progress { inbox_next: next, inbox_ids: ids, ..store.progress() };
         let records = self.records.iter();
@@ -132,7 +137,7 @@ impl Chunk {
         let rest = [(INBOX_AGES, Some(ages.as_slice()))];
         store.write(rows.chain(rest), progress)?;
         self.records.clear();
-        self.first = ids;
+        self.bytes = 0;
         Ok(())
     }
 }

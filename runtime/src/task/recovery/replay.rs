@@ -24,8 +24,8 @@ use crate::ports::LogRecord;
 use crate::record::Offset;
 use crate::store::{POSITION, Position, Progress, Store, StoreError, is_changelog_key, last_of_each_key};
 
-/// Bytes of rows that are sorted and written as one batch.
-const CHUNK_BYTES: usize = 16 << 20;
+/// Bytes of rows that are written as one batch, of the inbox's topic too.
+pub(super) const CHUNK_BYTES: usize = 16 << 20;
 /// What a collected row costs beside its bytes.
 const ROW_BYTES: usize = mem::size_of::<LogRecord>();
 
@@ -213,6 +213,6 @@ impl<'a> Replay<'a> {
     }
 }
 
-fn row_bytes(record: &LogRecord) -> usize {
+pub(super) fn row_bytes(record: &LogRecord) -> usize {
     ROW_BYTES + record.key.len() + record.value.as_ref().map_or(0, Vec::len)
 }

@@ -365,6 +365,53 @@ fn store_and_topic_stay_as_small_over_ten_ttls_as_after_one_also_if_restarts_are
     assert!(late < early * 5 / 4, "{early} bytes after a few TTLs, {late} after ten: {sizes:?}");
 }
 
+/// As after a backup of the state directory was put back.
+#[test]
+fn ids_that_a_store_has_and_its_topic_does_not_any_more_are_swept_after_the_first_commit() {
+    const IDS: i64 = 20_000;
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let [dir, aside] = ["0", "aside"].map(|name| bench.dir.path().join(name));
+    let commit_at = |task: &mut Task, kafka: &mut FakeKafka, batch: Batch, now: i64| {
+        task.apply(timed(batch, now), at(now)).unwrap();
+        let sealed = task.seal(0).unwrap().unwrap();
+        kafka.commit(&sealed);
+        commit(task, sealed);
+        task.trim()
+    };
+    let mut task = started(&bench, &mut kafka);
+    let mut now = 100 * TTL_MS;
+    for from in (0..IDS).step_by(500) {
+        let ids: Vec<String> = (from..from + 500).map(|id| format!("a:{id}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        commit_at(&mut task, &mut kafka, with_ids(from, &ids), now);
+    }
+    task.close(None).store.unwrap().close().unwrap();
+    std::fs::create_dir(&aside).unwrap();
+    for file in std::fs::read_dir(&dir).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), aside.join(file.file_name())).unwrap();
+    }
+
+    let mut task = started(&bench, &mut kafka);
+    for later in 0..4 {
+        now += 2 * TTL_MS;
+        let id = format!("a:later-{later}");
+        let trim = commit_at(&mut task, &mut kafka, with_ids(IDS + later, &[&id]), now);
+        kafka.ids_start = trim.map_or(kafka.ids_start, |trim| trim.0);
+    }
+    let reader = task.reader().unwrap().clone();
+    assert_eq!(crate::store::sweep_due(&[reader]).unwrap(), 1, "while it runs");
+    task.close(None).store.unwrap().close().unwrap();
+
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&aside, &dir).unwrap();
+    let mut task = started(&bench, &mut kafka);
+    let readers = [task.reader().unwrap().clone()];
+    assert_eq!(crate::store::sweep_due(&readers).unwrap(), 0, "no commit says yet what has expired");
+    commit_at(&mut task, &mut kafka, with_ids(IDS + 4, &["a:last"]), now);
+    assert_eq!(crate::store::sweep_due(&readers).unwrap(), 1);
+}
+
 /// Such a program says how far a store is by offsets alone, and may die before it has written ages of its own.
 #[test]
 fn ids_are_counted_on_from_their_ages_after_a_program_that_does_not_count_them() {
