@@ -46,7 +46,7 @@ pub use keys::{
     INBOX_AGES, POSITION, StoreDef, Stores, Table, inbox_date_ms, is_changelog_key, is_inbox_key, key_name,
 };
 pub use lock::FileLock;
-pub use pack::{MalformedPack, Packed, unpack};
+pub use pack::{MalformedPack, Packed, packed_rows, unpack};
 pub use quota::StoreBytes;
 pub use reader::{Sizes, Snapshot, StoreReader};
 pub use scan::{PAGE_BYTES_MAX, Page};

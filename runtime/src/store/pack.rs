@@ -113,6 +113,11 @@ pub fn unpack<'a>(key: &'a [u8], value: Option<&'a [u8]>) -> Result<Rows<'a>, Ma
     if rest.is_empty() { Ok(Rows { alone: None, packed }) } else { Err(MalformedPack) }
 }
 
+/// The same of a record whose rows this process has packed itself: there is nothing to check.
+pub fn packed_rows(value: Option<&[u8]>) -> Rows<'_> {
+    Rows { alone: None, packed: value.and_then(|value| value.get(DATE_BYTES..)).unwrap_or_default() }
+}
+
 /// See [`unpack`].
 #[derive(Debug, Clone)]
 pub struct Rows<'a> {
@@ -154,6 +159,7 @@ mod tests {
         let (key, value) = records(&packed).next().unwrap();
         assert_eq!(key, [PACK, 0, 4]);
         assert_eq!(unpack(key, value).unwrap().collect::<Vec<_>>(), rows);
+        assert_eq!(packed_rows(value).collect::<Vec<_>>(), rows);
         for row in rows {
             assert_eq!(unpack(row.0, row.1).unwrap().collect::<Vec<_>>(), [row]);
         }

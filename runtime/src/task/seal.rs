@@ -12,8 +12,8 @@ use crate::effects::Emissions;
 use crate::ports::{ChangelogRows, TaskOffset};
 use crate::record::Offset;
 use crate::store::{
-    INBOX_AGES, MalformedPack, POSITION, Position, PositionGuarantee, PositionInput, Progress, Store,
-    StoreError, unpack,
+    INBOX_AGES, POSITION, Position, PositionGuarantee, PositionInput, Progress, Store, StoreError,
+    packed_rows,
 };
 
 /// Everything one task commits. The sink is given `emissions`, then `changelog`, then `offsets`; a
@@ -68,14 +68,11 @@ impl Sealed {
     /// the task and recover.
     pub fn apply_to_store(&mut self) -> Result<(), StoreError> {
         if let (Some(store), Some(rows), Some(progress)) = (&mut self.store, &self.changelog, self.progress) {
-            let records = self.inbox.iter().flat_map(|ids| ids.keys.iter().zip(ids.values.iter()));
-            let ids = records.map(|(key, value)| unpack(key.unwrap_or_default(), value));
-            let ids = ids.collect::<Result<Vec<_>, MalformedPack>>();
-            let ids = ids.map_err(|error| StoreError::Refused(error.to_string()))?;
+            let ids = self.inbox.iter().flat_map(|ids| ids.values.iter()).flat_map(packed_rows);
             let ages = self.inbox_ages.as_deref().map(|ages| (INBOX_AGES, Some(ages)));
             let rows = rows.keys.iter().zip(rows.values.iter());
             let rows = rows.map(|(key, value)| (key.unwrap_or_default(), value));
-            store.write(rows.chain(ids.into_iter().flatten()).chain(ages), progress)?;
+            store.write(rows.chain(ids).chain(ages), progress)?;
         }
         self.applied = true;
         Ok(())
