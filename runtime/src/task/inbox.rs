@@ -11,8 +11,8 @@
 //! ```
 //!
 //! A record's own time counts up to what the clock says, so that one wrong time stamp cannot empty the
-//! inbox; the clock counts as going on while the process runs, so that one that stands still cannot
-//! freeze it.
+//! inbox. While the process runs the clock counts as going on, and so does the horizon that it began with,
+//! so that neither a clock that stands still nor one that was set back can freeze it.
 //!
 //! Because dates rise with the commits, the rows of the inbox's topic expire in their order. What has
 //! expired by the last commit that is known is trimmed: `inbox_start` of the position record says up to
@@ -92,8 +92,9 @@ pub struct Inbox {
     ages_changed: bool,
     /// Up to where the topic has been, or is being, trimmed.
     trimmed: Offset,
-    /// The first time that was seen: from then on the clock at least keeps up with the monotonic one.
-    began: Option<TakenAt>,
+    /// The first time that was seen, and the horizon then: from then on either at least keeps up with the
+    /// monotonic clock.
+    began: Option<(TakenAt, i64)>,
     /// Of breaks of sequences.
     pub(super) lines: Lines,
     /// Of the planted bug: ids that were seen, whatever became of their commit.
@@ -235,20 +236,19 @@ impl Inbox {
 
     /// A record of this time has ended `ok`, or has been passed and has a number: what its row is dated with.
     pub fn pass(&mut self, timestamp_ms: i64, taken: TakenAt) -> i64 {
-        self.began.get_or_insert(taken);
+        self.began.get_or_insert((taken, self.horizon_ms));
         self.horizon_ms = self.horizon_ms.max(self.time_ms(timestamp_ms, taken));
         self.horizon_ms
     }
 
     /// What a record's time counts for.
     pub fn time_ms(&self, timestamp_ms: i64, taken: TakenAt) -> i64 {
-        let began = self.began.unwrap_or(taken);
-        let ran = taken.monotonic.saturating_sub(began.monotonic);
-        let now_ms = taken.wall_ms.max(began.wall_ms.saturating_add(millis(ran)));
-        match timestamp_ms {
-            ..0 => now_ms,
-            _ => timestamp_ms.min(now_ms.saturating_add(CLOCK_SLACK_MS)),
-        }
+        let (began, horizon_ms) = self.began.unwrap_or((taken, self.horizon_ms));
+        let ran_ms = millis(taken.monotonic.saturating_sub(began.monotonic));
+        let now_ms = taken.wall_ms.max(began.wall_ms.saturating_add(ran_ms));
+        // The horizon without the slack, or each start would move it by that much.
+        let latest_ms = now_ms.saturating_add(CLOCK_SLACK_MS).max(horizon_ms.saturating_add(ran_ms));
+        if timestamp_ms < 0 { now_ms } else { timestamp_ms.min(latest_ms) }
     }
 
     /// Horizon and start of the commit that is being sealed.

@@ -183,6 +183,28 @@ fn a_clock_that_stands_still_does_not_freeze_the_inbox() {
     assert_eq!(applied.ok, 1, "forgotten after a TTL, as it should be");
 }
 
+#[test]
+fn a_clock_that_was_set_back_before_the_start_neither_freezes_nor_empties_the_inbox() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let now = 10 * TTL_MS;
+    let mut task = started(&bench, &mut kafka);
+    task.apply(timed(with_ids(0, &["a:1"]), now), at(now)).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    kafka.commit(&sealed);
+    commit(&mut task, sealed);
+    task.close(None).store.unwrap().close().unwrap();
+
+    let mut task = started(&bench, &mut kafka);
+    let set_back = |ms: i64| TakenAt { monotonic: Duration::from_millis(ms as u64), wall_ms: ms };
+    task.apply(timed(with_ids(1, &["a:2"]), 1_000 * TTL_MS), set_back(0)).unwrap();
+    let applied = task.apply(timed(with_ids(2, &["a:1"]), now), set_back(0)).unwrap();
+    assert_eq!(applied.duplicates, 1, "a time stamp from the far future counts as the horizon");
+    let later = 2 * TTL_MS;
+    task.apply(timed(with_ids(3, &["a:3"]), now + later), set_back(later)).unwrap();
+    let applied = task.apply(timed(with_ids(4, &["a:1"]), now + later), set_back(later)).unwrap();
+    assert_eq!(applied.ok, 1, "forgotten after a TTL, as it should be");
+}
+
 fn recovered(bench: &Bench, kafka: &mut FakeKafka) -> Outcome {
     try_recover(bench, kafka).unwrap()
 }
