@@ -1,6 +1,6 @@
 //! One connection with one channel that confirms: how it is made, written to and read from.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,12 +46,25 @@ struct Shared(Mutex<Waiting>);
 struct Waiting {
     /// By delivery tag.
     open: BTreeMap<u64, (String, oneshot::Sender<Landed>)>,
-    /// Ids of messages that came back; their acks follow.
-    returned: HashSet<String>,
+    /// Ids of messages that came back, and how often: one that was given up and published again may come back twice
+    /// before one ack of both.
+    returned: HashMap<String, u32>,
     /// Ids of messages for one of which, and nobody knows which, the server has closed the channel.
     suspects: HashSet<String>,
     /// Why the connection is no more.
     broken: Option<String>,
+}
+
+impl Waiting {
+    /// Whether a message of this id, which is acknowledged now, came back before.
+    fn take_return(&mut self, id: &str) -> bool {
+        let Some(times) = self.returned.get_mut(id) else { return false };
+        *times -= 1;
+        if *times == 0 {
+            self.returned.remove(id);
+        }
+        true
+    }
 }
 
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -350,7 +363,12 @@ impl Shared {
     fn returned(&self, payload: &[u8], body_left: &mut u64) -> Result<Option<String>, Malformed> {
         let (bytes, id) = wire::read_header(payload)?;
         *body_left = bytes;
-        self.lock().returned.insert(id);
+        let mut waiting = self.lock();
+        // Bounded by what is under way, whatever the server sends.
+        if waiting.open.values().any(|(open, _)| *open == id) {
+            let times = waiting.returned.entry(id).or_default();
+            *times = times.saturating_add(1);
+        }
         Ok(None)
     }
 
@@ -358,13 +376,13 @@ impl Shared {
         let mut waiting = self.lock();
         let open = match multiple {
             true => {
-                let later = waiting.open.split_off(&(tag + 1));
+                let later = waiting.open.split_off(&tag.saturating_add(1));
                 std::mem::replace(&mut waiting.open, later)
             }
             false => waiting.open.remove_entry(&tag).into_iter().collect(),
         };
         for (_, (id, confirm)) in open {
-            let landed = if waiting.returned.remove(&id) {
+            let landed = if waiting.take_return(&id) {
                 unavailable("the server returned it: no queue is bound for it")
             } else if ack {
                 Landed::Delivered
@@ -428,6 +446,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_message_that_came_back_twice_is_not_delivered_with_one_ack_of_both() {
+        let shared = Shared::default();
+        let [first, again] = [1, 2].map(|tag| open(&shared, tag, "a"));
+        let header = Properties { message_id: Some("a".into()), ..Properties::default() }.header(0);
+        for _ in 0..2 {
+            shared.returned(&header, &mut 0).expect("a header");
+        }
+        shared.confirm(2, true, true);
+        for confirmed in [first, again] {
+            let landed = confirmed.await.expect("it has landed");
+            assert!(matches!(&landed, Landed::Transient { .. }), "{landed:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn confirms_are_told_apart_and_a_returned_message_is_not_delivered() {
         let shared = Shared::default();
         let open = |tag, id| open(&shared, tag, id);
@@ -435,6 +468,7 @@ mod tests {
         let header = Properties { message_id: Some("b".into()), ..Properties::default() }.header(0);
         shared.returned(&header, &mut 0).expect("a header");
         shared.confirm(2, true, true);
+        assert!(shared.lock().returned.is_empty(), "its ack has come");
         shared.confirm(3, false, false);
         shared.break_off("gone".to_owned());
         assert_eq!(first.await, Ok(Landed::Delivered));
