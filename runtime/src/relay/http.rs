@@ -8,6 +8,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use http_body_util::{BodyExt, Full};
@@ -49,14 +51,20 @@ pub struct Carrier {
 
 impl Carrier {
     pub fn new(spec: &HttpSpec, origin: &Origin, event_type: &str) -> Result<Carrier, String> {
-        let url = secrets::read("url", &spec.url)?;
-        check_url(url.expose(), &["http://", "https://"]).map_err(|why| format!("url {why}"))?;
+        let (url, login) = without_login(secrets::read("url", &spec.url)?.expose())?;
+        check_url(&url, &["http://", "https://"]).map_err(|why| format!("url {why}"))?;
         // It may be a secret, so the reason does not hold it.
-        let url: Uri = url.expose().parse().map_err(|error| format!("url is no URL: {error}"))?;
+        let url: Uri = url.parse().map_err(|error| format!("url is no URL: {error}"))?;
         let read = |what: &str, source: &Option<_>| {
             source.as_ref().map(|source| secrets::read(what, source)).transpose()
         };
-        let authorization = read("authorization", &spec.authorization)?.map(|value| {
+        let authorization = match (read("authorization", &spec.authorization)?, login) {
+            (Some(_), Some(_)) => {
+                return Err("url has a user, and there is authorization as well: keep one".to_owned());
+            }
+            (given, login) => given.or(login),
+        };
+        let authorization = authorization.map(|value| {
             let mut header = HeaderValue::from_str(value.expose())
                 .map_err(|_| "authorization holds what no header may hold".to_owned())?;
             header.set_sensitive(true);
@@ -149,6 +157,19 @@ impl Carrier {
     }
 }
 
+/// A URL without a user and a password in it, and what they are as the value of an `Authorization` header. One that a
+/// document holds has none.
+fn without_login(url: &str) -> Result<(String, Option<Secret>), String> {
+    let none = || Ok((url.to_owned(), None));
+    let Some((scheme, rest)) = url.split_once("://") else { return none() };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let Some((login, host)) = authority.rsplit_once('@') else { return none() };
+    let (user, password) = login.split_once(':').unwrap_or((login, ""));
+    let login = format!("{}:{}", secrets::unescape(user)?, secrets::unescape(password)?);
+    let basic = Secret::new(format!("Basic {}", STANDARD.encode(login)));
+    Ok((format!("{scheme}://{host}{path}"), Some(basic)))
+}
+
 /// `t=SECONDS,v1=HEX`, the HMAC-SHA256 of `SECONDS.ID.BODY`.
 fn sign(secret: &Secret, now_s: u64, id: &str, body: &[u8]) -> String {
     // A key of any length will do for HMAC.
@@ -212,17 +233,35 @@ mod tests {
     use crate::config::outbox::Source;
     use crate::record::headers;
 
+    fn carrier(url: Source, authorization: Option<Source>, format: HttpFormat) -> Result<Carrier, String> {
+        let spec = HttpSpec { url, format, secret: None, authorization, event_type: None, ca: None };
+        let origin = Origin { fleet: "f".to_owned(), deployment: "d".to_owned() };
+        Carrier::new(&spec, &origin, "d.hook")
+    }
+
+    #[test]
+    fn a_user_and_a_password_in_a_url_that_is_in_no_document_are_the_authorization() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            Source::File(path)
+        };
+        let url = file("url", "http://joe:p%40ss@shop.example:81/hook?to=a@b\n");
+        let signed = carrier(url.clone(), None, HttpFormat::Binary).expect("a carrier");
+        assert_eq!(signed.url.to_string(), "http://shop.example:81/hook?to=a@b");
+        let header = signed.authorization.expect("it signs in");
+        assert_eq!((header.to_str().ok(), header.is_sensitive()), (Some("Basic am9lOnBAc3M="), true));
+        let plain = file("plain", "http://shop.example/hook?to=a@b");
+        let plain = carrier(plain, None, HttpFormat::Binary).expect("a carrier");
+        assert!(plain.authorization.is_none());
+        let token = Some(file("token", "Bearer canary"));
+        let both = carrier(url, token, HttpFormat::Binary).err().expect("two of them");
+        assert!(both.contains("keep one") && !both.contains("canary") && !both.contains("joe"), "{both}");
+    }
+
     #[test]
     fn a_header_of_the_row_that_http_cannot_say_is_left_out_and_the_row_is_delivered() {
-        let spec = |format| HttpSpec {
-            url: Source::Plain("http://shop.example/hook".to_owned()),
-            format,
-            secret: None,
-            authorization: None,
-            event_type: None,
-            ca: None,
-        };
-        let origin = Origin { fleet: "f".to_owned(), deployment: "d".to_owned() };
         let own = [("traceparent", "00-ab-cd-01"), ("tracestate", "käse"), ("content-type", "text/plain\n")];
         let delivery = Delivery {
             partition: 0,
@@ -238,7 +277,8 @@ mod tests {
             (HttpFormat::Binary, None),
             (HttpFormat::Structured, Some("application/cloudevents+json; charset=UTF-8")),
         ] {
-            let carrier = Carrier::new(&spec(format), &origin, "d.hook").expect("a carrier");
+            let url = Source::Plain("http://shop.example/hook".to_owned());
+            let carrier = carrier(url, None, format).expect("a carrier");
             let event = Event::of(&delivery, &carrier.source, &carrier.event_type);
             let (headers, _) = carrier.message(&delivery, &event).expect("it can be sent");
             let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());

@@ -23,6 +23,24 @@ pub fn read(what: &str, source: &Source) -> Result<Secret, String> {
     Ok(Secret::new(text.to_owned()))
 }
 
+/// A part of a URL as it is meant: `%41` is `A`.
+pub fn unescape(text: &str) -> Result<String, String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let code =
+            rest.get(..2).and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 16).ok());
+        bytes.push(code.ok_or("url has a percent sign without two hexadecimal digits")?);
+        rest = &rest[2..];
+    }
+    String::from_utf8(bytes).map_err(|_| "url is no text".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

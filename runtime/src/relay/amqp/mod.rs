@@ -220,9 +220,11 @@ impl Place {
             host: host.trim_matches(['[', ']']).to_owned(),
             port,
             tls,
-            vhost: vhost.filter(|vhost| !vhost.is_empty()).map_or_else(|| Ok("/".to_owned()), unescape)?,
-            user: unescape(user)?,
-            password: Secret::new(unescape(password)?),
+            vhost: vhost
+                .filter(|vhost| !vhost.is_empty())
+                .map_or_else(|| Ok("/".to_owned()), secrets::unescape)?,
+            user: secrets::unescape(user)?,
+            password: Secret::new(secrets::unescape(password)?),
         })
     }
 
@@ -241,24 +243,6 @@ impl Place {
         };
         link::begin(stream, &self.vhost, (&self.user, self.password.expose())).await
     }
-}
-
-/// `%41` is `A`.
-fn unescape(text: &str) -> Result<String, String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let code =
-            rest.get(..2).and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 16).ok());
-        bytes.push(code.ok_or("url has a percent sign without two hexadecimal digits")?);
-        rest = &rest[2..];
-    }
-    String::from_utf8(bytes).map_err(|_| "url is no text".to_owned())
 }
 
 #[cfg(test)]
