@@ -5,10 +5,12 @@
 //! | `id` | the `tidemill-id` |
 //! | `source` | `/tidemill/FLEET/DEPLOYMENT` |
 //! | `type` | the row's header `ce-type`, or the destination's: its `type`, or `DEPLOYMENT.OUTPUT` |
-//! | `subject` | the row's header `ce-subject`, or its key, if that is text |
+//! | `subject` | the row's header `ce-subject`, or its key |
 //! | `time` | the emission's |
 //! | `sequence`, `partitionkey` | of the extensions of these names: the row's number, 20 digits, and its key |
 //! | `traceparent`, `tracestate`, `correlationid`, `causationid` | the row's headers of these names |
+//!
+//! What is no text, or has control characters, is no value of an attribute, and left out.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -41,24 +43,25 @@ impl Event {
             true => Vec::new(),
             false => headers::decode(&delivery.headers).unwrap_or_default(),
         };
-        let key = delivery.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+        let key = delivery.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()).filter(is_sayable);
         let mut attributes = vec![
             ("id", delivery.id.clone()),
             ("source", source.to_owned()),
             ("type", type_of(&own, event_type).to_owned()),
             ("sequence", format!("{:020}", delivery.sequence)),
         ];
-        if let Some(subject) = text(&own, "ce-subject").or(key).filter(|subject| !subject.is_empty()) {
+        if let Some(subject) = text(&own, "ce-subject").filter(is_sayable).or(key) {
             attributes.push(("subject", subject.to_owned()));
         }
-        if let Some(key) = key.filter(|key| !key.is_empty()) {
+        if let Some(key) = key {
             attributes.push(("partitionkey", key.to_owned()));
         }
         if delivery.timestamp_ms >= 0 {
             attributes.push(("time", units::show_time_ms(delivery.timestamp_ms)));
         }
         for (header, attribute) in PASSED {
-            attributes.extend(text(&own, header).map(|value| (attribute, value.to_owned())));
+            let value = text(&own, header).filter(is_sayable);
+            attributes.extend(value.map(|value| (attribute, value.to_owned())));
         }
         let content_type = delivery.value.as_deref().map(|value| match text(&own, "content-type") {
             Some(given) => given.to_owned(),
@@ -102,12 +105,17 @@ impl Event {
 
 /// What a row with these headers is, where `event_type` is the destination's.
 pub fn type_of<'a>(own: &[Header<'a>], event_type: &'a str) -> &'a str {
-    text(own, "ce-type").unwrap_or(event_type)
+    text(own, "ce-type").filter(is_sayable).unwrap_or(event_type)
 }
 
 fn text<'a>(own: &[Header<'a>], name: &str) -> Option<&'a str> {
     let found = own.iter().find(|(found, _)| found.eq_ignore_ascii_case(name))?;
     std::str::from_utf8(found.1?).ok().filter(|text| !text.is_empty())
+}
+
+/// As an attribute of an event can say it.
+fn is_sayable(text: &&str) -> bool {
+    !text.is_empty() && !text.chars().any(char::is_control)
 }
 
 fn is_json(value: &[u8]) -> bool {
@@ -170,6 +178,18 @@ mod tests {
             ("correlationid", "c-1"),
         ] {
             assert_eq!(json[name], expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_no_attribute_can_say_is_left_out() {
+        let own = [("ce-type", "a\nkind"), ("ce-subject", ""), ("correlation-id", "c\u{85}")];
+        for key in [&b"\0\0\0\x07"[..], b"\xff", b""] {
+            let delivery = Delivery { key: Some(key.to_vec()), ..delivery(b"1", &own) };
+            let event = Event::of(&delivery, "/s", "k");
+            let names: Vec<&str> = event.attributes.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names, ["id", "source", "type", "sequence", "time"], "{key:?}");
+            assert_eq!(event.attributes[2].1, "k");
         }
     }
 
