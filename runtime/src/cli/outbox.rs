@@ -310,13 +310,16 @@ fn next(row: &proto::ShownOutboxRow) -> String {
 fn show_row(partition: i32, row: &proto::ShownOutboxRow) -> Value {
     let headers: serde_json::Map<String, Value> =
         row.headers.iter().map(|header| (header.name.clone(), header.value.clone().into())).collect();
-    let json_of = |bytes: &[u8]| bytes_to_json(bytes, TEXT);
+    let json_of = |bytes: &Option<Vec<u8>>| bytes.as_deref().map(|bytes| bytes_to_json(bytes, TEXT));
+    let (key, value) = (json_of(&row.key), json_of(&row.value));
     json!({
         "partition": partition, "sequence": row.sequence, "destination": row.destination, "id": row.id,
-        "type": row.r#type, "key": row.key.as_deref().map(json_of), "value": row.value.as_deref().map(json_of),
-        "headers": headers,
+        "type": row.r#type, "key": key, "value": value, "headers": headers,
         "timestamp_ms": row.timestamp_ms, "created_ms": row.created_ms, "attempts": row.attempts,
         "reason": row.reason, "in_flight": row.in_flight, "held": row.held, "due_ms": row.due_ms,
+        // As outbox tables of databases call the same, for whatever reads those.
+        "aggregate_id": key, "payload": value, "created_at": units::show_time_ms(row.created_ms),
+        "delivered": false,
     })
 }
 
@@ -458,6 +461,10 @@ mod tests {
             ("type", json!("order.paid")),
             ("value", json!("{}")),
             ("created_ms", json!(1_736_937_000_000_i64)),
+            ("aggregate_id", json!("order-3")),
+            ("payload", json!("{}")),
+            ("created_at", json!("2025-01-15T10:30:00.000Z")),
+            ("delivered", json!(false)),
         ] {
             assert_eq!(view.json["rows"][0][name], expected, "{name}");
         }
