@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::problem::Report;
+use super::problem::{PATH_BYTES_MAX, Report};
 use super::yaml;
 
 /// One difference.
@@ -66,12 +66,17 @@ fn fields(contents: Contents<'_>) -> BTreeMap<String, String> {
 }
 
 /// A list's items are told apart by their `name`, if they have one, so that one that is added in front
-/// does not change all the others.
+/// does not change all the others. What lies below a long path is compared as a whole: the path would be said again for
+/// each of its fields.
 fn flatten(path: &str, value: &Value, fields: &mut BTreeMap<String, String>) {
     let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    let is_short = path.len() <= PATH_BYTES_MAX;
+    let is_named = |item: &Value| item.get("name").is_some_and(Value::is_string);
     match value {
-        Value::Object(entries) => entries.iter().for_each(|(key, value)| flatten(&below(key), value, fields)),
-        Value::Array(items) if items.iter().all(|item| item.get("name").is_some_and(Value::is_string)) => {
+        Value::Object(entries) if is_short => {
+            entries.iter().for_each(|(key, value)| flatten(&below(key), value, fields));
+        }
+        Value::Array(items) if is_short && items.iter().all(is_named) => {
             for item in items {
                 flatten(&below(item["name"].as_str().unwrap_or_default()), item, fields);
             }
@@ -114,6 +119,19 @@ mod tests {
             ]
         );
         assert_eq!(changes(before, before), []);
+    }
+
+    #[test]
+    fn what_lies_below_a_long_path_is_compared_as_a_whole() {
+        let key = "k".repeat(PATH_BYTES_MAX - 4);
+        let text =
+            |value: u32| format!("config:\n  {key}: {{ a: {value}, b: {{ c: 3 }} }}\n  d: {{ e: 4 }}\n");
+        let (before, after) = (text(1), text(2));
+        let of = |document| Contents { module: "", document, manifest: "{}" };
+        let changes = changes(of(&before), of(&after));
+        let [change] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!(change.field, format!("config.{key}"));
+        assert_eq!(change.after, r#"{"a":2,"b":{"c":3}}"#);
     }
 
     #[test]

@@ -350,6 +350,23 @@ fn what_is_wrong_with_inbox_failures_and_outbox_is_said_at_once_and_no_secret_is
 }
 
 #[test]
+fn a_key_may_be_of_any_length_in_a_handlers_own_configuration_and_nowhere_else() {
+    let key = "k".repeat(5_000);
+    let own = format!("{MINIMAL}config:\n  ? {key}\n  : 1\n");
+    assert_eq!(DeploymentSpec::parse(&own).expect("valid").config[&key], 1);
+    for (text, path) in [
+        (format!("{MINIMAL}? {key}\n: 1\n"), ""),
+        (format!("{MINIMAL}limits:\n  ? {key}\n  : 1\n"), "limits: "),
+    ] {
+        let refused = DeploymentSpec::parse(&text).expect_err("no such key").to_string();
+        assert!(
+            refused.ends_with(&format!("{path}a key has 5000 bytes; at most 4096 are read")),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
 fn a_file_of_several_documents_keeps_each_text_and_its_lines() {
     let text = "# the pipeline\nname: first\nmodule: a.wasm\ninputs: { i: { topic: t } }\n---\n\
                 name: second\nmodule: b.wasm\ninputs: { i: { topic: u } } # last\n";

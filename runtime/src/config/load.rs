@@ -16,7 +16,7 @@ use super::problem::{Problems, Report, nearest};
 use super::profiles;
 use super::roles::{self, Grant};
 use super::settings::{self, Kind, PROPERTIES, SETTINGS, Setting, Value};
-use super::yaml::{self, Node, Yaml};
+use super::yaml::{self, Node, Yaml, long_key};
 
 /// Where a node's configuration is read from. The caller reads files and variables, so that tests
 /// need neither.
@@ -166,6 +166,9 @@ impl FileReader<'_> {
             let message = format!("expected a mapping, found {}", node.value.kind());
             return self.report.add(Some(node.line), path, message);
         };
+        if let Some((line, message)) = long_key(entries) {
+            return self.report.add(Some(line), path, message);
+        }
         for (key, node) in entries {
             let path = if path.is_empty() { key.name.clone() } else { format!("{path}.{}", key.name) };
             match &node.value {

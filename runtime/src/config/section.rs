@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::problem::{Report, nearest, suggestion};
 use super::units;
-use super::yaml::{Key, Node, Yaml};
+use super::yaml::{Key, Node, Yaml, long_key};
 
 pub(super) struct Section<'a> {
     /// Dotted path, empty for the document itself.
@@ -37,17 +37,17 @@ pub(super) struct Field<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// `None`, reported, when the node is not a mapping.
+    /// `None`, reported, when the node is not a mapping, or has a key that is too long for one.
     pub fn open(node: &'a Node, path: &str, line: u32, report: &'a Report) -> Option<Section<'a>> {
         match &node.value {
-            Yaml::Map(entries) => Some(Section {
-                path: path.to_owned(),
-                line,
-                entries,
-                asked: Vec::new(),
-                missing: Vec::new(),
-                report,
-            }),
+            Yaml::Map(entries) => {
+                if let Some((line, message)) = long_key(entries) {
+                    report.add(Some(line), path, message);
+                    return None;
+                }
+                let path = path.to_owned();
+                Some(Section { path, line, entries, asked: Vec::new(), missing: Vec::new(), report })
+            }
             other => {
                 report.add(Some(line), path, format!("expected a mapping, found {}", other.kind()));
                 None
