@@ -92,6 +92,15 @@ impl TaskConfig {
         format!("{}/{topic_id}/{partition}/{offset}", self.incarnation)
     }
 
+    /// Topic and offset of the record at a place. No topic = it is no input any more.
+    pub(super) fn record_at<'a>(&'a self, place: &'a str) -> (&'a str, &'a str) {
+        let mut parts = place.rsplit('/');
+        let offset = parts.next().unwrap_or_default();
+        let topic_id = parts.nth(1).unwrap_or_default();
+        let input = self.inputs.iter().find(|input| input.topic_id == topic_id);
+        (input.map_or("", |input| input.topic.as_str()), offset)
+    }
+
     /// Lets the emissions of a call inherit from its records. The work of a record is done once, however
     /// many emissions it has.
     pub(super) fn correlate(&self, batch: &Batch, emissions: &mut Emissions) {

@@ -203,17 +203,19 @@ impl Task {
             return Ok(Err("the deployment has no dead-letter topic".to_owned()));
         };
         let row = self.outbox_row(sequence)?;
+        // Of the record: a row's id has the number of the emission behind it.
+        let place = row.id.rsplit_once('/').map_or(row.id.as_str(), |(place, _)| place);
         let sender = Sender {
             deployment: &self.config.deployment,
             incarnation: &self.config.incarnation,
             revision: self.config.revision,
             // The row's own bytes, whatever the letters of records are.
             format: LetterFormat::Raw,
-            // Of the record: a row's id has the number of the emission behind it.
-            place: row.id.rsplit_once('/').map_or(row.id.as_str(), |(place, _)| place),
+            place,
             now_ms: letter.wall_ms,
         };
-        let headers = undelivered::encode_headers(&row, (self.partition, sequence), letter, &sender);
+        let record = self.config.record_at(place);
+        let headers = undelivered::encode_headers(&row, (self.partition, sequence), record, letter, &sender);
         let taken = TakenAt { wall_ms: letter.wall_ms, ..TakenAt::default() };
         Ok(self.send_letter(output, (row.key.as_deref(), row.value.as_deref(), &headers), taken))
     }

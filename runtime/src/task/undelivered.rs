@@ -11,7 +11,7 @@ use crate::record::headers;
 use crate::store::OutboxRow;
 
 /// Every header that it adds, in their order. In Kafka since 0.2: add before the mark, never rename.
-pub const HEADERS: [&str; 16] = [
+pub const HEADERS: [&str; 18] = [
     "outbox_destination",
     "outbox_sequence",
     "tidemill-id",
@@ -28,13 +28,16 @@ pub const HEADERS: [&str; 16] = [
     "retry_count",
     "schema_version",
     "correlation_id",
+    "original_topic",
+    "original_offset",
 ];
 
-/// The headers of the letter of an outbox row, in Kafka's encoding. There is no `original_topic`: it is no
-/// record of an input, and is given back to the outbox.
+/// The headers of the letter of an outbox row, in Kafka's encoding. `(topic, offset)` are those of the record that
+/// caused the row: the letter itself is no record of an input, and is given back to the outbox.
 pub fn encode_headers(
     row: &OutboxRow,
     (partition, sequence): (i32, u64),
+    (topic, offset): (&str, &str),
     letter: &Letter,
     sender: &Sender<'_>,
 ) -> Vec<u8> {
@@ -58,6 +61,8 @@ pub fn encode_headers(
         row.retry_count.to_string(),
         schema_version(&own).to_owned(),
         String::from_utf8_lossy(&correlation).into_owned(),
+        topic.to_owned(),
+        offset.to_owned(),
     ];
     let count = HEADERS.len().to_string();
     let mut all = own;

@@ -194,6 +194,7 @@ fn a_failed_row_is_tried_again_later_and_buried_after_the_last_attempt() {
     assert_eq!((text("outbox_destination"), text("attempts")), ("hook".into(), "3".into()));
     assert_eq!((text("error_type"), text("tidemill-id")), ("OutboxDeliveryError".into(), sent[0].id.clone()));
     assert_eq!(text("correlation_id"), "life/words-id/3/0", "the place of its record");
+    assert_eq!((text("original_topic"), text("original_offset")), ("words".into(), "0".into()));
     commit(&mut task, sealed);
     assert_eq!(taken(&mut task, 5_300)[0].sequence, 2, "its key is free");
 }
