@@ -28,6 +28,7 @@ const LIST_EXAMPLES: &str = "\
 Examples:
   tidemill dlq list orders
   tidemill dlq list orders --error-type DecodeError --since 2h
+  tidemill dlq list orders --version 2
   tidemill dlq list orders --key customer-7 --max-messages 10 -o json
   tidemill dlq list orders --all --partition 0 --offsets 100..200";
 
@@ -68,7 +69,7 @@ enum Command {
 
 /// List the letters that wait
 #[derive(Debug, Args)]
-#[command(after_help = LIST_EXAMPLES)]
+#[command(after_help = LIST_EXAMPLES, disable_version_flag = true)]
 struct List {
     deployment: String,
     #[command(flatten)]
@@ -96,7 +97,7 @@ struct Show {
 
 /// Count the letters that wait, by error type
 #[derive(Debug, Args)]
-#[command(after_help = COUNT_EXAMPLES)]
+#[command(after_help = COUNT_EXAMPLES, disable_version_flag = true)]
 struct Count {
     deployment: String,
     #[command(flatten)]
@@ -108,7 +109,7 @@ struct Count {
 /// They stay in the dead-letter topic for as long as it keeps them, but are not listed or given back any
 /// more. Who discarded what is kept in the control topic.
 #[derive(Debug, Args)]
-#[command(after_help = DISCARD_EXAMPLES)]
+#[command(after_help = DISCARD_EXAMPLES, disable_version_flag = true)]
 struct Discard {
     deployment: String,
     #[command(flatten)]
@@ -154,10 +155,27 @@ pub async fn count(
     Ok(client.count(timed(request, COUNT_WAIT)).await?.into_inner())
 }
 
+impl Command {
+    /// The deployment, and which of its letters, of a command that is about some.
+    fn meant(&mut self) -> Option<(&str, &mut Which)> {
+        match self {
+            Command::List(List { deployment, which, .. })
+            | Command::Count(Count { deployment, which })
+            | Command::Discard(Discard { deployment, which, .. }) => Some((deployment.as_str(), which)),
+            Command::Redrive(redrive) => Some(redrive.meant()),
+            Command::Show(_) | Command::Redrives(_) => None,
+        }
+    }
+}
+
 impl Dlq {
-    pub fn run(self, global: &Global) -> Outcome {
+    pub fn run(mut self, global: &Global) -> Outcome {
         client::block_on(async {
-            let client = letters(client::connect(global).await?);
+            let channel = client::connect(global).await?;
+            if let Some((deployment, which)) = self.command.meant() {
+                which.find_versions(deployment, &channel).await?;
+            }
+            let client = letters(channel);
             match self.command {
                 Command::List(list) => list.run(client, global).await,
                 Command::Show(show) => show.run(client, global).await,

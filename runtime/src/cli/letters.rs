@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::{Value, json};
 use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::deployments_client::DeploymentsClient;
+use tonic::transport::Channel;
 
+use super::client::ANSWER_BYTES_MAX;
 use super::failure::Failure;
 use super::output::{Block, View};
 use super::table::{Table, grouped};
@@ -30,6 +33,12 @@ pub struct Which {
     /// Only what failed before this
     #[arg(long, value_parser = moment, value_name = "TIME|DURATION")]
     until: Option<i64>,
+    /// Only what this version of the deployment gave up, by its number in `tidemill history`; may be given several times
+    #[arg(long = "version", value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
+    versions: Vec<u64>,
+    /// The revisions that these versions are, once somebody has asked.
+    #[arg(skip)]
+    stretches: Vec<proto::OffsetRange>,
     /// Only what this revision of the deployment gave up; may be given several times
     #[arg(long, value_name = "REVISION")]
     revision: Vec<u64>,
@@ -64,6 +73,18 @@ fn offsets(text: &str) -> Result<proto::OffsetRange, String> {
 }
 
 impl Which {
+    /// Asks which revisions the versions are that are meant, if any is named.
+    pub async fn find_versions(&mut self, deployment: &str, channel: &Channel) -> Result<(), Failure> {
+        if self.versions.is_empty() {
+            return Ok(());
+        }
+        let client = DeploymentsClient::new(channel.clone());
+        let request = proto::HistoryRequest { name: deployment.to_owned() };
+        let history = client.max_decoding_message_size(ANSWER_BYTES_MAX).history(request).await?;
+        self.stretches = stretches(&history.into_inner().versions, &self.versions)?;
+        Ok(())
+    }
+
     pub fn filter(&self) -> Result<proto::LetterFilter, Failure> {
         let keys = self.key.iter().map(|key| self.key_format.read(key).map_err(Failure::usage));
         Ok(proto::LetterFilter {
@@ -71,11 +92,29 @@ impl Which {
             error_types: self.error_type.clone(),
             from_ms: self.since,
             to_ms: self.until,
-            versions: self.revision.clone(),
+            // A node that does not know stretches yet does a part of what is meant, and nothing else.
+            versions: self.revision.iter().copied().chain(self.stretches.iter().map(|at| at.from)).collect(),
+            revisions: self.stretches.clone(),
             partitions: self.partition.clone(),
             offsets: self.offsets.clone(),
         })
     }
+}
+
+/// The revisions of each version: from its own up to that of the next, because pauses and restarts have some too.
+fn stretches(history: &[proto::Version], versions: &[u64]) -> Result<Vec<proto::OffsetRange>, Failure> {
+    let revision = |number: u64| Some(history.iter().find(|one| one.version == number)?.revision);
+    let stretch = |&number: &u64| {
+        let from = revision(number);
+        let stretch =
+            from.map(|from| proto::OffsetRange { from, to: revision(number + 1).unwrap_or(u64::MAX) });
+        stretch.ok_or_else(|| {
+            Failure::not_found(format!(
+                "there is no version {number}, or it is forgotten: `tidemill history` lists them"
+            ))
+        })
+    };
+    versions.iter().map(stretch).collect()
 }
 
 /// Counting reads every letter, so it may take a while.
@@ -152,6 +191,17 @@ mod tests {
         for wrong in ["", "9..7", "7..7", "a", "1..", "-1"] {
             assert!(offsets(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_version_is_all_revisions_up_to_the_next_one() {
+        let version = |version, revision| proto::Version { version, revision, ..proto::Version::default() };
+        let history = [version(3, 40), version(2, 21), version(1, 7)];
+        let of = |versions: &[u64]| stretches(&history, versions).ok();
+        let range = |from, to| proto::OffsetRange { from, to };
+        assert_eq!(of(&[2, 3]), Some(vec![range(21, 40), range(40, u64::MAX)]));
+        assert_eq!(of(&[1, 4]), None);
+        assert_eq!(of(&[u64::MAX]), None);
     }
 
     #[test]

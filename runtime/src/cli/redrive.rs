@@ -49,7 +49,7 @@ Examples:
 /// this command, of a node or of Kafka leave it running, `--follow ID` shows it again and `--cancel ID` ends it.
 /// A letter is given back once, so another redrive goes on where a cancelled one ended.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, disable_version_flag = true)]
 pub struct Redrive {
     deployment: String,
     #[command(flatten)]
@@ -87,6 +87,11 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 impl Redrive {
+    /// The deployment, and which of its letters.
+    pub fn meant(&mut self) -> (&str, &mut Which) {
+        (&self.deployment, &mut self.which)
+    }
+
     pub async fn run(self, mut client: DeadLettersClient<Channel>, global: &Global) -> Outcome {
         if let Some(id) = self.cancel {
             let deployment = self.deployment.clone();

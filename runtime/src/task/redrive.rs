@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 
 use prost::Message;
-use tidemill_proto::v1::LetterFilter;
+use tidemill_proto::v1::{LetterFilter, OffsetRange};
 
 use super::letter::{Letter, Undelivered};
 use super::{Task, TaskConfig, TaskError};
@@ -96,11 +96,15 @@ pub fn accepts(filter: &LetterFilter, letter: &Letter) -> bool {
         && any(kinds.is_empty(), kinds.contains(&letter.error_type) || kinds.contains(&letter.error_class))
         && filter.from_ms.is_none_or(|from_ms| from_ms <= letter.failed_at_ms)
         && filter.to_ms.is_none_or(|to_ms| letter.failed_at_ms < to_ms)
-        && any(filter.versions.is_empty(), filter.versions.contains(&letter.revision))
         && any(
-            filter.offsets.is_empty(),
-            filter.offsets.iter().any(|range| (range.from..range.to).contains(&letter.offset)),
+            filter.versions.is_empty() && filter.revisions.is_empty(),
+            filter.versions.contains(&letter.revision) || is_within(&filter.revisions, letter.revision),
         )
+        && any(filter.offsets.is_empty(), is_within(&filter.offsets, letter.offset))
+}
+
+fn is_within(ranges: &[OffsetRange], number: u64) -> bool {
+    ranges.iter().any(|range| (range.from..range.to).contains(&number))
 }
 
 /// The row that marks a letter.

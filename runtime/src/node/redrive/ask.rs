@@ -235,9 +235,13 @@ fn check(filter: &LetterFilter, partitions: i32) -> Vec<Problem> {
         let message = format!("there is no partition {wrong}; there are {partitions}");
         problems.push(Problem::at("filter.partitions", message));
     }
-    for range in filter.offsets.iter().filter(|range| range.from >= range.to) {
-        let message = format!("{}..{} holds no offset", range.from, range.to);
-        problems.push(Problem::at("filter.offsets", message));
+    for (field, what, ranges) in
+        [("offsets", "offset", &filter.offsets), ("revisions", "revision", &filter.revisions)]
+    {
+        for range in ranges.iter().filter(|range| range.from >= range.to) {
+            let message = format!("{}..{} holds no {what}", range.from, range.to);
+            problems.push(Problem::at(format!("filter.{field}"), message));
+        }
     }
     problems
 }
@@ -280,10 +284,11 @@ mod tests {
             to_ms: Some(7),
             partitions: vec![0, 3, -1],
             offsets: vec![OffsetRange { from: 5, to: 5 }],
+            revisions: vec![OffsetRange { from: 7, to: 6 }],
             keys: vec![vec![0; FILTER_BYTES_MAX]],
             ..LetterFilter::default()
         };
-        assert_eq!(check(&filter, 3).len(), 5);
+        assert_eq!(check(&filter, 3).len(), 6);
         assert_eq!(check(&LetterFilter::default(), 1), []);
     }
 }

@@ -352,14 +352,21 @@ fn a_filter_wants_all_that_it_says() {
         versions: vec![7],
         partitions: Vec::new(),
         offsets: vec![OffsetRange { from: 17, to: 18 }],
+        revisions: Vec::new(),
     };
     assert!(accepts(&matching, &letter) && accepts(&everything(), &letter));
+    let within = |from, to| {
+        let revisions = vec![OffsetRange { from, to }];
+        LetterFilter { versions: vec![5], revisions, ..matching.clone() }
+    };
+    assert!(accepts(&within(5, 8), &letter), "of the version that began with revision 5");
     let wrong = [
         LetterFilter { keys: vec![b"l".to_vec()], ..matching.clone() },
         LetterFilter { error_types: vec!["trap".into()], ..matching.clone() },
         LetterFilter { from_ms: Some(1_001), ..matching.clone() },
         LetterFilter { to_ms: Some(1_000), ..matching.clone() },
         LetterFilter { versions: vec![8], ..matching.clone() },
+        within(5, 7),
         LetterFilter { offsets: vec![OffsetRange { from: 0, to: 17 }], ..matching.clone() },
     ];
     for filter in wrong {
