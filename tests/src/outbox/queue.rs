@@ -1,19 +1,17 @@
 //! A queue of a real RabbitMQ, behind an exchange.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Signal, kill_process_group};
 
 use super::chapters::Order;
 use super::rabbit::Rabbit;
 use super::receiver::{Arrival, FLAPPING, Receiver, Rhythm, SLOW, Stutter, Trouble};
-use crate::wait::within;
+use crate::wait::until;
 
 /// Of the queue, its exchange and its routing key.
 const NAME: &str = "w7";
-/// A server that has read a message passes it to its queue within this, also on a busy machine.
-const STILL: Duration = Duration::from_millis(500);
-/// Until a queue stands still to which nobody delivers.
+/// Until a server has done with the connections of the dead.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
 pub struct Queue {
@@ -90,16 +88,14 @@ impl Receiver for Queue {
         self.rabbit.empty(NAME)
     }
 
-    /// Takes messages until none comes any more: a server that has closed the connection of a dead node may still have
-    /// its messages on their way to the queue.
+    /// A server that has closed the connection of a dead node may still have its messages on their way to the queue, in
+    /// the connection's channel.
     fn settled(&mut self) -> Vec<Arrival> {
-        let (began, mut all) = (Instant::now(), self.arrived());
-        while began.elapsed() < SETTLE_MAX {
-            let more = within(STILL, || Some(self.arrived()).filter(|more| !more.is_empty()));
-            let Some(more) = more else { break };
-            all.extend(more);
-        }
-        all
+        until("RabbitMQ has ended the channels of the dead", SETTLE_MAX, || match self.rabbit.is_alone() {
+            true => Ok(()),
+            false => Err("not yet"),
+        });
+        self.arrived()
     }
 
     /// What was given up may lie in a connection to a server that stands still, and be taken when it goes on.

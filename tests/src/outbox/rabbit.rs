@@ -71,12 +71,17 @@ impl Rabbit {
         self.directory.path().join(name)
     }
 
+    /// As a node of Erlang.
+    fn name(&self) -> String {
+        format!("w7-{}@localhost", self.amqp)
+    }
+
     /// Starts it, again on the same directory and ports.
     pub fn run(&mut self) {
         let mut command = Command::new(PROGRAM);
         command
             .env("HOME", self.directory.path())
-            .env("RABBITMQ_NODENAME", format!("w7-{}@localhost", self.amqp))
+            .env("RABBITMQ_NODENAME", self.name())
             .env("RABBITMQ_NODE_PORT", self.amqp.to_string())
             .env("RABBITMQ_DIST_PORT", self.dist.to_string())
             .env("ERL_EPMD_PORT", self.epmd.to_string())
@@ -196,6 +201,14 @@ impl Rabbit {
                 return all;
             }
         }
+    }
+
+    /// Nobody has a connection any more, nor a channel: what one had read is in its queue, or is gone with it. Told by the
+    /// memory that these take, which is looked at when it is asked for; its lists of them are seconds old.
+    pub fn is_alone(&self) -> bool {
+        let answer = self.api("GET", &format!("/api/nodes/{}/memory", self.name()), None);
+        let taken = |what: &str| answer.as_ref()?["memory"][what].as_u64();
+        ["connection_readers", "connection_channels"].into_iter().all(|what| taken(what) == Some(0))
     }
 
     /// The body of an answer that is no error; `null` for an empty one.
