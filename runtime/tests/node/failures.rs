@@ -179,6 +179,26 @@ fn a_redrive_without_room_for_its_letters_says_so_and_goes_on_when_there_is_some
     node.stop();
 }
 
+const SHARES: &str = "\
+name: shares
+module: hostile.wasm
+inputs: { in: { topic: in } }
+outputs: { out: { topic: out } }
+failures: { then: dead_letter, dead_letters: { topic: dead } }
+";
+
+#[test]
+fn a_dead_letter_topic_that_was_made_before_may_have_more_partitions_than_the_inputs() {
+    let world = World::new(&[("in", 2), ("out", 1), ("dead", 3)]);
+    let node = world.node();
+    deploy(&node, SHARES, &build_guest("tests/guests/hostile"));
+    tools::produce(&world.kafka(), "in", vec![row(1, "a", b"permanent")], None, &mut |_| {})
+        .expect("produced");
+    eventually("it is buried", || read(&world, "dead").len() == 1);
+    assert_eq!(read(&world, "dead")[0].partition, 1, "its record's");
+    node.stop();
+}
+
 const INBOX: &str = "\
 name: once
 module: hostile.wasm

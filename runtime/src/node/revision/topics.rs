@@ -209,11 +209,13 @@ impl InternalTopics {
     }
 
     /// What is demanded of one that is there already. A dead-letter topic that somebody made for the
-    /// purpose may keep letters as long as they like, and one for events may be that of many deployments.
+    /// purpose may keep letters as long as they like, and have partitions beyond those of the inputs, where no letter of
+    /// this deployment lies; one for events may be that of many deployments.
     pub fn as_it_may_be(&self, topic: &NewTopic, found: &Topic) -> NewTopic {
         let mut wanted = topic.clone();
         if self.dead_letters.as_ref() == Some(topic) {
             wanted.configs.retain(|(name, _)| name == "cleanup.policy" || name == "message.timestamp.type");
+            wanted.partitions = wanted.partitions.max(found.partitions);
         }
         if self.events.as_ref() == Some(topic) {
             wanted.partitions = found.partitions;
