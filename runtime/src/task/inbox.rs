@@ -396,8 +396,15 @@ fn member(value: &serde_json::Value, pointer: &str) -> Option<String> {
     match value.pointer(pointer)? {
         serde_json::Value::String(text) => Some(text.clone()),
         serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => None,
+        serde_json::Value::Number(number) if !is_told_apart(number) => None,
         scalar => Some(scalar.to_string()),
     }
+}
+
+/// A whole number beyond 64 bits is read as a float, and so are those near it: two records would have one id.
+fn is_told_apart(number: &serde_json::Number) -> bool {
+    const WHOLE_MAX: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
+    number.is_i64() || number.is_u64() || number.as_f64().is_some_and(|value| value.abs() < WHOLE_MAX)
 }
 
 pub fn millis(duration: Duration) -> i64 {

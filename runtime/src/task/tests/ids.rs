@@ -481,6 +481,27 @@ fn ids_are_found_where_the_deployment_says() {
 }
 
 #[test]
+fn a_number_that_is_not_told_from_those_near_it_is_no_id() {
+    let id = Some(vec![IdSource::In(Place::Json("/id".into()))]);
+    let inbox =
+        super::super::inbox::Inbox::new(InboxSpec { id, sequence: None, ttl: Duration::from_secs(1) }, None);
+    for (number, expected) in [
+        ("18446744073709551615", Some("18446744073709551615")),
+        ("-9223372036854775808", Some("-9223372036854775808")),
+        ("1.5", Some("1.5")),
+        ("18446744073709551616", None),
+        ("18446744073709551617", None),
+        ("1e300", None),
+    ] {
+        let mut batch = records(7, ["key"]);
+        batch.values = crate::record::Column::default();
+        batch.values.push(Some(format!("{{\"id\":{number}}}").as_bytes()));
+        inbox.fill(&mut batch);
+        assert_eq!(batch.ids.row(0), expected.map(str::as_bytes), "{number}");
+    }
+}
+
+#[test]
 fn different_parts_never_make_the_same_id() {
     let lists = [["a", "bc"], ["ab", "c"], ["a,1:b", "c"], ["a", "b,1:c"]];
     let ids: std::collections::HashSet<Vec<u8>> = lists.iter().map(|parts| join_id(parts)).collect();
