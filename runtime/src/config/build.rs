@@ -11,8 +11,8 @@ use super::files;
 use super::listen;
 use super::load::Values;
 use super::node::{
-    GroupProtocol, KafkaClient, KafkaConfig, LogConfig, LogFormat, MemoryBudget, NodeConfig, Property, Sasl,
-    Secret, Ssl,
+    GroupProtocol, KafkaClient, KafkaConfig, LogConfig, LogFormat, MemoryBudget, NodeConfig, Sasl, Secret,
+    Ssl,
 };
 use super::outbox::BreakerSpec;
 use super::policy::Policy;
@@ -102,11 +102,8 @@ fn kafka(values: &Values<'_>) -> Option<KafkaConfig> {
     let security_protocol = text(values, "kafka.security_protocol").unwrap_or_default();
     let sasl = sasl(values, &security_protocol);
     let ssl = ssl(values, &security_protocol);
-    let properties: BTreeMap<String, Property> = values
-        .properties
-        .iter()
-        .map(|(name, (value, scope, _))| (name.clone(), Property { value: value.clone(), scope: *scope }))
-        .collect();
+    let properties: BTreeMap<String, String> =
+        values.properties.iter().map(|(name, (value, _))| (name.clone(), value.clone())).collect();
     let kafka = KafkaConfig {
         bootstrap_servers: list(values, "kafka.bootstrap_servers"),
         security_protocol,
@@ -231,7 +228,7 @@ fn check_producer(values: &Values<'_>) {
         values.refuse(acks, message);
     }
     for name in ["max.in.flight.requests.per.connection", "max.in.flight"] {
-        if let Some((value, _, _)) = values.properties.get(name)
+        if let Some((value, _)) = values.properties.get(name)
             && value.parse::<u64>().is_ok_and(|value| value > 5)
         {
             let message = format!(

@@ -121,8 +121,7 @@ impl KafkaConfig {
         // What it is does not matter.
         let password = self.ssl.key_password.as_ref().map(|_| ("ssl.key.password", ""));
         let acks = Some(("acks", self.acks.as_str()));
-        let properties = self.properties.iter();
-        let properties = properties.map(|(name, property)| (name.as_str(), property.value.as_str()));
+        let properties = self.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         obstacles([mechanism, ca, password, acks].into_iter().flatten().chain(properties))
     }
 
@@ -281,7 +280,7 @@ mod tests {
 
     #[test]
     fn of_every_property_somebody_has_decided_whether_the_node_can_do_it() {
-        for (name, _) in NAMES {
+        for name in NAMES {
             let decisions = [
                 OF_BOTH.contains(name),
                 !OF_BOTH.contains(name) && rule_of(name).is_some(),

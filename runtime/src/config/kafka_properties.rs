@@ -7,14 +7,6 @@
 use super::librdkafka_names::NAMES;
 use super::problem::nearest;
 
-/// Which client a property concerns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    Both,
-    Consumer,
-    Producer,
-}
-
 /// What becomes of one property.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -22,7 +14,6 @@ pub(super) enum Fate {
     Pass {
         name: String,
         value: String,
-        scope: Scope,
     },
     /// It means one of the node's own settings.
     Setting {
@@ -162,20 +153,18 @@ pub(super) fn judge(name: &str, value: &str) -> Fate {
         return buffer_memory(value);
     }
     let name = find(RENAMED).unwrap_or(name);
-    match NAMES.iter().find(|(known, _)| *known == name) {
-        Some(&(_, scope)) => Fate::Pass { name: name.to_owned(), value: value.to_owned(), scope },
-        None => Fate::Refuse(unknown(name)),
+    match NAMES.contains(&name) {
+        true => Fate::Pass { name: name.to_owned(), value: value.to_owned() },
+        false => Fate::Refuse(unknown(name)),
     }
 }
 
 /// Java counts the producer's queue in bytes, librdkafka in KiB.
 fn buffer_memory(value: &str) -> Fate {
     match super::units::parse_bytes(value) {
-        Ok(bytes) if (1024..=2_147_483_647 * 1024).contains(&bytes) => Fate::Pass {
-            name: "queue.buffering.max.kbytes".to_owned(),
-            value: (bytes / 1024).to_string(),
-            scope: Scope::Producer,
-        },
+        Ok(bytes) if (1024..=2_147_483_647 * 1024).contains(&bytes) => {
+            Fate::Pass { name: "queue.buffering.max.kbytes".to_owned(), value: (bytes / 1024).to_string() }
+        }
         Ok(_) => Fate::Refuse("is outside 1KiB to 2TiB".to_owned()),
         Err(message) => Fate::Refuse(message),
     }
@@ -183,7 +172,7 @@ fn buffer_memory(value: &str) -> Fate {
 
 fn unknown(name: &str) -> String {
     let java = RENAMED.iter().chain(OWN).chain(REFUSED).map(|(name, _)| *name);
-    match nearest(name, NAMES.iter().map(|(name, _)| *name).chain(java)) {
+    match nearest(name, NAMES.iter().copied().chain(java)) {
         Some(near) => format!("unknown client property, did you mean `{near}`?"),
         None => "unknown client property: librdkafka's CONFIGURATION.md lists them".to_owned(),
     }
@@ -208,18 +197,16 @@ mod tests {
 
     #[test]
     fn documented_java_settings_are_translated_or_refused() {
-        let pass =
-            |name: &str, value: &str, scope| Fate::Pass { name: name.into(), value: value.into(), scope };
-        use Scope::{Both, Consumer, Producer};
+        let pass = |name: &str, value: &str| Fate::Pass { name: name.into(), value: value.into() };
         for (given, value, expected) in [
-            ("retries", "3", pass("retries", "3", Producer)),
-            ("compression.type", "lz4", pass("compression.type", "lz4", Producer)),
-            ("buffer.memory", "67108864", pass("queue.buffering.max.kbytes", "65536", Producer)),
-            ("fetch.min.bytes", "1024", pass("fetch.min.bytes", "1024", Consumer)),
-            ("fetch.max.wait.ms", "500", pass("fetch.wait.max.ms", "500", Consumer)),
-            ("max.partition.fetch.bytes", "1048576", pass("max.partition.fetch.bytes", "1048576", Consumer)),
-            ("fetch.max.bytes", "10485760", pass("fetch.max.bytes", "10485760", Consumer)),
-            ("client.rack", "a", pass("client.rack", "a", Both)),
+            ("retries", "3", pass("retries", "3")),
+            ("compression.type", "lz4", pass("compression.type", "lz4")),
+            ("buffer.memory", "67108864", pass("queue.buffering.max.kbytes", "65536")),
+            ("fetch.min.bytes", "1024", pass("fetch.min.bytes", "1024")),
+            ("fetch.max.wait.ms", "500", pass("fetch.wait.max.ms", "500")),
+            ("max.partition.fetch.bytes", "1048576", pass("max.partition.fetch.bytes", "1048576")),
+            ("fetch.max.bytes", "10485760", pass("fetch.max.bytes", "10485760")),
+            ("client.rack", "a", pass("client.rack", "a")),
         ] {
             assert_eq!(judge(given, value), expected, "{given}");
         }
@@ -255,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_signs_in_is_told_from_what_may_be_shown() {
-        let secrets: Vec<&str> = NAMES.iter().map(|(name, _)| *name).filter(|name| is_secret(name)).collect();
+        let secrets: Vec<&str> = NAMES.iter().copied().filter(|name| is_secret(name)).collect();
         for name in [
             "sasl.oauthbearer.assertion.private.key.passphrase",
             "sasl.oauthbearer.client.secret",
@@ -270,7 +257,7 @@ mod tests {
         for name in ["sasl.oauthbearer.token.endpoint.url", "ssl.key.location"] {
             assert!(!secrets.contains(&name), "{name}");
         }
-        let mut credentials = NAMES.iter().map(|(name, _)| *name).filter(|name| is_credential(name));
+        let mut credentials = NAMES.iter().copied().filter(|name| is_credential(name));
         assert!(credentials.all(|name| secrets.contains(&name)));
         assert!(is_credential("ssl.key.pem") && !is_credential("ssl.certificate.pem"));
     }

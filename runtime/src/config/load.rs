@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::build;
 use super::files;
-use super::kafka_properties::{Fate, Scope, is_credential, is_secret, judge};
+use super::kafka_properties::{Fate, is_credential, is_secret, judge};
 use super::node::NodeConfig;
 use super::problem::{Problems, Report, nearest};
 use super::profiles;
@@ -87,7 +87,7 @@ pub(super) struct Raw {
 /// Checked values with their sources, by key.
 pub(super) struct Values<'a> {
     values: BTreeMap<&'static str, (Value, Source)>,
-    pub properties: BTreeMap<String, (String, Scope, Source)>,
+    pub properties: BTreeMap<String, (String, Source)>,
     pub report: &'a Report,
 }
 
@@ -346,8 +346,8 @@ fn judge_properties(
     raw: &mut BTreeMap<&'static str, Raw>,
     notes: &mut Vec<String>,
     report: &Report,
-) -> BTreeMap<String, (String, Scope, Source)> {
-    let mut passed: BTreeMap<String, (String, Scope, Source)> = BTreeMap::new();
+) -> BTreeMap<String, (String, Source)> {
+    let mut passed: BTreeMap<String, (String, Source)> = BTreeMap::new();
     // Profiles last: whatever is given, by another name or as a setting, stays as it is.
     let of_profiles = of_profiles(raw, &properties);
     for (given, (value, source)) in properties.into_iter().chain(of_profiles) {
@@ -362,12 +362,12 @@ fn judge_properties(
         };
         match judge(&given, &value) {
             Fate::Pass { name, .. } if is_profile && passed.contains_key(&name) => {}
-            Fate::Pass { name, value, scope } => {
+            Fate::Pass { name, value } => {
                 if name != given && passed.contains_key(&name) {
                     let message = format!("means the same as {PROPERTIES}.{name}, which is given too");
                     report.add(line(&source), &key, message);
                 }
-                passed.insert(name, (value, scope, source));
+                passed.insert(name, (value, source));
             }
             Fate::Setting { key: own, value } => match raw.get(own) {
                 // A variable or flag may override what the file passes through; twice in the same
@@ -423,7 +423,7 @@ fn line(source: &Source) -> Option<u32> {
 
 fn check<'a>(
     raw: BTreeMap<&'static str, Raw>,
-    properties: BTreeMap<String, (String, Scope, Source)>,
+    properties: BTreeMap<String, (String, Source)>,
     report: &'a Report,
 ) -> Values<'a> {
     let mut values = BTreeMap::new();
@@ -477,7 +477,7 @@ impl Values<'_> {
             let value = if hidden { "(hidden)".to_owned() } else { value.show(setting.kind) };
             Some(Shown { key: setting.key.to_owned(), value, source: source.clone() })
         });
-        let properties = self.properties.iter().map(|(name, (value, _, source))| Shown {
+        let properties = self.properties.iter().map(|(name, (value, source))| Shown {
             key: format!("{PROPERTIES}.{name}"),
             value: if is_secret(name) { "(hidden)".to_owned() } else { value.clone() },
             source: source.clone(),

@@ -5,7 +5,6 @@ use std::time::Duration;
 use tidemill_test_support::proptest::prelude::*;
 
 use super::deployment::Start;
-use super::kafka_properties::Scope;
 use super::load::{Effective, Flag, Source, Sources};
 use super::node::{KafkaClient, NodeConfig};
 use super::problem::Problems;
@@ -236,7 +235,7 @@ fn what_signs_in_among_the_client_properties_comes_from_a_file_of_its_own() {
     let named = with("sasl.oauthbearer.client.secret_file", &path.to_string_lossy());
     let effective = load(&named, &[], &[]).expect("valid");
     let property = &effective.config.kafka.properties["sasl.oauthbearer.client.secret"];
-    assert_eq!(property.value, "hunter2");
+    assert_eq!(property, "hunter2");
     assert!(effective.shown.iter().all(|shown| !shown.value.contains("hunter2")));
 
     let written = refusal(&with("sasl.oauthbearer.client.secret", "hunter2"), &[], &[]);
@@ -256,7 +255,7 @@ fn a_file_that_is_too_large_for_a_secret_is_not_read_to_its_end() {
     std::fs::write(&path, &most).expect("written");
     let property = format!("kafka: {{ properties: {{ ssl.keystore.password_file: {shown} }} }}");
     let effective = load(&property, &[], &[]).expect("just not too large");
-    assert_eq!(effective.config.kafka.properties["ssl.keystore.password"].value, most);
+    assert_eq!(effective.config.kafka.properties["ssl.keystore.password"], most);
     std::fs::write(&path, most + "x").expect("written");
     let signs_in = "kafka: { security_protocol: SASL_SSL, sasl: { mechanism: SCRAM-SHA-512, username: me } }";
     let password = ("TIDEMILL_KAFKA_SASL_PASSWORD_FILE", &*shown);
@@ -266,17 +265,17 @@ fn a_file_that_is_too_large_for_a_secret_is_not_read_to_its_end() {
 }
 
 #[test]
-fn documented_client_settings_reach_the_client_they_concern() {
+fn documented_client_settings_reach_the_client_by_the_names_that_it_has() {
     let file = "kafka:\n  properties:\n    batch.size: 65536\n    buffer.memory: 67108864\n    \
                 fetch.max.wait.ms: 500\n    max.poll.records: 200\n    session.timeout.ms: 30000\n    \
                 heartbeat.interval.ms: 10000\n    max.poll.interval.ms: 300000\n    isolation.level: read_committed\n";
     let config = load(file, &[], &[]).expect("valid").config;
     assert_eq!(config.defaults.batch_records, 200);
-    let scope = |name: &str| config.kafka.properties.get(name).map(|property| property.scope);
-    assert_eq!(scope("fetch.wait.max.ms"), Some(Scope::Consumer));
-    assert_eq!(scope("queue.buffering.max.kbytes"), Some(Scope::Producer));
+    let property = |name: &str| config.kafka.properties.get(name).map(String::as_str);
+    assert_eq!(property("fetch.wait.max.ms"), Some("500"));
+    assert_eq!(property("queue.buffering.max.kbytes"), Some("65536"));
     // Understood, without effect, and said so.
-    assert_eq!(scope("batch.size"), None);
+    assert_eq!(property("batch.size"), None);
     assert!(config.notes.iter().any(|note| note.contains("batch.size")), "{:?}", config.notes);
     let text = refusal("kafka: { properties: { group.id: mine, max.poll.records: 1000 } }", &[], &[]);
     assert!(
@@ -304,7 +303,7 @@ fn a_profile_stands_for_its_properties_beneath_what_is_given() {
     let file = "kafka:\n  producer_profile: high_throughput\n  consumer_profile: lag_recovery\n  \
                 properties: { fetch.wait.max.ms: 20 }\ndefaults: { batch_records: 50 }\n";
     let config = load(file, &[], &[]).expect("valid").config;
-    let property = |name: &str| config.kafka.properties.get(name).map(|property| property.value.as_str());
+    let property = |name: &str| config.kafka.properties.get(name).map(String::as_str);
     assert_eq!(property("compression.type"), Some("lz4"));
     assert_eq!(property("max.in.flight.requests.per.connection"), Some("10"));
     assert_eq!((config.kafka.acks.as_str(), config.kafka.enable_idempotence), ("1", false));

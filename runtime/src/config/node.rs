@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::document::SpecDefaults;
-use super::kafka_properties::Scope;
 use super::roles::Grant;
 use crate::telemetry::LogBounds;
 
@@ -105,7 +104,7 @@ pub struct KafkaConfig {
     pub enable_idempotence: bool,
     pub partitioner: String,
     /// librdkafka's own names, already translated and checked.
-    pub properties: BTreeMap<String, Property>,
+    pub properties: BTreeMap<String, String>,
 }
 
 /// How a consumer is a member of its group.
@@ -124,12 +123,6 @@ pub enum KafkaClient {
     /// The node itself, in batches as the brokers keep them, which takes less CPU.
     Own,
     Librdkafka,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Property {
-    pub value: String,
-    pub scope: Scope,
 }
 
 #[derive(Debug, Clone, PartialEq)]

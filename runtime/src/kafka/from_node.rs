@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::config::KafkaConfig;
-use crate::config::node::{KafkaConfig as Configured, Property};
+use crate::config::node::KafkaConfig as Configured;
 
 impl KafkaConfig {
     /// How to reach the cluster that the node's configuration names.
@@ -34,13 +34,13 @@ impl KafkaConfig {
         if let Some(password) = &configured.ssl.key_password {
             kafka.properties.insert("ssl.key.password".to_owned(), password.expose().to_owned());
         }
-        for (name, property) in &configured.properties {
-            kafka.take(name, property);
+        for (name, value) in &configured.properties {
+            kafka.take(name, value);
         }
         kafka
     }
 
-    fn take(&mut self, name: &str, property: &Property) {
+    fn take(&mut self, name: &str, value: &str) {
         let limits = &mut self.limits;
         let limit = match name {
             "queued.max.messages.kbytes" => &mut limits.fetch_queue_kib,
@@ -55,23 +55,23 @@ impl KafkaConfig {
                     "max.poll.interval.ms" => &mut limits.poll_interval,
                     _ => &mut limits.metadata_refresh,
                 };
-                match property.value.parse().map(Duration::from_millis) {
-                    Ok(value) => *time = value,
-                    Err(_) => self.pass(name, property),
+                match value.parse().map(Duration::from_millis) {
+                    Ok(parsed) => *time = parsed,
+                    Err(_) => self.pass(name, value),
                 }
                 return;
             }
-            _ => return self.pass(name, property),
+            _ => return self.pass(name, value),
         };
-        match property.value.parse() {
-            Ok(value) => *limit = value,
+        match value.parse() {
+            Ok(parsed) => *limit = parsed,
             // Passed on as it is, so that the check of the whole names it.
-            Err(_) => self.pass(name, property),
+            Err(_) => self.pass(name, value),
         }
     }
 
-    fn pass(&mut self, name: &str, property: &Property) {
-        self.properties.insert(name.to_owned(), property.value.clone());
+    fn pass(&mut self, name: &str, value: &str) {
+        self.properties.insert(name.to_owned(), value.to_owned());
     }
 }
 
