@@ -210,6 +210,9 @@ impl Scene {
     }
 }
 
+/// Makes a producer: one of the three that follow.
+type Make = fn(&KafkaConfig, SinkSpec) -> Producer;
+
 fn transactional(config: &KafkaConfig, spec: SinkSpec) -> Producer {
     Producer::transactional(config, &unique("tx"), spec, Epochs::default()).unwrap()
 }
@@ -399,7 +402,7 @@ fn a_refused_commit_without_a_transaction_is_in_doubt_while_something_of_it_has_
 #[test]
 fn a_commit_that_goes_ahead_in_parts_keeps_every_record_and_their_order() {
     let cluster = Cluster::get();
-    let room: [(&str, u32, fn(&KafkaConfig, SinkSpec) -> Producer); 8] = [
+    let room: [(&str, u32, Make); 8] = [
         ("none", 64 << 10, transactional),
         ("none", 256, transactional),
         ("gzip", 256, transactional),
