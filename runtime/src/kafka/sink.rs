@@ -439,10 +439,18 @@ impl PlainSink {
         if self.held.is_empty() {
             return Ok(());
         }
-        for rows in std::mem::take(&mut self.held) {
-            self.topics.changelog(&rows, 0..rows.keys.len())?;
+        let held = std::mem::take(&mut self.held);
+        let closed = held
+            .iter()
+            .try_for_each(|rows| self.topics.changelog(rows, 0..rows.keys.len()))
+            .and_then(|()| self.topics.settle(FLUSH_WAIT));
+        match closed {
+            // Some of them may be there, which close the commits of their tasks.
+            Err(error @ CommitError::Record { .. }) if held.len() > 1 => {
+                Err(CommitError::Indefinite(error.to_string()))
+            }
+            closed => closed,
         }
-        self.topics.settle(FLUSH_WAIT)
     }
 }
 

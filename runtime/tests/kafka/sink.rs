@@ -32,6 +32,7 @@ by_either!(
     a_plain_commit_is_there_when_it_ends_whatever_acknowledgement_it_waits_for,
     emissions_of_a_plain_sink_keep_their_timestamps_and_headers,
     a_refused_record_is_named_and_closes_no_plain_commit,
+    a_refused_position_record_closes_nothing_unless_others_are_sent_with_it,
 );
 
 /// A transactional sink, the node's own or librdkafka's.
@@ -450,6 +451,34 @@ fn a_refused_record_is_named_and_closes_no_plain_commit(by: KafkaClient) {
     assert_eq!(visible(&cluster, &small, true), ["after"]);
     let row = |key: &str, commit| (key.to_owned(), Some((5, commit)));
     assert_eq!(logged(&cluster, &log), [row("k", 1), row("k", 2), row("position", 2)]);
+}
+
+/// A task whose position record alone is refused has to be told so: it is what it halts for.
+fn a_refused_position_record_closes_nothing_unless_others_are_sent_with_it(by: KafkaClient) {
+    let cluster = Cluster::get();
+    let log = cluster.topic_with(NewTopic::new(unique("small"), 2).with("max.message.bytes", 2_000));
+    let large = "x".repeat(5_000);
+    let rows = |partition, position: &str| ChangelogRows {
+        stamp: Some((5, 1)),
+        ..changelog(partition, &[("k", Some("v")), ("position", Some(position))])
+    };
+    let mut sink = plain_sink(&cluster.config(), by, sink_spec(&[], Some(&log), &[]));
+    let mut commit = |tasks: &[ChangelogRows]| {
+        sink.begin().unwrap();
+        tasks.iter().for_each(|rows| sink.produce(Produce::Changelog(rows)).unwrap());
+        let answer = sink.send_offsets(&[], &Membership::default());
+        match &answer {
+            Ok(()) => sink.end(End::Commit).unwrap(),
+            Err(CommitError::Indefinite(_)) => {}
+            Err(_) => sink.end(End::Abort).unwrap(),
+        }
+        answer
+    };
+    let answer = commit(&[rows(1, &large)]);
+    assert!(matches!(&answer, Err(CommitError::Record { topic, .. }) if *topic == log), "{answer:?}");
+    commit(&[rows(1, "p")]).unwrap();
+    let answer = commit(&[rows(0, "p"), rows(1, &large)]);
+    assert!(matches!(answer, Err(CommitError::Indefinite(_))), "{answer:?}");
 }
 
 fn commits_take_milliseconds(by: KafkaClient) {

@@ -262,12 +262,17 @@ impl Producer {
         if kept.is_empty() {
             return Ok(());
         }
-        kept.iter()
+        let closed = kept
+            .iter()
             .try_for_each(|rows| self.changelog(rows, rows.keys.len(), until))
             .and_then(|()| self.flush(until))
-            .and_then(|()| self.settle(until))
+            .and_then(|()| self.settle(until));
+        match kept.len() {
+            // If it is refused, nothing is closed.
+            1 => closed,
             // Some of them may be there, which close the commits of their tasks.
-            .map_err(Trouble::in_doubt)
+            _ => closed.map_err(Trouble::in_doubt),
+        }
     }
 
     /// In a transaction, refuses before anything more is sent when the membership could not fence, or when there is
