@@ -483,6 +483,13 @@ impl Sink for PlainSink {
         match end {
             End::Commit => self.settle(),
             End::Abort => {
+                // What came later, in the midst of the next commit of the same writer, would hide the
+                // first of that one's rows from a restore.
+                self.topics.producer.flush(FLUSH_WAIT).map_err(indefinite)?;
+                match worst(self.topics.producer.failures()) {
+                    Ok(()) | Err(CommitError::Record { .. }) => {}
+                    Err(unknown) => return Err(unknown),
+                }
                 // A new producer: an idempotent one that has had a record refused, or queued records
                 // thrown away, has counted sequence numbers that the broker never saw.
                 self.held.clear();
