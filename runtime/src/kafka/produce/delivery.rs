@@ -138,7 +138,7 @@ impl Delivery {
     }
 
     /// Waits until nothing is under way any more, whatever the answers say; what has none in time is unanswered.
-    pub fn drain(&mut self, batches: &mut Batches, cluster: &mut Cluster, until: Deadline) {
+    pub fn drain(&mut self, batches: &mut Batches, cluster: &Cluster, until: Deadline) {
         while !matches!(self.receive(batches, cluster, until), Ok(false)) {}
     }
 

@@ -160,8 +160,7 @@ impl Producer {
 
     /// Without transactions, acknowledged and idempotent as configured. Fences nobody.
     pub fn plain(config: &KafkaConfig, spec: SinkSpec) -> Result<Producer, SourceError> {
-        let acks = settings::acks(config).map_err(SourceError::Refused)?;
-        let form = Form::Plain(Plain::new(acks, config.enable_idempotence));
+        let form = Form::Plain(Plain::new(settings::acks(config), config.enable_idempotence));
         Producer::new(config, &spec, form, settings::limits(config, FLUSH_WAIT))
     }
 
@@ -324,7 +323,7 @@ impl Producer {
             }
             Form::Transaction(_) => {}
             Form::Plain(_) => {
-                self.delivery.drain(&mut self.batches, &mut self.cluster, until);
+                self.delivery.drain(&mut self.batches, &self.cluster, until);
                 if self.delivery.has_unanswered() {
                     let why = "records of a commit that was refused have no answer, and may be written still";
                     return Err(CommitError::Indefinite(why.to_owned()));
