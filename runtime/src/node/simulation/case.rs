@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::handler::{DELETE, DOOMED, FLAKY, Kind, PLAIN, POISON};
 use super::random::Random;
-use crate::config::deployment::{Emit, Failures, Guarantee, IdSource, InboxSpec, Place, Start};
+use crate::config::deployment::{CommitSpec, Emit, Failures, Guarantee, IdSource, InboxSpec, Place, Start};
 use crate::config::failures::{Backoff, FailureKind, Policy, Then};
 use crate::config::manifest::{StoreKind, StoreManifest};
 use crate::store::{CacheBudget, Stores};
@@ -63,6 +63,8 @@ pub struct Case {
     pub keys: usize,
     pub poison: bool,
     pub interval_ms: u64,
+    /// Records that an overlay holds before it is full.
+    pub overlay_records: u64,
     pub cache_bytes: usize,
     /// Turns with faults; then the world heals.
     pub turns: u64,
@@ -118,6 +120,7 @@ impl Case {
             keys: draw.within(1..=4),
             poison: draw.one_in(4),
             interval_ms: draw.within(5..=100) as u64,
+            overlay_records: CommitSpec::default().max_records,
             cache_bytes: if draw.one_in(2) { 0 } else { 1 << 16 },
             turns: draw.within(300..=900) as u64,
             rates,
@@ -135,6 +138,9 @@ impl Case {
         }
         // A record that is never sent is not refused either; and each is to be told from every other.
         case.at_commit = !case.poison && !case.expires() && draw.one_in(4);
+        if draw.one_in(4) {
+            case.overlay_records = draw.within(1..=12) as u64;
+        }
         (case, random)
     }
 
@@ -146,6 +152,7 @@ impl Case {
         (case.start, case.static_members, case.poison) = (Start::Earliest, true, false);
         (case.parks, case.inbox, case.outbox, case.at_commit) = (false, false, false, false);
         (case.before, case.records, case.keys, case.interval_ms) = (0, 0, 2, 5);
+        case.overlay_records = CommitSpec::default().max_records;
         (case, random)
     }
 

@@ -167,9 +167,9 @@ impl ModelConsumer {
         }
     }
 
-    fn serve_event(&mut self, out: &mut Vec<Taken>) -> bool {
+    fn serve_event(&mut self, out: &mut Vec<Taken>) {
         let event = self.world.lock().client(self.client).events.pop_front();
-        let Some(Event { change, partitions, membership }) = event else { return false };
+        let Some(Event { change, partitions, membership }) = event else { return };
         self.captured = membership;
         if change != Change::Assigned {
             self.places.retain(|partition, _| !partitions.contains(partition));
@@ -181,7 +181,6 @@ impl ModelConsumer {
             Change::Lost => Taken::Lost(list),
         });
         self.question = Some((change, partitions));
-        true
     }
 
     fn fetch(&mut self, out: &mut Vec<Taken>) {
@@ -225,9 +224,8 @@ impl Source for ModelConsumer {
                 return Err(SourceError::Fatal("the client gave up".into()));
             }
         }
-        if !self.serve_event(out) {
-            self.fetch(out);
-        }
+        self.serve_event(out);
+        self.fetch(out);
         Ok(())
     }
 

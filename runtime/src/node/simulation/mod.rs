@@ -17,6 +17,7 @@
 //! | `handler` | two handlers and the truth about them |
 //! | `check` | the invariants |
 //! | `named` | three interleavings, each scripted |
+//! | `taken` | scripted, too: what becomes of records between a take and their handler |
 
 mod broker;
 mod case;
@@ -34,6 +35,7 @@ mod relay;
 mod restore;
 mod sink;
 mod state;
+mod taken;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -18,16 +18,22 @@ const INPUT: InputPartition = InputPartition { input: 0, partition: 0 };
 const PATIENCE_TURNS: usize = 20_000;
 
 /// Two nodes that are down, one partition, and nothing that breaks by itself.
-struct Scene {
-    world: Arc<World>,
+pub(super) struct Scene {
+    pub world: Arc<World>,
     _root: tempfile::TempDir,
 }
 
 impl Scene {
     fn new(kind: Kind) -> Scene {
+        Scene::with(kind, |_| {})
+    }
+
+    pub fn with(kind: Kind, change: impl FnOnce(&mut Case)) -> Scene {
         let root = super::directory();
         let budget = StoreBudget::in_memory(BudgetConfig::default()).unwrap();
-        let world = World::new(Case::quiet(kind), budget, root.path().to_owned());
+        let (mut case, random) = Case::quiet(kind);
+        change(&mut case);
+        let world = World::new((case, random), budget, root.path().to_owned());
         Scene { world, _root: root }
     }
 
@@ -36,7 +42,7 @@ impl Scene {
         (0..records).for_each(|_| state.produce(&self.world.case, 0));
     }
 
-    fn until(&self, what: &str, condition: impl Fn(&Arc<World>) -> bool) {
+    pub fn until(&self, what: &str, condition: impl Fn(&Arc<World>) -> bool) {
         for _ in 0..PATIENCE_TURNS {
             if condition(&self.world) {
                 return;
@@ -46,8 +52,15 @@ impl Scene {
         panic!("violation: it never came about that {what}");
     }
 
+    pub fn until_running(&self, node: usize) {
+        self.until("the node runs the task", |world| {
+            let task = world.process(node).and_then(|process| process.board.task(0));
+            task.is_some_and(|task| task.state == TaskState::Running)
+        });
+    }
+
     /// The commit is requested, and none of its steps is done.
-    fn step_workers_until_a_commit_is_ready(&self) {
+    pub fn step_workers_until_a_commit_is_ready(&self) {
         for _ in 0..PATIENCE_TURNS {
             if self.world.is_committing() {
                 return;
@@ -58,7 +71,7 @@ impl Scene {
         panic!("the worker does not commit");
     }
 
-    fn until_committed(&self) {
+    pub fn until_committed(&self) {
         self.until("everything is committed", |world| {
             let state = world.lock();
             let committed = state.broker.group.committed(INPUT).map(|committed| committed.offset);
@@ -84,7 +97,7 @@ impl Scene {
         before
     }
 
-    fn check(&self) {
+    pub fn check(&self) {
         check(&self.world).unwrap_or_else(|violation| panic!("violation: {violation}"));
     }
 }
@@ -133,10 +146,7 @@ fn an_open_transaction_of_a_dead_owner_hides_no_later_commit_from_a_restore() {
 fn a_zombie_with_a_finished_commit(is_frozen: bool) {
     let scene = Scene::new(Kind::Chain);
     scene.world.start(0);
-    scene.until("node 0 runs the task", |world| {
-        let task = world.process(0).and_then(|process| process.board.task(0));
-        task.is_some_and(|task| task.state == TaskState::Running)
-    });
+    scene.until_running(0);
     scene.produce(3);
     let paused = scene.world.process(0).unwrap();
     scene.step_workers_until_a_commit_is_ready();

@@ -264,6 +264,7 @@ impl World {
         CommitSpec {
             interval: Duration::from_millis(self.case.interval_ms),
             min_interval: Duration::from_millis(2),
+            max_records: self.case.overlay_records,
             ..CommitSpec::default()
         }
     }

@@ -196,7 +196,9 @@ pub struct Worker<C: Consumer> {
     pace: Pace,
     clock: Box<dyn Clock>,
     turn: Turn,
+    /// Where a take puts what it brings, and what of that was not served yet.
     taken: Vec<Taken>,
+    arrived: VecDeque<Taken>,
     /// When the group was last listened to.
     last_take: Duration,
     /// What slow handlers have not come to: see [`rest`].
@@ -253,6 +255,7 @@ impl<C: Consumer> Worker<C> {
             clock: parts.clock,
             turn: Turn::at(now),
             taken: Vec::new(),
+            arrived: VecDeque::new(),
             last_take: now,
             rest: VecDeque::new(),
             dry: true,
@@ -318,10 +321,11 @@ impl<C: Consumer> Worker<C> {
         let result = consumer.take(wait, &mut taken);
         self.took_records(now);
         self.dry = true;
-        for item in taken.drain(..) {
+        self.arrived.extend(taken.drain(..));
+        self.taken = taken;
+        while let Some(item) = self.arrived.pop_front() {
             self.serve(item);
         }
-        self.taken = taken;
         // Not after a record was dropped: the consumer's position is beyond it until the next seek.
         if self.dry && !self.stalled {
             self.advance_idle();
@@ -359,10 +363,13 @@ impl<C: Consumer> Worker<C> {
 
     fn apply(&mut self, batch: Batch) {
         self.dry = false;
-        // A full overlay is committed before it grows: first the one in flight, then this one.
+        // A full overlay is committed before it grows: first the one in flight, then this one. Meanwhile the batch lies
+        // where it is found if its input begins anew.
         if self.pace.must_stop_taking(waiting(&self.slots)) {
+            self.rest.push_front(batch);
             self.commit_now();
             self.stalled |= self.pace.must_stop_taking(waiting(&self.slots));
+            return;
         }
         if self.stalled {
             return; // Nothing can be committed now; it is read again when the stall ends.

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use super::{Consumer, Worker};
+use crate::ports::Taken;
 
 /// The group is listened to at least this often.
 const LISTEN_EVERY: Duration = Duration::from_secs(1);
@@ -41,8 +42,13 @@ impl<C: Consumer> Worker<C> {
         self.stalled = true;
     }
 
-    /// The inputs of this task begin elsewhere, or nowhere.
+    /// The inputs of this task begin elsewhere, or nowhere: what was taken of them is not what comes next.
     pub(super) fn forget_rest(&mut self, partition: i32) {
         self.rest.retain(|batch| batch.partition != partition);
+        self.arrived.retain(|item| match item {
+            Taken::Batch(batch) => batch.partition != partition,
+            Taken::Failed { partition: failed, .. } => failed.partition != partition,
+            Taken::Assigned(_) | Taken::Revoked(_) | Taken::Lost(_) => true,
+        });
     }
 }
