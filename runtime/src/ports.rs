@@ -66,6 +66,10 @@ pub trait Source {
     /// not started, or of a former assignment, never come out. Serves rebalances.
     fn take(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError>;
 
+    /// The same for whoever has no room for records: waits for what the group wants, and serves it. Records stay where
+    /// they are, no more of them than are fetched ahead at any time, and come with the next [`Source::take`].
+    fn listen(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError>;
+
     /// Seeks an assigned partition and lets it flow. Also how a dropped task rewinds.
     fn start(&mut self, partition: InputPartition, at: Offset) -> Result<(), SourceError>;
 

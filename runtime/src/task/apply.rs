@@ -24,7 +24,7 @@ impl Task {
     /// Runs a batch of one of the task's inputs, as far as one turn goes. Records below the task's
     /// position are ignored, and so is everything given to a task that is halted or blocked. After an
     /// error nothing of the batch's last call is in the overlay, but earlier calls may be: drop the
-    /// task or close it.
+    /// task or close it. A call that is interrupted is no error, and left over with what is behind it.
     pub fn apply(&mut self, mut batch: Batch, taken: TakenAt) -> Result<Applied, TaskError> {
         let next = self.next(batch.input).ok_or(TaskError::Misuse("the task has no such input"))?;
         let mut applied = Applied::default();
@@ -33,8 +33,12 @@ impl Task {
             inbox.fill(&mut batch);
         }
         self.turn.begin();
-        self.drive(&batch, at, usize::MAX, taken, &mut applied)?;
-        if self.turn.is_over() && self.takes_records() {
+        match self.drive(&batch, at, usize::MAX, taken, &mut applied) {
+            Ok(()) => {}
+            Err(TaskError::Interrupted) => applied.interrupted = true,
+            Err(error) => return Err(error),
+        }
+        if (self.turn.is_over() || applied.interrupted) && self.takes_records() {
             let next = self.next(batch.input).unwrap_or_default();
             let at = batch.offsets.partition_point(|&offset| offset < 0 || (offset as u64) < next.0);
             applied.left = (at < batch.len()).then(|| batch.slice(at..batch.len()));

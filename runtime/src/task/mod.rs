@@ -136,7 +136,7 @@ pub enum TaskError {
     /// State could not be read during a call.
     #[error("state could not be read: {0}")]
     State(String),
-    /// The deployment stops. The task stands before the records of the call, which are to be read again.
+    /// The deployment stops, or goes on in another revision. The task stands before the records of the call.
     #[error("interrupted")]
     Interrupted,
     /// The handler could not be made anew.
@@ -173,6 +173,8 @@ pub struct Applied {
     pub failure: Option<Failure>,
     /// Records that were not reached in this turn: they come next of their input, before anything else.
     pub left: Option<Batch>,
+    /// The deployment stops, or goes on in another revision: what is left is that one's to handle.
+    pub interrupted: bool,
 }
 
 /// What the next commit would hold.

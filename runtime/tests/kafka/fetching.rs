@@ -26,6 +26,8 @@ by_either!(
     an_offset_out_of_range_stops_the_partition_until_it_is_started_anew,
     records_of_every_codec_are_read,
     a_record_larger_than_any_limit_comes_alone,
+    who_only_listens_gets_no_record_and_misses_none,
+    who_only_listens_is_told_what_the_group_wants,
 );
 
 pub fn spec(group: &str, topics: &[&str]) -> ConsumerSpec {
@@ -237,6 +239,71 @@ fn a_record_larger_than_any_limit_comes_alone(by: KafkaClient) {
     let mut member = Member::join_with(&config, spec);
     member.step_until("all records", |member| member.count() == 6);
     assert_eq!(member.batches.iter().filter(|batch| batch.bytes() == 600_000 && batch.len() == 1).count(), 2);
+}
+
+fn who_only_listens_gets_no_record_and_misses_none(by: KafkaClient) {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("heard", 2);
+    for partition in 0..2 {
+        cluster.produce_numbers(&topic, partition, 0..1_000);
+    }
+    let spec = ConsumerSpec { batch_records: 100, ..spec(&unique("group"), &[&topic]) };
+    let mut consumer = Consumer::new(&config(&cluster, by), spec).unwrap();
+    let mut out = Vec::new();
+    wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
+    out.clear();
+    consumer.assign(&[(at(0, 0), Offset(0)), (at(0, 1), Offset(0))]).unwrap();
+    consumer.start(at(0, 0), Offset(0)).unwrap();
+    for _ in 0..3 {
+        let taken = out.len();
+        wait_for(&mut consumer, &mut out, |out| out.len() > taken);
+        let taken = out.len();
+        let end = Instant::now() + Duration::from_millis(200);
+        while Instant::now() < end {
+            consumer.listen(Duration::from_millis(20), &mut out).unwrap();
+        }
+        assert_eq!(out.len(), taken);
+    }
+    // One that starts meanwhile waits as well.
+    consumer.start(at(0, 1), Offset(0)).unwrap();
+    let taken = out.len();
+    consumer.listen(Duration::from_millis(200), &mut out).unwrap();
+    assert_eq!(out.len(), taken);
+    wait_for(&mut consumer, &mut out, |out| offsets(out).len() == 2_000);
+    for partition in 0..2 {
+        let is_of = |taken: &&Taken| matches!(taken, Taken::Batch(batch) if batch.partition == partition);
+        let batches = out.iter().filter(is_of).flat_map(|taken| offsets(std::slice::from_ref(taken)));
+        assert_eq!(batches.collect::<Vec<_>>(), (0..1_000).collect::<Vec<_>>());
+    }
+}
+
+fn who_only_listens_is_told_what_the_group_wants(by: KafkaClient) {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("asked", 2);
+    for partition in 0..2 {
+        cluster.produce_numbers(&topic, partition, 0..1_000);
+    }
+    let group = unique("group");
+    let mut first = join(&cluster, by, spec(&group, &[&topic]));
+    first.step_until("a record", |member| member.running.len() == 2 && member.count() > 0);
+    let mut second = join(&cluster, by, spec(&group, &[&topic]));
+    let mut out = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    let revoked = loop {
+        assert!(Instant::now() < deadline, "no revocation");
+        first.consumer.listen(Duration::from_millis(20), &mut out).unwrap();
+        second.step();
+        match out.pop() {
+            Some(Taken::Revoked(partitions)) => break partitions,
+            Some(Taken::Assigned(partitions)) => {
+                assert!(partitions.is_empty());
+                first.consumer.assign(&[]).unwrap();
+            }
+            Some(other) => panic!("{other:?}"),
+            None => {}
+        }
+    };
+    assert_eq!(revoked.len(), 1);
 }
 
 /// A fetch that has no news is kept by the broker for half a second, with the partitions it was made for.

@@ -8,6 +8,7 @@ use super::{Consumer, ConsumerSpec, Question};
 use crate::config::node::GroupProtocol;
 use crate::faults::{Bug, planted};
 use crate::kafka::config::KafkaConfig;
+use crate::kafka::fetch::Fetcher;
 use crate::kafka::ffi::{Change, KafkaError};
 use crate::kafka::source_error;
 use crate::ports::{Group, Membership, Source, SourceError, Taken, TaskOffset};
@@ -55,6 +56,16 @@ impl Consumer {
             None => Ok(()),
         };
         self.drop_slots(|_| true);
+    }
+
+    /// What a consumer does for its group after every poll.
+    pub(super) fn serve_group(&mut self, out: &mut Vec<Taken>) -> Result<(), SourceError> {
+        if self.raw.client().shared().panicked() || self.fetcher.as_ref().is_some_and(Fetcher::has_panicked) {
+            return Err(SourceError::Fatal("a callback or a thread of the consumer panicked".to_owned()));
+        }
+        self.serve_rebalances(out);
+        self.send_offsets();
+        Ok(())
     }
 
     /// Hands out what the rebalance callback left, and stops what is going away.

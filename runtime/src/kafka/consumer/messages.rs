@@ -7,6 +7,7 @@ use super::Consumer;
 use super::events::Event;
 use super::slot::{Slot, flush};
 use crate::kafka::ffi::{Code, KafkaError, Message};
+use crate::kafka::source_error;
 use crate::ports::{SourceError, Taken};
 use crate::record::{InputPartition, Offset};
 
@@ -32,6 +33,35 @@ impl Consumer {
         }
         self.started.insert(partition);
         self.raw.resume(&list)
+    }
+
+    /// Stops what librdkafka fetches until more is taken: it has one queue for records and for what the group wants, and the
+    /// one would hide the other. What it fetches nevertheless is dropped, and sought with the rest.
+    pub(super) fn hold(&mut self) {
+        let running = || self.slots.iter().filter(|slot| slot.is_running());
+        if running().next().is_some() {
+            if let Err(error) = self.raw.pause(&self.list(running().map(|slot| (slot.id, 0)))) {
+                tracing::debug!(group = %self.spec.group, %error, "cannot pause");
+            }
+            self.slots.iter_mut().for_each(Slot::hold);
+        }
+    }
+
+    /// Has it fetch on what is held, from where that was taken to.
+    pub(super) fn go_on(&mut self) -> Result<(), SourceError> {
+        // Until a rebalance is answered nothing can be sought.
+        if self.question.is_some() {
+            return Ok(());
+        }
+        for index in 0..self.slots.len() {
+            let Slot { id, next, .. } = self.slots[index];
+            if self.slots[index].is_held() {
+                let told = |error: KafkaError| source_error("cannot go on with a partition", &error);
+                self.start_messages(id, Offset(next as u64)).map_err(told)?;
+                self.slots[index].go_on();
+            }
+        }
+        Ok(())
     }
 
     /// librdkafka's application position, which transaction markers move as well as records do:

@@ -11,7 +11,12 @@ use crate::record::{Batch, Column, InputPartition};
 ///
 /// ```text
 /// assign -> Stopped --start--> Running --stop | error | revoke--> Stopped
+///                                |  ^                               ^
+///                           hold |  | go on                         |
+///                                v  |                               |
+///                                Held ----------stop | revoke-------+
 /// ```
+/// Only what librdkafka fetches is ever held.
 pub(super) struct Slot {
     pub id: InputPartition,
     state: State,
@@ -33,6 +38,7 @@ pub(super) struct Slot {
 enum State {
     Stopped,
     Running,
+    Held,
 }
 
 impl Slot {
@@ -67,6 +73,20 @@ impl Slot {
 
     pub fn is_running(&self) -> bool {
         self.state == State::Running
+    }
+
+    pub fn hold(&mut self) {
+        if self.is_running() {
+            self.state = State::Held;
+        }
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.state == State::Held
+    }
+
+    pub fn go_on(&mut self) {
+        self.state = State::Running;
     }
 
     /// Starts a batch about as large as the last one.

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::Consumer;
-use crate::kafka::fetch::Fetcher;
 use crate::kafka::ffi::KafkaError;
 use crate::kafka::source_error;
 use crate::ports::{Source, SourceError, Taken};
@@ -14,29 +13,38 @@ impl Source for Consumer {
     /// that comes out as [`Taken::Failed`] stays stopped until it is started again.
     fn take(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError> {
         let deadline = Instant::now() + wait;
+        let mut outcome = Ok(());
         match &mut self.fetcher {
             Some(fetcher) => fetcher.tend(),
-            None => self.fetch_started(),
+            None => {
+                outcome = self.go_on();
+                self.fetch_started();
+            }
         }
         loop {
             if !self.raw.has_pending() {
                 let has_arrived = || self.fetcher.as_ref().is_some_and(|fetcher| fetcher.has_arrived());
                 self.raw.fill_wait(self.spec.batch_records, deadline, has_arrived);
             }
-            if self.raw.client().shared().panicked()
-                || self.fetcher.as_ref().is_some_and(Fetcher::has_panicked)
-            {
-                return Err(SourceError::Fatal("a callback or a thread of the consumer panicked".to_owned()));
-            }
-            self.serve_rebalances(out);
-            self.send_offsets();
+            self.serve_group(out)?;
             self.copy_pending(out)?;
             self.copy_fetched(out);
             // Everything taken may have been outdated; only the deadline ends an empty wait.
             if !out.is_empty() || Instant::now() >= deadline {
-                return Ok(());
+                return outcome;
             }
         }
+    }
+
+    fn listen(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError> {
+        match &mut self.fetcher {
+            Some(fetcher) => fetcher.tend(),
+            None => self.hold(),
+        }
+        self.raw.fill_wait(self.spec.batch_records, Instant::now() + wait, || false);
+        self.serve_group(out)?;
+        // Errors, and what librdkafka had fetched before it was held.
+        self.copy_pending(out)
     }
 
     fn start(&mut self, partition: InputPartition, at: Offset) -> Result<(), SourceError> {

@@ -205,6 +205,7 @@ impl ModelConsumer {
                 }
                 place.next.0 += 1;
             }
+            state.handed += batch.len();
             if !batch.is_empty() {
                 out.push(Taken::Batch(batch));
             }
@@ -213,7 +214,15 @@ impl ModelConsumer {
 }
 
 impl Source for ModelConsumer {
-    fn take(&mut self, _: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError> {
+    fn take(&mut self, wait: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError> {
+        self.listen(wait, out)?;
+        if !self.process.is_dead() {
+            self.fetch(out);
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, _: Duration, out: &mut Vec<Taken>) -> Result<(), SourceError> {
         if self.process.is_dead() {
             return Ok(());
         }
@@ -225,7 +234,6 @@ impl Source for ModelConsumer {
             }
         }
         self.serve_event(out);
-        self.fetch(out);
         Ok(())
     }
 
@@ -237,6 +245,7 @@ impl Source for ModelConsumer {
             return Err(SourceError::Unavailable(format!("{partition:?} is not assigned")));
         };
         *place = Place { running: true, polled: false, next: at };
+        self.world.lock().starts += 1;
         Ok(())
     }
 

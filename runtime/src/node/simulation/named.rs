@@ -24,7 +24,7 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    fn new(kind: Kind) -> Scene {
+    pub fn new(kind: Kind) -> Scene {
         Scene::with(kind, |_| {})
     }
 
@@ -72,11 +72,7 @@ impl Scene {
     }
 
     pub fn until_committed(&self) {
-        self.until("everything is committed", |world| {
-            let state = world.lock();
-            let committed = state.broker.group.committed(INPUT).map(|committed| committed.offset);
-            committed == Some(state.input_end(0)) && state.broker.is_at_rest()
-        });
+        self.until("everything is committed", |world| is_committed(world));
     }
 
     fn until_halted(&self, node: usize) -> String {
@@ -100,6 +96,13 @@ impl Scene {
     pub fn check(&self) {
         check(&self.world).unwrap_or_else(|violation| panic!("violation: {violation}"));
     }
+}
+
+/// The one partition, to its end.
+pub(super) fn is_committed(world: &World) -> bool {
+    let state = world.lock();
+    let committed = state.broker.group.committed(INPUT).map(|committed| committed.offset);
+    committed == Some(state.input_end(0)) && state.broker.is_at_rest()
 }
 
 impl Drop for Scene {

@@ -39,6 +39,9 @@ pub struct State {
     pub turns: u64,
     pub edits: Edits,
     pub receiver: Receiver,
+    /// Inputs that were begun, and records that were handed over.
+    pub starts: usize,
+    pub handed: usize,
     rates: Rates,
     /// Records put into each partition.
     produced: Vec<usize>,
@@ -63,6 +66,8 @@ impl State {
             turns: 0,
             edits: Edits::default(),
             receiver: Receiver::default(),
+            starts: 0,
+            handed: 0,
             rates: case.rates.clone(),
             produced: vec![0; case.partitions as usize],
             sent: BTreeMap::new(),

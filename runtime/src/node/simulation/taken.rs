@@ -2,7 +2,7 @@
 
 use super::broker::Row;
 use super::handler::{Kind, PLAIN, POISON};
-use super::named::Scene;
+use super::named::{Scene, is_committed};
 
 /// A record of the one partition, with a command to the handler.
 fn put(scene: &Scene, command: u8, sequence: usize) {
@@ -23,5 +23,50 @@ fn what_was_taken_before_its_input_began_anew_is_not_handled() {
     // Nothing else moves, until the worker has to wait for that commit, with a batch in its hands.
     (0..20).for_each(|_| scene.world.step_a_worker());
     scene.until_committed();
+    scene.check();
+}
+
+/// Between two calls of the handler so much time passes that the group has to be heard.
+#[test]
+fn what_a_slow_handler_has_not_come_to_is_kept_and_no_input_begins_anew() {
+    let scene = Scene::new(Kind::Chain);
+    scene.world.start(0);
+    scene.until_running(0);
+    let starts = scene.world.lock().starts;
+    (0..200).for_each(|sequence| put(&scene, PLAIN, sequence));
+    scene.until("everything is committed", |world| {
+        // A transaction has to end in time.
+        if !world.is_committing() {
+            world.lock().broker.now_ms += 1_100;
+        }
+        is_committed(world)
+    });
+    assert_eq!(scene.world.lock().starts, starts);
+    scene.check();
+}
+
+/// Somebody else keeps a rebalance going, and until its end no commit is taken.
+#[test]
+fn who_cannot_commit_takes_what_there_is_room_for_and_drops_nothing() {
+    let scene = Scene::with(Kind::Chain, |case| case.overlay_records = 3);
+    scene.world.start(0);
+    scene.until_running(0);
+    let (starts, handed) = {
+        let mut state = scene.world.lock();
+        state.broker.group.is_closed = true;
+        (state.starts, state.handed)
+    };
+    (0..100).for_each(|sequence| put(&scene, PLAIN, sequence));
+    (0..3_000).for_each(|_| scene.world.turn());
+    {
+        let mut state = scene.world.lock();
+        // The overlay of the commit that is refused, the next one, and a take; each of these brings up to six.
+        let taken = state.handed - handed;
+        assert!((3..=24).contains(&taken), "{taken} records");
+        state.broker.group.is_closed = false;
+        state.broker.group.shake();
+    }
+    scene.until_committed();
+    assert_eq!(scene.world.lock().starts, starts);
     scene.check();
 }

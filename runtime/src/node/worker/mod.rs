@@ -199,16 +199,18 @@ pub struct Worker<C: Consumer> {
     /// Where a take puts what it brings, and what of that was not served yet.
     taken: Vec<Taken>,
     arrived: VecDeque<Taken>,
-    /// When the group was last listened to.
-    last_take: Duration,
-    /// What slow handlers have not come to: see [`rest`].
+    /// When the group was last heard.
+    heard: Duration,
+    /// What was taken and not handled: see [`rest`].
     rest: VecDeque<Batch>,
     /// The last take brought no records.
     dry: bool,
-    /// The overlay is full and cannot be committed yet: records that arrive are dropped, and read
-    /// again from the tasks' positions when the stall ends.
+    /// The overlay is full and cannot be committed yet, or calls are ended: nothing is handled, and nothing taken.
     stalled: bool,
 }
+
+/// What a worker asks of its consumer: [`Source::take`] or [`Source::listen`].
+type Ask<C> = fn(&mut C, Duration, &mut Vec<Taken>) -> Result<(), SourceError>;
 
 impl<C: Consumer> Worker<C> {
     pub fn new(parts: Parts<C>) -> Worker<C> {
@@ -256,7 +258,7 @@ impl<C: Consumer> Worker<C> {
             turn: Turn::at(now),
             taken: Vec::new(),
             arrived: VecDeque::new(),
-            last_take: now,
+            heard: now,
             rest: VecDeque::new(),
             dry: true,
             stalled: false,
@@ -297,8 +299,9 @@ impl<C: Consumer> Worker<C> {
         self.serve_asks();
         self.relay();
         self.run_rest();
-        if !self.is_behind() {
-            self.take();
+        match self.may_take() {
+            true => self.take(),
+            false => self.listen(),
         }
         self.serve_unparks();
         self.retry_parked();
@@ -310,25 +313,30 @@ impl<C: Consumer> Worker<C> {
     fn take(&mut self) {
         let now = self.clock.monotonic();
         let wait = self.take_wait(now);
+        self.dry = true;
+        self.ask(C::take, wait);
+        if self.dry {
+            self.advance_idle();
+        }
+    }
+
+    /// Asks the consumer, and serves what it hands over.
+    fn ask(&mut self, ask: Ask<C>, wait: Duration) {
+        let now = self.clock.monotonic();
         let Some(consumer) = self.consumer.as_mut() else {
             // Nothing to poll until the back-off has passed; the pause only keeps the loop from spinning.
             self.clock.pause(TAKE_WAIT_MAX);
             self.took_records(now);
             return;
         };
-        self.last_take = now;
+        self.heard = now;
         let mut taken = std::mem::take(&mut self.taken);
-        let result = consumer.take(wait, &mut taken);
+        let result = ask(consumer, wait, &mut taken);
         self.took_records(now);
-        self.dry = true;
         self.arrived.extend(taken.drain(..));
         self.taken = taken;
         while let Some(item) = self.arrived.pop_front() {
             self.serve(item);
-        }
-        // Not after a record was dropped: the consumer's position is beyond it until the next seek.
-        if self.dry && !self.stalled {
-            self.advance_idle();
         }
         match result {
             Ok(()) => {}
@@ -348,7 +356,12 @@ impl<C: Consumer> Worker<C> {
             false => TAKE_WAIT_MAX,
         };
         let most = most.min(restore_patience(&self.slots, now));
-        self.desk.patience(now, self.pace.patience(now, waiting(&self.slots), most))
+        let most = match self.stalled {
+            // A commit is due, and cannot be made.
+            true => most,
+            false => self.pace.patience(now, waiting(&self.slots), most),
+        };
+        self.desk.patience(now, most)
     }
 
     fn serve(&mut self, item: Taken) {
@@ -363,6 +376,10 @@ impl<C: Consumer> Worker<C> {
 
     fn apply(&mut self, batch: Batch) {
         self.dry = false;
+        if self.stalled {
+            self.rest.push_back(batch);
+            return;
+        }
         // A full overlay is committed before it grows: first the one in flight, then this one. Meanwhile the batch lies
         // where it is found if its input begins anew.
         if self.pace.must_stop_taking(waiting(&self.slots)) {
@@ -370,9 +387,6 @@ impl<C: Consumer> Worker<C> {
             self.commit_now();
             self.stalled |= self.pace.must_stop_taking(waiting(&self.slots));
             return;
-        }
-        if self.stalled {
-            return; // Nothing can be committed now; it is read again when the stall ends.
         }
         let partition = batch.partition;
         let taken = TakenAt { monotonic: self.clock.monotonic(), wall_ms: self.clock.wall_ms() };
@@ -390,6 +404,7 @@ impl<C: Consumer> Worker<C> {
         match result {
             Ok(mut applied) => {
                 self.rest.extend(applied.left.take());
+                self.stalled |= applied.interrupted;
                 let Applied { ok, failed, .. } = applied;
                 metrics.records_in.add((ok + failed) as u64);
                 metrics.bytes_in.add(bytes);
@@ -429,16 +444,8 @@ impl<C: Consumer> Worker<C> {
 
     fn end_stall(&mut self) {
         // With a swap that cannot be made yet, the handlers may be those whose calls are ended.
-        if !self.stalled || self.swap.is_some() || self.pace.must_stop_taking(waiting(&self.slots)) {
-            return;
-        }
-        self.stalled = false;
-        let positions: Vec<_> = running(&mut self.slots)
-            .filter(|(_, task)| !task.is_blocked())
-            .map(|(number, task)| (number, positions(task)))
-            .collect();
-        for (partition, positions) in positions {
-            self.start_inputs(partition, &positions);
+        if self.stalled && self.swap.is_none() && !self.pace.must_stop_taking(waiting(&self.slots)) {
+            self.stalled = false;
         }
     }
 

@@ -164,7 +164,7 @@ impl<C: Consumer> Worker<C> {
     /// Sorts what went wrong in a task, and was no record's fault, by what to do about it.
     pub(super) fn task_failed(&mut self, partition: i32, error: &TaskError) {
         match error {
-            TaskError::Interrupted => self.read_again(),
+            TaskError::Interrupted => self.stalled = true,
             TaskError::Store(StoreError::Corrupt(_)) | TaskError::State(_) => {
                 self.rebuild(partition, &error.to_string())
             }

@@ -1,45 +1,44 @@
-//! What is left of batches whose handler is slow. A task gives its thread back after a while
-//! (`task::turn`); commits, commands and restores then have their time, and the rest goes on before
-//! anything else of its input.
+//! What has been taken and not handled yet: the rest of batches whose handler is slow, and what there was no room for. A
+//! task gives its thread back after a while (`task::turn`); commits, commands and restores then have their time, and the
+//! rest goes on before anything else of its input.
 //!
-//! Nothing is taken meanwhile, so the rest is bounded by what one take brought. But a group must not
-//! wait for a handler: after a while the worker listens to it all the same, drops what it has, and
-//! reads it again.
+//! Nothing is taken meanwhile, so the rest is bounded by what one take brought. But a group must not wait for a handler,
+//! nor for the end of a stall: the worker listens to it all the same.
 
 use std::time::Duration;
 
 use super::{Consumer, Worker};
 use crate::ports::Taken;
 
-/// The group is listened to at least this often.
+/// While there is a rest to be handled the group is listened to this often.
 const LISTEN_EVERY: Duration = Duration::from_secs(1);
 
 impl<C: Consumer> Worker<C> {
     /// One more turn for the batch that has waited longest.
     pub(super) fn run_rest(&mut self) {
-        if let Some(batch) = self.rest.pop_front() {
+        if !self.stalled
+            && let Some(batch) = self.rest.pop_front()
+        {
             self.apply(batch);
         }
     }
 
-    /// True while there is a rest and no need to listen to the group.
-    pub(super) fn is_behind(&mut self) -> bool {
-        if self.rest.is_empty() {
-            return false;
-        }
-        self.dry = false;
-        if self.clock.monotonic().saturating_sub(self.last_take) < LISTEN_EVERY {
-            return true;
-        }
-        self.read_again();
-        false
+    /// Everything that was taken is handled, and there is room for more.
+    pub(super) fn may_take(&self) -> bool {
+        self.rest.is_empty() && !self.stalled
     }
 
-    /// Drops what has been taken and not handled, and what comes until the inputs have been sought
-    /// again: it lies behind that.
-    pub(super) fn read_again(&mut self) {
-        self.rest.clear();
-        self.stalled = true;
+    /// Hears the group, and leaves records where they are.
+    pub(super) fn listen(&mut self) {
+        self.dry = false;
+        let now = self.clock.monotonic();
+        let wait = match self.stalled {
+            // There is nothing else to do.
+            true => self.take_wait(now),
+            false if now.saturating_sub(self.heard) < LISTEN_EVERY => return,
+            false => Duration::ZERO,
+        };
+        self.ask(C::listen, wait);
     }
 
     /// The inputs of this task begin elsewhere, or nowhere: what was taken of them is not what comes next.

@@ -40,9 +40,10 @@ impl Turn {
 }
 
 impl<C: Consumer> Worker<C> {
-    /// A take has ended that began at `before`. While a commit is out it is what is waited for.
+    /// A take has ended that began at `before`. While a commit is out, or nothing is taken for want of one, it is what is
+    /// waited for.
     pub(super) fn took_records(&mut self, before: Duration) {
-        if !self.committer.is_busy() {
+        if !self.committer.is_busy() && !self.stalled {
             self.turn.fetch += self.clock.monotonic().saturating_sub(before);
         }
     }

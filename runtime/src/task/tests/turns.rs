@@ -48,6 +48,18 @@ fn a_call_that_failed_is_replayed_one_by_one_over_as_many_turns_as_it_needs() {
 }
 
 #[test]
+fn what_an_interrupted_call_did_not_come_to_is_left_over() {
+    let mut bench = Bench::new();
+    let mut config = config(Failures::skip());
+    config.call_records_max = 1;
+    let mut task = bench.task_with(config);
+    let applied = task.apply(records(0, ["a", "b!stop", "c"]), TAKEN).unwrap();
+    assert!(applied.interrupted);
+    assert_eq!((applied.ok, applied.left.map(|left| left.offsets)), (1, Some(vec![1, 2])));
+    assert_eq!(task.next(0), Some(Offset(1)));
+}
+
+#[test]
 fn what_is_left_lies_behind_the_position_and_comes_again_after_a_drop() {
     let mut bench = Bench::new();
     let mut task = bench.task(Failures::skip());

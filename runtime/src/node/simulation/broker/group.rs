@@ -40,6 +40,8 @@ pub struct Group {
     pub partitions: i32,
     generation: i32,
     preparing: bool,
+    /// By a script: no offsets are taken, as in a round that does not come to its end.
+    pub is_closed: bool,
     /// The next assignment is drawn at random instead of kept.
     shaken: bool,
     members: BTreeMap<String, Member>,
@@ -193,6 +195,9 @@ impl Group {
     pub fn check(&self, membership: &Membership) -> Result<(), &'static str> {
         if membership.generation < 0 && membership.member_id.is_empty() {
             return Ok(());
+        }
+        if self.is_closed {
+            return Err("REBALANCE_IN_PROGRESS");
         }
         if !self.members.contains_key(&membership.member_id) {
             return Err("UNKNOWN_MEMBER_ID");
