@@ -19,6 +19,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// How long a fetch may wait at a broker while a partition of its is left out because it is full, or after the one before
 /// was called back.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
+/// Whether a full partition has room is looked at each time that it has been full a quarter longer: nobody who takes is kept
+/// waiting, and whoever does not costs few fetches of the others.
+const ROOM_LOOKS: u32 = 4;
 /// A broker whose answer is overdue by as much may lead nothing any more, and so is asked after; again after the same time.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -103,6 +106,8 @@ struct Partition {
     epoch: i32,
     /// Arrived and not taken.
     queued: usize,
+    /// Left out of fetches since then, for want of room.
+    full_since: Option<Instant>,
     /// As of [`Wanted`].
     brought: u64,
     /// Not fetched before that, and how long the next such pause is.
@@ -161,7 +166,16 @@ impl State {
     pub fn start(&mut self, partition: InputPartition, next: i64, epoch: i32) -> Run {
         self.runs += 1;
         let run = Run(self.runs);
-        let began = Partition { run, next, epoch, queued: 0, brought: 0, not_before: None, pause: PAUSE.0 };
+        let began = Partition {
+            run,
+            next,
+            epoch,
+            queued: 0,
+            full_since: None,
+            brought: 0,
+            not_before: None,
+            pause: PAUSE.0,
+        };
         self.partitions.insert(partition, began);
         run
     }
@@ -259,7 +273,7 @@ impl State {
         let bytes = room.min(fetching.max_bytes).max(fetching.partition_bytes);
         let mut plan = Plan { wanted: Vec::new(), wait: fetching.wait_max, bytes };
         let (mut leads, mut until) = (false, None::<Instant>);
-        for (&id, partition) in &self.partitions {
+        for (&id, partition) in &mut self.partitions {
             let Some(leader) = self.cluster.leader(&id).filter(|leader| leader.broker == broker) else {
                 continue;
             };
@@ -267,8 +281,11 @@ impl State {
             if let Some(at) = partition.not_before.filter(|at| *at > now) {
                 until = Some(until.map_or(at, |until| until.min(at)));
             } else if partition.queued >= partition_bytes || self.queued >= fetching.queue_bytes {
-                plan.wait = plan.wait.min(SHORT_WAIT);
+                let since = *partition.full_since.get_or_insert(now);
+                let look = now.saturating_duration_since(since) / ROOM_LOOKS;
+                plan.wait = plan.wait.min(look.max(SHORT_WAIT));
             } else {
+                partition.full_since = None;
                 plan.wanted.push(Wanted {
                     partition: id,
                     run: partition.run,

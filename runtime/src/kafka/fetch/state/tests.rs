@@ -283,6 +283,29 @@ fn what_waits_is_bounded_even_if_it_holds_no_records() {
 }
 
 #[test]
+fn whoever_takes_nothing_for_long_costs_few_fetches_of_what_has_room() {
+    let mut case = Case::new();
+    case.start([at(0)]);
+    case.hears(&[(0, 0, 3), (1, 0, 3)]);
+    let plan = case.plan(0);
+    let value = "v".repeat(2_000);
+    case.answer(0, &plan, batch(0, NewBatch::at(0).put("k", &value).build()));
+    case.start([at(1)]);
+    for (full_ms, wait_ms) in [(0, 10), (20, 10), (100, 25), (1_000, 250), (60_000, 500)] {
+        let began = case.now;
+        case.now += Duration::from_millis(full_ms);
+        let plan = case.plan(0);
+        assert_eq!((plan.wanted.len(), plan.wait.as_millis()), (1, wait_ms), "full for {full_ms} ms");
+        case.now = began;
+    }
+    for arrival in case.state.take_arrived() {
+        case.state.taken(arrival.partition, arrival.bytes);
+    }
+    let plan = case.plan(0);
+    assert_eq!((plan.wanted.len(), plan.wait), (2, WAIT));
+}
+
+#[test]
 fn an_answer_is_asked_for_of_what_there_is_room_for_and_of_one_part_at_least() {
     let mut case = Case::new();
     case.start([at(0)]);
