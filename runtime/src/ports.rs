@@ -79,6 +79,10 @@ pub trait Source {
     /// The next offset to be fetched to the application, past transaction markers and aborted
     /// records; `None` unless the partition is started and took something since its last start.
     fn position(&self, partition: InputPartition) -> Option<Offset>;
+
+    /// What keeps records from coming and only a person can mend, such as a password that is wrong by now. It is tried
+    /// again all the same, and no reason to give up what there is.
+    fn obstacle(&self) -> Option<String>;
 }
 
 /// Group metadata, captured inside the last rebalance callback that was served.

@@ -80,6 +80,8 @@ pub struct Board {
     unparkers: Mutex<BTreeMap<u32, Sender<UnparkRequest>>>,
     /// Why the deployment as a whole does not run, by worker; empty when it does.
     trouble: Mutex<BTreeMap<u32, String>>,
+    /// What keeps records from workers that run, and only a person can mend.
+    obstacles: Mutex<BTreeMap<u32, String>>,
 }
 
 impl Board {
@@ -95,6 +97,7 @@ impl Board {
             askers: Mutex::default(),
             unparkers: Mutex::default(),
             trouble: Mutex::default(),
+            obstacles: Mutex::default(),
         }
     }
 
@@ -164,14 +167,16 @@ impl Board {
         self.tasks().values().any(|task| task.state == TaskState::Halted)
     }
 
-    /// The first worker's trouble, if any.
+    /// The first worker's trouble, if any; otherwise what keeps records from one.
     pub fn trouble(&self) -> Option<String> {
-        lock(&self.trouble).values().next().cloned()
+        let first = |of: &Mutex<BTreeMap<u32, String>>| lock(of).values().next().cloned();
+        first(&self.trouble).or_else(|| first(&self.obstacles))
     }
 
     /// A revision begins: what its predecessor's workers failed for is over.
     pub fn begin(&self) {
         lock(&self.trouble).clear();
+        lock(&self.obstacles).clear();
     }
 
     /// A restore of a task begins, with the ticket that is answered.
@@ -316,6 +321,15 @@ impl Board {
     /// A worker has what it needs again.
     pub fn worker_ready(&self, worker: u32) {
         lock(&self.trouble).remove(&worker);
+    }
+
+    /// Records do not come to a worker that has all it needs, for that reason; none = they do again.
+    pub fn obstacle(&self, worker: u32, reason: Option<&str>) {
+        let mut obstacles = lock(&self.obstacles);
+        match reason {
+            Some(reason) => drop(obstacles.insert(worker, reason.to_owned())),
+            None => drop(obstacles.remove(&worker)),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(i32, u32), TaskEntry>> {

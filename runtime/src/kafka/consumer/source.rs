@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Consumer;
+use crate::kafka::fetch::Fetcher;
 use crate::kafka::ffi::KafkaError;
 use crate::kafka::source_error;
 use crate::ports::{Source, SourceError, Taken};
@@ -84,5 +85,14 @@ impl Source for Consumer {
         }
         let position = if self.fetcher.is_some() { slot.position } else { self.message_position(slot) };
         position.filter(|position| *position >= slot.next).map(|position| Offset(position as u64))
+    }
+
+    fn obstacle(&self) -> Option<String> {
+        let of_fetching = self.fetcher.as_ref().and_then(Fetcher::obstacle);
+        of_fetching.or_else(|| match self.membership.is_valid() {
+            // A member is let in where its group is.
+            true => None,
+            false => self.raw.client().shared().shut_out().map(|error| error.to_string()),
+        })
     }
 }

@@ -74,6 +74,11 @@ impl Cluster {
         self.troubled.remove(&broker);
     }
 
+    /// It could not be reached, or made no sense, and has not answered since.
+    pub fn is_troubled(&self, broker: i32) -> bool {
+        self.troubled.contains_key(&broker)
+    }
+
     /// A broker cannot be reached, or makes no sense: what it led is looked for again. True if a person should hear of it.
     pub fn lost(&mut self, broker: i32, now: Instant) -> bool {
         self.leaders.retain(|_, leader| leader.broker != broker);

@@ -43,11 +43,15 @@ pub(super) fn run(shared: &Arc<Shared>) {
                 let (addresses, leaders) = read(shared, response);
                 shared.found(addresses, leaders);
             }
-            Err(errors) if silence.is_due() => {
-                let errors: Vec<_> = errors.iter().map(ConnectionError::to_string).collect();
-                tracing::warn!(errors = errors.join("; "), "no broker says who leads what; trying again");
+            Err(errors) => {
+                if pause > PAUSE.0 {
+                    shared.unanswered(&errors);
+                }
+                if silence.is_due() {
+                    let errors: Vec<_> = errors.iter().map(ConnectionError::to_string).collect();
+                    tracing::warn!(errors = errors.join("; "), "no broker says who leads what; trying again");
+                }
             }
-            Err(_) => {}
         }
         shared.pause(pause);
         pause = (pause * 2).min(PAUSE.1);

@@ -138,6 +138,12 @@ impl Fetcher {
         self.shared.has_panicked()
     }
 
+    /// What keeps records of some partition from coming, if only a person can mend that: certificates, a sign-in, protocol
+    /// versions. It is tried again all the same.
+    pub fn obstacle(&self) -> Option<String> {
+        self.shared.obstacle()
+    }
+
     /// The oldest arrival that was not popped.
     pub fn front(&mut self) -> Option<&mut Arrival> {
         if self.pending.is_empty() {

@@ -97,6 +97,10 @@ impl Shared {
         }
     }
 
+    pub fn obstacle(&self) -> Option<String> {
+        self.state().obstacle()
+    }
+
     pub fn end(&self) {
         self.state().end();
         self.changed.notify_all();
@@ -148,8 +152,9 @@ impl Shared {
 
     /// A broker's thread ends without having been told to.
     pub fn lost(self: &Arc<Self>, broker: i32, error: &ConnectionError) {
+        let obstacle = error.lasts().then(|| error.to_string());
         self.change(|state| {
-            if state.lost(broker, Instant::now()) {
+            if state.lost(broker, obstacle, Instant::now()) {
                 tracing::warn!(broker, %error, "records cannot be fetched; trying again");
             }
         });
@@ -182,6 +187,13 @@ impl Shared {
 
     pub fn found(self: &Arc<Self>, addresses: HashMap<i32, Address>, leaders: Vec<(InputPartition, Leader)>) {
         self.change(|state| state.found(addresses, leaders, Instant::now()));
+    }
+
+    /// No broker has said who leads what, again. What of that may pass is no news.
+    pub fn unanswered(&self, errors: &[ConnectionError]) {
+        if let Some(error) = errors.iter().find(|error| error.lasts()) {
+            self.state().unanswered(&error.to_string());
+        }
     }
 
     /// Waits for that long, or until there is no more need.

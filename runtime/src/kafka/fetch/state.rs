@@ -113,6 +113,8 @@ struct Partition {
     /// Not fetched before that, and how long the next such pause is.
     not_before: Option<Instant>,
     pause: Duration,
+    /// What keeps its records from coming, if only a person can mend that.
+    obstacle: Option<String>,
 }
 
 /// A broker whose thread runs.
@@ -175,6 +177,7 @@ impl State {
             brought: 0,
             not_before: None,
             pause: PAUSE.0,
+            obstacle: None,
         };
         self.partitions.insert(partition, began);
         run
@@ -220,6 +223,13 @@ impl State {
             // Of an earlier run, if it is more.
             partition.queued = partition.queued.saturating_sub(bytes);
         }
+    }
+
+    /// What keeps records of some partition from coming, if only a person can mend that.
+    pub fn obstacle(&self) -> Option<String> {
+        let met =
+            self.partitions.iter().filter_map(|(id, partition)| Some((id, partition.obstacle.as_ref()?)));
+        met.min_by_key(|(id, _)| **id).map(|(_, obstacle)| obstacle.clone())
     }
 
     /// Nothing runs any more, and nothing will.
@@ -360,6 +370,7 @@ impl State {
         {
             return;
         }
+        partition.obstacle = None;
         let answer = match answer {
             // Who has not heard of the epoch that the record before is of may not have heard either that it leads no more.
             Answer::Refused(Refusal::OutOfRange(_))
@@ -410,14 +421,28 @@ impl State {
         }
     }
 
-    /// The thread of a broker ends, because it cannot be reached or makes no sense: what it led is looked for again.
-    /// True if a person should hear of it.
-    pub fn lost(&mut self, broker: i32, now: Instant) -> bool {
+    /// The thread of a broker ends, because it cannot be reached or makes no sense: what it led is looked for again. An
+    /// `obstacle` is what only a person can mend, and is believed the second time. True if a person should hear of it.
+    pub fn lost(&mut self, broker: i32, obstacle: Option<String>, now: Instant) -> bool {
         self.brokers.remove(&broker);
+        let obstacle = obstacle.filter(|_| self.cluster.is_troubled(broker));
+        for (id, partition) in &mut self.partitions {
+            if self.cluster.leader(id).is_some_and(|leader| leader.broker == broker) {
+                partition.obstacle.clone_from(&obstacle);
+            }
+        }
         self.cluster.lost(broker, now) && !self.has_ended
     }
 
     // By the thread that looks for leaders.
+
+    /// Nobody says who leads what, for a reason that only a person can mend.
+    pub fn unanswered(&mut self, obstacle: &str) {
+        let State { partitions, cluster, .. } = self;
+        for (_, partition) in partitions.iter_mut().filter(|(id, _)| cluster.leader(id).is_none()) {
+            partition.obstacle = Some(obstacle.to_owned());
+        }
+    }
 
     /// Topics of which the cluster is to be asked who leads what.
     pub fn sought(&self, now: Instant) -> BTreeSet<u16> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -17,7 +17,7 @@ use kafka_protocol::messages::metadata_response::{
 };
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsResponse, BrokerId, FetchRequest, FetchResponse, MetadataResponse, RequestHeader,
-    RequestKind, ResponseHeader, ResponseKind, TopicName,
+    RequestKind, ResponseHeader, ResponseKind, SaslAuthenticateResponse, SaslHandshakeResponse, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use kafka_protocol::records::{Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
@@ -42,60 +42,76 @@ enum Reply {
 /// Answers fetches; it is told the broker.
 type Script = Box<dyn FnMut(i32, &FetchRequest) -> Reply + Send>;
 
+/// What both brokers do.
+struct Stage {
+    ports: [u16; 2],
+    leader: Mutex<i32>,
+    /// Nobody is let in who signs in from now on.
+    is_closed: AtomicBool,
+    has_ended: AtomicBool,
+    script: Mutex<Script>,
+}
+
 /// Two brokers with the numbers 0 and 1, of which one leads every partition.
 struct Cluster {
-    bootstrap: String,
-    leader: Arc<Mutex<i32>>,
-    has_ended: Arc<AtomicBool>,
+    stage: Arc<Stage>,
 }
 
 impl Cluster {
     fn new(script: impl FnMut(i32, &FetchRequest) -> Reply + Send + 'static) -> Cluster {
         let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
-        let ports = [0, 1].map(|broker: usize| listeners[broker].local_addr().expect("bound").port());
-        let script: Arc<Mutex<Script>> = Arc::new(Mutex::new(Box::new(script)));
-        let leader = Arc::new(Mutex::new(0));
-        let has_ended = Arc::new(AtomicBool::new(false));
+        let stage = Arc::new(Stage {
+            ports: [0, 1].map(|broker: usize| listeners[broker].local_addr().expect("bound").port()),
+            leader: Mutex::new(0),
+            is_closed: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
+            script: Mutex::new(Box::new(script)),
+        });
         for (broker, listener) in (0..).zip(listeners) {
-            let (script, leader, has_ended) =
-                (Arc::clone(&script), Arc::clone(&leader), Arc::clone(&has_ended));
+            let stage = Arc::clone(&stage);
             std::thread::spawn(move || {
                 for stream in listener.incoming() {
-                    if has_ended.load(Ordering::SeqCst) {
+                    if stage.has_ended.load(Ordering::SeqCst) {
                         return;
                     }
-                    let (script, leader) = (Arc::clone(&script), Arc::clone(&leader));
+                    let stage = Arc::clone(&stage);
                     let stream = stream.expect("a connection");
-                    std::thread::spawn(move || serve(stream, broker, ports, &leader, &script));
+                    std::thread::spawn(move || serve(stream, broker, &stage));
                 }
             });
         }
-        Cluster { bootstrap: format!("127.0.0.1:{}", ports[0]), leader, has_ended }
+        Cluster { stage }
     }
 
     fn fetcher(&self, change: impl FnOnce(&mut KafkaConfig)) -> Fetcher {
-        let mut config = KafkaConfig::new(self.bootstrap.clone());
+        let mut config = KafkaConfig::new(format!("127.0.0.1:{}", self.stage.ports[0]));
         change(&mut config);
-        Fetcher::new(&config, vec![TOPIC.to_owned()], Box::new(|| {})).expect("it is plain")
+        Fetcher::new(&config, vec![TOPIC.to_owned()], Box::new(|| {})).expect("it is complete")
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.has_ended.store(true, Ordering::SeqCst);
+        self.stage.has_ended.store(true, Ordering::SeqCst);
     }
 }
 
-fn serve(mut stream: TcpStream, broker: i32, ports: [u16; 2], leader: &Mutex<i32>, script: &Mutex<Script>) {
+fn serve(mut stream: TcpStream, broker: i32, stage: &Stage) {
     while let Some((key, version, correlation_id, request)) = read(&mut stream) {
         let mut is_half = false;
         let response = match request {
             RequestKind::ApiVersions(_) => ResponseKind::ApiVersions(versions()),
-            RequestKind::Metadata(_) => {
-                ResponseKind::Metadata(metadata(ports, *leader.lock().expect("no panic")))
+            RequestKind::SaslHandshake(_) => ResponseKind::SaslHandshake(SaslHandshakeResponse::default()),
+            RequestKind::SaslAuthenticate(_) => {
+                let code = match stage.is_closed.load(Ordering::SeqCst) {
+                    true => ResponseError::SaslAuthenticationFailed.code(),
+                    false => 0,
+                };
+                ResponseKind::SaslAuthenticate(SaslAuthenticateResponse::default().with_error_code(code))
             }
+            RequestKind::Metadata(_) => ResponseKind::Metadata(metadata(stage)),
             RequestKind::Fetch(request) => {
-                let reply = (script.lock().expect("no panic"))(broker, &request);
+                let reply = (stage.script.lock().expect("no panic"))(broker, &request);
                 match reply {
                     Reply::Answer(response) => ResponseKind::Fetch(response),
                     Reply::Half(response) => {
@@ -142,16 +158,23 @@ fn versions() -> ApiVersionsResponse {
     let api = |key: ApiKey, max| {
         ApiVersion::default().with_api_key(key as i16).with_min_version(0).with_max_version(max)
     };
-    let keys = vec![api(ApiKey::Fetch, 16), api(ApiKey::Metadata, 12), api(ApiKey::ApiVersions, 3)];
+    let keys = vec![
+        api(ApiKey::Fetch, 16),
+        api(ApiKey::Metadata, 12),
+        api(ApiKey::ApiVersions, 3),
+        api(ApiKey::SaslHandshake, 1),
+        api(ApiKey::SaslAuthenticate, 2),
+    ];
     ApiVersionsResponse::default().with_api_keys(keys)
 }
 
-fn metadata(ports: [u16; 2], leader: i32) -> MetadataResponse {
+fn metadata(stage: &Stage) -> MetadataResponse {
+    let leader = *stage.leader.lock().expect("no panic");
     let broker = |id: usize| {
         MetadataResponseBroker::default()
             .with_node_id(BrokerId(id as i32))
             .with_host(StrBytes::from_static_str("127.0.0.1"))
-            .with_port(i32::from(ports[id]))
+            .with_port(i32::from(stage.ports[id]))
     };
     let partition = |index| {
         MetadataResponsePartition::default()
@@ -271,18 +294,18 @@ fn records_come_in_order_and_once_whatever_becomes_of_connections() {
 
 #[test]
 fn a_partition_whose_leader_has_changed_is_read_on_from_the_new_one() {
-    let leader = Arc::new(Mutex::new(None::<Arc<Mutex<i32>>>));
-    let moves = Arc::clone(&leader);
+    let stage = Arc::new(OnceLock::<Arc<Stage>>::new());
+    let moves = Arc::clone(&stage);
     let cluster = Cluster::new(move |broker, request| {
         if broker == 0 && asked(request)[0].1 >= 300 {
             // The metadata say so a moment later.
-            *moves.lock().expect("no panic").as_ref().expect("set below").lock().expect("no panic") = 1;
+            *moves.get().expect("set below").leader.lock().expect("no panic") = 1;
             let moved = data(0).with_error_code(ResponseError::NotLeaderOrFollower.code());
             return Reply::Answer(answer(vec![moved]));
         }
         Reply::Answer(more(request))
     });
-    *leader.lock().expect("no panic") = Some(Arc::clone(&cluster.leader));
+    assert!(stage.set(Arc::clone(&cluster.stage)).is_ok());
     let mut fetcher = cluster.fetcher(|_| {});
     fetcher.start(at(0), 0, -1);
     fetcher.begin_started();
@@ -431,4 +454,46 @@ fn garbage_from_a_broker_is_not_the_end() {
     fetcher.begin_started();
     let (taken, refusal) = take(&mut fetcher, 200);
     assert_eq!((taken[&0][..200].to_vec(), refusal), (run_on(0, 200), None));
+}
+
+#[test]
+fn a_password_that_is_wrong_by_now_is_said_until_it_is_right_again() {
+    let mut fetches = 0;
+    let cluster = Cluster::new(move |_, request| {
+        fetches += 1;
+        // One connection for each fetch, so that there is a sign-in for each.
+        if fetches % 2 == 0 { Reply::Half(more(request)) } else { Reply::Answer(more(request)) }
+    });
+    let mut fetcher = cluster.fetcher(|config| {
+        config.security_protocol = "sasl_plaintext".to_owned();
+        config.sasl_mechanism = Some("PLAIN".to_owned());
+        config.sasl_username = Some("me".to_owned());
+        config.sasl_password = Some("canary".to_owned());
+    });
+    fetcher.start(at(0), 0, -1);
+    fetcher.begin_started();
+    let from = take(&mut fetcher, 200).0[&0].len() as i64;
+    assert_eq!(fetcher.obstacle(), None);
+    cluster.stage.is_closed.store(true, Ordering::SeqCst);
+    let began = Instant::now();
+    let met = loop {
+        assert!(began.elapsed() < SOON);
+        // There has to be room for more.
+        if fetcher.front().is_some() {
+            fetcher.pop();
+        }
+        match fetcher.obstacle() {
+            Some(met) => break met,
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    assert!(met.contains("does not let `me` sign in with PLAIN") && !met.contains("canary"), "{met}");
+    cluster.stage.is_closed.store(false, Ordering::SeqCst);
+    let (taken, refusal) = take(&mut fetcher, 200);
+    assert_eq!(refusal, None);
+    assert!(taken[&0][0] >= from, "{taken:?}");
+    while fetcher.obstacle().is_some() {
+        assert!(began.elapsed() < SOON);
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -78,6 +78,16 @@ impl KafkaError {
     pub fn is_any(&self, codes: &[Code]) -> bool {
         codes.iter().any(|&code| self.is(code))
     }
+
+    /// Whom brokers let in, or whom the client believes: certificates and sign-in.
+    pub fn is_of_access(&self) -> bool {
+        self.is_any(&[
+            Code::RD_KAFKA_RESP_ERR__SSL,
+            Code::RD_KAFKA_RESP_ERR__AUTHENTICATION,
+            Code::RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED,
+            Code::RD_KAFKA_RESP_ERR_UNSUPPORTED_SASL_MECHANISM,
+        ])
+    }
 }
 
 /// What kind of trouble with the cluster a code tells of; none = the brokers have judged what they were asked.

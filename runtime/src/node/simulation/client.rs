@@ -260,6 +260,10 @@ impl Source for ModelConsumer {
         let place = self.places.get(&partition.partition)?;
         (place.running && place.polled).then_some(place.next)
     }
+
+    fn obstacle(&self) -> Option<String> {
+        self.world.lock().obstacle.clone()
+    }
 }
 
 impl Group for ModelConsumer {

@@ -17,7 +17,7 @@
 //! | `handler` | two handlers and the truth about them |
 //! | `check` | the invariants |
 //! | `named` | three interleavings, each scripted |
-//! | `taken` | scripted, too: what becomes of records between a take and their handler |
+//! | `taken` | scripted, too: what becomes of records between a take and their handler, and what is said when none come |
 
 mod broker;
 mod case;

@@ -39,6 +39,8 @@ pub struct State {
     pub turns: u64,
     pub edits: Edits,
     pub receiver: Receiver,
+    /// What consumers say keeps records from coming.
+    pub obstacle: Option<String>,
     /// Inputs that were begun, and records that were handed over.
     pub starts: usize,
     pub handed: usize,
@@ -66,6 +68,7 @@ impl State {
             turns: 0,
             edits: Edits::default(),
             receiver: Receiver::default(),
+            obstacle: None,
             starts: 0,
             handed: 0,
             rates: case.rates.clone(),

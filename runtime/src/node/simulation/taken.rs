@@ -1,4 +1,7 @@
-//! What a worker has taken is handled once and in its place, whatever happens before it comes to that.
+//! What a worker has taken is handled once and in its place, whatever happens before it comes to that; and what it says of
+//! itself when nothing comes.
+
+use std::sync::Arc;
 
 use super::broker::Row;
 use super::handler::{Kind, PLAIN, POISON};
@@ -67,6 +70,24 @@ fn who_cannot_commit_takes_what_there_is_room_for_and_drops_nothing() {
         state.broker.group.shake();
     }
     scene.until_committed();
+    assert_eq!(scene.world.lock().starts, starts);
+    scene.check();
+}
+
+#[test]
+fn what_keeps_records_from_coming_is_said_as_long_as_it_does_and_ends_nothing() {
+    let scene = Scene::new(Kind::Chain);
+    scene.world.start(0);
+    scene.until_running(0);
+    let board = Arc::clone(&scene.world.process(0).unwrap().board);
+    let starts = scene.world.lock().starts;
+    scene.world.lock().obstacle = Some("the password is wrong".into());
+    scene.until("it is said", |_| board.trouble().is_some_and(|reason| reason.contains("password is wrong")));
+    put(&scene, PLAIN, 0);
+    scene.until_committed();
+    assert!(board.trouble().is_some());
+    scene.world.lock().obstacle = None;
+    scene.until("it is not said any more", |_| board.trouble().is_none());
     assert_eq!(scene.world.lock().starts, starts);
     scene.check();
 }

@@ -24,6 +24,7 @@
 mod asks;
 mod doubt;
 mod edits;
+mod obstacle;
 mod outcome;
 mod parked;
 mod rebalance;
@@ -42,6 +43,7 @@ use asks::Asks;
 use crossbeam_channel::Receiver;
 use doubt::Doubt;
 use edits::Edits;
+use obstacle::Obstacle;
 use redrive::Redrives;
 use relay::Desk;
 use unpark::Unparks;
@@ -205,6 +207,7 @@ pub struct Worker<C: Consumer> {
     rest: VecDeque<Batch>,
     /// The last take brought no records.
     dry: bool,
+    obstacle: Obstacle,
     /// The overlay is full and cannot be committed yet, or calls are ended: nothing is handled, and nothing taken.
     stalled: bool,
 }
@@ -261,6 +264,7 @@ impl<C: Consumer> Worker<C> {
             heard: now,
             rest: VecDeque::new(),
             dry: true,
+            obstacle: Obstacle::default(),
             stalled: false,
         }
     }
@@ -303,6 +307,7 @@ impl<C: Consumer> Worker<C> {
             true => self.take(),
             false => self.listen(),
         }
+        self.look_for_obstacles();
         self.serve_unparks();
         self.retry_parked();
         self.serve_redrives();
@@ -530,6 +535,7 @@ impl<C: Consumer> Drop for Worker<C> {
     /// Of one that panics as well, so that what is being restored finds its way back without it.
     fn drop(&mut self) {
         drop(self.verdicts.close());
+        self.board.obstacle(self.index, None);
     }
 }
 

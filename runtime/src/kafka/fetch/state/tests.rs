@@ -242,6 +242,29 @@ fn who_has_not_heard_of_an_epoch_is_asked_again_before_it_is_believed() {
 }
 
 #[test]
+fn what_only_a_person_can_mend_is_said_the_second_time_and_of_what_it_concerns() {
+    let mut case = Case::new();
+    case.start([at(0), at(1)]);
+    case.hears(&[(0, 0, 3), (1, 1, 3)]);
+    let no_entry = || Some("no entry".to_owned());
+    case.state.lost(0, no_entry(), case.now);
+    assert_eq!(case.state.obstacle(), None, "it may have been an accident");
+    for _ in 0..2 {
+        case.now += PAUSE.1;
+        case.hears(&[(0, 0, 3)]);
+        case.state.lost(0, no_entry(), case.now);
+        assert_eq!(case.state.obstacle(), no_entry());
+        let plan = case.plan(1);
+        case.answer(1, &plan, Answer::Nothing);
+    }
+    case.hears(&[(0, 1, 4)]);
+    let plan = case.plan(1);
+    let asked = plan.wanted.iter().find(|wanted| wanted.partition == at(0)).expect("another leads it");
+    case.state.answered(1, vec![(asked.clone(), Answer::Nothing)], case.now);
+    assert_eq!(case.state.obstacle(), None);
+}
+
+#[test]
 fn a_broker_that_is_back_elsewhere_is_connected_to_there() {
     let mut case = Case::new();
     case.start([at(0)]);
