@@ -56,6 +56,7 @@ pub fn consumer_spec(node: &NodeRuntime, revision: &Revision, index: u32) -> Con
         GroupProtocol::Classic => Some(format!("{}-{index}", node.id)),
         GroupProtocol::Consumer => None,
     };
+    spec.topic_ids = revision.inputs.iter().map(|input| input.topic_id.parse().unwrap_or_default()).collect();
     spec.wants_headers = revision.reads_headers();
     spec.batch_records = revision::call_records_max(&revision.spec);
     spec.batch_bytes = revision::call_bytes_max(&revision.spec);

@@ -330,6 +330,48 @@ fn a_partition_that_starts_while_another_waits_for_news_is_read_at_once() {
     assert!(waited < Duration::from_secs(1), "{waited:?}");
 }
 
+/// Nothing is fetched meanwhile, because what was fetched ahead is not taken.
+#[test]
+fn a_topic_that_is_made_again_between_two_fetches_is_not_read_on_with() {
+    let cluster = Cluster::get();
+    let topic = cluster.topic("again", 1);
+    let produce = |word: &str| {
+        for nth in 0..10 {
+            cluster.produce(&topic, (0..100).map(|n| row(0, &format!("{word} {}", nth * 100 + n))));
+        }
+    };
+    produce("old");
+    let mut config = config(&cluster, KafkaClient::Own);
+    config.limits.partition_fetch_bytes = 1_024;
+    let spec = ConsumerSpec { batch_records: 100, ..spec(&unique("group"), &[&topic]) };
+    let mut consumer = Consumer::new(&config, spec).unwrap();
+    let mut out = Vec::new();
+    wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
+    consumer.assign(&[(at(0, 0), Offset(0))]).unwrap();
+    consumer.start(at(0, 0), Offset(0)).unwrap();
+    out.clear();
+    wait_for(&mut consumer, &mut out, |out| !offsets(out).is_empty());
+    assert!(offsets(&out).len() < 1_000);
+    // Until what the partition may hold is there; a fetch without news is over by then, too.
+    std::thread::sleep(Duration::from_millis(700));
+
+    let admin = cluster.admin();
+    admin.delete_topics(std::slice::from_ref(&topic)).unwrap();
+    crate::harness::eventually("it is made again", || admin.create_topic(&NewTopic::new(&topic, 1)).ok());
+    produce("new");
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        // That its topic has gone may be said.
+        let _ = consumer.take(Duration::from_millis(50), &mut out);
+    }
+    let batches = out.iter().filter_map(|taken| match taken {
+        Taken::Batch(batch) => Some(batch),
+        _ => None,
+    });
+    let values: Vec<_> = batches.flat_map(|batch| batch.values.iter().flatten()).collect();
+    assert!(values.iter().all(|value| value.starts_with(b"old ")), "{} records", values.len());
+}
+
 /// The embedded broker has no listener that is encrypted and signed in at.
 #[test]
 fn records_come_over_tls_to_who_signs_in_and_anybody_else_is_told_why_not() {

@@ -45,6 +45,7 @@ use std::time::Duration;
 pub use group::evict;
 use offsets::Offsets;
 use slot::Slot;
+use uuid::Uuid;
 
 use super::config::{GroupSettings, KafkaConfig};
 use super::epochs::Epochs;
@@ -70,6 +71,9 @@ pub struct ConsumerSpec {
     /// Topics in the manifest's order; a record's `input` is an index into them. One input is
     /// assigned cooperatively, several co-partitioned ones eagerly by range.
     pub inputs: Vec<String>,
+    /// Ids of those topics, as far as they are known; nil, or none at all, is any. Of another topic of the name the node
+    /// fetches nothing; librdkafka does not look.
+    pub topic_ids: Vec<Uuid>,
     pub wants_headers: bool,
     /// Records of one `take`, and so of one batch.
     pub batch_records: usize,
@@ -85,6 +89,7 @@ impl ConsumerSpec {
             instance_id: None,
             protocol: GroupProtocol::Classic,
             inputs,
+            topic_ids: Vec::new(),
             wants_headers: false,
             batch_records: 500,
             batch_bytes: 1 << 20,
@@ -130,7 +135,8 @@ impl Consumer {
             KafkaClient::Own => {
                 let shared = raw.client().shared_with_threads();
                 let wake = Box::new(move || shared.set_ready());
-                Some(Fetcher::new(config, spec.inputs.clone(), wake).map_err(SourceError::Refused)?)
+                let fetcher = Fetcher::new(config, spec.inputs.clone(), &spec.topic_ids, wake);
+                Some(fetcher.map_err(SourceError::Refused)?)
             }
             KafkaClient::Librdkafka => None,
         };

@@ -8,11 +8,12 @@ use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
 
 use super::chunk::{Aborted, Chunk};
 use super::shared::Shared;
 use super::state::{Answer, Plan, Refusal, Wanted};
-use crate::kafka::wire::{Address, Connection, ConnectionError, FETCH_VERSION};
+use crate::kafka::wire::{Address, Connection, ConnectionError, FETCH_BY_ID_VERSION, FETCH_VERSION};
 
 /// A request that is no part of a fetch session (KIP-227).
 const NO_SESSION: (i32, i32) = (0, -1);
@@ -40,10 +41,11 @@ fn serve(shared: &Arc<Shared>, broker: i32) -> Result<(), ConnectionError> {
                 break;
             }
             let patience = plan.wait + shared.access.request_timeout;
-            match connection.call(&request(shared, &plan), FETCH_VERSION, patience) {
+            let version = version(&connection, &plan);
+            match connection.call(&request(shared, &plan), version, patience) {
                 Ok(response) => {
                     check(&response, &address)?;
-                    shared.answered(broker, sort(shared, plan, response));
+                    shared.answered(broker, sort(shared, plan, response, version));
                 }
                 // The next plan has what has begun meanwhile.
                 Err(_) if shared.was_interrupted(broker) => break,
@@ -54,10 +56,17 @@ fn serve(shared: &Arc<Shared>, broker: i32) -> Result<(), ConnectionError> {
     Ok(())
 }
 
+/// By topic ids wherever broker and cluster have them: by its name a topic that was made again between two fetches would be
+/// read on with.
+fn version(connection: &Connection, plan: &Plan) -> i16 {
+    let has_ids = plan.wanted.iter().all(|wanted| !wanted.topic.is_nil());
+    if has_ids && connection.fetches_by_id() { FETCH_BY_ID_VERSION } else { FETCH_VERSION }
+}
+
 fn request(shared: &Shared, plan: &Plan) -> FetchRequest {
     let fetching = &shared.fetching;
     // In the order of the plan, as far as one that goes by topics can be.
-    let mut topics: Vec<(u16, Vec<FetchPartition>)> = Vec::new();
+    let mut topics: Vec<((u16, Uuid), Vec<FetchPartition>)> = Vec::new();
     for wanted in &plan.wanted {
         let partition = FetchPartition::default()
             .with_partition(wanted.partition.partition)
@@ -65,14 +74,15 @@ fn request(shared: &Shared, plan: &Plan) -> FetchRequest {
             .with_fetch_offset(wanted.next)
             .with_last_fetched_epoch(wanted.epoch)
             .with_partition_max_bytes(fetching.partition_bytes);
-        match topics.iter_mut().find(|(input, _)| *input == wanted.partition.input) {
+        let topic = (wanted.partition.input, wanted.topic);
+        match topics.iter_mut().find(|(known, _)| *known == topic) {
             Some((_, partitions)) => partitions.push(partition),
-            None => topics.push((wanted.partition.input, vec![partition])),
+            None => topics.push((topic, vec![partition])),
         }
     }
-    let named = |(input, partitions): (u16, Vec<FetchPartition>)| {
+    let named = |((input, id), partitions): ((u16, Uuid), Vec<FetchPartition>)| {
         let name = StrBytes::from_string(shared.topics[usize::from(input)].clone());
-        FetchTopic::default().with_topic(TopicName(name)).with_partitions(partitions)
+        FetchTopic::default().with_topic(TopicName(name)).with_topic_id(id).with_partitions(partitions)
     };
     FetchRequest::default()
         .with_replica_id(BrokerId(-1))
@@ -97,28 +107,28 @@ fn check(response: &FetchResponse, address: &Address) -> Result<(), ConnectionEr
     }
 }
 
-/// What came back of each partition that was asked for; one that the broker left out has nothing.
-fn sort(shared: &Shared, plan: Plan, response: FetchResponse) -> Vec<(Wanted, Answer)> {
+/// What came back of each partition that was asked for in that version; one that the broker left out has nothing.
+fn sort(shared: &Shared, plan: Plan, response: FetchResponse, version: i16) -> Vec<(Wanted, Answer)> {
     let mut answers = Vec::with_capacity(plan.wanted.len());
     // What comes later in the answer then waits for another one, in which it comes first.
     let mut most = usize::try_from(plan.bytes).unwrap_or(0).saturating_mul(UNPACKED_MAX);
     most = most.max(shared.fetching.queue_bytes);
     let (mut sent, mut held) = (0, 0);
+    let name = |wanted: &Wanted| shared.topics[usize::from(wanted.partition.input)].as_str();
     for topic in response.responses {
-        let Some(input) = shared.topics.iter().position(|name| name.as_str() == topic.topic.as_str()) else {
-            continue;
+        let is_of = |wanted: &Wanted| match version {
+            FETCH_BY_ID_VERSION => wanted.topic == topic.topic_id,
+            _ => name(wanted) == topic.topic.as_str(),
         };
         for data in topic.partitions {
             sent += data.records.as_ref().map_or(0, Bytes::len);
-            let asked = plan.wanted.iter().find(|wanted| {
-                usize::from(wanted.partition.input) == input
-                    && wanted.partition.partition == data.partition_index
-            });
-            let Some(asked) = asked else { continue };
+            let is_asked =
+                |wanted: &&Wanted| wanted.partition.partition == data.partition_index && is_of(wanted);
+            let Some(asked) = plan.wanted.iter().find(is_asked) else { continue };
             let code = data.error_code;
             let answer = answer(asked, data, most);
             if matches!(answer, Answer::Again { leads: true }) && shared.is_refusal_told() {
-                let (topic, partition) = (shared.topics[input].as_str(), asked.partition.partition);
+                let (topic, partition) = (name(asked), asked.partition.partition);
                 tracing::warn!(topic, partition, error = describe(code), "a fetch was refused; trying again");
             }
             if let Answer::Records { chunk, .. } = &answer {
@@ -159,6 +169,7 @@ fn answer(asked: &Wanted, data: PartitionData, most: usize) -> Answer {
             | E::ReplicaNotAvailable
             | E::UnknownTopicOrPartition
             | E::UnknownTopicId
+            | E::InconsistentTopicId
             | E::FencedLeaderEpoch
             | E::UnknownLeaderEpoch
             | E::KafkaStorageError

@@ -35,8 +35,10 @@ struct Trouble {
 pub(super) struct Cluster {
     /// Outlives runs, until a broker or newer metadata say otherwise.
     leaders: HashMap<InputPartition, Leader>,
-    /// Who has answered for a partition. Metadata that are older, or of another topic of that name, are not believed.
-    served: HashMap<InputPartition, Leader>,
+    /// Ids of topics, as far as they are known; no other of the name is read.
+    topics: HashMap<u16, Uuid>,
+    /// Epoch of who has answered for a partition last. Metadata that are older are not believed.
+    served: HashMap<InputPartition, i32>,
     addresses: HashMap<i32, Address>,
     troubled: HashMap<i32, Trouble>,
     /// When it was asked last, and how often.
@@ -45,6 +47,12 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
+    /// As [`State::of`](super::state::State::of).
+    pub fn of(topics: &[Uuid]) -> Cluster {
+        let known = (0..).zip(topics.iter().copied()).filter(|(_, id)| !id.is_nil());
+        Cluster { topics: known.collect(), ..Cluster::default() }
+    }
+
     pub fn leader(&self, partition: &InputPartition) -> Option<&Leader> {
         self.leaders.get(partition)
     }
@@ -60,7 +68,10 @@ impl Cluster {
 
     /// This one has answered for it.
     pub fn served(&mut self, partition: InputPartition, leader: Leader) {
-        self.served.insert(partition, leader);
+        self.served.insert(partition, leader.epoch);
+        if !leader.topic.is_nil() {
+            self.topics.entry(partition.input).or_insert(leader.topic);
+        }
     }
 
     /// Forgets leaders that nobody would fetch from: the cluster does not know them any more, and nobody `is_connected`.
@@ -133,9 +144,9 @@ impl Cluster {
     /// False for a leader that is older than one that has answered, and for that of another topic of the same name: a topic
     /// that was made again is not read on with, and `node::inputs` says what to do about it.
     fn is_believed(&self, partition: InputPartition, leader: Leader) -> bool {
-        self.served.get(&partition).is_none_or(|served| {
-            let is_same = served.topic == leader.topic || served.topic.is_nil() || leader.topic.is_nil();
-            is_same && (leader.epoch < 0 || leader.epoch >= served.epoch)
-        })
+        let is_same = |topic: &Uuid| *topic == leader.topic || leader.topic.is_nil();
+        let is_as_new = |served: &i32| leader.epoch < 0 || leader.epoch >= *served;
+        self.topics.get(&partition.input).is_none_or(is_same)
+            && self.served.get(&partition).is_none_or(is_as_new)
     }
 }

@@ -35,7 +35,8 @@ pub(super) fn run(shared: &Arc<Shared>) {
         if pause == PAUSE.1 && vacancy.is_due() {
             tracing::warn!(
                 topics = names.join(", "),
-                "some partition has no leader that is reached, or only one that is older than what was read; asking again"
+                "some partition has no leader that is reached, or only one that is older than what was read, or of another topic of \
+                 the name; asking again"
             );
         }
         match ask(shared, access, &mut connections, (&names[..], addresses)) {

@@ -14,6 +14,7 @@
 //!   that is not the present one.
 //! - Of a run every offset is asked for once, in order: the next fetch begins where the last chunk ended. An answer counts
 //!   only to what is still asked, and only from whoever still leads.
+//! - Nothing is read of a topic that was made again, wherever brokers tell topics of one name apart.
 //! - What was fetched and not taken is bounded: a partition is asked for again when less than one fetch of it waits, and
 //!   while all that waits is less than the queue may hold. An answer has what there is room for, one part of a partition at
 //!   least, and unpacks to a few times of that.
@@ -45,6 +46,7 @@ use std::time::{Duration, Instant};
 pub(super) use chunk::{Chunk, Room};
 use shared::Shared;
 pub(super) use state::{Refusal, Run};
+use uuid::Uuid;
 
 use super::config::{Fetching, KafkaConfig};
 use super::wire::Access;
@@ -88,10 +90,16 @@ pub(super) struct Fetcher {
 struct Telling(Option<Instant>);
 
 impl Fetcher {
-    /// `topics` in the order of [`InputPartition::input`]. Connects when something starts.
-    pub fn new(config: &KafkaConfig, topics: Vec<String>, wake: Wake) -> Result<Fetcher, String> {
+    /// `topics` in the order of [`InputPartition::input`], and their `ids`, as far as they are known: nil, or none at all, is
+    /// any. Connects when something starts.
+    pub fn new(
+        config: &KafkaConfig,
+        topics: Vec<String>,
+        ids: &[Uuid],
+        wake: Wake,
+    ) -> Result<Fetcher, String> {
         let access = Access::new(config).map_err(|error| error.to_string())?;
-        let shared = Shared::new(access, config.fetching(), topics, wake);
+        let shared = Shared::new(access, config.fetching(), topics, ids, wake);
         Ok(Fetcher { shared, pending: VecDeque::new(), started: Vec::new(), tended: Instant::now() })
     }
 

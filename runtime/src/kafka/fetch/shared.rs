@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use super::cluster::Leader;
 use super::state::{Answer, Plan, Run, State, Step, Wanted};
 use super::{Arrival, Fetching, Wake, broker, leaders};
@@ -28,13 +30,20 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub fn new(access: Access, fetching: Fetching, topics: Vec<String>, wake: Wake) -> Arc<Shared> {
+    /// `ids` as [`State::of`] has them.
+    pub fn new(
+        access: Access,
+        fetching: Fetching,
+        topics: Vec<String>,
+        ids: &[Uuid],
+        wake: Wake,
+    ) -> Arc<Shared> {
         Arc::new(Shared {
             access,
             fetching,
             topics,
             wake,
-            state: Mutex::default(),
+            state: Mutex::new(State::of(ids)),
             changed: Condvar::new(),
             is_finding: AtomicBool::new(false),
             has_panicked: AtomicBool::new(false),

@@ -8,6 +8,8 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use super::chunk::Damage;
 use super::cluster::{Cluster, LOOK_EVERY, Leader};
 use super::{Arrival, Chunk, Fetching, Telling, What};
@@ -59,6 +61,8 @@ pub(super) struct Wanted {
     pub epoch: i32,
     /// Of the leader, as the cluster's metadata say.
     pub leader_epoch: i32,
+    /// Which topic of that name; nil = the cluster does not say.
+    pub topic: Uuid,
     /// When it brought records last: a count of all such answers.
     brought: u64,
 }
@@ -159,6 +163,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Of topics with these ids, in the order of [`InputPartition::input`]; nil = not known.
+    pub fn of(topics: &[Uuid]) -> State {
+        State { cluster: Cluster::of(topics), ..State::default() }
+    }
+
     pub fn has_ended(&self) -> bool {
         self.has_ended
     }
@@ -302,6 +311,7 @@ impl State {
                     next: partition.next,
                     epoch: partition.epoch,
                     leader_epoch: leader.epoch,
+                    topic: leader.topic,
                     brought: partition.brought,
                 });
             }
@@ -366,7 +376,7 @@ impl State {
             return;
         };
         if (partition.run, partition.next) != (asked.run, asked.next)
-            || (leader.broker, leader.epoch) != (broker, asked.leader_epoch)
+            || (leader.broker, leader.epoch, leader.topic) != (broker, asked.leader_epoch, asked.topic)
         {
             return;
         }

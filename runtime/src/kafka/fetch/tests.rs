@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use kafka_protocol::records::{Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
 use tidemill_batches::testing::{NewBatch, NewRecord};
+use uuid::Uuid;
 
 use super::{Fetcher, Refusal, Room, What};
 use crate::kafka::config::KafkaConfig;
@@ -46,6 +47,12 @@ type Script = Box<dyn FnMut(i32, &FetchRequest) -> Reply + Send>;
 struct Stage {
     ports: [u16; 2],
     leader: Mutex<i32>,
+    /// Which topic of the name there is.
+    topic: Mutex<Uuid>,
+    /// They fetch by names alone.
+    is_old: AtomicBool,
+    /// How often they were asked who leads what.
+    looks: AtomicUsize,
     /// Nobody is let in who signs in from now on.
     is_closed: AtomicBool,
     has_ended: AtomicBool,
@@ -63,6 +70,9 @@ impl Cluster {
         let stage = Arc::new(Stage {
             ports: [0, 1].map(|broker: usize| listeners[broker].local_addr().expect("bound").port()),
             leader: Mutex::new(0),
+            topic: Mutex::new(Uuid::from_u128(1)),
+            is_old: AtomicBool::new(false),
+            looks: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
             script: Mutex::new(Box::new(script)),
@@ -86,7 +96,7 @@ impl Cluster {
     fn fetcher(&self, change: impl FnOnce(&mut KafkaConfig)) -> Fetcher {
         let mut config = KafkaConfig::new(format!("127.0.0.1:{}", self.stage.ports[0]));
         change(&mut config);
-        Fetcher::new(&config, vec![TOPIC.to_owned()], Box::new(|| {})).expect("it is complete")
+        Fetcher::new(&config, vec![TOPIC.to_owned()], &[], Box::new(|| {})).expect("it is complete")
     }
 }
 
@@ -100,7 +110,7 @@ fn serve(mut stream: TcpStream, broker: i32, stage: &Stage) {
     while let Some((key, version, correlation_id, request)) = read(&mut stream) {
         let mut is_half = false;
         let response = match request {
-            RequestKind::ApiVersions(_) => ResponseKind::ApiVersions(versions()),
+            RequestKind::ApiVersions(_) => ResponseKind::ApiVersions(versions(stage)),
             RequestKind::SaslHandshake(_) => ResponseKind::SaslHandshake(SaslHandshakeResponse::default()),
             RequestKind::SaslAuthenticate(_) => {
                 let code = match stage.is_closed.load(Ordering::SeqCst) {
@@ -110,20 +120,17 @@ fn serve(mut stream: TcpStream, broker: i32, stage: &Stage) {
                 ResponseKind::SaslAuthenticate(SaslAuthenticateResponse::default().with_error_code(code))
             }
             RequestKind::Metadata(_) => ResponseKind::Metadata(metadata(stage)),
-            RequestKind::Fetch(request) => {
-                let reply = (stage.script.lock().expect("no panic"))(broker, &request);
-                match reply {
-                    Reply::Answer(response) => ResponseKind::Fetch(response),
-                    Reply::Half(response) => {
-                        is_half = true;
-                        ResponseKind::Fetch(response)
-                    }
-                    Reply::Nothing => {
-                        let _ = stream.read(&mut [0; 1]);
-                        return;
-                    }
+            RequestKind::Fetch(request) => match reply(stage, broker, version, &request) {
+                Reply::Answer(response) => ResponseKind::Fetch(response),
+                Reply::Half(response) => {
+                    is_half = true;
+                    ResponseKind::Fetch(response)
                 }
-            }
+                Reply::Nothing => {
+                    let _ = stream.read(&mut [0; 1]);
+                    return;
+                }
+            },
             other => panic!("nobody should ask {other:?}"),
         };
         let mut frame = BytesMut::new();
@@ -141,6 +148,25 @@ fn serve(mut stream: TcpStream, broker: i32, stage: &Stage) {
     }
 }
 
+/// As the script has it, of the topic that is there.
+fn reply(stage: &Stage, broker: i32, version: i16, request: &FetchRequest) -> Reply {
+    let id = *stage.topic.lock().expect("no panic");
+    let is_by_id = version >= 13;
+    if is_by_id && request.topics.iter().any(|topic| topic.topic_id != id) {
+        let gone = |(partition, ..): (i32, i64, i32)| {
+            data(partition).with_error_code(ResponseError::UnknownTopicId.code())
+        };
+        let mut response = answer(asked(request).into_iter().map(gone).collect());
+        response.responses[0].topic_id = request.topics[0].topic_id;
+        return Reply::Answer(response);
+    }
+    let mut reply = (stage.script.lock().expect("no panic"))(broker, request);
+    if let Reply::Answer(response) | Reply::Half(response) = &mut reply {
+        response.responses.iter_mut().for_each(|topic| topic.topic_id = id);
+    }
+    reply
+}
+
 fn read(stream: &mut TcpStream) -> Option<(ApiKey, i16, i32, RequestKind)> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).ok()?;
@@ -154,12 +180,13 @@ fn read(stream: &mut TcpStream) -> Option<(ApiKey, i16, i32, RequestKind)> {
     Some((key, version, header.correlation_id, request))
 }
 
-fn versions() -> ApiVersionsResponse {
+fn versions(stage: &Stage) -> ApiVersionsResponse {
+    let newest = if stage.is_old.load(Ordering::SeqCst) { 12 } else { 16 };
     let api = |key: ApiKey, max| {
         ApiVersion::default().with_api_key(key as i16).with_min_version(0).with_max_version(max)
     };
     let keys = vec![
-        api(ApiKey::Fetch, 16),
+        api(ApiKey::Fetch, newest),
         api(ApiKey::Metadata, 12),
         api(ApiKey::ApiVersions, 3),
         api(ApiKey::SaslHandshake, 1),
@@ -169,6 +196,7 @@ fn versions() -> ApiVersionsResponse {
 }
 
 fn metadata(stage: &Stage) -> MetadataResponse {
+    stage.looks.fetch_add(1, Ordering::SeqCst);
     let leader = *stage.leader.lock().expect("no panic");
     let broker = |id: usize| {
         MetadataResponseBroker::default()
@@ -184,6 +212,7 @@ fn metadata(stage: &Stage) -> MetadataResponse {
     };
     let topic = MetadataResponseTopic::default()
         .with_name(Some(TopicName(StrBytes::from_static_str(TOPIC))))
+        .with_topic_id(*stage.topic.lock().expect("no panic"))
         .with_partitions(vec![partition(0), partition(1)]);
     MetadataResponse::default().with_brokers(vec![broker(0), broker(1)]).with_topics(vec![topic])
 }
@@ -334,6 +363,46 @@ fn a_log_that_was_cut_off_and_has_grown_again_ends_the_run() {
     let (taken, refusal) = take(&mut fetcher, 101);
     assert_eq!(taken[&0], run_on(0, 100));
     assert!(matches!(&refusal, Some(Refusal::OutOfRange(why)) if why.contains("60")), "{refusal:?}");
+}
+
+#[test]
+fn a_topic_that_was_made_again_between_two_fetches_is_not_read_on_with() {
+    let stage = Arc::new(OnceLock::<Arc<Stage>>::new());
+    let changes = Arc::clone(&stage);
+    let cluster = Cluster::new(move |_, request| {
+        if asked(request)[0].1 == 200 {
+            // Same name, leader and epoch, and as many records.
+            *changes.get().expect("set below").topic.lock().expect("no panic") = Uuid::from_u128(2);
+        }
+        Reply::Answer(more(request))
+    });
+    assert!(stage.set(Arc::clone(&cluster.stage)).is_ok());
+    let mut fetcher = cluster.fetcher(|_| {});
+    fetcher.start(at(0), 0, -1);
+    fetcher.begin_started();
+    let (taken, refusal) = take(&mut fetcher, 300);
+    assert_eq!((&taken[&0], refusal), (&run_on(0, 300), None));
+    let looks = || cluster.stage.looks.load(Ordering::SeqCst);
+    let (before, began) = (looks(), Instant::now());
+    while looks() < before + 3 {
+        assert!(began.elapsed() < SOON);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(fetcher.front().is_none());
+}
+
+#[test]
+fn brokers_that_fetch_by_names_alone_are_asked_by_them() {
+    let cluster = Cluster::new(|_, request| {
+        assert_eq!(request.topics[0].topic.as_str(), TOPIC);
+        Reply::Answer(more(request))
+    });
+    cluster.stage.is_old.store(true, Ordering::SeqCst);
+    let mut fetcher = cluster.fetcher(|_| {});
+    fetcher.start(at(0), 0, -1);
+    fetcher.begin_started();
+    let (taken, refusal) = take(&mut fetcher, 200);
+    assert_eq!((taken[&0][..200].to_vec(), refusal), (run_on(0, 200), None));
 }
 
 #[test]

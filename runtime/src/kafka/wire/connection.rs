@@ -32,6 +32,8 @@ use crate::tls::blocking::explain;
 
 /// Whose answers are understood; Kafka has had them since 2.8.
 pub(in crate::kafka) const FETCH_VERSION: i16 = 12;
+/// The same by topic ids instead of names, so that a topic which was made again is another; Kafka has had it since 3.1.
+pub(in crate::kafka) const FETCH_BY_ID_VERSION: i16 = 13;
 /// The first that tells a topic from a later one of its name.
 pub(in crate::kafka) const METADATA_VERSION: i16 = 10;
 /// As Kafka 3.6 has it. What came later tells of new leaders and of transactions of the new kind (KIP-890, part 2).
@@ -116,6 +118,7 @@ pub(in crate::kafka) struct Connection {
     frame: Vec<u8>,
     answer_bytes_max: usize,
     expires: Option<Instant>,
+    fetches_by_id: bool,
 }
 
 /// A request that is out.
@@ -164,6 +167,7 @@ impl Connection {
             frame: Vec::new(),
             answer_bytes_max: EARLY_BYTES_MAX.min(access.response_bytes_max),
             expires: None,
+            fetches_by_id: false,
         };
         connection.check_versions(access.sasl.is_some(), until)?;
         if let Some(sasl) = &access.sasl {
@@ -181,6 +185,11 @@ impl Connection {
     /// Another one should be made instead: the broker wants to be signed in at again, and closes this one soon.
     pub fn is_expired(&self) -> bool {
         self.expires.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// The broker speaks [`FETCH_BY_ID_VERSION`].
+    pub fn fetches_by_id(&self) -> bool {
+        self.fetches_by_id
     }
 
     /// One request and its answer; `patience` is how long both may take together. After an error the connection is
@@ -294,14 +303,17 @@ impl Connection {
         // Where there are no transactions, librdkafka has none either.
         let knows = |key: ApiKey| answer.api_keys.iter().any(|spoken| spoken.api_key == key as i16);
         let of_producer = OF_PRODUCER.map(|(key, version)| (knows(key), key, version));
-        for (is_needed, key, version) in needed.into_iter().chain(of_producer) {
-            let speaks = answer.api_keys.iter().any(|spoken| {
+        let speaks = |key: ApiKey, version: i16| {
+            answer.api_keys.iter().any(|spoken| {
                 spoken.api_key == key as i16 && (spoken.min_version..=spoken.max_version).contains(&version)
-            });
-            if is_needed && !speaks {
+            })
+        };
+        for (is_needed, key, version) in needed.into_iter().chain(of_producer) {
+            if is_needed && !speaks(key, version) {
                 return Err(self.unsupported(format!("version {version} of {key:?}")));
             }
         }
+        self.fetches_by_id = speaks(ApiKey::Fetch, FETCH_BY_ID_VERSION);
         Ok(())
     }
 

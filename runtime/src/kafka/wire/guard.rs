@@ -32,7 +32,7 @@ pub(super) fn check(key: ApiKey, version: i16, answer: &[u8]) -> Result<(), Malf
         (ApiKey::SaslHandshake, 1) => walk.sasl_handshake(),
         (ApiKey::SaslAuthenticate, 2) => walk.sasl_authenticate(),
         (ApiKey::Metadata, 9..=12) => walk.metadata(version),
-        (ApiKey::Fetch, 12) => walk.fetch(),
+        (ApiKey::Fetch, 12..=13) => walk.fetch(version),
         (ApiKey::ListOffsets, 6..=8) => walk.list_offsets(),
         (ApiKey::OffsetForLeaderEpoch, 4) => walk.epoch_ends(),
         (ApiKey::Produce, 9) => walk.produced(),
@@ -107,10 +107,14 @@ impl Walk<'_> {
         self.tags()
     }
 
-    fn fetch(&mut self) -> Option<()> {
+    fn fetch(&mut self, version: i16) -> Option<()> {
         self.skip(4 + 2 + 4)?;
         self.array(|topic| {
-            topic.text()?;
+            if version >= 13 {
+                topic.skip(16)?
+            } else {
+                topic.text()?
+            }
             topic.array(|partition| {
                 partition.skip(4 + 2 + 8 + 8 + 8)?;
                 partition.array(|aborted| {
@@ -367,7 +371,7 @@ mod tests {
         }
     }
 
-    fn fetched() -> FetchResponse {
+    fn fetched(version: i16) -> FetchResponse {
         let partition = PartitionData::default()
             .with_partition_index(3)
             .with_aborted_transactions(Some(vec![AbortedTransaction::default(); 2]))
@@ -377,9 +381,11 @@ mod tests {
             .with_snapshot_id(SnapshotId::default().with_end_offset(4).with_epoch(1))
             .with_unknown_tagged_field(9, Bytes::from_static(b"of later"));
         let empty = PartitionData::default().with_aborted_transactions(None).with_records(None);
-        let topic = FetchableTopicResponse::default()
-            .with_topic(TopicName(text("words")))
-            .with_partitions(vec![partition, empty]);
+        let topic = FetchableTopicResponse::default().with_partitions(vec![partition, empty]);
+        let topic = match version {
+            ..13 => topic.with_topic(TopicName(text("words"))),
+            13.. => topic.with_topic_id(uuid::Uuid::from_u128(7)),
+        };
         FetchResponse::default().with_session_id(1).with_responses(vec![topic.clone(), topic])
     }
 
@@ -410,8 +416,10 @@ mod tests {
         for version in 9..=12 {
             follows(ApiKey::Metadata, version, &metadata);
         }
-        follows(ApiKey::Fetch, 12, &fetched());
-        follows(ApiKey::Fetch, 12, &FetchResponse::default());
+        for version in 12..=13 {
+            follows(ApiKey::Fetch, version, &fetched(version));
+            follows(ApiKey::Fetch, version, &FetchResponse::default());
+        }
         let topic = ListOffsetsTopicResponse::default()
             .with_name(TopicName(text("words")))
             .with_partitions(vec![ListOffsetsPartitionResponse::default(); 2]);
@@ -541,7 +549,7 @@ mod tests {
         for (key, version, answer) in lies {
             assert_eq!(check(key, version, answer), Err(Malformed::Short), "{key:?}");
         }
-        let answer = encoded(&fetched(), 12);
+        let answer = encoded(&fetched(12), 12);
         let leader = [1, 9, 0, 0, 0, 2, 0, 0, 0, 5, 0];
         let at = answer.windows(leader.len()).position(|window| window == leader).expect("the leader's tag");
         for size in [0, 8, 10] {
@@ -559,7 +567,7 @@ mod tests {
 
     #[test]
     fn records_are_decoded_as_a_part_of_the_answer_and_not_as_a_copy() {
-        let answer = encoded(&fetched(), 12);
+        let answer = encoded(&fetched(12), 12);
         let mut left = answer.clone();
         ResponseHeader::decode(&mut left, FetchResponse::header_version(12)).expect("a header");
         let decoded = FetchResponse::decode(&mut left, 12).expect("valid");

@@ -170,6 +170,17 @@ fn what_is_older_than_an_answer_or_of_another_topic_is_not_believed() {
 }
 
 #[test]
+fn of_a_topic_whose_id_is_known_no_other_is_read_from_the_start_on() {
+    let mut case = Case::new();
+    case.state = State::of(&[TOPIC]);
+    case.start([at(0)]);
+    case.hears_of(Uuid::from_u128(2), &[(at(0), 0, 0)]);
+    assert!(case.is_leaderless());
+    case.hears_of(TOPIC, &[(at(0), 0, 0)]);
+    assert_eq!(case.plan(0).wanted[0].topic, TOPIC);
+}
+
+#[test]
 fn a_broker_that_is_late_is_asked_after_and_left_once_it_leads_no_more() {
     let mut case = Case::new();
     case.start([at(0)]);
