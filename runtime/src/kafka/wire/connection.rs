@@ -59,6 +59,8 @@ const OF_PRODUCER: [(ApiKey, i16); 7] = [
 
 /// An answer of a broker that has not signed us in yet.
 const EARLY_BYTES_MAX: usize = 1 << 20;
+/// Memory that a connection keeps for its next request: a producer's are half as large, unless a record is larger.
+const FRAME_BYTES_KEPT: usize = 4 << 20;
 /// What is shown of a text of the broker's.
 const TEXT_CHARS_MAX: usize = 300;
 /// The longest that anybody waits: beyond that lie numbers that a time cannot be reckoned with.
@@ -114,7 +116,7 @@ pub(in crate::kafka) struct Connection {
     correlation_id: i32,
     /// Without an answer yet, oldest first.
     out: VecDeque<Asked>,
-    /// The request, kept for its memory.
+    /// The request, kept for its memory, if that is not too much.
     frame: Vec<u8>,
     answer_bytes_max: usize,
     expires: Option<Instant>,
@@ -234,6 +236,9 @@ impl Connection {
         self.wire
             .send(&self.frame, until)
             .map_err(|fault| failure(&self.address, fault, format!("{key:?}"), at))?;
+        if self.frame.capacity() > FRAME_BYTES_KEPT {
+            self.frame = Vec::new();
+        }
         self.out.push_back(Asked { key, version, correlation_id: self.correlation_id, at });
         Ok(())
     }
@@ -328,7 +333,10 @@ impl Connection {
         let (mut dialog, mut message) = sasl.begin();
         loop {
             let request = SaslAuthenticateRequest::default().with_auth_bytes(Bytes::from(message));
-            let answer = self.exchange(&request, AUTHENTICATE_VERSION, until)?;
+            let answer = self.exchange(&request, AUTHENTICATE_VERSION, until);
+            // It may be a password, and would lie there until a longer request comes.
+            self.frame.fill(0);
+            let answer = answer?;
             if let Some(error) = ResponseError::try_from_code(answer.error_code) {
                 let said = answer.error_message.map(|said| said.to_string());
                 return Err(self.refused(sasl, &said.unwrap_or_else(|| error.to_string())));
@@ -364,7 +372,7 @@ impl Connection {
 }
 
 impl fmt::Debug for Connection {
-    /// The last request may have held a password.
+    /// Nothing of what was said.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("address", &self.address).finish_non_exhaustive()
     }
@@ -438,9 +446,10 @@ mod tests {
     use std::thread::{self, JoinHandle};
 
     use kafka_protocol::messages::api_versions_response::ApiVersion;
+    use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
     use kafka_protocol::messages::{
         ApiVersionsResponse, MetadataRequest, MetadataResponse, SaslAuthenticateResponse,
-        SaslHandshakeResponse,
+        SaslHandshakeResponse, TopicName,
     };
 
     use super::*;
@@ -659,6 +668,26 @@ mod tests {
     }
 
     #[test]
+    fn a_large_request_does_not_keep_its_memory() {
+        let (access, address, broker) = serve(|mut broker| {
+            broker.greet(FETCH_VERSION);
+            for _ in 0..2 {
+                let (asked, _) = broker.hear::<MetadataRequest>();
+                broker.say(&asked, &MetadataResponse::default());
+            }
+        });
+        let mut connection = Connection::open(&access, &address).expect("a connection");
+        ask(&mut connection, SOON).expect("an answer");
+        assert!(connection.frame.capacity() > 0, "a small one does");
+        let name = StrBytes::from_string("n".repeat(30_000));
+        let topic = MetadataRequestTopic::default().with_name(Some(TopicName(name)));
+        let request = MetadataRequest::default().with_topics(Some(vec![topic; 200]));
+        connection.call(&request, METADATA_VERSION, SOON).expect("an answer");
+        assert!(connection.frame.capacity() <= FRAME_BYTES_KEPT, "{}", connection.frame.capacity());
+        broker.join().expect("the broker is content");
+    }
+
+    #[test]
     fn a_connection_is_given_up_at_the_earlier_of_two_limits() {
         let (access, address, broker) = serve(|mut broker| {
             broker.tcp.read_to_end(&mut Vec::new()).expect("the end");
@@ -748,6 +777,7 @@ mod tests {
             broker.say(&asked, &of_cluster("one"));
         });
         let mut connection = Connection::open(&access, &address).expect("a connection");
+        assert!(!connection.frame.windows(6).any(|bytes| bytes == b"pencil"), "it has been said");
         let left = connection.expires.expect("an end").duration_since(Instant::now());
         assert!((80..=90).contains(&left.as_secs()), "{left:?}");
         assert_eq!(ask(&mut connection, SOON).expect("an answer").cluster_id.as_deref(), Some("one"));
