@@ -32,9 +32,7 @@ pub enum BuildError {
     NoCargo(io::Error),
     #[error("cargo failed (see above); if `core` cannot be found, run `rustup target add {TARGET}`")]
     Cargo,
-    #[error(
-        "cargo made no Wasm module of the crate, and did not say why"
-    )]
+    #[error("cargo made no Wasm module of the crate, and did not say why")]
     NoModule,
     #[error("cannot read {path}: {error}")]
     Read { path: PathBuf, error: io::Error },
