@@ -136,7 +136,10 @@ fn mean(entry: &Value, thread: &str) -> [f64; 2] {
     let told: Vec<&Value> =
         runs(entry).map(|run| &run["threads_ns"]).filter(|threads| threads.is_object()).collect();
     // User mode, then the kernel.
-    let sum = |part: usize| told.iter().filter_map(|threads| threads[thread][part].as_f64()).sum::<f64>();
+    // The sum of nothing is -0, and would be shown as that.
+    let sum = |part: usize| {
+        told.iter().filter_map(|threads| threads[thread][part].as_f64()).fold(0.0, |sum, ns| sum + ns)
+    };
     let (user, kernel, count) = (sum(0), sum(1), told.len().max(1) as f64);
     [(user + kernel) / count, kernel / count]
 }
