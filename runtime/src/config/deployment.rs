@@ -94,8 +94,16 @@ impl OutputSpec {
 impl DeploymentSpec {
     /// Every topic that the document names, and where it does.
     pub fn topics(&self) -> impl Iterator<Item = (String, &str)> {
-        let inputs =
-            self.inputs.iter().map(|(name, input)| (format!("inputs.{name}.topic"), input.topic.as_str()));
+        self.input_topics().chain(self.written_topics())
+    }
+
+    /// Those of inputs.
+    pub fn input_topics(&self) -> impl Iterator<Item = (String, &str)> {
+        self.inputs.iter().map(|(name, input)| (format!("inputs.{name}.topic"), input.topic.as_str()))
+    }
+
+    /// Those of outputs, dead letters and failure events.
+    pub fn written_topics(&self) -> impl Iterator<Item = (String, &str)> {
         let outputs = self
             .outputs
             .iter()
@@ -106,7 +114,7 @@ impl DeploymentSpec {
             [("failures.dead_letters.topic", dead_letters.as_ref()), ("failures.events.topic", events)];
         let failures =
             failures.into_iter().filter_map(|(key, topic)| Some((key.to_owned(), topic?.as_str())));
-        inputs.chain(outputs).chain(failures)
+        outputs.chain(failures)
     }
 
     /// Every file and variable of a node that the document names, and where it does.

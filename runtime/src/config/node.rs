@@ -172,11 +172,21 @@ impl NodeConfig {
         format!("{}.{deployment}", self.effective_group())
     }
 
-    /// A topic that the brokers or this fleet keep something of their own in.
+    /// A topic that the brokers, this fleet or a deployment of it keep something of their own in.
     pub fn is_internal(&self, topic: &str) -> bool {
-        let ours = topic.starts_with(&format!("_{}.", self.fleet));
-        let state = topic.starts_with(&format!("{}.", self.fleet))
-            && (topic.ends_with(".changelog") || topic.ends_with(".inbox"));
-        topic.starts_with("__") || ours || state
+        self.is_reserved(topic) || self.keeps_state(topic)
+    }
+
+    /// The brokers' own, and those of the fleet as a whole, such as the registry.
+    pub fn is_reserved(&self, topic: &str) -> bool {
+        topic.starts_with("__") || topic.starts_with(&format!("_{}.", self.fleet))
+    }
+
+    /// Changelog or inbox of a deployment, whose name has no dot.
+    fn keeps_state(&self, topic: &str) -> bool {
+        let of_fleet = topic.strip_prefix(&self.fleet).and_then(|rest| rest.strip_prefix('.'));
+        let deployment =
+            of_fleet.and_then(|rest| rest.strip_suffix(".changelog").or_else(|| rest.strip_suffix(".inbox")));
+        deployment.is_some_and(|name| !name.is_empty() && !name.contains('.'))
     }
 }

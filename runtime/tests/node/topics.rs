@@ -179,20 +179,28 @@ fn topics_asked_for_from_several_places_are_made_once() {
 }
 
 #[test]
-fn no_handler_reads_or_writes_what_nodes_and_brokers_keep_of_their_own() {
-    let world = World::new(&[("words", 1), ("counts", 1)]);
+fn no_handler_writes_what_nodes_and_brokers_keep_of_their_own_or_reads_more_of_it_than_others_state() {
+    let taken = ["test.other.changelog", "test.of.others.inbox"];
+    let world = World::new(&[("words", 1), ("counts", 1), (taken[0], 1), (taken[1], 1)]);
     let (node, module) = (world.node(), build_guest("plugins/count").to_vec());
+    let plan = |document: String| {
+        let header = proto::DeployHeader { document, dry_run: true, ..proto::DeployHeader::default() };
+        node.handle().deploy(header, module.clone())
+    };
+    let reads = |topic: &str| WORD_COUNT.replace("topic: words", &format!("topic: {topic}"));
+    let writes = |topic: &str| WORD_COUNT.replace("topic: counts", &format!("topic: {topic}"));
     let sent = "kafka: { bootstrap_servers: 'elsewhere:9092', topic: _test.control }";
     let letters = "failures: { then: dead_letter, dead_letters: { topic: _test.nodes } }";
     for (key, document) in [
-        ("outputs.out.topic", WORD_COUNT.replace("topic: counts", "topic: _test.control")),
-        ("outputs.out.topic", WORD_COUNT.replace("topic: counts", "topic: test.other.changelog")),
-        ("inputs.in.topic", WORD_COUNT.replace("topic: words", "topic: __consumer_offsets")),
+        ("outputs.out.topic", writes("_test.control")),
+        ("outputs.out.topic", writes(taken[0])),
+        ("inputs.in.topic", reads("__consumer_offsets")),
+        ("inputs.in.topic", reads("_test.control")),
+        ("inputs.in.topic", reads("test.word-count.changelog")),
         ("outputs.out.kafka.topic", WORD_COUNT.replace("topic: counts", sent)),
         ("failures.dead_letters.topic", format!("{WORD_COUNT}{letters}\n")),
     ] {
-        let header = proto::DeployHeader { document, ..proto::DeployHeader::default() };
-        match node.handle().deploy(header, module.clone()) {
+        match plan(document) {
             Err(ControlError::Invalid(problems)) => {
                 let said = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 assert!(said.contains(key) && said.contains("is not for handlers"), "{said}");
@@ -200,6 +208,8 @@ fn no_handler_reads_or_writes_what_nodes_and_brokers_keep_of_their_own() {
             other => panic!("{key}: {other:?}"),
         }
     }
+    plan(reads(taken[0])).expect("it may follow the state of another deployment");
+    plan(writes(taken[1])).expect("no deployment has a name with a dot");
     node.stop();
 }
 

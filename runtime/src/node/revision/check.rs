@@ -53,7 +53,7 @@ pub fn check(
 ) -> Result<Option<Checked>, PrepareError> {
     let Found { mut problems, mut unmet, deploys, topics } = found;
     problems.extend(manifest.map(|manifest| bind(spec, manifest)).unwrap_or_default());
-    problems.extend(not_for_handlers(spec, |topic| node.config.is_internal(topic)));
+    problems.extend(not_for_handlers(node, spec));
     problems.extend(node.relays.check(&node.origin(&spec.name), spec.destinations()));
     let looked = look(node, spec)?;
     let found = find_topics(node, &looked, &topics)?;
@@ -209,19 +209,23 @@ fn unequal(spec: &DeploymentSpec, found: &BTreeMap<String, FoundTopic>) -> Optio
 }
 
 /// Topics that brokers or nodes keep something of their own in. Whoever wrote to the registry would deploy what he likes,
-/// in anybody's name; whoever wrote to a changelog, what another deployment takes for its state.
-fn not_for_handlers(spec: &DeploymentSpec, is_internal: impl Fn(&str) -> bool) -> Vec<Problem> {
+/// in anybody's name; whoever wrote to a changelog, what another deployment takes for its state. That one may be read,
+/// as any topic; but each commit of a deployment that reads its own makes another record of it.
+fn not_for_handlers(node: &NodeRuntime, spec: &DeploymentSpec) -> Vec<Problem> {
     // An outbox may lead to the same cluster.
     let sent = spec.destinations().filter_map(|(name, destination)| match &destination.way {
         Way::Kafka(kafka) => Some((format!("outputs.{name}.kafka.topic"), kafka.topic.as_str())),
         Way::Http(_) | Way::Amqp(_) => None,
     });
-    let internal = spec.topics().chain(sent).filter(|(_, topic)| is_internal(topic));
+    let written = spec.written_topics().chain(sent).filter(|(_, topic)| node.config.is_internal(topic));
+    let own = [node.changelog_topic(&spec.name), node.inbox_topic(&spec.name)];
+    let is_readable = |topic: &str| !node.config.is_reserved(topic) && own.iter().all(|own| own != topic);
+    let read = spec.input_topics().filter(|(_, topic)| !is_readable(topic));
     let problem = |(key, topic): (String, &str)| {
-        let why = "brokers or nodes keep something of their own in it, and they alone read and write it";
+        let why = "brokers or nodes keep something of their own in it";
         Problem::at(key, format!("topic {topic} is not for handlers: {why}; bind another"))
     };
-    internal.map(problem).collect()
+    read.chain(written).map(problem).collect()
 }
 
 /// Every way in which a document does not fit a module.
