@@ -7,6 +7,8 @@
 //!   - { san: "spiffe://example.org/team-a/*", role: deployer, deployments: [ "team-a-*" ], topics: [ "team-a.*" ] }
 //! ```
 //!
+//! A list that is not there is no restriction, but for `secrets` beside another one: see [`Grant::secrets`].
+//!
 //! An entry with a `:` is about names of the kind URI, every other one about DNS names; `*` stands for any
 //! characters of one segment, that is, not for a `/` in a URI and not for a `.` in a DNS name.
 
@@ -140,7 +142,9 @@ pub struct Grant {
     /// Topics that documents deployed by it may name, and that it may change if it is for every deployment; empty =
     /// every one that the node may use.
     pub topics: Vec<Pattern>,
-    /// Files and variables of a node that documents deployed by it may name; empty = all that a document may name at all.
+    /// Files and variables of a node that documents deployed by it may name; empty = none if one of the other lists is
+    /// given, or else all that a document may name at all. For whoever has a node's own key is the node, and no
+    /// restriction holds him any more.
     pub secrets: Vec<Pattern>,
 }
 
@@ -177,7 +181,7 @@ pub enum Scope {
     Only(Arc<[Share]>),
 }
 
-/// What one grant adds to a scope; an empty list stands for all.
+/// What one grant that has a list adds to a scope. An empty one stands for all deployments or topics, and for no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     deployments: Vec<Pattern>,
@@ -188,6 +192,10 @@ pub struct Share {
 impl Share {
     fn covers(&self, deployment: &str) -> bool {
         is_among(&self.deployments, deployment)
+    }
+
+    fn gives(&self, secret: &str) -> bool {
+        self.secrets.iter().any(|pattern| pattern.matches(secret, None)) && !goes_up(secret)
     }
 }
 
@@ -268,11 +276,7 @@ impl Scope {
     pub fn gives(&self, deployment: &str, secret: &str) -> bool {
         match self {
             Scope::All => true,
-            Scope::Only(only) => only.iter().any(|share| {
-                let is_let =
-                    share.secrets.is_empty() || (is_among(&share.secrets, secret) && !goes_up(secret));
-                share.covers(deployment) && is_let
-            }),
+            Scope::Only(only) => only.iter().any(|share| share.covers(deployment) && share.gives(secret)),
         }
     }
 }
@@ -461,25 +465,33 @@ mod tests {
 
     #[test]
     fn a_document_may_name_the_secrets_of_the_grants_for_its_deployment_only_and_none_by_a_detour() {
-        let secrets = ["/run/secrets/x/*", "OUTBOX_X_*"].map(Pattern::new).to_vec();
-        let x = Grant { secrets, ..grant("a.b", Role::Deployer, &["x-*"], &[]) };
+        let with = |secrets: &[&str], grant: Grant| {
+            let secrets = secrets.iter().map(|text| Pattern::new(*text)).collect();
+            Grant { secrets, ..grant }
+        };
+        let of = |grants: &[Grant]| Scope::of(grants, &[Name::parse("a.b")], Role::Deployer);
+        let x = with(&["/run/secrets/x/*", "OUTBOX_X_*"], grant("a.b", Role::Deployer, &["x-*"], &[]));
         let y = grant("a.b", Role::Deployer, &["y"], &[]);
-        let scope = Scope::of(&[x, y], &[Name::parse("a.b")], Role::Deployer);
+        let z = with(&["*"], grant("a.b", Role::Deployer, &["z"], &["t"]));
+        let scope = of(&[x, y, z]);
         for (deployment, secret, expected) in [
             ("x-1", "/run/secrets/x/hook", true),
             ("x-1", "OUTBOX_X_KEY", true),
             ("x-1", "OUTBOX_Y_KEY", false),
             ("x-1", "/etc/tidemill/node.key", false),
             ("x-1", "/run/secrets/x/../../../etc/tidemill/node.key", false),
-            ("y", "/etc/tidemill/node.key", true),
-            ("z", "/run/secrets/x/hook", false),
+            ("y", "/run/secrets/x/hook", false),
+            ("y", "OUTBOX_X_KEY", false),
+            ("z", "/etc/tidemill/node.key", true),
+            ("a", "/run/secrets/x/hook", false),
         ] {
             assert_eq!(scope.gives(deployment, secret), expected, "{secret} for {deployment}");
         }
-        let secrets = vec![Pattern::new("OUTBOX_*")];
-        let whole = [Grant { secrets, ..grant("a.b", Role::Deployer, &[], &[]) }];
-        let whole = Scope::of(&whole, &[Name::parse("a.b")], Role::Deployer);
+        let topics = of(&[grant("a.b", Role::Deployer, &[], &["x.*"])]);
+        assert!(!topics.gives("z", "/etc/tidemill/node.key"), "or else any topic is his, by the node's key");
+        let whole = of(&[with(&["OUTBOX_*"], grant("a.b", Role::Deployer, &[], &[]))]);
         assert!(whole.covers_fleet() && whole.changes("t") && !whole.gives("z", "/etc/passwd"));
-        assert!(Scope::All.gives("z", "/etc/passwd"));
+        let unrestricted = of(&[grant("a.b", Role::Deployer, &[], &[])]);
+        assert!(unrestricted.gives("z", "/etc/passwd"));
     }
 }
