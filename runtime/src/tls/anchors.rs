@@ -3,8 +3,8 @@
 //!
 //! A certificate that is in the file itself is believed, of its names and in its term. rustls has it that a CA cannot be
 //! the other end; but a certificate of its holder's own making, which everybody is given and which says of itself that it
-//! is a CA (what `keytool` and `openssl req -x509` make), is how many clusters are set up, and OpenSSL, which librdkafka
-//! asks, believes it.
+//! is a CA (what `openssl req -x509` makes), is how many clusters are set up, and OpenSSL, which librdkafka asks,
+//! believes it. The same holds of a server's certificate that somebody has this machine trust.
 //!
 //! Otherwise OpenSSL's strictness is kept where rustls would take what it is given for a CA: a certificate of
 //! the file makes others believed only if it says that it is a CA, of those at that side, and only in its term. Or else
@@ -25,8 +25,9 @@ use super::usage::{Side, Usage};
 #[derive(Debug)]
 pub struct Anchors {
     side: Side,
-    /// Those of the file.
+    /// Those of the file, or of this machine.
     known: Vec<CertificateDer<'static>>,
+    /// Which of them are of CAs.
     authorities: Vec<Authority>,
 }
 
@@ -57,16 +58,24 @@ impl Anchors {
 
     /// For servers; there may be none.
     pub fn of_this_machine() -> Anchors {
-        let certificates = rustls_native_certs::load_native_certs().certs;
-        // One that cannot be read does not make the others worthless.
-        let read = |certificate| Authority::read(certificate, Side::Server).ok().flatten();
-        let authorities = certificates.iter().filter_map(read).collect();
-        Anchors { side: Side::Server, known: Vec::new(), authorities }
+        Anchors::of_readable(rustls_native_certs::load_native_certs().certs)
+    }
+
+    /// For servers. One that cannot be read does not make the others worthless.
+    pub(super) fn of_readable(certificates: Vec<CertificateDer<'static>>) -> Anchors {
+        let mut anchors = Anchors { side: Side::Server, known: Vec::new(), authorities: Vec::new() };
+        for certificate in certificates {
+            if let Ok(authority) = Authority::read(&certificate, anchors.side) {
+                anchors.authorities.extend(authority);
+                anchors.known.push(certificate);
+            }
+        }
+        anchors
     }
 
     /// Nobody is believed.
     pub fn is_empty(&self) -> bool {
-        self.known.is_empty() && self.authorities.is_empty()
+        self.known.is_empty()
     }
 
     /// Names of the CAs, for whoever has certificates of several to choose from; none where others are believed as well.

@@ -133,7 +133,7 @@ mod tests {
         let leaf = authority.issue("leaf", &["leaf.test"]).cert;
         assert_eq!(judged(&leaf, &leaf), Ok(()));
         refused(&leaf, &authority.issue_to_client("other").cert, STRANGER);
-        // Of its own making, and a CA as OpenSSL's and Java's tools have it.
+        // Of its own making, and a CA as OpenSSL's command has it.
         let own = Authority::self_signed(directory.path(), "own", &["own.test"]).cert;
         assert_eq!(judged(&own, &own), Ok(()));
         let past = authority.issue_for("past", &["past.test"], Term::Past).cert;

@@ -1,5 +1,5 @@
-//! Whom a client believes, of brokers, nodes or destinations: what comes from the CAs of a file, or from those of this
-//! machine, and what is in the file itself ([`super::anchors`]), of its names.
+//! Whom a client believes, of brokers, nodes or destinations: what comes from the CAs of a file, or from those that this
+//! machine trusts, and what is itself among these ([`super::anchors`]), of its names.
 
 use std::path::Path;
 
@@ -102,8 +102,15 @@ mod tests {
 
     /// What comes of a server at `host` that shows the certificates of a file to whoever believes another one.
     fn judged(ca: &Path, shown: &Path, host: &'static str) -> Result<(), String> {
-        let trust = Trust::of_file(ca).expect("it can be read");
-        let shown = PemFile::read(shown).and_then(|file| file.certificates()).expect("a certificate");
+        judged_by(&Trust::of_file(ca).expect("it can be read"), shown, host)
+    }
+
+    fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
+        PemFile::read(path).and_then(|file| file.certificates()).expect("a certificate")
+    }
+
+    fn judged_by(trust: &Trust, shown: &Path, host: &'static str) -> Result<(), String> {
+        let shown = certificates(shown);
         let name = ServerName::try_from(host).expect("a name");
         let verified = trust.verify_server_cert(&shown[0], &shown[1..], &name, &[], UnixTime::now());
         verified.map(|_| ()).map_err(|error| {
@@ -173,5 +180,23 @@ mod tests {
         // Nobody else of the same CA is believed for that.
         let other = authority.issue("other", &[BROKER]).cert;
         refused(&leaf, &other, BROKER, "not from a CA that is believed");
+    }
+
+    /// A server's may have been installed beside the CAs.
+    #[test]
+    fn what_this_machine_trusts_is_believed_itself_and_whom_a_ca_among_it_has_signed_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let authority = Authority::new(directory.path(), "ca");
+        let server = Authority::odd(directory.path(), "server", &[BROKER], Oddity::Server);
+        let unreadable = vec![CertificateDer::from(b"none".to_vec())];
+        let installed = [unreadable, certificates(&authority.ca), certificates(&server.ca)].concat();
+        let trust = Trust::new(Anchors::of_readable(installed));
+        let judged = |shown: &Path, host| judged_by(&trust, shown, host);
+        assert_eq!(judged(&server.ca, BROKER), Ok(()));
+        assert_eq!(judged(&authority.issue("leaf", &[BROKER]).cert, BROKER), Ok(()));
+        let other = judged(&server.issue("other", &[ELSE]).cert, ELSE).expect_err("it is no CA");
+        assert!(other.contains("not from a CA that is believed"), "{other}");
+        let elsewhere = judged(&server.ca, ELSE).expect_err("it has no such name");
+        assert!(elsewhere.contains("is not for else.test"), "{elsewhere}");
     }
 }

@@ -76,7 +76,7 @@ impl Authority {
         Authority { issuer: Issuer::new(params, key), directory: directory.into(), ca }
     }
 
-    /// A server's certificate that nobody but itself has signed, and that says it is a CA: what `keytool` makes.
+    /// A server's certificate that nobody but itself has signed, and that says it is a CA: what `openssl req -x509` makes.
     pub fn self_signed(directory: &Path, file: &str, names: &[&str]) -> Pair {
         let mut params = params(file, Term::Now);
         params.subject_alt_names = names.iter().map(|name| san(name)).collect();
