@@ -47,8 +47,8 @@ struct Waiting {
     /// By delivery tag.
     open: BTreeMap<u64, (String, oneshot::Sender<Landed>)>,
     /// Ids of messages that came back, and how often: one that was given up and published again may come back twice
-    /// before one ack of both.
-    returned: HashMap<String, u32>,
+    /// before one ack of both. `1 <= returned[id] <= ` the messages of that id in `open`.
+    returned: HashMap<String, usize>,
     /// Ids of messages for one of which, and nobody knows which, the server has closed the channel.
     suspects: HashSet<String>,
     /// Why the connection is no more.
@@ -364,10 +364,11 @@ impl Shared {
         let (bytes, id) = wire::read_header(payload)?;
         *body_left = bytes;
         let mut waiting = self.lock();
-        // Bounded by what is under way, whatever the server sends.
-        if waiting.open.values().any(|(open, _)| *open == id) {
+        // No more often than they are under way, whatever the server sends.
+        let under_way = waiting.open.values().filter(|(open, _)| *open == id).count();
+        if under_way > 0 {
             let times = waiting.returned.entry(id).or_default();
-            *times = times.saturating_add(1);
+            *times = under_way.min(*times + 1);
         }
         Ok(None)
     }
@@ -450,7 +451,8 @@ mod tests {
         let shared = Shared::default();
         let [first, again] = [1, 2].map(|tag| open(&shared, tag, "a"));
         let header = Properties { message_id: Some("a".into()), ..Properties::default() }.header(0);
-        for _ in 0..2 {
+        // Once more than can be.
+        for _ in 0..3 {
             shared.returned(&header, &mut 0).expect("a header");
         }
         shared.confirm(2, true, true);
@@ -458,6 +460,10 @@ mod tests {
             let landed = confirmed.await.expect("it has landed");
             assert!(matches!(&landed, Landed::Transient { .. }), "{landed:?}");
         }
+        assert!(shared.lock().returned.is_empty(), "nothing of it is under way");
+        let later = open(&shared, 3, "a");
+        shared.confirm(3, false, true);
+        assert_eq!(later.await, Ok(Landed::Delivered));
     }
 
     #[tokio::test]
