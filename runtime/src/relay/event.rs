@@ -63,7 +63,8 @@ impl Event {
             let value = text(&own, header).filter(is_sayable);
             attributes.extend(value.map(|value| (attribute, value.to_owned())));
         }
-        let content_type = delivery.value.as_deref().map(|value| match text(&own, "content-type") {
+        let given = text(&own, "content-type").filter(is_sayable);
+        let content_type = delivery.value.as_deref().map(|value| match given {
             Some(given) => given.to_owned(),
             None if is_json(value) => "application/json".to_owned(),
             None => "application/octet-stream".to_owned(),
@@ -183,13 +184,19 @@ mod tests {
 
     #[test]
     fn what_no_attribute_can_say_is_left_out() {
-        let own = [("ce-type", "a\nkind"), ("ce-subject", ""), ("correlation-id", "c\u{85}")];
+        let own = [
+            ("ce-type", "a\nkind"),
+            ("ce-subject", ""),
+            ("correlation-id", "c\u{85}"),
+            ("content-type", "text/plain\n"),
+        ];
         for key in [&b"\0\0\0\x07"[..], b"\xff", b""] {
             let delivery = Delivery { key: Some(key.to_vec()), ..delivery(b"1", &own) };
             let event = Event::of(&delivery, "/s", "k");
             let names: Vec<&str> = event.attributes.iter().map(|(name, _)| *name).collect();
             assert_eq!(names, ["id", "source", "type", "sequence", "time"], "{key:?}");
             assert_eq!(event.attributes[2].1, "k");
+            assert_eq!(event.content_type.as_deref(), Some("application/json"), "as if nothing were said");
         }
     }
 

@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_header_of_the_row_that_http_cannot_say_is_left_out_and_the_row_is_delivered() {
-        let own = [("traceparent", "00-ab-cd-01"), ("tracestate", "käse"), ("content-type", "text/plain\n")];
+        let own = [("traceparent", "00-ab-cd-01"), ("tracestate", "käse"), ("content-type", "text/käse")];
         let delivery = Delivery {
             partition: 0,
             sequence: 7,
