@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::problem::{PATH_BYTES_MAX, Report};
+use super::problem::Report;
 use super::yaml;
+
+/// A path below which fields are told apart. A document may have more than a hundred thousand of them below the same one,
+/// and each says it again.
+const PATH_BYTES_MAX: usize = 128;
 
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
