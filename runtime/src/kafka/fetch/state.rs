@@ -21,9 +21,11 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// How long a fetch may wait at a broker while a partition of its is left out because it is full, or after the one before
 /// was called back.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
-/// Whether a full partition has room is looked at each time that it has been full a quarter longer: nobody who takes is kept
-/// waiting, and whoever does not costs few fetches of the others.
-const ROOM_LOOKS: u32 = 4;
+/// Whether a full partition has room is looked at each time that it has been full a sixteenth longer, and twice a second:
+/// whoever takes is kept waiting for little of the time that a chunk takes, and whoever does not costs few fetches of the
+/// others.
+const ROOM_LOOKS: u32 = 16;
+const ROOM_LOOK_MAX: Duration = Duration::from_millis(500);
 /// A broker whose answer is overdue by as much may lead nothing any more, and so is asked after; again after the same time.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -302,7 +304,7 @@ impl State {
             } else if partition.queued >= partition_bytes || self.queued >= fetching.queue_bytes {
                 let since = *partition.full_since.get_or_insert(now);
                 let look = now.saturating_duration_since(since) / ROOM_LOOKS;
-                plan.wait = plan.wait.min(look.max(SHORT_WAIT));
+                plan.wait = plan.wait.min(look.clamp(SHORT_WAIT, ROOM_LOOK_MAX));
             } else {
                 partition.full_since = None;
                 plan.wanted.push(Wanted {

@@ -325,13 +325,17 @@ fn whoever_takes_nothing_for_long_costs_few_fetches_of_what_has_room() {
     let value = "v".repeat(2_000);
     case.answer(0, &plan, batch(0, NewBatch::at(0).put("k", &value).build()));
     case.start([at(1)]);
-    for (full_ms, wait_ms) in [(0, 10), (20, 10), (100, 25), (1_000, 250), (60_000, 500)] {
+    for (full_ms, wait_ms) in [(0, 10), (20, 10), (160, 10), (1_000, 62), (60_000, 500)] {
         let began = case.now;
         case.now += Duration::from_millis(full_ms);
         let plan = case.plan(0);
         assert_eq!((plan.wanted.len(), plan.wait.as_millis()), (1, wait_ms), "full for {full_ms} ms");
         case.now = began;
     }
+    let patient = Fetching { wait_max: Duration::from_secs(60), ..fetching() };
+    let later = case.now + Duration::from_secs(600);
+    let Step::Fetch(plan) = case.state.step(0, &patient, later) else { panic!("no fetch") };
+    assert_eq!(plan.wait, ROOM_LOOK_MAX, "there may be room at once when it goes on");
     for arrival in case.state.take_arrived() {
         case.state.taken(arrival.partition, arrival.bytes);
     }
