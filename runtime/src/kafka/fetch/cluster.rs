@@ -14,6 +14,9 @@ use crate::record::InputPartition;
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// For how long a broker that could not be reached is left alone: doubled from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// That only a person can mend it is believed once nothing else has come of it for so long: a broker that is just starting,
+/// what it asks about passwords, or what stands before it, may refuse somebody for a moment.
+pub(super) const BELIEVED_AFTER: Duration = Duration::from_secs(5);
 
 /// Who leads a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,8 @@ struct Trouble {
     until: Instant,
     pause: Duration,
     telling: Telling,
+    /// Nothing else has come of it since then but what only a person can mend.
+    lasting_since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -85,19 +90,23 @@ impl Cluster {
         self.troubled.remove(&broker);
     }
 
-    /// It could not be reached, or made no sense, and has not answered since.
-    pub fn is_troubled(&self, broker: i32) -> bool {
-        self.troubled.contains_key(&broker)
+    /// Only a person can mend why nothing is fetched from it.
+    pub fn is_barred(&self, broker: i32, now: Instant) -> bool {
+        let since = self.troubled.get(&broker).and_then(|trouble| trouble.lasting_since);
+        since.is_some_and(|since| now.saturating_duration_since(since) >= BELIEVED_AFTER)
     }
 
-    /// A broker cannot be reached, or makes no sense: what it led is looked for again. True if a person should hear of it.
-    pub fn lost(&mut self, broker: i32, now: Instant) -> bool {
+    /// A broker cannot be reached, or makes no sense, for a reason that `lasts` or not: what it led is looked for again. True
+    /// if a person should hear of it.
+    pub fn lost(&mut self, broker: i32, lasts: bool, now: Instant) -> bool {
         self.leaders.retain(|_, leader| leader.broker != broker);
         let before = self.troubled.remove(&broker);
         let pause = before.as_ref().map_or(PAUSE.0, |trouble| (trouble.pause * 2).min(PAUSE.1));
+        let before_lasted = before.as_ref().and_then(|trouble| trouble.lasting_since);
+        let lasting_since = lasts.then(|| before_lasted.unwrap_or(now));
         let mut telling = before.map(|trouble| trouble.telling).unwrap_or_default();
         let is_told = telling.is_due();
-        self.troubled.insert(broker, Trouble { until: now + pause, pause, telling });
+        self.troubled.insert(broker, Trouble { until: now + pause, pause, telling, lasting_since });
         is_told
     }
 

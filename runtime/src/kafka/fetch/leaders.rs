@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::{MetadataResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
 
 use super::Telling;
-use super::cluster::Leader;
+use super::cluster::{BELIEVED_AFTER, Leader};
 use super::shared::Shared;
 use crate::kafka::wire::{Access, Address, Connection, ConnectionError, METADATA_VERSION, metadata};
 use crate::record::InputPartition;
@@ -27,6 +27,8 @@ pub(super) fn run(shared: &Arc<Shared>) {
     hasty.connect_timeout = hasty.connect_timeout.min(HASTE);
     let mut connections = Connections::new();
     let mut pause = PAUSE.0;
+    // Nobody has answered, and it was no accident.
+    let mut lasting_since: Option<Instant> = None;
     let (mut silence, mut vacancy) = (Telling::default(), Telling::default());
     while let Some((topics, addresses)) = shared.look() {
         let access = if pause == PAUSE.0 { &hasty } else { &shared.access };
@@ -41,11 +43,14 @@ pub(super) fn run(shared: &Arc<Shared>) {
         }
         match ask(shared, access, &mut connections, (&names[..], addresses)) {
             Ok(response) => {
+                lasting_since = None;
                 let (addresses, leaders) = read(shared, response);
                 shared.found(addresses, leaders);
             }
             Err(errors) => {
-                if pause > PAUSE.0 {
+                let lasts = errors.iter().any(ConnectionError::lasts);
+                lasting_since = lasts.then(|| lasting_since.unwrap_or_else(Instant::now));
+                if lasting_since.is_some_and(|since| since.elapsed() >= BELIEVED_AFTER) {
                     shared.unanswered(&errors);
                 }
                 if silence.is_due() {

@@ -198,7 +198,7 @@ impl Shared {
         self.change(|state| state.found(addresses, leaders, Instant::now()));
     }
 
-    /// No broker has said who leads what, again. What of that may pass is no news.
+    /// No broker has said who leads what, for a while. What of that may pass is no news.
     pub fn unanswered(&self, errors: &[ConnectionError]) {
         if let Some(error) = errors.iter().find(|error| error.lasts()) {
             self.state().unanswered(&error.to_string());

@@ -434,16 +434,20 @@ impl State {
     }
 
     /// The thread of a broker ends, because it cannot be reached or makes no sense: what it led is looked for again. An
-    /// `obstacle` is what only a person can mend, and is believed the second time. True if a person should hear of it.
+    /// `obstacle` is what only a person can mend, and is believed after a while. True if a person should hear of it.
     pub fn lost(&mut self, broker: i32, obstacle: Option<String>, now: Instant) -> bool {
         self.brokers.remove(&broker);
-        let obstacle = obstacle.filter(|_| self.cluster.is_troubled(broker));
-        for (id, partition) in &mut self.partitions {
-            if self.cluster.leader(id).is_some_and(|leader| leader.broker == broker) {
+        let State { partitions, cluster, has_ended, .. } = self;
+        let is_led = |id: &InputPartition| cluster.leader(id).is_some_and(|leader| leader.broker == broker);
+        let led: Vec<_> = partitions.keys().copied().filter(is_led).collect();
+        let is_told = cluster.lost(broker, obstacle.is_some(), now);
+        let obstacle = obstacle.filter(|_| cluster.is_barred(broker, now));
+        for id in &led {
+            if let Some(partition) = partitions.get_mut(id) {
                 partition.obstacle.clone_from(&obstacle);
             }
         }
-        self.cluster.lost(broker, now) && !self.has_ended
+        is_told && !*has_ended
     }
 
     // By the thread that looks for leaders.

@@ -7,6 +7,7 @@ use tidemill_batches::testing::NewBatch;
 use uuid::Uuid;
 
 use super::*;
+use crate::kafka::fetch::cluster::BELIEVED_AFTER;
 
 const TOPIC: Uuid = Uuid::from_u128(1);
 const WAIT: Duration = Duration::from_millis(500);
@@ -253,21 +254,27 @@ fn who_has_not_heard_of_an_epoch_is_asked_again_before_it_is_believed() {
 }
 
 #[test]
-fn what_only_a_person_can_mend_is_said_the_second_time_and_of_what_it_concerns() {
+fn what_only_a_person_can_mend_is_said_once_it_has_lasted_and_of_what_it_concerns() {
     let mut case = Case::new();
     case.start([at(0), at(1)]);
     case.hears(&[(0, 0, 3), (1, 1, 3)]);
     let no_entry = || Some("no entry".to_owned());
-    case.state.lost(0, no_entry(), case.now);
-    assert_eq!(case.state.obstacle(), None, "it may have been an accident");
-    for _ in 0..2 {
-        case.now += PAUSE.1;
+    let lost = |case: &mut Case, obstacle: Option<String>, after: Duration| {
+        case.now += after;
         case.hears(&[(0, 0, 3)]);
-        case.state.lost(0, no_entry(), case.now);
-        assert_eq!(case.state.obstacle(), no_entry());
-        let plan = case.plan(1);
-        case.answer(1, &plan, Answer::Nothing);
+        case.state.lost(0, obstacle, case.now);
+        case.state.obstacle()
+    };
+    assert_eq!(lost(&mut case, no_entry(), PAUSE.1), None, "it may have been an accident");
+    assert_eq!(lost(&mut case, no_entry(), BELIEVED_AFTER - PAUSE.1), None, "or one that is just starting");
+    for _ in 0..2 {
+        assert_eq!(lost(&mut case, None, PAUSE.1), None, "it is away now");
+        assert_eq!(lost(&mut case, no_entry(), PAUSE.1), None);
+        assert_eq!(lost(&mut case, no_entry(), BELIEVED_AFTER), no_entry());
     }
+    let plan = case.plan(1);
+    case.answer(1, &plan, Answer::Nothing);
+    assert_eq!(case.state.obstacle(), no_entry(), "the other broker cannot tell");
     case.hears(&[(0, 1, 4)]);
     let plan = case.plan(1);
     let asked = plan.wanted.iter().find(|wanted| wanted.partition == at(0)).expect("another leads it");
