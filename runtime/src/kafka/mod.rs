@@ -61,6 +61,10 @@ const KNOWN_WAIT: Duration = Duration::from_secs(5);
 /// Until a partition whose leader has died has another one, or the same one again.
 const LEADER_WAIT: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(100);
+/// That brokers are of no use for a reason that only a person can mend, such as a password, is believed once nothing else
+/// has come of them for so long: one that is just starting, what it asks about passwords, or what stands before it, may
+/// refuse somebody for a moment.
+const BELIEVED_AFTER: Duration = Duration::from_secs(5);
 
 /// A batch of records does not read as it was written; there is nothing to be had of it.
 fn is_damage(error: &KafkaError) -> bool {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::Telling;
+use crate::kafka::BELIEVED_AFTER;
 use crate::kafka::wire::Address;
 use crate::record::InputPartition;
 
@@ -14,9 +15,6 @@ use crate::record::InputPartition;
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// For how long a broker that could not be reached is left alone: doubled from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// That only a person can mend it is believed once nothing else has come of it for so long: a broker that is just starting,
-/// what it asks about passwords, or what stands before it, may refuse somebody for a moment.
-pub(super) const BELIEVED_AFTER: Duration = Duration::from_secs(5);
 
 /// Who leads a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

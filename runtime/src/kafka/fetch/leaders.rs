@@ -9,8 +9,9 @@ use kafka_protocol::messages::{MetadataResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
 
 use super::Telling;
-use super::cluster::{BELIEVED_AFTER, Leader};
+use super::cluster::Leader;
 use super::shared::Shared;
+use crate::kafka::BELIEVED_AFTER;
 use crate::kafka::wire::{Access, Address, Connection, ConnectionError, METADATA_VERSION, metadata};
 use crate::record::InputPartition;
 

@@ -9,10 +9,11 @@ use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rdkafka_sys as rd;
 
+use super::last_error::LastError;
 use super::partitions::Partitions;
 use super::{Code, KafkaError, text};
 use crate::ports::Membership;
@@ -53,9 +54,6 @@ pub(in crate::kafka) struct Delivered {
 /// dropped without a call if the client ends before.
 pub(in crate::kafka) type Notice = Box<dyn FnOnce(Delivered) + Send>;
 
-/// librdkafka tells every half a minute of a broker that it fails to connect to for the same reason.
-const LATELY: Duration = Duration::from_secs(60);
-
 /// Failures kept for one transaction. One says what went wrong; the rest only cost memory.
 const FAILURES_MAX: usize = 64;
 
@@ -75,8 +73,7 @@ pub(in crate::kafka) struct Shared {
     positions: Mutex<Option<BTreeMap<i32, u64>>>,
     /// A request of a transaction went out, or may have, and no answer came back.
     unanswered: AtomicBool,
-    /// The last error that concerns the whole client, such as a connection refused, and when it came.
-    last_error: Mutex<Option<(KafkaError, Instant)>>,
+    last_error: Mutex<Option<LastError>>,
     panicked: AtomicBool,
 }
 
@@ -172,14 +169,13 @@ impl Shared {
     }
 
     pub fn last_error(&self) -> Option<KafkaError> {
-        lock(&self.last_error).as_ref().map(|(error, _)| error.clone())
+        lock(&self.last_error).as_ref().map(|last| last.error.clone())
     }
 
-    /// Why a broker does not let this client in, if it has said so lately and nothing else since.
+    /// Why a broker does not let this client in, if nothing else has been told for a while.
     pub fn shut_out(&self) -> Option<KafkaError> {
         let last = lock(&self.last_error);
-        let (error, at) = last.as_ref()?;
-        (error.is_of_access() && at.elapsed() < LATELY).then(|| error.clone())
+        last.as_ref().filter(|last| last.shuts_out(Instant::now())).map(|last| last.error.clone())
     }
 
     /// True when a callback panicked: what it should have recorded is missing.
@@ -192,7 +188,7 @@ impl Shared {
         let mut last = lock(&self.last_error);
         // "All brokers are down" follows the error that says why.
         if last.is_none() || !error.is(Code::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) {
-            *last = Some((error, Instant::now()));
+            *last = Some(LastError::after(last.as_ref(), error, Instant::now()));
         }
     }
 

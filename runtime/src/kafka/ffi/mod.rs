@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | errors, configuration, the client handle |
 //! | `callbacks.rs` | what librdkafka calls back into, and what it leaves there |
+//! | `last_error.rs` | of what it leaves, the last error of a client |
 //! | `partitions.rs` | topic-partition lists |
 //! | `message.rs` | a fetched message |
 //! | `consumer.rs`, `producer.rs`, `admin.rs` | what a client is for: reading, writing, questions about the cluster |
@@ -23,6 +24,7 @@
 pub(super) mod admin;
 mod callbacks;
 pub(super) mod consumer;
+mod last_error;
 mod message;
 mod metadata;
 pub(super) mod partitions;

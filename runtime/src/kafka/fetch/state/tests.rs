@@ -7,7 +7,7 @@ use tidemill_batches::testing::NewBatch;
 use uuid::Uuid;
 
 use super::*;
-use crate::kafka::fetch::cluster::BELIEVED_AFTER;
+use crate::kafka::BELIEVED_AFTER;
 
 const TOPIC: Uuid = Uuid::from_u128(1);
 const WAIT: Duration = Duration::from_millis(500);
