@@ -105,7 +105,7 @@ impl Membership {
 
 /// A worker's place in its consumer group.
 pub trait Group {
-    /// As captured inside the last rebalance callback that [`Source::take`] served.
+    /// As captured inside the last rebalance callback that [`Source::take`] or [`Source::listen`] served.
     fn membership(&self) -> Membership;
 
     /// Accepts partitions at explicit offsets, paused until [`Source::start`].
