@@ -189,7 +189,7 @@ impl ModelConsumer {
             place.polled = true;
             let most = state.random.within(0..=6);
             let mut batch = Batch { partition, ..Batch::default() };
-            while batch.len() < most {
+            while batch.len() < most && state.unreadable != Some(place.next) {
                 match state.broker.inputs[partition as usize].meet(place.next) {
                     Met::Wait => break,
                     Met::Nothing => {}
@@ -208,6 +208,11 @@ impl ModelConsumer {
             state.handed += batch.len();
             if !batch.is_empty() {
                 out.push(Taken::Batch(batch));
+            }
+            if state.unreadable == Some(place.next) {
+                place.running = false;
+                let partition = InputPartition { input: 0, partition };
+                out.push(Taken::Failed { partition, reason: "it cannot be read".into() });
             }
         }
     }

@@ -75,7 +75,7 @@ impl Scene {
         self.until("everything is committed", |world| is_committed(world));
     }
 
-    fn until_halted(&self, node: usize) -> String {
+    pub fn until_halted(&self, node: usize) -> String {
         let task = |world: &World| world.process(node).and_then(|process| process.board.task(0));
         self.until("the task halts", |world| task(world).is_some_and(|task| task.state == TaskState::Halted));
         task(&self.world).map(|task| task.reason).unwrap_or_default()
@@ -98,10 +98,15 @@ impl Scene {
     }
 }
 
+/// Where the one partition continues, by the group's offset.
+pub(super) fn committed(world: &World) -> Option<Offset> {
+    world.lock().broker.group.committed(INPUT).map(|committed| committed.offset)
+}
+
 /// The one partition, to its end.
 pub(super) fn is_committed(world: &World) -> bool {
+    let committed = committed(world);
     let state = world.lock();
-    let committed = state.broker.group.committed(INPUT).map(|committed| committed.offset);
     committed == Some(state.input_end(0)) && state.broker.is_at_rest()
 }
 

@@ -41,6 +41,8 @@ pub struct State {
     pub receiver: Receiver,
     /// What consumers say keeps records from coming.
     pub obstacle: Option<String>,
+    /// Where no partition can be read on.
+    pub unreadable: Option<Offset>,
     /// Inputs that were begun, and records that were handed over.
     pub starts: usize,
     pub handed: usize,
@@ -69,6 +71,7 @@ impl State {
             edits: Edits::default(),
             receiver: Receiver::default(),
             obstacle: None,
+            unreadable: None,
             starts: 0,
             handed: 0,
             rates: case.rates.clone(),

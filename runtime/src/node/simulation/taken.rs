@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::broker::Row;
 use super::handler::{Kind, PLAIN, POISON};
-use super::named::{Scene, is_committed};
+use super::named::{Scene, committed, is_committed};
+use crate::record::Offset;
 
 /// A record of the one partition, with a command to the handler.
 fn put(scene: &Scene, command: u8, sequence: usize) {
@@ -72,6 +73,20 @@ fn who_cannot_commit_takes_what_there_is_room_for_and_drops_nothing() {
     scene.until_committed();
     assert_eq!(scene.world.lock().starts, starts);
     scene.check();
+}
+
+/// What comes before it waits for another turn, or for room, as often as not.
+#[test]
+fn what_came_before_a_record_that_cannot_be_read_is_handled_before_its_task_halts() {
+    for at in 30..42 {
+        let scene = Scene::with(Kind::Chain, |case| case.overlay_records = 3);
+        scene.world.start(0);
+        scene.until_running(0);
+        scene.world.lock().unreadable = Some(Offset(at));
+        (0..50).for_each(|sequence| put(&scene, PLAIN, sequence));
+        assert_eq!(scene.until_halted(0), "it cannot be read");
+        scene.until("all of it is committed", |world| committed(world) == Some(Offset(at)));
+    }
 }
 
 #[test]

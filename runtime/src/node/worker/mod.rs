@@ -205,6 +205,8 @@ pub struct Worker<C: Consumer> {
     heard: Duration,
     /// What was taken and not handled: see [`rest`].
     rest: VecDeque<Batch>,
+    /// Partitions that cannot be read on behind what is left of them there, and why.
+    failed: Vec<(i32, String)>,
     /// The last take brought no records.
     dry: bool,
     obstacle: Obstacle,
@@ -263,6 +265,7 @@ impl<C: Consumer> Worker<C> {
             arrived: VecDeque::new(),
             heard: now,
             rest: VecDeque::new(),
+            failed: Vec::new(),
             dry: true,
             obstacle: Obstacle::default(),
             stalled: false,
@@ -375,7 +378,7 @@ impl<C: Consumer> Worker<C> {
             Taken::Assigned(partitions) => self.assigned(&partitions),
             Taken::Revoked(partitions) => self.revoked(&partitions),
             Taken::Lost(partitions) => self.lost(&partitions),
-            Taken::Failed { partition, reason } => self.halt(partition.partition, reason),
+            Taken::Failed { partition, reason } => self.input_failed(partition.partition, reason),
         }
     }
 

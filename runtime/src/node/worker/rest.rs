@@ -3,7 +3,8 @@
 //! rest goes on before anything else of its input.
 //!
 //! Nothing is taken meanwhile, so the rest is bounded by what one take brought. But a group must not wait for a handler,
-//! nor for the end of a stall: the worker listens to it all the same.
+//! nor for the end of a stall: the worker listens to it all the same. And what cannot be read halts its task only when
+//! what was taken before it is handled, so that the position names it.
 
 use std::time::Duration;
 
@@ -21,6 +22,22 @@ impl<C: Consumer> Worker<C> {
         {
             self.apply(batch);
         }
+        while let Some(at) = self.failed.iter().position(|(partition, _)| !self.has_rest(*partition)) {
+            let (partition, reason) = self.failed.swap_remove(at);
+            self.halt(partition, reason);
+        }
+    }
+
+    /// An input of this task cannot be read on.
+    pub(super) fn input_failed(&mut self, partition: i32, reason: String) {
+        match self.has_rest(partition) {
+            true => self.failed.push((partition, reason)),
+            false => self.halt(partition, reason),
+        }
+    }
+
+    fn has_rest(&self, partition: i32) -> bool {
+        self.rest.iter().any(|batch| batch.partition == partition)
     }
 
     /// Everything that was taken is handled, and there is room for more.
@@ -44,6 +61,7 @@ impl<C: Consumer> Worker<C> {
     /// The inputs of this task begin elsewhere, or nowhere: what was taken of them is not what comes next.
     pub(super) fn forget_rest(&mut self, partition: i32) {
         self.rest.retain(|batch| batch.partition != partition);
+        self.failed.retain(|(failed, _)| *failed != partition);
         self.arrived.retain(|item| match item {
             Taken::Batch(batch) => batch.partition != partition,
             Taken::Failed { partition: failed, .. } => failed.partition != partition,
