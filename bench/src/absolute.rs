@@ -111,19 +111,18 @@ fn step(run: &Value) -> Option<String> {
 
 /// Nanoseconds of CPU time per record by thread, those in the kernel in brackets.
 fn threads(workload: &str, entries: &[&Value]) -> Option<String> {
-    let mut rows = Vec::new();
+    let (mut rows, mut wholes) = (Vec::new(), vec![0.0; entries.len()]);
     for name in ROWS.into_iter().chain(["others"]) {
         let means: Vec<[f64; 2]> = entries.iter().map(|entry| mean(entry, name)).collect();
+        wholes.iter_mut().zip(&means).for_each(|(sum, [whole, _])| *sum += whole);
         if means.iter().any(|[whole, _]| *whole != 0.0) {
             let cells: Vec<String> =
                 means.iter().map(|[whole, kernel]| format!("{whole:.0} ({kernel:.0})")).collect();
             rows.push(format!("| {name} | {} |", cells.join(" | ")));
         }
     }
-    let whole =
-        |entry: &&Value| ROWS.into_iter().chain(["others"]).map(|name| mean(entry, name)[0]).sum::<f64>();
-    let wholes: Vec<String> = entries.iter().map(|entry| format!("{:.0}", whole(entry))).collect();
     if !rows.is_empty() {
+        let wholes: Vec<String> = wholes.iter().map(|whole| format!("{whole:.0}")).collect();
         rows.push(format!("| in all | {} |", wholes.join(" | ")));
     }
     let title = format!("`{workload}`, ns per record (kernel)");
@@ -135,8 +134,7 @@ fn threads(workload: &str, entries: &[&Value]) -> Option<String> {
 fn mean(entry: &Value, thread: &str) -> [f64; 2] {
     let told: Vec<&Value> =
         runs(entry).map(|run| &run["threads_ns"]).filter(|threads| threads.is_object()).collect();
-    // User mode, then the kernel.
-    // The sum of nothing is -0, and would be shown as that.
+    // User mode, then the kernel. The sum of nothing would be -0, and shown as that.
     let sum = |part: usize| {
         told.iter().filter_map(|threads| threads[thread][part].as_f64()).fold(0.0, |sum, ns| sum + ns)
     };

@@ -67,6 +67,16 @@ impl Services {
         self.counted(ask(&node, work)).await
     }
 
+    /// As [`Services::ask`], for a change that makes no revision.
+    pub(super) async fn change<T: Send + 'static>(
+        &self,
+        node: Handle,
+        pending: Option<Pending>,
+        work: impl FnOnce(&Handle) -> Result<T, ControlError> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        self.counted(change(&node, pending, |_, _| 0, work)).await
+    }
+
     /// A call, counted with its outcome.
     pub(super) async fn counted<T>(
         &self,
@@ -201,7 +211,7 @@ impl proto::deployments_server::Deployments for Services {
         let pending = pending(&request);
         let (node, request) = self.admitted(request);
         let delete = move |node: &Handle| node.delete(request).map(|()| proto::DeleteDeploymentResponse {});
-        self.counted(change(&node, pending, |_, _| 0, delete)).await
+        self.change(node, pending, delete).await
     }
 
     async fn history(

@@ -326,7 +326,7 @@ impl proto::dead_letters_server::DeadLetters for Services {
         let (node, request) = self.admitted(request);
         let cancel =
             move |node: &Handle| node.cancel_redrive(request).map(|()| proto::CancelRedriveResponse {});
-        self.counted(change(&node, pending, |_, _| 0, cancel)).await
+        self.change(node, pending, cancel).await
     }
 
     async fn redrives(

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::deadline::Deadline;
 use super::details::invalid;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
-use super::grpc::{Services, change, pending};
+use super::grpc::{Services, pending};
 use crate::config::problem::Problem;
 use crate::node::{ControlError, Handle};
 
@@ -199,8 +199,7 @@ impl proto::outbox_server::Outbox for Services {
     ) -> Result<Response<proto::PauseOutboxResponse>, Status> {
         let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        let pause = move |node: &Handle| node.outbox_pause(request);
-        self.counted(change(&node, pending, |_, _| 0, pause)).await
+        self.change(node, pending, move |node| node.outbox_pause(request)).await
     }
 
     async fn resume(
@@ -209,7 +208,6 @@ impl proto::outbox_server::Outbox for Services {
     ) -> Result<Response<proto::ResumeOutboxResponse>, Status> {
         let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        let resume = move |node: &Handle| node.outbox_resume(request);
-        self.counted(change(&node, pending, |_, _| 0, resume)).await
+        self.change(node, pending, move |node| node.outbox_resume(request)).await
     }
 }

@@ -3,8 +3,7 @@
 use tidemill_proto::v1 as proto;
 use tonic::{Request, Response, Status};
 
-use super::grpc::{Services, change, pending};
-use crate::node::Handle;
+use super::grpc::{Services, pending};
 
 #[tonic::async_trait]
 impl proto::topics_server::Topics for Services {
@@ -14,7 +13,6 @@ impl proto::topics_server::Topics for Services {
     ) -> Result<Response<proto::ApplyTopicsResponse>, Status> {
         let pending = pending(&request);
         let (node, request) = self.admitted(request);
-        let apply = move |node: &Handle| node.apply_topics(&request);
-        self.counted(change(&node, pending, |_, _| 0, apply)).await
+        self.change(node, pending, move |node| node.apply_topics(&request)).await
     }
 }

@@ -41,22 +41,9 @@ fn a_member_keeps_its_partitions_flowing_while_another_joins_and_answers_when_re
 
     let mut second = Member::join(&cluster, spec(&group, &[&topic]));
     // The first is asked for some of its partitions, and keeps the group waiting.
-    let mut out = Vec::new();
-    let deadline = Instant::now() + crate::harness::PATIENCE;
-    let revoked = loop {
-        assert!(Instant::now() < deadline, "no revocation");
-        first.consumer.take(Duration::from_millis(20), &mut out).unwrap();
-        second.step();
-        match out.pop() {
-            Some(Taken::Revoked(partitions)) => break partitions,
-            Some(Taken::Assigned(partitions)) => {
-                assert!(partitions.is_empty());
-                first.consumer.assign(&[]).unwrap();
-            }
-            _ => {}
-        }
-    };
+    let revoked = first.until_revoked(&mut second, Consumer::take, drop);
     assert_eq!(revoked.len(), 2);
+    let mut out = Vec::new();
     for _ in 0..20 {
         first.consumer.take(Duration::from_millis(10), &mut out).unwrap();
         second.step();

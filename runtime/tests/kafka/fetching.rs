@@ -287,22 +287,7 @@ fn who_only_listens_is_told_what_the_group_wants(by: KafkaClient) {
     let mut first = join(&cluster, by, spec(&group, &[&topic]));
     first.step_until("a record", |member| member.running.len() == 2 && member.count() > 0);
     let mut second = join(&cluster, by, spec(&group, &[&topic]));
-    let mut out = Vec::new();
-    let deadline = Instant::now() + PATIENCE;
-    let revoked = loop {
-        assert!(Instant::now() < deadline, "no revocation");
-        first.consumer.listen(Duration::from_millis(20), &mut out).unwrap();
-        second.step();
-        match out.pop() {
-            Some(Taken::Revoked(partitions)) => break partitions,
-            Some(Taken::Assigned(partitions)) => {
-                assert!(partitions.is_empty());
-                first.consumer.assign(&[]).unwrap();
-            }
-            Some(other) => panic!("{other:?}"),
-            None => {}
-        }
-    };
+    let revoked = first.until_revoked(&mut second, Consumer::listen, |other| panic!("{other:?}"));
     assert_eq!(revoked.len(), 1);
 }
 

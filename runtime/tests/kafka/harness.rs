@@ -8,7 +8,7 @@ use tidemill::kafka::admin::{Admin, NewTopic};
 use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
 use tidemill::kafka::tools::{self, Row};
-use tidemill::ports::{Group, Source, Taken};
+use tidemill::ports::{Group, Source, SourceError, Taken};
 use tidemill::record::{Batch, InputPartition, Offset};
 
 /// Nothing here takes long; a machine that is busy with other things may.
@@ -175,6 +175,32 @@ impl Member {
         while !done(self) {
             assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}; events: {:?}", self.events);
             self.step();
+        }
+    }
+
+    /// Keeps what it has, while another joins, until the group wants some of it back: by `take` or by `listen`, and what
+    /// else that brings is the caller's.
+    pub fn until_revoked(
+        &mut self,
+        other: &mut Member,
+        ask: fn(&mut Consumer, Duration, &mut Vec<Taken>) -> Result<(), SourceError>,
+        mut else_brought: impl FnMut(Taken),
+    ) -> Vec<InputPartition> {
+        let mut out = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            assert!(Instant::now() < deadline, "no revocation");
+            ask(&mut self.consumer, Duration::from_millis(20), &mut out).unwrap();
+            other.step();
+            match out.pop() {
+                Some(Taken::Revoked(partitions)) => return partitions,
+                Some(Taken::Assigned(partitions)) => {
+                    assert!(partitions.is_empty());
+                    self.consumer.assign(&[]).unwrap();
+                }
+                Some(taken) => else_brought(taken),
+                None => {}
+            }
         }
     }
 
