@@ -96,8 +96,7 @@ impl Core {
         if wait_ms == 0 || self.enough(&pending) {
             return Outcome::Answer(ResponseKind::Fetch(self.collect(&pending)));
         }
-        // One more, because `now` is rounded down and a fetch must not end before its time.
-        self.timers.set(call.now.mono + wait_ms + 1, Timer::Fetch(call.reply_to, pending.ticket));
+        self.timers.set_after(call.now, wait_ms, Timer::Fetch(call.reply_to, pending.ticket));
         self.waiting.park(call.reply_to, pending);
         Outcome::Later
     }

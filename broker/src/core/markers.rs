@@ -73,7 +73,7 @@ impl Core {
             let more =
                 self.remaining.get(id).is_some_and(|r| !(r.partitions.is_empty() && r.groups.is_empty()));
             if more && delay > 0 {
-                return self.timers.set(now.mono + delay, Timer::Markers(id.to_owned()));
+                return self.timers.set_after(now, delay, Timer::Markers(id.to_owned()));
             }
         }
     }

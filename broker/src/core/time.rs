@@ -42,6 +42,12 @@ impl Timers {
         self.queue.insert((at, self.sequence), timer);
     }
 
+    /// Sets a timer for no sooner than `delay` from now: `now` is cut to whole milliseconds, so that
+    /// without the one more it could fire a fraction of one too early.
+    pub fn set_after(&mut self, now: Now, delay: Millis, timer: Timer) {
+        self.set(now.mono.saturating_add(delay).saturating_add(1), timer);
+    }
+
     /// Takes the next timer that is due.
     pub fn take_due(&mut self, now: Millis) -> Option<Timer> {
         let first = self.queue.first_entry()?;
