@@ -1,4 +1,4 @@
-//! The ratios of a result file of which something is asked, and the machines, as the README shows them:
+//! The ratios of a result file of which something is asked, with the machines and commands, as the README shows them:
 //! `tidemill-bench table`. Figures by themselves are [`absolute`]'s. Both are put into their documents by `--write`, so
 //! that nobody copies figures.
 
@@ -63,15 +63,18 @@ fn table(results: &Value) -> Option<String> {
     ratios.sort_by(|one, other| one["workload"].as_str().cmp(&other["workload"].as_str()));
     let head = ["| what | bar | stretch | median (min..max) | rounds |", "|---|---|---|---|---|"];
     let mut lines: Vec<String> = head.map(str::to_owned).into();
-    for ratio in ratios {
+    for ratio in &ratios {
         lines.push(row(ratio)?);
     }
     lines.push(String::new());
+    let is_shown = |workload: &str| ratios.iter().any(|ratio| ratio["workload"] == workload);
     let mut workloads: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (workload, measured) in results["measured"].as_object()? {
-        workloads.entry(machine(&measured["machine"])?).or_default().push(workload);
+        if is_shown(workload) {
+            workloads.entry(origin(measured)?).or_default().push(workload);
+        }
     }
-    lines.extend(workloads.iter().map(|(machine, names)| format!("- {}: {machine}", names.join(", "))));
+    lines.extend(workloads.iter().map(|(origin, names)| format!("- {}: {origin}", names.join(", "))));
     Some(lines.join("\n"))
 }
 
@@ -93,18 +96,21 @@ fn row(ratio: &Value) -> Option<String> {
     ))
 }
 
-fn machine(machine: &Value) -> Option<String> {
+/// The machine, the versions, and the command that measures it again.
+fn origin(measured: &Value) -> Option<String> {
+    let machine = &measured["machine"];
     let text = |name: &str| machine[name].as_str();
     // Results of before it was kept have none.
     let commit = text("commit").map(|commit| format!(", tidemill at {commit}")).unwrap_or_default();
     Some(format!(
-        "{} cores of {}, {} GiB, Linux {}, Apache Kafka {}, {}{commit}",
+        "{} cores of {}, {} GiB, Linux {}, Apache Kafka {}, {}{commit}, `{}`",
         machine["cores"].as_u64()?,
         text("cpu")?,
         machine["memory_gib"].as_f64()?,
         text("kernel")?,
         text("kafka")?,
         text("java")?.replace('"', ""),
+        measured["command"].as_str()?,
     ))
 }
 
@@ -143,7 +149,11 @@ mod tests {
                 ratio("b", Some("noise bar 13 %"), true),
                 ratio("c", None, true),
             ],
-            "measured": { "b": { "machine": machine }, "z": { "machine": machine } },
+            "measured": {
+                "b": { "machine": machine, "command": "make bench" },
+                "c": { "machine": machine, "command": "make bench" },
+                "z": { "machine": machine, "command": "make bench" },
+            },
         });
         let table = table(&results).expect("a result");
         let lines: Vec<&str> = table.lines().skip(2).collect();
@@ -151,7 +161,7 @@ mod tests {
             "| b: a / b, p50 | noise bar 13 % |  | 1.50 (1.00..2.00) | 5 |",
             "| z: a / b, p50 | at most 1.35 | 1.15 | **1.50** (1.00..2.00) | 5 |",
             "",
-            "- b, z: 2 cores of X, 23.5 GiB, Linux 6.1, Apache Kafka 4.3.1, 17, tidemill at abc",
+            "- b, z: 2 cores of X, 23.5 GiB, Linux 6.1, Apache Kafka 4.3.1, 17, tidemill at abc, `make bench`",
         ];
         assert_eq!(lines, wanted);
         assert_eq!(super::table(&json!({})), None);
