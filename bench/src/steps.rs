@@ -1,8 +1,9 @@
 //! Steps on a record's way that are measured by themselves, in nanoseconds of CPU time per record, and in instructions
 //! where the machine counts them. Those between a worker and its brokers are [`queues`]'; the others need no Kafka.
 //!
-//! What a step costs here is with nothing else running, and, but for what was fetched ahead, with its data in the cache,
-//! so it is the least that it costs in a node. What RocksDB flushes and compacts on threads of its own is not in it.
+//! What a step costs here is with nothing else running, and, but for what was fetched ahead, with its data in the cache.
+//! It is no bound of what it costs in a node: of a map the threads there have needed less than their steps here. What
+//! RocksDB flushes and compacts on threads of its own is not in it.
 
 use std::sync::Arc;
 
