@@ -79,7 +79,7 @@ impl Default for KafkaLimits {
     fn default() -> KafkaLimits {
         KafkaLimits {
             fetch_queue_kib: 16 * 1024,
-            fetch_bytes: 8 << 20,
+            fetch_bytes: 2 << 20,
             partition_fetch_bytes: 1 << 20,
             produce_queue_kib: 64 * 1024,
             produce_queue_records: 500_000,

@@ -137,6 +137,10 @@ impl Client {
     }
 }
 
+/// Takes in a row that may find nothing and not wait for anything either: one finds out that the input has run dry, and
+/// then a commit is due, or the loop has to wait.
+const HURRIED_MAX: usize = 3;
+
 /// A partition that its owner has accepted.
 #[derive(Debug, Default)]
 struct Place {
@@ -153,6 +157,8 @@ pub struct ModelConsumer {
     captured: Membership,
     question: Option<(Change, BTreeSet<i32>)>,
     places: BTreeMap<i32, Place>,
+    /// The last takes found nothing and did not wait.
+    hurried: usize,
 }
 
 impl ModelConsumer {
@@ -164,7 +170,14 @@ impl ModelConsumer {
             captured: Membership { generation: -1, ..Membership::default() },
             question: None,
             places: BTreeMap::new(),
+            hurried: 0,
         }
+    }
+
+    /// A worker that can do nothing takes no CPU time.
+    fn account(&mut self, wait: Duration, found: bool) {
+        self.hurried = if wait.is_zero() && !found { self.hurried + 1 } else { 0 };
+        assert!(self.hurried <= HURRIED_MAX, "the worker spins: it waits for nothing");
     }
 
     fn serve_event(&mut self, out: &mut Vec<Taken>) {
@@ -223,6 +236,7 @@ impl Source for ModelConsumer {
         self.listen(wait, out)?;
         if !self.process.is_dead() {
             self.fetch(out);
+            self.account(wait, !out.is_empty());
         }
         Ok(())
     }

@@ -367,7 +367,12 @@ impl<C: Consumer> Worker<C> {
         let most = match self.stalled {
             // A commit is due, and cannot be made.
             true => most,
-            false => self.pace.patience(now, waiting(&self.slots), most),
+            false => match self.pace.patience(now, waiting(&self.slots), most) {
+                // As the last take showed, which found nothing that would have gone before: another commit is under
+                // way, the broker is gone, or the group.
+                Duration::ZERO if self.dry => most.min(TAKE_WAIT_COMMITTING),
+                patience => patience,
+            },
         };
         self.desk.patience(now, most)
     }
@@ -388,11 +393,11 @@ impl<C: Consumer> Worker<C> {
             self.rest.push_back(batch);
             return;
         }
-        // A full overlay is committed before it grows: first the one in flight, then this one. Meanwhile the batch lies
-        // where it is found if its input begins anew.
+        // A full overlay is committed before it grows: once the commit in flight has ended, while the next one fills.
+        // Meanwhile the batch lies where it is found if its input begins anew.
         if self.pace.must_stop_taking(waiting(&self.slots)) {
             self.rest.push_front(batch);
-            self.commit_now();
+            self.commit_next();
             self.stalled |= self.pace.must_stop_taking(waiting(&self.slots));
             return;
         }
@@ -507,17 +512,21 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    /// Commits everything and waits for the outcome; bounded by the sink's time-outs. What could
-    /// not be committed has been dropped or is held as refused.
-    fn commit_now(&mut self) {
+    /// Waits for the outcome of the commit in flight, and starts one of everything, if that can be.
+    fn commit_next(&mut self) {
         self.waits_for_commit();
         if let Some(done) = self.committer.wait() {
             self.serve_outcome(done);
         }
-        if self.refused.is_some() || self.producer != Standing::Ready {
-            return;
+        if self.may_commit() {
+            self.start_commit();
         }
-        self.start_commit();
+    }
+
+    /// Commits everything and waits for the outcome; bounded by the sink's time-outs. What could
+    /// not be committed has been dropped or is held as refused.
+    fn commit_now(&mut self) {
+        self.commit_next();
         if let Some(done) = self.committer.wait() {
             self.serve_outcome(done);
         }
