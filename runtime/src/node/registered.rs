@@ -72,10 +72,13 @@ impl Registered {
         in_stores || self.spec().is_none_or(in_rows)
     }
 
-    /// Beside its offsets it has an inbox and nothing else, which stays true wherever it begins again.
+    /// Beside its offsets it has an inbox and nothing else, which stays true wherever it begins again. Rows of an
+    /// outbox are something else: they go with the life, and an inbox that stayed would keep their records from
+    /// being handled again.
     pub fn keeps_only_ids(&self) -> bool {
         let has_stores = self.manifest().is_none_or(|manifest| !manifest.stores.is_empty());
-        !has_stores && self.spec().is_some_and(|spec| spec.inbox.is_some() && !spec.failures.parks())
+        let in_rows = |spec: &DeploymentSpec| spec.failures.parks() || spec.has_outbox();
+        !has_stores && self.spec().is_some_and(|spec| spec.inbox.is_some() && !in_rows(spec))
     }
 
     /// Number of the version that this is.
@@ -88,5 +91,47 @@ impl Registered {
         let (Some(spec), Some(manifest)) = (self.spec(), self.manifest()) else { return Vec::new() };
         let topic = |name| spec.inputs.get(name).map(|input| input.topic.clone()).unwrap_or_default();
         manifest.inputs.iter().map(topic).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registered(manifest: &str, more: &str) -> Registered {
+        let document = format!("name: a\nmodule: a.wasm\ninputs: {{ in: {{ topic: in }} }}\n{more}");
+        let parsed = Parsed::read(&document, manifest, &SpecDefaults::default());
+        assert!(parsed.spec.is_ok() && parsed.manifest.is_ok(), "{parsed:?}");
+        Registered {
+            name: "a".into(),
+            revision: 1,
+            module: "m".into(),
+            document,
+            parsed: Arc::new(parsed),
+            ledger: Arc::default(),
+            incarnation: "i1".into(),
+            deployed_at_ms: 0,
+            first_partitions: 1,
+            paused: true,
+            retries: Retries::default(),
+            history: History::default(),
+        }
+    }
+
+    #[test]
+    fn an_inbox_is_all_that_is_kept_only_without_stores_parked_records_and_outboxes() {
+        let (bare, stores) = (r#"{"inputs":["in"]}"#, r#"{"inputs":["in"],"stores":[{"name":"s"}]}"#);
+        let inbox = "inbox: { id: key, ttl: 1h }\n";
+        let hook = "outputs: { hook: { http: { url: 'http://h/' } } }\n";
+        let keeps = |manifest: &str, more: &[&str]| {
+            let registered = registered(manifest, &more.concat());
+            (registered.keeps_state(), registered.keeps_only_ids())
+        };
+        assert_eq!(keeps(bare, &[]), (false, false));
+        assert_eq!(keeps(bare, &[inbox]), (true, true));
+        assert_eq!(keeps(bare, &[inbox, hook]), (true, false), "undelivered rows are in the changelog");
+        assert_eq!(keeps(bare, &[inbox, "failures: { then: park }\n"]), (true, false));
+        assert_eq!(keeps(stores, &[inbox]), (true, false));
+        assert_eq!(keeps(bare, &[hook]), (true, false));
     }
 }

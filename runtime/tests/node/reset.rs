@@ -201,3 +201,20 @@ fn a_deployment_with_an_inbox_alone_keeps_it_and_goes_back_no_further_than_its_t
     node.stop();
     assert_eq!(copies(&world), "old edge a b c", "each once");
 }
+
+/// Its rows go with the changelog of a life, and the inbox would keep their records from being handled again.
+#[test]
+fn a_deployment_with_an_outbox_beside_its_inbox_goes_back_to_the_beginning_and_nowhere_else() {
+    let world = World::new(&[("words", 1)]);
+    let node = world.node();
+    let hook = COPY.replace("{ topic: copies }", "{ http: { url: 'http://127.0.0.1:1/' } }");
+    let document = format!("{hook}inbox: {{ id: key, ttl: 1h }}\n");
+    deploy(&node, &document, &build_guest("plugins/filter"));
+    for to in [To::Latest(true), To::Offset(0), To::TimestampMs(0)] {
+        let refused = reset(&node, "copy", to).expect_err("it has an outbox").to_string();
+        assert!(refused.contains("fresh name"), "{refused}");
+    }
+    let beginning = proto::ResetRequest { dry_run: true, ..asked("copy", To::Earliest(true)) };
+    assert!(node.handle().reset(beginning).expect("a plan").wipes_state);
+    node.stop();
+}
