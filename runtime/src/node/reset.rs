@@ -40,8 +40,8 @@ use super::runtime::NodeRuntime;
 impl Handle {
     pub fn reset(&self, request: proto::ResetRequest) -> Result<proto::ResetResponse, ControlError> {
         let long = too_long("author", &request.author, AUTHOR_BYTES_MAX);
-        let Some(to) = request.to else {
-            let nowhere = Problem::at("to", "say earliest, latest, an offset or a time");
+        let Some(to) = request.to.filter(is_somewhere) else {
+            let nowhere = Problem::at("to", "say earliest: true, latest: true, an offset or a time");
             return Err(ControlError::Invalid(long.into_iter().chain([nowhere]).collect()));
         };
         refuse(long)?;
@@ -297,6 +297,11 @@ impl Skipped {
              --accept-loss (`accept_loss`) says that they may be lost"
         )))
     }
+}
+
+/// Of the two that are true or nothing, `false` says nothing.
+fn is_somewhere(to: &To) -> bool {
+    !matches!(to, To::Earliest(false) | To::Latest(false))
 }
 
 /// What is older may be forgotten. The inbox measures ages from its horizon, which may be ahead of the clock.

@@ -102,6 +102,10 @@ fn a_deployment_with_state_goes_back_to_the_beginning_without_it_and_nowhere_els
     let running = reset(&node, "word-count", To::Earliest(true)).expect_err("it runs").to_string();
     assert!(running.contains("tidemill pause word-count"), "{running}");
     pause(&node, "word-count");
+    for to in [To::Earliest(false), To::Latest(false)] {
+        let nowhere = reset(&node, "word-count", to).expect_err("it says nothing");
+        assert!(matches!(nowhere, ControlError::Invalid(_)), "{nowhere}");
+    }
     for to in [To::Latest(true), To::Offset(1), To::TimestampMs(0)] {
         let refused = reset(&node, "word-count", to).expect_err("it has state").to_string();
         assert!(refused.contains("fresh name"), "{refused}");
