@@ -243,9 +243,11 @@ impl Forwarder {
         if request.local {
             return self.read(proto::ScanStateRequest { limit, ..request }, true, deadline).await;
         }
+        let partitions = self.partitions(&request, false).await?;
+        let token = token.among(&partitions)?;
         let mut answer = proto::ScanStateResponse::default();
         let mut bytes = 0;
-        for partition in self.partitions(&request, false).await? {
+        for partition in partitions {
             if partition < token.partition {
                 continue;
             }

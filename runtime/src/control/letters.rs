@@ -121,8 +121,10 @@ impl Forwarder {
             return self.read(proto::ListLettersRequest { limit, ..request }, true, deadline).await;
         }
         let wanted = request.filter.as_ref().map(|filter| filter.partitions.clone()).unwrap_or_default();
+        let partitions = self.partitions(&request, false).await?;
+        let token = token.among(&partitions)?;
         let mut answer = proto::ListLettersResponse::default();
-        for partition in self.partitions(&request, false).await? {
+        for partition in partitions {
             if partition < token.partition || !(wanted.is_empty() || wanted.contains(&partition)) {
                 continue;
             }

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use tidemill_proto::v1::ScanStateRequest;
 use tonic::Status;
 
-use super::details::status;
+use super::details::{invalid, status};
 use crate::config::problem::Problem;
 use crate::node::ControlError;
 
@@ -51,6 +51,17 @@ impl PageToken {
 
     pub fn write(&self) -> Vec<u8> {
         [&self.partition.to_be_bytes()[..], &self.after].concat()
+    }
+
+    /// Refuses one of a partition that is not read: nothing would be left of what it is to go on with.
+    pub fn among(self, partitions: &[i32]) -> Result<PageToken, Status> {
+        if self == PageToken::default() || partitions.contains(&self.partition) {
+            return Ok(self);
+        }
+        let partition = self.partition;
+        let message =
+            format!("it goes on in partition {partition}, which is not read: begin again without it");
+        Err(invalid(Problem::at("page_token", message)))
     }
 
     /// Where a partition is gone on with, that is not before the token's.
@@ -121,6 +132,18 @@ mod tests {
         assert!(PageToken::decode(&other).is_err());
         let cut = ScanStateRequest { page_token: b"abc".to_vec(), ..first };
         assert!(PageToken::decode(&cut).is_err());
+    }
+
+    #[test]
+    fn a_token_of_a_partition_that_is_not_there_is_refused_and_no_empty_page() {
+        let of = |partition| PageToken { partition, after: b"key".to_vec() };
+        assert_eq!(of(1).among(&[0, 1]).expect("it is there"), of(1));
+        assert_eq!(PageToken::default().among(&[3]).expect("the beginning"), PageToken::default());
+        for gone in [2, -1] {
+            let status = of(gone).among(&[0, 1]).expect_err("it is not there");
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().starts_with("page_token: it goes on in partition"), "{status}");
+        }
     }
 
     #[test]

@@ -115,8 +115,10 @@ impl Forwarder {
         if request.local {
             return self.read(proto::ListParkedRequest { limit, ..request }, true, deadline).await;
         }
+        let partitions = self.partitions(&request, false).await?;
+        let token = token.among(&partitions)?;
         let mut answer = proto::ListParkedResponse::default();
-        for partition in self.partitions(&request, false).await? {
+        for partition in partitions {
             if partition < token.partition {
                 continue;
             }
