@@ -19,6 +19,7 @@ use super::dlq::timed;
 use super::doctor::{Check, Verdict, report};
 use super::failure::Failure;
 use super::nodes::is_silent;
+use super::table::printable;
 use super::watch::interval;
 use super::{Global, Outcome, client};
 use crate::config::units;
@@ -103,7 +104,7 @@ impl Checklist {
             match &looked {
                 Ok(checks) => {
                     let worst = with(checks, Verdict::Failed).or_else(|| with(checks, Verdict::Warning));
-                    let said = worst.map(|check| format!("{}: {}", check.name, check.detail));
+                    let said = worst.map(|check| format!("{}: {}", check.name, printable(&check.detail)));
                     eprintln!("{}", said.unwrap_or_else(|| "all is well".to_owned()));
                 }
                 Err(failure) => eprintln!("{failure}"),

@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 use super::client::ANSWER_BYTES_MAX;
 use super::failure::Failure;
 use super::output::{Block, View};
-use super::table::{Cell, Table, Tone, grouped};
+use super::table::{Cell, Table, Tone, grouped, printable};
 use super::watch::Watch;
 use super::{Global, Outcome, client, positions};
 use crate::config::deployment::{DeploymentSpec, Guarantee};
@@ -25,7 +25,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Deployments {
-    /// One deployment, with its tasks and its document
+    /// One deployment, with its tasks; its document is in what -o json prints
     name: Option<String>,
     #[command(flatten)]
     watch: Watch,
@@ -90,7 +90,7 @@ fn detail(deployment: &proto::Deployment) -> View {
     let mut blocks: Vec<Block> = Vec::new();
     let mut say = |name: &str, value: String| {
         if !value.is_empty() {
-            blocks.push(Block::Line(format!("{name:<10} {value}")));
+            blocks.push(Block::Line(format!("{name:<10} {}", printable(&value))));
         }
     };
     say("name", deployment.name.clone());
@@ -262,6 +262,14 @@ pub fn module_short(module: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reason_of_a_halt_is_one_line_whatever_the_handler_says() {
+        let reason = "record in/0 at offset 3 failed: \x1b[2J\nstate      running".to_owned();
+        let shown = detail(&proto::Deployment { reason, ..proto::Deployment::default() }).render(None, false);
+        let line = "reason     record in/0 at offset 3 failed: \\u{1b}[2J\\nstate      running\n";
+        assert!(shown.contains(line), "{shown}");
+    }
 
     #[test]
     fn effects_outside_of_kafka_are_never_called_exactly_once() {

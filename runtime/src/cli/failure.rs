@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use super::table::printable_lines;
 use crate::config::problem::{Problem, Problems};
 
 /// What a caller can do about it. The numbers are a promise to scripts.
@@ -74,14 +75,15 @@ impl Failure {
         let colours = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let (on, off) = if colours { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
         // A closed standard error leaves only the exit code to speak.
-        let _ = writeln!(stderr.lock(), "{on}error{off}: {}", self.message);
+        let _ = writeln!(stderr.lock(), "{on}error{off}: {self}");
         ExitCode::from(self.kind as u8)
     }
 }
 
+/// For a terminal: what a node says of a failed record is the handler's own words, and must not move the cursor.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&printable_lines(&self.message))
     }
 }
 
@@ -200,6 +202,13 @@ mod tests {
         ] {
             assert_eq!(Failure::from(status).kind, kind);
         }
+    }
+
+    #[test]
+    fn what_a_handler_says_of_a_failure_stays_in_its_lines_and_does_not_reach_the_terminal() {
+        let failure = Failure::failed("task 0 is halted: \x1b]0;owned\x07\nsee `tidemill history`");
+        let shown = "task 0 is halted: \\u{1b}]0;owned\\u{7}\nsee `tidemill history`";
+        assert_eq!(failure.to_string(), shown);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use super::table::{Table, grouped};
+use super::table::{Table, grouped, printable_lines};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -59,7 +59,11 @@ impl View {
             match block {
                 Block::Table(table) => text.push_str(&table.render(width, colours)),
                 Block::Line(line) => {
-                    text.push_str(line);
+                    // A program gets somebody's data as it is; on a terminal it must not move the cursor.
+                    match width {
+                        Some(_) => text.push_str(&printable_lines(line)),
+                        None => text.push_str(line),
+                    }
                     text.push('\n');
                 }
             }
@@ -110,4 +114,16 @@ pub fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(Failure::failed("nothing was done")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_moves_no_cursor_and_a_pipe_gets_it_whole() {
+        let view = View::line("a\x1b[2J\nb", Value::Null);
+        assert_eq!(view.render(Some(80), false), "a\\u{1b}[2J\nb\n");
+        assert_eq!(view.render(None, false), "a\x1b[2J\nb\n");
+    }
 }

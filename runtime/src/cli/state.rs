@@ -297,7 +297,8 @@ pub fn note_positions(global: &Global, read_at: &[proto::StatePosition]) {
             positions::read_at(read_at)
         );
         for at in read_at.iter().filter(|at| at.state() == proto::TaskState::Halted) {
-            eprintln!("partition {} is halted and stays as it is: {}", at.partition, at.reason);
+            let reason = printable(&at.reason);
+            eprintln!("partition {} is halted and stays as it is: {reason}", at.partition);
         }
     }
 }

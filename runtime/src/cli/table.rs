@@ -164,6 +164,11 @@ pub fn printable(text: &str) -> String {
     }
 }
 
+/// The same of a text of several lines, which stay lines.
+pub fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// 27,004: digits in groups of three.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
