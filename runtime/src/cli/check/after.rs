@@ -329,11 +329,17 @@ fn errors(name: &str, found: Result<ErrorLines, Failure>) -> Check {
     row(name, if is_clean { Verdict::Ok } else { Verdict::Warning }, detail)
 }
 
+/// How old what waits is may be unknown: the brokers did not show it in time, or its topic is gone.
 fn behind(name: &str, lag: &[proto::PartitionLag]) -> Check {
     let records = grouped(lag.iter().map(|partition| partition.records).sum());
     let oldest = lag.iter().filter_map(|partition| partition.seconds).fold(0.0, f64::max);
-    let verdict = if oldest > LAG_GUIDE_S { Verdict::Warning } else { Verdict::Ok };
-    row(format!("lag {name}"), verdict, format!("{records} records, the oldest waits for {oldest:.1} s"))
+    let unknown = lag.iter().filter(|partition| partition.seconds.is_none()).count();
+    let mut detail = format!("{records} records, the oldest waits for {oldest:.1} s");
+    if unknown > 0 {
+        detail = format!("{detail}; in {unknown} of {} partitions it is not known for how long", lag.len());
+    }
+    let verdict = if oldest > LAG_GUIDE_S || unknown > 0 { Verdict::Warning } else { Verdict::Ok };
+    row(format!("lag {name}"), verdict, detail)
 }
 
 /// A node that is to be there. One that has stopped is in no list any more, so only who names it misses it.
@@ -511,6 +517,21 @@ mod tests {
             (not_allowed.verdict, not_allowed.detail.as_str()),
             (Verdict::Warning, "not seen: needs the role query")
         );
+    }
+
+    #[test]
+    fn a_lag_whose_age_nobody_knows_is_a_note_and_not_taken_for_none() {
+        let lag =
+            |records, seconds| proto::PartitionLag { records, seconds, ..proto::PartitionLag::default() };
+        let of = |lag: &[proto::PartitionLag]| {
+            let check = behind("a", lag);
+            (check.verdict, check.detail)
+        };
+        let known = "1,200 records, the oldest waits for 2.5 s";
+        assert_eq!(of(&[lag(1_200, Some(2.5)), lag(0, Some(0.0))]), (Verdict::Ok, known.to_owned()));
+        let unknown = format!("{known}; in 1 of 2 partitions it is not known for how long");
+        assert_eq!(of(&[lag(1_000, None), lag(200, Some(2.5))]), (Verdict::Warning, unknown));
+        assert_eq!(of(&[lag(1, Some(31.0))]).0, Verdict::Warning);
     }
 
     #[test]
