@@ -405,7 +405,15 @@ impl proto::fleet_server::Fleet for Services {
                 .await;
         }
         let peers = Peers::new(forwarder);
-        self.counted(async { Ok(proto::NodesResponse { nodes: peers.nodes(&deployment).await? }) }).await
+        self.counted(async {
+            if !deployment.is_empty() {
+                // What is not deployed runs nowhere, which is no answer to a name that was misspelt.
+                let name = deployment.clone();
+                ask(peers.node(), move |node| node.is_paused(&name)).await?;
+            }
+            Ok(proto::NodesResponse { nodes: peers.nodes(&deployment).await? })
+        })
+        .await
     }
 
     async fn stores(
@@ -431,9 +439,15 @@ impl proto::logs_server::Logs for Services {
         let metadata = request.metadata().clone();
         let (forwarder, request, _) = self.forwarded(request);
         self.counted(async {
-            let name = request.deployment.clone();
-            let ring = ask(&forwarder.node, move |node| node.handler_log(&name)).await?;
-            let (local, wanted) = (request.local, Wanted::of(request, wall_ms())?);
+            let (name, local) = (request.deployment.clone(), request.local);
+            // Another node has looked already at what it passes on.
+            let partition = request.partition.filter(|_| !local);
+            let ring = ask(&forwarder.node, move |node| {
+                let ring = node.handler_log(&name)?;
+                partition.map_or(Ok(()), |partition| node.may_have(&name, partition))?;
+                Ok(ring)
+            });
+            let (ring, wanted) = (ring.await?, Wanted::of(request, wall_ms())?);
             let (stream, answers) = self.streams.open(&metadata)?;
             match local {
                 true => {

@@ -9,7 +9,7 @@ use tidemill_proto::v1 as proto;
 
 use super::board::TaskEntry;
 use super::control_log::ProposeError;
-use super::owners::Owner;
+use super::owners::{self, Owner};
 use super::registered::Registered;
 use super::revision::PrepareError;
 use super::runtime::NodeRuntime;
@@ -204,7 +204,7 @@ impl Handle {
                 "{deployment} is paused, so nobody reads its state; `tidemill resume {deployment}` starts it again"
             )));
         }
-        super::owners::of(&self.node, &registered, partition)
+        owners::of(&self.node, &registered, partition)
     }
 
     /// Somebody wants it to run nowhere.
@@ -215,6 +215,16 @@ impl Handle {
     /// Partitions of a deployment's inputs.
     pub fn partitions(&self, deployment: &str) -> Result<i32, ControlError> {
         self.node.partitions(&self.registered(deployment)?)
+    }
+
+    /// Refuses a partition that no input has; none while the brokers do not say how many there are.
+    pub fn may_have(&self, deployment: &str, partition: i32) -> Result<(), ControlError> {
+        match self.partitions(deployment) {
+            Ok(partitions) if !(0..partitions).contains(&partition) => {
+                Err(owners::no_such(deployment, partition, partitions))
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Cheap: asks nobody.

@@ -33,11 +33,7 @@ pub fn of(
     let wanted = match partition {
         None => 0..partitions,
         Some(partition) if (0..partitions).contains(&partition) => partition..partition + 1,
-        Some(partition) => {
-            return Err(ControlError::NotFound(format!(
-                "partition {partition} of {name} does not exist; there are {partitions}"
-            )));
-        }
+        Some(partition) => return Err(no_such(name, partition, partitions)),
     };
     let here = node.tasks(name);
     let mut owners = BTreeMap::new();
@@ -54,6 +50,11 @@ pub fn of(
         owners.insert(partition, owner);
     }
     Ok(owners)
+}
+
+/// Of a deployment with so many.
+pub fn no_such(name: &str, partition: i32, partitions: i32) -> ControlError {
+    ControlError::NotFound(format!("partition {partition} of {name} does not exist; there are {partitions}"))
 }
 
 /// The other node that runs a task, or says so. Of two that do, while it moves, the one whose task

@@ -201,6 +201,16 @@ fn what_handlers_log_is_gathered_from_every_node_and_followed() {
         proto::TailLogsRequest { deployment: "hotsile".into(), ..proto::TailLogsRequest::default() };
     let status = runtime.block_on(LogsClient::new(a.channel.clone()).tail(unknown)).expect_err("no such");
     assert_eq!(status.code(), Code::NotFound);
+    let third = proto::TailLogsRequest {
+        deployment: "hostile".into(),
+        partition: Some(2),
+        ..proto::TailLogsRequest::default()
+    };
+    let status = runtime.block_on(LogsClient::new(a.channel.clone()).tail(third)).expect_err("there are two");
+    assert_eq!(status.code(), Code::NotFound, "{status}");
+    let unknown = proto::NodesRequest { deployment: "hotsile".into(), local: false };
+    let status = runtime.block_on(FleetClient::new(b.channel.clone()).nodes(unknown)).expect_err("no such");
+    assert_eq!(status.code(), Code::NotFound, "{status}");
     a.stop();
     b.stop();
 }
