@@ -39,7 +39,7 @@ pub fn get_many(
     let task = target.wait(node, &request.at_least, until)?;
     let store = target.key_name(&task)?;
     let asked: HashSet<&[u8]> = request.keys.iter().map(Vec::as_slice).collect();
-    let ((values, mut parked), read_at) = target.read(node, &task, &request.at_least, |snapshot| {
+    let ((values, parked), read_at) = target.read(node, &task, &request.at_least, |snapshot| {
         let parked = target.parked(snapshot, |key| asked.contains(key))?;
         let mut bytes = 0;
         let mut values = Vec::with_capacity(request.keys.len());
@@ -65,7 +65,8 @@ pub fn get_many(
         ..proto::GetManyStateResponse::default()
     };
     for (key, value) in request.keys.iter().zip(values) {
-        let parked = parked.remove(key);
+        // A key may be asked for twice.
+        let parked = parked.get(key).cloned();
         match value {
             Some(value) => {
                 let entry = target.entry(key.clone(), value, request.text);

@@ -266,6 +266,10 @@ fn nodes_tell_of_positions_and_parked_keys_are_marked_in_every_answer() {
         assert_eq!(bare, [(&b"z"[..], (1, 4, "in".into(), "transient".into()))]);
         k.held && k.attempts == 2
     });
+    let twice = proto::GetManyStateRequest { keys: vec![b"k".to_vec(); 2], ..many };
+    let answer =
+        runtime.block_on(StateClient::new(a.channel.clone()).get_many(twice)).expect("answers").into_inner();
+    assert_eq!(answer.entries.iter().map(|entry| entry.parked.is_some()).collect::<Vec<_>>(), [true, true]);
     let one = proto::GetStateRequest {
         deployment: "hostile".into(),
         store: "state".into(),
