@@ -33,8 +33,9 @@ pub fn unescape(text: &str) -> Result<String, String> {
             bytes.push(byte);
             continue;
         }
-        let code =
-            rest.get(..2).and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 16).ok());
+        // Both are digits: a number may begin with a sign.
+        let digit = |at: usize| char::from(*rest.get(at)?).to_digit(16);
+        let code = digit(0).and_then(|high| Some((high << 4 | digit(1)?) as u8));
         bytes.push(code.ok_or("url has a percent sign without two hexadecimal digits")?);
         rest = &rest[2..];
     }
@@ -49,6 +50,15 @@ mod tests {
     fn a_document_does_not_have_the_node_read_what_has_no_end() {
         let refused = read("secret_file", &Source::File("/dev/zero".into())).unwrap_err();
         assert_eq!(refused, "secret_file: /dev/zero is no regular file");
+    }
+
+    #[test]
+    fn a_percent_sign_stands_before_two_hexadecimal_digits_and_nothing_else() {
+        assert_eq!(unescape("a%40%c3%A4%2f+").as_deref(), Ok("a@ä/+"));
+        for wrong in ["%", "%4", "%+4", "%-1", "% 4", "%4g", "%ä"] {
+            assert!(unescape(wrong).is_err_and(|why| why.contains("percent sign")), "{wrong}");
+        }
+        assert_eq!(unescape("%ff"), Err("url is no text".to_owned()));
     }
 
     #[test]
