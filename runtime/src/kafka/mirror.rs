@@ -9,14 +9,14 @@ use super::config::KafkaConfig;
 use super::ffi::producer::{Outgoing, Producer};
 use super::ffi::{Code, Delivered, KafkaError};
 use crate::ports::SourceError;
-use crate::record::headers::{self, Header};
+use crate::record::headers::{self, RawHeader};
 
 /// A record for it.
 #[derive(Debug, Clone, Copy)]
 pub struct MirrorRecord<'a> {
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
-    pub headers: &'a [Header<'a>],
+    pub headers: &'a [RawHeader<'a>],
     /// Milliseconds since the epoch; -1 = now.
     pub timestamp_ms: i64,
 }
@@ -105,6 +105,6 @@ fn sorted(topic: &str, error: &KafkaError) -> MirrorError {
 }
 
 /// Kafka's own encoding, read; what is no headers is none.
-pub fn headers_of(encoded: &[u8]) -> Vec<Header<'_>> {
-    if encoded.is_empty() { Vec::new() } else { headers::decode(encoded).unwrap_or_default() }
+pub fn headers_of(encoded: &[u8]) -> Vec<RawHeader<'_>> {
+    if encoded.is_empty() { Vec::new() } else { headers::decode_raw(encoded).unwrap_or_default() }
 }

@@ -90,9 +90,8 @@ impl Topics {
             };
             let list = match headers.next().flatten() {
                 None => Vec::new(),
-                Some(bytes) => headers::decode(bytes).map_err(|MalformedHeaders| CommitError::Record {
-                    topic: name.clone(),
-                    reason: MalformedHeaders.to_string(),
+                Some(bytes) => headers::decode_raw(bytes).map_err(|MalformedHeaders| {
+                    CommitError::Record { topic: name.clone(), reason: MalformedHeaders.to_string() }
                 })?,
             };
             let record = Outgoing {
@@ -120,7 +119,7 @@ impl Topics {
             None => self.batch(topic, rows.partition, columns),
             Some(stamp) => {
                 let stamp = stamp_bytes(stamp);
-                let list = [(STAMP_HEADER, Some(&stamp[..]))];
+                let list = [(STAMP_HEADER.as_bytes(), Some(&stamp[..]))];
                 columns.into_iter().try_for_each(|(key, value)| {
                     let record = Outgoing { partition: rows.partition, key, value, timestamp: -1, ticket: 0 };
                     self.patiently(|| self.producer.produce(topic, record, &list))

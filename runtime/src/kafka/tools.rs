@@ -82,7 +82,7 @@ pub fn produce(
 }
 
 fn send(producer: &Producer, topic: usize, row: &Row) -> Result<(), KafkaError> {
-    let list: Vec<_> = row.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+    let list: Vec<_> = row.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_deref())).collect();
     let record = Outgoing {
         partition: row.partition.unwrap_or(-1),
         key: row.key.as_deref(),
@@ -238,7 +238,7 @@ fn start_of(raw: &Consumer, spec: &ConsumeSpec, partition: i32) -> Result<i64, K
 fn consumed(message: &Message) -> Consumed {
     let mut bytes = Vec::new();
     let list = match message.headers(&mut bytes) {
-        true => headers::decode(&bytes).unwrap_or_default(),
+        true => headers::decode_raw(&bytes).unwrap_or_default(),
         false => Vec::new(),
     };
     Consumed {
@@ -247,6 +247,9 @@ fn consumed(message: &Message) -> Consumed {
         timestamp_ms: message.timestamp(),
         key: message.key().map(<[u8]>::to_vec),
         value: message.value().map(<[u8]>::to_vec),
-        headers: list.into_iter().map(|(n, v)| (n.to_owned(), v.map(<[u8]>::to_vec))).collect(),
+        headers: list
+            .into_iter()
+            .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.map(<[u8]>::to_vec)))
+            .collect(),
     }
 }

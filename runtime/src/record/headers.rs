@@ -7,11 +7,11 @@
 pub struct MalformedHeaders;
 
 /// Encodes headers in order; a null value stays null.
-pub fn encode<'a>(headers: impl ExactSizeIterator<Item = (&'a str, Option<&'a [u8]>)>) -> Vec<u8> {
+pub fn encode<'a, N: AsRef<[u8]>>(headers: impl ExactSizeIterator<Item = (N, Option<&'a [u8]>)>) -> Vec<u8> {
     let mut out = Vec::new();
     write_count(&mut out, headers.len());
     for (name, value) in headers {
-        write_one(&mut out, name.as_bytes(), value);
+        write_one(&mut out, name.as_ref(), value);
     }
     out
 }
@@ -19,27 +19,39 @@ pub fn encode<'a>(headers: impl ExactSizeIterator<Item = (&'a str, Option<&'a [u
 /// Name and value.
 pub type Header<'a> = (&'a str, Option<&'a [u8]>);
 
-/// Decodes headers in order. Names must be UTF-8, nothing may follow the last value.
+/// The same as it is in Kafka, which takes any bytes for a name.
+pub type RawHeader<'a> = (&'a [u8], Option<&'a [u8]>);
+
+/// Decodes headers in order, to be looked at: those whose names are text. Nothing may follow the last value.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Header<'_>>, MalformedHeaders> {
-    let mut rest = bytes;
-    let count = usize::try_from(read_varint(&mut rest)?).map_err(|_| MalformedHeaders)?;
-    // A header takes at least two bytes, so a lying count cannot reserve more than the input.
-    let mut headers = Vec::with_capacity(count.min(rest.len() / 2));
-    for _ in 0..count {
-        let (name, value) = read_one(&mut rest)?;
-        headers.push((std::str::from_utf8(name).map_err(|_| MalformedHeaders)?, value));
-    }
-    if rest.is_empty() { Ok(headers) } else { Err(MalformedHeaders) }
+    let mut headers = Vec::new();
+    each(bytes, |header| headers.extend(text(header)))?;
+    Ok(headers)
 }
 
-/// Whether bytes are headers, as [`decode`] has it, without a list of them.
+/// Decodes headers in order, to be written again as they are.
+pub fn decode_raw(bytes: &[u8]) -> Result<Vec<RawHeader<'_>>, MalformedHeaders> {
+    let mut headers = Vec::new();
+    each(bytes, |header| headers.push(header))?;
+    Ok(headers)
+}
+
+/// Whether bytes are headers, as [`decode_raw`] has it, without a list of them.
 pub fn check(bytes: &[u8]) -> Result<(), MalformedHeaders> {
+    each(bytes, |_| ())
+}
+
+/// A header whose name is text.
+pub fn text((name, value): RawHeader<'_>) -> Option<Header<'_>> {
+    Some((std::str::from_utf8(name).ok()?, value))
+}
+
+fn each<'a>(bytes: &'a [u8], mut take: impl FnMut(RawHeader<'a>)) -> Result<(), MalformedHeaders> {
     let mut rest = bytes;
     let count = usize::try_from(read_varint(&mut rest)?).map_err(|_| MalformedHeaders)?;
-    // A lying count ends with the bytes.
+    // A count that lies reserves nothing, and ends with the bytes.
     for _ in 0..count {
-        let (name, _) = read_one(&mut rest)?;
-        std::str::from_utf8(name).map_err(|_| MalformedHeaders)?;
+        take(read_one(&mut rest)?);
     }
     if rest.is_empty() { Ok(()) } else { Err(MalformedHeaders) }
 }
@@ -148,11 +160,12 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_no_text_is_no_header() {
-        // One header, a name of one byte, a null value.
-        let bytes = [2, 2, 0xff, 1];
-        assert_eq!(decode(&bytes), Err(MalformedHeaders));
-        assert_eq!(check(&bytes), Err(MalformedHeaders));
-        assert_eq!(check(&[2, 2, b'n', 1]), Ok(()));
+    fn a_name_that_is_no_text_stays_as_it_is_and_hides_no_other() {
+        let raw = [(&b"a"[..], Some(&b"1"[..])), (&b"\xff\0"[..], None), (&b"b"[..], None)];
+        let bytes = encode(raw.into_iter());
+        assert_eq!(check(&bytes), Ok(()));
+        assert_eq!(decode_raw(&bytes).unwrap(), raw);
+        assert_eq!(decode(&bytes).unwrap(), [("a", Some(&b"1"[..])), ("b", None)]);
+        assert_eq!(find(&bytes, "a"), Ok(Some(&b"1"[..])));
     }
 }

@@ -59,9 +59,9 @@ impl Carrier {
     pub async fn deliver(&self, delivery: &Delivery) -> Result<Landed, Unsent> {
         let sequence = delivery.sequence.to_string();
         let mut headers = headers_of(&delivery.headers);
-        headers.retain(|(name, _)| !name.starts_with("tidemill-"));
-        headers.push(("tidemill-id", Some(delivery.id.as_bytes())));
-        headers.push(("tidemill-sequence", Some(sequence.as_bytes())));
+        headers.retain(|(name, _)| !name.starts_with(b"tidemill-"));
+        headers.push((b"tidemill-id".as_slice(), Some(delivery.id.as_bytes())));
+        headers.push((b"tidemill-sequence".as_slice(), Some(sequence.as_bytes())));
         let record = MirrorRecord {
             key: delivery.key.as_deref(),
             value: delivery.value.as_deref(),

@@ -76,10 +76,10 @@ pub fn inherited<'a>(own: &[Header<'a>], place: &str) -> Vec<Inherited> {
 /// Headers of an effect, in Kafka's encoding, with what it inherits behind those that its handler set.
 pub fn join(set: Option<&[u8]>, inherited: &[Inherited]) -> Vec<u8> {
     // What the handler hands over has been checked; bytes that are no headers would not be here.
-    let mut all = set.map(|set| headers::decode(set).unwrap_or_default()).unwrap_or_default();
+    let mut all = set.map(|set| headers::decode_raw(set).unwrap_or_default()).unwrap_or_default();
     for (name, value) in inherited {
-        if !all.iter().any(|(found, _)| found.eq_ignore_ascii_case(name)) {
-            all.push((name, Some(value)));
+        if !all.iter().any(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes())) {
+            all.push((name.as_bytes(), Some(value)));
         }
     }
     headers::encode(all.into_iter())
@@ -178,5 +178,13 @@ mod tests {
         let all = headers::decode(&joined).unwrap();
         let expected = [("CORRELATION-ID", Some(&b"mine"[..])), ("x", None), (CAUSATION, Some(b"i"))];
         assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn a_header_whose_name_is_no_text_goes_along_as_it_is() {
+        let set = headers::encode([(&b"\xff"[..], Some(&b"1"[..]))].into_iter());
+        let joined = join(Some(&set), &inherited(&[], "place"));
+        let all = headers::decode_raw(&joined).unwrap();
+        assert_eq!((all[0], all.len()), ((&b"\xff"[..], Some(&b"1"[..])), 3));
     }
 }

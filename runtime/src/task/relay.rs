@@ -307,9 +307,9 @@ impl Task {
 
 /// Headers with the id behind them; one that the handler has given is replaced.
 fn with_id(own: Option<&[u8]>, id: &str) -> Vec<u8> {
-    let list = own.map(|own| headers::decode(own).unwrap_or_default()).unwrap_or_default();
-    let mut list: Vec<_> = list.into_iter().filter(|(name, _)| *name != ID_HEADER).collect();
-    list.push((ID_HEADER, Some(id.as_bytes())));
+    let mut list = own.map(|own| headers::decode_raw(own).unwrap_or_default()).unwrap_or_default();
+    list.retain(|(name, _)| *name != ID_HEADER.as_bytes());
+    list.push((ID_HEADER.as_bytes(), Some(id.as_bytes())));
     headers::encode(list.into_iter())
 }
 

@@ -7,7 +7,7 @@ use super::correlation;
 use super::letter::{MARK_HEADER, Sender, schema_version};
 use super::outbox::Letter;
 use crate::config::units;
-use crate::record::headers;
+use crate::record::headers::{self, Header};
 use crate::store::OutboxRow;
 
 /// Every header that it adds, in their order. In Kafka since 0.2: add before the mark, never rename.
@@ -41,8 +41,11 @@ pub fn encode_headers(
     letter: &Letter,
     sender: &Sender<'_>,
 ) -> Vec<u8> {
-    let own =
-        if row.headers.is_empty() { Vec::new() } else { headers::decode(&row.headers).unwrap_or_default() };
+    let mut all = match row.headers.is_empty() {
+        true => Vec::new(),
+        false => headers::decode_raw(&row.headers).unwrap_or_default(),
+    };
+    let own: Vec<Header<'_>> = all.iter().copied().filter_map(headers::text).collect();
     let correlation = correlation::correlation_id(&own, sender.place);
     let texts = [
         row.output.clone(),
@@ -65,9 +68,9 @@ pub fn encode_headers(
         offset.to_owned(),
     ];
     let count = HEADERS.len().to_string();
-    let mut all = own;
-    all.extend(HEADERS.iter().copied().zip(texts.iter().map(|text| Some(text.as_bytes()))));
-    all.push((MARK_HEADER, Some(count.as_bytes())));
+    let added = HEADERS.into_iter().zip(&texts);
+    all.extend(added.map(|(name, text)| (name.as_bytes(), Some(text.as_bytes()))));
+    all.push((MARK_HEADER.as_bytes(), Some(count.as_bytes())));
     headers::encode(all.into_iter())
 }
 

@@ -11,6 +11,7 @@ use super::callbacks::Notice;
 use super::partitions::Partitions;
 use super::{Client, Code, Failure, KafkaError, Kind, c_string, check, consume, millis};
 use crate::ports::Membership;
+use crate::record::headers::RawHeader;
 
 /// A broker that has not answered by then is waited for by `init_transactions`.
 const CONNECT_WAIT: Duration = Duration::from_secs(2);
@@ -81,7 +82,7 @@ impl Producer {
         &self,
         topic: usize,
         record: Outgoing<'_>,
-        headers: &[(&str, Option<&[u8]>)],
+        headers: &[RawHeader<'_>],
     ) -> Result<(), KafkaError> {
         let mut arguments = Arguments::new(&self.topics[topic], &record);
         let list = Headers::new(headers);
@@ -272,7 +273,7 @@ impl Arguments {
 struct Headers(*mut rd::rd_kafka_headers_t);
 
 impl Headers {
-    fn new(headers: &[(&str, Option<&[u8]>)]) -> Option<Headers> {
+    fn new(headers: &[RawHeader<'_>]) -> Option<Headers> {
         if headers.is_empty() {
             return None;
         }

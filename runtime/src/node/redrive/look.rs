@@ -266,10 +266,11 @@ impl Handle {
 }
 
 fn shown(letter: Letter, state: LetterState) -> proto::Letter {
-    let own = letter.headers.as_deref().and_then(|own| headers::decode(own).ok()).unwrap_or_default();
-    let headers = own
-        .into_iter()
-        .map(|(name, value)| proto::LetterHeader { name: name.to_owned(), value: value.map(<[u8]>::to_vec) });
+    let own = letter.headers.as_deref().and_then(|own| headers::decode_raw(own).ok()).unwrap_or_default();
+    let headers = own.into_iter().map(|(name, value)| proto::LetterHeader {
+        name: String::from_utf8_lossy(name).into_owned(),
+        value: value.map(<[u8]>::to_vec),
+    });
     proto::Letter {
         partition: letter.partition,
         offset: letter.offset,

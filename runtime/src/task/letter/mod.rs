@@ -78,7 +78,9 @@ pub fn schema_version<'a>(own: &[Header<'a>]) -> &'a str {
 pub fn write(record: &ParkedRecord, failure: &Failure, sender: &Sender<'_>) -> Written {
     let original = record.headers.as_deref().unwrap_or_default();
     // Bytes that are no headers cannot come from Kafka; a letter without them is better than none.
-    let own = if original.is_empty() { Vec::new() } else { headers::decode(original).unwrap_or_default() };
+    let mut all =
+        if original.is_empty() { Vec::new() } else { headers::decode_raw(original).unwrap_or_default() };
+    let own: Vec<Header<'_>> = all.iter().copied().filter_map(headers::text).collect();
     let correlation = correlation::correlation_id(&own, sender.place);
     let correlation = String::from_utf8_lossy(&correlation).into_owned();
     let failed_at = units::show_time_ms(sender.now_ms);
@@ -117,9 +119,9 @@ pub fn write(record: &ParkedRecord, failure: &Failure, sender: &Sender<'_>) -> W
         schema_version(&own).to_owned(),
     ];
     let count = HEADERS.len().to_string();
-    let mut all = own.clone();
-    all.extend(HEADERS.iter().copied().zip(texts.iter().map(|text| Some(text.as_bytes()))));
-    all.push((MARK_HEADER, Some(count.as_bytes())));
+    let added = HEADERS.into_iter().zip(&texts);
+    all.extend(added.map(|(name, text)| (name.as_bytes(), Some(text.as_bytes()))));
+    all.push((MARK_HEADER.as_bytes(), Some(count.as_bytes())));
     Written { value, headers: headers::encode(all.into_iter()) }
 }
 
@@ -161,7 +163,8 @@ mod tests {
 
     #[test]
     fn a_letter_in_either_form_gives_back_the_record_byte_for_byte() {
-        let own = headers::encode([("ce-id", Some(&b"\xff"[..])), ("none", None)].into_iter());
+        let own = [(&b"ce-id"[..], Some(&b"\xff"[..])), (&b"na\xffme"[..], Some(b"v")), (&b"none"[..], None)];
+        let own = headers::encode(own.into_iter());
         let values = [None, Some(b"".to_vec()), Some(b"{\"a\": 1}".to_vec()), Some(vec![0xff, 0, b'"'])];
         for format in [LetterFormat::Raw, LetterFormat::Envelope] {
             for (value, headers) in values.iter().zip([None, Some(own.clone()), None, Some(own.clone())]) {

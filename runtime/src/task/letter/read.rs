@@ -53,14 +53,15 @@ pub struct Undelivered {
 impl Letter {
     /// None for a record that tidemill has not written as a letter.
     pub fn read(record: &TopicRecord) -> Option<Letter> {
-        let all = headers::decode(record.headers.as_deref()?).ok()?;
+        let all = headers::decode_raw(record.headers.as_deref()?).ok()?;
         let (&(mark, count), before) = all.split_last()?;
         let count: usize = text(count?)?.parse().ok()?;
-        if mark != MARK_HEADER || count > before.len() {
+        if mark != MARK_HEADER.as_bytes() || count > before.len() {
             return None;
         }
         let (own, added) = before.split_at(before.len() - count);
-        let added = Added(added);
+        let added: Vec<Header<'_>> = added.iter().copied().filter_map(headers::text).collect();
+        let added = Added(&added);
         let value = match added.text("format") {
             FORMAT_ENVELOPE => {
                 let envelope: Envelope = serde_json::from_slice(record.value.as_deref()?).ok()?;
