@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::letters::{COUNT_WAIT, Which, counted, sum};
 use super::output::{Block, View, confirm};
 use super::redrive::{Redrive, Redrives};
-use super::table::{Table, grouped};
+use super::table::{Table, grouped, printable};
 use super::values::{show_text, text_json};
 use super::{Global, Outcome, client};
 use crate::config::units;
@@ -258,7 +258,9 @@ fn to_json(letter: &proto::Letter) -> Value {
         "failure_timestamp": units::show_time_ms(letter.failure_timestamp_ms),
         "error_type": letter.error_type, "error_class": letter.error_class, "attempts": letter.attempts,
         "retry_count": letter.retry_count, "correlation_id": letter.correlation_id,
-        "deployment_version": letter.version, "schema_version": letter.schema_version,
+        "deployment_version": letter.version, "revision": letter.version,
+        "version": (letter.version_number > 0).then_some(letter.version_number),
+        "schema_version": letter.schema_version,
         "state": if letter.state() == proto::LetterState::Marked { "marked" } else { "waiting" },
     })
 }
@@ -269,41 +271,42 @@ impl Show {
         let request =
             proto::ShowLetterRequest { deployment: self.deployment, partition, offset, local: false };
         let letter = client.show(timed(request, WAIT)).await?.into_inner().letter.unwrap_or_default();
-        let text = |bytes: &Option<Vec<u8>>| bytes.as_deref().map_or("null".to_owned(), show_text);
-        let mut lines = vec![
-            format!("letter          {partition}/{offset}"),
-            format!(
-                "record          {} of {}",
-                from(&letter),
-                units::show_time_ms(letter.original_timestamp_ms)
-            ),
-            format!("failed          {}", units::show_time_ms(letter.failure_timestamp_ms)),
-            format!("reason          {}", letter.failure_reason),
-            format!("error           {} ({})", letter.error_type, letter.error_class),
-            format!("tried           {} times, back {} times", letter.attempts, letter.retry_count),
-            format!("revision        {}", letter.version),
-            format!("correlation id  {}", letter.correlation_id),
-        ];
-        if !letter.schema_version.is_empty() {
-            lines.push(format!("schema version  {}", letter.schema_version));
-        }
-        lines.extend(
-            letter
-                .headers
-                .iter()
-                .map(|header| format!("header          {}={}", header.name, text(&header.value))),
-        );
-        lines.push(format!("key             {}", key(&letter)));
-        lines.push(format!("value           {}", text(&letter.value)));
-        let mut json = to_json(&letter);
-        json["value"] = letter.value.as_deref().map_or(Value::Null, text_json);
-        json["headers"] = letter
-            .headers
-            .iter()
-            .map(|header| json!({ "name": header.name, "value": header.value.as_deref().map(text_json) }))
-            .collect();
-        View { blocks: lines.into_iter().map(Block::Line).collect(), json }.print(global.output)
+        whole(&letter).print(global.output)
     }
+}
+
+fn whole(letter: &proto::Letter) -> View {
+    let text = |bytes: &Option<Vec<u8>>| bytes.as_deref().map_or("null".to_owned(), show_text);
+    let by = match letter.version_number {
+        0 => format!("revision {}", letter.version),
+        number => format!("version {number}, revision {}", letter.version),
+    };
+    let mut lines = vec![
+        format!("letter          {}/{}", letter.partition, letter.offset),
+        format!("record          {} of {}", from(letter), units::show_time_ms(letter.original_timestamp_ms)),
+        format!("failed          {}", units::show_time_ms(letter.failure_timestamp_ms)),
+        format!("reason          {}", letter.failure_reason),
+        format!("error           {} ({})", letter.error_type, letter.error_class),
+        format!("tried           {} times, back {} times", letter.attempts, letter.retry_count),
+        format!("given up by     {by}"),
+        format!("correlation id  {}", letter.correlation_id),
+    ];
+    if !letter.schema_version.is_empty() {
+        lines.push(format!("schema version  {}", letter.schema_version));
+    }
+    let headers = letter.headers.iter();
+    lines.extend(headers.map(|header| format!("header          {}={}", header.name, text(&header.value))));
+    lines.push(format!("key             {}", key(letter)));
+    lines.push(format!("value           {}", text(&letter.value)));
+    let mut json = to_json(letter);
+    json["value"] = letter.value.as_deref().map_or(Value::Null, text_json);
+    json["headers"] = letter
+        .headers
+        .iter()
+        .map(|header| json!({ "name": header.name, "value": header.value.as_deref().map(text_json) }))
+        .collect();
+    // Whoever wrote the record must not move the cursor.
+    View { blocks: lines.iter().map(|line| Block::Line(printable(line))).collect(), json }
 }
 
 impl Count {
@@ -338,6 +341,31 @@ impl Discard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_letter_says_which_version_gave_it_up_and_its_text_is_shown_and_not_obeyed() {
+        let letter = proto::Letter {
+            version: 21,
+            version_number: 2,
+            failure_reason: "no\nrecord".into(),
+            value: Some(b"\x1b[2Jcleared".to_vec()),
+            ..proto::Letter::default()
+        };
+        let view = whole(&letter);
+        let text = view.render(None, false);
+        for line in [
+            "given up by     version 2, revision 21",
+            "reason          no\\nrecord",
+            "value           \\u{1b}[2Jcleared",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert_eq!((&view.json["version"], &view.json["revision"]), (&json!(2), &json!(21)));
+        assert_eq!(view.json["value"], "\u{1b}[2Jcleared", "as it is, for programs");
+        let forgotten = whole(&proto::Letter { version_number: 0, ..letter });
+        assert_eq!(forgotten.json["version"], Value::Null);
+        assert!(forgotten.render(None, false).contains("given up by     revision 21"));
+    }
 
     #[test]
     fn a_letter_is_named_by_its_place() {

@@ -9,6 +9,7 @@ use tidemill_proto::v1::{LetterFilter, LetterState};
 use super::RETRIES_MAX;
 use crate::kafka::scan::TopicScan;
 use crate::node::handle::{ControlError, Handle};
+use crate::node::history::History;
 use crate::node::owners::{self, Owner};
 use crate::node::runtime::NodeRuntime;
 use crate::ports::{SourceError, TopicRecord};
@@ -26,6 +27,7 @@ pub struct Shelf {
     node: Arc<NodeRuntime>,
     deployment: String,
     incarnation: String,
+    history: History,
     inputs: Vec<String>,
     destinations: Vec<String>,
     /// The inbox's time to live, if there is one.
@@ -78,6 +80,7 @@ impl Shelf {
             node: Arc::clone(node),
             deployment: name.to_owned(),
             incarnation: registered.incarnation.clone(),
+            history: registered.history.clone(),
             inputs: registered.topics(),
             destinations: spec.destinations().map(|(name, _)| name.clone()).collect(),
             ttl_ms: spec
@@ -197,7 +200,7 @@ impl Handle {
                 return false;
             }
             if request.marked || state == LetterState::Waiting {
-                letters.push(shown(Letter { value: None, headers: None, ..letter }, state));
+                letters.push(shown(Letter { value: None, headers: None, ..letter }, state, &shelf.history));
             }
             true
         })?;
@@ -215,7 +218,7 @@ impl Handle {
         let filter = LetterFilter { offsets: vec![range], ..LetterFilter::default() };
         let mut found = None;
         shelf.read(&filter, Offset(request.offset), &mut |letter, state| {
-            found = Some(shown(letter, state));
+            found = Some(shown(letter, state, &shelf.history));
             false
         })?;
         match found {
@@ -265,7 +268,7 @@ impl Handle {
     }
 }
 
-fn shown(letter: Letter, state: LetterState) -> proto::Letter {
+fn shown(letter: Letter, state: LetterState, history: &History) -> proto::Letter {
     let own = letter.headers.as_deref().and_then(|own| headers::decode_raw(own).ok()).unwrap_or_default();
     let headers = own.into_iter().map(|(name, value)| proto::LetterHeader {
         name: String::from_utf8_lossy(name).into_owned(),
@@ -291,5 +294,6 @@ fn shown(letter: Letter, state: LetterState) -> proto::Letter {
         version: letter.revision,
         state: state.into(),
         schema_version: letter.schema_version,
+        version_number: history.at(letter.revision).map_or(0, |version| version.number),
     }
 }
