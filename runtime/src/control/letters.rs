@@ -7,11 +7,13 @@ use tidemill_proto::v1::dead_letters_client::DeadLettersClient;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
+use super::details::status;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::{Services, ask, change, pending};
 use super::page::{self, PageToken};
 use super::peers::{self, Peers};
 use crate::config::problem::Problem;
+use crate::node::redrive::check_filter;
 use crate::node::{ControlError, Handle};
 
 /// Letters that one page may hold at most, and holds when the caller does not say.
@@ -103,6 +105,25 @@ impl Read for proto::RedrivesRequest {
 }
 
 impl Forwarder {
+    /// The partitions in which letters are meant. A filter that cannot mean any is an error, and not an empty answer.
+    async fn meant(
+        &self,
+        request: &impl Read,
+        filter: &Option<proto::LetterFilter>,
+        local: bool,
+    ) -> Result<Vec<i32>, Status> {
+        let all = self.partitions(request, local).await?;
+        let filter = filter.clone().unwrap_or_default();
+        // Who names one partition has asked for all of them before.
+        let count = if request.target().1.is_none() { all.len() as i32 } else { i32::MAX };
+        let problems = check_filter(&filter, count);
+        if !problems.is_empty() {
+            return Err(status(ControlError::Invalid(problems)));
+        }
+        let wanted = |partition: &i32| filter.partitions.is_empty() || filter.partitions.contains(partition);
+        Ok(all.into_iter().filter(wanted).collect())
+    }
+
     /// Partition after partition; the token is the partition and the next offset in it.
     async fn letters(
         &self,
@@ -120,12 +141,11 @@ impl Forwarder {
         if request.local {
             return self.read(proto::ListLettersRequest { limit, ..request }, true, deadline).await;
         }
-        let wanted = request.filter.as_ref().map(|filter| filter.partitions.clone()).unwrap_or_default();
-        let partitions = self.partitions(&request, false).await?;
+        let partitions = self.meant(&request, &request.filter, false).await?;
         let token = token.among(&partitions)?;
         let mut answer = proto::ListLettersResponse::default();
         for partition in partitions {
-            if partition < token.partition || !(wanted.is_empty() || wanted.contains(&partition)) {
+            if partition < token.partition {
                 continue;
             }
             let left = limit - answer.letters.len() as u32;
@@ -154,13 +174,10 @@ impl Forwarder {
         request: proto::CountLettersRequest,
         deadline: Deadline,
     ) -> Result<proto::CountLettersResponse, Status> {
-        let wanted = request.filter.as_ref().map(|filter| filter.partitions.clone()).unwrap_or_default();
         let mut answer = proto::CountLettersResponse::default();
-        for partition in self.partitions(&request, request.local).await? {
-            if wanted.is_empty() || wanted.contains(&partition) {
-                let part = proto::CountLettersRequest { partition: Some(partition), ..request.clone() };
-                answer.partitions.extend(self.read(part, request.local, deadline).await?.partitions);
-            }
+        for partition in self.meant(&request, &request.filter, request.local).await? {
+            let part = proto::CountLettersRequest { partition: Some(partition), ..request.clone() };
+            answer.partitions.extend(self.read(part, request.local, deadline).await?.partitions);
         }
         Ok(answer)
     }

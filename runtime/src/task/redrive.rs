@@ -19,7 +19,7 @@ use prost::Message;
 use tidemill_proto::v1::{LetterFilter, OffsetRange};
 
 use super::letter::{Letter, Undelivered};
-use super::{Task, TaskConfig, TaskError};
+use super::{FailureKind, Task, TaskConfig, TaskError, undelivered};
 use crate::ports::TopicRecord;
 use crate::record::Offset;
 use crate::store::{OutboxRow, ParkedRecord, RedriveProgress, StoreError, StoreReader, Table};
@@ -101,6 +101,12 @@ pub fn accepts(filter: &LetterFilter, letter: &Letter) -> bool {
             filter.versions.contains(&letter.revision) || is_within(&filter.revisions, letter.revision),
         )
         && any(filter.offsets.is_empty(), is_within(&filter.offsets, letter.offset))
+}
+
+/// Every error type of letters, and every kind.
+pub fn error_types() -> Vec<&'static str> {
+    let of_records = FailureKind::ALL.map(|kind| [kind.error_type(), kind.as_str()]);
+    [of_records.as_flattened(), &[undelivered::ERROR_TYPE, undelivered::ERROR_CLASS]].concat()
 }
 
 fn is_within(ranges: &[OffsetRange], number: u64) -> bool {

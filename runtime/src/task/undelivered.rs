@@ -10,6 +10,10 @@ use crate::config::units;
 use crate::record::headers::{self, Header};
 use crate::store::OutboxRow;
 
+/// What its failure is called; stable names, as those of records that fail.
+pub const ERROR_TYPE: &str = "OutboxDeliveryError";
+pub const ERROR_CLASS: &str = "delivery";
+
 /// Every header that it adds, in their order. In Kafka since 0.2: add before the mark, never rename.
 pub const HEADERS: [&str; 18] = [
     "outbox_destination",
@@ -55,8 +59,8 @@ pub fn encode_headers(
         row.timestamp_ms.to_string(),
         letter.reason.clone(),
         units::show_time_ms(sender.now_ms),
-        "OutboxDeliveryError".to_owned(),
-        "delivery".to_owned(),
+        ERROR_TYPE.to_owned(),
+        ERROR_CLASS.to_owned(),
         letter.attempts.to_string(),
         sender.deployment.to_owned(),
         sender.revision.to_string(),

@@ -15,7 +15,7 @@ use crate::node::handle::{ControlError, Handle};
 use crate::node::registered::Registered;
 use crate::node::registry::Outcome;
 use crate::store::RedriveProgress;
-use crate::task::redrive::progress_of;
+use crate::task::redrive::{error_types, progress_of};
 
 /// A filter is kept for ever.
 const FILTER_BYTES_MAX: usize = 64 << 10;
@@ -175,7 +175,8 @@ impl Handle {
         let registered = self.registered(&entry.deployment)?;
         let partitions = self.node.partitions(&registered)?;
         let filter = entry.filter.clone().unwrap_or_default();
-        problems.extend(check(&filter, partitions));
+        problems.extend(check_filter(&filter, partitions));
+        problems.extend(check_size(&filter));
         if !problems.is_empty() {
             return Err(ControlError::Invalid(problems));
         }
@@ -219,12 +220,22 @@ impl Handle {
     }
 }
 
-/// Everything that is wrong with a filter.
-fn check(filter: &LetterFilter, partitions: i32) -> Vec<Problem> {
+fn check_size(filter: &LetterFilter) -> Option<Problem> {
+    let bytes = filter.encoded_len();
+    let message = || format!("it has {bytes} bytes; at most {FILTER_BYTES_MAX} are taken");
+    (bytes > FILTER_BYTES_MAX).then(|| Problem::at("filter", message()))
+}
+
+/// Everything that keeps a filter from meaning any letter of a deployment with so many partitions.
+pub fn check_filter(filter: &LetterFilter, partitions: i32) -> Vec<Problem> {
     let mut problems = Vec::new();
-    if filter.encoded_len() > FILTER_BYTES_MAX {
-        let message = format!("it has {} bytes; at most {FILTER_BYTES_MAX} are taken", filter.encoded_len());
-        problems.push(Problem::at("filter", message));
+    let known = error_types();
+    for wrong in filter.error_types.iter().filter(|named| !known.contains(&named.as_str())) {
+        let message = format!(
+            "`{wrong}` is no error type and no kind of a dead letter: there are {}",
+            known.join(", ")
+        );
+        problems.push(Problem::at("filter.error_types", message));
     }
     if let (Some(from_ms), Some(to_ms)) = (filter.from_ms, filter.to_ms)
         && from_ms >= to_ms
@@ -285,10 +296,18 @@ mod tests {
             partitions: vec![0, 3, -1],
             offsets: vec![OffsetRange { from: 5, to: 5 }],
             revisions: vec![OffsetRange { from: 7, to: 6 }],
+            error_types: ["decode", "DecodeError", "delivery", "decodeerror"].map(str::to_owned).into(),
             keys: vec![vec![0; FILTER_BYTES_MAX]],
             ..LetterFilter::default()
         };
-        assert_eq!(check(&filter, 3).len(), 6);
-        assert_eq!(check(&LetterFilter::default(), 1), []);
+        let keys: Vec<String> = check_filter(&filter, 3).into_iter().map(|problem| problem.key).collect();
+        let [times, partitions] = ["filter.to_ms", "filter.partitions"];
+        assert_eq!(
+            keys,
+            ["filter.error_types", times, partitions, partitions, "filter.offsets", "filter.revisions"]
+        );
+        assert!(check_size(&filter).is_some_and(|problem| problem.key == "filter"));
+        assert_eq!(check_filter(&LetterFilter::default(), 1), []);
+        assert_eq!(check_size(&LetterFilter::default()), None);
     }
 }

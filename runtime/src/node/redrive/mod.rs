@@ -26,6 +26,7 @@ mod source;
 
 use std::sync::Arc;
 
+pub use ask::check_filter;
 pub use source::KafkaLetters;
 use tidemill_proto::v1::RedriveEntry;
 
