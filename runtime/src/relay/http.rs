@@ -6,7 +6,7 @@
 //! | 408, 429, 5xx, no answer, no connection | transient; `Retry-After` is honoured |
 //! | any other, redirects included | permanent |
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -36,11 +36,15 @@ use crate::ports::{Delivery, Landed};
 const IDLE_MAX: usize = 32;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer is read up to here, so that its connection can be used again.
+/// An answer is read up to here and for so long, so that its connection can be used again. What it means is in its
+/// head.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(1);
 
 pub struct Carrier {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// Of one attempt; who calls sees to it.
+    timeout: Duration,
     url: Uri,
     format: HttpFormat,
     secret: Option<Secret>,
@@ -50,7 +54,12 @@ pub struct Carrier {
 }
 
 impl Carrier {
-    pub fn new(spec: &HttpSpec, origin: &Origin, event_type: &str) -> Result<Carrier, String> {
+    pub fn new(
+        spec: &HttpSpec,
+        origin: &Origin,
+        event_type: &str,
+        timeout: Duration,
+    ) -> Result<Carrier, String> {
         let (url, login) = without_login(secrets::read("url", &spec.url)?.expose())?;
         check_url(&url, &["http://", "https://"]).map_err(|why| format!("url {why}"))?;
         // It may be a secret, so the reason does not hold it.
@@ -87,6 +96,7 @@ impl Carrier {
             .build(connector);
         Ok(Carrier {
             client,
+            timeout,
             url,
             format: spec.format,
             secret: read("secret", &spec.secret)?,
@@ -102,8 +112,13 @@ impl Carrier {
         let mut request = Request::new(Full::from(body));
         (*request.method_mut(), *request.uri_mut()) = (Method::POST, self.url.clone());
         *request.headers_mut() = headers;
+        let began = Instant::now();
         Ok(match self.client.request(request).await {
-            Ok(answer) => judge(answer).await,
+            Ok(answer) => {
+                // Half of what is left, so that the time is not over before it is told what the head has said.
+                let left = self.timeout.saturating_sub(began.elapsed()) / 2;
+                judge(answer, left.min(ANSWER_WAIT_MAX)).await
+            }
             Err(error) => {
                 let reason = format!("{CONNECTION_ERROR}: {error}{}", cause(&error));
                 Landed::Transient { reason, after: None }
@@ -181,19 +196,23 @@ fn sign(secret: &Secret, now_s: u64, id: &str, body: &[u8]) -> String {
     format!("t={now_s},v1={}", show_hex(&mac.finalize().into_bytes()))
 }
 
-async fn judge(mut answer: Response<Incoming>) -> Landed {
+async fn judge(mut answer: Response<Incoming>, wait: Duration) -> Landed {
     let status = answer.status();
     let after = answer
         .headers()
         .get(RETRY_AFTER)
         .and_then(|value| retry_after(value.to_str().ok()?, SystemTime::now()));
-    let mut read = 0;
-    while let Some(Ok(part)) = answer.frame().await {
-        read += part.data_ref().map_or(0, Bytes::len);
-        if read > ANSWER_BYTES_MAX {
-            break;
+    let rest = async {
+        let mut read = 0;
+        while let Some(Ok(part)) = answer.frame().await {
+            read += part.data_ref().map_or(0, Bytes::len);
+            if read > ANSWER_BYTES_MAX {
+                break;
+            }
         }
-    }
+    };
+    // One that does not end costs its connection, and is no reason to send the delivery again.
+    let _ = tokio::time::timeout(wait, rest).await;
     landed(status, after)
 }
 
@@ -229,6 +248,9 @@ fn cause(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
     use crate::config::outbox::Source;
     use crate::record::headers;
@@ -236,7 +258,45 @@ mod tests {
     fn carrier(url: Source, authorization: Option<Source>, format: HttpFormat) -> Result<Carrier, String> {
         let spec = HttpSpec { url, format, secret: None, authorization, event_type: None, ca: None };
         let origin = Origin { fleet: "f".to_owned(), deployment: "d".to_owned() };
-        Carrier::new(&spec, &origin, "d.hook")
+        Carrier::new(&spec, &origin, "d.hook", Duration::from_secs(2))
+    }
+
+    #[tokio::test]
+    async fn an_answer_whose_body_does_not_end_means_what_its_head_says() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/hook", listener.local_addr().expect("its address"));
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            for head in ["200 OK\r\nContent-Length: 9", "404 Not Found\r\nTransfer-Encoding: chunked"] {
+                let Ok((mut socket, _)) = listener.accept().await else { return };
+                let mut request = [0; 4 << 10];
+                let answer = format!("HTTP/1.1 {head}\r\n\r\n");
+                if socket.read(&mut request).await.is_ok()
+                    && socket.write_all(answer.as_bytes()).await.is_ok()
+                {
+                    kept.push(socket);
+                }
+            }
+            std::future::pending::<()>().await;
+        });
+        let carrier = carrier(Source::Plain(url), None, HttpFormat::Binary).expect("a carrier");
+        let delivery = Delivery {
+            partition: 0,
+            sequence: 7,
+            destination: "hook".into(),
+            id: "life/topic/0/1/2".to_owned(),
+            key: None,
+            value: Some(b"v".to_vec()),
+            headers: Vec::new(),
+            timestamp_ms: 5,
+        };
+        let deliver = async || {
+            let landed = tokio::time::timeout(carrier.timeout, carrier.deliver(&delivery)).await;
+            landed.expect("in time").expect("it was sent")
+        };
+        assert_eq!(deliver().await, Landed::Delivered);
+        let refused = deliver().await;
+        assert!(matches!(&refused, Landed::Permanent { reason } if reason.contains("404")), "{refused:?}");
     }
 
     #[test]

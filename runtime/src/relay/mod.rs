@@ -113,7 +113,10 @@ impl Hub {
     fn station(&self, origin: &Origin, name: &str, destination: &Destination) -> Result<Station, String> {
         let event_type = destination.event_type(&origin.deployment, name);
         let carrier = match &destination.way {
-            Way::Http(spec) => Carrier::Http(Box::new(http::Carrier::new(spec, origin, &event_type)?)),
+            Way::Http(spec) => {
+                let carrier = http::Carrier::new(spec, origin, &event_type, destination.timeout)?;
+                Carrier::Http(Box::new(carrier))
+            }
             Way::Amqp(spec) => Carrier::Amqp(Box::new(amqp::Carrier::new(spec, origin, &event_type)?)),
             Way::Kafka(spec) => Carrier::Kafka(Box::new(kafka::Carrier::new(spec, destination.timeout)?)),
         };
