@@ -33,10 +33,13 @@ const RETRIES_MAX: usize = 100;
 pub(super) const REASON_BYTES_MAX: usize = 1024;
 /// What the envelope of a record in Kafka adds at most, as in the checks of effects.
 pub(super) const RECORD_OVERHEAD_BYTES: usize = 512;
-/// What a letter adds to a record: its headers' names and values, the reason among them, and the envelope.
-const LETTER_BYTES_MAX: usize = REASON_BYTES_MAX + 3072 + RECORD_OVERHEAD_BYTES;
+/// What a letter adds to a record: its headers' names and values, the reason among them, and the envelope. A correlation
+/// id that is no text takes three times its bytes.
+const LETTER_BYTES_MAX: usize = REASON_BYTES_MAX + 5120 + RECORD_OVERHEAD_BYTES;
 /// What a byte takes in a JSON text at most.
 const ESCAPED_BYTES_MAX: usize = 6;
+/// What is noted of a failure in a parked record, beside the reason.
+const NOTE_BYTES_MAX: usize = 64;
 /// Keeps the dice of samples apart from those of pauses.
 const SAMPLE_SEED: u64 = 0x5A5A_5A5A_5A5A_5A5A;
 /// A due time further ahead than any back-off comes from a clock that has been set back since.
@@ -169,7 +172,8 @@ impl Task {
                 Some(Reaction::Again { .. } | Reaction::Hold) | None => {
                     records += 1;
                     bytes += parked::size(&record) + REASON_BYTES_MAX as u64;
-                    !self.fits_changelog(&record) || !self.parked.has_room(records, bytes)
+                    !self.fits_changelog_with(&record, NOTE_BYTES_MAX)
+                        || !self.parked.has_room(records, bytes)
                 }
             };
             if stops {
@@ -338,7 +342,12 @@ impl Task {
 
     /// Also once it carries a reason.
     pub(super) fn fits_changelog(&self, record: &ParkedRecord) -> bool {
-        let bytes = record.encoded_len() - record.reason.len() + REASON_BYTES_MAX;
+        self.fits_changelog_with(record, 0)
+    }
+
+    /// The same with so many bytes more.
+    fn fits_changelog_with(&self, record: &ParkedRecord, more: usize) -> bool {
+        let bytes = record.encoded_len() - record.reason.len() + REASON_BYTES_MAX + more;
         bytes + RECORD_OVERHEAD_BYTES <= self.config.changelog.record_bytes_max
     }
 
@@ -347,7 +356,8 @@ impl Task {
         let rule = self.config.dead_letters.and_then(|output| self.config.outputs.get(usize::from(output)));
         let factor = match self.config.failures.letter_format {
             LetterFormat::Raw => 1,
-            LetterFormat::Envelope => ESCAPED_BYTES_MAX,
+            // The key is there as it is, too.
+            LetterFormat::Envelope => ESCAPED_BYTES_MAX + 1,
         };
         let bytes = factor * (parked::size(record) as usize + LETTER_BYTES_MAX);
         rule.is_some_and(|rule| bytes <= rule.record_bytes_max)

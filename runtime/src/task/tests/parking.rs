@@ -326,3 +326,36 @@ fn a_record_too_large_to_park_or_to_bury_halts_the_task() {
         assert_eq!(patient.commit(), ["a=1"]);
     }
 }
+
+#[test]
+fn nothing_that_ran_behind_a_record_which_halts_the_task_is_kept_however_near_to_a_bound_that_is() {
+    // Its correlation id takes three times its bytes in a letter.
+    let (correlation, schema) = ([0xffu8; 1024], [b's'; 1024]);
+    let own = [("correlation-id", Some(&correlation[..])), ("schema-version", Some(&schema[..]))];
+    let own = headers::encode(own.into_iter());
+    let run = |config: TaskConfig, key: &str, own: Option<&[u8]>| {
+        let mut bench = Bench::in_memory();
+        let mut patient = Patient::new(&mut bench, config);
+        let mut batch = records(0, ["a", key, "a"]);
+        [None, own, None].into_iter().for_each(|own| batch.headers.push(own));
+        patient.task.apply(batch, patient.taken()).unwrap();
+        let (runs, emitted) = (patient.task.is_running(), patient.commit());
+        let has = |wanted: &str| emitted.iter().any(|row| row == wanted);
+        assert!(has("a=1") && has("a=2") == runs, "it runs: {runs}, {emitted:?}");
+        runs
+    };
+    let parks = (20..60).map(|length| {
+        let mut config = parking(failures(Then::Park, 0));
+        config.changelog.record_bytes_max = 1_600;
+        run(config, &format!("{}!fail", "k".repeat(length)), None)
+    });
+    let parks: Vec<bool> = parks.collect();
+    assert!(parks.contains(&true) && parks.contains(&false), "on both sides of the bound");
+    let buries = (6_000..8_000).step_by(100).map(|bytes| {
+        let mut config = parking(failures(Then::DeadLetter, 0));
+        config.outputs[1].record_bytes_max = bytes;
+        run(config, "b!fail", Some(&own))
+    });
+    let buries: Vec<bool> = buries.collect();
+    assert!(buries.contains(&true) && buries.contains(&false), "on both sides of the bound");
+}
