@@ -264,7 +264,7 @@ impl Show {
         let mut client = connect(global).await?;
         let mut rows = Vec::new();
         for partition in partitions {
-            let request = proto::ShowOutboxRequest {
+            let mut request = proto::ShowOutboxRequest {
                 deployment: self.name.clone(),
                 partition,
                 destination: self.destination.clone().unwrap_or_default(),
@@ -272,8 +272,14 @@ impl Show {
                 limit: self.limit,
                 local: false,
             };
-            let answer = client.show(timed(request)).await?.into_inner();
-            rows.extend(answer.rows.into_iter().map(|row| (partition, row)));
+            // An answer has fewer where they are large.
+            while request.limit > 0 {
+                let found = client.show(timed(request.clone())).await?.into_inner().rows;
+                let Some(last) = found.last() else { break };
+                request.after = last.sequence;
+                request.limit = request.limit.saturating_sub(found.len() as u32);
+                rows.extend(found.into_iter().map(|row| (partition, row)));
+            }
         }
         show_view(&rows).print(global.output)
     }

@@ -22,6 +22,8 @@ use crate::store::{OutboxRow, StoreError, Table};
 
 /// The header that carries the id of an emission, and of a delivery.
 pub const ID_HEADER: &str = "tidemill-id";
+/// Bytes of rows that one answer shows, and one row more.
+const SHOWN_BYTES_MAX: u64 = 4 << 20;
 
 /// Why a task's input is paused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,15 +242,23 @@ impl Task {
         self.outbox.status()
     }
 
-    /// Rows beyond `after`, whole; those of an overlay that is not committed too.
+    /// Rows beyond `after`, whole, as far as one answer holds them; those of an overlay that is not committed too.
     pub fn outbox_rows(
         &self,
         destination: Option<&str>,
         after: u64,
         limit: usize,
     ) -> Result<Vec<ShownRow>, TaskError> {
-        let rows = self.outbox.rows(destination, after, limit).into_iter();
-        rows.map(|status| Ok(ShownRow { row: self.outbox_row(status.sequence)?, status })).collect()
+        let (mut shown, mut bytes) = (Vec::new(), 0);
+        for status in self.outbox.rows(destination, after, limit) {
+            if bytes >= SHOWN_BYTES_MAX {
+                break;
+            }
+            let row = self.outbox_row(status.sequence)?;
+            bytes += outbox::size(&row);
+            shown.push(ShownRow { status, row });
+        }
+        Ok(shown)
     }
 
     /// Tries rows now, however often they have failed; all of them if none is named. Answers how many.

@@ -8,6 +8,7 @@ use super::*;
 use crate::config::failures::Backoff;
 use crate::ports::{Delivery, Handler as HandlerPort, Landed, Landing, TopicRecord};
 use crate::record::{Column, headers};
+use crate::store::OutboxRow;
 use crate::task::redrive::{LetterPage, Redrive};
 
 /// Emits each record's value twice: to the topic and to the outbox; a value `none` only to the topic.
@@ -276,6 +277,19 @@ fn a_full_outbox_blocks_the_input_and_it_goes_on_with_a_tenth_free() {
     assert_eq!(task.unblock().map(|positions| positions[0].1), Some(Offset(10)));
     task.apply(records(10, ["k"]), at(2)).unwrap();
     assert_eq!(task.next(0), Some(Offset(11)));
+}
+
+#[test]
+fn rows_are_shown_as_far_as_one_answer_holds_them_and_the_next_one_goes_on() {
+    let mut bench = Bench::new();
+    let mut task = task(&mut bench, rule());
+    let large = OutboxRow { output: "hook".into(), value: Some(vec![0; 1 << 20]), ..OutboxRow::default() };
+    (0..7).for_each(|_| task.keep(&large));
+    let shown = |after| -> Vec<u64> {
+        let rows = task.outbox_rows(Some("hook"), after, 100).unwrap();
+        rows.iter().map(|row| row.status.sequence).collect()
+    };
+    assert_eq!((shown(0), shown(4), shown(7)), (vec![1, 2, 3, 4], vec![5, 6, 7], vec![]));
 }
 
 #[test]
