@@ -5,6 +5,8 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tidemill_kafka_harness::free_port;
+
 /// The workspace's root.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the workspace")
@@ -81,10 +83,9 @@ pub fn record(workload: &str, measured_by: &str, figures: &[f64]) {
     print!("{}", run(&mut recording).ok());
 }
 
-/// A loopback address whose port was free a moment ago.
+/// A loopback address that nobody listens at, nor will unless told to.
 pub fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound listener has an address").to_string()
+    format!("127.0.0.1:{}", free_port().expect("loopback has a free port"))
 }
 
 static ON_EMBEDDED: Mutex<()> = Mutex::new(());

@@ -13,9 +13,11 @@
 
 mod error;
 mod jars;
+mod ports;
 mod server;
 mod tls;
 
 pub use error::Error;
 pub use jars::{VERSION, class_path, class_path_of, run_tool};
+pub use ports::free_port;
 pub use server::{ApacheKafka, Options, Secured};

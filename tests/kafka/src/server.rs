@@ -10,12 +10,11 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Error, jars, tls};
+use crate::{Error, free_port, jars, tls};
 
 /// Longest wait for a start. A cold JVM on a busy two-core machine takes about ten seconds.
 const START_MAX: Duration = Duration::from_secs(90);
@@ -279,11 +278,7 @@ struct Seat {
 
 impl Seat {
     fn reserve(count: usize) -> Result<Vec<Seat>, Error> {
-        // All ports are reserved at once, so that they differ.
-        let reserve = |_| TcpListener::bind("127.0.0.1:0").map_err(Error::NoPort);
-        let held = (0..PORTS * count).map(reserve).collect::<Result<Vec<_>, _>>()?;
-        let port = |listener: &TcpListener| listener.local_addr().map(|a| a.port()).map_err(Error::NoPort);
-        let ports = held.iter().map(port).collect::<Result<Vec<_>, _>>()?;
+        let ports = (0..PORTS * count).map(|_| free_port()).collect::<Result<Vec<_>, _>>()?;
         let seat =
             |(id, ports): (usize, &[u16; PORTS])| Seat { id, ports: *ports, directory_id: random_id() };
         Ok((1..).zip(ports.as_chunks().0).map(seat).collect())
