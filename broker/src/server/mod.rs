@@ -59,7 +59,7 @@ struct Shared {
     /// Held during a compaction pass: two at once would write the same files.
     compacting: Mutex<()>,
     /// Held as long as the broker works on its data directory.
-    _lock: Option<DirectoryLock>,
+    lock: Mutex<Option<DirectoryLock>>,
 }
 
 /// A connection as others see it.
@@ -93,7 +93,7 @@ impl Broker {
             clients: Mutex::default(),
             client_gone: Condvar::new(),
             compacting: Mutex::new(()),
-            _lock: lock,
+            lock: Mutex::new(lock),
         });
         let mut broker = Broker { address, shared, threads: Vec::new() };
         broker.spawn("broker-timer", run_timer)?;
@@ -139,7 +139,12 @@ impl Broker {
             // A thread that panicked has nothing left to tell.
             let _ = thread.join();
         }
-        self.shared.core().sync()
+        let synced = self.shared.core().sync();
+        // The thread of a connection that has gone holds what is shared for a moment yet, and does nothing with it.
+        if self.shared.clients().is_empty() {
+            drop(self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+        synced
     }
 }
 
