@@ -147,6 +147,7 @@ fn a_partition_must_be_added_before_it_is_written_to() {
     let refused = produce_version(&mut owner.raw, &other, Some(&id), again, 11);
     assert_eq!(refused.error_code, 120, "newer clients are told that they can abort");
     assert_eq!(owner.end(true), 0);
+    wait_until("the marker is there", || !read(&added, 0, 0, "read_committed").is_empty());
     assert_eq!(values(&read(&added, 0, 0, "read_committed")), ["v"]);
     assert!(read(&other, 0, 0, "read_uncommitted").is_empty());
 }
