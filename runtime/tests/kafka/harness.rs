@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tidemill::kafka::admin::{Admin, NewTopic};
+use tidemill::kafka::admin::{Admin, At, NewTopic};
 use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
 use tidemill::kafka::tools::{self, Row};
@@ -72,6 +72,18 @@ impl Cluster {
 
     pub fn produce(&self, topic: &str, rows: impl IntoIterator<Item = Row>) {
         tools::produce(&self.config(), topic, rows, None, &mut |_| {}).unwrap();
+    }
+
+    /// Waits until nothing in a topic is undecided: Kafka answers to the end of a transaction before its markers are
+    /// there.
+    pub fn settle(&self, topic: &str) {
+        let admin = self.admin();
+        let partitions = 0..admin.topic(topic).unwrap().partitions;
+        let partitions: Vec<_> = partitions.map(|partition| (topic.to_owned(), partition)).collect();
+        eventually("the markers are there", || {
+            let [stable, end] = [At::StableEnd, At::End].map(|at| admin.offsets(&partitions, at).unwrap());
+            (stable == end).then_some(())
+        });
     }
 
     /// Values `from..to` as text, keyed by themselves, to one partition.

@@ -432,6 +432,7 @@ fn a_commit_that_goes_ahead_in_parts_keeps_every_record_and_their_order() {
             producer.end(End::Commit).unwrap();
         }
 
+        cluster.settle(&output);
         let mut by_partition: BTreeMap<i32, Vec<Vec<u8>>> = BTreeMap::new();
         for record in read(&config, &output) {
             by_partition.entry(record.partition).or_default().extend(record.value);
@@ -464,6 +465,7 @@ fn records_without_a_key_stay_together_within_a_batch_and_spread_over_commits() 
         producer.send_offsets(&[offset], &member.consumer.membership()).unwrap();
         producer.end(End::Commit).unwrap();
     }
+    cluster.settle(&output);
     let mut counts: BTreeMap<i32, usize> = BTreeMap::new();
     for record in read(&cluster.config(), &output) {
         *counts.entry(record.partition).or_default() += 1;

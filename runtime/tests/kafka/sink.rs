@@ -170,6 +170,7 @@ fn records_changelog_and_offsets_become_visible_together(by: KafkaClient) {
     assert!(admin.stable_group_offsets(&d.group, &input).is_err(), "none is known, and none is not");
     d.sink.end(End::Commit).unwrap();
 
+    [&d.output, &d.changelog].into_iter().for_each(|topic| cluster.settle(topic));
     assert_eq!(visible(&cluster, &d.output, true), ["a", "b"]);
     assert_eq!(visible(&cluster, &d.changelog, true), ["1", ""]);
     assert_eq!(committed(&cluster, &d), Some((7, "revision=3".to_owned())));
@@ -260,6 +261,7 @@ fn a_stale_generation_is_refused_as_such_and_the_sink_goes_on_after_the_abort(by
     d.sink.produce(Produce::Emissions(&emissions(&["kept"], -1))).unwrap();
     d.sink.send_offsets(&[task_offset(8)], &owner.consumer.membership()).unwrap();
     d.sink.end(End::Commit).unwrap();
+    cluster.settle(&d.output);
     assert_eq!(visible(&cluster, &d.output, true), ["kept"]);
     assert_eq!(committed(&cluster, &d).unwrap().0, 8);
 }
@@ -282,6 +284,7 @@ fn a_fenced_producer_cannot_tell_what_became_of_its_commit(by: KafkaClient) {
     new.send_offsets(&[task_offset(8)], &d.member.consumer.membership()).unwrap();
     new.end(End::Commit).unwrap();
     drop(old);
+    cluster.settle(&d.output);
     assert_eq!(visible(&cluster, &d.output, true), ["heir"]);
     assert_eq!(committed(&cluster, &d).unwrap().0, 8);
 }
@@ -317,6 +320,7 @@ fn a_record_that_the_topic_refuses_is_named_and_the_sink_goes_on_after_the_abort
         d.sink.send_offsets(&[task_offset(8)], &d.member.consumer.membership()).unwrap();
         d.sink.end(End::Commit).unwrap();
     }
+    [&small, &compacted].into_iter().for_each(|topic| cluster.settle(topic));
     assert_eq!(visible(&cluster, &small, true), ["after", "after"]);
     assert_eq!(visible(&cluster, &compacted, true), ["after"]);
 }
@@ -350,6 +354,7 @@ fn f14_an_abort_right_after_the_first_record_neither_hangs_nor_leaves_anything(b
     current.produce(Produce::Emissions(&emissions(&["kept"], -1))).unwrap();
     current.send_offsets(&[task_offset(8)], &d.member.consumer.membership()).unwrap();
     current.end(End::Commit).unwrap();
+    cluster.settle(&d.output);
     assert_eq!(visible(&cluster, &d.output, true), ["kept"]);
 }
 
