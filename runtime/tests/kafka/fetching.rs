@@ -139,19 +139,24 @@ fn a_partition_is_read_as_soon_as_it_starts_however_long_it_was_stopped(by: Kafk
     let mut out = Vec::new();
     wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
     consumer.assign(&[(id, Offset(0))]).unwrap();
-    let mut waited = Vec::new();
     // To the log's start librdkafka seeks in another way.
-    for start in [0, 5, 0, 5, 0] {
+    let starts = [0, 5];
+    let mut waited = [vec![], vec![]];
+    for nth in 0..6 {
         // The last fetch is answered after half a second; then the thread has 0.8 s of its second left.
         stays_quiet(&mut consumer, Duration::from_millis(700));
         out.clear();
         let began = Instant::now();
-        consumer.start(id, Offset(start)).unwrap();
+        consumer.start(id, Offset(starts[nth % 2])).unwrap();
         wait_for(&mut consumer, &mut out, |out| !offsets(out).is_empty());
-        waited.push(began.elapsed());
+        waited[nth % 2].push(began.elapsed());
         consumer.stop(id).unwrap();
     }
-    assert!(waited.iter().sum::<Duration>() < Duration::from_millis(1_500), "{waited:?}");
+    for mut times in waited {
+        times.sort();
+        // One may be unlucky on a busy machine.
+        assert!(times[1] < Duration::from_millis(400), "{times:?}");
+    }
 }
 
 fn the_position_passes_transaction_markers_and_aborted_records(by: KafkaClient) {
@@ -291,13 +296,15 @@ fn who_only_listens_is_told_what_the_group_wants(by: KafkaClient) {
     assert_eq!(revoked.len(), 1);
 }
 
-/// A fetch that has no news is kept by the broker for half a second, with the partitions it was made for.
+/// A fetch that has no news is kept by the broker, with the partitions it was made for.
 #[test]
 fn a_partition_that_starts_while_another_waits_for_news_is_read_at_once() {
     let cluster = Cluster::get();
     let topic = cluster.topic("late", 2);
     cluster.produce_numbers(&topic, 1, 0..1);
-    let mut consumer = consumer(&cluster, KafkaClient::Own, &topic);
+    let mut config = config(&cluster, KafkaClient::Own);
+    config.properties.insert("fetch.wait.max.ms".to_owned(), "20000".to_owned());
+    let mut consumer = Consumer::new(&config, spec(&unique("group"), &[&topic])).unwrap();
     let mut out = Vec::new();
     wait_for(&mut consumer, &mut out, |out| matches!(out.last(), Some(Taken::Assigned(_))));
     consumer.assign(&[(at(0, 0), Offset(0)), (at(0, 1), Offset(0))]).unwrap();
@@ -312,7 +319,7 @@ fn a_partition_that_starts_while_another_waits_for_news_is_read_at_once() {
         waited += began.elapsed();
         consumer.stop(at(0, 1)).unwrap();
     }
-    assert!(waited < Duration::from_secs(1), "{waited:?}");
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
 }
 
 /// Nothing is fetched meanwhile, because what was fetched ahead is not taken.
