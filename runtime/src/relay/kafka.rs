@@ -174,7 +174,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_record_has_its_room_until_its_outcome_however_short_its_delivery_waits() {
-        let carrier = carrier(Duration::from_millis(500));
+        let carrier = carrier(Duration::from_secs(2));
         let large = delivery(vec![0; 1 << 20]);
         assert!(tokio::time::timeout(SOON, carrier.deliver(&large)).await.is_err());
         let left = carrier.room.available_permits();

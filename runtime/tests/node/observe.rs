@@ -70,9 +70,9 @@ fn the_lag_of_a_slow_handler_is_as_old_as_a_stopwatch_says_and_is_explained() {
         if now.records == 0 {
             break now.spent.expect("it runs");
         }
-        assert!(before < 60.0, "100 records should not take a minute: {now:?}");
-        if before > 1.0 {
-            let seconds = now.seconds.expect("the oldest record can be looked at");
+        assert!(before < 180.0, "100 records should not take three minutes: {now:?}");
+        // A look at the oldest record that takes long is given up, and then it is not said.
+        if let Some(seconds) = now.seconds.filter(|_| before > 1.0) {
             assert!(
                 0.9 * before <= seconds && seconds <= 1.1 * after,
                 "{seconds} s, not {before} to {after} s"
@@ -193,7 +193,7 @@ fn what_handlers_log_is_gathered_from_every_node_and_followed() {
                 message.lines.iter().for_each(|line| lines[line.partition as usize] += 1);
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), all).await.expect("every line is given or counted");
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("every line is given or counted");
     });
     assert!(lines.iter().all(|&lines| lines <= 200) && dropped >= 1_600, "{lines:?}, {dropped} dropped");
 

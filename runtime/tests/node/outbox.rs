@@ -12,20 +12,20 @@ use tidemill_test_support::build_guest;
 
 use crate::world::{World, deploy, eventually};
 
-fn document(sink: &HttpSink, more: &str) -> String {
+fn document(world: &World, sink: &HttpSink, more: &str) -> String {
     format!(
         "name: hook\nmodule: hostile.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs:\n  out:\n    \
          http: {{ url: '{}', format: binary, type: told, secret_file: {} }}\n    timeout: 1s\n    retry: 20ms..100ms\n    \
          breaker: {{ failures: 4, open: 300ms }}\n{more}",
         sink.url(),
-        secret_file().display()
+        secret_file(world).display()
     )
 }
 
 const SECRET: &str = "canary-of-the-outbox";
 
-fn secret_file() -> std::path::PathBuf {
-    let path = std::env::temp_dir().join("tidemill-test-outbox-secret");
+fn secret_file(world: &World) -> std::path::PathBuf {
+    let path = world.dir.path().join("secret");
     std::fs::write(&path, format!("{SECRET}\n")).expect("a secret");
     path
 }
@@ -67,9 +67,10 @@ fn rows_reach_a_receiver_that_fails_in_every_way_once_per_id_and_in_order_per_ke
     let world = World::new(&[("in", 2)]);
     let sink = HttpSink::start();
     let node = world.node();
-    deploy(&node, &document(&sink, ""), &build_guest("tests/guests/hostile"));
+    deploy(&node, &document(&world, &sink, ""), &build_guest("tests/guests/hostile"));
     produce(&world, &[(0, "a", "ok"), (0, "b", "ok"), (1, "c", "ok")]);
-    eventually("all are delivered", || sink.count() == 3);
+    // What is answered late, on a busy machine, is delivered again.
+    eventually("all are delivered", || sink.applied_once().len() == 3);
     let first =
         sink.received().into_iter().find(|one| one.header("ce-partitionkey") == Some("a")).expect("a's");
     assert_eq!((first.body.as_slice(), first.header("ce-type")), (&b"ok"[..], Some("told")));
@@ -104,7 +105,9 @@ fn rows_reach_a_receiver_that_fails_in_every_way_once_per_id_and_in_order_per_ke
     node.stop();
     let node = world.node();
     produce(&world, &[(0, "d", "ok")]);
-    eventually("only the new one", || sink.count() == count + 1);
+    eventually("the new one is delivered", || sink.count() > count);
+    let since = sink.received_since(count);
+    assert!(since.iter().all(|one| one.header("ce-partitionkey") == Some("d")), "others too: {since:?}");
     node.stop();
 }
 
@@ -113,7 +116,7 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     let world = World::new(&[("in", 2)]);
     let sink = HttpSink::start();
     let node = world.node();
-    deploy(&node, &document(&sink, "    rows: 3\n"), &build_guest("tests/guests/hostile"));
+    deploy(&node, &document(&world, &sink, "    rows: 3\n"), &build_guest("tests/guests/hostile"));
     sink.set(Mode::Status(410));
     produce(&world, &[(0, "a", "ok")]);
     let letters = || read(&world, "test.hook.dead-letters");
@@ -163,8 +166,8 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     };
     assert!(matches!(pause(&node, "uot"), Err(ControlError::NotFound(_))));
     assert_eq!(pause(&node, "out").expect("paused").paused, ["out"]);
-    eventually("the pause is known", || list(&node, 0).iter().all(|state| state.paused));
-    let count = sink.count();
+    eventually("the pause is known", || list(&node, 0).iter().any(|state| state.paused));
+    let (count, applied) = (sink.count(), sink.applied_once().len());
     let mut sent = 1;
     produce(&world, &[(1, "y", "ok")]);
     let reason = |partition: i32| {
@@ -208,7 +211,7 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
     assert!(node.handle().outbox_resume(resume).expect("resumed").paused.is_empty());
     // The letter for the discarded row.
     eventually("all but the discarded one go out, and so does the letter", || {
-        sink.count() == count + sent && waiting(&node) == 0
+        sink.applied_once().len() == applied + sent && waiting(&node) == 0
     });
     let pause = proto::PauseRequest { name: "hook".into(), ..proto::PauseRequest::default() };
     node.handle().pause(pause).expect("paused");
@@ -230,14 +233,14 @@ fn a_secret_that_is_not_there_is_a_problem_of_the_deploy_and_one_that_is_there_i
     let sink = HttpSink::start();
     let node = world.node();
     let module = build_guest("tests/guests/hostile");
-    let good = document(&sink, "");
-    let bad = good.replace(&secret_file().display().to_string(), "/nowhere/key");
+    let good = document(&world, &sink, "");
+    let bad = good.replace(&secret_file(&world).display().to_string(), "/nowhere/key");
     let header = proto::DeployHeader { document: bad, ..proto::DeployHeader::default() };
     let refused = node.handle().deploy(header, module.to_vec()).expect_err("no secret").to_string();
     assert!(refused.contains("outputs.out") && refused.contains("/nowhere/key"), "{refused}");
     deploy(&node, &good, &module);
     produce(&world, &[(0, "a", "ok")]);
-    eventually("delivered", || sink.count() == 1);
+    eventually("delivered", || sink.count() > 0);
     let seen = sink.received().remove(0);
     assert!(!format!("{seen:?}").contains(SECRET));
     assert!(!format!("{:?}", node.handle().deployments()).contains(SECRET));
