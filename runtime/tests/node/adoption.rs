@@ -21,7 +21,7 @@ use crate::world::{World, deploy, eventually};
 use crate::{WORD_COUNT, count_in};
 
 /// Longer than any version takes.
-const LONG_MS: u32 = 30_000;
+const LONG_MS: u32 = 60_000;
 
 fn deployed(
     runtime: &Runtime,

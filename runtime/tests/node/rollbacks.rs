@@ -12,13 +12,13 @@ use tidemill_proto::v1 as proto;
 use tidemill_sink::{HttpSink, Mode};
 use tidemill_test_support::build_guest;
 
-use crate::world::{World, deploy, eventually};
+use crate::world::{World, deploy, eventually, is_adopted};
 
 const KEYS: u64 = 100;
 /// Records a second of a [`Feed`]: many times what the version handles that does not keep up with it.
 const FEED_RATE: f64 = 800.0;
-/// As many as come in a minute. Whoever waits for longer has failed.
-const FEED_MAX: u64 = 48_000;
+/// As many as come in two minutes. Whoever waits for longer has failed.
+const FEED_MAX: u64 = 96_000;
 
 /// A chain of every key's records, which fails so many of a hundred.
 fn document(fails: u64, then: &str) -> String {
@@ -114,6 +114,7 @@ fn a_version_that_fails_six_of_a_hundred_is_taken_back_by_one_of_two_nodes() {
     });
 
     deploy(&nodes[0], &document(6, "park"), &module);
+    eventually("the second is adopted", || is_adopted(&handle, "chain"));
     let began = Instant::now();
     produce(&world, 2_000, 6_000);
     eventually("it is rolled back", || versions(&handle).len() == 3);
@@ -141,6 +142,7 @@ fn a_record_that_halts_a_version_is_tried_again_by_the_one_before() {
     produce(&world, 0, 500);
     eventually("the first version handles all", || records(&world) == 500);
     deploy(&node, &document(1, "halt"), &module);
+    eventually("the second is adopted", || is_adopted(&handle, "chain"));
     let began = Instant::now();
     produce(&world, 500, 1_000);
     eventually("it is rolled back", || versions(&handle).len() == 3);
@@ -158,13 +160,6 @@ fn a_record_that_halts_a_version_is_tried_again_by_the_one_before() {
     node.stop();
 }
 
-fn is_adopted(handle: &Handle) -> bool {
-    handle.rollout("chain").is_ok_and(|rollout| {
-        let current = |task: &proto::TaskRollout| task.revision == rollout.revision && !task.first.is_empty();
-        rollout.tasks.iter().all(current)
-    })
-}
-
 /// Its lag grows continuously.
 #[test]
 fn a_version_that_does_not_keep_up_is_taken_back_and_the_one_before_catches_up() {
@@ -173,11 +168,12 @@ fn a_version_that_does_not_keep_up_is_taken_back_and_the_one_before_catches_up()
     let node = world.node();
     let handle = node.handle();
     // So many million steps take it some 50 ms a record. The watch begins with the end of its first call: one with all
-    // that came while it was adopted would last a second or more, and leave it further behind than it may begin.
+    // that came while it was adopted would last a second or more, and leave it further behind than it may begin, which is
+    // a tenth of where it ends, and so what comes in two seconds.
     let document = |spin: u64| {
         format!(
             "name: chain\nmodule: chain.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs: {{ out: {{ topic: out }} }}\n\
-             config: {{ spin: {spin} }}\nlimits: {{ batch_records: 2 }}\nrollout: {{ watch: 10s, lag: true }}\n"
+             config: {{ spin: {spin} }}\nlimits: {{ batch_records: 2 }}\nrollout: {{ watch: 20s, lag: true }}\n"
         )
     };
     deploy(&node, &document(0), &module);
@@ -189,7 +185,7 @@ fn a_version_that_does_not_keep_up_is_taken_back_and_the_one_before_catches_up()
     let feed = Feed::start(&world, KEYS);
     eventually("the first handles more of them", || records(&world) as u64 > KEYS);
     deploy(&node, &document(50), &module);
-    eventually("the second is adopted", || is_adopted(&handle));
+    eventually("the second is adopted", || is_adopted(&handle, "chain"));
     eventually("it is rolled back, while records go on coming", || versions(&handle).len() == 3);
     let sent = feed.end();
     let all = sent.next_multiple_of(KEYS);
@@ -199,7 +195,7 @@ fn a_version_that_does_not_keep_up_is_taken_back_and_the_one_before_catches_up()
 
     assert_eq!(versions(&handle), [(1, true), (0, false), (0, false)]);
     let reason = handle.history("chain").expect("history").versions.remove(0).reason;
-    let grew = "its lag grew throughout the 10s that it was watched, from ";
+    let grew = "its lag grew throughout the 20s that it was watched, from ";
     assert!(reason.starts_with(grew) && reason.ends_with(" records"), "{reason}");
     let shown = handle.deployment("chain").expect("deployed").rolled_back;
     assert_eq!(shown, format!("version 2 failed and was rolled back: {reason}"));
@@ -230,7 +226,7 @@ fn a_version_that_needs_more_memory_than_its_limit_is_taken_back() {
     eventually("the first version handles all", || came_out(10));
 
     deploy(&node, &hog("bomb"), &module);
-    eventually("the second is adopted", || is_adopted(&handle));
+    eventually("the second is adopted", || is_adopted(&handle, "chain"));
     produce(&world, 10, 20);
     eventually("it is rolled back", || versions(&handle).len() == 3);
     let reason = handle.history("chain").expect("history").versions.remove(0).reason;
@@ -263,9 +259,10 @@ fn a_version_that_sends_to_a_wrong_address_is_taken_back_and_its_rows_go_to_the_
     // The first version: whatever becomes of what it sends, there is nothing to go back to.
     deploy(&node, &hook(&sink.url()), &module);
     produce_hooks(&world, 1);
-    eventually("it is delivered", || sink.count() == 1);
+    eventually("it is delivered", || sink.count() > 0);
 
     deploy(&node, &hook("http://127.0.0.1:1/nobody"), &module);
+    eventually("the second is adopted", || is_adopted(&node.handle(), "hook"));
     produce_hooks(&world, 3);
     eventually("it is rolled back", || history().len() == 3);
     let reason = history().remove(0).reason;

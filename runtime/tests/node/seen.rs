@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tonic::Code;
 
 use crate::queries::{Served, at_least};
-use crate::world::{World, deploy, eventually};
+use crate::world::{World, deploy, eventually, is_adopted};
 use crate::{WORD_COUNT, count};
 
 const INBOX: &str = "inbox: { id: key, ttl: 1h }\n";
@@ -39,6 +39,8 @@ fn an_inbox_says_which_record_it_saw_and_by_which_version_and_is_never_silently_
     assert_eq!(none.code(), Code::FailedPrecondition, "{none}");
 
     deploy(a.node(), &format!("{WORD_COUNT}{INBOX}"), &module);
+    let adopted = || is_adopted(&a.node().handle(), "word-count");
+    eventually("the second is adopted", adopted);
     let ask = |served: &Served<'_>, id: &str, next: u64| {
         let mut client = InboxClient::new(served.channel.clone());
         let answer = runtime.block_on(client.get(seen(id, at_least(1, next)))).expect("answers").into_inner();
@@ -56,6 +58,7 @@ fn an_inbox_says_which_record_it_saw_and_by_which_version_and_is_never_silently_
         assert_eq!(ask(served, "k3", next), []);
     }
     deploy(b.node(), &format!("{WORD_COUNT}{INBOX}limits: {{ batch_records: 7 }}\n"), &module);
+    eventually("the third is adopted", adopted);
     let next = world.produce_to("words", 1, &["k3", "k2"]);
     assert_eq!((ask(&a, "k3", next)[0].version, ask(&a, "k2", next)[0].version), (3, 2));
 

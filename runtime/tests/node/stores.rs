@@ -8,7 +8,7 @@ use tidemill::record::Offset;
 use tidemill_proto::v1 as proto;
 use tidemill_test_support::build_guest;
 
-use crate::world::{World, delete, eventually};
+use crate::world::{World, delete, eventually, is_adopted};
 use crate::{WORD_COUNT, count};
 
 /// A counting module that declares its store so: schema, another that it reads, type, store.
@@ -121,6 +121,7 @@ fn a_dropped_store_begins_empty_and_its_data_is_gone_for_good() {
     let planned = node.handle().deploy(planned, forms(b"2-tc")).expect("planned");
     assert!(planned.changes.iter().any(|change| change.field == "state.counts" && change.after == "dropped"));
     assert!(!deploy(&node, b"2-tc", &["counts"]).expect("dropped").unchanged);
+    eventually("the second is adopted", || is_adopted(&node.handle(), "word-count"));
     world.produce("words", &["a"]);
     eventually("a is counted anew", || counted(&world, "a").as_deref() == Some("1"));
     // Whoever repeats it, because he did not hear the answer, loses nothing more.
@@ -140,6 +141,7 @@ fn a_dropped_store_begins_empty_and_its_data_is_gone_for_good() {
     // Nor do they come back with the version that wrote them.
     unmet(rollback(&node, 1, &[]), &["schema 2", "--drop-store counts"]);
     rollback(&node, 1, &["counts"]).expect("rolled back");
+    eventually("the rollback is adopted", || is_adopted(&node.handle(), "word-count"));
     world.produce("words", &["b"]);
     eventually("b, too, begins anew", || counted(&world, "b").as_deref() == Some("1"));
     eventually("queries see the new generation", || {

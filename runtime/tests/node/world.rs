@@ -9,7 +9,7 @@ use tidemill::kafka::admin::{Admin, NewTopic};
 use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::tools::{self, ConsumeSpec, Consumed, From, Row, ToolError};
 use tidemill::kafka::topic_log::TopicLog;
-use tidemill::node::Node;
+use tidemill::node::{Handle, Node};
 use tidemill::telemetry::Telemetry;
 use tidemill_broker::{Broker, Config};
 use tidemill_proto::v1 as proto;
@@ -151,6 +151,14 @@ impl World {
 pub fn deploy(node: &Node, document: &str, module: &[u8]) {
     let header = proto::DeployHeader { document: document.into(), ..proto::DeployHeader::default() };
     node.handle().deploy(header, module.to_vec()).expect("deployed");
+}
+
+/// Whether every task runs the newest version and says where it began: what is produced from then on is that version's.
+pub fn is_adopted(handle: &Handle, name: &str) -> bool {
+    handle.rollout(name).is_ok_and(|rollout| {
+        let current = |task: &proto::TaskRollout| task.revision == rollout.revision && !task.first.is_empty();
+        rollout.tasks.iter().all(current)
+    })
 }
 
 /// State and reason of a deployment.
