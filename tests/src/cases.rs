@@ -13,8 +13,8 @@ use crate::programs::workspace;
 use crate::security::secrets_stay_secret;
 use crate::wait::until;
 
-/// A mistake that the first connection shows.
-const GIVE_UP_MAX: Duration = Duration::from_secs(10);
+/// A mistake that the first connection shows: half of what a node waits for one that only does not come.
+const GIVE_UP_MAX: Duration = Duration::from_secs(30);
 
 /// From the restart of a killed node to its first new output.
 const FIRST_OUTPUT_MAX: Duration = Duration::from_secs(3);

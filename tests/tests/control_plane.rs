@@ -14,7 +14,7 @@ use tidemill_tests::cluster::Cluster;
 use tidemill_tests::hostile::clients;
 use tidemill_tests::hostile::process::{Peak, Usage};
 use tidemill_tests::node::Node;
-use tidemill_tests::programs::{run, tidemill, turn_on_embedded, workspace};
+use tidemill_tests::programs::{alone, run, tidemill, turn_on_embedded, workspace};
 use tidemill_tests::wait::until;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -263,7 +263,7 @@ fn clients_that_keep_no_rule_neither_end_the_node_nor_keep_others_out() {
 /// go, and health has said so.
 #[test]
 fn a_node_that_stops_answers_what_it_has_begun_and_takes_nothing_new() {
-    let _turn = turn_on_embedded();
+    let _alone = alone();
     let cluster = Cluster::embedded();
     let directory = tempfile::tempdir().expect("a directory");
     let mut node = counting(&cluster, directory.path());

@@ -415,8 +415,8 @@ async fn a_certificate_that_expires_ends_what_its_holder_may() {
     const LIFE_S: u64 = 6;
     let world = World::new().await;
     let list = "/tidemill.v1.Deployments/List";
-    let end = SystemTime::now() + Duration::from_secs(LIFE_S);
     let pair = world.authority.issue_for("soon", &["spiffe://test/viewer"], Term::Seconds(LIFE_S));
+    let end = SystemTime::now() + Duration::from_secs(LIFE_S);
     let client =
         Client::from_files(&world.authority.ca, Some((&pair.cert, &pair.key))).expect("valid so far");
     let mut caller = world.open(&client).await.expect("valid so far");
