@@ -35,6 +35,8 @@ mod chunk;
 mod cluster;
 mod leaders;
 mod shared;
+#[cfg(test)]
+pub(super) mod stage;
 mod state;
 #[cfg(test)]
 mod tests;
