@@ -117,7 +117,7 @@ pub enum GroupProtocol {
     Consumer,
 }
 
-/// Who fetches the records of inputs, and writes what deployments commit.
+/// Who fetches the records of inputs and of restores, and writes what deployments commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KafkaClient {
     /// The node itself, in batches as the brokers keep them, which takes less CPU.

@@ -176,7 +176,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("kafka.group_protocol", None, Kind::Choice(&["classic", "consumer"]), "classic",
         "classic: static membership, a restarted node takes its partitions back at once. consumer: KIP-848 (Kafka 4.0 or later), without static membership: the partitions of a killed node wait for the broker's session time-out."),
     setting("kafka.client", None, Kind::Choice(&["own", "librdkafka"]), "",
-        "Who fetches the records of inputs and writes what deployments commit. own: the node's own client, which takes a third of the CPU. librdkafka: the client library, which honours every property. Not set = own, unless something is configured that only librdkafka can do; the node says so at its start."),
+        "Who fetches the records of inputs and of restores and writes what deployments commit. own: the node's own client, which takes a third of the CPU. librdkafka: the client library, which honours every property. Not set = own, unless something is configured that only librdkafka can do; the node says so at its start."),
     setting("kafka.acks", Some("acks"), Kind::Choice(&["all", "1", "0", "-1"]), "all",
         "Acknowledgements a write waits for; none (0) leaves reading and writing to librdkafka. exactly_once deployments always use all."),
     setting("kafka.enable_idempotence", Some("enable_idempotence"), Kind::Bool, "true",

@@ -36,8 +36,8 @@ pub struct KafkaConfig {
     pub acks: String,
     /// As for `acks`.
     pub enable_idempotence: bool,
-    /// Who fetches a worker's records and writes its commits; `None` = the node itself, unless only librdkafka can do
-    /// as is configured.
+    /// Who fetches records of workers and restores, and writes commits; `None` = the node itself, unless only librdkafka
+    /// can do as is configured.
     pub client: Option<KafkaClient>,
     pub limits: KafkaLimits,
 }
@@ -48,6 +48,8 @@ pub struct KafkaConfig {
 pub struct KafkaLimits {
     /// Fetched ahead and not yet taken, per consumer.
     pub fetch_queue_kib: u32,
+    /// What a restore holds of a log, fetched ahead or being applied, if the node itself fetches it.
+    pub restore_queue_kib: u32,
     /// One fetch response.
     pub fetch_bytes: u32,
     /// One partition's part of a fetch response. A larger single record still comes through.
@@ -71,6 +73,17 @@ pub struct KafkaLimits {
 /// twice over (which is what its changelog may hold).
 const FETCH_QUEUE_KIB_MIN: u32 = 1024;
 const PRODUCE_QUEUE_KIB_MIN: u32 = 4 * 1024;
+/// Enough that no restore waits for the way to the broker and back, and no more than helps it.
+const RESTORE_QUEUE_KIB: (u32, u32) = (2 * 1024, 16 * 1024);
+/// A fetch of a restore has that part of what the restore may hold. Beside it there may be what is applied and what came
+/// last, each of them up to [`RESTORE_UNPACKS`] times as large once it is unpacked.
+const RESTORE_FETCHES: u32 = 1 + 2 * RESTORE_UNPACKS as u32;
+const RESTORE_UNPACKS: usize = 2;
+/// What an answer may unpack to, in times of what it was to have: most records shrink to a half or a fifth, and what is
+/// beyond the bound has to be fetched once more.
+const UNPACKS: usize = 8;
+/// A fetch of a restore that has no news ends after that; it is only repeated then.
+const RESTORE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Records of a partition that are fetched ahead: two fetches of small ones. librdkafka's 100,000 are mostly its own
 /// 400 bytes for each, which `fetch_queue_kib` does not count (docs/performance.md).
 const FETCHED_AHEAD: u32 = 20_000;
@@ -79,7 +92,8 @@ impl Default for KafkaLimits {
     fn default() -> KafkaLimits {
         KafkaLimits {
             fetch_queue_kib: 16 * 1024,
-            fetch_bytes: 2 << 20,
+            restore_queue_kib: RESTORE_QUEUE_KIB.1,
+            fetch_bytes: 8 << 20,
             partition_fetch_bytes: 1 << 20,
             produce_queue_kib: 64 * 1024,
             produce_queue_records: 500_000,
@@ -101,6 +115,13 @@ impl KafkaLimits {
         self.produce_queue_kib = self.produce_queue_kib.min(kib(bytes / 4 * 3).max(PRODUCE_QUEUE_KIB_MIN));
         // A record that does not fit an empty queue would wait for ever instead of being refused.
         self.record_bytes = self.record_bytes.min(self.produce_queue_kib.saturating_mul(1024));
+        self
+    }
+
+    /// Lowers what a restore holds so that `restores` at once hold about `bytes` together.
+    pub fn restores_within(mut self, bytes: u64, restores: u64) -> KafkaLimits {
+        let share = u32::try_from((bytes / restores.max(1)) >> 10).unwrap_or(u32::MAX);
+        self.restore_queue_kib = self.restore_queue_kib.min(share).max(RESTORE_QUEUE_KIB.0);
         self
     }
 }
@@ -213,10 +234,29 @@ impl KafkaConfig {
             max_bytes: bytes(limits.fetch_bytes.max(limits.partition_fetch_bytes)),
             partition_bytes: bytes(limits.partition_fetch_bytes),
             queue_bytes: (limits.fetch_queue_kib as usize).saturating_mul(1024),
+            unpacks: UNPACKS,
+            committed_only: true,
         }
     }
 
-    /// Who fetches a worker's records and writes its commits.
+    /// The same for a restore, which reads one partition at a time: as much of it at once as fits what a restore may hold,
+    /// and without waiting for more of what has an end.
+    pub(super) fn restoring(&self, committed_only: bool) -> Fetching {
+        let of_workers = self.fetching();
+        let share = self.limits.restore_queue_kib.saturating_mul(1024) / RESTORE_FETCHES;
+        let bytes = i32::try_from(share).unwrap_or(i32::MAX).min(of_workers.max_bytes);
+        Fetching {
+            wait_max: of_workers.wait_max.min(RESTORE_WAIT_MAX),
+            min_bytes: 1,
+            max_bytes: bytes,
+            partition_bytes: bytes,
+            queue_bytes: usize::try_from(bytes).unwrap_or(0),
+            unpacks: RESTORE_UNPACKS,
+            committed_only,
+        }
+    }
+
+    /// Who fetches records of workers and restores, and writes commits.
     pub fn client(&self) -> KafkaClient {
         match self.client {
             Some(client) => client,
@@ -405,6 +445,10 @@ pub(super) struct Fetching {
     pub partition_bytes: i32,
     /// Fetched ahead and not yet taken, of all partitions together.
     pub queue_bytes: usize,
+    /// What an answer may unpack to, in times of what it was to have.
+    pub unpacks: usize,
+    /// Hides open and aborted transactions.
+    pub committed_only: bool,
 }
 
 /// librdkafka's default for `fetch.wait.max.ms`, and the most that it takes.
@@ -628,6 +672,30 @@ mod tests {
             assert_eq!(own.partition_bytes as u64, number("fetch.message.max.bytes", 0));
             assert_eq!(own.queue_bytes as u64, 1024 * number("queued.max.messages.kbytes", 0));
         }
+    }
+
+    #[test]
+    fn a_restore_fetches_as_much_as_it_may_hold_and_waits_for_no_more() {
+        let mut config = KafkaConfig::new("localhost:9092");
+        for (name, value) in [("fetch.min.bytes", "1048576"), ("fetch.wait.max.ms", "60000")] {
+            config.properties.insert(name.to_owned(), value.to_owned());
+        }
+        // (memory for all, in MiB; what one holds, in KiB)
+        for (mib, kib) in [(1 << 20, 16 * 1024), (256, 16 * 1024), (64, 4 * 1024), (16, 2 * 1024)] {
+            config.limits = KafkaLimits::default().restores_within(mib << 20, 16);
+            assert_eq!(config.limits.restore_queue_kib, kib);
+            let own = config.restoring(true);
+            let bytes = usize::try_from(own.partition_bytes).expect("above 0");
+            // What is applied, what came last, and what is under way.
+            assert!((2 * own.unpacks + 1) * bytes <= kib as usize * 1024);
+            assert!(bytes > kib as usize * 1024 / 6 && own.max_bytes == own.partition_bytes);
+            assert_eq!((own.queue_bytes, own.min_bytes), (bytes, 1));
+            assert_eq!(own.wait_max, RESTORE_WAIT_MAX);
+        }
+        config.limits.fetch_bytes = 100_000;
+        config.limits.partition_fetch_bytes = 50_000;
+        assert_eq!(config.restoring(true).partition_bytes, 100_000, "no answer is larger than may be");
+        assert!(config.fetching().committed_only && !config.restoring(false).committed_only);
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! Kafka: the only module that names `rdkafka-sys`, and the one that speaks Kafka's protocol.
 //!
-//! The node's own client reads the records of inputs and writes what deployments commit. Groups, with the offsets that
-//! `at_least_once` commits, restores, the fleet's own topics, mirrors and the command line are librdkafka's; and the rest,
-//! too, where the configuration has it so (`kafka.client`).
+//! The node's own client reads the records of inputs and of the logs that stores are restored from, and writes what
+//! deployments commit. Groups, with the offsets that `at_least_once` commits, the fleet's own topics, mirrors and the command
+//! line are librdkafka's; and the rest, too, where the configuration has it so (`kafka.client`).
 //!
 //! | file | what it is |
 //! |---|---|
 //! | [`config`] | how to reach the cluster, and the settings that are ours to fix |
 //! | [`epochs`] | which leader wrote what of an input, to notice a log that was cut off |
 //! | [`consumer`] | one worker's place in its group, and its batches |
-//! | `fetch` | the records of those partitions, read from brokers by the node itself |
+//! | `fetch` | the records of those partitions, and of restores, read from brokers by the node itself |
 //! | [`sink`] | where commits go: transactional or plain, by either client |
 //! | [`produce`] | the node's own producer |
 //! | [`recovery`] | committed offsets and changelogs, read back |

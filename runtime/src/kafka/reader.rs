@@ -113,16 +113,10 @@ impl PartitionReader {
         if let Some(fatal) = self.raw.client().fatal() {
             return Err(SourceError::Fatal(fatal.to_string()));
         }
-        let place = format!("{} [{}]", self.topic, self.partition);
         if is_damage(error) {
-            return Err(SourceError::Refused(format!(
-                "{place} cannot be read at offset {offset}: the batch of records there is damaged, on the broker's disk or on the way; \
-                 once it is whole (a replica that is whole can be made leader, or its log segment copied) it is to be tried again: \
-                 `tidemill restart NAME --partition {}`. Kafka's client says: {error}",
-                self.partition
-            )));
+            return Err(damaged(&self.topic, self.partition, offset, &error.to_string()));
         }
-        match source_error(&place, error) {
+        match source_error(&format!("{} [{}]", self.topic, self.partition), error) {
             // Retried inside librdkafka; whoever waits has a deadline.
             SourceError::Unavailable(reason) => {
                 tracing::debug!(%reason, "reading a partition");
@@ -131,4 +125,13 @@ impl PartitionReader {
             other => Err(other),
         }
     }
+}
+
+/// That a batch of a log cannot be read, whoever reads, and what to do about it.
+pub(super) fn damaged(topic: &str, partition: i32, offset: i64, why: &str) -> SourceError {
+    SourceError::Refused(format!(
+        "{topic} [{partition}] cannot be read at offset {offset}: the batch of records there is damaged, on the broker's disk or on the \
+         way; once it is whole (a replica that is whole can be made leader, or its log segment copied) it is to be tried again: \
+         `tidemill restart NAME --partition {partition}`. Kafka's client says: {why}"
+    ))
 }

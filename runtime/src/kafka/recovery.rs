@@ -1,6 +1,13 @@
 //! What recovery reads: the group's stable offsets, and changelogs up to their high watermark.
+//!
+//! Records of logs are the node's own to fetch (`fetched`), or librdkafka's (`reader`), as those of inputs are
+//! (`kafka.client`). Offsets and bounds are librdkafka's in any case.
+
+mod fetched;
 
 use std::time::{Duration, Instant};
+
+use fetched::{FetchedLogs, Part};
 
 use super::config::KafkaConfig;
 use super::epochs::Epochs;
@@ -10,6 +17,7 @@ use super::ffi::{Code, KafkaError, Message};
 use super::reader::{PartitionReader, TO_THE_END};
 use super::sink::read_stamp;
 use super::{REQUEST_WAIT, bounds, source_error};
+use crate::config::node::KafkaClient;
 use crate::faults::{Bug, planted};
 use crate::ports::{CommittedOffset, Log, LogRecord, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
@@ -28,6 +36,8 @@ pub struct LogReader {
     /// Sees the true end of a partition: the last stable offset, which a read_committed handle
     /// would answer, may lie below later commits while an older transaction is open. `None` without logs.
     uncommitted: Option<Consumer>,
+    /// `None` = librdkafka reads the logs, if there are any: `committed` does.
+    fetched: Option<FetchedLogs>,
     inputs: Vec<String>,
     logs: Logs,
     epochs: Epochs,
@@ -45,6 +55,10 @@ impl Logs {
     pub fn changelog(changelog: Option<String>) -> Logs {
         Logs { changelog, inbox: None }
     }
+
+    fn topics(&self) -> Vec<String> {
+        self.changelog.iter().chain(&self.inbox).cloned().collect()
+    }
 }
 
 impl LogReader {
@@ -59,6 +73,10 @@ impl LogReader {
         let uncommitted = has_logs.then(|| uncommitted(config, group)).transpose()?;
         let committed_only = !planted(Bug::RestoreUncommitted);
         let committed = PartitionReader::new(config, group, committed_only, TO_THE_END)?;
+        let fetched = match config.client() {
+            KafkaClient::Own if has_logs => Some(FetchedLogs::new(config, logs.topics(), committed_only)?),
+            KafkaClient::Own | KafkaClient::Librdkafka => None,
+        };
         // While both connect. Without a connection librdkafka finds nobody to ask who leads a partition, and looks
         // again half a second later (`rd_kafka_topic_partition_list_query_leaders` in rdkafka_partition.c).
         if let Some(handle) = &uncommitted {
@@ -66,7 +84,7 @@ impl LogReader {
         }
         let (config, group) = (config.clone(), group.to_owned());
         let epochs = Epochs::default();
-        Ok(LogReader { config, group, committed_only, committed, uncommitted, inputs, logs, epochs })
+        Ok(LogReader { config, group, committed_only, committed, uncommitted, fetched, inputs, logs, epochs })
     }
 
     /// Leader epochs of committed offsets go there.
@@ -140,6 +158,19 @@ fn uncommitted(config: &KafkaConfig, group: &str) -> Result<Consumer, SourceErro
         .map_err(|error| SourceError::Refused(error.to_string()))
 }
 
+/// What has become of a partition that nobody leads, if it is known to hold no more what is to be read of it up to `to`.
+fn lost(handle: &Consumer, (topic, partition): (&str, i32), to: Offset) -> Option<SourceError> {
+    match bounds(handle.client(), topic, partition) {
+        Ok((_, end)) if end < to => Some(SourceError::Unavailable(format!(
+            "{topic} [{partition}] ends at offset {end} now, and was to be read up to {to}: it was made again, or the brokers have \
+             lost its end"
+        ))),
+        // It may be back.
+        Ok(_) | Err(SourceError::Unavailable(_)) => None,
+        Err(error) => Some(error),
+    }
+}
+
 fn there_is_no(log: Log) -> SourceError {
     let what = match log {
         Log::Changelog => "changelog",
@@ -211,6 +242,10 @@ impl Recovery for LogReader {
             return Ok(());
         }
         let topic = self.topic(log)?;
+        if let (Some(fetched), Some(handle)) = (&mut self.fetched, &self.uncommitted) {
+            let lost = || lost(handle, (&topic, partition), to);
+            return fetched.read(&Part { topic: &topic, partition, from, to, lost: &lost }, apply);
+        }
         self.committed.open(&topic, partition, from)?;
         // librdkafka asks for the leaders of a topic that it has not heard of once a second, and reads nothing of it
         // before (`rd_kafka_topic_scan_all` in rdkafka_topic.c). This asks at once.

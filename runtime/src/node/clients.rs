@@ -2,7 +2,7 @@
 
 use super::commit::SinkFactory;
 use super::revision::{self, Revision};
-use super::runtime::NodeRuntime;
+use super::runtime::{NodeRuntime, RESTORES_MAX};
 use super::worker::{self, ConsumerFactory};
 use crate::config::NodeConfig;
 use crate::config::deployment::Guarantee;
@@ -37,6 +37,13 @@ fn worker_kafka(node: &NodeRuntime) -> KafkaConfig {
     let workers: u64 = workers.map(u64::from).sum();
     let mut kafka = node.kafka.clone();
     kafka.limits = kafka.limits.within(node.config.memory.queues_bytes / workers.max(QUEUE_SHARES_MIN));
+    kafka
+}
+
+/// How a restore reaches Kafka: as the node does, with its share of as much memory as the node's queues may have.
+pub fn restore_kafka(node: &NodeRuntime) -> KafkaConfig {
+    let mut kafka = node.kafka.clone();
+    kafka.limits = kafka.limits.restores_within(node.config.memory.queues_bytes, RESTORES_MAX as u64);
     kafka
 }
 

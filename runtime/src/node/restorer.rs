@@ -11,6 +11,7 @@ use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::{FirstCommitEntry, StartedEntry};
 
 use super::board::Board;
+use super::clients::restore_kafka;
 use super::deployment::{wall_ms, words};
 use super::lease::{Lease, Leases};
 use super::restore::{Outcome, RestoreRequest, Restorer, Ticket, Verdict, Verdicts};
@@ -391,7 +392,7 @@ impl Context {
             changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
             inbox: revision.inbox.clone(),
         };
-        let reader = LogReader::new(&self.node.kafka, &revision.group, inputs, logs)?;
+        let reader = LogReader::new(&restore_kafka(&self.node), &revision.group, inputs, logs)?;
         Ok(Box::new(reader.telling(self.node.epochs.of(&revision.group))))
     }
 

@@ -10,13 +10,25 @@ use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
 use tidemill::kafka::tools::{self, Row};
 use tidemill::ports::{Group, Source, SourceError, Taken};
 use tidemill::record::{Batch, InputPartition, Offset};
+use tidemill_kafka_harness::{ApacheKafka, Options};
 
 /// Nothing here takes long; a machine that is busy with other things may.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 enum Broker {
     Embedded(tidemill_broker::Broker),
-    Apache(tidemill_kafka_harness::ApacheKafka),
+    Apache(ApacheKafka),
+}
+
+/// What is closed of a compacted log is gone over at once, as the embedded broker does.
+fn apache_options() -> Options {
+    let pairs = [
+        ("log.initial.task.delay.ms", "100"),
+        ("log.cleaner.backoff.ms", "200"),
+        ("log.cleaner.dedupe.buffer.size", "4194304"),
+    ];
+    let properties = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    Options { properties, ..Options::default() }
 }
 
 /// A broker. It ends with the last test that holds it.
@@ -32,7 +44,7 @@ impl Cluster {
             return cluster;
         }
         let broker = match std::env::var("TIDEMILL_KAFKA").as_deref() {
-            Ok("apache") => Broker::Apache(tidemill_kafka_harness::ApacheKafka::start().unwrap()),
+            Ok("apache") => Broker::Apache(ApacheKafka::start_with(&apache_options()).unwrap()),
             Ok("embedded") | Err(_) => Broker::Embedded(
                 tidemill_broker::Broker::start(tidemill_broker::Config {
                     listen: "127.0.0.1:0".to_owned(),

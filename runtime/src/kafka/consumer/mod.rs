@@ -135,7 +135,8 @@ impl Consumer {
             KafkaClient::Own => {
                 let shared = raw.client().shared_with_threads();
                 let wake = Box::new(move || shared.set_ready());
-                let fetcher = Fetcher::new(config, spec.inputs.clone(), &spec.topic_ids, wake);
+                let (fetching, topics) = (config.fetching(), spec.inputs.clone());
+                let fetcher = Fetcher::new(config, fetching, topics, &spec.topic_ids, wake);
                 Some(fetcher.map_err(SourceError::Refused)?)
             }
             KafkaClient::Librdkafka => None,

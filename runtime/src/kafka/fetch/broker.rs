@@ -17,10 +17,6 @@ use crate::kafka::wire::{Address, Connection, ConnectionError, FETCH_BY_ID_VERSI
 
 /// A request that is no part of a fetch session (KIP-227).
 const NO_SESSION: (i32, i32) = (0, -1);
-const READ_COMMITTED: i8 = 1;
-/// What an answer may unpack to, in times of what it was to have: most records shrink to a half or a fifth, and what is
-/// beyond the bound has to be fetched once more.
-const UNPACKED_MAX: usize = 8;
 
 pub(super) fn run(shared: &Arc<Shared>, broker: i32) {
     if let Err(error) = serve(shared, broker) {
@@ -89,7 +85,7 @@ fn request(shared: &Shared, plan: &Plan) -> FetchRequest {
         .with_max_wait_ms(i32::try_from(plan.wait.as_millis()).unwrap_or(i32::MAX))
         .with_min_bytes(fetching.min_bytes)
         .with_max_bytes(plan.bytes)
-        .with_isolation_level(READ_COMMITTED)
+        .with_isolation_level(i8::from(fetching.committed_only))
         .with_session_id(NO_SESSION.0)
         .with_session_epoch(NO_SESSION.1)
         .with_topics(topics.into_iter().map(named).collect())
@@ -111,7 +107,7 @@ fn check(response: &FetchResponse, address: &Address) -> Result<(), ConnectionEr
 fn sort(shared: &Shared, plan: Plan, response: FetchResponse, version: i16) -> Vec<(Wanted, Answer)> {
     let mut answers = Vec::with_capacity(plan.wanted.len());
     // What comes later in the answer then waits for another one, in which it comes first.
-    let mut most = usize::try_from(plan.bytes).unwrap_or(0).saturating_mul(UNPACKED_MAX);
+    let mut most = usize::try_from(plan.bytes).unwrap_or(0).saturating_mul(shared.fetching.unpacks);
     most = most.max(shared.fetching.queue_bytes);
     let (mut sent, mut held) = (0, 0);
     let name = |wanted: &Wanted| shared.topics[usize::from(wanted.partition.input)].as_str();

@@ -1,6 +1,7 @@
 //! The records of partitions, fetched by the node itself: whole record batches, which a worker takes apart into columns
 //! when it needs them. librdkafka makes a message of every record, several times the cost of all else that a record needs
-//! (docs/performance.md); it keeps the group, and never hears of these partitions but that they are paused.
+//! (docs/performance.md); it keeps the group, and never hears of these partitions but that they are paused. A restore reads
+//! its logs in the same way (`recovery::fetched`); what is called a worker here is whoever takes.
 //!
 //! ```text
 //!   worker --start, stop--> State <--leaders-- a thread that looks for leaders, while one is missing
@@ -93,15 +94,16 @@ struct Telling(Option<Instant>);
 
 impl Fetcher {
     /// `topics` in the order of [`InputPartition::input`], and their `ids`, as far as they are known: nil, or none at all, is
-    /// any. Connects when something starts.
+    /// any. Connects when something starts. `fetching` is [`KafkaConfig::fetching`] or [`KafkaConfig::restoring`].
     pub fn new(
         config: &KafkaConfig,
+        fetching: Fetching,
         topics: Vec<String>,
         ids: &[Uuid],
         wake: Wake,
     ) -> Result<Fetcher, String> {
         let access = Access::new(config).map_err(|error| error.to_string())?;
-        let shared = Shared::new(access, config.fetching(), topics, ids, wake);
+        let shared = Shared::new(access, fetching, topics, ids, wake);
         Ok(Fetcher { shared, pending: VecDeque::new(), started: Vec::new(), tended: Instant::now() })
     }
 
@@ -154,6 +156,11 @@ impl Fetcher {
         self.shared.obstacle()
     }
 
+    /// A broker is known that leads it and has not been lost since.
+    pub fn is_led(&self, partition: InputPartition) -> bool {
+        self.shared.is_led(partition)
+    }
+
     /// The oldest arrival that was not popped.
     pub fn front(&mut self) -> Option<&mut Arrival> {
         if self.pending.is_empty() {
@@ -162,10 +169,11 @@ impl Fetcher {
         self.pending.front_mut()
     }
 
-    pub fn pop(&mut self) {
-        if let Some(arrival) = self.pending.pop_front() {
-            self.shared.taken(arrival.partition, arrival.bytes);
-        }
+    /// Takes what [`Fetcher::front`] has shown. Its room is free at once: what comes next is fetched while this is used.
+    pub fn pop(&mut self) -> Option<Arrival> {
+        let arrival = self.pending.pop_front()?;
+        self.shared.taken(arrival.partition, arrival.bytes);
+        Some(arrival)
     }
 }
 

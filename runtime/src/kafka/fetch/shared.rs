@@ -110,6 +110,10 @@ impl Shared {
         self.state().obstacle()
     }
 
+    pub fn is_led(&self, partition: InputPartition) -> bool {
+        self.state().is_led(&partition)
+    }
+
     pub fn end(&self) {
         self.state().end();
         self.changed.notify_all();

@@ -92,7 +92,7 @@ impl Cluster {
         let mut config = self.config();
         change(&mut config);
         let topics = vec![TOPIC.to_owned()];
-        Fetcher::new(&config, topics, &[], Box::new(|| {})).expect("it is complete")
+        Fetcher::new(&config, config.fetching(), topics, &[], Box::new(|| {})).expect("it is complete")
     }
 
     pub fn config(&self) -> KafkaConfig {

@@ -243,6 +243,10 @@ impl State {
         met.min_by_key(|(id, _)| **id).map(|(_, obstacle)| obstacle.clone())
     }
 
+    pub fn is_led(&self, partition: &InputPartition) -> bool {
+        self.cluster.leader(partition).is_some()
+    }
+
     /// Nothing runs any more, and nothing will.
     pub fn end(&mut self) {
         self.has_ended = true;

@@ -13,7 +13,15 @@ const TOPIC: Uuid = Uuid::from_u128(1);
 const WAIT: Duration = Duration::from_millis(500);
 
 fn fetching() -> Fetching {
-    Fetching { wait_max: WAIT, min_bytes: 1, max_bytes: 8_000, partition_bytes: 1_000, queue_bytes: 10_000 }
+    Fetching {
+        wait_max: WAIT,
+        min_bytes: 1,
+        max_bytes: 8_000,
+        partition_bytes: 1_000,
+        queue_bytes: 10_000,
+        unpacks: 8,
+        committed_only: true,
+    }
 }
 
 fn at(partition: i32) -> InputPartition {
