@@ -24,9 +24,8 @@ use rocksdb::{
     BlockBasedOptions, DB, DBCompressionType, IngestExternalFileOptions, MemtableFactory, Options,
     SstFileWriter, WriteBatch, WriteOptions,
 };
-use tidemill::ports::LogRecord;
 use tidemill::record::Offset;
-use tidemill::store::{BudgetConfig, Identity, Progress, Store, StoreBudget, last_of_each_key};
+use tidemill::store::{BudgetConfig, Identity, Progress, Run, Store, StoreBudget};
 
 use crate::process;
 use crate::rounds::{Spread, mixed, order};
@@ -146,20 +145,12 @@ fn measure(way: Way, tasks: &[Vec<u64>]) -> Result<Figures> {
 
 /// Reads a changelog with these keys.
 fn restore(mut target: Target, keys: &[u64]) -> Result<Target> {
-    let (mut run, mut bytes) = (Vec::new(), 0);
-    for (offset, &number) in (0..).zip(keys) {
-        run.push(LogRecord {
-            offset: Offset(offset),
-            timestamp_ms: 0,
-            key: key(number),
-            value: Some(value(number).to_vec()),
-            stamp: None,
-        });
-        bytes += size_of::<LogRecord>() + PREFIX.len() + KEY_BYTES + VALUE_BYTES;
-        if bytes >= RUN_BYTES {
+    let mut run = Run::default();
+    for &number in keys {
+        run.push(&key(number), Some(&value(number)));
+        if run.bytes() >= RUN_BYTES {
             target.write(&sorted(&run))?;
             run.clear();
-            bytes = 0;
         }
     }
     target.write(&sorted(&run))?;
@@ -170,20 +161,16 @@ fn restore(mut target: Target, keys: &[u64]) -> Result<Target> {
 type Row<'a> = (&'a [u8], Option<&'a [u8]>);
 
 /// In the order of keys, of each the last.
-fn sorted(run: &[LogRecord]) -> Vec<Row<'_>> {
-    let order = last_of_each_key(run.len(), |index| &run[index as usize].key);
-    let rows = order.iter().map(|&index| {
-        let row = &run[index as usize];
-        (row.key.as_slice(), row.value.as_deref())
-    });
-    rows.collect()
+fn sorted(run: &Run) -> Vec<Row<'_>> {
+    run.last_of_each_key().collect()
 }
 
-fn key(number: u64) -> Vec<u8> {
-    let mut key = Vec::with_capacity(PREFIX.len() + KEY_BYTES);
-    key.extend_from_slice(PREFIX);
-    key.extend_from_slice(&number.to_be_bytes());
-    key.extend_from_slice(&number.reverse_bits().to_be_bytes());
+fn key(number: u64) -> [u8; PREFIX.len() + KEY_BYTES] {
+    let mut key = [0; PREFIX.len() + KEY_BYTES];
+    let (prefix, rest) = key.split_at_mut(PREFIX.len());
+    prefix.copy_from_slice(PREFIX);
+    rest[..KEY_BYTES / 2].copy_from_slice(&number.to_be_bytes());
+    rest[KEY_BYTES / 2..].copy_from_slice(&number.reverse_bits().to_be_bytes());
     key
 }
 

@@ -204,6 +204,31 @@ pub struct LogRecord {
     pub stamp: Option<(u64, u64)>,
 }
 
+/// The same, lent by whoever reads it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogView<'a> {
+    pub offset: Offset,
+    pub timestamp_ms: i64,
+    pub key: &'a [u8],
+    pub value: Option<&'a [u8]>,
+    pub stamp: Option<(u64, u64)>,
+}
+
+impl LogRecord {
+    pub fn view(&self) -> LogView<'_> {
+        let LogRecord { offset, timestamp_ms, stamp, .. } = *self;
+        LogView { offset, timestamp_ms, key: &self.key, value: self.value.as_deref(), stamp }
+    }
+}
+
+impl LogView<'_> {
+    pub fn to_record(self) -> LogRecord {
+        let LogView { offset, timestamp_ms, stamp, .. } = self;
+        let (key, value) = (self.key.to_vec(), self.value.map(<[u8]>::to_vec));
+        LogRecord { offset, timestamp_ms, key, value, stamp }
+    }
+}
+
 /// A record of any topic, whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicRecord {
@@ -244,13 +269,13 @@ pub trait Recovery: Send {
     fn log_bounds(&mut self, log: Log, partition: i32) -> Result<(Offset, Offset), SourceError>;
 
     /// Reads that partition read_committed from the first to the second offset, until the position
-    /// reaches it, waiting out undecided transactions. `apply` answers false to stop early.
+    /// reaches it, waiting out undecided transactions. `apply` is lent each record, and answers false to stop early.
     fn read_log(
         &mut self,
         log: Log,
         partition: i32,
         range: (Offset, Offset),
-        apply: &mut dyn FnMut(LogRecord) -> bool,
+        apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError>;
 }
 

@@ -19,7 +19,7 @@ use super::sink::read_stamp;
 use super::{REQUEST_WAIT, bounds, source_error};
 use crate::config::node::KafkaClient;
 use crate::faults::{Bug, planted};
-use crate::ports::{CommittedOffset, Log, LogRecord, Recovery, SourceError};
+use crate::ports::{CommittedOffset, Log, LogRecord, LogView, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
 
 /// Requests are repeated until this runs out. Undecided transactions end after their time-out and
@@ -236,7 +236,7 @@ impl Recovery for LogReader {
         log: Log,
         partition: i32,
         (from, to): (Offset, Offset),
-        apply: &mut dyn FnMut(LogRecord) -> bool,
+        apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError> {
         if from >= to {
             return Ok(());
@@ -250,7 +250,7 @@ impl Recovery for LogReader {
         // librdkafka asks for the leaders of a topic that it has not heard of once a second, and reads nothing of it
         // before (`rd_kafka_topic_scan_all` in rdkafka_topic.c). This asks at once.
         self.committed.raw().client().settle(REQUEST_WAIT);
-        let result = read_until(&mut self.committed, to, &mut |message| apply(log_record(message)));
+        let result = read_until(&mut self.committed, to, &mut |message| apply(log_view(message)));
         self.committed.close();
         result
     }
@@ -277,7 +277,7 @@ impl Recovery for Untouched {
         log: Log,
         _: i32,
         _: (Offset, Offset),
-        _: &mut dyn FnMut(LogRecord) -> bool,
+        _: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError> {
         Err(there_is_no(log))
     }
@@ -308,11 +308,15 @@ pub(super) fn read_until(
 }
 
 pub(super) fn log_record(message: &Message) -> LogRecord {
-    LogRecord {
+    log_view(message).to_record()
+}
+
+fn log_view(message: &Message) -> LogView<'_> {
+    LogView {
         offset: Offset(message.offset() as u64),
         timestamp_ms: message.timestamp(),
-        key: message.key().unwrap_or_default().to_vec(),
-        value: message.value().map(<[u8]>::to_vec),
+        key: message.key().unwrap_or_default(),
+        value: message.value(),
         stamp: message.header(c"tidemill-commit").and_then(read_stamp),
     }
 }

@@ -29,6 +29,7 @@ mod overlay;
 mod pack;
 mod quota;
 mod reader;
+mod run;
 mod scan;
 mod sort;
 mod sweep;
@@ -49,8 +50,8 @@ pub use lock::FileLock;
 pub use pack::{MalformedPack, Packed, packed_rows, unpack};
 pub use quota::StoreBytes;
 pub use reader::{Sizes, Snapshot, StoreReader};
+pub use run::Run;
 pub use scan::{PAGE_BYTES_MAX, Page};
-pub use sort::last_of_each_key;
 pub use sweep::sweep_due;
 pub use tidemill_proto::v1::{
     Guarantee as PositionGuarantee, OutboxRow, ParkedRecord, Position, PositionInput, RedriveProgress,

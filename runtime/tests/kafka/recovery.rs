@@ -60,7 +60,7 @@ fn a_changelog_is_read_to_its_high_watermark_even_below_an_open_transaction(by: 
             reader
                 .read_log(Log::Changelog, 0, (from, to), &mut |record| {
                     assert!(ended.load(Ordering::SeqCst), "read past an open transaction");
-                    seen.push((record.offset.0, record.key, record.value));
+                    seen.push((record.offset.0, record.key.to_vec(), record.value.map(<[u8]>::to_vec)));
                     true
                 })
                 .unwrap();
@@ -208,7 +208,7 @@ fn one_reader_reads_both_logs_of_a_deployment_again_and_again(by: KafkaClient) {
         let mut values = Vec::new();
         reader
             .read_log(log, 1, range, &mut |record| {
-                values.push(String::from_utf8(record.value.unwrap()).unwrap());
+                values.push(String::from_utf8(record.value.unwrap().to_vec()).unwrap());
                 true
             })
             .unwrap();
@@ -289,7 +289,7 @@ fn both_clients_wait_for_an_open_transaction_and_read_the_same_when_it_ends() {
         let range = (Offset(0), Offset(to));
         reader
             .read_log(Log::Changelog, 0, range, &mut |record| {
-                let key = String::from_utf8(record.key).unwrap();
+                let key = String::from_utf8(record.key.to_vec()).unwrap();
                 assert!(ended.load(Ordering::SeqCst) || key.starts_with('a'), "{key} before the end");
                 waiting.fetch_add(usize::from(key == "a2"), Ordering::SeqCst);
                 keys.push(key);
@@ -357,8 +357,8 @@ fn read(reader: &mut LogReader, from: u64, to: u64) -> Vec<Seen> {
     let mut seen: Vec<Seen> = Vec::new();
     reader
         .read_log(Log::Changelog, 0, (Offset(from), Offset(to)), &mut |record| {
-            let stamp = record.stamp;
-            seen.push((record.offset.0, record.timestamp_ms, record.key, record.value, stamp));
+            let (key, value) = (record.key.to_vec(), record.value.map(<[u8]>::to_vec));
+            seen.push((record.offset.0, record.timestamp_ms, key, value, record.stamp));
             true
         })
         .unwrap();

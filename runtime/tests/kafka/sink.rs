@@ -397,7 +397,7 @@ fn logged(cluster: &Cluster, log: &str) -> Vec<(String, Option<(u64, u64)>)> {
     let mut seen = Vec::new();
     reader
         .read_log(Log::Changelog, 0, (from, to), &mut |record| {
-            seen.push((String::from_utf8(record.key).unwrap(), record.stamp));
+            seen.push((String::from_utf8(record.key.to_vec()).unwrap(), record.stamp));
             true
         })
         .unwrap();

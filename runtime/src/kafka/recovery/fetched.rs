@@ -27,7 +27,7 @@ use crate::kafka::config::KafkaConfig;
 use crate::kafka::fetch::{Chunk, Fetcher, Refusal, Room, Run, What};
 use crate::kafka::reader::damaged;
 use crate::kafka::sink::{STAMP_HEADER, read_stamp};
-use crate::ports::{LogRecord, SourceError};
+use crate::ports::{LogView, SourceError};
 use crate::record::{Batch, InputPartition, Offset, headers};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -91,7 +91,7 @@ impl FetchedLogs {
     pub fn read(
         &mut self,
         part: &Part<'_>,
-        apply: &mut dyn FnMut(LogRecord) -> bool,
+        apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError> {
         let Some(input) = self.topics.iter().position(|topic| topic == part.topic) else {
             return Err(SourceError::Refused(format!("{} is no log of the deployment", part.topic)));
@@ -108,7 +108,7 @@ impl FetchedLogs {
     fn follow(
         &mut self,
         mut reading: Reading<'_>,
-        apply: &mut dyn FnMut(LogRecord) -> bool,
+        apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError> {
         while !reading.has_ended() {
             self.fetcher.tend();
@@ -149,7 +149,7 @@ impl FetchedLogs {
         &mut self,
         chunk: &mut Chunk,
         reading: &mut Reading<'_>,
-        apply: &mut dyn FnMut(LogRecord) -> bool,
+        apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<bool, Refusal> {
         let to = reading.part.to.0 as i64;
         while !chunk.is_empty() && !reading.has_ended() {
@@ -165,11 +165,11 @@ impl FetchedLogs {
                     return Ok(true);
                 }
                 reading.position = offset + 1;
-                let record = LogRecord {
+                let record = LogView {
                     offset: Offset(offset as u64),
                     timestamp_ms,
-                    key: key.unwrap_or_default().to_vec(),
-                    value: value.map(<[u8]>::to_vec),
+                    key: key.unwrap_or_default(),
+                    value,
                     stamp: headers.and_then(stamp),
                 };
                 if !apply(record) {

@@ -17,7 +17,7 @@ use crate::config::deployment::Start as StartRule;
 use crate::faults::{Bug, planted};
 use crate::node::lease::Lease;
 use crate::node::restore::{Outcome, RestoreRequest, Restorer, Ticket, Verdict, Verdicts};
-use crate::ports::{self, CommittedOffset, LogRecord, Recovery, SourceError};
+use crate::ports::{self, CommittedOffset, LogRecord, LogView, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
 use crate::store::Store;
 use crate::task::recovery::{self, Disk, Hooks, Job, Known, OldTail, Rules, Started};
@@ -284,7 +284,7 @@ impl Recovery for Reader {
         log: ports::Log,
         partition: i32,
         (from, to): (Offset, Offset),
-        apply: &mut dyn FnMut(LogRecord) -> bool,
+        apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError> {
         let meet = if planted(Bug::RestoreUncommitted) { Log::meet_uncommitted } else { Log::meet };
         let mut at = from;
@@ -307,7 +307,7 @@ impl Recovery for Reader {
             };
             drop(state);
             at.0 += 1;
-            if record.is_some_and(|record| !apply(record)) {
+            if record.is_some_and(|record| !apply(record.view())) {
                 return Ok(());
             }
         }

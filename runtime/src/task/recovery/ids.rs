@@ -4,12 +4,12 @@
 //! if the log begins no later than the position record's `inbox_start`; anything else halts, because an
 //! id that is missing would let a repetition through.
 
-use super::replay::{CHUNK_BYTES, row_bytes};
+use super::replay::CHUNK_BYTES;
 use super::{Hooks, RecoveryError, Restore, Restored, SHORT_LOG_LOOKS, SHORT_LOG_PAUSE};
-use crate::ports::{Log, LogRecord, Recovery};
+use crate::ports::{Log, Recovery};
 use crate::record::Offset;
 use crate::store::{
-    Ages, INBOX_AGES, MalformedPack, Progress, Store, StoreError, inbox_date_ms, is_inbox_key, unpack,
+    Ages, INBOX_AGES, MalformedPack, Progress, Run, Store, StoreError, inbox_date_ms, is_inbox_key, unpack,
 };
 use crate::task::inbox::millis;
 
@@ -57,7 +57,7 @@ impl Restore<'_> {
         let mut failed = None;
         kafka.read_log(Log::Inbox, self.partition, (stored.max(bounds.0), bounds.1), &mut |record| {
             let next = Offset(record.offset.0 + 1);
-            match unpack(&record.key, record.value.as_deref()) {
+            match unpack(record.key, record.value) {
                 Ok(rows) => {
                     for (key, value) in rows {
                         ids += 1;
@@ -71,8 +71,8 @@ impl Restore<'_> {
                 }
             }
             ages.note(next, ids, newest_ms, ttl_ms);
-            chunk.push(record);
-            if chunk.bytes >= CHUNK_BYTES {
+            chunk.records.push(record.key, record.value);
+            if chunk.records.bytes() >= CHUNK_BYTES {
                 failed = chunk.write(&mut store, next, ids, &ages).err();
             }
             failed.is_none()
@@ -117,27 +117,20 @@ impl Restore<'_> {
 /// Records that are not in the store yet; all of them can be read.
 #[derive(Default)]
 struct Chunk {
-    records: Vec<LogRecord>,
-    bytes: usize,
+    records: Run,
 }
 
 impl Chunk {
-    fn push(&mut self, record: LogRecord) {
-        self.bytes += row_bytes(&record);
-        self.records.push(record);
-    }
-
     fn write(&mut self, store: &mut Store, next: Offset, ids: u64, ages: &Ages) -> Result<(), StoreError> {
         let progress = Progress { inbox_next: next, inbox_ids: ids, ..store.progress() };
         let records = self.records.iter();
-        let rows = records.filter_map(|record| unpack(&record.key, record.value.as_deref()).ok()).flatten();
+        let rows = records.filter_map(|(key, value)| unpack(key, value).ok()).flatten();
         // In log order: of two rows of an id the later one stays.
         let rows = rows.filter(|(key, _)| is_inbox_key(key));
         let ages = ages.encode();
         let rest = [(INBOX_AGES, Some(ages.as_slice()))];
         store.write(rows.chain(rest), progress)?;
         self.records.clear();
-        self.bytes = 0;
         Ok(())
     }
 }

@@ -16,18 +16,14 @@
 //! closed when nothing is. (Compaction keeps off the log's newer part for `min.compaction.lag.ms`,
 //! which is where unclosed commits are.) A record of a writer older than one already seen never counts.
 
-use std::mem;
-
 use prost::Message;
 
-use crate::ports::LogRecord;
+use crate::ports::LogView;
 use crate::record::Offset;
-use crate::store::{POSITION, Position, Progress, Store, StoreError, is_changelog_key, last_of_each_key};
+use crate::store::{POSITION, Position, Progress, Run, Store, StoreError, is_changelog_key};
 
 /// Bytes of rows that are written as one batch, of the inbox's topic too.
 pub(super) const CHUNK_BYTES: usize = 16 << 20;
-/// What a collected row costs beside its bytes.
-const ROW_BYTES: usize = mem::size_of::<LogRecord>();
 
 /// What a replay came across.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,8 +39,7 @@ pub struct Replayed {
 pub(super) struct Replay<'a> {
     store: &'a mut Store,
     /// Rows that count, in log order, not yet written.
-    ready: Vec<LogRecord>,
-    ready_bytes: usize,
+    ready: Run,
     open: Option<OpenCommit>,
     /// After the last record that was looked at, or before it if that is not settled.
     next: Offset,
@@ -57,7 +52,7 @@ pub(super) struct Replay<'a> {
 /// A stamped commit whose position record has not come yet. Bounded by the writer's overlay.
 struct OpenCommit {
     stamp: (u64, u64),
-    rows: Vec<LogRecord>,
+    rows: Run,
     first: Offset,
     /// After its last record.
     next: Offset,
@@ -76,8 +71,7 @@ impl<'a> Replay<'a> {
         let writer_seen = store.position().map_or(0, |position| position.writer);
         Replay {
             store,
-            ready: Vec::new(),
-            ready_bytes: 0,
+            ready: Run::default(),
             open: None,
             next: progress.changelog_next,
             changelog_ms: progress.changelog_ms,
@@ -91,9 +85,9 @@ impl<'a> Replay<'a> {
     }
 
     /// Takes one record, in log order.
-    pub fn push(&mut self, record: LogRecord) -> Result<(), StoreError> {
+    pub fn push(&mut self, record: LogView<'_>) -> Result<(), StoreError> {
         self.seen.records += 1;
-        self.seen.bytes += (record.key.len() + record.value.as_ref().map_or(0, Vec::len)) as u64;
+        self.seen.bytes += (record.key.len() + record.value.map_or(0, <[u8]>::len)) as u64;
         self.changelog_ms = self.changelog_ms.max(record.timestamp_ms);
         let after = Offset(record.offset.0 + 1);
         if record.stamp.is_some_and(|(writer, _)| writer < self.seen.writer_seen) {
@@ -108,32 +102,30 @@ impl<'a> Replay<'a> {
         if self.open.as_ref().is_some_and(|open| Some(open.stamp) != record.stamp) {
             self.pass_open(record.offset);
         }
-        if is_changelog_key(&record.key) {
+        if is_changelog_key(record.key) {
             match record.stamp {
                 None => self.count(record)?,
                 Some(stamp) => self.stamped(stamp, record)?,
             }
         }
         self.next = after;
-        if self.ready_bytes >= CHUNK_BYTES { self.write() } else { Ok(()) }
+        if self.ready.bytes() >= CHUNK_BYTES { self.write() } else { Ok(()) }
     }
 
-    fn stamped(&mut self, stamp: (u64, u64), record: LogRecord) -> Result<(), StoreError> {
+    fn stamped(&mut self, stamp: (u64, u64), record: LogView<'_>) -> Result<(), StoreError> {
         self.seen.writer_seen = stamp.0;
         if record.key == POSITION {
-            for row in self.open.take().map(|open| open.rows).unwrap_or_default() {
-                self.count(row)?;
-            }
+            self.accept_tail();
             return self.count(record);
         }
         let open = self.open.get_or_insert_with(|| OpenCommit {
             stamp,
-            rows: Vec::new(),
+            rows: Run::default(),
             first: record.offset,
             next: record.offset,
         });
         open.next = Offset(record.offset.0 + 1);
-        open.rows.push(record);
+        open.rows.push(record.key, record.value);
         Ok(())
     }
 
@@ -144,23 +136,18 @@ impl<'a> Replay<'a> {
             self.seen.unclosed += open.rows.len() as u64;
             return;
         }
-        for row in open.rows {
-            self.ready_bytes += row_bytes(&row);
-            self.ready.push(row);
-        }
+        self.ready.append(&open.rows);
     }
 
-    fn count(&mut self, record: LogRecord) -> Result<(), StoreError> {
+    fn count(&mut self, record: LogView<'_>) -> Result<(), StoreError> {
         if record.key == POSITION {
-            let position =
-                Position::decode(record.value.as_deref().unwrap_or_default()).map_err(|error| {
-                    StoreError::Refused(format!("position record at {}: {error}", record.offset))
-                })?;
+            let position = Position::decode(record.value.unwrap_or_default()).map_err(|error| {
+                StoreError::Refused(format!("position record at {}: {error}", record.offset))
+            })?;
             self.seen.writer_seen = self.seen.writer_seen.max(position.writer);
             self.position_ms = record.timestamp_ms;
         }
-        self.ready_bytes += row_bytes(&record);
-        self.ready.push(record);
+        self.ready.push(record.key, record.value);
         Ok(())
     }
 
@@ -169,15 +156,8 @@ impl<'a> Replay<'a> {
         let next = self.open.as_ref().map_or(self.next, |open| open.first);
         let before = self.store.progress();
         let progress = Progress { changelog_next: next, changelog_ms: self.changelog_ms, ..before };
-        let ready = &self.ready;
-        let order = last_of_each_key(ready.len(), |index| &ready[index as usize].key);
-        let rows = order.iter().map(|&index| {
-            let row = &ready[index as usize];
-            (row.key.as_slice(), row.value.as_deref())
-        });
-        self.store.write(rows, progress)?;
+        self.store.write(self.ready.last_of_each_key(), progress)?;
         self.ready.clear();
-        self.ready_bytes = 0;
         Ok(())
     }
 
@@ -188,13 +168,10 @@ impl<'a> Replay<'a> {
         Some((tail, wall_ms.saturating_sub(self.position_ms)))
     }
 
-    /// Counts the unclosed tail as if it had been closed.
+    /// Counts the open commit: it is closed, or to be taken as if it were.
     pub fn accept_tail(&mut self) {
         if let Some(open) = self.open.take() {
-            for row in open.rows {
-                self.ready_bytes += row_bytes(&row);
-                self.ready.push(row);
-            }
+            self.ready.append(&open.rows);
         }
     }
 
@@ -211,8 +188,4 @@ impl<'a> Replay<'a> {
     pub fn stop(mut self) -> Result<(), StoreError> {
         self.write()
     }
-}
-
-pub(super) fn row_bytes(record: &LogRecord) -> usize {
-    ROW_BYTES + record.key.len() + record.value.as_ref().map_or(0, Vec::len)
 }

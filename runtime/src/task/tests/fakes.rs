@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::effects::Writes;
-use crate::ports::{CommittedOffset, Log, LogRecord, Recovery, SourceError};
+use crate::ports::{CommittedOffset, Log, LogRecord, LogView, Recovery, SourceError};
 use crate::record::{InputPartition, headers};
 use crate::store::unpack;
 
@@ -281,7 +281,7 @@ impl Recovery for FakeKafka {
         log: Log,
         _: i32,
         (from, to): (Offset, Offset),
-        apply: &mut dyn FnMut(LogRecord) -> bool,
+        apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError> {
         let (log, log_start) = match log {
             Log::Changelog => (&self.log, self.log_start),
@@ -289,7 +289,7 @@ impl Recovery for FakeKafka {
         };
         assert!(from.0 >= log_start, "the broker would answer out of range");
         for record in log[from.0 as usize..to.0 as usize].iter().flatten() {
-            if !apply(record.clone()) {
+            if !apply(record.view()) {
                 break;
             }
         }

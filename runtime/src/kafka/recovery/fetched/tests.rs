@@ -13,6 +13,7 @@ use tidemill_batches::{Header, assign_offset, marker};
 use super::*;
 use crate::kafka::fetch::stage::{Cluster, Reply, TOPIC, answer, asked, batch, data, more};
 use crate::kafka::sink::stamp_bytes;
+use crate::ports::LogRecord;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -36,7 +37,7 @@ fn part(from: u64, to: u64) -> Part<'static> {
 fn read_all(logs: &mut FetchedLogs, part: &Part<'_>) -> (Vec<LogRecord>, Result<(), SourceError>) {
     let mut records = Vec::new();
     let result = logs.read(part, &mut |record| {
-        records.push(record);
+        records.push(record.to_record());
         true
     });
     (records, result)
