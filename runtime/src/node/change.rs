@@ -384,7 +384,9 @@ impl Handle {
         });
         let parsed = Parsed::read(&candidate.document, &candidate.manifest, &self.node.config.defaults);
         let mut ledger = view.ledger(&candidate.name);
-        Arc::make_mut(&mut ledger).accept(parsed.manifest.as_ref().ok(), &candidate.drops);
+        let accepting = Arc::make_mut(&mut ledger);
+        accepting.accept(parsed.manifest.as_ref().ok(), &candidate.drops);
+        accepting.accept_rows(parsed.leaves_rows());
         Registered {
             name: candidate.name.clone(),
             revision,

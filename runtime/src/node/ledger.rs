@@ -1,4 +1,5 @@
-//! What the stores of one life of a deployment may hold: in which generation, in which forms.
+//! What the stores of one life of a deployment may hold: in which generation, in which forms; and whether rows beside
+//! them may lie in its changelog.
 //!
 //! ```text
 //!   deployed with schema 1      holds 1
@@ -17,9 +18,14 @@ use crate::config::Problem;
 use crate::config::manifest::{Manifest, StoreKind, StoreManifest};
 use crate::store::key_name;
 
-/// The stores of one life, by name; those of earlier versions included.
+/// Of one life, with what its earlier versions left.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ledger(BTreeMap<String, Holding>);
+pub struct Ledger {
+    /// By name.
+    stores: BTreeMap<String, Holding>,
+    /// A version of this life had an outbox, or could park records.
+    rows: bool,
+}
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Holding {
@@ -32,7 +38,7 @@ struct Holding {
 impl Ledger {
     /// Every store of which `manifest` would lose or misread the data, and what to do about it.
     pub fn conflicts(&self, manifest: &Manifest, drops: &[String]) -> Vec<Problem> {
-        let kept = self.0.iter().filter(|(name, _)| !drops.contains(name));
+        let kept = self.stores.iter().filter(|(name, _)| !drops.contains(name));
         kept.filter_map(|(name, holding)| {
             let store = manifest.stores.iter().find(|store| store.name == *name);
             Some(Problem::at(format!("stores.{name}"), holding.conflict(name, store)?))
@@ -43,7 +49,7 @@ impl Ledger {
     /// Drops of stores that neither the life nor the manifest has.
     pub fn unknown_drops(&self, manifest: &Manifest, drops: &[String]) -> Vec<Problem> {
         let declared = manifest.stores.iter().map(|store| store.name.as_str());
-        let known: BTreeSet<&str> = self.0.keys().map(String::as_str).chain(declared).collect();
+        let known: BTreeSet<&str> = self.stores.keys().map(String::as_str).chain(declared).collect();
         let unknown = drops.iter().filter(|name| !known.contains(name.as_str()));
         let names: Vec<&str> = known.iter().copied().collect();
         let message = |name: &String| match names.as_slice() {
@@ -56,29 +62,41 @@ impl Ledger {
     /// A version with that manifest is accepted, and with it the end of what it drops.
     pub fn accept(&mut self, manifest: Option<&Manifest>, drops: &[String]) {
         for name in drops {
-            let Some(holding) = self.0.get_mut(name).filter(|holding| !holding.forms.is_empty()) else {
+            let Some(holding) = self.stores.get_mut(name).filter(|holding| !holding.forms.is_empty()) else {
                 continue; // Nothing has been there since the last drop.
             };
             *holding = Holding { generation: holding.generation.saturating_add(1), forms: BTreeMap::new() };
         }
         for store in manifest.iter().flat_map(|manifest| &manifest.stores) {
-            let holding = self.0.entry(store.name.clone()).or_default();
+            let holding = self.stores.entry(store.name.clone()).or_default();
             holding.forms.entry(store.schema).or_insert(store.kind);
         }
     }
 
+    /// A version is accepted that may leave rows of an outbox, or parked records, beside its stores. They stay when a
+    /// later one makes none.
+    pub fn accept_rows(&mut self, leaves_rows: bool) {
+        self.rows |= leaves_rows;
+    }
+
+    /// Rows of an outbox, or parked records, may lie in the changelog. Whether they have been delivered or handled since
+    /// is not asked.
+    pub fn may_hold_rows(&self) -> bool {
+        self.rows
+    }
+
     pub fn generation(&self, store: &str) -> u32 {
-        self.0.get(store).map_or(0, |holding| holding.generation)
+        self.stores.get(store).map_or(0, |holding| holding.generation)
     }
 
     /// Versions of the form that the store's values may have, ascending.
     pub fn holds(&self, store: &str) -> Vec<u32> {
-        self.0.get(store).map(|holding| holding.forms.keys().copied().collect()).unwrap_or_default()
+        self.stores.get(store).map(|holding| holding.forms.keys().copied().collect()).unwrap_or_default()
     }
 
     /// As keys name them: the generations of all stores that are no more.
     pub fn dropped(&self) -> impl Iterator<Item = String> {
-        self.0
+        self.stores
             .iter()
             .flat_map(|(name, holding)| (0..holding.generation).map(|generation| key_name(name, generation)))
     }

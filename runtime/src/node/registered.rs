@@ -53,6 +53,12 @@ impl Parsed {
             manifest: serde_json::from_str(manifest).map_err(|error| error.to_string()),
         }
     }
+
+    /// It may leave rows of an outbox, or parked records, in the changelog; so may one that cannot be read.
+    pub fn leaves_rows(&self) -> bool {
+        let leaves = |spec: &DeploymentSpec| spec.failures.parks() || spec.has_outbox();
+        self.spec.as_ref().ok().is_none_or(leaves)
+    }
 }
 
 impl Registered {
@@ -64,21 +70,34 @@ impl Registered {
         self.parsed.manifest.as_ref().ok()
     }
 
-    /// It has more than an offset: stores, parked records, ids, an outbox. So has one that cannot be read.
+    /// It has more than an offset: stores, parked records, ids, an outbox, or what an earlier version of this life may
+    /// have left of either. So has one that cannot be read.
     pub fn keeps_state(&self) -> bool {
-        let in_stores = self.manifest().is_none_or(|manifest| !manifest.stores.is_empty());
-        let in_rows =
-            |spec: &DeploymentSpec| spec.failures.parks() || spec.inbox.is_some() || spec.has_outbox();
-        in_stores || self.spec().is_none_or(in_rows)
+        self.has_stores() || self.holds_rows() || self.has_inbox()
     }
 
     /// Beside its offsets it has an inbox and nothing else, which stays true wherever it begins again. Rows of an
     /// outbox are something else: they go with the life, and an inbox that stayed would keep their records from
     /// being handled again.
     pub fn keeps_only_ids(&self) -> bool {
-        let has_stores = self.manifest().is_none_or(|manifest| !manifest.stores.is_empty());
-        let in_rows = |spec: &DeploymentSpec| spec.failures.parks() || spec.has_outbox();
-        !has_stores && self.spec().is_some_and(|spec| spec.inbox.is_some() && !in_rows(spec))
+        self.has_inbox() && !self.has_stores() && !self.holds_rows()
+    }
+
+    /// It makes no state but ids itself, and an earlier version of this life may have left rows in the changelog.
+    pub fn keeps_only_left_rows(&self) -> bool {
+        self.ledger.may_hold_rows() && !self.parsed.leaves_rows() && !self.has_stores()
+    }
+
+    fn has_stores(&self) -> bool {
+        self.manifest().is_none_or(|manifest| !manifest.stores.is_empty())
+    }
+
+    fn holds_rows(&self) -> bool {
+        self.parsed.leaves_rows() || self.ledger.may_hold_rows()
+    }
+
+    fn has_inbox(&self) -> bool {
+        self.spec().is_some_and(|spec| spec.inbox.is_some())
     }
 
     /// Number of the version that this is.
@@ -133,5 +152,15 @@ mod tests {
         assert_eq!(keeps(bare, &[inbox, "failures: { then: park }\n"]), (true, false));
         assert_eq!(keeps(stores, &[inbox]), (true, false));
         assert_eq!(keeps(bare, &[hook]), (true, false));
+    }
+
+    #[test]
+    fn what_an_earlier_version_left_in_the_changelog_is_state_of_the_one_that_makes_none() {
+        for more in ["", "inbox: { id: key, ttl: 1h }\n"] {
+            let mut left = registered(r#"{"inputs":["in"]}"#, more);
+            assert!(!left.keeps_only_left_rows());
+            Arc::make_mut(&mut left.ledger).accept_rows(true);
+            assert!(left.keeps_state() && !left.keeps_only_ids() && left.keeps_only_left_rows(), "{more}");
+        }
     }
 }

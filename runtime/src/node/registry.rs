@@ -45,6 +45,14 @@ struct Kept {
     ledger: Arc<Ledger>,
 }
 
+/// A life that is over, whose group and internal topics are not known to be gone.
+#[derive(Debug, Clone)]
+struct Retiring {
+    incarnation: String,
+    /// The inbox is the next life's.
+    ids_stay: bool,
+}
+
 /// Input partition of one life of a deployment: incarnation, topic, partition.
 type Beginning = (String, String, i32);
 
@@ -61,8 +69,8 @@ pub struct Began {
 pub struct Registry {
     pub deployments: BTreeMap<String, Registered>,
     kept: BTreeMap<String, Kept>,
-    /// By name: deleted lives whose group and internal topics are not known to be gone.
-    retiring: BTreeMap<String, String>,
+    /// By name.
+    retiring: BTreeMap<String, Retiring>,
     started: HashMap<Beginning, Began>,
     first_commits: HashSet<Beginning>,
     /// Destinations of outboxes that are left alone: incarnation and name.
@@ -156,7 +164,12 @@ impl Registry {
 
     /// The deleted life of this name that has not left Kafka yet.
     pub fn retiring(&self, name: &str) -> Option<&str> {
-        self.retiring.get(name).map(String::as_str)
+        self.retiring.get(name).map(|retiring| retiring.incarnation.as_str())
+    }
+
+    /// The life of this name that has not left Kafka yet leaves its inbox to the next one.
+    pub fn leaves_ids(&self, name: &str) -> bool {
+        self.retiring.get(name).is_some_and(|retiring| retiring.ids_stay)
     }
 
     /// Where this input partition begins, if that was resolved. Asked by the topic's name, so that a
@@ -205,7 +218,9 @@ impl Registry {
                 return Outcome::Refused(lines(&conflicts));
             }
         }
-        Arc::make_mut(&mut ledger).accept(manifest, &deploy.drop_stores);
+        let accepting = Arc::make_mut(&mut ledger);
+        accepting.accept(manifest, &deploy.drop_stores);
+        accepting.accept_rows(parsed.leaves_rows());
         let (incarnation, first_partitions, mut history) =
             match (self.deployments.get(&deploy.name), self.kept.get(&deploy.name)) {
                 (Some(current), _) => {
@@ -274,7 +289,8 @@ impl Registry {
         }
         self.end(&gone.incarnation);
         if delete.retires {
-            self.retiring.insert(delete.name.clone(), gone.incarnation);
+            let retiring = Retiring { incarnation: gone.incarnation, ids_stay: false };
+            self.retiring.insert(delete.name.clone(), retiring);
         }
         Outcome::Accepted(0)
     }
@@ -336,11 +352,13 @@ impl Registry {
         let Some(registered) = registered.filter(|_| !reset.incarnation.is_empty()) else {
             return Outcome::Refused(format!("{} is not paused", reset.name));
         };
+        let ids_stay = registered.keeps_only_ids();
         registered.revision = revision;
         registered.first_partitions = reset.partitions;
-        // Its changelog goes, and with it everything that the stores of the old life held.
+        // Its changelog goes, and with it everything that the stores of the old life held, and rows that it left.
         let mut ledger = Ledger::default();
         ledger.accept(registered.manifest(), &[]);
+        ledger.accept_rows(registered.parsed.leaves_rows());
         registered.ledger = Arc::new(ledger);
         let old = std::mem::replace(&mut registered.incarnation, reset.incarnation.clone());
         self.end(&old);
@@ -349,7 +367,7 @@ impl Registry {
             let began = Began { topic_id: at.topic_id.clone(), offset: Offset(at.offset) };
             self.started.insert(beginning, began);
         }
-        self.retiring.insert(reset.name.clone(), old);
+        self.retiring.insert(reset.name.clone(), Retiring { incarnation: old, ids_stay });
         Outcome::Accepted(revision)
     }
 
@@ -567,6 +585,52 @@ mod tests {
         assert!(matches!(registry.apply(Offset(6), 1, &reset(5)), Outcome::Refused(_)), "complete the first");
         registry.apply(Offset(7), 1, &retired("i1"));
         assert_eq!(registry.apply(Offset(8), 1, &pause(5, false)), Outcome::Accepted(9));
+    }
+
+    #[test]
+    fn rows_that_a_version_left_are_remembered_until_its_life_ends_and_its_ids_go_with_them() {
+        let mut registry = Registry::default();
+        let deploy = |expected_revision, more: &str| {
+            let entry = DeployEntry {
+                name: "a".into(),
+                expected_revision,
+                incarnation: "i1".into(),
+                document: format!("name: a\nmodule: a.wasm\ninputs: {{ in: {{ topic: in }} }}\n{more}"),
+                manifest: r#"{"inputs":["in"]}"#.into(),
+                ..DeployEntry::default()
+            };
+            proposal(Entry::Deploy(entry))
+        };
+        let reset = |expected_revision, incarnation: &str| {
+            let entry = ResetEntry {
+                name: "a".into(),
+                expected_revision,
+                incarnation: incarnation.into(),
+                ..ResetEntry::default()
+            };
+            proposal(Entry::Reset(entry))
+        };
+        let inbox = "inbox: { id: key, ttl: 1h }\n";
+        let hook = format!("outputs: {{ hook: {{ http: {{ url: 'http://h/' }} }} }}\n{inbox}");
+        registry.apply(Offset(0), 1, &deploy(0, &hook));
+        assert_eq!(registry.apply(Offset(1), 1, &deploy(1, inbox)), Outcome::Accepted(2));
+        assert!(registry.deployments["a"].keeps_only_left_rows(), "whatever runs now");
+        // Kept over a delete, as its changelog is.
+        registry.apply(Offset(2), 1, &delete("a", 2, true));
+        registry.apply(Offset(3), 1, &deploy(0, inbox));
+        assert!(registry.deployments["a"].keeps_only_left_rows());
+        registry.apply(Offset(4), 1, &pause(4, true));
+        assert_eq!(registry.apply(Offset(5), 1, &reset(5, "i2")), Outcome::Accepted(6));
+        assert!(
+            !registry.leaves_ids("a"),
+            "they would keep the records of its rows from being handled again"
+        );
+        assert!(registry.deployments["a"].keeps_only_ids(), "the changelog has gone with its life");
+        registry.apply(Offset(6), 1, &retired("i1"));
+        assert_eq!(registry.apply(Offset(7), 1, &reset(6, "i3")), Outcome::Accepted(8));
+        assert!(registry.leaves_ids("a"));
+        registry.apply(Offset(8), 1, &retired("i2"));
+        assert!(!registry.leaves_ids("a"));
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //!
 //! State is that of a position, and a compacted changelog cannot give back an earlier one. So a
 //! deployment with state only goes back to the beginning, without state. Whatever else belongs to a
-//! position (parked records, the inbox) is wiped with it, in [`NodeRuntime::retire`].
+//! position (parked records, the inbox) is wiped with it, in [`NodeRuntime::retire`]. Rows that an earlier version of
+//! the life left in the changelog are state as well: whether they are there still nobody knows without a task.
 //!
 //! An inbox alone is no state of a position: it says what has had its effects. A deployment that keeps
 //! nothing else goes anywhere and keeps it, so that what is handled again has no second effect. It does
@@ -93,13 +94,21 @@ impl Handle {
     fn may_reset(&self, current: &Registered, to: &To) -> Result<(), ControlError> {
         let name = &current.name;
         let is_bound = current.keeps_state() && !current.keeps_only_ids();
-        if is_bound && !matches!(to, To::Earliest(_)) {
-            return Err(ControlError::Precondition(format!(
+        if !is_bound || matches!(to, To::Earliest(_)) {
+            return Ok(());
+        }
+        Err(ControlError::Precondition(if current.keeps_only_left_rows() {
+            format!(
+                "rows of an outbox, or parked records, of an earlier version of {name} may lie in its changelog, which a reset \
+                 deletes: to have them delivered or handled, deploy a version that does first; then reset it to earliest, \
+                 which wipes what is left, and its inbox, or deploy it under a fresh name with the `start:` you want"
+            )
+        } else {
+            format!(
                 "{name} keeps state, and a compacted changelog cannot give back the state of another position: reset it \
                  to earliest, which wipes its state and its inbox, or deploy it under a fresh name with the `start:` you want"
-            )));
-        }
-        Ok(())
+            )
+        }))
     }
 
     /// Of a deployment that keeps its ids: what was handled and would be handled again is within the TTL.

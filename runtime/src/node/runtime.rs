@@ -284,8 +284,7 @@ impl NodeRuntime {
             return Ok(());
         }
         // After a reset, ids may go on: see `reset`. After a delete there is no deployment of the name.
-        let ids_stay = view.deployments.get(name).is_some_and(Registered::keeps_only_ids);
-        let ids = (!ids_stay).then(|| self.inbox_topic(name));
+        let ids = (!view.leaves_ids(name)).then(|| self.inbox_topic(name));
         for topic in ids.into_iter().chain([self.changelog_topic(name)]) {
             match self.admin.delete_topics(&[topic]) {
                 Ok(()) | Err(AdminError::Missing { .. }) => {}

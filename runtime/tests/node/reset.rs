@@ -222,3 +222,37 @@ fn a_deployment_with_an_outbox_beside_its_inbox_goes_back_to_the_beginning_and_n
     assert!(node.handle().reset(beginning).expect("a plan").wipes_state);
     node.stop();
 }
+
+/// What the first version could not deliver lies in the changelog, which goes with the life; the second has no outbox.
+#[test]
+fn a_deployment_whose_earlier_version_had_an_outbox_goes_back_to_the_beginning_and_nowhere_else() {
+    let world = World::new(&[("words", 1), ("copies", 1)]);
+    let node = world.node();
+    let module = build_guest("plugins/filter");
+    let second = COPY.replace("latest", "earliest");
+    let first = second.replace("{ topic: copies }", "{ http: { url: 'http://127.0.0.1:1/' } }");
+    deploy(&node, &first, &module);
+    world.produce("words", &["a"]);
+    let listed = proto::ListOutboxRequest {
+        deployment: "copy".into(),
+        partition: Some(0),
+        ..proto::ListOutboxRequest::default()
+    };
+    eventually("its row waits for a receiver", || {
+        node.handle().outbox_list(&listed).is_ok_and(|answer| answer.outboxes.iter().any(|one| one.rows == 1))
+    });
+    deploy(&node, &second, &module);
+    for to in [To::Latest(true), To::Offset(0), To::TimestampMs(0)] {
+        let refused = reset(&node, "copy", to).expect_err("a row is undelivered").to_string();
+        assert!(
+            refused.contains("of an earlier version of copy") && refused.contains("fresh name"),
+            "{refused}"
+        );
+    }
+    pause(&node, "copy");
+    assert!(reset_when_stopped(&node, "copy", To::Earliest(true)).wipes_state);
+    // The row has gone with its life: the next one keeps nothing, and goes anywhere.
+    let end = proto::ResetRequest { dry_run: true, ..asked("copy", To::Latest(true)) };
+    assert!(!node.handle().reset(end).expect("a plan").wipes_state);
+    node.stop();
+}
