@@ -253,6 +253,9 @@ fn the_audit_log_tells(logs: &str) {
             "name=\"team-b-count\"",
             "outcome=PermissionDenied",
         ],
+        // What has changed in the list of roles, and what was refused.
+        ["action=\"Roles.Read\"", "node.yaml", "outcome=Ok", "count for new calls"],
+        ["action=\"Roles.Read\"", "node.yaml", "outcome=FailedPrecondition", "the former roles stay"],
         // By the node that was asked for a key which the other one has.
         ["who=\"spiffe://test/admin\"", "via=\"spiffe://test/node\"", "action=\"State.Edit\"", "outcome=Ok"],
     ];

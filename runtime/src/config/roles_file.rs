@@ -2,7 +2,7 @@
 //! in, or to keep somebody out.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::problem::{Problems, Report};
@@ -20,6 +20,11 @@ pub struct Roles {
 impl Roles {
     pub fn new(grants: Vec<Grant>, file: Option<PathBuf>) -> Roles {
         Roles { file, grants: RwLock::new(grants.into()) }
+    }
+
+    /// Where they are read again.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     pub fn grants(&self) -> Arc<[Grant]> {

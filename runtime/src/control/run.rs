@@ -20,6 +20,7 @@ use crate::config::roles::{Role, Scope};
 use crate::config::roles_file::Roles;
 use crate::node::{Handle, Node, NodeError};
 use crate::telemetry::Telemetry;
+use crate::telemetry::audit::Line;
 use crate::tls::TlsError;
 use crate::tls::client::Client;
 use crate::tls::own::Own;
@@ -86,7 +87,8 @@ pub async fn run(
     let forwarder = Forwarder::new(node.handle(), tls.clone().map(|own| peers(own, Arc::clone(&roles))));
     let services = Services::new(node.handle(), forwarder, Arc::clone(&telemetry), stopped.clone());
     let access = if tls.is_some() { Access::Roles(Arc::clone(&roles)) } else { Access::Open };
-    let followed = tls.is_some().then(|| tokio::spawn(follow(roles)));
+    let id = node.handle().id().to_owned();
+    let followed = tls.is_some().then(|| tokio::spawn(follow(roles, id)));
     let fresh = tls.map(|own| tokio::spawn(own.keep_fresh()));
     let grpc = tokio::spawn(server::serve(grpc, services, Guard::new(access, telemetry), stopped));
     ready(addresses);
@@ -118,30 +120,37 @@ fn peers(own: Arc<Own>, roles: Arc<Roles>) -> Client {
     })
 }
 
-/// Looks at the roles' file again and again; for a task of its own.
-async fn follow(roles: Arc<Roles>) {
+/// Looks at the roles' file again and again, on node `id`; for a task of its own.
+async fn follow(roles: Arc<Roles>, id: String) {
     let mut said = None;
     loop {
         tokio::time::sleep(LOOK_AT_ROLES).await;
         let looked = Arc::clone(&roles);
         let Ok(outcome) = tokio::task::spawn_blocking(move || looked.refresh()).await else { return };
-        match outcome {
-            Ok(changed) => {
-                said = None;
-                if changed {
-                    tracing::info!(
-                        entries = roles.grants().len(),
-                        "roles were read again, and count for new calls"
-                    );
-                }
+        tell(&id, &roles, outcome, &mut said);
+    }
+}
+
+/// Who may do what is other than it was, or was to be: the audit log has it as well. `said` is the last refusal.
+fn tell(id: &str, roles: &Roles, outcome: Result<bool, String>, said: &mut Option<String>) {
+    let file = roles.file().map(|file| file.display().to_string()).unwrap_or_default();
+    let line = Line::by_itself(id, "Roles.Read", &file);
+    match outcome {
+        Ok(changed) => {
+            *said = None;
+            if changed {
+                let entries = roles.grants().len();
+                tracing::info!(entries, "roles were read again, and count for new calls");
+                line.write(0, "Ok", &format!("entries that count for new calls: {entries}"));
             }
-            // A file that is just being written is said once, and mended by itself a moment later.
-            Err(error) if said.as_ref() != Some(&error) => {
-                tracing::warn!(error, "new roles cannot be used; the former ones stay");
-                said = Some(error);
-            }
-            Err(_) => {}
         }
+        // A file that is just being written is said once, and mended by itself a moment later.
+        Err(error) if said.as_ref() != Some(&error) => {
+            tracing::warn!(error, "new roles cannot be used; the former ones stay");
+            line.write(0, "FailedPrecondition", &format!("the former roles stay: {error}"));
+            *said = Some(error);
+        }
+        Err(_) => {}
     }
 }
 
@@ -192,6 +201,39 @@ impl HealthSource for Health {
             topic_count: signs.topics,
             consumer_count: signs.consumed_topics,
             ..self.starting.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_that_are_read_again_or_refused_are_in_the_audit_log_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (log, file) = (directory.path().join("log"), directory.path().join("node.yaml"));
+        let written = std::fs::File::create(&log).expect("the log");
+        let logged = tracing_subscriber::fmt().with_ansi(false).with_writer(written).finish();
+        let roles = Roles::new(Vec::new(), Some(file.clone()));
+        let mut said = None;
+        tracing::subscriber::with_default(logged, || {
+            for role in ["admin", "admin", "root", "root", "viewer"] {
+                let text = format!("roles: [{{ san: one.test, role: {role} }}]\n");
+                std::fs::write(&file, text).expect("the node's file");
+                tell("n1", &roles, roles.refresh(), &mut said);
+            }
+        });
+        let text = std::fs::read_to_string(&log).expect("the log");
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains("action=\"Roles.Read\"")).collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        for (line, words) in lines.iter().zip([
+            ["outcome=Ok", "entries that count for new calls: 1"],
+            ["outcome=FailedPrecondition", "unknown value `root`"],
+            ["outcome=Ok", "entries that count for new calls: 1"],
+        ]) {
+            let who = line.contains("who=\"n1\"") && line.contains("node.yaml");
+            assert!(who && words.iter().all(|word| line.contains(word)), "{words:?}: {line}");
         }
     }
 }

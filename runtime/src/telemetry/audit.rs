@@ -7,7 +7,7 @@
 //! | `authenticated` | false when it is only said |
 //! | `via` | the node that passed the call on; empty for none |
 //! | `from` | address of the connection; empty for what a node does by itself |
-//! | `action`, `name` | what is done, and to which deployment, node, topics or module; empty = to none |
+//! | `action`, `name` | what is done, and to which deployment, node, topics, module or file; empty = to none |
 //! | `dry_run`, `expected_revision` | as asked; 0 = any |
 //! | `revision` | that the registry gave it; 0 = none |
 //! | `outcome`, `reason` | `Ok`, or a status of gRPC with its message; why, of what a node does by itself |
