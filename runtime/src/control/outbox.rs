@@ -7,10 +7,10 @@ use tidemill_proto::v1::outbox_client::OutboxClient;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
-use super::details::invalid;
+use super::details::status;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
 use super::grpc::{Services, pending};
-use crate::config::problem::Problem;
+use crate::node::outbox::chosen;
 use crate::node::{ControlError, Handle};
 
 fn client(channel: Peer) -> OutboxClient<Peer> {
@@ -124,7 +124,8 @@ impl Forwarder {
         request: proto::RetryOutboxRequest,
         deadline: Deadline,
     ) -> Result<proto::RetryOutboxResponse, Status> {
-        named(&request.rows, request.partition)?;
+        // Rows are named by their partition and number, so the one is nothing without the other.
+        chosen(&request.author, &request.rows, request.partition).map_err(status)?;
         let mut rows = 0;
         for partition in self.partitions(&request, request.local).await? {
             let part = proto::RetryOutboxRequest { partition: Some(partition), ..request.clone() };
@@ -138,23 +139,14 @@ impl Forwarder {
         request: proto::DiscardOutboxRequest,
         deadline: Deadline,
     ) -> Result<proto::DiscardOutboxResponse, Status> {
-        named(&request.rows, request.partition)?;
+        // Rows are named by their partition and number, so the one is nothing without the other.
+        chosen(&request.author, &request.rows, request.partition).map_err(status)?;
         let mut rows = 0;
         for partition in self.partitions(&request, request.local).await? {
             let part = proto::DiscardOutboxRequest { partition: Some(partition), ..request.clone() };
             rows += self.read(part, request.local, deadline).await?.rows;
         }
         Ok(proto::DiscardOutboxResponse { rows })
-    }
-}
-
-/// Rows are named by their partition and number, so the one is nothing without the other.
-fn named(rows: &Option<proto::OutboxRows>, partition: Option<i32>) -> Result<(), Status> {
-    match rows {
-        Some(rows) if !rows.sequences.is_empty() && partition.is_none() => {
-            Err(invalid(Problem::at("partition", "sequence numbers are a partition's own: name it")))
-        }
-        _ => Ok(()),
     }
 }
 

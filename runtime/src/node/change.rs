@@ -527,15 +527,6 @@ fn is_free(view: &Registry, name: &str) -> Result<(), ControlError> {
     }
 }
 
-/// Of whoever asks for something that is kept in the control topic.
-pub(super) fn check_author(author: &str) -> Result<(), ControlError> {
-    if author.len() <= AUTHOR_BYTES_MAX {
-        return Ok(());
-    }
-    let message = format!("it has {} bytes; at most {AUTHOR_BYTES_MAX} are taken", author.len());
-    Err(ControlError::Invalid(vec![Problem::at("author", message)]))
-}
-
 pub(super) fn bounded(field: &str, text: &str, bytes_max: usize) -> Result<(), ControlError> {
     refuse(too_long(field, text, bytes_max))
 }

@@ -11,7 +11,7 @@ use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
 
 use super::board::TaskEntry;
-use super::change::check_author;
+use super::change::{AUTHOR_BYTES_MAX, refuse, too_long};
 use super::handle::{ControlError, Handle};
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
@@ -135,8 +135,7 @@ impl Handle {
         request: &proto::RetryOutboxRequest,
         until: Instant,
     ) -> Result<proto::RetryOutboxResponse, ControlError> {
-        check_author(&request.author)?;
-        let (destination, sequences) = chosen(&request.rows, request.partition)?;
+        let (destination, sequences) = chosen(&request.author, &request.rows, request.partition)?;
         let partition = request.partition.unwrap_or_default();
         let ask = Ask::Retry { destination, sequences };
         match self.ask(&request.deployment, partition, ask, until)? {
@@ -151,8 +150,7 @@ impl Handle {
         request: &proto::DiscardOutboxRequest,
         until: Instant,
     ) -> Result<proto::DiscardOutboxResponse, ControlError> {
-        check_author(&request.author)?;
-        let (destination, sequences) = chosen(&request.rows, request.partition)?;
+        let (destination, sequences) = chosen(&request.author, &request.rows, request.partition)?;
         let partition = request.partition.unwrap_or_default();
         tracing::warn!(
             deployment = request.deployment,
@@ -194,7 +192,7 @@ impl Handle {
         author: &str,
         paused: bool,
     ) -> Result<Vec<String>, ControlError> {
-        check_author(author)?;
+        refuse(too_long("author", author, AUTHOR_BYTES_MAX))?;
         let view = self.latest()?;
         let registered = self.registered(deployment)?;
         let known = destinations(&registered);
@@ -293,13 +291,14 @@ fn named(destination: &str) -> Option<String> {
     (!destination.is_empty()).then(|| destination.to_owned())
 }
 
-/// Destination and sequence numbers of a request.
-fn chosen(
+/// Destination and sequence numbers of a request, or everything that is wrong with it, its author included.
+pub fn chosen(
+    author: &str,
     rows: &Option<proto::OutboxRows>,
     partition: Option<i32>,
 ) -> Result<(Option<String>, Vec<u64>), ControlError> {
     let proto::OutboxRows { destination, sequences } = rows.clone().unwrap_or_default();
-    let mut problems = Vec::new();
+    let mut problems = Vec::from_iter(too_long("author", author, AUTHOR_BYTES_MAX));
     if !sequences.is_empty() && partition.is_none() {
         problems.push(Problem::at("partition", "sequence numbers are a partition's own: name it"));
     }
@@ -307,11 +306,8 @@ fn chosen(
         let message = format!("{} are named; at most {SEQUENCES_MAX} are taken", sequences.len());
         problems.push(Problem::at("sequences", message));
     }
-    if problems.is_empty() {
-        Ok((named(&destination), sequences))
-    } else {
-        Err(ControlError::Invalid(problems))
-    }
+    refuse(problems)?;
+    Ok((named(&destination), sequences))
 }
 
 /// `event_type` is the destination's.
@@ -347,5 +343,22 @@ fn shown_breaker(state: BreakerState) -> proto::BreakerState {
         BreakerState::Closed => proto::BreakerState::Closed,
         BreakerState::HalfOpen => proto::BreakerState::HalfOpen,
         BreakerState::Open => proto::BreakerState::Open,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_cannot_be_chosen_are_refused_with_all_that_is_wrong() {
+        let rows = |sequences| Some(proto::OutboxRows { destination: "out".into(), sequences });
+        let refused = chosen(&"x".repeat(AUTHOR_BYTES_MAX + 1), &rows(vec![7; SEQUENCES_MAX + 1]), None);
+        let Err(ControlError::Invalid(problems)) = refused else { panic!("it is refused") };
+        let wrong: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(wrong, ["author", "partition", "sequences"]);
+        let one = chosen("me", &rows(vec![7]), Some(0)).expect("one row");
+        assert_eq!(one, (Some("out".to_owned()), vec![7]));
+        assert_eq!(chosen("", &None, None).expect("every row"), (None, Vec::new()));
     }
 }

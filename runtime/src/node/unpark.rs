@@ -8,7 +8,7 @@ use prost::Message;
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::control_entry::Entry;
 
-use super::change::check_author;
+use super::change::{AUTHOR_BYTES_MAX, refuse, too_long};
 use super::handle::{ControlError, Handle};
 use super::parked_keys::{self, Wanted};
 use super::query::Target;
@@ -53,7 +53,7 @@ impl Handle {
     ) -> Result<proto::ListParkedResponse, ControlError> {
         let registered = self.registered(&request.deployment)?;
         let spec = keeps(&registered)?;
-        let filter = checked(&request.filter)?;
+        let filter = checked(&request.filter, "")?;
         let target = Target::of(&registered, StoreKind::Bytes, request.partition)?;
         let task = target.wait(&self.node, &[], until)?;
         let place = (request.partition.unwrap_or_default(), target.inputs.as_slice());
@@ -75,7 +75,7 @@ impl Handle {
         request: &proto::ReleaseParkedRequest,
         until: Instant,
     ) -> Result<proto::ReleaseParkedResponse, ControlError> {
-        let filter = checked(&request.filter)?;
+        let filter = checked(&request.filter, &request.author)?;
         let what = Unpark::Release { filter };
         let asked =
             Asked { deployment: &request.deployment, partition: request.partition, author: &request.author };
@@ -89,7 +89,7 @@ impl Handle {
         request: &proto::DropParkedRequest,
         until: Instant,
     ) -> Result<proto::DropParkedResponse, ControlError> {
-        let filter = checked(&request.filter)?;
+        let filter = checked(&request.filter, &request.author)?;
         let what = Unpark::Drop { filter, waiting: request.waiting, discard: request.discard };
         let asked =
             Asked { deployment: &request.deployment, partition: request.partition, author: &request.author };
@@ -99,7 +99,6 @@ impl Handle {
 
     fn unpark(&self, asked: &Asked<'_>, what: Unpark, until: Instant) -> Result<Unparked, ControlError> {
         let Asked { deployment: name, author, .. } = *asked;
-        check_author(author)?;
         let registered = self.registered(name)?;
         let spec = keeps(&registered)?;
         let buries = matches!(what, Unpark::Drop { discard: false, .. });
@@ -159,7 +158,7 @@ impl Handle {
     }
 }
 
-/// Who asks, and of which task.
+/// Who asks, checked with the filter, and of which task.
 struct Asked<'a> {
     deployment: &'a str,
     partition: Option<i32>,
@@ -196,10 +195,10 @@ fn keeps(registered: &Registered) -> Result<&DeploymentSpec, ControlError> {
     )))
 }
 
-/// A filter, or everything that is wrong with it.
-fn checked(filter: &Option<proto::ParkedFilter>) -> Result<proto::ParkedFilter, ControlError> {
+/// A filter, or everything that is wrong with it and with who asks.
+fn checked(filter: &Option<proto::ParkedFilter>, author: &str) -> Result<proto::ParkedFilter, ControlError> {
     let filter = filter.clone().unwrap_or_default();
-    let mut problems = Vec::new();
+    let mut problems = Vec::from_iter(too_long("author", author, AUTHOR_BYTES_MAX));
     if filter.encoded_len() > FILTER_BYTES_MAX {
         let message = format!("it has {} bytes; at most {FILTER_BYTES_MAX} are taken", filter.encoded_len());
         problems.push(Problem::at("filter", message));
@@ -209,7 +208,8 @@ fn checked(filter: &Option<proto::ParkedFilter>) -> Result<proto::ParkedFilter, 
         let message = format!("`{kind}` is no kind of failure: there are {}", known.join(", "));
         problems.push(Problem::at("filter.kinds", message));
     }
-    if problems.is_empty() { Ok(filter) } else { Err(ControlError::Invalid(problems)) }
+    refuse(problems)?;
+    Ok(filter)
 }
 
 #[cfg(test)]
@@ -223,8 +223,11 @@ mod tests {
             kinds: vec!["transient".into(), "permanently".into(), "".into()],
             ..proto::ParkedFilter::default()
         };
-        let Err(ControlError::Invalid(problems)) = checked(&Some(filter)) else { panic!("it is refused") };
-        assert_eq!(problems.len(), 3);
-        assert_eq!(checked(&None).expect("everything"), proto::ParkedFilter::default());
+        let long = "x".repeat(AUTHOR_BYTES_MAX + 1);
+        let refused = checked(&Some(filter), &long);
+        let Err(ControlError::Invalid(problems)) = refused else { panic!("it is refused") };
+        let wrong: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(wrong, ["author", "filter", "filter.kinds", "filter.kinds"]);
+        assert_eq!(checked(&None, "").expect("everything"), proto::ParkedFilter::default());
     }
 }

@@ -108,8 +108,16 @@ fn a_deployment_has_versions_that_can_be_compared_taken_up_again_and_paused() {
         ..proto::RollbackRequest::default()
     };
     assert_eq!(wrong_keys(handle.rollback(wrong)), ["author", "reason"]);
-    let wrong = proto::ResetRequest { author: long, ..proto::ResetRequest::default() };
+    let wrong = proto::ResetRequest { author: long.clone(), ..proto::ResetRequest::default() };
     assert_eq!(wrong_keys(handle.reset(wrong)), ["author", "to"]);
+    let wrong = proto::RedriveRequest {
+        deployment: "word-count".into(),
+        filter: Some(proto::LetterFilter { partitions: vec![9], ..proto::LetterFilter::default() }),
+        rate: -1.0,
+        author: long,
+        ..proto::RedriveRequest::default()
+    };
+    assert_eq!(wrong_keys(handle.redrive(wrong, Vec::new())), ["rate", "author", "filter.partitions"]);
     assert!(running(&handle), "what runs goes on");
     node.stop();
 }

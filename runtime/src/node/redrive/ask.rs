@@ -10,7 +10,7 @@ use tidemill_proto::v1::{CancelRedriveEntry, LetterFilter, RedriveEntry, Redrive
 use super::{Order, RETRIES_MAX};
 use crate::config::Problem;
 use crate::kafka::admin::At;
-use crate::node::change::{AUTHOR_BYTES_MAX, bounded};
+use crate::node::change::{AUTHOR_BYTES_MAX, bounded, refuse, too_long};
 use crate::node::handle::{ControlError, Handle};
 use crate::node::registered::Registered;
 use crate::node::registry::Outcome;
@@ -170,16 +170,14 @@ impl Handle {
 
     /// Checks an order, fixes its ranges, and has the registry accept it.
     fn order(&self, mut entry: RedriveEntry, mut problems: Vec<Problem>) -> Result<u64, ControlError> {
-        bounded("author", &entry.author, AUTHOR_BYTES_MAX)?;
+        problems.extend(too_long("author", &entry.author, AUTHOR_BYTES_MAX));
         self.latest()?;
         let registered = self.registered(&entry.deployment)?;
         let partitions = self.node.partitions(&registered)?;
         let filter = entry.filter.clone().unwrap_or_default();
         problems.extend(check_filter(&filter, partitions));
         problems.extend(check_size(&filter));
-        if !problems.is_empty() {
-            return Err(ControlError::Invalid(problems));
-        }
+        refuse(problems)?;
         let spec = registered.parsed.spec.clone().map_err(ControlError::Unmet)?;
         if !spec.failures.has_dead_letters() && !spec.has_outbox() {
             return Err(ControlError::Precondition(format!(
