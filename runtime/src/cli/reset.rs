@@ -18,6 +18,9 @@ Examples:
   tidemill reset copy --to 2025-01-15T00:00:00.000
   tidemill reset copy --to latest --accept-loss --yes";
 
+/// Of a plan and of what was done.
+const COMPLETES: &str = "the reset before, which was interrupted, is completed first";
+
 /// Let a stopped deployment begin again at other offsets
 ///
 /// Refused while it runs: pause it first. A deployment with state only goes back to `earliest`, and its
@@ -111,7 +114,8 @@ fn question(name: &str, plan: &proto::ResetResponse) -> String {
         0 => String::new(),
         skipped => format!("; {} records will NEVER be handled", grouped(skipped)),
     };
-    format!("Reset {name}{state}{loss}. Continue?")
+    let completes = if plan.completes { format!("; {COMPLETES}") } else { String::new() };
+    format!("Reset {name}{state}{loss}{completes}. Continue?")
 }
 
 fn view(name: &str, plan: &proto::ResetResponse, what: &str) -> View {
@@ -123,11 +127,12 @@ fn view(name: &str, plan: &proto::ResetResponse, what: &str) -> View {
     }
     let state = if plan.wipes_state { ", its state wiped" } else { "" };
     let json = json!({
-        "name": name, "wipes_state": plan.wipes_state, "skipped": plan.skipped,
+        "name": name, "wipes_state": plan.wipes_state, "skipped": plan.skipped, "completes": plan.completes,
         "from": positions::to_json(&plan.from), "to": positions::to_json(&plan.to),
     });
-    let blocks =
+    let mut blocks =
         vec![Block::Table(table), Block::Line(format!("{name} {what} there when it is resumed{state}"))];
+    blocks.extend(plan.completes.then(|| Block::Line(COMPLETES.to_owned())));
     View { blocks, json }
 }
 
@@ -159,5 +164,14 @@ mod tests {
         assert_eq!(loss("count", &earliest), None);
         let earliest = question("count", &earliest);
         assert!(earliest.contains("WIPE its state") && earliest.contains("100 offsets"), "{earliest}");
+        let interrupted = proto::ResetResponse { completes: true, ..plan(0, 0) };
+        assert_eq!(question("copy", &interrupted), format!("Reset copy; {COMPLETES}. Continue?"));
+        let shown = view("copy", &interrupted, "would begin");
+        assert!(
+            shown.render(None, false).ends_with(&format!("{COMPLETES}\n")),
+            "{}",
+            shown.render(None, false)
+        );
+        assert_eq!(shown.json["completes"], true);
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! One entry of the log ends the old life and says where the new one begins; what the old one has in
 //! Kafka goes as after a delete. Until it is gone the deployment cannot be resumed, so that no task ever
-//! starts between the two. A reset that was interrupted is completed by the next one.
+//! starts between the two. A reset that was interrupted is completed by the next one; a dry run only says so.
 //!
 //! State is that of a position, and a compacted changelog cannot give back an earlier one. So a
 //! deployment with state only goes back to the beginning, without state. Whatever else belongs to a
@@ -47,7 +47,8 @@ impl Handle {
         };
         refuse(long)?;
         let view = self.latest()?;
-        if let Some(incarnation) = view.retiring(&request.name) {
+        let interrupted = view.retiring(&request.name);
+        if let Some(incarnation) = interrupted.filter(|_| !request.dry_run) {
             self.retire(&request.name, incarnation)?;
         }
         let current = self.registered(&request.name)?;
@@ -55,12 +56,17 @@ impl Handle {
         self.may_reset(&current, &to)?;
         let topics = self.inputs(&current)?;
         let beginnings = self.resolve(&topics, &to)?;
-        let from = self.committed(&current, &topics)?;
+        // What the group still says then is of the life before.
+        let from = match interrupted {
+            Some(_) => Vec::new(),
+            None => self.committed(&current, &topics)?,
+        };
         self.is_remembered(&current, &beginnings, &from)?;
         let skipped = self.skipped(&view, &current, &beginnings, &from)?;
         let wipes_state = current.keeps_state() && !current.keeps_only_ids();
         let to = positions(&beginnings);
-        let answer = proto::ResetResponse { from, to, wipes_state, skipped: skipped.records };
+        let (skips, completes) = (skipped.records, interrupted.is_some());
+        let answer = proto::ResetResponse { from, to, wipes_state, skipped: skips, completes };
         if request.dry_run {
             return Ok(answer);
         }

@@ -1,10 +1,12 @@
 //! Offset reset: refused while it runs, and then a new life that begins where it is told.
 
+use prost::Message;
 use tidemill::kafka::tools::{self, Row};
 use tidemill::kafka::topic_log::TopicLog;
 use tidemill::node::{ControlError, Node};
 use tidemill::record::Offset;
 use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::control_entry::Entry;
 use tidemill_proto::v1::reset_request::To;
 use tidemill_test_support::build_guest;
 
@@ -254,5 +256,44 @@ fn a_deployment_whose_earlier_version_had_an_outbox_goes_back_to_the_beginning_a
     // The row has gone with its life: the next one keeps nothing, and goes anywhere.
     let end = proto::ResetRequest { dry_run: true, ..asked("copy", To::Latest(true)) };
     assert!(!node.handle().reset(end).expect("a plan").wipes_state);
+    node.stop();
+}
+
+/// Of one whose node ended between its two halves: the new life is in the registry, the old one still in Kafka.
+#[test]
+fn a_dry_run_says_that_an_interrupted_reset_is_completed_and_leaves_that_to_the_next_one() {
+    let world = World::new(&[("words", 1), ("counts", 1)]);
+    let node = world.node();
+    deploy(&node, WORD_COUNT, &build_guest("plugins/count"));
+    world.produce("words", &["a", "a"]);
+    eventually("a is counted twice", || count(&node, "a") == Some(2));
+    pause(&node, "word-count");
+    let reset = proto::ResetEntry {
+        name: "word-count".into(),
+        expected_revision: node.handle().deployment("word-count").expect("it is deployed").revision,
+        incarnation: "interrupted".into(),
+        partitions: 1,
+        ..proto::ResetEntry::default()
+    };
+    let entry = proto::ControlEntry { entry: Some(Entry::Reset(reset)), ..proto::ControlEntry::default() };
+    let control = TopicLog::open(&world.kafka(), "_test.control").expect("the control topic");
+    control.append(None, Some(&entry.encode_to_vec())).expect("appended");
+
+    let admin = world.admin();
+    let group = || admin.groups().expect("groups").contains(&"local.default.word-count".to_owned());
+    let changelog = || admin.topics().expect("topics").contains_key("test.word-count.changelog");
+    let dry_run = proto::ResetRequest { dry_run: true, ..asked("word-count", To::Earliest(true)) };
+    let plan = node.handle().reset(dry_run).expect("a plan");
+    assert!(plan.completes && plan.wipes_state && plan.from.is_empty(), "{plan:?}");
+    assert!(group() && changelog(), "it is a plan");
+    let early = proto::ResumeRequest { name: "word-count".into(), ..proto::ResumeRequest::default() };
+    assert!(node.handle().resume(early).is_err(), "the old life is still there");
+
+    assert!(reset_when_stopped(&node, "word-count", To::Earliest(true)).completes);
+    assert!(!group() && !changelog());
+    let plan = proto::ResetRequest { dry_run: true, ..asked("word-count", To::Earliest(true)) };
+    assert!(!node.handle().reset(plan).expect("a plan").completes);
+    resume(&node, "word-count");
+    eventually("a is counted anew", || count(&node, "a") == Some(2));
     node.stop();
 }
