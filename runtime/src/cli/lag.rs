@@ -77,14 +77,14 @@ fn view(partitions: &[proto::PartitionLag]) -> View {
         "nothing is deployed",
     );
     for lag in partitions {
-        let tone = if lag.records == 0 { Tone::Good } else { Tone::Warning };
+        let of_partition = |text: String| if is_unknown(lag) { "-".to_owned() } else { text };
         table.row([
             lag.deployment.clone().into(),
-            lag.topic.clone().into(),
-            lag.partition.to_string().into(),
+            of_partition(lag.topic.clone()).into(),
+            of_partition(lag.partition.to_string()).into(),
             lag.committed.map_or_else(|| "-".to_owned(), grouped).into(),
-            grouped(lag.end).into(),
-            Cell::toned(grouped(lag.records), tone),
+            of_partition(grouped(lag.end)).into(),
+            records(lag),
             seconds(lag).into(),
             task_state_cell(lag.state()),
             lag.node.clone().into(),
@@ -105,24 +105,47 @@ fn committed_line(partitions: &[proto::PartitionLag]) -> Option<Block> {
     (is_one && !positions.is_empty()).then(|| Block::Line(format!("committed {}", positions.join(","))))
 }
 
+/// Of a whole deployment, which could not be asked about among all of them.
+fn is_unknown(lag: &proto::PartitionLag) -> bool {
+    lag.topic.is_empty()
+}
+
+/// Deployments that are in no total.
+fn unknown(partitions: &[proto::PartitionLag]) -> Vec<&str> {
+    partitions.iter().filter(|lag| is_unknown(lag)).map(|lag| lag.deployment.as_str()).collect()
+}
+
+fn records(lag: &proto::PartitionLag) -> Cell {
+    match lag.records {
+        _ if is_unknown(lag) => Cell::toned("?", Tone::Bad),
+        0 => Cell::toned("0", Tone::Good),
+        records => Cell::toned(grouped(records), Tone::Warning),
+    }
+}
+
 fn total(partitions: &[proto::PartitionLag]) -> u64 {
     partitions.iter().map(|lag| lag.records).sum()
 }
 
 fn total_line(partitions: &[proto::PartitionLag]) -> Option<Block> {
-    let line = || Block::Line(format!("total {} records behind", grouped(total(partitions))));
+    let without = match unknown(partitions).as_slice() {
+        [] => String::new(),
+        unknown => format!(", without {}", unknown.join(", ")),
+    };
+    let line = || Block::Line(format!("total {} records behind{without}", grouped(total(partitions))));
     (!partitions.is_empty()).then(line)
 }
 
 fn to_json(partitions: &[proto::PartitionLag]) -> Value {
     let rows: Vec<Value> = partitions.iter().map(row).collect();
-    json!({ "total": total(partitions), "partitions": rows })
+    json!({ "total": total(partitions), "unknown": unknown(partitions), "partitions": rows })
 }
 
 /// Where the time goes, in hundredths, and below it what a person should know of single partitions.
 fn explained(partitions: &[proto::PartitionLag]) -> View {
     let several = partitions.iter().any(|lag| lag.deployment != partitions[0].deployment);
     let name = |lag: &proto::PartitionLag| match several {
+        _ if is_unknown(lag) => lag.deployment.clone(),
         true => format!("{} {}/{}", lag.deployment, lag.topic, lag.partition),
         false => format!("{}/{}", lag.topic, lag.partition),
     };
@@ -132,10 +155,9 @@ fn explained(partitions: &[proto::PartitionLag]) -> View {
     );
     let mut notes = Vec::new();
     for lag in partitions {
-        let tone = if lag.records == 0 { Tone::Good } else { Tone::Warning };
         let (parts, stopped) = shares(lag);
         let cell = |share: &Option<f64>| share.map_or("-".to_owned(), |share| format!("{share:.0}%")).into();
-        let mut row = vec![name(lag).into(), Cell::toned(grouped(lag.records), tone), seconds(lag).into()];
+        let mut row = vec![name(lag).into(), records(lag), seconds(lag).into()];
         row.extend(parts.iter().map(cell));
         row.push(match stopped {
             Some(share) if share >= 1.0 => Cell::toned(format!("{share:.0}%"), Tone::Bad),
@@ -191,10 +213,13 @@ fn position(lag: &proto::PartitionLag) -> Option<String> {
     Some(positions::show(&proto::InputPosition { topic, partition, offset }))
 }
 
+/// Of a whole deployment nothing but the reason is known.
 fn row(lag: &proto::PartitionLag) -> Value {
+    let told = (!is_unknown(lag)).then_some(lag);
     json!({
-        "deployment": lag.deployment, "topic": lag.topic, "partition": lag.partition,
-        "committed": lag.committed, "position": position(lag), "end": lag.end, "records": lag.records, "seconds": lag.seconds,
+        "deployment": lag.deployment, "topic": told.map(|lag| &lag.topic), "partition": told.map(|lag| lag.partition),
+        "committed": lag.committed, "position": position(lag), "end": told.map(|lag| lag.end),
+        "records": told.map(|lag| lag.records), "seconds": lag.seconds,
         "state": task_state_name(lag.state()), "node": lag.node, "reason": lag.reason,
         "revision": lag.revision, "parked_records": lag.parked_records,
         "spent": lag.spent.as_ref().map(spent),
@@ -237,6 +262,35 @@ mod tests {
         assert!(text.ends_with("\ncommitted words/0@12345678\n"), "{text}");
         assert_eq!(view.json["total"], 600);
         assert_eq!(view.json["partitions"][0]["seconds"], Value::Null);
+    }
+
+    #[test]
+    fn a_deployment_that_could_not_be_asked_about_is_unknown_with_its_reason_and_in_no_total() {
+        let known = proto::PartitionLag {
+            deployment: "known".into(),
+            topic: "words".into(),
+            committed: Some(1),
+            end: 8,
+            records: 7,
+            ..proto::PartitionLag::default()
+        };
+        let lost = proto::PartitionLag {
+            deployment: "lost".into(),
+            reason: "nobody leads it".into(),
+            ..proto::PartitionLag::default()
+        };
+        let lags = [known, lost];
+        let view = view(&lags);
+        for text in [view.render(None, false), explained(&lags).render(None, false)] {
+            let row = text.lines().find(|line| line.starts_with("lost")).unwrap_or_default();
+            assert!(row.contains(" ? ") && !row.contains('0'), "{text}");
+            assert!(text.contains("nobody leads it"), "{text}");
+            assert!(text.contains("total 7 records behind, without lost\n"), "{text}");
+        }
+        assert_eq!((&view.json["total"], &view.json["unknown"]), (&json!(7), &json!(["lost"])));
+        let row = &view.json["partitions"][1];
+        assert_eq!((&row["records"], &row["topic"], &row["end"]), (&Value::Null, &Value::Null, &Value::Null));
+        assert_eq!(row["reason"], "nobody leads it");
     }
 
     #[test]

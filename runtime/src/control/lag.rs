@@ -58,7 +58,8 @@ pub async fn watch(
 }
 
 /// Adds what the nodes say of the tasks. Of two that name the same one, while it moves, the one whose task
-/// runs is believed. A node that has answered before it had a task, while Kafka was asked, is not silent.
+/// runs is believed. A node that has answered before it had a task, while Kafka was asked, is not silent. What is about
+/// a whole deployment, that it could not be asked about, is no partition's.
 fn explained(mut lags: Vec<proto::PartitionLag>, nodes: Vec<proto::Node>) -> Vec<proto::PartitionLag> {
     let mut tasks: HashMap<(String, i32), (String, proto::NodeTask)> = HashMap::new();
     let mut answered = HashSet::new();
@@ -72,7 +73,7 @@ fn explained(mut lags: Vec<proto::PartitionLag>, nodes: Vec<proto::Node>) -> Vec
             }
         }
     }
-    for lag in &mut lags {
+    for lag in lags.iter_mut().filter(|lag| !lag.topic.is_empty()) {
         match tasks.get(&(lag.deployment.clone(), lag.partition)) {
             Some((node, task)) => {
                 lag.node = node.clone();
@@ -101,6 +102,7 @@ mod tests {
     fn a_task_is_explained_by_the_node_that_runs_it_and_a_silent_node_is_named() {
         let lag = |partition, node: &str| proto::PartitionLag {
             deployment: "d".into(),
+            topic: "in".into(),
             partition,
             node: node.into(),
             ..proto::PartitionLag::default()
@@ -124,11 +126,14 @@ mod tests {
             node("b", true, vec![task(0, proto::TaskState::Restoring, "")]),
             node("c", false, vec![task(1, proto::TaskState::Running, "")]),
         ];
-        let lags = explained(vec![lag(0, "b"), lag(1, "c"), lag(2, ""), lag(3, "a")], nodes);
+        let whole =
+            proto::PartitionLag { topic: String::new(), reason: "in has no leader".into(), ..lag(0, "") };
+        let lags = explained(vec![lag(0, "b"), lag(1, "c"), lag(2, ""), lag(3, "a"), whole.clone()], nodes);
         assert_eq!((lags[0].node.as_str(), lags[0].reason.as_str()), ("a", "paused: full"));
         assert_eq!((lags[0].state(), lags[0].parked_records), (proto::TaskState::Running, 2));
         assert!(lags[1].reason.starts_with("c does not answer"), "{:?}", lags[1]);
         assert_eq!(lags[2].reason, "");
         assert_eq!(lags[3].reason, "", "it has the task since it was asked");
+        assert_eq!(lags[4], whole, "it is about no task");
     }
 }

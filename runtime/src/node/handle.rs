@@ -9,6 +9,7 @@ use tidemill_proto::v1 as proto;
 
 use super::board::TaskEntry;
 use super::control_log::ProposeError;
+use super::lag;
 use super::owners::{self, Owner};
 use super::registered::Registered;
 use super::revision::PrepareError;
@@ -137,20 +138,14 @@ impl Handle {
         seen.map(|registered| self.describe(registered)).collect()
     }
 
+    /// Of one deployment, or of all, of which one that cannot be asked about is no error.
     pub fn lag(&self, name: Option<&str>) -> Result<Vec<proto::PartitionLag>, ControlError> {
-        let view = self.node.control_log.view();
         if let Some(name) = name {
-            self.registered(name)?;
+            return lag::of(&self.node, &self.registered(name)?, lag::WAIT);
         }
-        let mut lags = Vec::new();
-        let wanted = |r: &&Registered| match name {
-            Some(name) => r.name == name,
-            None => self.scope.covers(&r.name),
-        };
-        for registered in view.deployments.values().filter(wanted) {
-            lags.extend(super::lag::of(&self.node, registered)?);
-        }
-        Ok(lags)
+        let view = self.node.control_log.view();
+        let seen = view.deployments.values().filter(|registered| self.scope.covers(&registered.name));
+        Ok(lag::of_all(&self.node, seen))
     }
 
     /// Reads keys of one partition that this node runs. Waits for the position that was asked for until

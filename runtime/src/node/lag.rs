@@ -19,6 +19,13 @@ use crate::record::Offset;
 /// Looking at the oldest records that wait takes no longer in one answer; the ages of the rest are unknown
 /// in it.
 pub(super) const AGES_TIME_MAX: Duration = Duration::from_secs(2);
+/// Offsets of one deployment that somebody names: as long as a call waits that does not say.
+pub(super) const WAIT: Duration = Duration::from_secs(30);
+/// Among all of them: brokers that do not answer are often those of one deployment's topics, and the others wait
+/// behind it.
+const WAIT_AMONG_ALL: Duration = Duration::from_secs(5);
+/// Deployments that are not asked about within this are only named, so that the answer comes within [`WAIT`].
+const ALL_TIME_MAX: Duration = Duration::from_secs(20);
 
 impl From<AdminError> for ControlError {
     fn from(error: AdminError) -> ControlError {
@@ -31,7 +38,42 @@ impl From<AdminError> for ControlError {
     }
 }
 
-pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::PartitionLag>, ControlError> {
+/// Of these deployments, one after the other.
+pub fn of_all<'a>(
+    node: &NodeRuntime,
+    deployments: impl Iterator<Item = &'a Registered>,
+) -> Vec<proto::PartitionLag> {
+    each(deployments, Instant::now() + ALL_TIME_MAX, |registered| of(node, registered, WAIT_AMONG_ALL))
+}
+
+/// One that cannot be asked about hides no other: it has one row, without a topic and with the reason.
+fn each<'a>(
+    deployments: impl Iterator<Item = &'a Registered>,
+    deadline: Instant,
+    mut ask: impl FnMut(&Registered) -> Result<Vec<proto::PartitionLag>, ControlError>,
+) -> Vec<proto::PartitionLag> {
+    let mut lags = Vec::new();
+    for registered in deployments {
+        let asked = match Instant::now() < deadline {
+            true => ask(registered).map_err(|error| error.to_string()),
+            false => {
+                Err("it was not asked about, because those before it took too long: ask for it alone".into())
+            }
+        };
+        lags.extend(asked.unwrap_or_else(|reason| {
+            let deployment = registered.name.clone();
+            vec![proto::PartitionLag { deployment, reason, ..proto::PartitionLag::default() }]
+        }));
+    }
+    lags
+}
+
+/// Of one. `wait` is for its offsets.
+pub fn of(
+    node: &NodeRuntime,
+    registered: &Registered,
+    wait: Duration,
+) -> Result<Vec<proto::PartitionLag>, ControlError> {
     let inputs = registered.topics();
     let mut partitions = Vec::new();
     let mut lags = Vec::new();
@@ -53,8 +95,8 @@ pub fn of(node: &NodeRuntime, registered: &Registered) -> Result<Vec<proto::Part
     if partitions.is_empty() {
         return Ok(lags);
     }
-    let ends = node.admin.offsets(&partitions, At::StableEnd)?;
-    let positions = group_positions(node, &registered.name, &partitions)?;
+    let ends = node.admin.offsets_within(&partitions, At::StableEnd, wait)?;
+    let positions = group_positions(node, &registered.name, &partitions, wait)?;
     let owners = Owners::of(node, &registered.name);
     let deadline = Instant::now() + AGES_TIME_MAX;
     for (((topic, partition), end), position) in partitions.into_iter().zip(ends).zip(positions) {
@@ -91,8 +133,9 @@ pub(super) fn group_positions(
     node: &NodeRuntime,
     deployment: &str,
     partitions: &[(String, i32)],
+    wait: Duration,
 ) -> Result<Vec<GroupPosition>, AdminError> {
-    let starts = node.admin.offsets(partitions, At::Start)?;
+    let starts = node.admin.offsets_within(partitions, At::Start, wait)?;
     let offsets = match node.admin.group_offsets(&node.group(deployment), Some(partitions)) {
         Ok(offsets) => offsets,
         // The group comes into being with its first member.
@@ -167,4 +210,39 @@ impl Owners {
 
 fn task_state_of(number: i32) -> proto::TaskState {
     proto::TaskState::try_from(number).unwrap_or(proto::TaskState::Unspecified)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake_site::registered;
+    use super::*;
+
+    #[test]
+    fn a_deployment_that_cannot_be_asked_about_says_why_and_hides_no_other() {
+        let deployments = ["a", "b", "c"].map(|name| Registered { name: name.into(), ..registered() });
+        let ask = |registered: &Registered| match registered.name.as_str() {
+            "b" => Err(ControlError::Unavailable("`in` [0] has no leader".into())),
+            name => Ok(vec![proto::PartitionLag {
+                deployment: name.into(),
+                topic: "in".into(),
+                records: 3,
+                ..proto::PartitionLag::default()
+            }]),
+        };
+        let told = |deadline| {
+            let lags = each(deployments.iter(), deadline, ask).into_iter();
+            lags.map(|lag| (lag.deployment, lag.topic, lag.records, lag.reason)).collect::<Vec<_>>()
+        };
+        let row = |name: &str, topic: &str, records, why: &str| {
+            (name.to_owned(), topic.to_owned(), records, why.to_owned())
+        };
+        let expected =
+            [row("a", "in", 3, ""), row("b", "", 0, "`in` [0] has no leader"), row("c", "in", 3, "")];
+        assert_eq!(told(Instant::now() + ALL_TIME_MAX), expected);
+        let late = told(Instant::now());
+        assert!(
+            late.len() == 3
+                && late.iter().all(|(_, topic, _, why)| topic.is_empty() && why.contains("too long"))
+        );
+    }
 }

@@ -46,16 +46,24 @@ pub async fn look(global: &Global, names: &[String], wanted: &[String]) -> Resul
             checks.push(row(format!("state {name}"), Verdict::Warning, "paused"));
             continue;
         }
-        let rollout = rollout(channel, &name).await?;
-        let lag = lag(channel, &name).await?;
+        let rollout = unless_one_of_all(rollout(channel, &name).await, is_named)?;
+        let lag = unless_one_of_all(lag(channel, &name).await, is_named)?;
         let told = others.ask(&name).await;
-        let counted = others.counted(&rollout, &told);
-        checks.push(tasks(&name, &rollout));
+        checks.push(match &rollout {
+            Ok(rollout) => tasks(&name, rollout),
+            Err(failure) => not_told("tasks", &name, failure),
+        });
         checks.push(state(&deployment, &halted(&told)));
-        checks.push(on_trial(&deployment, &counted, is_named));
-        checks.push(failures(&deployment, &counted, is_named));
+        if let Ok(rollout) = &rollout {
+            let counted = others.counted(rollout, &told);
+            checks.push(on_trial(&deployment, &counted, is_named));
+            checks.push(failures(&deployment, &counted, is_named));
+        }
         checks.push(errors(&name, error_lines(channel, &deployment).await));
-        checks.push(behind(&name, &lag));
+        checks.push(match &lag {
+            Ok(lag) => behind(&name, lag),
+            Err(failure) => not_told("lag", &name, failure),
+        });
     }
     checks.extend(wanted.iter().map(|id| node(id, &nodes)));
     checks.push(cluster(&nodes));
@@ -79,6 +87,19 @@ async fn lag(channel: &Channel, name: &str) -> Result<Vec<proto::PartitionLag>, 
     let request = proto::GetLagRequest { deployment: name.to_owned() };
     let answer = LagClient::new(channel.clone()).get(timed(request, ANSWER_WAIT)).await?;
     Ok(answer.into_inner().partitions)
+}
+
+/// Of a deployment that is named, what it cannot be asked about ends the check; of one among all it is a row, and the
+/// others have theirs.
+fn unless_one_of_all<T>(answer: Result<T, Failure>, is_named: bool) -> Result<Result<T, Failure>, Failure> {
+    match answer {
+        Err(failure) if is_named => Err(failure),
+        answer => Ok(answer),
+    }
+}
+
+fn not_told(what: &str, name: &str, failure: &Failure) -> Check {
+    row(format!("{what} {name}"), Verdict::Failed, format!("cannot be told: {failure}"))
 }
 
 /// The other nodes, for what each of them counts for itself.
@@ -532,6 +553,18 @@ mod tests {
         let unknown = format!("{known}; in 1 of 2 partitions it is not known for how long");
         assert_eq!(of(&[lag(1_000, None), lag(200, Some(2.5))]), (Verdict::Warning, unknown));
         assert_eq!(of(&[lag(1, Some(31.0))]).0, Verdict::Warning);
+    }
+
+    #[test]
+    fn what_one_of_all_deployments_cannot_be_asked_about_fails_its_row_and_not_the_whole_check() {
+        let lost = || Failure::unreachable("nobody leads `in` [0]");
+        let named = unless_one_of_all::<()>(Err(lost()), true).expect_err("it was asked about by name");
+        assert_eq!(named.kind, Kind::Unreachable);
+        let one_of_all = unless_one_of_all::<()>(Err(lost()), false).expect("the others have their rows");
+        let check = not_told("lag", "a", &one_of_all.expect_err("it was not told"));
+        assert_eq!((check.verdict, check.name.as_str()), (Verdict::Failed, "lag a"));
+        assert_eq!(check.detail, "cannot be told: nobody leads `in` [0]");
+        assert!(unless_one_of_all(Ok(7), false).is_ok_and(|told| told.is_ok_and(|told| told == 7)));
     }
 
     #[test]
