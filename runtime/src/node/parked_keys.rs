@@ -11,7 +11,8 @@ use prost::Message;
 use tidemill_proto::v1 as proto;
 
 use crate::config::failures::ParkOrder;
-use crate::store::{Snapshot, StoreError, Table};
+use crate::store::{Position, Snapshot, StoreError, Table};
+use crate::task::topic_at;
 use crate::task::unpark::accepts;
 
 /// Rows read at once.
@@ -54,20 +55,35 @@ pub struct Wanted<'a> {
     pub limit: usize,
 }
 
+/// Where the rows are, and what they call their inputs by.
+struct At<'a> {
+    partition: i32,
+    position: Option<Position>,
+    /// Of a task that has no position yet.
+    inputs: &'a [String],
+}
+
+impl At<'_> {
+    /// Of a row: the topic of its record, and whether a task may try it, because that is an input.
+    fn topic(&self, head: &Head) -> (&str, bool) {
+        topic_at(self.position.as_ref(), self.inputs, head.input).unwrap_or_default()
+    }
+}
+
 /// By key, what is parked of the keys that are wanted in this partition. `inputs` are the topics.
 pub fn of(
     snapshot: &Snapshot<'_>,
     (partition, inputs): (i32, &[String]),
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Result<BTreeMap<Vec<u8>, proto::ParkedKey>, StoreError> {
+    let at = At { partition, position: snapshot.position()?, inputs };
     let mut parked = BTreeMap::new();
     each(snapshot, |_, head| {
         let Some(key) = head.key.clone().filter(|key| wanted(key)) else { return };
         match parked.entry(key) {
             // Rows of a key are in the order in which they are tried: this is its first.
             Entry::Vacant(place) => {
-                let first = first(head, partition, inputs);
-                place.insert(first);
+                place.insert(first(head, &at));
             }
             Entry::Occupied(mut known) => known.get_mut().records += 1,
         }
@@ -81,6 +97,7 @@ pub fn page(
     (partition, inputs): (i32, &[String]),
     wanted: &Wanted<'_>,
 ) -> Result<(Vec<proto::ParkedKey>, Option<Vec<u8>>), StoreError> {
+    let at = At { partition, position: snapshot.position()?, inputs };
     let mut page: Vec<proto::ParkedKey> = Vec::new();
     let (mut last, mut more) = (Vec::new(), false);
     // Every key that has been met, and where on the page it is.
@@ -93,7 +110,7 @@ pub fn page(
             }
             return;
         }
-        head.held &= head.revision == wanted.revision;
+        head.held = (head.held && head.revision == wanted.revision) || !at.topic(&head).1;
         let is_meant = row > wanted.after
             && accepts(&wanted.filter, head.key.as_deref(), head.offset, &head.kind, head.held);
         let fits = is_meant && page.len() < wanted.limit;
@@ -103,7 +120,7 @@ pub fn page(
         }
         if fits {
             last = row.to_vec();
-            page.push(first(head, partition, inputs));
+            page.push(first(head, &at));
         }
     })?;
     Ok((page, more.then_some(last)))
@@ -127,10 +144,20 @@ fn each(snapshot: &Snapshot<'_>, mut take: impl FnMut(&[u8], Head)) -> Result<()
     }
 }
 
-fn first(mut head: Head, partition: i32, inputs: &[String]) -> proto::ParkedKey {
+fn first(mut head: Head, at: &At<'_>) -> proto::ParkedKey {
     head.reason.truncate(head.reason.floor_char_boundary(REASON_BYTES_MAX));
+    let (topic, is_input) = at.topic(&head);
+    if !is_input {
+        head.held = true;
+        let name = if topic.is_empty() { "its topic" } else { topic };
+        let why =
+            format!("{name} is no input of this version, so it stays until one has that, or it is dropped");
+        let reason = std::mem::take(&mut head.reason);
+        head.reason = if reason.is_empty() { why } else { format!("{why}: {reason}") };
+    }
     proto::ParkedKey {
-        partition,
+        partition: at.partition,
+        topic: topic.to_owned(),
         keyless: head.key.is_none(),
         key: head.key.unwrap_or_default(),
         records: 1,
@@ -139,14 +166,13 @@ fn first(mut head: Head, partition: i32, inputs: &[String]) -> proto::ParkedKey 
         attempts: head.attempts,
         next_attempt_ms: head.next_attempt_ms,
         held: head.held,
-        topic: inputs.get(head.input as usize).cloned().unwrap_or_default(),
         offset: head.offset,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::store::ParkedRecord;
+    use crate::store::{ParkedRecord, PositionInput};
 
     use super::*;
 
@@ -166,9 +192,32 @@ mod tests {
             ..ParkedRecord::default()
         };
         let head = Head::decode(record.encode_to_vec().as_slice()).expect("decodes");
-        let parked = first(head, 4, &["a".into(), "b".into()]);
+        let at = At { partition: 4, position: None, inputs: &["a".into(), "b".into()] };
+        let parked = first(head, &at);
         assert_eq!((parked.topic.as_str(), parked.offset, parked.partition), ("b", 7, 4));
         assert_eq!((parked.attempts, parked.next_attempt_ms, parked.held), (3, 9, true));
         assert_eq!((parked.kind.as_str(), parked.reason.len()), ("transient", REASON_BYTES_MAX));
+    }
+
+    #[test]
+    fn what_is_of_no_input_of_the_version_is_held_and_says_of_which_topic_it_is() {
+        let input = |topic: &str, number, unbound| PositionInput {
+            topic: topic.into(),
+            number: Some(number),
+            unbound,
+            ..PositionInput::default()
+        };
+        let inputs = vec![input("b", 1, false), input("a", 0, true)];
+        let position = Some(Position { inputs, ..Position::default() });
+        let at = At { partition: 4, position, inputs: &["b".into()] };
+        let parked = |input, reason: &str| {
+            let head = Head { input, reason: reason.into(), ..Head::default() };
+            let parked = first(head, &at);
+            (parked.topic, parked.held, parked.reason)
+        };
+        assert_eq!(parked(1, "why"), ("b".into(), false, "why".into()));
+        let stays = "a is no input of this version, so it stays until one has that, or it is dropped";
+        assert_eq!(parked(0, "why"), ("a".into(), true, format!("{stays}: why")));
+        assert_eq!(parked(0, ""), ("a".into(), true, stays.into()));
     }
 }

@@ -14,7 +14,7 @@ use super::runtime::NodeRuntime;
 use crate::config::Problem;
 use crate::config::manifest::StoreKind;
 use crate::store::{StoreError, Table};
-use crate::task::{ID_BYTES_MAX, Seen};
+use crate::task::{ID_BYTES_MAX, Seen, topic_at};
 
 pub fn get(
     node: &NodeRuntime,
@@ -39,10 +39,11 @@ pub fn get(
         let seen = row.map(|row| Seen::decode(&row).ok_or_else(unreadable)).transpose()?;
         Ok((seen, snapshot.position()?))
     })?;
-    let horizon_ms = position.map_or(i64::MIN, |position| position.inbox_horizon_ms);
+    let horizon_ms = position.as_ref().map_or(i64::MIN, |position| position.inbox_horizon_ms);
+    let topic = |seen: Seen| topic_at(position.as_ref(), &target.inputs, seen.input.into());
     let entry = seen.map(|seen| proto::SeenId {
         partition: request.partition.unwrap_or_default(),
-        topic: target.inputs.get(usize::from(seen.input)).cloned().unwrap_or_default(),
+        topic: topic(seen).map(|(topic, _)| topic.to_owned()).unwrap_or_default(),
         offset: seen.offset,
         seen_at_ms: seen.horizon_ms,
         expires_at_ms: seen.horizon_ms.saturating_add(ttl_ms),

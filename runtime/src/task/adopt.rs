@@ -59,7 +59,7 @@ impl Task {
             return Err(TaskError::Misuse("a revision is adopted where everything is committed"));
         }
         // What the former revision gave up is tried again, within the new one's bounds.
-        self.parked = config.load_parked(self.reader.as_ref())?;
+        self.parked = config.load_parked(self.reader.as_ref(), &self.numbers)?;
         self.outbox.bind(config.outbox_rules());
         self.blocked = None;
         if config.view_limits() != self.config.view_limits() {

@@ -30,7 +30,8 @@ impl Task {
         let mut applied = Applied::default();
         let at = batch.offsets.partition_point(|&offset| offset < 0 || (offset as u64) < next.0);
         if let Some(inbox) = &self.inbox {
-            inbox.fill(&mut batch);
+            let input = self.numbers.number(batch.input);
+            inbox.fill(&mut batch, input);
         }
         self.turn.begin();
         match self.drive(&batch, at, usize::MAX, taken, &mut applied) {
@@ -194,11 +195,12 @@ impl Task {
     /// The records whose effects have been taken over count as seen.
     fn remember(&mut self, batch: &Batch, taken: TakenAt, keep: impl Fn(u32) -> bool) {
         let Some(inbox) = &mut self.inbox else { return };
+        let input = self.numbers.number(batch.input);
         for (row, id) in batch.ids.iter().enumerate().filter(|(row, _)| keep(*row as u32)) {
             let Some(id) = id else { continue };
             let seen = Seen {
                 horizon_ms: inbox.pass(batch.timestamps[row], taken),
-                input: batch.input,
+                input,
                 offset: batch.offsets[row] as u64,
                 revision: self.config.revision,
             };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::numbers::Numbers;
 use super::parked::Parked;
 use crate::config::deployment::{Failures, Guarantee, InboxSpec};
 use crate::config::failures::{FailureKind, Then};
@@ -118,8 +119,13 @@ impl TaskConfig {
         }
     }
 
-    pub(super) fn load_parked(&self, reader: Option<&StoreReader>) -> Result<Parked, StoreError> {
-        Parked::load(reader, self.failures.order, self.failures.parked, self.revision)
+    pub(super) fn load_parked(
+        &self,
+        reader: Option<&StoreReader>,
+        numbers: &Numbers,
+    ) -> Result<Parked, StoreError> {
+        let Failures { order, parked, .. } = self.failures;
+        Parked::load(reader, order, parked, self.revision, numbers.bound())
     }
 
     /// What a handler of this configuration sees of the store.

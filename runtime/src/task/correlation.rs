@@ -87,8 +87,7 @@ pub fn join(set: Option<&[u8]>, inherited: &[Inherited]) -> Vec<u8> {
 
 impl TaskConfig {
     /// A record's place, which no other record has: `incarnation/topic id/partition/offset`.
-    pub fn place(&self, input: u16, partition: i32, offset: u64) -> String {
-        let topic_id = self.inputs.get(usize::from(input)).map_or("", |input| input.topic_id.as_str());
+    pub fn place(&self, topic_id: &str, partition: i32, offset: u64) -> String {
         format!("{}/{topic_id}/{partition}/{offset}", self.incarnation)
     }
 
@@ -105,6 +104,8 @@ impl TaskConfig {
     /// many emissions it has.
     pub(super) fn correlate(&self, batch: &Batch, emissions: &mut Emissions) {
         let own: Vec<Option<&[u8]>> = batch.headers.iter().collect();
+        let input = self.inputs.get(usize::from(batch.input));
+        let topic_id = input.map_or("", |input| input.topic_id.as_str());
         let mut joined = Column::with_capacity(emissions.len(), emissions.len() * 128);
         // Of the last source: what it hands on, as a list and encoded.
         let mut of: Option<(u32, Vec<Inherited>, Vec<u8>)> = None;
@@ -114,7 +115,7 @@ impl TaskConfig {
                 None => {
                     let row = source as usize;
                     let offset = batch.offsets.get(row).copied().unwrap_or_default() as u64;
-                    let place = self.place(batch.input, batch.partition, offset);
+                    let place = self.place(topic_id, batch.partition, offset);
                     let bytes = own.get(row).copied().flatten().unwrap_or_default();
                     let own = if bytes.is_empty() {
                         Vec::new()

@@ -157,12 +157,12 @@ impl Task {
         let Some(events) = &self.config.events else { return };
         let (output, rule) = (events.output, self.config.outputs.get(usize::from(events.output)));
         let Some(rule) = rule else { return };
-        let input = u16::try_from(record.input).unwrap_or(u16::MAX);
-        let suspect = self.suspected(input, record.offset as i64);
+        let input = self.numbers.input(record.input);
+        let suspect = input.and_then(|input| self.suspected(input, record.offset as i64));
         if suspect.is_some_and(|suspect| suspect.refused.is_some()) {
             return; // It may be the event that the broker refuses, and would refuse for ever.
         }
-        let place = self.config.place(input, self.partition, record.offset);
+        let place = self.place_of(record);
         let sender = self.config.sender(&place, taken.wall_ms);
         let (value, headers) = write(record, failure, verdict, (&sender, &events.source));
         // The record's own key, so that the events of a key are in the order in which they happened.

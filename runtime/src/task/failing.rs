@@ -90,7 +90,7 @@ impl Task {
     ) -> Result<(), TaskError> {
         let offset = batch.offsets[row] as u64;
         let failure = self.failure(batch.input, offset, failed);
-        let mut record = kept(batch, row);
+        let mut record = self.kept(batch, row);
         note(&mut record, &failure, self.config.revision);
         let reaction = self.reaction(failure.kind, 1, offset, taken.wall_ms);
         let parks = matches!(reaction, Reaction::Again { .. } | Reaction::Hold);
@@ -137,7 +137,7 @@ impl Task {
         taken: TakenAt,
         applied: &mut Applied,
     ) -> Result<(), TaskError> {
-        let mut record = kept(batch, row);
+        let mut record = self.kept(batch, row);
         record.revision = self.config.revision;
         if !self.fits_changelog(&record) {
             let reason =
@@ -163,7 +163,7 @@ impl Task {
         let (mut records, mut bytes) = (0, 0);
         let failed = statuses.iter().enumerate().take(rows).filter(|(_, status)| **status != Status::Ok);
         for (row, &status) in failed {
-            let record = kept(batch, row);
+            let record = self.kept(batch, row);
             let offset = record.offset;
             let stops = match kind_of(status).map(|kind| self.reaction(kind, 1, offset, 0)) {
                 Some(Reaction::Halt) => true,
@@ -213,9 +213,12 @@ impl Task {
             // Another version begins anew.
             record.attempts = 0;
         }
-        let mut batch = batch_of(&record, self.partition);
+        // What is of no input is never due.
+        let input =
+            self.numbers.input(record.input).ok_or(TaskError::Misuse("a parked record of no input"))?;
+        let mut batch = batch_of(&record, input, self.partition);
         if let Some(inbox) = &self.inbox {
-            inbox.fill(&mut batch);
+            inbox.fill(&mut batch, self.numbers.number(input));
         }
         self.metrics.retries.add(1);
         self.pending_records += 1;
@@ -374,8 +377,7 @@ impl Task {
         let Some(output) = self.config.dead_letters else {
             return Err(format!("{}; and the deployment has no dead-letter topic", failure.reason));
         };
-        let input = u16::try_from(record.input).unwrap_or(u16::MAX);
-        let place = self.config.place(input, self.partition, record.offset);
+        let place = self.place_of(record);
         let sender = self.config.sender(&place, taken.wall_ms);
         let Written { value, headers } = letter::write(record, failure, &sender);
         let parts = (record.key.as_deref(), value.as_deref(), &headers[..]);
@@ -411,15 +413,34 @@ impl Task {
         Ok(())
     }
 
-    pub(super) fn failure(&self, input: u16, offset: u64, (kind, mut reason): Failed) -> Failure {
+    pub(super) fn failure(&self, input: u16, offset: u64, failed: Failed) -> Failure {
+        self.failure_of(self.numbers.number(input).into(), offset, failed)
+    }
+
+    /// The same of a record of the input of this number, which may be unbound.
+    pub(super) fn failure_of(&self, number: u32, offset: u64, (kind, mut reason): Failed) -> Failure {
         reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
-        let topic = self.config.inputs.get(usize::from(input)).map(|input| input.topic.clone());
-        Failure {
-            kind,
-            topic: topic.unwrap_or_default(),
-            partition: self.partition,
-            offset: Offset(offset),
-            reason,
+        let (topic, _) = self.numbers.topic(number);
+        Failure { kind, topic: topic.to_owned(), partition: self.partition, offset: Offset(offset), reason }
+    }
+
+    /// The place of a record that failed, see [`super::TaskConfig::place`].
+    pub(super) fn place_of(&self, record: &ParkedRecord) -> String {
+        let (_, topic_id) = self.numbers.topic(record.input);
+        self.config.place(topic_id, self.partition, record.offset)
+    }
+
+    /// A record of a batch, whole.
+    fn kept(&self, batch: &Batch, row: usize) -> ParkedRecord {
+        let copy = |column: &Column| column.row(row).map(<[u8]>::to_vec);
+        ParkedRecord {
+            input: self.numbers.number(batch.input).into(),
+            offset: batch.offsets[row] as u64,
+            timestamp_ms: batch.timestamps[row],
+            key: copy(&batch.keys),
+            value: copy(&batch.values),
+            headers: copy(&batch.headers),
+            ..ParkedRecord::default()
         }
     }
 
@@ -448,24 +469,10 @@ impl super::TaskConfig {
     }
 }
 
-/// A record of a batch, whole.
-fn kept(batch: &Batch, row: usize) -> ParkedRecord {
-    let copy = |column: &Column| column.row(row).map(<[u8]>::to_vec);
-    ParkedRecord {
-        input: batch.input.into(),
-        offset: batch.offsets[row] as u64,
-        timestamp_ms: batch.timestamps[row],
-        key: copy(&batch.keys),
-        value: copy(&batch.values),
-        headers: copy(&batch.headers),
-        ..ParkedRecord::default()
-    }
-}
-
-/// The batch that a parked record was.
-fn batch_of(record: &ParkedRecord, partition: i32) -> Batch {
+/// The batch that a parked record of this input was.
+fn batch_of(record: &ParkedRecord, input: u16, partition: i32) -> Batch {
     let mut batch = Batch {
-        input: u16::try_from(record.input).unwrap_or(u16::MAX),
+        input,
         partition,
         offsets: vec![record.offset as i64],
         timestamps: vec![record.timestamp_ms],

@@ -49,7 +49,7 @@ pub const CLOCK_SLACK_MS: i64 = 60_000;
 pub struct Seen {
     /// The horizon when its record ended `ok`; ms since the epoch.
     pub horizon_ms: i64,
-    /// Of that record.
+    /// Of that record: its input's number ([`super::numbers`]).
     pub input: u16,
     pub offset: u64,
     /// Of the deployment that handled it.
@@ -132,8 +132,9 @@ impl Inbox {
         }
     }
 
-    /// Says what tells the batch's records apart: ids and numbers; none = a record has none.
-    pub fn fill(&self, batch: &mut Batch) {
+    /// Says what tells the batch's records apart: ids and numbers; none = a record has none. `input` is the number of
+    /// theirs ([`super::numbers`]).
+    pub fn fill(&self, batch: &mut Batch, input: u16) {
         let (id, sequence) = (self.spec.id.as_deref(), self.spec.sequence.as_ref());
         let rows = batch.len();
         let mut ids = Column::with_capacity(id.map_or(0, |_| rows), id.map_or(0, |_| rows * 16));
@@ -156,7 +157,7 @@ impl Inbox {
                     }
                     IdSource::Hash => value.map(|value| Cow::Owned(digest(value))),
                     IdSource::Offset => {
-                        Some(Cow::Owned([&batch.input.to_be_bytes()[..], &offset.to_be_bytes()].concat()))
+                        Some(Cow::Owned([&input.to_be_bytes()[..], &offset.to_be_bytes()].concat()))
                     }
                 }
             };

@@ -31,6 +31,7 @@ mod failing;
 mod inbox;
 mod latest;
 pub mod letter;
+mod numbers;
 mod outbox;
 mod parked;
 pub mod recovery;
@@ -54,6 +55,8 @@ use failing::jitter;
 use inbox::Inbox;
 pub use inbox::{CLOCK_SLACK_MS, ID_BYTES_MAX, Seen};
 use latest::Latest;
+use numbers::Numbers;
+pub use numbers::{numbered, topic_at};
 use outbox::Outbox;
 pub use outbox::{OutboxRule, OutboxStatus, RowStatus};
 use parked::Parked;
@@ -229,6 +232,8 @@ pub struct Task {
     /// Where the last commit that is known to have succeeded stands, by input.
     committed: Vec<Offset>,
     unbound: Vec<PositionInput>,
+    /// What the rows of the task's own call an input by.
+    numbers: Numbers,
     /// By input: where this revision began.
     first_offsets: Vec<Offset>,
     /// No commit says yet that this revision begins there, so nothing is handled.
@@ -285,9 +290,10 @@ impl Task {
             return Err(TaskError::Misuse("a task has a store exactly when it keeps anything"));
         }
         let reader = start.store.as_ref().map(Store::reader);
-        let parked = config.load_parked(reader.as_ref())?;
-        let inbox = config.inbox.clone().map(|spec| Inbox::new(spec, start.store.as_ref()));
         let position = start.store.as_ref().and_then(Store::position);
+        let numbers = Numbers::of(&config.inputs, position)?;
+        let parked = config.load_parked(reader.as_ref(), &numbers)?;
+        let inbox = config.inbox.clone().map(|spec| Inbox::new(spec, start.store.as_ref()));
         let outbox_next = position.map_or(0, |position| position.outbox_next);
         let outbox = Outbox::load(reader.as_ref(), config.outbox_rules(), outbox_next)?;
         let mut view = config.view(reader.clone());
@@ -317,6 +323,7 @@ impl Task {
             turn: Turn::default(),
             next: start.next,
             unbound: start.unbound,
+            numbers,
             writer: start.writer,
             commit: 0,
             in_flight: None,
@@ -451,7 +458,7 @@ impl Task {
             false => self.view.drop_uncommitted(),
         }
         if !planted(Bug::ParkedKept) {
-            self.parked = self.config.load_parked(self.reader.as_ref())?;
+            self.parked = self.config.load_parked(self.reader.as_ref(), &self.numbers)?;
         }
         if let Some(inbox) = &mut self.inbox {
             inbox.drop_uncommitted();

@@ -7,7 +7,8 @@
 //!   (no key) [ 1.10 failed once, due 12:00:01 ]     records without a key wait for nobody
 //! ```
 //!
-//! The first row of a queue is its head: the only one that is ever tried. Invariant: the index names
+//! The first row of a queue is its head: the only one that is ever tried. A record of an input that this version
+//! does not have is held, until one has it again or somebody drops it. Invariant: the index names
 //! exactly the rows that overlay and store show; so it is made again, from the store, whenever the
 //! overlay is dropped.
 
@@ -32,6 +33,7 @@ pub struct RowId {
     rank: u8,
     /// In the order of parking; of a letter, its record's offset.
     number: u64,
+    /// Number of its record's input ([`super::numbers`]).
     input: u16,
     /// Offset of the letter, so that two of one record are two rows; 0 of what was never one.
     letter: u64,
@@ -91,12 +93,6 @@ impl Row {
     }
 }
 
-/// When a record may be tried by this revision: never, if this is the one that holds it for a person. What
-/// another one gave up is tried again.
-pub fn due_ms(record: &ParkedRecord, revision: u64) -> i64 {
-    if record.held && record.revision == revision { i64::MAX } else { record.next_attempt_ms }
-}
-
 type Queue = BTreeMap<RowId, Row>;
 
 /// One queue, for whoever chooses among them.
@@ -123,6 +119,10 @@ pub struct Due {
 pub struct Parked {
     order: ParkOrder,
     limits: ParkedLimits,
+    /// The one that runs.
+    revision: u64,
+    /// Numbers of the inputs that it has.
+    inputs: Vec<u16>,
     keys: HashMap<Box<[u8]>, Queue>,
     alone: BTreeMap<RowId, Row>,
     /// Heads that are not held, the most urgent first.
@@ -133,14 +133,16 @@ pub struct Parked {
 }
 
 impl Parked {
-    /// What the store holds. `revision` is the one that runs: it tries again what an earlier one gave up.
+    /// What the store holds. `revision` is the one that runs: it tries again what an earlier one gave up. `inputs` are
+    /// the numbers of those that it has.
     pub fn load(
         reader: Option<&StoreReader>,
         order: ParkOrder,
         limits: ParkedLimits,
         revision: u64,
+        inputs: &[u16],
     ) -> Result<Parked, StoreError> {
-        let mut parked = Parked { order, limits, ..Parked::default() };
+        let mut parked = Parked { order, limits, revision, inputs: inputs.to_vec(), ..Parked::default() };
         let Some(reader) = reader else { return Ok(parked) };
         let mut start = Vec::new();
         loop {
@@ -148,7 +150,7 @@ impl Parked {
             for (key, value) in page.keys.iter().zip(page.values.iter()) {
                 let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
                 let (id, record) = decode(key, value)?;
-                let row = Row::of(&record, due_ms(&record, revision));
+                let row = Row::of(&record, parked.due_ms(&record));
                 parked.insert(id, record.key.as_deref(), row);
                 start = [key, b"\0"].concat();
             }
@@ -170,12 +172,25 @@ impl Parked {
         self.bytes
     }
 
+    /// When a record may be tried by this revision: never, if this is the one that holds it for a person, or does
+    /// not have its input. What another one gave up is tried again.
+    pub fn due_ms(&self, record: &ParkedRecord) -> i64 {
+        let is_held = record.held && record.revision == self.revision;
+        let has_input = self.inputs.iter().any(|&input| u32::from(input) == record.input);
+        if is_held || !has_input { i64::MAX } else { record.next_attempt_ms }
+    }
+
+    /// This revision has the input of the row's record.
+    pub fn has_input(&self, id: RowId) -> bool {
+        self.inputs.contains(&id.input)
+    }
+
     /// A record of this key must wait.
     pub fn holds(&self, key: Option<&[u8]>) -> bool {
         !self.keys.is_empty() && key.is_some_and(|key| self.keys.contains_key(key))
     }
 
-    /// A record of this offset is parked.
+    /// A record of this offset is parked, of the input of that number.
     pub fn has(&self, input: u16, offset: u64) -> bool {
         let mut rows = self.keys.values().flatten().chain(&self.alone);
         rows.any(|(id, row)| (id.input, row.offset) == (input, offset))
@@ -212,7 +227,8 @@ impl Parked {
     }
 
     fn push_as(&mut self, id: RowId, record: &ParkedRecord) -> RowId {
-        self.insert(id, record.key.as_deref(), Row::of(record, due_ms(record, record.revision)));
+        let row = Row::of(record, self.due_ms(record));
+        self.insert(id, record.key.as_deref(), row);
         id
     }
 
@@ -250,9 +266,9 @@ impl Parked {
 
     /// The head has failed again: it is due at that time, or held.
     pub fn postpone(&mut self, due: &Due, record: &ParkedRecord) {
+        let now = Row::of(record, self.due_ms(record));
         let Some(row) = self.row_mut(due) else { return };
-        let (before, now) = (*row, Row::of(record, due_ms(record, record.revision)));
-        *row = now;
+        let before = std::mem::replace(row, now);
         self.heads.remove(&(before.due_ms, due.id, due.name.clone()));
         self.bytes = self.bytes - before.bytes + now.bytes;
         self.heads.extend(head(due.id, now.due_ms, due.name.clone()));

@@ -393,7 +393,7 @@ impl Task {
     /// The record that a letter was, to be tried as soon as its turn comes.
     fn record_of(&self, redrive: u64, input: u16, letter: &Letter) -> ParkedRecord {
         ParkedRecord {
-            input: input.into(),
+            input: self.numbers.number(input).into(),
             offset: letter.original_offset,
             timestamp_ms: letter.timestamp_ms,
             key: letter.key.clone(),

@@ -190,13 +190,15 @@ impl Task {
         self.committed = offsets;
         self.adopting = false;
         self.stats.commits += 1;
-        let (committed, parked) = (&self.committed, &self.parked);
+        let (committed, parked, numbers) = (&self.committed, &self.parked, &self.numbers);
         self.suspects.retain(|suspect| {
             let ahead = committed
                 .get(usize::from(suspect.input))
                 .is_none_or(|committed| suspect.offset as u64 >= committed.0);
             // One that the broker refused is not to be sent again when it is tried again.
-            ahead || suspect.refused.is_some() && parked.has(suspect.input, suspect.offset as u64)
+            ahead
+                || suspect.refused.is_some()
+                    && parked.has(numbers.number(suspect.input), suspect.offset as u64)
         });
         Ok(())
     }
@@ -237,12 +239,14 @@ impl Task {
 
     fn position(&self) -> Position {
         let offsets = self.next.iter().zip(&self.first_offsets);
-        let inputs = self.config.inputs.iter().zip(offsets).map(|(input, (next, first))| PositionInput {
+        let inputs = self.config.inputs.iter().zip(self.numbers.bound()).zip(offsets);
+        let inputs = inputs.map(|((input, &number), (next, first))| PositionInput {
             topic: input.topic.clone(),
             topic_id: input.topic_id.clone(),
             offset: next.0,
             unbound: false,
             first: Some(first.0),
+            number: Some(number.into()),
         });
         let guarantee = match self.config.guarantee {
             Guarantee::ExactlyOnce => PositionGuarantee::ExactlyOnce,

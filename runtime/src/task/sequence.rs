@@ -121,13 +121,14 @@ impl Task {
     pub(super) fn hear(&mut self, batch: &Batch, rows: usize, taken: TakenAt) -> Result<(), TaskError> {
         let Some(next) = self.next(batch.input).filter(|_| !batch.numbers.is_empty()) else { return Ok(()) };
         let first = batch.offsets[..rows].partition_point(|&offset| (offset as u64) < next.0);
-        // Names of the records' sequences, end to end: input and key.
+        let input = self.numbers.number(batch.input).to_be_bytes();
+        // Names of the records' sequences, end to end: number of the input, and key.
         let mut names = Vec::with_capacity(batch.keys.bytes().len() + 2 * (rows - first));
         let mut numbered = Vec::with_capacity(rows - first);
         for (row, key) in batch.keys.iter().enumerate().take(rows).skip(first) {
             if let (Some(key), Some(number)) = (key, batch.numbers[row]) {
                 let start = names.len();
-                names.extend_from_slice(&batch.input.to_be_bytes());
+                names.extend_from_slice(&input);
                 names.extend_from_slice(key);
                 numbered.push((row, number, start..names.len()));
             }

@@ -11,6 +11,7 @@ mod decisions;
 mod events;
 mod fakes;
 mod ids;
+mod inputs;
 mod latest;
 mod model;
 mod outbox;

@@ -17,7 +17,7 @@ use prost::Message;
 use tidemill_proto::v1::ParkedFilter;
 
 use super::event::Verdict;
-use super::parked::{RowId, due_ms};
+use super::parked::RowId;
 use super::redrive::Ended;
 use super::{Failure, FailureKind, TakenAt, Task, TaskError};
 use crate::record::Offset;
@@ -113,15 +113,18 @@ impl Task {
             if !accepts(filter, key.as_deref(), queue.offset, kind, queue.held) {
                 continue;
             }
+            let has_input = self.parked.has_input(head);
             match what {
+                // It waits for a version that has its input, whoever wants it tried.
+                Unpark::Release { .. } if !has_input => {}
                 Unpark::Release { .. } => {
                     unparking.done.keys += 1;
                     unparking.done.records += queue.rows.len() as u64;
                     let later = queue.rows.iter().filter(|(_, later)| *later);
                     unparking.rows.extend(later.map(|&(id, _)| Chosen { id, is_first: id == head }));
                 }
-                // One that has not been tried is no failure that anybody has seen.
-                Unpark::Drop { .. } if queue.kind.is_none() => {}
+                // One that has not been tried is no failure that anybody has seen, unless it cannot be.
+                Unpark::Drop { .. } if queue.kind.is_none() && has_input => {}
                 Unpark::Drop { waiting, .. } => {
                     let rows = if waiting { queue.rows.len() } else { 1 };
                     for &(id, _) in &queue.rows[..rows] {
@@ -155,7 +158,8 @@ impl Task {
     fn release_parked(&mut self, id: RowId, mut record: ParkedRecord) {
         (record.attempts, record.next_attempt_ms, record.held) = (0, 0, false);
         self.view.set_row(Table::Parked, &id.encode(), Some(&record.encode_to_vec()));
-        self.parked.set_due(id, record.key.as_deref(), 0);
+        let due_ms = self.parked.due_ms(&record);
+        self.parked.set_due(id, record.key.as_deref(), due_ms);
         self.edits += 1;
     }
 
@@ -180,7 +184,8 @@ impl Task {
             unparking.done.left += 1;
             unparking.done.reason.clone_from(&reason);
             unparking.stays = Some(reason);
-            self.parked.set_due(id, key, due_ms(record, self.config.revision));
+            let due_ms = self.parked.due_ms(record);
+            self.parked.set_due(id, key, due_ms);
             return Ok(());
         }
         unparking.done.keys += u64::from(chosen.is_first);
@@ -203,7 +208,7 @@ impl Task {
             *failed = Some((kind, record.reason.clone()));
         }
         let kind = failed.as_ref().map_or(FailureKind::Permanent, |(kind, _)| *kind);
-        self.failure(u16::try_from(record.input).unwrap_or(u16::MAX), record.offset, (kind, reason))
+        self.failure_of(record.input, record.offset, (kind, reason))
     }
 
     /// Writes the dead letter, or says in the log what is gone.

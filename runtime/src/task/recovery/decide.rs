@@ -9,8 +9,8 @@ use crate::faults::{Bug, planted};
 use crate::ports::CommittedOffset;
 use crate::record::Offset;
 use crate::store::{Position, PositionGuarantee, PositionInput, Progress};
-use crate::task::TaskConfig;
 use crate::task::seal::decode_metadata;
+use crate::task::{TaskConfig, numbered};
 
 /// The registry's `started` entry of one input partition: where it begins before its first commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,8 +246,14 @@ impl Facts<'_> {
         }
         let is_bound =
             |recorded: &PositionInput| self.config.inputs.iter().any(|input| input.topic == recorded.topic);
-        let unbound = position.inputs.iter().filter(|recorded| !is_bound(recorded));
-        let unbound = unbound.map(|recorded| PositionInput { unbound: true, ..recorded.clone() }).collect();
+        let unbound = numbered(position).filter(|(_, recorded)| !is_bound(recorded));
+        // The next record may have them in another order.
+        let unbound = unbound.map(|(number, recorded)| PositionInput {
+            unbound: true,
+            number: Some(number),
+            ..recorded.clone()
+        });
+        let unbound = unbound.collect();
         let first = (position.revision == self.config.revision).then(|| self.first(position)).flatten();
         self.start(next, unbound, position.writer, first)
     }

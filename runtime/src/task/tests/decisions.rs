@@ -19,6 +19,7 @@ fn position(offset: u64) -> Position {
             offset,
             unbound: false,
             first: Some(0),
+            number: None,
         }],
         revision: 1,
         incarnation: "life".into(),
@@ -212,6 +213,7 @@ fn a_new_input_begins_at_its_start_and_a_removed_one_stays_in_the_position() {
         offset: 99,
         unbound: false,
         first: None,
+        number: None,
     });
     match Case::stateful(Some(both), committed(40), started(0)).decide() {
         Decision::Start { next, unbound, .. } => {
@@ -219,6 +221,28 @@ fn a_new_input_begins_at_its_start_and_a_removed_one_stays_in_the_position() {
             assert!(unbound[0].unbound);
         }
         other => panic!("{other:?}"),
+    }
+}
+
+/// Rows go on calling it by that, wherever it comes to stand in the next position record.
+#[test]
+fn an_unbound_input_keeps_its_number_and_gets_its_place_where_it_had_none() {
+    for (numbers, expected) in [([None, None], 0), ([Some(4), Some(2)], 4)] {
+        let mut both = position(40);
+        let gone = PositionInput {
+            topic: "gone".into(),
+            topic_id: "gone-id".into(),
+            offset: 99,
+            ..PositionInput::default()
+        };
+        both.inputs.insert(0, gone);
+        for (input, number) in both.inputs.iter_mut().zip(numbers) {
+            input.number = number;
+        }
+        match Case::stateful(Some(both), committed(40), started(0)).decide() {
+            Decision::Start { unbound, .. } => assert_eq!(unbound[0].number, Some(expected)),
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -464,7 +464,7 @@ fn ids_are_found_where_the_deployment_says() {
     batch.values.push(Some(br#"{"order":{"id":17},"name":"n"}"#));
     let mut id = |sources: &[IdSource]| {
         let spec = InboxSpec { id: Some(sources.to_vec()), sequence: None, ttl: Duration::from_secs(1) };
-        super::super::inbox::Inbox::new(spec, None).fill(&mut batch);
+        super::super::inbox::Inbox::new(spec, None).fill(&mut batch, 2);
         batch.ids.row(0).map(|id| String::from_utf8_lossy(id).into_owned())
     };
     let json = |pointer: &str| IdSource::In(Place::Json(pointer.into()));
@@ -473,7 +473,7 @@ fn ids_are_found_where_the_deployment_says() {
     assert_eq!(id(&[json("/name")]).as_deref(), Some("n"));
     assert_eq!(id(&[json("/order")]), None);
     assert_eq!(id(&[IdSource::In(Place::Header("id".into()))]), None);
-    assert_eq!(id(&[IdSource::Offset]).as_deref(), Some("\0\0\0\0\0\0\0\0\0\u{7}"));
+    assert_eq!(id(&[IdSource::Offset]).as_deref(), Some("\0\u{2}\0\0\0\0\0\0\0\u{7}"));
     let sha256 = "896eb15b4fc3b075129da6a2a6496787a3ecede9601026580f1a710231679129";
     assert_eq!(id(&[IdSource::Hash]).as_deref(), Some(sha256));
     assert_eq!(id(&[IdSource::Key, json("/order/id")]).as_deref(), Some("3:key,2:17"));
@@ -496,7 +496,7 @@ fn a_number_that_is_not_told_from_those_near_it_is_no_id() {
         let mut batch = records(7, ["key"]);
         batch.values = crate::record::Column::default();
         batch.values.push(Some(format!("{{\"id\":{number}}}").as_bytes()));
-        inbox.fill(&mut batch);
+        inbox.fill(&mut batch, 0);
         assert_eq!(batch.ids.row(0), expected.map(str::as_bytes), "{number}");
     }
 }

@@ -274,6 +274,7 @@ fn stamped(kafka: &mut FakeKafka, lines: &[&str]) {
                     offset: offset.parse().unwrap(),
                     unbound: false,
                     first: Some(0),
+                    number: None,
                 }],
                 revision: 1,
                 incarnation: "life".into(),

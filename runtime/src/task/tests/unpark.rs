@@ -12,27 +12,27 @@ fn held(bench: &mut Bench) -> Patient {
     Patient::new(bench, parking(failures(Then::Park, 0)))
 }
 
-fn of(keys: &[&str]) -> ParkedFilter {
+pub fn of(keys: &[&str]) -> ParkedFilter {
     ParkedFilter { keys: keys.iter().map(|key| key.as_bytes().to_vec()).collect(), ..ParkedFilter::default() }
 }
 
-fn release(keys: &[&str]) -> Unpark {
+pub fn release(keys: &[&str]) -> Unpark {
     Unpark::Release { filter: of(keys) }
 }
 
-fn drop_of(filter: ParkedFilter, waiting: bool, discard: bool) -> Unpark {
+pub fn drop_of(filter: ParkedFilter, waiting: bool, discard: bool) -> Unpark {
     Unpark::Drop { filter, waiting, discard }
 }
 
 /// Carries a request out to its end.
-fn unpark(patient: &mut Patient, what: Unpark) -> Unparked {
+pub fn unpark(patient: &mut Patient, what: Unpark) -> Unparked {
     let taken = patient.taken();
     let mut unparking = patient.task.begin_unpark(what).unwrap().expect("it may be now");
     while !patient.task.unpark(&mut unparking, taken).unwrap() {}
     unparking.done
 }
 
-fn counts(done: &Unparked) -> (u64, u64, u64) {
+pub fn counts(done: &Unparked) -> (u64, u64, u64) {
     (done.keys, done.records, done.left)
 }
 
