@@ -158,6 +158,11 @@ impl InboxSpec {
         self.id.iter().flatten().any(|source| matches!(source, IdSource::In(place) if is_header(place)))
             || sequence.is_some_and(is_header)
     }
+
+    /// What it remembers is of an input, not of all of them.
+    pub fn names_inputs(&self) -> bool {
+        self.sequence.is_some() || self.id.iter().flatten().any(|source| *source == IdSource::Offset)
+    }
 }
 
 /// An id of several parts: `LENGTH:PART,LENGTH:PART`, lengths in bytes and decimal digits. So different parts

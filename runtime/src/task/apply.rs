@@ -209,6 +209,7 @@ impl Task {
                 continue;
             }
             self.view.set_row(Table::Inbox, id, Some(&seen.encode()));
+            inbox.has_news = true;
         }
     }
 

@@ -95,6 +95,8 @@ pub struct Inbox {
     /// The first time that was seen, and the horizon then: from then on either at least keeps up with the
     /// monotonic clock.
     began: Option<(TakenAt, i64)>,
+    /// Rows have been written since the last seal.
+    pub(super) has_news: bool,
     /// Of breaks of sequences.
     pub(super) lines: Lines,
     /// Of the planted bug: ids that were seen, whatever became of their commit.
@@ -127,6 +129,7 @@ impl Inbox {
             ages_changed: true,
             trimmed: start,
             began: None,
+            has_news: false,
             lines: Lines::default(),
             outside: HashSet::new(),
         }
@@ -252,6 +255,13 @@ impl Inbox {
         if timestamp_ms < 0 { now_ms } else { timestamp_ms.min(latest_ms) }
     }
 
+    /// The date of what says which inputs are meant, if the commit that is being sealed needs it: some of its rows name
+    /// inputs.
+    pub fn named_ms(&mut self) -> Option<i64> {
+        let has_news = std::mem::take(&mut self.has_news);
+        (has_news && self.spec.names_inputs()).then_some(self.horizon_ms)
+    }
+
     /// Horizon and start of the commit that is being sealed.
     pub fn seal(&mut self) -> (i64, Offset) {
         if let Some(expired) = self.ages.expire(self.committed_ms, self.ttl_ms()) {
@@ -278,6 +288,7 @@ impl Inbox {
     pub fn drop_uncommitted(&mut self) {
         // They may have been sealed into what is dropped.
         self.ages_changed = true;
+        self.has_news = false;
         if !planted(Bug::HorizonKept) {
             self.horizon_ms = self.committed_ms;
         }

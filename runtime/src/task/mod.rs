@@ -291,7 +291,8 @@ impl Task {
         }
         let reader = start.store.as_ref().map(Store::reader);
         let position = start.store.as_ref().and_then(Store::position);
-        let numbers = Numbers::of(&config.inputs, position)?;
+        let remembered = Numbers::row(reader.as_ref())?;
+        let numbers = Numbers::of(&config.inputs, position, remembered.as_deref())?;
         let parked = config.load_parked(reader.as_ref(), &numbers)?;
         let inbox = config.inbox.clone().map(|spec| Inbox::new(spec, start.store.as_ref()));
         let outbox_next = position.map_or(0, |position| position.outbox_next);

@@ -12,9 +12,16 @@
 //! were numbers, an input's place is its number: rows of that time name inputs by it.
 //!
 //! An input is a topic by its id, so one that was deleted and made again is another input.
+//!
+//! What an inbox remembers may outlive the life of the deployment, and with it every position record (a reset). So
+//! the commits whose ids or sequences name inputs say it in the inbox's topic too, in a row that has no id: the next
+//! life takes it up from there. It is dated like those, so it is remembered as long as any of them.
 
 use super::{TaskError, TaskInput};
-use crate::store::{Position, PositionInput};
+use crate::store::{Position, PositionInput, StoreError, StoreReader, Table};
+
+/// Key of that row, in [`Table::Inbox`].
+pub(super) const ROW: &[u8] = b"";
 
 /// The inputs of a position record, each with its number.
 pub fn numbered(position: &Position) -> impl Iterator<Item = (u32, &PositionInput)> {
@@ -52,21 +59,51 @@ pub(super) struct Numbers {
 }
 
 impl Numbers {
-    /// Of a task with these inputs that goes on from this position.
-    pub fn of(inputs: &[TaskInput], position: Option<&Position>) -> Result<Numbers, TaskError> {
+    /// Of a task with these inputs that goes on from this position. `row` is that of its inbox, if it has one.
+    pub fn of(
+        inputs: &[TaskInput],
+        position: Option<&Position>,
+        row: Option<&[u8]>,
+    ) -> Result<Numbers, TaskError> {
         let mut numbers = Numbers::default();
         for (number, input) in position.into_iter().flat_map(numbered) {
             numbers.add(number, &input.topic, &input.topic_id)?;
         }
+        for (number, topic_id) in row.map(decode).unwrap_or_default() {
+            let is_news = |known: &Known| known.number != number && known.topic_id != topic_id;
+            if numbers.known.iter().all(is_news) {
+                numbers.add(number.into(), "", topic_id)?;
+            }
+        }
         for input in inputs {
-            let known = numbers.known.iter().find(|known| known.topic_id == input.topic_id);
+            let known = numbers.known.iter_mut().find(|known| known.topic_id == input.topic_id);
             let number = match known {
-                Some(known) => known.number,
+                Some(known) => {
+                    known.topic.clone_from(&input.topic);
+                    known.number
+                }
                 None => numbers.add(numbers.next(), &input.topic, &input.topic_id)?,
             };
             numbers.bound.push(number);
         }
         Ok(numbers)
+    }
+
+    /// The row of the inbox in a store.
+    pub fn row(reader: Option<&StoreReader>) -> Result<Option<Vec<u8>>, StoreError> {
+        reader.map_or(Ok(None), |reader| reader.snapshot(|snapshot| snapshot.row(Table::Inbox, ROW)))
+    }
+
+    /// The same with this date, ms since the epoch. On disk and in Kafka: the date (i64), then of each input its
+    /// number (u16), the length of its topic's id (u8) and that id; little endian.
+    pub fn encode(&self, date_ms: i64) -> Vec<u8> {
+        let mut row = date_ms.to_le_bytes().to_vec();
+        for known in &self.known {
+            row.extend(known.number.to_le_bytes());
+            row.push(u8::try_from(known.topic_id.len()).unwrap_or(u8::MAX));
+            row.extend(known.topic_id.bytes().take(u8::MAX.into()));
+        }
+        row
     }
 
     /// Above all there are.
@@ -105,6 +142,20 @@ impl Numbers {
     }
 }
 
+/// Numbers and topic ids. What is behind something that cannot be read is left out.
+fn decode(row: &[u8]) -> Vec<(u16, &str)> {
+    let mut all = Vec::new();
+    let mut rest = row.get(size_of::<i64>()..).unwrap_or_default();
+    while let Some((number, behind)) = rest.split_first_chunk::<2>() {
+        let Some((&length, behind)) = behind.split_first() else { break };
+        let Some((topic_id, behind)) = behind.split_at_checked(length.into()) else { break };
+        let Ok(topic_id) = std::str::from_utf8(topic_id) else { break };
+        all.push((u16::from_le_bytes(*number), topic_id));
+        rest = behind;
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +173,7 @@ mod tests {
     fn bound(topics: &[&str], position: Option<&Position>) -> Vec<u16> {
         let input = |topic: &&str| TaskInput { topic: (*topic).into(), topic_id: format!("{topic}-id") };
         let inputs: Vec<TaskInput> = topics.iter().map(input).collect();
-        Numbers::of(&inputs, position).unwrap().bound
+        Numbers::of(&inputs, position, None).unwrap().bound
     }
 
     #[test]
@@ -164,10 +215,29 @@ mod tests {
     #[test]
     fn what_is_known_of_a_number_is_known_of_an_unbound_one_too() {
         let inputs = [TaskInput { topic: "b".into(), topic_id: "b-id".into() }];
-        let numbers = Numbers::of(&inputs, Some(&position(&[("a", Some(0))]))).unwrap();
+        let numbers = Numbers::of(&inputs, Some(&position(&[("a", Some(0))])), None).unwrap();
         assert_eq!((numbers.number(0), numbers.input(1), numbers.input(0)), (1, Some(0), None));
         assert_eq!((numbers.topic(0), numbers.topic(1)), (("a", "a-id"), ("b", "b-id")));
         assert_eq!(numbers.topic(2), ("", ""));
-        assert!(Numbers::of(&inputs, Some(&position(&[("a", Some(65_535))]))).is_err(), "none is left");
+        let last = position(&[("a", Some(65_535))]);
+        assert!(Numbers::of(&inputs, Some(&last), None).is_err(), "none is left");
+    }
+
+    #[test]
+    fn a_life_without_a_position_goes_on_with_what_its_inbox_says_and_one_with_a_position_knows_better() {
+        let input = |topic: &str| TaskInput { topic: topic.into(), topic_id: format!("{topic}-id") };
+        let former = position(&[("b", Some(1)), ("a", Some(0)), ("gone", Some(2))]);
+        let row = Numbers::of(&[input("b"), input("a")], Some(&former), None).unwrap().encode(7);
+        assert_eq!(decode(&row), [(1, "b-id"), (0, "a-id"), (2, "gone-id")]);
+        let numbers = Numbers::of(&[input("a"), input("c"), input("b")], None, Some(&row)).unwrap();
+        assert_eq!((&numbers.bound[..], numbers.topic(0)), (&[0, 3, 1][..], ("a", "a-id")));
+
+        let later = position(&[("c", Some(0)), ("a", Some(5))]);
+        let numbers = Numbers::of(&[input("a"), input("b"), input("d")], Some(&later), Some(&row)).unwrap();
+        assert_eq!(numbers.bound, [5, 1, 6]);
+        for end in 0..row.len() {
+            assert!(decode(&row[..end]).len() < 3, "its first {end} bytes");
+        }
+        assert_eq!(decode(b"").len(), 0);
     }
 }

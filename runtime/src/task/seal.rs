@@ -6,13 +6,14 @@ use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use tidemill_proto::v1::{OffsetMetadata, StoreSize};
 
-use super::{EditedIn, Task, TaskConfig, TaskError};
+use super::inbox::Inbox;
+use super::{EditedIn, Task, TaskConfig, TaskError, numbers};
 use crate::config::deployment::Guarantee;
 use crate::effects::Emissions;
 use crate::ports::{ChangelogRows, TaskOffset};
 use crate::record::Offset;
 use crate::store::{
-    INBOX_AGES, POSITION, Position, PositionGuarantee, PositionInput, Progress, Store, StoreError,
+    INBOX_AGES, POSITION, Position, PositionGuarantee, PositionInput, Progress, Store, StoreError, Table,
     packed_rows,
 };
 
@@ -123,6 +124,9 @@ impl Task {
             store: None,
         };
         if let Some(store) = self.store.take() {
+            if let Some(date_ms) = self.inbox.as_mut().and_then(Inbox::named_ms) {
+                self.view.set_row(Table::Inbox, numbers::ROW, Some(&self.numbers.encode(date_ms)));
+            }
             let (changes, ids) = self.view.freeze().ok_or(TaskError::Misuse("the view is frozen already"))?;
             match (&mut self.inbox, store.position()) {
                 (Some(inbox), _) => {

@@ -169,6 +169,7 @@ impl Task {
         let known = known
             .filter(|heard| heard.offset < offset && inbox.is_current(heard.horizon_ms, timestamp_ms, taken));
         let horizon_ms = inbox.pass(timestamp_ms, taken);
+        inbox.has_news = true;
         let Some(mut heard) = known else {
             return Some(Heard { horizon_ms, highest: number, below: 0, offset });
         };

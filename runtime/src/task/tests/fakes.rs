@@ -449,11 +449,11 @@ pub fn commit(task: &mut Task, mut sealed: Sealed) {
     task.committed(sealed).unwrap();
 }
 
-/// Of the rows for the inbox's topic, in their order.
+/// Of the rows for the inbox's topic, in their order, without the one that says which inputs they name.
 pub fn inbox_keys(sealed: &Sealed) -> Vec<Vec<u8>> {
     let records = sealed.inbox.iter().flat_map(|ids| ids.keys.iter().zip(ids.values.iter()));
     let rows = records.flat_map(|(key, value)| unpack(key.unwrap(), value).unwrap());
-    rows.map(|(key, _)| key.to_vec()).collect()
+    rows.map(|(key, _)| key.to_vec()).filter(|key| key != b"\x02").collect()
 }
 
 /// Committed value of the first store.

@@ -12,7 +12,7 @@ use crate::config::deployment::{Gaps, IdSource, InboxSpec};
 use crate::config::failures::Then;
 use crate::ports::CommittedOffset;
 use crate::record::headers;
-use crate::store::POSITION;
+use crate::store::{POSITION, Table};
 
 fn with_inputs(config: TaskConfig, topics: &[&str]) -> TaskConfig {
     let input = |topic: &&str| TaskInput { topic: (*topic).into(), topic_id: format!("{topic}-id") };
@@ -167,6 +167,46 @@ fn an_offset_that_was_seen_of_one_topic_is_no_repetition_of_another_that_has_tak
     patient.task.next[1] = Offset(0);
     let applied = apply(&mut patient, 1, 0, &["k", "l", "k"]);
     assert_eq!((applied.ok, applied.duplicates), (1, 2), "of a");
+}
+
+/// A new life of a deployment that keeps nothing but its inbox, with these inputs, at the beginning of each.
+fn reset(patient: Patient, bench: &Bench, config: TaskConfig) -> Patient {
+    let ids = patient.task.reader().unwrap().rows(Table::Inbox, b"", 100).unwrap();
+    let keys: Vec<Vec<u8>> = ids.keys.iter().map(|key| [b"\x02", key.unwrap()].concat()).collect();
+    let dir = bench.dir.path().join("reset");
+    let mut store = Store::create(&bench.budget, &dir, &identity()).unwrap();
+    let progress = store.progress();
+    store.write(keys.iter().map(Vec::as_slice).zip(ids.values.iter()), progress).unwrap();
+    let next = vec![Offset(0); config.inputs.len()];
+    let start = Start { store: Some(store), next, writer: 1, unbound: Vec::new(), first: None };
+    let task = Task::new(Arc::new(config), PARTITION, Box::new(Counter::default()), start).unwrap();
+    let mut patient = Patient { task, ..patient };
+    patient.commit();
+    patient
+}
+
+#[test]
+fn ids_that_outlive_a_reset_are_still_those_of_their_topics_and_of_none_that_was_made_again() {
+    let mut bench = Bench::new();
+    let id = Some(vec![IdSource::Offset]);
+    let inbox = Some(InboxSpec { id, sequence: None, ttl: Duration::from_secs(3_600) });
+    let of = |topics: &[&str]| TaskConfig { inbox: inbox.clone(), ..parking_of(topics) };
+    let mut patient = Patient::new(&mut bench, of(&["a"]));
+    apply(&mut patient, 0, 0, &["k", "l", "m"]);
+    patient.commit();
+    let mut patient = next_version(patient, &["b", "a"]);
+    apply(&mut patient, 0, 0, &["k"]);
+    patient.commit();
+
+    let mut config = of(&["b", "c", "a", "d"]);
+    config.inputs[0].topic_id = "made-again".into();
+    let mut patient = reset(patient, &bench, config);
+    for (input, ok, duplicates) in [(0, 3, 0), (1, 3, 0), (2, 0, 3), (3, 3, 0)] {
+        let applied = apply(&mut patient, input, 0, &["k", "l", "m"]);
+        assert_eq!((applied.ok, applied.duplicates), (ok, duplicates), "input {input}");
+    }
+    patient.commit();
+    assert_eq!(numbers(&patient), ["b 2", "c 3", "a 0", "d 4"]);
 }
 
 /// Breaks that have been counted once this record is in.
