@@ -6,7 +6,7 @@
 
 use super::replay::CHUNK_BYTES;
 use super::{Hooks, RecoveryError, Restore, Restored, SHORT_LOG_LOOKS, SHORT_LOG_PAUSE};
-use crate::ports::{Log, Recovery};
+use crate::ports::{Log, Recovery, SourceError};
 use crate::record::Offset;
 use crate::store::{
     Ages, INBOX_AGES, MalformedPack, Progress, Run, Store, StoreError, inbox_date_ms, is_inbox_key, unpack,
@@ -21,24 +21,45 @@ impl Restore<'_> {
         kafka: &mut dyn Recovery,
         hooks: &mut Hooks<'_>,
     ) -> Result<Restored, RecoveryError> {
-        let stored = store.progress().inbox_next;
-        let mut bounds = kafka.log_bounds(Log::Inbox, self.partition)?;
-        for _ in 0..SHORT_LOG_LOOKS {
-            if stored <= bounds.1 {
-                break;
+        loop {
+            let stored = store.progress().inbox_next;
+            let mut bounds = kafka.log_bounds(Log::Inbox, self.partition)?;
+            for _ in 0..SHORT_LOG_LOOKS {
+                if stored <= bounds.1 {
+                    break;
+                }
+                if !(hooks.pause)(SHORT_LOG_PAUSE) {
+                    store.close()?;
+                    return Ok(Restored::Stopped);
+                }
+                bounds = kafka.log_bounds(Log::Inbox, self.partition)?;
             }
-            if !(hooks.pause)(SHORT_LOG_PAUSE) {
+            // A life that no commit is known of may go on with the ids of the one before: with what is there.
+            let needed = store.position().map_or(bounds.0, |position| Offset(position.inbox_start));
+            if let Some(reason) = self.judge_inbox(stored, needed, bounds) {
                 store.close()?;
-                return Ok(Restored::Stopped);
+                return Ok(Restored::Halt(reason));
             }
-            bounds = kafka.log_bounds(Log::Inbox, self.partition)?;
+            let Err(error) = self.take_ids(&mut store, kafka, bounds) else {
+                return Ok(Restored::Done(Box::new(store)));
+            };
+            // The last request of the owner before, to trim what has expired, may arrive while this reads: what is
+            // there then is judged anew.
+            let is_refused = matches!(error, RecoveryError::Kafka(SourceError::Refused(_)));
+            if !is_refused || kafka.log_bounds(Log::Inbox, self.partition)?.0 <= store.progress().inbox_next {
+                return Err(error);
+            }
         }
-        // A life that no commit is known of may go on with the ids of the one before: with what is there.
-        let needed = store.position().map_or(bounds.0, |position| Offset(position.inbox_start));
-        if let Some(reason) = self.judge_inbox(stored, needed, bounds) {
-            store.close()?;
-            return Ok(Restored::Halt(reason));
-        }
+    }
+
+    /// Takes over what lies within these bounds. If that cannot be read to its end, what came is in the store.
+    fn take_ids(
+        &self,
+        store: &mut Store,
+        kafka: &mut dyn Recovery,
+        (start, end): (Offset, Offset),
+    ) -> Result<(), RecoveryError> {
+        let stored = store.progress().inbox_next;
         // A program that does not count them leaves offsets in their place; one that dies early, beside ages with counts,
         // which later ones would not reach for long: nothing would be known to have expired until then.
         let counted = store.ages().map_or(0, Ages::ids);
@@ -46,7 +67,7 @@ impl Restore<'_> {
         let mut chunk = Chunk::default();
         let mut ages = match store.ages() {
             // What the store has was trimmed from the topic since: it has expired, and is to be swept.
-            ages if stored < bounds.0 => Ages::all_expired(stored, ids, ages.map_or(0, |ages| ages.swept)),
+            ages if stored < start => Ages::all_expired(stored, ids, ages.map_or(0, |ages| ages.swept)),
             Some(ages) => ages.clone(),
             // What is read is all that is known.
             None => Ages::beginning(ids),
@@ -54,9 +75,9 @@ impl Restore<'_> {
         let ttl_ms = self.config.inbox.as_ref().map_or(0, |inbox| millis(inbox.ttl));
         // What is read again is older.
         let mut newest_ms = ages.latest_ms().unwrap_or(i64::MIN);
+        let mut next = stored.max(start);
         let mut failed = None;
-        kafka.read_log(Log::Inbox, self.partition, (stored.max(bounds.0), bounds.1), &mut |record| {
-            let next = Offset(record.offset.0 + 1);
+        let read = kafka.read_log(Log::Inbox, self.partition, (next, end), &mut |record| {
             match unpack(record.key, record.value) {
                 Ok(rows) => {
                     for (key, value) in rows {
@@ -70,18 +91,21 @@ impl Restore<'_> {
                     return false;
                 }
             }
+            next = Offset(record.offset.0 + 1);
             ages.note(next, ids, newest_ms, ttl_ms);
             chunk.records.push(record.key, record.value);
             if chunk.records.bytes() >= CHUNK_BYTES {
-                failed = chunk.write(&mut store, next, ids, &ages).err();
+                failed = chunk.write(store, next, ids, &ages).err();
             }
             failed.is_none()
-        })?;
+        });
         if let Some(error) = failed {
             return Err(error.into());
         }
-        chunk.write(&mut store, bounds.1.max(stored), ids, &ages)?;
-        Ok(Restored::Done(Box::new(store)))
+        let reached = if read.is_ok() { end.max(stored) } else { next };
+        chunk.write(store, reached, ids, &ages)?;
+        read?;
+        Ok(())
     }
 
     fn unreadable(&self, at: Offset, error: MalformedPack) -> StoreError {

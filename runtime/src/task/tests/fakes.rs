@@ -190,6 +190,8 @@ pub struct FakeKafka {
     /// The inbox's topic, and where it begins.
     pub ids: Vec<Option<LogRecord>>,
     pub ids_start: u64,
+    /// Once so many of its records have been read, it begins there.
+    pub late_trim: Option<(usize, u64)>,
 }
 
 impl FakeKafka {
@@ -283,12 +285,17 @@ impl Recovery for FakeKafka {
         (from, to): (Offset, Offset),
         apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError> {
+        let trim = self.late_trim.take_if(|_| log == Log::Inbox);
         let (log, log_start) = match log {
             Log::Changelog => (&self.log, self.log_start),
             Log::Inbox => (&self.ids, self.ids_start),
         };
         assert!(from.0 >= log_start, "the broker would answer out of range");
-        for record in log[from.0 as usize..to.0 as usize].iter().flatten() {
+        for (read, record) in log[from.0 as usize..to.0 as usize].iter().flatten().enumerate() {
+            if let Some((_, start)) = trim.filter(|(after, _)| *after == read) {
+                self.ids_start = start;
+                return Err(SourceError::Refused("the offset is out of range".into()));
+            }
             if !apply(record.view()) {
                 break;
             }

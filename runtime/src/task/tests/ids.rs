@@ -8,7 +8,7 @@ use super::super::recovery::*;
 use super::*;
 use crate::config::deployment::{IdSource, InboxSpec, Place, join_id};
 use crate::config::failures::{Backoff, Policy, Then};
-use crate::ports::LogRecord;
+use crate::ports::{LogRecord, SourceError};
 use crate::store::{POSITION, Position, Progress, unpack};
 
 const TTL_MS: i64 = 3_600_000;
@@ -240,13 +240,13 @@ fn started(bench: &Bench, kafka: &mut FakeKafka) -> Task {
     }
 }
 
-#[test]
-fn ids_are_restored_from_their_topic_which_is_trimmed_only_of_what_has_expired() {
-    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
-    let mut task = started(&bench, &mut kafka);
+const HOURS: i64 = 12;
+
+/// A commit with an id for each half of a TTL, and then the store is gone. Answers up to where the topic is trimmed.
+fn commit_ids_and_lose_the_store(bench: &Bench, kafka: &mut FakeKafka) -> Offset {
+    let mut task = started(bench, kafka);
     let mut trimmed = None;
-    let hours = 12;
-    for hour in 0..hours {
+    for hour in 0..HOURS {
         let now = (100 + hour) * TTL_MS / 2;
         let id = format!("a:{hour}");
         task.apply(timed(with_ids(hour, &[&id]), now), at(now)).unwrap();
@@ -255,27 +255,74 @@ fn ids_are_restored_from_their_topic_which_is_trimmed_only_of_what_has_expired()
         commit(&mut task, sealed);
         trimmed = task.trim().or(trimmed);
     }
-    let trimmed = trimmed.expect("most of the ids have expired");
-    // A record and a marker for each commit; the last two halves of a TTL and the commit before are kept.
-    assert!(trimmed.0 >= 2 * (hours as u64 - 5) && trimmed.0 <= 2 * (hours as u64 - 2), "{trimmed}");
+    lose_the_store(bench, task);
+    trimmed.expect("most of the ids have expired")
+}
+
+fn lose_the_store(bench: &Bench, task: Task) {
     drop(task.close(None).store);
     std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+}
+
+/// How many of the last two ids and the first one count, and how many are repetitions.
+fn repeat_ids(task: &mut Task) -> (usize, usize) {
+    let now = (100 + HOURS) * TTL_MS / 2 - 1;
+    let (last, before, first) = (format!("a:{}", HOURS - 1), format!("a:{}", HOURS - 2), "a:0".to_owned());
+    let applied = task.apply(timed(with_ids(HOURS, &[&last, &before, &first]), now), at(now)).unwrap();
+    (applied.ok, applied.duplicates)
+}
+
+#[test]
+fn ids_are_restored_from_their_topic_which_is_trimmed_only_of_what_has_expired() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let trimmed = commit_ids_and_lose_the_store(&bench, &mut kafka);
+    // A record and a marker for each commit; the last two halves of a TTL and the commit before are kept.
+    assert!(trimmed.0 >= 2 * (HOURS as u64 - 5) && trimmed.0 <= 2 * (HOURS as u64 - 2), "{trimmed}");
     kafka.ids_start = trimmed.0;
 
     let mut task = started(&bench, &mut kafka);
-    let now = (100 + hours) * TTL_MS / 2 - 1;
-    let (last, before, first) = (format!("a:{}", hours - 1), format!("a:{}", hours - 2), "a:0".to_owned());
-    let applied = task.apply(timed(with_ids(hours, &[&last, &before, &first]), now), at(now)).unwrap();
-    assert_eq!((applied.ok, applied.duplicates), (1, 2), "what was remembered still is");
-    drop(task.close(None).store);
+    assert_eq!(repeat_ids(&mut task), (1, 2), "what was remembered still is");
+    lose_the_store(&bench, task);
 
     // Somebody else deletes what had not expired.
-    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
     kafka.ids_start = trimmed.0 + 4;
     match recovered(&bench, &mut kafka) {
         Outcome::Halt(reason) => assert!(reason.contains("had not expired"), "{reason}"),
         other => panic!("{other:?}"),
     }
+}
+
+/// The owner before asks for it with its last commit, and does not wait.
+#[test]
+fn a_topic_of_ids_that_is_trimmed_while_it_is_read_is_judged_anew() {
+    for read in [0, 1, 3] {
+        let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+        let trimmed = commit_ids_and_lose_the_store(&bench, &mut kafka);
+        kafka.late_trim = Some((read, trimmed.0));
+        let mut task = started(&bench, &mut kafka);
+        assert_eq!(kafka.ids_start, trimmed.0);
+        assert_eq!(repeat_ids(&mut task), (1, 2), "after {read} records");
+        lose_the_store(&bench, task);
+
+        kafka.ids_start = 0;
+        kafka.late_trim = Some((read, trimmed.0 + 4));
+        match recovered(&bench, &mut kafka) {
+            Outcome::Halt(reason) => assert!(reason.contains("had not expired"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(kafka.ids_start, trimmed.0 + 4);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_of_a_topic_of_ids_that_begins_where_it_did_is_an_error() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    commit_ids_and_lose_the_store(&bench, &mut kafka);
+    kafka.late_trim = Some((3, 0));
+    let error = try_recover(&bench, &mut kafka).unwrap_err();
+    assert!(matches!(error, RecoveryError::Kafka(SourceError::Refused(_))), "{error}");
+    let mut task = started(&bench, &mut kafka);
+    assert_eq!(repeat_ids(&mut task), (1, 2), "and goes on behind what was read");
 }
 
 #[test]
