@@ -18,7 +18,7 @@
 //! - Nothing is read of a topic that was made again, wherever brokers tell topics of one name apart.
 //! - What was fetched and not taken is bounded: a partition is asked for again when less than one fetch of it waits, and
 //!   while all that waits is less than the queue may hold. An answer has what there is room for, one part of a partition at
-//!   least, and unpacks to a few times of that.
+//!   least, and unpacks to a few times of that; less of it after one that did not come in time.
 //! - Threads wait only for their broker, with a limit, or to be told; none is needed where nothing runs.
 //! - A broker that is late, silent, or wrong about who leads what holds up no partition that another one leads.
 //!

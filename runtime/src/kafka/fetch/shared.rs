@@ -167,6 +167,9 @@ impl Shared {
     pub fn lost(self: &Arc<Self>, broker: i32, error: &ConnectionError) {
         let obstacle = error.lasts().then(|| error.to_string());
         self.change(|state| {
+            if matches!(error, ConnectionError::Late { .. }) {
+                state.out_of_time(broker);
+            }
             if state.lost(broker, obstacle, Instant::now()) {
                 tracing::warn!(broker, %error, "records cannot be fetched; trying again");
             }

@@ -28,6 +28,12 @@ const ROOM_LOOKS: u32 = 16;
 const ROOM_LOOK_MAX: Duration = Duration::from_millis(500);
 /// A broker whose answer is overdue by as much may lead nothing any more, and so is asked after; again after the same time.
 const LATE: Duration = Duration::from_secs(5);
+/// What an answer is to have is halved so often, to a sixteenth, once one was not there when its time was up: the way is
+/// slow, or shared by many, and what is asked for again would be late again, for ever. A restore has waited for most of its
+/// patience by then. Doubled each time that one comes soon.
+const HALVINGS: u32 = 4;
+const HALVINGS_MAX: u32 = 2 * HALVINGS;
+const ANSWER_BYTES_MIN: i32 = 64 << 10;
 
 /// One run of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -157,6 +163,8 @@ pub(super) struct State {
     brought: u64,
     /// Memory of what arrived and was not taken, of all partitions.
     queued: usize,
+    /// So often what an answer is to have is halved.
+    halvings: u32,
     has_ended: bool,
     /// That there is no thread to be had.
     pub shortage: Telling,
@@ -295,7 +303,8 @@ impl State {
     pub fn step(&mut self, broker: i32, fetching: &Fetching, now: Instant) -> Step {
         let partition_bytes = usize::try_from(fetching.partition_bytes).unwrap_or(0);
         let room = i32::try_from(fetching.queue_bytes.saturating_sub(self.queued)).unwrap_or(i32::MAX);
-        let bytes = room.min(fetching.max_bytes).max(fetching.partition_bytes);
+        let most = room.min(fetching.max_bytes).max(fetching.partition_bytes);
+        let bytes = (most >> self.halvings).max(most.min(ANSWER_BYTES_MIN));
         let mut plan = Plan { wanted: Vec::new(), wait: fetching.wait_max, bytes };
         let (mut leads, mut until) = (false, None::<Instant>);
         for (&id, partition) in &mut self.partitions {
@@ -367,7 +376,10 @@ impl State {
         if let Some(broker) = self.brokers.get_mut(&broker) {
             // One that was called back after it had been answered: its connection is of no use, and that is all.
             broker.was_called_back = false;
-            broker.fetch = None;
+            let has_records = answers.iter().any(|(_, answer)| matches!(answer, Answer::Records { .. }));
+            if broker.fetch.take().is_some_and(|fetch| has_records && now < fetch.late_at) {
+                self.halvings = self.halvings.saturating_sub(1);
+            }
         }
         for (asked, answer) in answers {
             self.keep(broker, &asked, answer, now);
@@ -434,6 +446,13 @@ impl State {
             self.partitions.remove(&id);
             let what = What::Failed(refusal);
             self.arrived.push_back(Arrival { partition: id, run: asked.run, bytes: 0, what });
+        }
+    }
+
+    /// This broker's time is up; what it owes may be on its way.
+    pub fn out_of_time(&mut self, broker: i32) {
+        if self.brokers.get(&broker).is_some_and(|broker| broker.fetch.is_some()) {
+            self.halvings = (self.halvings + HALVINGS).min(HALVINGS_MAX);
         }
     }
 

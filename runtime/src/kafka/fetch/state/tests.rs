@@ -370,3 +370,46 @@ fn an_answer_is_asked_for_of_what_there_is_room_for_and_of_one_part_at_least() {
     case.start([at(1)]);
     assert_eq!(case.plan(0).bytes, 1_000);
 }
+
+#[test]
+fn what_did_not_come_in_time_is_asked_for_in_smaller_parts_until_they_come_soon() {
+    let wide = Fetching { max_bytes: 8 << 20, partition_bytes: 2 << 20, queue_bytes: 16 << 20, ..fetching() };
+    let plan = |case: &mut Case| match case.state.step(0, &wide, case.now) {
+        Step::Fetch(plan) => plan,
+        other => panic!("no fetch, but {other:?}"),
+    };
+    let lose = |case: &mut Case| {
+        case.state.out_of_time(0);
+        case.state.lost(0, None, case.now);
+        case.now += PAUSE.1;
+        case.hears(&[(0, 0, 3)]);
+    };
+    let mut case = Case::new();
+    case.start([at(0)]);
+    case.hears(&[(0, 0, 3)]);
+    lose(&mut case);
+    assert_eq!(plan(&mut case).bytes, 8 << 20, "nothing was owed");
+    lose(&mut case);
+    assert_eq!(plan(&mut case).bytes, 512 << 10);
+    for _ in 0..2 {
+        lose(&mut case);
+        assert_eq!(plan(&mut case).bytes, ANSWER_BYTES_MIN, "that much comes through");
+    }
+    let mut next = 0;
+    let mut answered = |case: &mut Case, after: Duration| {
+        let asked = plan(case);
+        case.now += after;
+        case.answer(0, &asked, record(next));
+        next += 1;
+        plan(case).bytes
+    };
+    assert_eq!(answered(&mut case, WAIT + LATE), ANSWER_BYTES_MIN, "it took long");
+    let soon: Vec<i32> = (0..9).map(|_| answered(&mut case, Duration::ZERO) >> 10).collect();
+    assert_eq!(soon, [64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192, 8_192]);
+    let asked = plan(&mut case);
+    lose(&mut case);
+    let again = plan(&mut case);
+    assert_eq!((again.bytes, &again.wanted[0].next), (512 << 10, &asked.wanted[0].next));
+    case.answer(0, &again, Answer::Nothing);
+    assert_eq!(plan(&mut case).bytes, 512 << 10, "that says nothing of the way");
+}
