@@ -1,7 +1,7 @@
 //! Logs beside brokers that do what they are told, in this process.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
@@ -11,7 +11,7 @@ use tidemill_batches::testing::{NewBatch, NewRecord};
 use tidemill_batches::{Header, assign_offset, marker};
 
 use super::*;
-use crate::kafka::fetch::stage::{Cluster, Reply, TOPIC, answer, asked, batch, data, more};
+use crate::kafka::fetch::stage::{Cluster, Reply, Stage, TOPIC, answer, asked, batch, data, more};
 use crate::kafka::sink::stamp_bytes;
 use crate::ports::LogRecord;
 
@@ -157,6 +157,48 @@ fn a_read_stops_when_it_is_told_and_the_next_one_begins_where_it_says() {
         });
         assert_eq!((result, left), (Ok(()), 0));
         assert_eq!(offsets(&mut logs, &part(from, to)), (from..to).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn every_record_comes_once_and_in_order_whatever_becomes_of_brokers() {
+    let stage = Arc::new(OnceLock::<Arc<Stage>>::new());
+    let moves = Arc::clone(&stage);
+    let mut fetches = 0;
+    let cluster = Cluster::new(move |broker, request| {
+        let refused =
+            |error: ResponseError| Reply::Answer(answer(vec![data(0).with_error_code(error.code())]));
+        if broker == 0 && asked(request)[0].1 >= 200 {
+            *moves.get().expect("set below").leader.lock().expect("no panic") = 1;
+            return refused(ResponseError::NotLeaderOrFollower);
+        }
+        fetches += 1;
+        match fetches % 4 {
+            0 => Reply::Half(more(request)),
+            1 => refused(ResponseError::KafkaStorageError),
+            2 => refused(ResponseError::UnknownServerError),
+            _ => Reply::Answer(more(request)),
+        }
+    });
+    assert!(stage.set(Arc::clone(&cluster.stage)).is_ok());
+    assert_eq!(offsets(&mut logs(&cluster, true), &part(7, 405)), (7..405).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_larger_than_a_restore_may_hold_comes_through() {
+    // By itself, and only once it is unpacked.
+    for codec in [0, 4] {
+        let large = vec![7u8; 3 << 20];
+        let record = NewRecord { value: Some(&large), ..NewRecord::default() };
+        let batches = (0..3).map(|offset| NewBatch::at(offset).push(&record).codec(codec).build());
+        let cluster = Cluster::new(serving(batches.collect(), 3));
+        let mut config = cluster.config();
+        config.limits.restore_queue_kib = 2 * 1024;
+        let mut logs = FetchedLogs::new(&config, vec![TOPIC.to_owned()], true).expect("it is complete");
+        let (records, result) = read_all(&mut logs, &part(0, 3));
+        assert_eq!(result, Ok(()));
+        assert_eq!(records.iter().map(|record| record.offset.0).collect::<Vec<_>>(), [0, 1, 2]);
+        assert!(records.iter().all(|record| record.value.as_ref() == Some(&large)), "codec {codec}");
     }
 }
 
