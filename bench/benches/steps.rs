@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::Result;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use tidemill::effects::Emissions;
+use tidemill::effects::Emitted;
 use tidemill::ports::ChangelogRows;
 use tidemill::wasm::thread_cpu_time;
 use tidemill_bench::boundary::{self, RECORDS};
@@ -77,7 +77,7 @@ fn per_commit(
     group: &mut BenchmarkGroup<'_, WallTime>,
     names: &[&str],
     queues: &mut Queues,
-    (emissions, changelog): (&[Emissions], Option<&ChangelogRows>),
+    (emissions, changelog): (&[Emitted], Option<&ChangelogRows>),
 ) {
     // The first takes what a commit is made of.
     let steps = queues::STEPS[1..].iter().enumerate();

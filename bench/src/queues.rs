@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use tidemill::effects::Emissions;
+use tidemill::effects::Emitted;
 use tidemill::kafka::admin::{Admin, NewTopic};
 use tidemill::kafka::config::{KafkaConfig, KafkaLimits};
 use tidemill::kafka::consumer::{Consumer, ConsumerSpec};
@@ -110,7 +110,7 @@ impl Queues {
     /// takes nothing.
     pub fn round(
         &mut self,
-        emissions: &[Emissions],
+        emissions: &[Emitted],
         changelog: Option<&ChangelogRows>,
     ) -> Result<[Spent; STEPS.len()]> {
         let take = self.take()?;
@@ -157,7 +157,7 @@ impl Queues {
     /// Commits this, and answers what producing, the changelog, and all else took.
     pub fn commit(
         &mut self,
-        emissions: &[Emissions],
+        emissions: &[Emitted],
         changelog: Option<&ChangelogRows>,
     ) -> Result<[Spent; STEPS.len() - 1]> {
         let membership = self.consumer.membership();

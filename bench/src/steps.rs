@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use tempfile::TempDir;
-use tidemill::effects::{Emission, Emissions, Order};
+use tidemill::effects::{Emission, Emissions, Emitted, Order};
 use tidemill::ports::{ChangelogRows, Handler};
 use tidemill::record::{Batch, Offset};
 use tidemill::store::{
@@ -114,7 +114,7 @@ fn one_of_four(keys: Keys) -> Keys {
 }
 
 /// What a commit emits whose handler passes everything on.
-pub fn passed_on(shape: Shape) -> Vec<Emissions> {
+pub fn passed_on(shape: Shape) -> Vec<Emitted> {
     let (mut keys, value) = (Stream::new(shape.keys), shape.values.text().into_bytes());
     let batch = |_| {
         let mut rows = Emissions::default();
@@ -123,13 +123,13 @@ pub fn passed_on(shape: Shape) -> Vec<Emissions> {
             let (output, partition, timestamp, headers) = (0, -1, TIMESTAMP, None);
             rows.push(Emission { source, output, partition, timestamp, key: Some(&key), value, headers });
         }
-        rows
+        Emitted::from(rows)
     };
     (0..BATCHES).map(batch).collect()
 }
 
 /// Of commits that are all the same.
-fn at_queues(shape: Shape, emissions: &[Emissions], changelog: Option<&ChangelogRows>) -> Result<Vec<Step>> {
+fn at_queues(shape: Shape, emissions: &[Emitted], changelog: Option<&ChangelogRows>) -> Result<Vec<Step>> {
     let mut queues = Queues::open(shape)?;
     // Not counted: connections are made.
     queues.round(emissions, changelog)?;
@@ -166,7 +166,7 @@ pub struct Task {
 
 /// A commit of a task: what there is to hand to Kafka, and what each of [`STEPS`] took.
 pub struct Committed {
-    pub emissions: Vec<Emissions>,
+    pub emissions: Vec<Emitted>,
     pub changelog: ChangelogRows,
     pub spent: [Spent; STEPS.len()],
 }
@@ -207,7 +207,7 @@ impl Task {
             handle += self.meter.lap();
             self.view.absorb(&effects.writes, |_| true)?;
             absorb += self.meter.lap();
-            emissions.push(effects.emissions);
+            emissions.push(Emitted::from(effects.emissions));
         }
         self.meter.start();
         let (changes, _) = self.view.freeze().context("frozen already")?;

@@ -1,5 +1,9 @@
 //! What a handler asks for: emissions and state writes, as values. Nothing here has happened yet.
 
+mod emitted;
+
+pub use emitted::{Emitted, EmittedRow};
+
 use crate::record::Column;
 
 /// What became of one record of a batch. The numbers are the handler ABI's.
@@ -41,7 +45,8 @@ pub enum Order {
     None,
 }
 
-/// Records to emit, as columns. Every column has one row per emission.
+/// Records to emit, as columns. Every column has one row per emission. What of them waits for the commit is
+/// [`Emitted`].
 #[derive(Debug, Clone, Default)]
 pub struct Emissions {
     /// Index of the record of the batch that caused the row; rises.

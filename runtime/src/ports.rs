@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::effects::{Effects, Emissions, Fault, Order, Prefetched};
+use crate::effects::{Effects, Emitted, Fault, Order, Prefetched};
 use crate::record::{Batch, Column, InputPartition, Offset};
 use crate::store::View;
 
@@ -142,7 +142,7 @@ pub struct ChangelogRows {
 /// What a sink writes.
 #[derive(Debug, Clone, Copy)]
 pub enum Produce<'a> {
-    Emissions(&'a Emissions),
+    Emissions(&'a Emitted),
     Changelog(&'a ChangelogRows),
     /// Ids of the inbox, packed into records of its own topic.
     Inbox(&'a ChangelogRows),

@@ -116,6 +116,11 @@ impl Column {
         &self.lengths
     }
 
+    /// Memory of the rows in bytes, what there is room for included.
+    pub fn memory_bytes(&self) -> usize {
+        self.bytes.capacity() + self.lengths.capacity() * size_of::<i32>()
+    }
+
     pub fn iter(&self) -> Rows<'_> {
         Rows { bytes: &self.bytes, lengths: self.lengths.iter() }
     }

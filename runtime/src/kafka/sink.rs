@@ -16,7 +16,7 @@ use super::ffi::{Code, Failure, KafkaError};
 use super::produce;
 use super::source_error;
 use crate::config::node::KafkaClient;
-use crate::effects::Emissions;
+use crate::effects::{Emitted, EmittedRow};
 use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{ChangelogRows, CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
 use crate::record::Column;
@@ -75,32 +75,24 @@ impl Topics {
     }
 
     /// Queues every row in order; the default partition and timestamp are the producer's.
-    fn emissions(&self, rows: &Emissions) -> Result<(), CommitError> {
-        let columns = rows.keys.iter().zip(rows.values.iter());
-        let mut headers = rows.headers.iter();
-        for (index, (key, value)) in columns.enumerate() {
-            let output = usize::from(rows.outputs[index]);
+    fn emissions(&self, rows: &Emitted) -> Result<(), CommitError> {
+        for EmittedRow { output, partition, timestamp, key, value, headers } in rows.rows() {
+            let index = usize::from(output);
             let (Some(&Some(topic)), Some(Some(name))) =
-                (self.outputs.get(output), self.spec.outputs.get(output))
+                (self.outputs.get(index), self.spec.outputs.get(index))
             else {
                 return Err(CommitError::Record {
                     topic: format!("output {output}"),
                     reason: "the deployment has no such topic".to_owned(),
                 });
             };
-            let list = match headers.next().flatten() {
+            let list = match headers {
                 None => Vec::new(),
                 Some(bytes) => headers::decode_raw(bytes).map_err(|MalformedHeaders| {
                     CommitError::Record { topic: name.clone(), reason: MalformedHeaders.to_string() }
                 })?,
             };
-            let record = Outgoing {
-                partition: rows.partitions[index],
-                key,
-                value,
-                timestamp: rows.timestamps[index],
-                ticket: 0,
-            };
+            let record = Outgoing { partition, key, value, timestamp, ticket: 0 };
             self.patiently(|| self.producer.produce(topic, record, &list))
                 .map_err(|error| refusal(name, &error))?;
         }

@@ -12,7 +12,7 @@ use super::config::too_large;
 use super::inbox::{Inbox, Met, lacks_id, lacks_number};
 use super::relay::Blocked;
 use super::{Applied, FailureKind, SUSPECTS_MAX, Seen, Suspect, TakenAt, Task, TaskError};
-use crate::effects::{Effects, Emissions, Fault, Order, Status, Writes};
+use crate::effects::{Effects, Emissions, Emitted, Fault, Order, Status, Writes};
 use crate::faults::{Bug, planted};
 use crate::record::{Batch, Offset};
 use crate::store::{StoreError, Table};
@@ -457,8 +457,9 @@ impl Task {
         if emissions.is_empty() {
             return;
         }
-        self.emission_bytes += emissions.bytes() + emissions.len() * Emissions::ROW_BYTES;
-        self.emissions.push(emissions);
+        let emitted = Emitted::from(emissions);
+        self.emission_bytes += emitted.memory_bytes();
+        self.emissions.push(emitted);
     }
 
     /// The first `ok` record of a call whose effects Kafka would refuse, or for which the stores have no room.

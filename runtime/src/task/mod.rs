@@ -69,7 +69,7 @@ use turn::Turn;
 
 pub use crate::config::failures::FailureKind;
 
-use crate::effects::{Emissions, Fault};
+use crate::effects::{Emitted, Fault};
 use crate::faults::{Bug, planted};
 use crate::ports::Handler;
 use crate::record::{Batch, InputPartition, Offset};
@@ -244,7 +244,8 @@ pub struct Task {
     commit: u64,
     /// Number of the seal that is out.
     in_flight: Option<u64>,
-    emissions: Vec<Emissions>,
+    emissions: Vec<Emitted>,
+    /// Memory that they hold.
     emission_bytes: usize,
     /// Emissions to outputs that are sent the last of each key only.
     latest: Latest,

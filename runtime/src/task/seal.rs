@@ -9,7 +9,7 @@ use tidemill_proto::v1::{OffsetMetadata, StoreSize};
 use super::inbox::Inbox;
 use super::{EditedIn, Task, TaskConfig, TaskError, numbers};
 use crate::config::deployment::Guarantee;
-use crate::effects::Emissions;
+use crate::effects::Emitted;
 use crate::ports::{ChangelogRows, TaskOffset};
 use crate::record::Offset;
 use crate::store::{
@@ -23,7 +23,7 @@ use crate::store::{
 #[derive(Debug)]
 pub struct Sealed {
     pub partition: i32,
-    pub emissions: Vec<Emissions>,
+    pub emissions: Vec<Emitted>,
     /// One row per distinct changed key, sorted, then the position record. None for a stateless task.
     pub changelog: Option<ChangelogRows>,
     /// Ids that were seen for the first time, packed as their topic has them; none if there are none.
@@ -102,7 +102,7 @@ impl Task {
         let mut emissions = std::mem::take(&mut self.emissions);
         let latest = self.latest.standing();
         if !latest.is_empty() {
-            emissions.push(latest);
+            emissions.push(Emitted::from(latest));
         }
         let mut sealed = Sealed {
             partition: self.partition,

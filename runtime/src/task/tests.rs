@@ -168,7 +168,7 @@ fn an_overlay_at_its_bound_says_so() {
         task.apply(records(next, [format!("key-{next}").as_str()]), TakenAt::default()).unwrap();
         next += 1;
     }
-    assert!((10..60).contains(&next), "{next} records of about a hundred bytes");
+    assert!((8..30).contains(&next), "{next} calls of a record, each of about 370 bytes");
     let sealed = task.seal(0).unwrap().unwrap();
     assert!(!task.is_full());
     commit(&mut task, sealed);

@@ -18,7 +18,7 @@ use tidemill::ports::{CommitError, End, Group, Membership, Produce, Sink, TaskOf
 use tidemill::record::Offset;
 
 use crate::harness::{Cluster, Member, at, unique};
-use crate::sink::{emissions, sink_spec};
+use crate::sink::{columns, emissions, sink_spec};
 
 /// Kafka's numbers of requests.
 const PRODUCE: i16 = 0;
@@ -456,11 +456,11 @@ fn records_without_a_key_stay_together_within_a_batch_and_spread_over_commits() 
     let spec = sink_spec(&[&output], None, &[&input]);
     let mut producer = transactional(&cluster.config(), spec);
     for _ in 0..3 {
-        let mut rows = emissions(&["a", "b", "c"], -1);
+        let mut rows = columns(&["a", "b", "c"], -1);
         rows.keys = Default::default();
         (0..3).for_each(|_| rows.keys.push(None));
         producer.begin().unwrap();
-        producer.produce(Produce::Emissions(&rows)).unwrap();
+        producer.produce(Produce::Emissions(&rows.into())).unwrap();
         let offset = TaskOffset { partition: at(0, 0), offset: Offset(1), metadata: String::new() };
         producer.send_offsets(&[offset], &member.consumer.membership()).unwrap();
         producer.end(End::Commit).unwrap();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tidemill::config::node::KafkaClient;
-use tidemill::effects::Emissions;
+use tidemill::effects::{Emissions, Emitted};
 use tidemill::kafka::admin::NewTopic;
 use tidemill::kafka::config::KafkaConfig;
 use tidemill::kafka::consumer::ConsumerSpec;
@@ -62,7 +62,12 @@ pub fn sink_spec(outputs: &[&str], changelog: Option<&str>, inputs: &[&str]) -> 
     }
 }
 
-pub fn emissions(values: &[&str], partition: i32) -> Emissions {
+pub fn emissions(values: &[&str], partition: i32) -> Emitted {
+    columns(values, partition).into()
+}
+
+/// The same while they can be changed.
+pub fn columns(values: &[&str], partition: i32) -> Emissions {
     let now = now_ms();
     let mut rows = Emissions::default();
     for (index, value) in values.iter().enumerate() {
@@ -190,17 +195,17 @@ fn emissions_keep_their_timestamps_and_headers(by: KafkaClient) {
 }
 
 /// Two emissions, the first with headers.
-fn with_headers() -> Emissions {
-    let mut rows = emissions(&["a", "b"], -1);
+fn with_headers() -> Emitted {
+    let mut rows = columns(&["a", "b"], -1);
     let list = tidemill::record::headers::encode([("ce-id", Some(&b"7"[..])), ("none", None)].into_iter());
     rows.headers = Default::default();
     rows.headers.push(Some(&list));
     rows.headers.push(None);
-    rows
+    rows.into()
 }
 
 /// They are what a topic has, with all that belongs to them.
-fn assert_kept(cluster: &Cluster, topic: &str, rows: &Emissions) {
+fn assert_kept(cluster: &Cluster, topic: &str, rows: &Emitted) {
     let spec = ConsumeSpec {
         topic: topic.to_owned(),
         partitions: vec![0],
@@ -215,11 +220,12 @@ fn assert_kept(cluster: &Cluster, topic: &str, rows: &Emissions) {
         true
     })
     .unwrap();
+    let timestamps: Vec<i64> = rows.rows().map(|row| row.timestamp).collect();
     assert_eq!(
         seen[0],
-        (rows.timestamps[0], vec![("ce-id".to_owned(), Some(b"7".to_vec())), ("none".to_owned(), None)])
+        (timestamps[0], vec![("ce-id".to_owned(), Some(b"7".to_vec())), ("none".to_owned(), None)])
     );
-    assert_eq!(seen[1], (rows.timestamps[1], vec![]));
+    assert_eq!(seen[1], (timestamps[1], vec![]));
 }
 
 fn an_aborted_transaction_leaves_nothing(by: KafkaClient) {
@@ -296,11 +302,14 @@ fn a_record_that_the_topic_refuses_is_named_and_the_sink_goes_on_after_the_abort
     let compacted =
         cluster.topic_with(NewTopic::new(unique("compacted"), 1).with("cleanup.policy", "compact"));
     let large = "x".repeat(5_000);
-    let mut keyless = emissions(&["v"], -1);
+    let mut keyless = columns(&["v"], -1);
     keyless.keys = Default::default();
     keyless.keys.push(None);
-    let cases =
-        [(&small, emissions(&["fits", &large], -1)), (&compacted, keyless), (&small, emissions(&["p"], 9))];
+    let cases = [
+        (&small, emissions(&["fits", &large], -1)),
+        (&compacted, keyless.into()),
+        (&small, emissions(&["p"], 9)),
+    ];
     for (topic, rows) in cases {
         let spec = sink_spec(&[topic], None, &[&d.input]);
         d.sink = sink(&cluster.config(), by, &unique("tx"), spec).unwrap();

@@ -110,7 +110,7 @@ fn leave_as_if_killed(world: &World) {
         },
     };
     sink.begin().expect("begins");
-    sink.produce(Produce::Emissions(&emissions)).expect("produces");
+    sink.produce(Produce::Emissions(&emissions.into())).expect("produces");
     // Flushes, then refuses: the transaction stays open.
     sink.send_offsets(&[], &Membership::default()).expect_err("no membership");
 }

@@ -9,7 +9,7 @@ use super::answers::{Trouble, describe};
 use super::batches::{Place, RowTooLarge};
 use super::partition::Row;
 use super::patience::{Deadline, Pauses};
-use crate::effects::Emissions;
+use crate::effects::{Emitted, EmittedRow};
 use crate::kafka::sink::{STAMP_HEADER, SinkSpec, stamp_bytes};
 use crate::ports::ChangelogRows;
 use crate::record::headers;
@@ -47,24 +47,21 @@ impl Topics {
 }
 
 impl Producer {
-    pub(super) fn emissions(&mut self, rows: &Emissions, until: Deadline) -> Result<(), Trouble> {
+    pub(super) fn emissions(&mut self, rows: &Emitted, until: Deadline) -> Result<(), Trouble> {
         let now = now_ms();
-        let mut headers = rows.headers.iter();
-        for (index, (key, value)) in rows.keys.iter().zip(rows.values.iter()).enumerate() {
-            let output = usize::from(rows.outputs[index]);
-            let Some(&Some(topic)) = self.topics.outputs.get(output) else {
+        for EmittedRow { output, partition, timestamp, key, value, headers } in rows.rows() {
+            let Some(&Some(topic)) = self.topics.outputs.get(usize::from(output)) else {
                 let reason = "the deployment has no such topic".to_owned();
                 return Err(Trouble::Record { topic: format!("output {output}"), reason });
             };
-            let headers = headers.next().flatten();
             if let Some(Err(malformed)) = headers.map(headers::check) {
                 return Err(self.refused(topic, malformed.to_string()));
             }
-            let timestamp_ms = match rows.timestamps[index] {
+            let timestamp_ms = match timestamp {
                 ..0 => now,
                 given => given,
             };
-            self.push(topic, rows.partitions[index], &Row { timestamp_ms, key, value, headers }, until)?;
+            self.push(topic, partition, &Row { timestamp_ms, key, value, headers }, until)?;
         }
         Ok(())
     }

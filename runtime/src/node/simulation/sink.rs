@@ -7,7 +7,7 @@ use super::handler::LETTER;
 use super::letters;
 use super::process::Process;
 use super::world::World;
-use crate::effects::Emissions;
+use crate::effects::{Emitted, EmittedRow};
 use crate::node::commit::SinkFactory;
 use crate::ports::{CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
 
@@ -61,9 +61,8 @@ fn row(key: Option<&[u8]>, value: Option<&[u8]>) -> Row {
 
 /// What is emitted; the first letter of each record as well, under keys of their own and with the revision
 /// that they lack.
-fn emitted(emissions: &Emissions) -> impl Iterator<Item = Row> {
-    let columns = emissions.keys.iter().zip(emissions.values.iter()).zip(emissions.headers.iter());
-    columns.zip(&emissions.outputs).filter_map(|(((key, value), headers), &output)| match output {
+fn emitted(emissions: &Emitted) -> impl Iterator<Item = Row> {
+    emissions.rows().filter_map(|EmittedRow { output, key, value, headers, .. }| match output {
         0 => Some(row(key, value)),
         _ => letters::is_first(key, value, headers).then(|| {
             let key = [LETTER, key.unwrap_or_default()].concat();
@@ -73,11 +72,9 @@ fn emitted(emissions: &Emissions) -> impl Iterator<Item = Row> {
 }
 
 /// Letters, and the partition that each goes to.
-fn letters_of(emissions: &Emissions) -> impl Iterator<Item = (i32, Row)> {
-    let columns = emissions.keys.iter().zip(emissions.values.iter()).zip(emissions.headers.iter());
-    let rows = columns.zip(emissions.outputs.iter().zip(&emissions.partitions));
-    rows.filter(|(_, (output, _))| **output != 0)
-        .map(|(((key, value), headers), (_, &partition))| (partition, letters::row(key, value, headers)))
+fn letters_of(emissions: &Emitted) -> impl Iterator<Item = (i32, Row)> {
+    let rows = emissions.rows().filter(|row| row.output != 0);
+    rows.map(|row| (row.partition, letters::row(row.key, row.value, row.headers)))
 }
 
 impl ModelSink {

@@ -21,14 +21,12 @@ fn telling(failures: Failures) -> TaskConfig {
 /// Verdict, offset and attempts of every event, in order.
 fn told(sealed: &Sealed) -> Vec<String> {
     let mut told = Vec::new();
-    for emissions in &sealed.emissions {
-        for (value, &output) in emissions.values.iter().zip(&emissions.outputs) {
-            if output == 2 {
-                let event: serde_json::Value = serde_json::from_slice(value.unwrap()).unwrap();
-                let data = &event["data"];
-                let text = |name: &str| data[name].to_string().replace('"', "");
-                told.push(format!("{} {} {}", text("verdict"), text("original_offset"), text("attempts")));
-            }
+    for row in sealed.emissions.iter().flat_map(|emissions| emissions.rows()) {
+        if row.output == 2 {
+            let event: serde_json::Value = serde_json::from_slice(row.value.unwrap()).unwrap();
+            let data = &event["data"];
+            let text = |name: &str| data[name].to_string().replace('"', "");
+            told.push(format!("{} {} {}", text("verdict"), text("original_offset"), text("attempts")));
         }
     }
     told

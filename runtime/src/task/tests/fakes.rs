@@ -446,9 +446,8 @@ pub fn with_header<'a>(
 
 pub fn emitted(sealed: &Sealed) -> Vec<String> {
     let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
-    let rows =
-        sealed.emissions.iter().flat_map(|emissions| emissions.keys.iter().zip(emissions.values.iter()));
-    rows.map(|(key, value)| format!("{}={}", text(key), text(value))).collect()
+    let rows = sealed.emissions.iter().flat_map(|emissions| emissions.rows());
+    rows.map(|row| format!("{}={}", text(row.key), text(row.value))).collect()
 }
 
 pub fn commit(task: &mut Task, mut sealed: Sealed) {

@@ -10,6 +10,7 @@ use super::unpark::{counts, drop_of, of, release, unpark};
 use super::*;
 use crate::config::deployment::{Gaps, IdSource, InboxSpec};
 use crate::config::failures::Then;
+use crate::effects::Emitted;
 use crate::ports::CommittedOffset;
 use crate::record::headers;
 use crate::store::{POSITION, Table};
@@ -71,7 +72,7 @@ fn commit_ids(patient: &mut Patient) -> Vec<String> {
         String::from_utf8(id.to_vec()).unwrap()
     };
     let ids: Vec<String> =
-        sealed.emissions.iter().flat_map(|emissions| emissions.headers.iter()).map(id).collect();
+        sealed.emissions.iter().flat_map(Emitted::rows).map(|row| id(row.headers)).collect();
     commit(&mut patient.task, sealed);
     ids
 }
@@ -87,8 +88,8 @@ fn commit_letters(patient: &mut Patient) -> Vec<String> {
         };
         format!("{}/{}", text("original_topic"), text("original_offset"))
     };
-    let letters = sealed.emissions.iter().filter(|emissions| emissions.outputs == [1]);
-    let letters: Vec<String> = letters.flat_map(|emissions| emissions.headers.iter()).map(place).collect();
+    let letters = sealed.emissions.iter().flat_map(Emitted::rows).filter(|row| row.output == 1);
+    let letters: Vec<String> = letters.map(|row| place(row.headers)).collect();
     commit(&mut patient.task, sealed);
     letters
 }

@@ -111,10 +111,9 @@ fn what_is_sent_has_the_id_and_the_correlation_of_its_own_record() {
     apply(&mut task, records(0, ["a", "b", "a"]));
     let sealed = task.seal(0).unwrap().unwrap();
     let ids: Vec<Vec<u8>> = sealed.emissions[0]
-        .headers
-        .iter()
-        .map(|own| {
-            let own = headers::decode(own.unwrap()).unwrap();
+        .rows()
+        .map(|row| {
+            let own = headers::decode(row.headers.unwrap()).unwrap();
             let value = |name: &str| own.iter().find(|(found, _)| *found == name).unwrap().1.unwrap();
             [value("causation-id"), b" caused ", value(ID_HEADER)].concat()
         })

@@ -7,7 +7,7 @@ use tidemill_proto::v1::LetterFilter;
 use super::*;
 use crate::config::failures::Backoff;
 use crate::ports::{Delivery, Handler as HandlerPort, Landed, Landing, TopicRecord};
-use crate::record::{Column, headers};
+use crate::record::headers;
 use crate::store::OutboxRow;
 use crate::task::redrive::{LetterPage, Redrive};
 
@@ -114,7 +114,7 @@ fn a_row_is_delivered_after_its_commit_in_order_per_key_and_deleted_by_another()
     assert_eq!(taken(&mut task, 0), [], "nothing before the commit");
     let sealed = task.seal(0).unwrap().unwrap();
     assert_eq!(sealed.changelog.as_ref().unwrap().keys.len(), 4, "three rows and the position record");
-    let named = sealed.emissions[0].headers.row(1).unwrap().to_vec();
+    let named = sealed.emissions[0].rows().nth(1).unwrap().headers.unwrap().to_vec();
     assert_eq!(
         headers::decode(&named).unwrap(),
         [(ID_HEADER, Some(&b"life/words-id/3/1/0"[..]))],
@@ -184,9 +184,9 @@ fn a_failed_row_is_tried_again_later_and_buried_after_the_last_attempt() {
     let again = taken(&mut task, 5_100);
     assert!(land(&mut task, &again[0], failed(), 5_200), "the second retry was the last");
     let sealed = task.seal(0).unwrap().unwrap();
-    let letter = &sealed.emissions[0];
-    assert_eq!(letter.outputs, [1]);
-    let own = letter.headers.row(0).unwrap().to_vec();
+    let letter = sealed.emissions[0].rows().next().unwrap();
+    assert_eq!((letter.output, sealed.emissions[0].len()), (1, 1));
+    let own = letter.headers.unwrap().to_vec();
     let all = headers::decode(&own).unwrap();
     let text = |name: &str| {
         let value = all.iter().find(|(found, _)| *found == name).unwrap().1.unwrap();
@@ -202,14 +202,14 @@ fn a_failed_row_is_tried_again_later_and_buried_after_the_last_attempt() {
 
 /// The dead letter that a commit emits first, as it lies in its topic.
 fn letter_of(sealed: &Sealed, offset: u64) -> TopicRecord {
-    let emissions = &sealed.emissions[0];
-    let bytes = |column: &Column| column.row(0).map(<[u8]>::to_vec);
+    let row = sealed.emissions[0].rows().next().unwrap();
+    let bytes = |column: Option<&[u8]>| column.map(<[u8]>::to_vec);
     TopicRecord {
         offset: Offset(offset),
         timestamp_ms: 0,
-        key: bytes(&emissions.keys),
-        value: bytes(&emissions.values),
-        headers: bytes(&emissions.headers),
+        key: bytes(row.key),
+        value: bytes(row.value),
+        headers: bytes(row.headers),
     }
 }
 

@@ -127,10 +127,11 @@ fn the_last_attempt_ends_in_a_dead_letter_and_frees_the_key() {
     let buried_ms = patient.now_ms;
     assert_eq!(patient.retry_after(SECOND_MS), 0, "nothing is left to try");
     let sealed = patient.task.seal(0).unwrap().unwrap();
-    let letter = sealed.emissions.iter().find(|emissions| emissions.outputs == [1]).expect("a letter");
-    assert_eq!((letter.partitions[0], letter.timestamps[0]), (PARTITION, buried_ms));
-    assert_eq!((letter.keys.row(0), letter.values.row(0)), (Some(&b"b"[..]), Some(&b"flaky"[..])));
-    let all = headers::decode(letter.headers.row(0).unwrap()).unwrap();
+    let mut rows = sealed.emissions.iter().flat_map(|emissions| emissions.rows());
+    let letter = rows.find(|row| row.output == 1).expect("a letter");
+    assert_eq!((letter.partition, letter.timestamp), (PARTITION, buried_ms));
+    assert_eq!((letter.key, letter.value), (Some(&b"b"[..]), Some(&b"flaky"[..])));
+    let all = headers::decode(letter.headers.unwrap()).unwrap();
     assert_eq!(all[..2], headers::decode(&own).unwrap()[..], "its own headers are untouched");
     let text = |name: &str| {
         let value = all.iter().find(|(found, _)| *found == name).and_then(|(_, value)| *value).unwrap();

@@ -23,21 +23,18 @@ impl Topic {
     fn commit(&mut self, patient: &mut Patient) -> Vec<String> {
         let Some(sealed) = patient.task.seal(0).unwrap() else { return Vec::new() };
         let mut others = Vec::new();
-        for emissions in &sealed.emissions {
-            let columns = emissions.keys.iter().zip(emissions.values.iter()).zip(emissions.headers.iter());
-            for (&output, ((key, value), headers)) in emissions.outputs.iter().zip(columns) {
-                let bytes = |column: Option<&[u8]>| column.map(<[u8]>::to_vec);
-                let text = |column: Option<&[u8]>| String::from_utf8(bytes(column).unwrap()).unwrap();
-                match output {
-                    1 => self.0.push(TopicRecord {
-                        offset: Offset(self.0.len() as u64),
-                        timestamp_ms: patient.now_ms,
-                        key: bytes(key),
-                        value: bytes(value),
-                        headers: bytes(headers),
-                    }),
-                    _ => others.push(format!("{}={}", text(key), text(value))),
-                }
+        for row in sealed.emissions.iter().flat_map(|emissions| emissions.rows()) {
+            let bytes = |column: Option<&[u8]>| column.map(<[u8]>::to_vec);
+            let text = |column: Option<&[u8]>| String::from_utf8(bytes(column).unwrap()).unwrap();
+            match row.output {
+                1 => self.0.push(TopicRecord {
+                    offset: Offset(self.0.len() as u64),
+                    timestamp_ms: patient.now_ms,
+                    key: bytes(row.key),
+                    value: bytes(row.value),
+                    headers: bytes(row.headers),
+                }),
+                _ => others.push(format!("{}={}", text(row.key), text(row.value))),
             }
         }
         commit(&mut patient.task, sealed);
