@@ -45,6 +45,8 @@ struct Replacement {
     base: i64,
     next: i64,
     size_before: u64,
+    /// Less is in it than was. It may be larger all the same: what is left of a compressed batch is not compressed.
+    has_less: bool,
     cleaned: Segment,
 }
 
@@ -73,6 +75,8 @@ struct Filter<'a> {
     aborted: &'a AbortedBy,
     /// Producers of whose transaction a data batch has been kept since its last marker.
     kept_data: HashSet<i64>,
+    /// Something of the present segment was not kept.
+    dropped: bool,
 }
 
 impl Log {
@@ -104,7 +108,7 @@ impl Log {
     /// Puts the result of a pass in place, as far as the segments are still there.
     pub fn apply(&mut self, cleaned: Cleaned) -> io::Result<()> {
         for replacement in cleaned.replacements {
-            let Replacement { base, next, size_before, cleaned: segment } = replacement;
+            let Replacement { base, next, size_before, has_less, cleaned: segment } = replacement;
             let same = |s: &&mut Segment| s.base == base && s.size == size_before && s.next == next;
             let Some(target) = self.segments.iter_mut().find(same) else {
                 segment.delete()?;
@@ -112,7 +116,7 @@ impl Log {
             };
             target.ages = segment.ages;
             target.cleaned_ms.get_or_insert(cleaned.now_ms);
-            if segment.size < size_before {
+            if has_less {
                 target.replace_with(segment)?;
             } else {
                 segment.delete()?;
@@ -157,7 +161,8 @@ impl Job {
     /// Does the work. Takes as long as reading and writing the segments takes.
     pub fn run(self) -> io::Result<Cleaned> {
         let (keys, covered) = self.last_offsets()?;
-        let mut filter = Filter { keys: &keys, aborted: &self.aborted, kept_data: HashSet::new() };
+        let mut filter =
+            Filter { keys: &keys, aborted: &self.aborted, kept_data: HashSet::new(), dropped: false };
         let mut replacements = Vec::with_capacity(covered);
         for segment in self.segments.iter().take(covered) {
             let old = |at: i64| self.now_ms.saturating_sub(at) >= self.delete_retention_ms;
@@ -165,7 +170,8 @@ impl Job {
             // Forced even by default: a power loss may cost what is new, never what is old.
             cleaned.sync()?;
             let Segment { base, next, size: size_before, .. } = *segment;
-            replacements.push(Replacement { base, next, size_before, cleaned });
+            let has_less = std::mem::take(&mut filter.dropped);
+            replacements.push(Replacement { base, next, size_before, has_less, cleaned });
         }
         Ok(Cleaned { replacements, now_ms: self.now_ms })
     }
@@ -228,7 +234,9 @@ impl Filter<'_> {
     /// A marker outlives its data, or a restart would take kept data for undecided.
     fn keep_marker(&mut self, header: &Header, drop_tombstones: bool) -> bool {
         let has_data = self.kept_data.remove(&header.producer_id);
-        has_data || !drop_tombstones
+        let keeps = has_data || !drop_tombstones;
+        self.dropped |= !keeps;
+        keeps
     }
 
     /// What is to be kept of a data batch; `ages` becomes true if a tombstone is among it.
@@ -240,6 +248,7 @@ impl Filter<'_> {
         ages: &mut bool,
     ) -> io::Result<Option<Bytes>> {
         if is_aborted(self.aborted, header) {
+            self.dropped = true;
             return Ok(None);
         }
         let mut kept = BytesMut::new();
@@ -261,6 +270,7 @@ impl Filter<'_> {
         if count == header.count {
             return Ok(Some(bytes));
         }
+        self.dropped = true;
         let attributes = batch::uncompressed(header.attributes);
         let header = Header { count, attributes, ..*header };
         Ok((count > 0).then(|| batch::assemble(&header, &kept).freeze()))

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use bytes::{BufMut, BytesMut};
+use tidemill_batches::testing::NewBatch;
 use tidemill_batches::{self as batch, Header, NO_PRODUCER_ID, NO_SEQUENCE};
 
 use super::*;
@@ -253,4 +254,21 @@ fn a_log_amounts_to_its_model_whatever_happens_to_it() {
         let outcome = std::panic::catch_unwind(|| run(seed));
         assert!(outcome.is_ok(), "failed with SEED={seed}");
     }
+}
+
+#[test]
+fn a_batch_is_compacted_also_if_it_was_smaller_compressed() {
+    let hundred = (0..100).fold(NewBatch::at(0).codec(1), |batch, n| {
+        batch.put(&format!("key {}", n % 10), &"value ".repeat(20))
+    });
+    let mut log = Log::create(None, false).expect("creates");
+    log.append(&mut BytesMut::from(&hundred.build()[..]), &settings(), NOW_MS).expect("appends");
+    log.roll().expect("rolls");
+    let before = log.read(0, log.end(), 1 << 20, true).expect("reads").bytes.len();
+
+    let cleaned = log.plan(&settings(), NOW_MS).run().expect("runs");
+    log.apply(cleaned).expect("applies");
+    let after = log.read(0, log.end(), 1 << 20, true).expect("reads").bytes;
+    assert_eq!(Header::check(&after).expect("valid").count, 10);
+    assert!(after.len() > before, "the case is none");
 }
