@@ -11,7 +11,8 @@
 //! next one. The position record says whose number is whose. In one that does not, which was written before there
 //! were numbers, an input's place is its number: rows of that time name inputs by it.
 //!
-//! An input is a topic by its id, so one that was deleted and made again is another input.
+//! An input is a topic by its id, so one that was deleted and made again is another input. Of brokers that have no ids
+//! it is one by its name.
 //!
 //! What an inbox remembers may outlive the life of the deployment, and with it every position record (a reset). So
 //! the commits whose ids or sequences name inputs say it in the inbox's topic too, in a row that has no id: the next
@@ -22,6 +23,9 @@ use crate::store::{Position, PositionInput, StoreError, StoreReader, Table};
 
 /// Key of that row, in [`Table::Inbox`].
 pub(super) const ROW: &[u8] = b"";
+
+/// The id of every topic, where brokers have none (Redpanda; Apache Kafka before 2.8, or with metadata of before).
+const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// The inputs of a position record, each with its number.
 pub fn numbered(position: &Position) -> impl Iterator<Item = (u32, &PositionInput)> {
@@ -46,8 +50,20 @@ pub fn topic_at<'a>(
 #[derive(Debug)]
 struct Known {
     number: u16,
+    /// Empty while nobody but an inbox has named it.
     topic: String,
     topic_id: String,
+}
+
+impl Known {
+    fn identity(&self) -> &str {
+        identity(&self.topic, &self.topic_id)
+    }
+}
+
+/// What tells a topic from every other.
+fn identity<'a>(topic: &'a str, topic_id: &'a str) -> &'a str {
+    if topic_id == NO_ID { topic } else { topic_id }
 }
 
 #[derive(Debug, Default)]
@@ -69,17 +85,19 @@ impl Numbers {
         for (number, input) in position.into_iter().flat_map(numbered) {
             numbers.add(number, &input.topic, &input.topic_id)?;
         }
-        for (number, topic_id) in row.map(decode).unwrap_or_default() {
-            let is_news = |known: &Known| known.number != number && known.topic_id != topic_id;
+        for (number, identity) in row.map(decode).unwrap_or_default() {
+            let is_news = |known: &Known| known.number != number && known.identity() != identity;
             if numbers.known.iter().all(is_news) {
-                numbers.add(number.into(), "", topic_id)?;
+                numbers.add(number.into(), "", identity)?;
             }
         }
         for input in inputs {
-            let known = numbers.known.iter_mut().find(|known| known.topic_id == input.topic_id);
+            let id = identity(&input.topic, &input.topic_id);
+            let known = numbers.known.iter_mut().find(|known| known.identity() == id);
             let number = match known {
                 Some(known) => {
                     known.topic.clone_from(&input.topic);
+                    known.topic_id.clone_from(&input.topic_id);
                     known.number
                 }
                 None => numbers.add(numbers.next(), &input.topic, &input.topic_id)?,
@@ -95,13 +113,14 @@ impl Numbers {
     }
 
     /// The same with this date, ms since the epoch. On disk and in Kafka: the date (i64), then of each input its
-    /// number (u16), the length of its topic's id (u8) and that id; little endian.
+    /// number (u16), the length of its topic's id (u8) and that id, or the topic's name if it has none; little endian.
     pub fn encode(&self, date_ms: i64) -> Vec<u8> {
         let mut row = date_ms.to_le_bytes().to_vec();
         for known in &self.known {
             row.extend(known.number.to_le_bytes());
-            row.push(u8::try_from(known.topic_id.len()).unwrap_or(u8::MAX));
-            row.extend(known.topic_id.bytes().take(u8::MAX.into()));
+            let identity = known.identity();
+            row.push(u8::try_from(identity.len()).unwrap_or(u8::MAX));
+            row.extend(identity.bytes().take(u8::MAX.into()));
         }
         row
     }
@@ -142,15 +161,15 @@ impl Numbers {
     }
 }
 
-/// Numbers and topic ids. What is behind something that cannot be read is left out.
+/// Numbers, and what tells their topics apart. What is behind something that cannot be read is left out.
 fn decode(row: &[u8]) -> Vec<(u16, &str)> {
     let mut all = Vec::new();
     let mut rest = row.get(size_of::<i64>()..).unwrap_or_default();
     while let Some((number, behind)) = rest.split_first_chunk::<2>() {
         let Some((&length, behind)) = behind.split_first() else { break };
-        let Some((topic_id, behind)) = behind.split_at_checked(length.into()) else { break };
-        let Ok(topic_id) = std::str::from_utf8(topic_id) else { break };
-        all.push((u16::from_le_bytes(*number), topic_id));
+        let Some((identity, behind)) = behind.split_at_checked(length.into()) else { break };
+        let Ok(identity) = std::str::from_utf8(identity) else { break };
+        all.push((u16::from_le_bytes(*number), identity));
         rest = behind;
     }
     all
@@ -221,6 +240,28 @@ mod tests {
         assert_eq!(numbers.topic(2), ("", ""));
         let last = position(&[("a", Some(65_535))]);
         assert!(Numbers::of(&inputs, Some(&last), None).is_err(), "none is left");
+    }
+
+    #[test]
+    fn topics_of_brokers_without_ids_are_told_apart_by_their_names() {
+        let input = |topic: &str| TaskInput { topic: topic.into(), topic_id: NO_ID.into() };
+        let recorded = |topic: &str, number| PositionInput {
+            topic: topic.into(),
+            topic_id: NO_ID.into(),
+            number,
+            ..PositionInput::default()
+        };
+        let numbers = Numbers::of(&[input("b"), input("a")], None, None).unwrap();
+        assert_eq!(numbers.bound, [0, 1]);
+        let row = numbers.encode(7);
+        assert_eq!(decode(&row), [(0, "b"), (1, "a")]);
+        let numbers = Numbers::of(&[input("a"), input("c"), input("b")], None, Some(&row)).unwrap();
+        assert_eq!((&numbers.bound[..], numbers.topic(1)), (&[1, 2, 0][..], ("a", NO_ID)));
+
+        let inputs = vec![recorded("a", None), recorded("b", None)];
+        let former = Position { inputs, ..Position::default() };
+        let numbers = Numbers::of(&[input("c"), input("b")], Some(&former), Some(&row)).unwrap();
+        assert_eq!((&numbers.bound[..], numbers.topic(0)), (&[2, 1][..], ("a", NO_ID)));
     }
 
     #[test]
