@@ -95,7 +95,7 @@ pub struct Inbox {
     /// The first time that was seen, and the horizon then: from then on either at least keeps up with the
     /// monotonic clock.
     began: Option<(TakenAt, i64)>,
-    /// Rows have been written since the last seal.
+    /// Rows have been written since the last seal, or nothing says of those that there are whose they are.
     pub(super) has_news: bool,
     /// Of breaks of sequences.
     pub(super) lines: Lines,

@@ -295,7 +295,12 @@ impl Task {
         let remembered = Numbers::row(reader.as_ref())?;
         let numbers = Numbers::of(&config.inputs, position, remembered.as_deref())?;
         let parked = config.load_parked(reader.as_ref(), &numbers)?;
-        let inbox = config.inbox.clone().map(|spec| Inbox::new(spec, start.store.as_ref()));
+        let mut inbox = config.inbox.clone().map(|spec| Inbox::new(spec, start.store.as_ref()));
+        if let Some(inbox) = &mut inbox {
+            // Ids of before there were numbers: nothing says yet, for a life after this one, whose they are.
+            let has_ids = start.store.as_ref().is_some_and(|store| store.progress().inbox_ids > 0);
+            inbox.has_news = has_ids && remembered.is_none();
+        }
         let outbox_next = position.map_or(0, |position| position.outbox_next);
         let outbox = Outbox::load(reader.as_ref(), config.outbox_rules(), outbox_next)?;
         let mut view = config.view(reader.clone());

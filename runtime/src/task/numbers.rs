@@ -16,7 +16,8 @@
 //!
 //! What an inbox remembers may outlive the life of the deployment, and with it every position record (a reset). So
 //! the commits whose ids or sequences name inputs say it in the inbox's topic too, in a row that has no id: the next
-//! life takes it up from there. It is dated like those, so it is remembered as long as any of them.
+//! life takes it up from there. It is dated like those, so it is remembered as long as any of them. If there are any of
+//! before, the first commit of a task says it.
 
 use super::{TaskError, TaskInput};
 use crate::store::{Position, PositionInput, StoreError, StoreReader, Table};

@@ -210,6 +210,36 @@ fn ids_that_outlive_a_reset_are_still_those_of_their_topics_and_of_none_that_was
     assert_eq!(numbers(&patient), ["b 2", "c 3", "a 0", "d 4"]);
 }
 
+/// The store as a program of before inputs had numbers leaves it.
+fn as_before_numbers(patient: &mut Patient) {
+    let store = patient.task.store.as_mut().unwrap();
+    let (mut position, progress) = (store.position().unwrap().clone(), store.progress());
+    position.inputs.iter_mut().for_each(|input| input.number = None);
+    let position = position.encode_to_vec();
+    let rows = [(POSITION, Some(position.as_slice())), (&b"\x02"[..], None)];
+    store.write(rows.into_iter(), progress).unwrap();
+}
+
+#[test]
+fn ids_of_before_there_were_numbers_outlive_a_reset_with_the_topic_that_has_moved_since() {
+    let mut bench = Bench::new();
+    let id = Some(vec![IdSource::Offset]);
+    let inbox = Some(InboxSpec { id, sequence: None, ttl: Duration::from_secs(3_600) });
+    let of = |topics: &[&str]| TaskConfig { inbox: inbox.clone(), ..parking_of(topics) };
+    let mut patient = Patient::new(&mut bench, of(&["a"]));
+    apply(&mut patient, 0, 0, &["k", "l", "m"]);
+    patient.commit();
+    as_before_numbers(&mut patient);
+
+    // No record comes between the two.
+    let patient = next_version(patient, &["b", "a"]);
+    let mut patient = reset(patient, &bench, of(&["b", "a"]));
+    for (input, ok, duplicates) in [(0, 3, 0), (1, 0, 3)] {
+        let applied = apply(&mut patient, input, 0, &["k", "l", "m"]);
+        assert_eq!((applied.ok, applied.duplicates), (ok, duplicates), "input {input}");
+    }
+}
+
 /// Breaks that have been counted once this record is in.
 fn heard(patient: &mut Patient, input: u16, offset: i64, number: &str) -> u64 {
     let batch = with_header(records(offset, ["k"]), "number", [Some(number)]);
@@ -264,11 +294,7 @@ fn rows_of_before_there_were_numbers_are_of_the_input_that_had_their_place() {
     let mut patient = Patient::new(&mut bench, parking_of(&["a", "b"]));
     apply(&mut patient, 1, 5, &["k!flaky"]);
     patient.commit();
-    let store = patient.task.store.as_mut().unwrap();
-    let (mut position, progress) = (store.position().unwrap().clone(), store.progress());
-    position.inputs.iter_mut().for_each(|input| input.number = None);
-    let position = position.encode_to_vec();
-    store.write([(POSITION, Some(position.as_slice()))].into_iter(), progress).unwrap();
+    as_before_numbers(&mut patient);
 
     let mut patient = next_version(patient, &["c", "b"]);
     patient.heal();
