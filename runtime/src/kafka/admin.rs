@@ -397,7 +397,17 @@ impl Admin {
         group: &str,
         partitions: Option<&[(String, i32)]>,
     ) -> Result<Vec<GroupOffset>, AdminError> {
-        self.offsets_of_group(group, partitions, false)
+        self.offsets_of_group(group, partitions, false, REQUEST_WAIT)
+    }
+
+    /// The same of these partitions, for whoever has no use for a late answer.
+    pub fn group_offsets_within(
+        &self,
+        group: &str,
+        partitions: &[(String, i32)],
+        wait: Duration,
+    ) -> Result<Vec<GroupOffset>, AdminError> {
+        self.offsets_of_group(group, Some(partitions), false, wait)
     }
 
     /// The same of these partitions, but an offset that a transaction has not decided on yet is an error.
@@ -406,7 +416,7 @@ impl Admin {
         group: &str,
         partitions: &[(String, i32)],
     ) -> Result<Vec<GroupOffset>, AdminError> {
-        self.offsets_of_group(group, Some(partitions), true)
+        self.offsets_of_group(group, Some(partitions), true, REQUEST_WAIT)
     }
 
     fn offsets_of_group(
@@ -414,6 +424,7 @@ impl Admin {
         group: &str,
         partitions: Option<&[(String, i32)]>,
         stable: bool,
+        wait: Duration,
     ) -> Result<Vec<GroupOffset>, AdminError> {
         let what = format!("offsets of group `{group}`");
         let list = partitions.map(|rows| {
@@ -423,7 +434,7 @@ impl Admin {
         });
         let rows = self
             .ask_coordinator(group, |coordinator| {
-                coordinator.group_offsets(group, list.as_ref(), stable, REQUEST_WAIT)
+                coordinator.group_offsets(group, list.as_ref(), stable, wait)
             })
             .map_err(|error| sorted(&what, &error))?;
         rows.into_iter()
@@ -512,6 +523,15 @@ mod tests {
 
     /// An api key.
     const OFFSET_FETCH: i16 = 9;
+
+    #[test]
+    fn offsets_of_a_group_without_a_coordinator_are_waited_for_no_longer_than_was_asked() {
+        let admin = Admin::new(&KafkaConfig::new("127.0.0.1:1")).expect("a client");
+        let begun = Instant::now();
+        let answer = admin.group_offsets_within("g", &[("in".to_owned(), 0)], Duration::from_millis(100));
+        assert!(matches!(answer, Err(AdminError::Unavailable { .. })), "{answer:?}");
+        assert!(begun.elapsed() < REQUEST_WAIT / 2, "{:?}", begun.elapsed());
+    }
 
     /// librdkafka takes this answer for a member's: in a client without a group it ends the process.
     #[test]

@@ -68,7 +68,7 @@ fn each<'a>(
     lags
 }
 
-/// Of one. `wait` is for its offsets.
+/// Of one. `wait` is for all of its offsets.
 pub fn of(
     node: &NodeRuntime,
     registered: &Registered,
@@ -95,8 +95,9 @@ pub fn of(
     if partitions.is_empty() {
         return Ok(lags);
     }
+    let until = Instant::now() + wait;
     let ends = node.admin.offsets_within(&partitions, At::StableEnd, wait)?;
-    let positions = group_positions(node, &registered.name, &partitions, wait)?;
+    let positions = group_positions(node, &registered.name, &partitions, until)?;
     let owners = Owners::of(node, &registered.name);
     let deadline = Instant::now() + AGES_TIME_MAX;
     for (((topic, partition), end), position) in partitions.into_iter().zip(ends).zip(positions) {
@@ -133,10 +134,11 @@ pub(super) fn group_positions(
     node: &NodeRuntime,
     deployment: &str,
     partitions: &[(String, i32)],
-    wait: Duration,
+    until: Instant,
 ) -> Result<Vec<GroupPosition>, AdminError> {
-    let starts = node.admin.offsets_within(partitions, At::Start, wait)?;
-    let offsets = match node.admin.group_offsets(&node.group(deployment), Some(partitions)) {
+    let left = || until.saturating_duration_since(Instant::now());
+    let starts = node.admin.offsets_within(partitions, At::Start, left())?;
+    let offsets = match node.admin.group_offsets_within(&node.group(deployment), partitions, left()) {
         Ok(offsets) => offsets,
         // The group comes into being with its first member.
         Err(AdminError::Missing { .. }) => Vec::new(),

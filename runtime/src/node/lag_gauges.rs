@@ -156,7 +156,7 @@ fn of_the_group(
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let positions = lag::group_positions(node, &registered.name, &wanted, WAIT)?;
+    let positions = lag::group_positions(node, &registered.name, &wanted, Instant::now() + WAIT)?;
     let mut inputs: BTreeMap<i32, Vec<(String, Offset)>> = BTreeMap::new();
     for ((topic, partition), position) in wanted.into_iter().zip(positions) {
         inputs.entry(partition).or_default().push((topic, position.next));
