@@ -27,6 +27,8 @@ const STOPPED_MAX: Duration = Duration::from_secs(60);
 /// follow it (`docs/formats/store.md`).
 const POSITION: &[u8] = b"\0position";
 const STATE: u8 = 0x01;
+/// That of a record which waits behind one of its key that failed in the same call; without a value once it is done with.
+const PARKED: u8 = 0x04;
 /// What a guest of the kind [`State::Marks`] writes first.
 const MARK: &[u8] = b"written";
 
@@ -146,9 +148,17 @@ impl Left {
 /// What a changelog says of the only store of its deployment.
 fn kept(changelog: Vec<Row>) -> Result<Kept> {
     let mut kept = Kept::new();
+    let mut waiting = BTreeSet::new();
     for row in changelog {
         let key = row.key.unwrap_or_default();
         if key == POSITION {
+            continue;
+        }
+        if key.first() == Some(&PARKED) {
+            match row.value {
+                Some(_) => waiting.insert((row.partition, key)),
+                None => waiting.remove(&(row.partition, key)),
+            };
             continue;
         }
         ensure!(key.first() == Some(&STATE), "the changelog has a row of no state: {}", key.escape_ascii());
@@ -156,6 +166,7 @@ fn kept(changelog: Vec<Row>) -> Result<Kept> {
         let key = key.get(2 + name..).context("a state key has a name")?;
         kept.insert((row.partition, key.to_vec()), row.value);
     }
+    ensure!(waiting.is_empty(), "{} records are passed and wait", waiting.len());
     Ok(kept)
 }
 
@@ -244,5 +255,6 @@ mod tests {
         let rows = vec![row(POSITION, Some(b"")), row(key, Some(b"1")), row(key, None)];
         assert_eq!(kept(rows).expect("a changelog"), Kept::from([((3, b"k".to_vec()), None)]));
         assert!(kept(vec![row(b"\x04", Some(b""))]).is_err(), "somebody waits");
+        assert!(kept(vec![row(b"\x04", Some(b"")), row(b"\x04", None)]).is_ok(), "and is done with");
     }
 }
