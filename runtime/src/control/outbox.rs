@@ -124,7 +124,6 @@ impl Forwarder {
         request: proto::RetryOutboxRequest,
         deadline: Deadline,
     ) -> Result<proto::RetryOutboxResponse, Status> {
-        // Rows are named by their partition and number, so the one is nothing without the other.
         chosen(&request.author, &request.rows, request.partition).map_err(status)?;
         let mut rows = 0;
         for partition in self.partitions(&request, request.local).await? {
@@ -139,7 +138,6 @@ impl Forwarder {
         request: proto::DiscardOutboxRequest,
         deadline: Deadline,
     ) -> Result<proto::DiscardOutboxResponse, Status> {
-        // Rows are named by their partition and number, so the one is nothing without the other.
         chosen(&request.author, &request.rows, request.partition).map_err(status)?;
         let mut rows = 0;
         for partition in self.partitions(&request, request.local).await? {

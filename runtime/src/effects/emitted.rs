@@ -21,8 +21,8 @@ use crate::record::{Column, first_wrong};
 /// Invariant: every column has as many rows as `timestamps`, `headers` excepted, which has none if all are null.
 #[derive(Debug, Clone)]
 pub struct Emitted {
-    outputs: Numbers<u16>,
-    partitions: Numbers<i32>,
+    outputs: Alike<u16>,
+    partitions: Alike<i32>,
     timestamps: Vec<i64>,
     keys: Column,
     values: Column,
@@ -92,8 +92,8 @@ impl From<Emissions> for Emitted {
         assert_eq!(lens, [sources.len(); 6], "every column has one row per emission");
         let has_headers = first_wrong(headers.lengths(), |length| length >= 0).is_some();
         Emitted {
-            outputs: Numbers::new(outputs),
-            partitions: Numbers::new(partitions),
+            outputs: Alike::new(outputs),
+            partitions: Alike::new(partitions),
             timestamps,
             keys,
             values,
@@ -104,24 +104,24 @@ impl From<Emissions> for Emitted {
 
 /// A column of numbers that are nearly always the same.
 #[derive(Debug, Clone)]
-enum Numbers<T> {
+enum Alike<T> {
     /// In all rows, of which there is one at least.
     Same(T),
     Each(Vec<T>),
 }
 
-impl<T: Copy + PartialEq> Numbers<T> {
-    fn new(rows: Vec<T>) -> Numbers<T> {
+impl<T: Copy + PartialEq> Alike<T> {
+    fn new(rows: Vec<T>) -> Alike<T> {
         match rows.first().copied() {
-            Some(first) if first_wrong(&rows, |row| row != first).is_none() => Numbers::Same(first),
-            _ => Numbers::Each(rows),
+            Some(first) if first_wrong(&rows, |row| row != first).is_none() => Alike::Same(first),
+            _ => Alike::Each(rows),
         }
     }
 
     fn memory_bytes(&self) -> usize {
         match self {
-            Numbers::Same(_) => 0,
-            Numbers::Each(rows) => rows.capacity() * size_of::<T>(),
+            Alike::Same(_) => 0,
+            Alike::Each(rows) => rows.capacity() * size_of::<T>(),
         }
     }
 
@@ -129,8 +129,8 @@ impl<T: Copy + PartialEq> Numbers<T> {
     /// which every row is the first.
     fn by_row(&self) -> impl Fn(usize) -> T {
         let (numbers, mask) = match self {
-            Numbers::Same(number) => (std::slice::from_ref(number), 0),
-            Numbers::Each(rows) => (rows.as_slice(), usize::MAX),
+            Alike::Same(number) => (std::slice::from_ref(number), 0),
+            Alike::Each(rows) => (rows.as_slice(), usize::MAX),
         };
         move |row| numbers[row & mask]
     }

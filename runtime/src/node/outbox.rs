@@ -291,7 +291,8 @@ fn named(destination: &str) -> Option<String> {
     (!destination.is_empty()).then(|| destination.to_owned())
 }
 
-/// Destination and sequence numbers of a request, or everything that is wrong with it, its author included.
+/// Destination and sequence numbers of a request, or everything that is wrong with it, its author included. Rows are named
+/// by their partition and number, so the one is nothing without the other.
 pub fn chosen(
     author: &str,
     rows: &Option<proto::OutboxRows>,

@@ -10,7 +10,7 @@ use super::unpark::{counts, drop_of, of, release, unpark};
 use super::*;
 use crate::config::deployment::{Gaps, IdSource, InboxSpec};
 use crate::config::failures::Then;
-use crate::effects::Emitted;
+use crate::effects::{Emitted, EmittedRow};
 use crate::ports::CommittedOffset;
 use crate::record::headers;
 use crate::store::{POSITION, Table};
@@ -25,6 +25,13 @@ fn parking_of(topics: &[&str]) -> TaskConfig {
     let mut config = with_inputs(parking(failures(Then::Park, 3)), topics);
     config.outputs[0].ids = true;
     config
+}
+
+/// The same, and remembers records by their offsets.
+fn remembering_of(topics: &[&str]) -> TaskConfig {
+    let id = Some(vec![IdSource::Offset]);
+    let inbox = Some(InboxSpec { id, sequence: None, ttl: Duration::from_secs(3_600) });
+    TaskConfig { inbox, ..parking_of(topics) }
 }
 
 /// The next version, with these inputs, as recovery has it go on; it has adopted itself.
@@ -63,16 +70,25 @@ fn apply(patient: &mut Patient, input: u16, from: i64, keys: &[&str]) -> Applied
     patient.task.apply(Batch { input, ..records(from, keys.iter().copied()) }, taken).unwrap()
 }
 
+/// The first three offsets of inputs: how many of them have an effect, and how many are repetitions.
+fn assert_handled(patient: &mut Patient, expected: &[(u16, usize, usize)]) {
+    for &(input, ok, duplicates) in expected {
+        let applied = apply(patient, input, 0, &["k", "l", "m"]);
+        assert_eq!((applied.ok, applied.duplicates), (ok, duplicates), "input {input}");
+    }
+}
+
+/// Text of a header that is there.
+fn header(row: &EmittedRow<'_>, name: &str) -> String {
+    let value = headers::find(row.headers.unwrap(), name).unwrap().unwrap();
+    String::from_utf8(value.to_vec()).unwrap()
+}
+
 /// Commits what there is; the ids of what it emitted.
 fn commit_ids(patient: &mut Patient) -> Vec<String> {
     let sealed = patient.task.seal(0).unwrap().expect("something to commit");
-    let id = |own: Option<&[u8]>| {
-        let all = headers::decode(own.unwrap()).unwrap();
-        let id = all.iter().find(|(name, _)| *name == ID_HEADER).unwrap().1.unwrap();
-        String::from_utf8(id.to_vec()).unwrap()
-    };
-    let ids: Vec<String> =
-        sealed.emissions.iter().flat_map(Emitted::rows).map(|row| id(row.headers)).collect();
+    let rows = sealed.emissions.iter().flat_map(Emitted::rows);
+    let ids = rows.map(|row| header(&row, ID_HEADER)).collect();
     commit(&mut patient.task, sealed);
     ids
 }
@@ -80,16 +96,11 @@ fn commit_ids(patient: &mut Patient) -> Vec<String> {
 /// Commits what there is; of which records it has dead letters.
 fn commit_letters(patient: &mut Patient) -> Vec<String> {
     let sealed = patient.task.seal(0).unwrap().expect("something to commit");
-    let place = |own: Option<&[u8]>| {
-        let all = headers::decode(own.unwrap()).unwrap();
-        let text = |name: &str| {
-            let value = all.iter().find(|(found, _)| *found == name).unwrap().1.unwrap();
-            String::from_utf8(value.to_vec()).unwrap()
-        };
-        format!("{}/{}", text("original_topic"), text("original_offset"))
-    };
     let letters = sealed.emissions.iter().flat_map(Emitted::rows).filter(|row| row.output == 1);
-    let letters: Vec<String> = letters.map(|row| place(row.headers)).collect();
+    let place = |row: EmittedRow<'_>| {
+        format!("{}/{}", header(&row, "original_topic"), header(&row, "original_offset"))
+    };
+    let letters = letters.map(place).collect();
     commit(&mut patient.task, sealed);
     letters
 }
@@ -155,9 +166,7 @@ fn what_is_parked_of_a_topic_that_is_no_input_can_be_dropped_and_its_letter_name
 #[test]
 fn an_offset_that_was_seen_of_one_topic_is_no_repetition_of_another_that_has_taken_its_place() {
     let mut bench = Bench::new();
-    let id = Some(vec![IdSource::Offset]);
-    let inbox = Some(InboxSpec { id, sequence: None, ttl: Duration::from_secs(3_600) });
-    let mut patient = Patient::new(&mut bench, TaskConfig { inbox, ..parking_of(&["a"]) });
+    let mut patient = Patient::new(&mut bench, remembering_of(&["a"]));
     assert_eq!(apply(&mut patient, 0, 0, &["k", "l"]).ok, 2);
     patient.commit();
 
@@ -189,23 +198,17 @@ fn reset(patient: Patient, bench: &Bench, config: TaskConfig) -> Patient {
 #[test]
 fn ids_that_outlive_a_reset_are_still_those_of_their_topics_and_of_none_that_was_made_again() {
     let mut bench = Bench::new();
-    let id = Some(vec![IdSource::Offset]);
-    let inbox = Some(InboxSpec { id, sequence: None, ttl: Duration::from_secs(3_600) });
-    let of = |topics: &[&str]| TaskConfig { inbox: inbox.clone(), ..parking_of(topics) };
-    let mut patient = Patient::new(&mut bench, of(&["a"]));
+    let mut patient = Patient::new(&mut bench, remembering_of(&["a"]));
     apply(&mut patient, 0, 0, &["k", "l", "m"]);
     patient.commit();
     let mut patient = next_version(patient, &["b", "a"]);
     apply(&mut patient, 0, 0, &["k"]);
     patient.commit();
 
-    let mut config = of(&["b", "c", "a", "d"]);
+    let mut config = remembering_of(&["b", "c", "a", "d"]);
     config.inputs[0].topic_id = "made-again".into();
     let mut patient = reset(patient, &bench, config);
-    for (input, ok, duplicates) in [(0, 3, 0), (1, 3, 0), (2, 0, 3), (3, 3, 0)] {
-        let applied = apply(&mut patient, input, 0, &["k", "l", "m"]);
-        assert_eq!((applied.ok, applied.duplicates), (ok, duplicates), "input {input}");
-    }
+    assert_handled(&mut patient, &[(0, 3, 0), (1, 3, 0), (2, 0, 3), (3, 3, 0)]);
     patient.commit();
     assert_eq!(numbers(&patient), ["b 2", "c 3", "a 0", "d 4"]);
 }
@@ -223,21 +226,15 @@ fn as_before_numbers(patient: &mut Patient) {
 #[test]
 fn ids_of_before_there_were_numbers_outlive_a_reset_with_the_topic_that_has_moved_since() {
     let mut bench = Bench::new();
-    let id = Some(vec![IdSource::Offset]);
-    let inbox = Some(InboxSpec { id, sequence: None, ttl: Duration::from_secs(3_600) });
-    let of = |topics: &[&str]| TaskConfig { inbox: inbox.clone(), ..parking_of(topics) };
-    let mut patient = Patient::new(&mut bench, of(&["a"]));
+    let mut patient = Patient::new(&mut bench, remembering_of(&["a"]));
     apply(&mut patient, 0, 0, &["k", "l", "m"]);
     patient.commit();
     as_before_numbers(&mut patient);
 
     // No record comes between the two.
     let patient = next_version(patient, &["b", "a"]);
-    let mut patient = reset(patient, &bench, of(&["b", "a"]));
-    for (input, ok, duplicates) in [(0, 3, 0), (1, 0, 3)] {
-        let applied = apply(&mut patient, input, 0, &["k", "l", "m"]);
-        assert_eq!((applied.ok, applied.duplicates), (ok, duplicates), "input {input}");
-    }
+    let mut patient = reset(patient, &bench, remembering_of(&["b", "a"]));
+    assert_handled(&mut patient, &[(0, 3, 0), (1, 0, 3)]);
 }
 
 /// Breaks that have been counted once this record is in.
