@@ -334,6 +334,8 @@ fn a_deployment_is_compared_taken_back_paused_reset_and_drained_by_commands() {
     refused(&["outbox", "discard", "wc", "out", "--all"], 2, "never delivered. Add --yes to confirm");
     refused(&["groups", "delete", "local.default.wc", "--yes"], 4, "stop them first");
 
+    refused(&["outbox", "show", "wc"], 4, "wc has no outbox");
+
     let diff = ask(&["diff", "wc"]);
     assert_eq!((diff["from"].as_u64(), diff["to"].as_u64()), (Some(1), Some(2)), "{diff}");
     assert_eq!(diff["changes"][0]["field"], "limits.memory");

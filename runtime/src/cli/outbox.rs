@@ -83,6 +83,8 @@ struct List {
 }
 
 /// Show rows that wait, the oldest first
+///
+/// Of a deployment without an outbox it is refused, unless an earlier version has left rows.
 #[derive(Debug, Args)]
 #[command(after_help = SHOW_EXAMPLES)]
 struct Show {
@@ -261,6 +263,10 @@ impl Show {
         };
         partitions.sort_unstable();
         partitions.dedup();
+        if partitions.is_empty() {
+            // Of a deployment without an outbox nothing is listed: whoever has its first partition says so.
+            partitions.push(0);
+        }
         let mut client = connect(global).await?;
         let mut rows = Vec::new();
         for partition in partitions {

@@ -115,6 +115,11 @@ impl Handle {
         let destination = named(&request.destination);
         let ask = Ask::Show { destination, after: request.after, limit: limit as usize };
         match self.ask(&request.deployment, request.partition, ask, until)? {
+            Answer::Rows(rows, _)
+                if rows.is_empty() && !self.has_outbox(&request.deployment, request.partition)? =>
+            {
+                Err(no_outbox(&request.deployment, request.partition))
+            }
             Answer::Rows(rows, now) => {
                 let states = self.node.relays.states(&request.deployment);
                 let event_type = |output: &str| match states.iter().find(|state| state.name == output) {
@@ -216,6 +221,15 @@ impl Handle {
         Ok(self.latest()?.outbox_paused(deployment).into_iter().collect())
     }
 
+    /// Its version has one, or an earlier one has left rows in this partition, which this node runs. Of a version that
+    /// cannot be read nobody can say that it has none.
+    fn has_outbox(&self, name: &str, partition: i32) -> Result<bool, ControlError> {
+        let registered = self.registered(name)?;
+        let is_left =
+            || self.node.telemetry.outboxes(name, partition).iter().any(|(_, cells)| cells.rows.get() > 0);
+        Ok(registered.spec().is_none_or(|spec| spec.has_outbox()) || is_left())
+    }
+
     fn ask(&self, name: &str, partition: i32, ask: Ask, until: Instant) -> Result<Answer, ControlError> {
         running(&self.node, name, partition)?;
         if let Ask::Show { destination: Some(destination), .. }
@@ -279,6 +293,13 @@ fn unanswered(name: &str, partition: i32, answer: &Answer) -> ControlError {
 fn destinations(registered: &Registered) -> BTreeSet<String> {
     let spec = registered.spec();
     spec.iter().flat_map(|spec| spec.destinations()).map(|(name, _)| name.clone()).collect()
+}
+
+fn no_outbox(deployment: &str, partition: i32) -> ControlError {
+    ControlError::Precondition(format!(
+        "{deployment} has no outbox, and partition {partition} no row that an earlier version left; `http:`, `amqp:` or `kafka:` \
+         in an output of its document gives it one"
+    ))
 }
 
 fn unknown_destination(deployment: &str, name: &str, known: &BTreeSet<String>) -> ControlError {

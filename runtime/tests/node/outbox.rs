@@ -10,7 +10,7 @@ use tidemill_proto::v1 as proto;
 use tidemill_sink::{HttpSink, Mode};
 use tidemill_test_support::build_guest;
 
-use crate::world::{World, deploy, eventually};
+use crate::world::{World, deploy, eventually, is_adopted};
 
 fn document(world: &World, sink: &HttpSink, more: &str) -> String {
     format!(
@@ -224,6 +224,48 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
         let ended = told.iter().filter(|at| at.reason.is_empty()).filter_map(|at| at.progress.as_ref());
         ended.map(|progress| (progress.ended, progress.given)).eq([(true, 1), (true, 0)])
     });
+    node.stop();
+}
+
+#[test]
+fn a_deployment_without_an_outbox_says_so_unless_an_earlier_version_left_rows() {
+    let world = World::new(&[("in", 2), ("copies", 1)]);
+    let node = world.node();
+    let module = build_guest("tests/guests/hostile");
+    let document = |out: &str| {
+        format!(
+            "name: hook\nmodule: hostile.wasm\ninputs: {{ in: {{ topic: in }} }}\noutputs: {{ out: {out} }}\n"
+        )
+    };
+    let show = |partition| {
+        let request = proto::ShowOutboxRequest { deployment: "hook".into(), partition, ..Default::default() };
+        node.handle().outbox_show(&request, soon()).map(|answer| answer.rows.len())
+    };
+    let is_refused = |partition| match show(partition) {
+        Err(ControlError::Precondition(why)) => why.starts_with("hook has no outbox"),
+        Ok(_) | Err(_) => false,
+    };
+    deploy(&node, &document("{ http: { url: 'http://127.0.0.1:1/nobody' } }"), &module);
+    produce(&world, &[(0, "a", "ok")]);
+    eventually("one waits, and nothing does where nothing was", || {
+        matches!((show(0), show(1)), (Ok(1), Ok(0)))
+    });
+
+    deploy(&node, &document("{ topic: copies }"), &module);
+    eventually("the second is adopted", || is_adopted(&node.handle(), "hook"));
+    assert_eq!(show(0).expect("what is left is shown"), 1);
+    assert!(is_refused(1), "nothing is left there: {:?}", show(1));
+    let discard = proto::DiscardOutboxRequest {
+        deployment: "hook".into(),
+        partition: Some(0),
+        rows: Some(proto::OutboxRows { destination: "out".into(), sequences: Vec::new() }),
+        ..proto::DiscardOutboxRequest::default()
+    };
+    // Not while it is under way.
+    eventually("it is discarded", || {
+        node.handle().outbox_discard(&discard, soon()).is_ok_and(|answer| answer.rows == 1)
+    });
+    eventually("nothing is left there either", || is_refused(0));
     node.stop();
 }
 
