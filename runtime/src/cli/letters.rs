@@ -73,6 +73,10 @@ fn offsets(text: &str) -> Result<proto::OffsetRange, String> {
 }
 
 impl Which {
+    /// Of every field above, for a command that takes none of them.
+    pub const ARGUMENTS: [&str; 9] =
+        ["key", "key_format", "error_type", "since", "until", "versions", "revision", "partition", "offsets"];
+
     /// Asks which revisions the versions are that are meant, if any is named.
     pub async fn find_versions(&mut self, deployment: &str, channel: &Channel) -> Result<(), Failure> {
         if self.versions.is_empty() {

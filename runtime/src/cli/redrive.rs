@@ -29,6 +29,9 @@ const STANDS_LOOKS: u32 = 40;
 /// Looks between two lines about progress.
 const SAY_EVERY: u32 = 8;
 
+/// Beside the filter, what nobody can say of a redrive that is there.
+const OF_A_NEW_ONE: [&str; 4] = ["rate", "retry_limit", "dry_run", "detach"];
+
 const EXAMPLES: &str = "\
 Examples:
   tidemill dlq redrive orders --dry-run
@@ -66,11 +69,12 @@ pub struct Redrive {
     /// Return at once
     #[arg(long, short)]
     detach: bool,
-    /// End a redrive or discard where it is
-    #[arg(long, value_name = "ID", conflicts_with_all = ["rate", "dry_run", "detach", "follow"])]
+    /// End a redrive or discard where it is, for all its letters
+    #[arg(long, value_name = "ID", conflicts_with_all = Which::ARGUMENTS, conflicts_with_all = OF_A_NEW_ONE)]
+    #[arg(conflicts_with = "follow")]
     cancel: Option<u64>,
-    /// Show how far a redrive or discard is, until it ends
-    #[arg(long, value_name = "ID", conflicts_with_all = ["rate", "dry_run", "detach"])]
+    /// Show how far a redrive or discard is with all its letters, until it ends
+    #[arg(long, value_name = "ID", conflicts_with_all = Which::ARGUMENTS, conflicts_with_all = OF_A_NEW_ONE)]
     follow: Option<u64>,
 }
 
@@ -357,7 +361,44 @@ fn done(redrive: &proto::RedriveStatus, sums: &Sums, global: &Global) -> Outcome
 
 #[cfg(test)]
 mod tests {
+    use clap::error::ErrorKind;
+    use clap::{CommandFactory, Parser};
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        redrive: Redrive,
+    }
+
+    #[test]
+    fn a_redrive_is_cancelled_or_followed_with_all_its_letters_or_the_command_is_refused() {
+        let parse = |words: &str| {
+            let parsed = Command::try_parse_from(words.split(' '));
+            parsed
+                .map(|command| (command.redrive.cancel, command.redrive.follow))
+                .map_err(|error| error.kind())
+        };
+        assert_eq!(parse("redrive orders --cancel 41"), Ok((Some(41), None)));
+        assert_eq!(parse("redrive orders --follow 41"), Ok((None, Some(41))));
+        for some in ["--key k", "--version 2", "--offsets 7..9", "--retry-limit 5", "--rate 5", "--detach"] {
+            for all in ["--cancel 41", "--follow 41"] {
+                let words = format!("redrive orders {all} {some}");
+                assert_eq!(parse(&words), Err(ErrorKind::ArgumentConflict), "{words}");
+            }
+        }
+        // A filter that is new here must be refused, too.
+        let command = Command::command();
+        let is_of_some = |id: &str| !["deployment", "cancel", "follow"].contains(&id);
+        for all in ["cancel", "follow"] {
+            let argument = command.get_arguments().find(|argument| argument.get_id().as_str() == all);
+            let refused = command.get_arg_conflicts_with(argument.expect("it is there"));
+            for other in command.get_arguments().filter(|argument| is_of_some(argument.get_id().as_str())) {
+                assert!(refused.contains(&other), "--{all} ignores {}", other.get_id());
+            }
+        }
+    }
 
     #[test]
     fn progress_adds_up_over_partitions_and_says_what_is_left() {
