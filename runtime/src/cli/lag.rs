@@ -26,7 +26,8 @@ Examples:
 /// oldest record that is not committed yet. Of one deployment the committed positions follow in the form
 /// that `tidemill state get --at-least` takes. With --explain, where the time of each task went over the
 /// last half minute: waiting for records, in the handler, reading state, committing, waiting for another
-/// task of the same worker, or stopped (restoring, halted, or paused).
+/// task of the same worker, or stopped (restoring, halted, or paused). A deployment that could not be asked
+/// about is a row with its reason, and in no total: the exit code is 1 then, but for --watch.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Lag {
@@ -42,14 +43,23 @@ pub struct Lag {
 impl Lag {
     pub fn run(self, global: &Global) -> Outcome {
         client::block_on(async {
-            self.watch
-                .show(global.output, || async {
-                    let name = self.name.as_deref().unwrap_or_default();
-                    let partitions = of(client::connect(global).await?, name).await?;
-                    Ok(if self.explain { explained(&partitions) } else { view(&partitions) })
-                })
-                .await
+            if self.watch.goes_on() {
+                let look = || async { Ok(self.shown(&self.ask(global).await?)) };
+                return self.watch.show(global.output, look).await;
+            }
+            let partitions = self.ask(global).await?;
+            self.shown(&partitions).print(global.output)?;
+            whole(&partitions)
         })
+    }
+
+    async fn ask(&self, global: &Global) -> Result<Vec<proto::PartitionLag>, Failure> {
+        let name = self.name.as_deref().unwrap_or_default();
+        of(client::connect(global).await?, name).await
+    }
+
+    fn shown(&self, partitions: &[proto::PartitionLag]) -> View {
+        if self.explain { explained(partitions) } else { view(partitions) }
     }
 }
 
@@ -113,6 +123,17 @@ fn is_unknown(lag: &proto::PartitionLag) -> bool {
 /// Deployments that are in no total.
 fn unknown(partitions: &[proto::PartitionLag]) -> Vec<&str> {
     partitions.iter().filter(|lag| is_unknown(lag)).map(|lag| lag.deployment.as_str()).collect()
+}
+
+/// Whoever adds up what was printed must know that some of it is missing.
+fn whole(partitions: &[proto::PartitionLag]) -> Outcome {
+    match unknown(partitions).as_slice() {
+        [] => Ok(()),
+        unknown => Err(Failure::failed(format!(
+            "{} could not be asked about: see the reason in its row, and try again",
+            unknown.join(", ")
+        ))),
+    }
 }
 
 fn records(lag: &proto::PartitionLag) -> Cell {
@@ -238,6 +259,7 @@ fn spent(spent: &proto::TimeSpent) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::failure::Kind;
     use super::*;
 
     #[test]
@@ -291,6 +313,11 @@ mod tests {
         let row = &view.json["partitions"][1];
         assert_eq!((&row["records"], &row["topic"], &row["end"]), (&Value::Null, &Value::Null, &Value::Null));
         assert_eq!(row["reason"], "nobody leads it");
+        // A script sees by the exit code that there is more than it was told.
+        let failure = whole(&lags).expect_err("one is missing");
+        assert_eq!(failure.kind, Kind::Failed);
+        assert!(failure.message.starts_with("lost could not be asked about"), "{failure}");
+        assert!(whole(&lags[..1]).is_ok(), "all is told");
     }
 
     #[test]

@@ -30,6 +30,11 @@ pub fn interval(text: &str) -> Result<Duration, String> {
 }
 
 impl Watch {
+    /// Until Ctrl-C, and not once.
+    pub fn goes_on(&self) -> bool {
+        self.watch
+    }
+
     /// Shows what `look` finds, once or for ever. While watching, a node that does not answer is
     /// shown as such and asked again: a restart is just what one wants to watch.
     pub async fn show<F: Future<Output = Result<View, Failure>>>(
