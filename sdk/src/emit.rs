@@ -200,6 +200,10 @@ impl<'c> Emission<'c> {
     }
 
     /// Adds a header; a name may repeat.
+    ///
+    /// Names that begin with `tidemill-` are the node's own. An outbox to Kafka or RabbitMQ writes headers of such names
+    /// itself and leaves those of the emission out, without an error; a topic with `ids: true` writes its own
+    /// `tidemill-id` in the place of this one.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         write_header(name.as_bytes(), Some(value.as_ref()), &mut self.out.headers);
         self.header_count += 1;
@@ -207,7 +211,7 @@ impl<'c> Emission<'c> {
     }
 
     /// Passes on the headers of a record, which a handler sees only if it is exported with
-    /// `wants_headers: true`.
+    /// `wants_headers: true`. What [`Emission::header`] says of names that begin with `tidemill-` holds of them, too.
     pub fn headers_of(mut self, record: &Record<'_>) -> Self {
         let (count, encoded) = record.headers().encoded();
         self.out.headers.extend_from_slice(encoded);

@@ -1,7 +1,8 @@
 //! Deliveries to a topic of another Kafka cluster, or of the same one but outside the transaction.
 //!
 //! The key decides the partition, as for any producer, and records of a key keep their order. What the row
-//! carries as headers goes along, with `tidemill-id` and `tidemill-sequence` behind.
+//! carries as headers goes along, with `tidemill-id` and `tidemill-sequence` behind; but for names of this kind,
+//! which are an outbox's own.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::config::outbox::KafkaSpec;
 use crate::kafka::config::KafkaConfig;
 use crate::kafka::mirror::{Mirror, MirrorError, MirrorRecord, headers_of};
 use crate::ports::{Delivery, Landed};
+use crate::record::headers::RawHeader;
 
 /// Records that are on their way out of one destination, in memory.
 const QUEUE_KIB: u32 = 16 << 10;
@@ -58,10 +60,7 @@ impl Carrier {
     /// An attempt that is given up meanwhile stays in the producer's queue, before any later record of its key.
     pub async fn deliver(&self, delivery: &Delivery) -> Result<Landed, Unsent> {
         let sequence = delivery.sequence.to_string();
-        let mut headers = headers_of(&delivery.headers);
-        headers.retain(|(name, _)| !name.starts_with(b"tidemill-"));
-        headers.push((b"tidemill-id".as_slice(), Some(delivery.id.as_bytes())));
-        headers.push((b"tidemill-sequence".as_slice(), Some(sequence.as_bytes())));
+        let headers = headers(delivery, &sequence);
         let record = MirrorRecord {
             key: delivery.key.as_deref(),
             value: delivery.value.as_deref(),
@@ -129,10 +128,21 @@ impl Carrier {
     }
 }
 
+/// The row's own, and behind them what a receiver goes by. What passes on the headers of a record that came out of
+/// an outbox has that one's among its own: left in, they would be taken for this one's.
+fn headers<'a>(delivery: &'a Delivery, sequence: &'a str) -> Vec<RawHeader<'a>> {
+    let mut headers = headers_of(&delivery.headers);
+    headers.retain(|(name, _)| !name.starts_with(b"tidemill-"));
+    headers.push((b"tidemill-id".as_slice(), Some(delivery.id.as_bytes())));
+    headers.push((b"tidemill-sequence".as_slice(), Some(sequence.as_bytes())));
+    headers
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::outbox::SecurityProtocol;
+    use crate::record::headers::encode;
 
     /// To a cluster that is not there.
     fn carrier(timeout: Duration) -> Carrier {
@@ -157,6 +167,21 @@ mod tests {
             headers: Vec::new(),
             timestamp_ms: 5,
         }
+    }
+
+    #[test]
+    fn headers_of_another_outbox_are_not_passed_on_as_those_of_this_one() {
+        let own =
+            [("source", "cli"), ("tidemill-id", "theirs"), ("tidemill-later", "x"), ("source", "again")];
+        let own = own.map(|(name, value)| (name, Some(value.as_bytes())));
+        let delivery = Delivery { headers: encode(own.into_iter()), ..delivery(b"v".to_vec()) };
+        let expected: [RawHeader<'_>; 4] = [
+            (b"source", Some(b"cli")),
+            (b"source", Some(b"again")),
+            (b"tidemill-id", Some(b"life/topic/0/1/2")),
+            (b"tidemill-sequence", Some(b"1")),
+        ];
+        assert_eq!(headers(&delivery, "1"), expected);
     }
 
     const SOON: Duration = Duration::from_millis(20);

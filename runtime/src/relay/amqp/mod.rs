@@ -156,6 +156,7 @@ impl Carrier {
         if let Some(key) = &delivery.key {
             table = table.text("tidemill-key", key);
         }
+        // Those of this kind are an outbox's own, and of another one if the row has some.
         let can_be_said =
             |name: &str| (1..=wire::SHORT_MAX).contains(&name.len()) && !name.starts_with("tidemill-");
         for (name, value) in own.iter().filter(|(name, _)| can_be_said(name)) {
@@ -359,6 +360,8 @@ mod tests {
             2,
             "a property, and the row's own header"
         );
+        let passed_on = frames(&[("tidemill-id", "theirs"), ("tidemill-later", "theirs"), ("more", "mine")]);
+        assert_eq!((count(&passed_on, "theirs"), count(&passed_on, "mine")), (0, 1), "another outbox's");
         let frames = frames(&[("correlation-id", long.as_str()), (name.as_str(), "value")]);
         assert_eq!((count(&frames, &long), count(&frames, &"n".repeat(9))), (1, 0));
     }
