@@ -51,7 +51,7 @@ use std::time::Duration;
 pub use checks::{OutputRule, TimestampRule};
 pub use config::{ChangelogConfig, EventsRule, TaskConfig, TaskInput, call_bytes_max};
 pub use edit::{Edit, EditError, EditedIn};
-use failing::jitter;
+pub use failing::jitter;
 use inbox::Inbox;
 pub use inbox::{CLOCK_SLACK_MS, ID_BYTES_MAX, Seen};
 use latest::Latest;

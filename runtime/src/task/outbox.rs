@@ -320,8 +320,10 @@ impl Outbox {
             return Reaction::Bury { destination: Arc::clone(&row.destination), reason, attempts };
         };
         let pause = rule.map_or(Duration::from_secs(1), |rule| rule.retry.pause(attempts - 1));
-        // Between a half of it and all of it, so that what failed together is not tried together.
-        let pause = pause / 2 + (pause / 2).mul_f64(jitter(sequence ^ u64::from(attempts).rotate_left(48)));
+        // Between a half of it and all of it, so that what failed together is not tried together. Rows of other tasks have
+        // the same numbers, but have not landed at the same moment.
+        let seed = sequence ^ u64::from(attempts).rotate_left(48) ^ now.as_nanos() as u64;
+        let pause = pause / 2 + (pause / 2).mul_f64(jitter(seed));
         row.due = now + pause.max(after.min(AFTER_MAX));
         self.promote(sequence);
         Reaction::Again
@@ -565,8 +567,8 @@ pub fn decode_row(value: &[u8]) -> Result<OutboxRow, StoreError> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn as_many_bytes_are_under_way_as_may_be_and_one_row() {
+    /// The outbox of a task that has committed so many rows of this size.
+    fn filled(rows: usize, bytes: usize) -> Outbox {
         let rule = OutboxRule {
             name: "hook".into(),
             rows: 100,
@@ -576,13 +578,35 @@ mod tests {
             attempts: None,
         };
         let mut outbox = Outbox::load(None, [Arc::new(rule)].into_iter(), 1).expect("nothing is read");
-        let large =
-            OutboxRow { output: "hook".into(), value: Some(vec![0; 5 << 20]), ..OutboxRow::default() };
-        for _ in 0..6 {
-            outbox.push(&large);
+        let row = OutboxRow { output: "hook".into(), value: Some(vec![0; bytes]), ..OutboxRow::default() };
+        for _ in 0..rows {
+            outbox.push(&row);
         }
         outbox.seal();
         outbox.committed();
+        outbox
+    }
+
+    #[test]
+    fn rows_of_several_tasks_that_fail_within_a_moment_are_not_tried_at_one() {
+        let failed = Landed::Transient { reason: "503".into(), after: None };
+        let began = Duration::from_secs(7);
+        let pause = |moment: u64| {
+            let (mut outbox, now) = (filled(1, 1), began + Duration::from_nanos(moment));
+            outbox.sent(1);
+            assert_eq!(outbox.landed(1, &failed, now), Reaction::Again);
+            outbox.rows(None, 0, 1)[0].due.expect("it waits") - now
+        };
+        let pauses: BTreeSet<Duration> = (0..8).map(pause).collect();
+        assert_eq!(pauses.len(), 8, "each another: {pauses:?}");
+        let (half, all) = (Duration::from_millis(500), Duration::from_secs(1));
+        assert!(pauses.iter().all(|pause| (half..=all).contains(pause)), "{pauses:?}");
+        assert_eq!(pause(3), pause(3), "a simulated run repeats itself");
+    }
+
+    #[test]
+    fn as_many_bytes_are_under_way_as_may_be_and_one_row() {
+        let mut outbox = filled(6, 5 << 20);
         let send = |outbox: &mut Outbox| {
             let sequence = outbox.due(Duration::ZERO, |_| true)?;
             outbox.sent(sequence);

@@ -22,6 +22,7 @@
 //! Generic over its edges, so that the same loop runs against Kafka and against a simulated broker.
 
 mod asks;
+mod backoff;
 mod doubt;
 mod edits;
 mod obstacle;
@@ -69,7 +70,7 @@ const TAKE_WAIT_COMMITTING: Duration = Duration::from_millis(1);
 /// While a restore is under way its end is looked for each time that it has taken a quarter longer: a short one is not
 /// kept waiting, and a long one costs nothing.
 const RESTORE_LOOKS: u32 = 4;
-/// Back-off of a producer or consumer that could not be made, doubled up to the maximum.
+/// Back-off of a producer or consumer that could not be made, doubled up to the maximum; see [`backoff`].
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 

@@ -193,8 +193,8 @@ impl<C: Consumer> Worker<C> {
         }
         self.metrics.commits_unknown.add(1);
         self.metrics.client_restarts.add(1);
-        let now = self.clock.monotonic();
-        self.producer = Standing::Down { until: now + self.doubt.again(now) };
+        let pause = self.doubt.again(self.clock.monotonic());
+        self.producer = self.down_for(pause);
         if self.doubt.is_lasting() {
             self.board.worker_failed(self.index, &format!("commits fail again and again: {reason}"));
         }
@@ -210,7 +210,7 @@ impl<C: Consumer> Worker<C> {
     fn back_off_producer(&mut self, error: &SourceError) {
         tracing::warn!(deployment = %self.deployment, worker = self.index, %error, backoff_ms = self.producer_backoff.as_millis() as u64, "no producer; Retrying Kafka operation");
         self.board.worker_failed(self.index, &error.to_string());
-        self.producer = Standing::Down { until: self.clock.monotonic() + self.producer_backoff };
+        self.producer = self.down_for(self.producer_backoff);
         self.producer_backoff = (self.producer_backoff * 2).min(BACKOFF_MAX);
     }
 
@@ -238,7 +238,7 @@ impl<C: Consumer> Worker<C> {
                 }
                 Err(error) => {
                     tracing::warn!(deployment = %self.deployment, worker = self.index, %error, "no consumer; Retrying Kafka operation");
-                    self.consumer_standing = Standing::Down { until: now + self.consumer_backoff };
+                    self.consumer_standing = self.down_for(self.consumer_backoff);
                     self.consumer_backoff = (self.consumer_backoff * 2).min(BACKOFF_MAX);
                 }
             }

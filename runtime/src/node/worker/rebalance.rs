@@ -332,8 +332,7 @@ impl<C: Consumer> Worker<C> {
         for partition in partitions {
             self.release(partition);
         }
-        let until = self.clock.monotonic() + self.consumer_backoff;
-        self.consumer_standing = Standing::Down { until };
+        self.consumer_standing = self.down_for(self.consumer_backoff);
         self.consumer_backoff = (self.consumer_backoff * 2).min(super::BACKOFF_MAX);
         self.board.worker_failed(self.index, &error.to_string());
     }
