@@ -14,8 +14,9 @@ use tidemill_tests::cluster::Cluster;
 use tidemill_tests::hostile::clients;
 use tidemill_tests::hostile::process::{Peak, Usage};
 use tidemill_tests::node::Node;
+use tidemill_tests::outbox::stage;
 use tidemill_tests::programs::{alone, run, tidemill, turn_on_embedded, workspace};
-use tidemill_tests::wait::until;
+use tidemill_tests::wait::{until, until_told};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -259,6 +260,12 @@ fn clients_that_keep_no_rule_neither_end_the_node_nor_keep_others_out() {
     assert!(node.stop().success());
 }
 
+/// Calls of the control plane that the node has begun since it started.
+fn calls_begun(node: &Node) -> Option<f64> {
+    let metrics = stage::get(&node.http, "/metrics")?;
+    metrics.lines().find_map(|line| line.strip_prefix("tidemill_control_calls_total "))?.parse().ok()
+}
+
 /// The end of a call and the end of a node: a call in progress is answered, a new one is told where to
 /// go, and health has said so.
 #[test]
@@ -279,9 +286,13 @@ fn a_node_that_stops_answers_what_it_has_begun_and_takes_nothing_new() {
         });
         waits.set_timeout(Duration::from_secs(4));
         let mut client = StateClient::new(channel.clone());
+        let before = calls_begun(&node).expect("the node tells");
         let began = Instant::now();
         let waiting = tokio::spawn(async move { client.get(waits).await });
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        until_told("the call has begun", Duration::from_secs(3), async || {
+            calls_begun(&node).filter(|begun| *begun > before).ok_or("it has not")
+        })
+        .await;
         node.signal(Signal::TERM);
         let list = || DeploymentsClient::new(channel.clone());
         let refused = loop {
