@@ -19,10 +19,12 @@
 //! | [`report`], [`charts`], [`markdown`], [`absolute`] | the terminal and JSON; SVG; tables for the README and docs/performance.md |
 //! | [`machine`] | where it is measured |
 //! | [`record`] | what other programs have measured |
+//! | [`bounds`] | how much may be asked for, and how much is kept |
 //! | [`restart`], [`survivor`] | kill -9 to first new output; who is killed |
 
 pub mod absolute;
 pub mod boundary;
+pub mod bounds;
 pub mod budget;
 pub mod changes;
 pub mod charts;

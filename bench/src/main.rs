@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use tidemill_bench::boundary::Boundary;
+use tidemill_bench::bounds::KEPT_ROUNDS;
 use tidemill_bench::machine::{Machine, Ticks};
 use tidemill_bench::native::{self, Job};
 use tidemill_bench::report::{Point, RECOVERY, Report};
 use tidemill_bench::run::Stage;
 use tidemill_bench::table::{GUARDS, WORKLOADS};
 use tidemill_bench::terms::Workload;
-use tidemill_bench::{charts, ingestion, markdown, pair, record, restart, saturation, steps, suite};
+use tidemill_bench::{bounds, charts, ingestion, markdown, pair, record, restart, saturation, steps, suite};
 
 #[derive(Parser)]
 #[command(about = "Measures tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka")]
@@ -27,7 +28,7 @@ enum Command {
     Run(RunArguments),
     /// The same, short, with a ratio of a map and one of a count: for every change
     Guard {
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 5, value_parser = bounds::rounds())]
         rounds: usize,
     },
     /// Measures two or three contenders at the same time, on the same input, and prints ratios
@@ -52,15 +53,16 @@ struct RunArguments {
     /// Only these; `b4` means all that begin with it, but for long ones, and `recovery` what `restart` does
     #[arg(long, value_delimiter = ',')]
     workload: Vec<String>,
-    #[arg(long, default_value_t = 5)]
+    /// Fewer than five are no result
+    #[arg(long, default_value_t = KEPT_ROUNDS, value_parser = bounds::rounds())]
     rounds: usize,
     /// Only contenders with one of these in their name
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// So many times the records of every workload; small ones are for work on the suite itself
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = bounds::scale)]
     scale: f64,
-    /// Where the results go, as JSON; what was run with --scale or --only is none
+    /// Where the results go, as JSON; what was run with --scale, --only or few --rounds is none
     #[arg(long, default_value = "bench/results/latest.json")]
     out: PathBuf,
     /// Where the charts go, as SVG
@@ -112,7 +114,9 @@ fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<
     for workload in workloads.iter().filter(|workload| workload.has_budget) {
         report.steps.insert(workload.name, steps::of(workload)?);
     }
-    let is_whole = arguments.scale == 1.0 && arguments.only.is_empty();
+    let why_not_kept =
+        bounds::why_not_kept((arguments.rounds, KEPT_ROUNDS), arguments.scale, arguments.only.is_empty());
+    let is_kept = why_not_kept.is_none();
     let stage = Stage::prepare(workloads, arguments.scale)?;
     for group in suite::groups(workloads) {
         let ticks = Ticks::now()?;
@@ -124,9 +128,8 @@ fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<
         }
         report.add_curve(&outcomes);
         println!("{:.1} % of the machine's CPU time went to others meanwhile", stolen * 100.0);
-        // After each, so that what was measured is kept if a later one fails. What was tried at another size, or
-        // without some who take part, is no result.
-        if is_whole {
+        // After each, so that what was measured is kept if a later one fails.
+        if is_kept {
             report.write(&arguments.out)?;
             for outcome in outcomes.iter().filter(|outcome| outcome.workload.curve.is_none()) {
                 charts::draw(outcome, &arguments.charts)?;
@@ -137,12 +140,13 @@ fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<
     let has_all = |grows: &str, points: &[Point]| {
         points.len() == WORKLOADS.iter().filter(|workload| workload.curve == Some(grows)).count()
     };
-    for (grows, points) in report.curves.iter().filter(|(grows, points)| is_whole && has_all(grows, points)) {
+    for (grows, points) in report.curves.iter().filter(|(grows, points)| is_kept && has_all(grows, points)) {
         charts::draw_curve(grows, points, &arguments.charts)?;
     }
     let held = report.summarize();
-    if is_whole {
-        println!("written to {} and {}", arguments.out.display(), arguments.charts.display());
+    match why_not_kept {
+        Some(why) => println!("not kept, because {why}"),
+        None => println!("written to {} and {}", arguments.out.display(), arguments.charts.display()),
     }
     Ok(held)
 }
@@ -154,8 +158,7 @@ fn guard(rounds: usize) -> Result<ExitCode> {
     for guard in &guards {
         suite::run(&stage, &[guard], rounds, &[])?.iter().for_each(|outcome| report.add(outcome));
     }
-    let held = report.ratios.iter().all(|ratio| ratio.met);
-    Ok(exit_code(held))
+    Ok(exit_code(report.is_met()))
 }
 
 /// Of whether every ratio meets its bar.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
+use crate::bounds;
 use crate::budget;
 use crate::changes::Changes;
 use crate::contender::{self, Place, Started, start_node};
@@ -49,12 +50,12 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t = Guarantee::ExactlyOnce)]
     guarantee: Guarantee,
     /// How long a round counts
-    #[arg(long, default_value_t = 18)]
+    #[arg(long, default_value_t = 18, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = bounds::rounds())]
     rounds: usize,
     /// In the input; a round ends early if that is not enough
-    #[arg(long, default_value_t = 12_000_000)]
+    #[arg(long, default_value_t = 12_000_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     records: u64,
     /// `loop`, `loop:produce=batch` (by `rd_kafka_produce_batch`, without timestamps), `loop:PROPERTY=VALUE` of its
     /// producer (`loop:max.in.flight=5`), `tidemill`, or `tidemill:CHANGE,CHANGE`, where a change is of the deployment's

@@ -136,7 +136,7 @@ impl Report {
         }
     }
 
-    /// Prints curves, and all ratios once more; false if one misses its bar.
+    /// Prints curves, and all ratios once more; false if one misses its bar or there is none.
     pub fn summarize(&self) -> bool {
         for (grows, points) in &self.curves {
             print_curve(grows, points);
@@ -145,7 +145,15 @@ impl Report {
         for ratio in &self.ratios {
             print_ratio(ratio);
         }
-        self.ratios.iter().all(|ratio| ratio.met)
+        self.is_met()
+    }
+
+    /// False if a ratio misses its bar. Where no ratio was measured, none has met it: that is said, and false as well.
+    pub fn is_met(&self) -> bool {
+        if self.ratios.is_empty() {
+            println!("no ratio was measured");
+        }
+        !self.ratios.is_empty() && self.ratios.iter().all(|ratio| ratio.met)
     }
 
     /// Puts it into a file, in the place of what was there of the same workloads.

@@ -23,6 +23,7 @@ use clap::Args;
 use rdkafka::producer::{BaseProducer, BaseRecord};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
+use crate::bounds::{self, KEPT_KILLS};
 use crate::group::GroupProgress;
 use crate::keys::{self, Keys};
 use crate::load::{self, Shape, VALUE_BYTES, Values};
@@ -51,17 +52,23 @@ const EXPIRY: Duration = Duration::from_secs(55);
 #[derive(Args)]
 pub struct Arguments {
     /// Only kills with so many million keys
-    #[arg(long, value_delimiter = ',', default_values_t = MILLIONS)]
+    #[arg(long, value_delimiter = ',', default_values_t = MILLIONS, value_parser = millions)]
     pub millions: Vec<u64>,
-    /// Kills of each kind
-    #[arg(long, default_value_t = 5)]
+    /// Kills of each kind; fewer than three are no result
+    #[arg(long, default_value_t = 5, value_parser = bounds::rounds())]
     pub rounds: usize,
     /// So many times the keys; small ones are for work on this program itself
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = bounds::scale)]
     pub scale: f64,
     /// Where the results go, beside those of `make bench`
     #[arg(long, default_value = "bench/results/latest.json")]
     pub out: PathBuf,
+}
+
+/// As an argument: others have no kills.
+fn millions(text: &str) -> Result<u64, String> {
+    let found = MILLIONS.into_iter().find(|millions| millions.to_string() == text);
+    found.ok_or_else(|| format!("there are kills with {MILLIONS:?} million keys"))
 }
 
 /// Fills stores, and kills. True if every ratio meets its bar.
@@ -97,10 +104,13 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         }
     }
     report.stolen.insert(RECOVERY, ticks.stolen_since()?);
-    // What was tried at another size is no result.
-    if arguments.scale == 1.0 {
-        report.write(&arguments.out)?;
-        println!("written to {}", arguments.out.display());
+    let has_all = MILLIONS.iter().all(|millions| arguments.millions.contains(millions));
+    match bounds::why_not_kept((arguments.rounds, KEPT_KILLS), arguments.scale, has_all) {
+        Some(why) => println!("not kept, because {why}"),
+        None => {
+            report.write(&arguments.out)?;
+            println!("written to {}", arguments.out.display());
+        }
     }
     Ok(report.summarize())
 }

@@ -123,7 +123,8 @@ impl Stage {
     }
 
     fn scaled(&self, records: u64) -> u64 {
-        (records as f64 * self.scale) as u64
+        // One at least: what a record costs is divided by them.
+        ((records as f64 * self.scale) as u64).max(1)
     }
 
     fn backlog(
