@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::absolute;
+use crate::report::full_name;
 use crate::rounds::Spread;
 
 #[derive(Args)]
@@ -86,14 +87,12 @@ fn row(ratio: &Value) -> Option<String> {
     let (median, range) = spread.split_once(' ')?;
     let median = if ratio["met"].as_bool()? { median.to_owned() } else { format!("**{median}**") };
     let (workload, name, metric, bar) = (text("workload")?, text("name")?, text("metric")?, text("bar")?);
-    let metric = if name.ends_with(metric) { String::new() } else { format!(", {metric}") };
+    // A file of before names were full has them by themselves.
+    let name = full_name(workload, name, metric);
     // The noise is what it is.
     let stretch = if bar.starts_with("noise") { None } else { number("stretch") };
     let stretch = stretch.map(|stretch| stretch.to_string()).unwrap_or_default();
-    Some(format!(
-        "| {workload}: {name}{metric} | {bar} | {stretch} | {median} {range} | {} |",
-        ratio["rounds"].as_u64()?
-    ))
+    Some(format!("| {name} | {bar} | {stretch} | {median} {range} | {} |", ratio["rounds"].as_u64()?))
 }
 
 /// The machine, the versions, and the command that measures it again.
@@ -143,15 +142,19 @@ mod tests {
             "cpu": "X", "cores": 2, "memory_gib": 23.5, "kernel": "6.1", "java": "17", "kafka": "4.3.1",
             "commit": "abc",
         });
+        let mut full = ratio("c", Some("at least 1"), true);
+        full["name"] = "c: a / b, p50".into();
         let results = json!({
             "ratios": [
+                full,
                 ratio("z", Some("at most 1.35"), false),
                 ratio("b", Some("noise bar 13 %"), true),
-                ratio("c", None, true),
+                ratio("d", None, true),
             ],
             "measured": {
                 "b": { "machine": machine, "command": "make bench" },
                 "c": { "machine": machine, "command": "make bench" },
+                "d": { "machine": machine, "command": "make bench" },
                 "z": { "machine": machine, "command": "make bench" },
             },
         });
@@ -159,9 +162,10 @@ mod tests {
         let lines: Vec<&str> = table.lines().skip(2).collect();
         let wanted = [
             "| b: a / b, p50 | noise bar 13 % |  | 1.50 (1.00..2.00) | 5 |",
+            "| c: a / b, p50 | at least 1 | 1.15 | 1.50 (1.00..2.00) | 5 |",
             "| z: a / b, p50 | at most 1.35 | 1.15 | **1.50** (1.00..2.00) | 5 |",
             "",
-            "- b, z: 2 cores of X, 23.5 GiB, Linux 6.1, Apache Kafka 4.3.1, 17, tidemill at abc, `make bench`",
+            "- b, c, z: 2 cores of X, 23.5 GiB, Linux 6.1, Apache Kafka 4.3.1, 17, tidemill at abc, `make bench`",
         ];
         assert_eq!(lines, wanted);
         assert_eq!(super::table(&json!({})), None);

@@ -170,8 +170,9 @@ impl Report {
                 "machine": machine, "command": command, "boundary": boundary, "steps": steps, "stolen": stolen,
             });
         }
+        let ratios: Vec<Value> = self.ratios.iter().map(RatioReport::entry).collect::<Result<_>>()?;
         let took_part = [entries(&self.contenders)?, entries(&self.survivors)?].concat();
-        for (list, mine) in [("ratios", entries(&self.ratios)?), ("contenders", took_part)] {
+        for (list, mine) in [("ratios", ratios), ("contenders", took_part)] {
             let list =
                 file[list].as_array_mut().with_context(|| format!("no {list} in {}", path.display()))?;
             list.retain(|entry| {
@@ -185,6 +186,25 @@ impl Report {
         fs::write(path, serde_json::to_string_pretty(&file)? + "\n")
             .with_context(|| path.display().to_string())
     }
+}
+
+impl RatioReport {
+    /// As the file has it.
+    fn entry(&self) -> Result<Value> {
+        let mut entry = serde_json::to_value(self)?;
+        entry["name"] = full_name(self.workload, self.name, &self.metric).into();
+        Ok(entry)
+    }
+}
+
+/// What a ratio is called among those of all workloads, where no other is called like it. What is a full name already,
+/// stays as it is.
+pub fn full_name(workload: &str, name: &str, metric: &str) -> String {
+    if name.starts_with(&format!("{workload}: ")) {
+        return name.to_owned();
+    }
+    let metric = if name.ends_with(metric) { String::new() } else { format!(", {metric}") };
+    format!("{workload}: {name}{metric}")
 }
 
 fn entries<T: Serialize>(of: &[T]) -> Result<Vec<Value>> {

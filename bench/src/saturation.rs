@@ -196,9 +196,12 @@ fn once(figure: f64) -> RatioReport {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use anyhow::anyhow;
 
     use super::*;
+    use crate::report::full_name;
     use crate::rounds::Latency;
 
     fn with_p99(p99: f64) -> Figures {
@@ -233,6 +236,9 @@ mod tests {
             ("CPU / 500m", 1.2, false),
         ];
         assert_eq!(judged, wanted.map(|(metric, share, met)| (metric.to_owned(), share, met)));
+        let names = sized(&kept).into_iter().map(|of| full_name(of.workload, of.name, &of.metric));
+        let names: BTreeSet<String> = names.collect();
+        assert_eq!(names.len(), wanted.len(), "{names:?}");
     }
 
     #[test]

@@ -461,7 +461,10 @@ const fn at_most(bar: f64) -> Ratio {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::report::{RECOVERY, full_name};
     use crate::suite;
     use crate::threads::Names;
 
@@ -485,6 +488,22 @@ mod tests {
         for ratio in CURVES {
             let sides = [Some(ratio.over), ratio.under].map(|side| side.and_then(curve));
             assert!(sides[0].is_some() && sides[0] == sides[1], "{}: {sides:?}", ratio.name);
+        }
+    }
+
+    #[test]
+    fn no_two_ratios_have_the_same_full_name() {
+        let of_table = WORKLOADS
+            .iter()
+            .flat_map(|workload| workload.ratios.iter().map(move |ratio| (workload.name, ratio)));
+        let of_curves = CURVES.iter().map(|ratio| (ratio.over, ratio));
+        let of_kills = KILLS.iter().filter_map(|kill| Some((RECOVERY, kill.ratio.as_ref()?)));
+        let elsewhere = ELSEWHERE.iter().map(|(workload, ratio)| (*workload, ratio));
+        let mut seen = BTreeSet::new();
+        for (workload, ratio) in of_table.chain(of_curves).chain(of_kills).chain(elsewhere) {
+            let name = full_name(workload, ratio.name, &ratio.metric.to_string());
+            assert_eq!(full_name(workload, &name, ""), name);
+            assert!(seen.insert(name.clone()), "twice: {name}");
         }
     }
 
