@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use tidemill_bench::boundary::Boundary;
 use tidemill_bench::bounds::KEPT_ROUNDS;
@@ -85,19 +85,39 @@ fn main() -> Result<ExitCode> {
 }
 
 fn run(arguments: &RunArguments) -> Result<ExitCode> {
-    let RunArguments { workload: named, rounds, only, scale, out, .. } = arguments;
-    let workloads = chosen(named)?;
-    let mut held = workloads.is_empty() || measure(arguments, &workloads)?;
+    let RunArguments { workload, rounds, only, scale, out, .. } = arguments;
+    // B1 is b1.
+    let named: Vec<String> = workload.iter().map(|name| name.to_lowercase()).collect();
+    let workloads = chosen(&named)?;
+    check(only, &workloads)?;
+    let mut failed = Vec::new();
+    let mut held = workloads.is_empty() || measure(arguments, &workloads, &mut failed)?;
     let is_everything = named.is_empty() && only.is_empty();
     if is_everything || named.iter().any(|name| name == RECOVERY) {
         let (millions, out) = (restart::MILLIONS.to_vec(), out.clone());
-        held &= restart::run(&restart::Arguments { millions, rounds: *rounds, scale: *scale, out })?;
+        match restart::run(&restart::Arguments { millions, rounds: *rounds, scale: *scale, out }) {
+            Ok(met) => held &= met,
+            Err(error) => note(&mut failed, RECOVERY.to_owned(), &error),
+        }
     }
-    Ok(exit_code(held))
+    if !failed.is_empty() {
+        println!("did not get through: {}", failed.join(", "));
+    }
+    Ok(exit_code(held && failed.is_empty()))
 }
 
-/// True if every ratio meets its bar.
-fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<bool> {
+/// A workload, or several that take turns, in which somebody failed: the others are measured all the same.
+fn note(failed: &mut Vec<String>, workloads: String, error: &anyhow::Error) {
+    println!("{workloads} did not get through: {error:#}");
+    failed.push(workloads);
+}
+
+/// True if every ratio of what got through meets its bar.
+fn measure(
+    arguments: &RunArguments,
+    workloads: &[&'static Workload],
+    failed: &mut Vec<String>,
+) -> Result<bool> {
     let names: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
     let flags = if arguments.scale == 1.0 {
         String::new()
@@ -120,7 +140,14 @@ fn measure(arguments: &RunArguments, workloads: &[&'static Workload]) -> Result<
     let stage = Stage::prepare(workloads, arguments.scale)?;
     for group in suite::groups(workloads) {
         let ticks = Ticks::now()?;
-        let outcomes = suite::run(&stage, group, arguments.rounds, &arguments.only)?;
+        let outcomes = match suite::run(&stage, group, arguments.rounds, &arguments.only) {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                let names: Vec<&str> = group.iter().map(|workload| workload.name).collect();
+                note(failed, names.join(", "), &error);
+                continue;
+            }
+        };
         let stolen = ticks.stolen_since()?;
         for outcome in &outcomes {
             report.stolen.insert(outcome.workload.name, stolen);
@@ -166,14 +193,67 @@ fn exit_code(held: bool) -> ExitCode {
     if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Of the table; what recovers is none of them.
+/// What other commands measure, by the beginning of its name.
+const BY_OTHERS: [(&str, &str); 4] = [
+    ("swap", "make swap"),
+    ("idle", IDLE),
+    // As the requirements number it.
+    ("b11", IDLE),
+    ("load", "make bench-load"),
+];
+const IDLE: &str = "make soak COUNT=0 SMALL=100,500 HANDLER=pass BROKER=apache";
+
+/// Fails if nobody has one of these in their name.
+fn check(only: &[String], workloads: &[&Workload]) -> Result<()> {
+    let has_one = |part: &str| {
+        let mut contenders = workloads.iter().flat_map(|workload| workload.contenders);
+        contenders.any(|contender| contender.name.contains(part))
+    };
+    for part in only {
+        ensure!(has_one(part), "nobody who takes part has {part:?} in their name");
+    }
+    Ok(())
+}
+
+/// Of the table, by names in small letters; what recovers is none of them.
 fn chosen(names: &[String]) -> Result<Vec<&'static Workload>> {
     for name in names.iter().filter(|name| *name != RECOVERY) {
         let known: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         let meant = WORKLOADS.iter().any(|workload| workload.is_meant_by(name));
+        let is_it = |(other, _): &&(&str, &str)| name.split('-').next() == Some(*other);
+        if let Some((_, command)) = BY_OTHERS.iter().find(is_it) {
+            bail!("{name} is measured by `{command}`");
+        }
         ensure!(meant, "no workload {name:?}; there are {}, {RECOVERY}", known.join(", "));
     }
     let is_meant =
         |workload: &&Workload| names.is_empty() || names.iter().any(|name| workload.is_meant_by(name));
     Ok(WORKLOADS.iter().filter(is_meant).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_command_measures_is_refused_with_that_command() {
+        let asked = |name: &str| match chosen(&[name.to_owned()]) {
+            Ok(found) => Ok(found.len()),
+            Err(error) => Err(error.to_string()),
+        };
+        assert_eq!(asked("deploy"), Ok(1));
+        assert_eq!(asked(RECOVERY), Ok(0));
+        for (name, command) in [("load", "make bench-load"), ("idle-100", IDLE), ("b11", IDLE)] {
+            assert!(asked(name).is_err_and(|error| error.contains(command)), "{name}");
+        }
+        assert!(asked("nothing").is_err_and(|error| error.contains("deploy, ")));
+    }
+
+    #[test]
+    fn who_takes_no_part_is_refused() {
+        let workloads = chosen(&["b1-100".to_owned()]).expect("a workload");
+        let only = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<String>>();
+        check(&only(&["loop", "again"]), &workloads).expect("both take part");
+        check(&only(&["loop", "nobody"]), &workloads).expect_err("nobody is called so");
+    }
 }
