@@ -118,7 +118,7 @@ $(DENY):
 	$(CARGO) install cargo-deny --locked --root $(CACHE)/tools --target-dir $(CACHE)/tools/target
 	@rm -rf $(CACHE)/tools/target
 
-# What the table of results has from elsewhere; a bar that is missed there does not keep the rest from being measured.
+# What the table of results has from elsewhere; a bar that is missed there fails, and does not keep the rest from being measured.
 MEASURED_ELSEWHERE = swap 'soak COUNT=0 SMALL=1,100,500 HANDLER=pass BROKER=apache' bench-load
 
 bench: build ## Measure tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka; without WORKLOAD everything, restarts, swaps, small deployments and a rising load included (WORKLOAD=b1,b4 ROUNDS=5)

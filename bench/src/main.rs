@@ -75,11 +75,11 @@ fn main() -> Result<ExitCode> {
         Command::Run(arguments) => run(&arguments),
         Command::Guard { rounds } => guard(rounds),
         Command::Pair(arguments) => pair::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Load(arguments) => saturation::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Load(arguments) => saturation::run(&arguments).map(exit_code),
         Command::Restart(arguments) => restart::run(&arguments).map(exit_code),
         Command::Ingestion(arguments) => ingestion::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Table(arguments) => markdown::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Record(arguments) => record::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Record(arguments) => record::run(&arguments).map(exit_code),
         Command::Loop(job) => native::run(&job).map(|()| ExitCode::SUCCESS),
     }
 }

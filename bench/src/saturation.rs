@@ -20,6 +20,8 @@ use crate::terms::{Contender, Guarantee, Kind, Load, Workload};
 
 /// Records a second.
 const STEPS: [u64; 9] = [1_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 300_000, 500_000];
+/// One thread writes them all.
+const PER_SECOND_MAX: u64 = 1_000_000;
 /// Of every step, after the warm-up.
 const SECONDS: u64 = 10;
 /// Who is behind a load falls further behind as long as it lasts, so that soon one record in a hundred waits for this.
@@ -79,8 +81,13 @@ impl Size {
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Records a second, one step after the other
-    #[arg(long, value_delimiter = ',', default_values_t = STEPS)]
+    /// Records a second, one step after the other; others than by default are no result
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_values_t = STEPS,
+        value_parser = clap::value_parser!(u64).range(1..=PER_SECOND_MAX),
+    )]
     steps: Vec<u64>,
     #[arg(long, value_enum, default_value_t = Guarantee::ExactlyOnce)]
     guarantee: Guarantee,
@@ -89,8 +96,8 @@ pub struct Arguments {
     out: PathBuf,
 }
 
-/// Raises the load until something gives way.
-pub fn run(arguments: &Arguments) -> Result<()> {
+/// Raises the load until something gives way. True if the node is within its sizes at all that it keeps up with.
+pub fn run(arguments: &Arguments) -> Result<bool> {
     let mut report = Report::new(Machine::look()?, "make bench-load".to_owned(), None);
     // For no workload of the table, so that nothing is built which takes no part.
     let stage = Stage::prepare(&[], 1.0)?;
@@ -118,9 +125,25 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (workload, name) = (LOADED.name, contender.name);
     report.stolen.insert(workload, ticks.stolen_since()?);
     report.contenders.push(ContenderReport { workload, name, jvm: None, tried_only: false, runs, end });
-    report.write(&arguments.out)?;
-    println!("written to {}", arguments.out.display());
-    Ok(())
+    match why_not_kept(arguments, &kept) {
+        Some(why) => println!("not kept, because {why}"),
+        None => {
+            report.write(&arguments.out)?;
+            println!("written to {}", arguments.out.display());
+        }
+    }
+    Ok(report.is_met())
+}
+
+/// `None` if it takes the place of the result, which is that of the usual steps.
+fn why_not_kept(arguments: &Arguments, kept: &[(u64, Figures)]) -> Option<&'static str> {
+    if arguments.steps != STEPS || arguments.guarantee != Guarantee::ExactlyOnce {
+        Some("a result is of the steps by default, exactly once")
+    } else if kept.is_empty() {
+        Some("it kept up with no step")
+    } else {
+        None
+    }
 }
 
 /// In which way a step was too much; `None` if it was not.
@@ -239,6 +262,21 @@ mod tests {
         let names = sized(&kept).into_iter().map(|of| full_name(of.workload, of.name, &of.metric));
         let names: BTreeSet<String> = names.collect();
         assert_eq!(names.len(), wanted.len(), "{names:?}");
+    }
+
+    #[test]
+    fn other_steps_another_guarantee_or_nothing_kept_up_with_do_not_replace_a_result() {
+        let usual = || Arguments {
+            steps: STEPS.to_vec(),
+            guarantee: Guarantee::ExactlyOnce,
+            out: PathBuf::new(),
+        };
+        let kept = [(1_000, with_p99(20.0))];
+        assert_eq!(why_not_kept(&usual(), &kept), None);
+        assert!(why_not_kept(&usual(), &[]).is_some());
+        assert!(why_not_kept(&Arguments { steps: vec![1_000], ..usual() }, &kept).is_some());
+        let other = Arguments { guarantee: Guarantee::AtLeastOnce, ..usual() };
+        assert!(why_not_kept(&other, &kept).is_some());
     }
 
     #[test]

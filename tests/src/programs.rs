@@ -74,13 +74,16 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(name: &str, arguments: impl IntoIterat
 }
 
 /// Has figures judged by the table of the benchmarks, as the workload that it has for them, and kept beside the others.
-pub fn record(workload: &str, measured_by: &str, figures: &[f64]) {
+/// True if they meet its bar.
+pub fn record(workload: &str, measured_by: &str, figures: &[f64]) -> bool {
     let figures: Vec<String> = figures.iter().map(|figure| format!("{figure:.1}")).collect();
     let mut recording = Command::new(program("tidemill-bench"));
     recording.args(["record", workload, "--command", measured_by]);
     recording.arg(format!("--figures={}", figures.join(",")));
     recording.arg("--out").arg(workspace().join("bench/results/latest.json"));
-    print!("{}", run(&mut recording).ok());
+    let finished = run(&mut recording);
+    print!("{}{}", finished.stdout, finished.stderr);
+    finished.status.success()
 }
 
 /// A loopback address that nobody listens at, nor will unless told to.
