@@ -266,11 +266,8 @@ mod tests {
 
     #[test]
     fn other_steps_another_guarantee_or_nothing_kept_up_with_do_not_replace_a_result() {
-        let usual = || Arguments {
-            steps: STEPS.to_vec(),
-            guarantee: Guarantee::ExactlyOnce,
-            out: PathBuf::new(),
-        };
+        let guarantee = Guarantee::ExactlyOnce;
+        let usual = || Arguments { steps: STEPS.to_vec(), guarantee, out: PathBuf::new() };
         let kept = [(1_000, with_p99(20.0))];
         assert_eq!(why_not_kept(&usual(), &kept), None);
         assert!(why_not_kept(&usual(), &[]).is_some());

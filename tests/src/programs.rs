@@ -74,12 +74,13 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(name: &str, arguments: impl IntoIterat
 }
 
 /// Has figures judged by the table of the benchmarks, as the workload that it has for them, and kept beside the others.
-/// True if they meet its bar.
-pub fn record(workload: &str, measured_by: &str, figures: &[f64]) -> bool {
+/// `beside` is what was measured with them, by name. True if they meet its bar.
+pub fn record(workload: &str, measured_by: &str, figures: &[f64], beside: &[(&str, f64)]) -> bool {
     let figures: Vec<String> = figures.iter().map(|figure| format!("{figure:.1}")).collect();
     let mut recording = Command::new(program("tidemill-bench"));
     recording.args(["record", workload, "--command", measured_by]);
     recording.arg(format!("--figures={}", figures.join(",")));
+    recording.args(beside.iter().map(|(name, figure)| format!("--beside={name}={figure:.3}")));
     recording.arg("--out").arg(workspace().join("bench/results/latest.json"));
     let finished = run(&mut recording);
     print!("{}{}", finished.stdout, finished.stderr);

@@ -81,7 +81,8 @@ fn swap(arguments: &Arguments) -> Result<bool> {
     // Where the output stands still for longer without a swap, what is seen around swaps is not theirs.
     let is_kept = is_judged && arguments.broker == "apache" && outcome.undisturbed.longest() <= GAP_MAX;
     if is_kept && verdict.is_good() {
-        good &= record("swap", &format!("make swap N={}", arguments.deployments), &outcome.swaps.ms());
+        let measured_by = format!("make swap N={}", arguments.deployments);
+        good &= record("swap", &measured_by, &outcome.swaps.ms(), &[]);
     }
     if !good {
         println!("  everything is in {}", directory.keep().display());
