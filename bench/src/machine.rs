@@ -14,6 +14,7 @@ pub struct Machine {
     pub kernel: String,
     pub java: String,
     pub kafka: &'static str,
+    pub librdkafka: String,
     pub tidemill: &'static str,
     /// What was checked out; `None` outside a checkout.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +43,7 @@ impl Machine {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             java: java.lines().next().unwrap_or("unknown").to_owned(),
             kafka: tidemill_kafka_harness::VERSION,
+            librdkafka: rdkafka::util::get_rdkafka_version().1,
             tidemill: env!("CARGO_PKG_VERSION"),
             commit: commit(),
             load_before: load.split(' ').next().unwrap_or_default().parse()?,

@@ -99,10 +99,11 @@ fn row(ratio: &Value) -> Option<String> {
 fn origin(measured: &Value) -> Option<String> {
     let machine = &measured["machine"];
     let text = |name: &str| machine[name].as_str();
-    // Results of before it was kept have none.
+    // Results of before these were kept have none.
+    let librdkafka = text("librdkafka").map(|version| format!(", librdkafka {version}")).unwrap_or_default();
     let commit = text("commit").map(|commit| format!(", tidemill at {commit}")).unwrap_or_default();
     Some(format!(
-        "{} cores of {}, {} GiB, Linux {}, Apache Kafka {}, {}{commit}, `{}`",
+        "{} cores of {}, {} GiB, Linux {}, Apache Kafka {}{librdkafka}, {}{commit}, `{}`",
         machine["cores"].as_u64()?,
         text("cpu")?,
         machine["memory_gib"].as_f64()?,
@@ -140,7 +141,7 @@ mod tests {
         };
         let machine = json!({
             "cpu": "X", "cores": 2, "memory_gib": 23.5, "kernel": "6.1", "java": "17", "kafka": "4.3.1",
-            "commit": "abc",
+            "librdkafka": "2.12.1", "commit": "abc",
         });
         let mut full = ratio("c", Some("at least 1"), true);
         full["name"] = "c: a / b, p50".into();
@@ -165,7 +166,7 @@ mod tests {
             "| c: a / b, p50 | at least 1 | 1.15 | 1.50 (1.00..2.00) | 5 |",
             "| z: a / b, p50 | at most 1.35 | 1.15 | **1.50** (1.00..2.00) | 5 |",
             "",
-            "- b, c, z: 2 cores of X, 23.5 GiB, Linux 6.1, Apache Kafka 4.3.1, 17, tidemill at abc, `make bench`",
+            "- b, c, z: 2 cores of X, 23.5 GiB, Linux 6.1, Apache Kafka 4.3.1, librdkafka 2.12.1, 17, tidemill at abc, `make bench`",
         ];
         assert_eq!(lines, wanted);
         assert_eq!(super::table(&json!({})), None);
