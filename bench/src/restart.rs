@@ -33,6 +33,7 @@ use crate::outputs::Outputs;
 use crate::report::{self, RECOVERY, Report, SurvivorReport};
 use crate::rounds::{Comeback, Spread, order};
 use crate::streams::Streams;
+use crate::suite::Progress;
 use crate::survivor::{Survivor, Topics};
 use crate::table::KILLS;
 use crate::terms::{Again, Kill, Metric, State};
@@ -40,10 +41,14 @@ use crate::topics::{self, config};
 
 /// What is killed when has so many million keys.
 pub const MILLIONS: [u64; 2] = [1, 3];
+/// Who is killed, in turn.
+const WHO: [&str; 2] = ["tidemill", "streams"];
 const PARTITIONS: i32 = 4;
 /// Each record has a key of its own.
 const SHAPE: Shape = Shape { keys: Keys::New, values: Values::Text(VALUE_BYTES) };
 const FILL_MAX: Duration = Duration::from_secs(600);
+/// How far that is.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Work between two kills, so that each meets a process in motion.
 const BETWEEN: Duration = Duration::from_secs(3);
 /// Kafka Streams' session ends after 45 s by default, its transaction after 10 s and the broker's next look.
@@ -80,9 +85,11 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     println!("starting Apache Kafka {}", tidemill_kafka_harness::VERSION);
     let kafka = ApacheKafka::start_with(&Options { for_load: true, ..Options::default() })?;
     let ticks = Ticks::now()?;
+    let is_asked = |kill: &&Kill| arguments.millions.contains(&kill.millions);
+    let mut progress = Progress::of(KILLS.iter().filter(is_asked).count() * arguments.rounds * WHO.len());
     for &millions in &arguments.millions {
         let keys = (millions as f64 * 1e6 * arguments.scale) as u64;
-        let topics = ["tidemill", "streams"].map(|who| Topics {
+        let topics = WHO.map(|who| Topics {
             bootstrap: kafka.bootstrap.clone(),
             name: format!("{who}-{millions}m"),
             input: format!("{who}-{millions}m-in"),
@@ -91,6 +98,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         for topics in &topics {
             topics::create(&kafka.bootstrap, &topics.input, PARTITIONS)?;
             topics::create(&kafka.bootstrap, &topics.output, PARTITIONS)?;
+            println!("writing {keys} keys to {}", topics.input);
             load::fill(&kafka.bootstrap, &topics.input, SHAPE, keys)?;
         }
         println!("counting {keys} keys");
@@ -100,7 +108,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
             pairs.map(|(survivor, topics)| Measured { survivor, topics, keys }).collect();
         measured.iter_mut().try_for_each(Measured::until_filled)?;
         for kill in KILLS.iter().filter(|kill| kill.millions == millions) {
-            rounds(kill, arguments.rounds, &mut measured, &mut report)?;
+            rounds(kill, arguments.rounds, &mut measured, (&mut report, &mut progress))?;
         }
     }
     report.stolen.insert(RECOVERY, ticks.stolen_since()?);
@@ -116,7 +124,12 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 /// Kills each in turn, so many times.
-fn rounds(kill: &Kill, rounds: usize, measured: &mut [Measured<'_>], report: &mut Report) -> Result<()> {
+fn rounds(
+    kill: &Kill,
+    rounds: usize,
+    measured: &mut [Measured<'_>],
+    (report, progress): (&mut Report, &mut Progress),
+) -> Result<()> {
     println!("\n{kill}");
     let mut comebacks: Vec<Vec<Comeback>> = vec![Vec::new(); measured.len()];
     for round in 0..rounds {
@@ -125,7 +138,11 @@ fn rounds(kill: &Kill, rounds: usize, measured: &mut [Measured<'_>], report: &mu
             let name = who.survivor.name();
             let comeback = who.kill(kill).context(name)?;
             let seconds = comeback.first_output_seconds;
-            println!("round {:<3}{name:<12}first new output after {seconds:.2} s", round + 1);
+            let (place, minutes) = progress.one_more();
+            println!(
+                "{place}  round {:<3}{name:<12}first new output after {seconds:.2} s  {minutes} min left",
+                round + 1
+            );
             comebacks[number].push(comeback);
         }
     }
@@ -170,7 +187,16 @@ impl Measured<'_> {
         let Topics { bootstrap, input, .. } = self.topics;
         let all = topics::ends(bootstrap, input, PARTITIONS)?;
         let progress = GroupProgress::new(bootstrap, &self.survivor.group(), input, PARTITIONS)?;
-        progress.wait_for(&all, FILL_MAX, || self.survivor.check())
+        let (name, mut told) = (self.survivor.name(), Instant::now());
+        progress.wait_for(&all, FILL_MAX, || {
+            if told.elapsed() > TELL_EVERY {
+                told = Instant::now();
+                // Who cannot be asked now is asked the next time.
+                let committed: i64 = progress.committed().into_iter().flatten().sum();
+                println!("{name} has counted {committed} of {}", all.iter().sum::<i64>());
+            }
+            self.survivor.check()
+        })
     }
 
     fn kill(&mut self, kill: &Kill) -> Result<Comeback> {

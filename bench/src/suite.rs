@@ -116,7 +116,7 @@ fn choose(
 }
 
 /// Tells what ran, and how long the rest will take.
-struct Progress {
+pub struct Progress {
     started: Instant,
     done: usize,
     all: usize,
@@ -129,26 +129,32 @@ impl Progress {
             rounds + if ways < 2 { 0 } else { ways }
         };
         let all = workloads.iter().flat_map(|&workload| taking_part(workload, only)).map(runs).sum();
+        Progress::of(all)
+    }
+
+    /// Of so many runs.
+    pub fn of(all: usize) -> Progress {
         Progress { started: Instant::now(), done: 0, all }
     }
 
-    fn failed(&mut self, contender: &Contender, jvm: Jvm, error: &anyhow::Error) {
+    /// One more has run: the how manieth of all it was, and the minutes that the others will take.
+    pub fn one_more(&mut self) -> (String, u64) {
         self.done += 1;
-        println!(
-            "{:>3}/{}  trying   {} ({jvm}) did not get through: {error:#}",
-            self.done, self.all, contender.name
-        );
+        let each = self.started.elapsed() / u32::try_from(self.done).unwrap_or(u32::MAX);
+        let left = each * u32::try_from(self.all.saturating_sub(self.done)).unwrap_or(u32::MAX);
+        (format!("{:>3}/{}", self.done, self.all), left.as_secs().div_ceil(60))
+    }
+
+    fn failed(&mut self, contender: &Contender, jvm: Jvm, error: &anyhow::Error) {
+        let (place, _) = self.one_more();
+        println!("{place}  trying   {} ({jvm}) did not get through: {error:#}", contender.name);
     }
 
     fn ran(&mut self, what: &str, who: &str, jvm: Option<Jvm>, figures: &Figures) {
-        self.done += 1;
-        let each = self.started.elapsed() / u32::try_from(self.done).unwrap_or(u32::MAX);
-        let left = each * u32::try_from(self.all - self.done).unwrap_or(u32::MAX);
+        let (place, minutes) = self.one_more();
         let way = jvm.map(|jvm| format!(" ({jvm})")).unwrap_or_default();
         println!(
-            "{:>3}/{}  {what:<8} {:<48} {:6.2} CPU-s/M {:>6.0} k/s {:>5.0} MiB  broker {:.2}{}{}  {} min left",
-            self.done,
-            self.all,
+            "{place}  {what:<8} {:<48} {:6.2} CPU-s/M {:>6.0} k/s {:>5.0} MiB  broker {:.2}{}{}  {minutes} min left",
             format!("{who}{way}"),
             figures.cpu_seconds_per_million,
             figures.records_per_second / 1e3,
@@ -156,7 +162,6 @@ impl Progress {
             figures.broker_cpu_seconds_per_million,
             figures.latency_ms.map(|latency| format!("  {latency}")).unwrap_or_default(),
             figures.deployed_ms.map(|ms| format!("  first output after {ms:.0} ms")).unwrap_or_default(),
-            left.as_secs().div_ceil(60),
         );
     }
 }
@@ -165,6 +170,13 @@ impl Progress {
 mod tests {
     use super::*;
     use crate::table::WORKLOADS;
+
+    #[test]
+    fn progress_tells_the_how_manieth_ran_and_nothing_is_left_after_the_last() {
+        let mut progress = Progress::of(2);
+        assert_eq!(progress.one_more().0, "  1/2");
+        assert_eq!(progress.one_more(), ("  2/2".to_owned(), 0));
+    }
 
     #[test]
     fn the_points_of_a_curve_take_turns_and_every_other_workload_has_its_own() {
