@@ -1,5 +1,5 @@
 //! Charts for the documentation: one SVG for each workload, a bar for each contender, and one for each curve, a bar for
-//! each of its points.
+//! each of its points; and restarts, a bar for each who was killed and each way of it.
 
 use std::fs;
 use std::path::Path;
@@ -8,16 +8,19 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::report::Point;
+use crate::report::{Point, RECOVERY, SurvivorReport};
 use crate::rounds::Spread;
 use crate::suite::{Outcome, Shown};
+use crate::table::WORKLOADS;
 use crate::terms::{Load, Metric};
 
 const WIDTH: u32 = 760;
 const BAR_HEIGHT: u32 = 34;
 /// Caption and axis.
 const REST_HEIGHT: u32 = 90;
+/// At least; longer names make a chart wider.
 const NAMES_WIDTH: u32 = 190;
+const LETTER_WIDTH: u32 = 7;
 /// Between a bar and what stands beside it, in pixels.
 const GAP: i32 = 8;
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0x8d);
@@ -65,9 +68,47 @@ pub fn draw_curve(grows: &str, points: &[Point], directory: &Path) -> Result<()>
     plot(&path, &title, &bars).map_err(|error| anyhow!("{error}"))
 }
 
+/// Draws `DIRECTORY/recovery.svg` and `DIRECTORY/recovery-restored.svg`.
+pub fn draw_kills(survivors: &[SurvivorReport], directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    let charts = [
+        (RECOVERY, "Restarts: kill -9 to first new output (seconds)", Metric::FirstOutput, 1.0),
+        ("recovery-restored", "Restarts: stores restored (1,000 keys a second)", Metric::RestoredKeys, 1e-3),
+    ];
+    for (file, title, metric, unit) in charts {
+        let bar = |SurvivorReport { name, kill, runs, .. }: &SurvivorReport| {
+            let figures = runs.iter().filter_map(|run| Some(run.get(metric)? * unit));
+            let is_ours = name.starts_with("tidemill");
+            Some(Bar { name: format!("{name}: {kill}"), spread: Spread::of(figures)?, is_ours })
+        };
+        let bars: Vec<Bar> = survivors.iter().filter_map(bar).collect();
+        let path = directory.join(format!("{file}.svg"));
+        plot(&path, title, &bars).map_err(|error| anyhow!("{error}"))?;
+    }
+    Ok(())
+}
+
+/// The charts of a directory, in the order of the table, as docs/performance.md shows them.
+pub fn links(directory: &Path) -> Result<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "svg") {
+            names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    let place = |name: &str| WORKLOADS.iter().position(|workload| workload.name == name);
+    names.sort_by_key(|name: &String| (place(name).unwrap_or(WORKLOADS.len()), name.clone()));
+    let links: Vec<String> = names.iter().map(|name| format!("![{name}](charts/{name}.svg)")).collect();
+    Ok(links.join("\n"))
+}
+
 fn plot(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std::error::Error>> {
     let count = u32::try_from(bars.len())?;
-    let root = SVGBackend::new(path, (WIDTH, count * BAR_HEIGHT + REST_HEIGHT)).into_drawing_area();
+    let letters = bars.iter().map(|bar| bar.name.chars().count()).max().unwrap_or_default();
+    let names_width = NAMES_WIDTH.max(u32::try_from(letters)? * LETTER_WIDTH);
+    let width = WIDTH - NAMES_WIDTH + names_width;
+    let root = SVGBackend::new(path, (width, count * BAR_HEIGHT + REST_HEIGHT)).into_drawing_area();
     root.fill(&WHITE)?;
     let longest = bars.iter().map(|bar| bar.spread.max).fold(0.0, f64::max);
     let ink = |size: u32| ("sans-serif", size).into_font().color(&INK);
@@ -75,7 +116,7 @@ fn plot(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std::error
         .caption(title, ink(15))
         .margin(8)
         .x_label_area_size(30)
-        .y_label_area_size(NAMES_WIDTH)
+        .y_label_area_size(names_width)
         // Room for the figure beside the longest bar.
         .build_cartesian_2d(0.0..longest * 1.3, 0.0..f64::from(count))?;
     chart.configure_mesh().disable_y_mesh().x_max_light_lines(1).y_labels(0).label_style(ink(13)).draw()?;
@@ -96,4 +137,42 @@ fn plot(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std::error
     }
     root.present()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rounds::Comeback;
+
+    #[test]
+    fn charts_are_shown_in_the_order_of_the_table_and_others_after_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for name in ["recovery.svg", "deploy.svg", "b1-100.svg", "notes.txt"] {
+            fs::write(directory.path().join(name), "").expect("a file");
+        }
+        let wanted = ["b1-100", "deploy", "recovery"].map(|name| format!("![{name}](charts/{name}.svg)"));
+        assert_eq!(links(directory.path()).expect("a directory"), wanted.join("\n"));
+    }
+
+    #[test]
+    fn kills_have_a_bar_for_each_who_was_killed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let comeback = |seconds, keys| Comeback {
+            first_output_seconds: seconds,
+            restored_keys_per_second: Some(keys),
+            restored_megabytes_per_second: None,
+        };
+        let kill = || "1 M keys".to_owned();
+        let survivor = |name, runs| SurvivorReport { workload: RECOVERY, name, kill: kill(), runs };
+        let survivors = [
+            survivor("tidemill", vec![comeback(2.0, 500_000.0)]),
+            survivor("streams", vec![comeback(43.0, 250_000.0)]),
+        ];
+        draw_kills(&survivors, directory.path()).expect("charts");
+        for (file, figures) in [("recovery", ["2.00", "43.0"]), ("recovery-restored", ["500", "250"])] {
+            let chart = fs::read_to_string(directory.path().join(format!("{file}.svg"))).expect(file);
+            assert!(chart.contains("streams: 1 M keys"), "{chart}");
+            assert!(figures.iter().all(|figure| chart.contains(&format!("{figure} ("))), "{chart}");
+        }
+    }
 }

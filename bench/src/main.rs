@@ -94,8 +94,9 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let mut held = workloads.is_empty() || measure(arguments, &workloads, &mut failed)?;
     let is_everything = named.is_empty() && only.is_empty();
     if is_everything || named.iter().any(|name| name == RECOVERY) {
-        let (millions, out) = (restart::MILLIONS.to_vec(), out.clone());
-        match restart::run(&restart::Arguments { millions, rounds: *rounds, scale: *scale, out }) {
+        let (millions, out, charts) = (restart::MILLIONS.to_vec(), out.clone(), arguments.charts.clone());
+        let kills = restart::Arguments { millions, rounds: *rounds, scale: *scale, out, charts };
+        match restart::run(&kills) {
             Ok(met) => held &= met,
             Err(error) => note(&mut failed, RECOVERY.to_owned(), &error),
         }

@@ -1,16 +1,17 @@
 //! The ratios of a result file of which something is asked, with the machines and commands, as the README shows them:
-//! `tidemill-bench table`. Figures by themselves are [`absolute`]'s. Both are put into their documents by `--write`, so
-//! that nobody copies figures.
+//! `tidemill-bench table`. Figures by themselves are [`absolute`]'s. Both, and the list of charts, are put into their
+//! documents by `--write`, so that nobody copies figures.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::Value;
 
 use crate::absolute;
+use crate::charts;
 use crate::report::full_name;
 use crate::rounds::Spread;
 
@@ -21,14 +22,22 @@ pub struct Arguments {
     /// Instead of ratios the figures by themselves, as docs/performance.md shows them
     #[arg(long)]
     absolute: bool,
-    /// Puts both into README.md and docs/performance.md of the working directory, in the place of what they print
+    /// Instead of both the list of charts, as docs/performance.md shows them
+    #[arg(long, conflicts_with = "absolute")]
+    charts: bool,
+    /// Puts all into README.md and docs/performance.md of the working directory, in the place of what they print
     #[arg(long)]
     write: bool,
 }
 
 /// A document, and the command whose output stands in it.
-const DOCUMENTS: [(&str, &str); 2] =
-    [("README.md", "tidemill-bench table"), ("docs/performance.md", "tidemill-bench table --absolute")];
+const DOCUMENTS: [(&str, &str); 3] = [
+    ("README.md", "tidemill-bench table"),
+    ("docs/performance.md", "tidemill-bench table --absolute"),
+    ("docs/performance.md", "tidemill-bench table --charts"),
+];
+/// Of the working directory.
+const CHARTS: &str = "docs/charts";
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let path = &arguments.results;
@@ -38,10 +47,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let ratios = table(&results).with_context(no_result)?;
     let figures = absolute::tables(&results).with_context(no_result)?;
     if !arguments.write {
-        println!("{}", if arguments.absolute { figures } else { ratios });
+        let output = match (arguments.charts, arguments.absolute) {
+            (true, _) => charts::links(Path::new(CHARTS)).context(CHARTS)?,
+            (false, true) => figures,
+            (false, false) => ratios,
+        };
+        println!("{output}");
         return Ok(());
     }
-    for ((document, command), output) in DOCUMENTS.into_iter().zip([ratios, figures]) {
+    let links = charts::links(Path::new(CHARTS)).context(CHARTS)?;
+    for ((document, command), output) in DOCUMENTS.into_iter().zip([ratios, figures, links]) {
         let text = fs::read_to_string(document).context(document)?;
         let no_place = || format!("{document} has no place for what `{command}` prints");
         fs::write(document, put(&text, command, &output).with_context(no_place)?).context(document)?;

@@ -24,6 +24,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::bounds::{self, KEPT_KILLS};
+use crate::charts;
 use crate::group::GroupProgress;
 use crate::keys::{self, Keys};
 use crate::load::{self, Shape, VALUE_BYTES, Values};
@@ -68,6 +69,9 @@ pub struct Arguments {
     /// Where the results go, beside those of `make bench`
     #[arg(long, default_value = "bench/results/latest.json")]
     pub out: PathBuf,
+    /// Where the charts go, as SVG
+    #[arg(long, default_value = "docs/charts")]
+    pub charts: PathBuf,
 }
 
 /// As an argument: others have no kills.
@@ -117,7 +121,8 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         Some(why) => println!("not kept, because {why}"),
         None => {
             report.write(&arguments.out)?;
-            println!("written to {}", arguments.out.display());
+            charts::draw_kills(&report.survivors, &arguments.charts)?;
+            println!("written to {} and {}", arguments.out.display(), arguments.charts.display());
         }
     }
     Ok(report.summarize())
