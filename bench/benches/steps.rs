@@ -1,8 +1,8 @@
 //! What each step on a record's way costs that can be measured by itself: `make bench-steps`.
 //!
 //! Criterion's iteration is a record, so what it prints are nanoseconds per record, of this thread's CPU
-//! time. Read them as a budget: the rest of what a workload needs is in the threads that fetch, librdkafka's and
-//! RocksDB's, and in caches that are not as warm as here.
+//! time, the mean of all calls or commits with its spread. The rest of what a workload needs is in the threads that fetch,
+//! librdkafka's and RocksDB's, and in caches that are not as warm as here.
 //!
 //! | workload | step |
 //! |---|---|
@@ -12,8 +12,8 @@
 //!
 //! What RocksDB flushes and compacts on threads of its own is not in it.
 //!
-//! In the end all of them are printed once more as a list, as `make bench` has them beneath its budgets, with
-//! instructions where the machine counts them.
+//! In the end all of them are printed once more, as `make bench` has them beneath its budgets: of many commits the fastest
+//! quarter, with sums by thread and for a record, and with instructions where the machine counts them.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use tidemill_bench::budget;
 use tidemill_bench::keys::Keys;
 use tidemill_bench::load::{Shape, VALUE_BYTES, Values};
 use tidemill_bench::queues::{self, Queues};
-use tidemill_bench::steps::{self, COMMIT_RECORDS, STEPS, Task, passed_on};
+use tidemill_bench::steps::{self, COMMIT_RECORDS, STEPS, TASK_RECORDS, Task, passed_on};
 use tidemill_bench::table::WORKLOADS;
 
 fn each(criterion: &mut Criterion) {
@@ -37,27 +37,26 @@ fn each(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("b1");
     per_record(&mut group, "take", COMMIT_RECORDS, || queues.take().expect("records").time);
     per_call(&mut group, "handle", boundary::through_wasm().expect("a handler"));
-    per_call(&mut group, "handle natively", boundary::natively().expect("a handler"));
+    per_call(&mut group, "handle, natively", boundary::natively().expect("a handler"));
     let emissions = passed_on(shape);
-    per_commit(&mut group, &["produce", "end"], &mut queues, (&emissions[..], None));
+    per_commit(&mut group, &["produce", "end"], &mut queues, (&emissions[..], &[][..]));
     group.finish();
     // A quarter of the workloads' keys, as of one of four tasks.
     for (name, keys) in [("b4-zipf", Keys::Zipf(2_500)), ("b4-uniform", Keys::Uniform(250_000))] {
         let mut group = criterion.benchmark_group(name);
         let mut task = Task::new(keys).expect("a task");
         for (number, (step, _)) in STEPS.iter().enumerate() {
-            per_record(&mut group, step, COMMIT_RECORDS, || {
+            per_record(&mut group, step, TASK_RECORDS, || {
                 task.commit().expect("a commit").spent[number].time
             });
         }
-        let committed = task.commit().expect("a commit");
-        let commit = (&committed.emissions[..], Some(&committed.changelog));
-        per_commit(&mut group, &["produce", "changelog"], &mut queues, commit);
+        let (emissions, changelogs) = task.commit_of_all().expect("commits");
+        per_commit(&mut group, &["produce", "changelog"], &mut queues, (&emissions[..], &changelogs[..]));
         group.finish();
     }
 }
 
-/// All of them, of the workloads that have a budget.
+/// All of them and their sums, of the workloads that have a budget.
 fn list(_: &mut Criterion) {
     for workload in WORKLOADS.iter().filter(|workload| workload.has_budget) {
         budget::print_steps(workload.name, &steps::of(workload).expect("steps"));
@@ -77,12 +76,12 @@ fn per_commit(
     group: &mut BenchmarkGroup<'_, WallTime>,
     names: &[&str],
     queues: &mut Queues,
-    (emissions, changelog): (&[Emitted], Option<&ChangelogRows>),
+    (emissions, changelogs): (&[Emitted], &[ChangelogRows]),
 ) {
     // The first takes what a commit is made of.
     let steps = queues::STEPS[1..].iter().enumerate();
     for (number, (step, _)) in steps.filter(|(_, (step, _))| names.contains(step)) {
-        let mut commit = || queues.commit(emissions, changelog).expect("a commit")[number].time;
+        let mut commit = || queues.commit(emissions, changelogs).expect("a commit")[number].time;
         per_record(group, step, COMMIT_RECORDS, &mut commit);
     }
 }

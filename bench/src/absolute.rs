@@ -1,13 +1,15 @@
 //! Figures of a result file by themselves, as docs/performance.md shows them: `tidemill-bench table --absolute`.
 //!
 //! One table for each way in which runs are driven, a row for each contender, median (min..max) of its runs; the steps of
-//! a load that grows; and of each thread what a record costs, the mean of the runs, whose rows sum up.
+//! a load that grows; and of each workload that has a budget what a record costs, the mean of the runs, in columns that
+//! sum up: threads to the whole, and what is beneath a thread to that.
 
 use serde_json::Value;
 
+use crate::budget::{self, EXCESS, IN_NO_STEP, Line, OTHERS, Part, WHOLE};
 use crate::rounds::Spread;
 use crate::table::{LOADED, WORKLOADS};
-use crate::threads::ROWS;
+use crate::threads::{ByThread, ROWS};
 
 /// Title, where it stands in a run, and what it is multiplied by.
 type Column = (&'static str, &'static str, f64);
@@ -60,9 +62,9 @@ pub fn tables(results: &Value) -> Option<String> {
     }
     for workload in WORKLOADS.iter().filter(|workload| workload.has_budget) {
         let of_it = entries.iter().filter(|entry| entry["workload"] == workload.name);
-        let told: Vec<&Value> =
-            of_it.copied().filter(|entry| runs(entry).any(|run| run["threads_ns"].is_object())).collect();
-        tables.extend(threads(workload.name, &told));
+        let told = of_it.filter_map(|entry| Some((entry["name"].as_str()?, mean(entry)?)));
+        let steps = &results["measured"][workload.name]["steps"];
+        tables.extend(threads(workload.name, &parts(steps), &told.collect::<Vec<_>>()));
     }
     Some(tables.join("\n\n"))
 }
@@ -109,37 +111,68 @@ fn step(run: &Value) -> Option<String> {
     ))
 }
 
-/// Nanoseconds of CPU time per record by thread, those in the kernel in brackets.
-fn threads(workload: &str, entries: &[&Value]) -> Option<String> {
-    let (mut rows, mut wholes) = (Vec::new(), vec![0.0; entries.len()]);
-    for name in ROWS.into_iter().chain(["others"]) {
-        let means: Vec<[f64; 2]> = entries.iter().map(|entry| mean(entry, name)).collect();
-        wholes.iter_mut().zip(&means).for_each(|(sum, [whole, _])| *sum += whole);
-        if means.iter().any(|[whole, _]| *whole != 0.0) {
-            let cells: Vec<String> =
-                means.iter().map(|[whole, kernel]| format!("{whole:.0} ({kernel:.0})")).collect();
-            rows.push(format!("| {name} | {} |", cells.join(" | ")));
+/// Nanoseconds of CPU time per record, of each contender: by thread, those in the kernel in brackets, and beneath a
+/// thread its steps and what is left of it.
+fn threads(workload: &str, steps: &[Part<'_>], contenders: &[(&str, ByThread)]) -> Option<String> {
+    let of_one = |(name, mean): &(&str, ByThread)| {
+        let taken = steps.iter().filter(|step| budget::takes(workload, name, step.name));
+        budget::lines(mean, &taken.copied().collect::<Vec<_>>())
+    };
+    let budgets: Vec<Vec<Line<'_>>> = contenders.iter().map(of_one).collect();
+    let mut rows = Vec::new();
+    for place in places(steps) {
+        let found: Vec<Option<Line<'_>>> = budgets
+            .iter()
+            .map(|lines| lines.iter().find(|line| (line.row, line.name) == place).copied())
+            .collect();
+        // Whoever has it has it at the same depth.
+        if let Some(line) = found.iter().flatten().next() {
+            let indent = if line.is_beneath { "&emsp;" } else { "" };
+            let cells: Vec<String> = found.iter().map(|line| line.map(cell).unwrap_or_default()).collect();
+            rows.push(format!("| {indent}{} | {} |", line.name, cells.join(" | ")));
         }
     }
-    if !rows.is_empty() {
-        let wholes: Vec<String> = wholes.iter().map(|whole| format!("{whole:.0}")).collect();
-        rows.push(format!("| in all | {} |", wholes.join(" | ")));
-    }
     let title = format!("`{workload}`, ns per record (kernel)");
-    let names: Vec<&str> = entries.iter().filter_map(|entry| entry["name"].as_str()).collect();
-    table(&[&[title.as_str()][..], &names[..]].concat(), rows)
+    let names = contenders.iter().map(|(name, _)| *name);
+    table(&[title.as_str()].into_iter().chain(names).collect::<Vec<_>>(), rows)
 }
 
-/// Of a thread, over the runs that tell: all of it, and what of it was in the kernel, which of the others nobody knows.
-fn mean(entry: &Value, thread: &str) -> [f64; 2] {
-    let told: Vec<&Value> =
-        runs(entry).map(|run| &run["threads_ns"]).filter(|threads| threads.is_object()).collect();
-    // User mode, then the kernel. The sum of nothing would be -0, and shown as that.
-    let sum = |part: usize| {
-        told.iter().filter_map(|threads| threads[thread][part].as_f64()).fold(0.0, |sum, ns| sum + ns)
-    };
-    let (user, kernel, count) = (sum(0), sum(1), told.len().max(1) as f64);
-    [(user + kernel) / count, kernel / count]
+/// What may have a row, in the order of the table: the number of its thread, and its name.
+fn places<'a>(steps: &[Part<'a>]) -> Vec<(usize, &'a str)> {
+    let mut places = Vec::new();
+    for (row, thread) in ROWS.into_iter().enumerate() {
+        let taken = steps.iter().filter(|step| step.row == row).map(|step| step.name);
+        let names = [thread].into_iter().chain(taken).chain([IN_NO_STEP, EXCESS]);
+        places.extend(names.map(|name| (row, name)));
+    }
+    places.extend([OTHERS, WHOLE].map(|name| (ROWS.len(), name)));
+    places
+}
+
+fn cell(line: Line<'_>) -> String {
+    match line.kernel_ns {
+        Some(kernel) => format!("{} ({kernel})", line.ns),
+        None => line.ns.to_string(),
+    }
+}
+
+/// Steps as a result file has them.
+fn parts(steps: &Value) -> Vec<Part<'_>> {
+    steps.as_array().into_iter().flatten().filter_map(part).collect()
+}
+
+fn part(step: &Value) -> Option<Part<'_>> {
+    let row = usize::try_from(step["row"].as_u64()?).ok()?;
+    Some(Part { name: step["name"].as_str()?, row, ns: step["ns"].as_f64()? })
+}
+
+/// Of the runs that tell; `None` if none does.
+fn mean(entry: &Value) -> Option<ByThread> {
+    let told = runs(entry).map(|run| &run["threads_ns"]).filter(|threads| threads.is_object());
+    ByThread::mean(told.map(|threads| {
+        let ns = |thread: &str, part: usize| threads[thread][part].as_f64().unwrap_or_default();
+        ByThread { rows: ROWS.map(|thread| [ns(thread, 0), ns(thread, 1)]), others: ns("others", 0) }
+    }))
 }
 
 #[cfg(test)]
@@ -149,14 +182,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_of_run_has_a_table_and_threads_sum_up() {
+    fn each_kind_of_run_has_a_table_and_a_budget_has_steps_beneath_threads() {
         let run = |cpu: f64, threads: Value| {
             json!({
                 "cpu_seconds_per_million": cpu, "records_per_second": 500_000.0, "peak_rss_mib": 90.0,
                 "broker_cpu_seconds_per_million": 0.5, "threads_ns": threads,
             })
         };
-        let by_thread = |ns: f64| json!({ "worker": [ns, 10.0], "others": [5.0] });
+        let by_thread = |ns: f64| json!({ "worker": [ns, 10.0], "commit": [50.0, 0.0], "others": [5.0] });
         let waited = json!({
             "cpu_seconds_per_million": 40.0, "records_per_second": 5_000.0, "peak_rss_mib": 45.0,
             "broker_cpu_seconds_per_million": 20.0,
@@ -166,15 +199,22 @@ mod tests {
             { "workload": "latency-5k", "name": "tidemill", "tried_only": false, "runs": [waited.clone()] },
             { "workload": "b1-100", "name": "tidemill", "tried_only": false,
               "runs": [run(0.4, by_thread(100.0)), run(0.6, by_thread(300.0))] },
+            { "workload": "b1-100", "name": "loop", "tried_only": false,
+              "runs": [run(1.0, json!({ "worker": [900.0, 50.0], "others": [-2.0] }))] },
             { "workload": "b1-100", "name": "streams", "jvm": "G1", "tried_only": true, "runs": [run(9.0, json!({}))] },
             { "workload": "load", "name": "tidemill", "tried_only": false, "runs": [waited], "end": "at 9/s late" },
             { "workload": "recovery", "name": "streams", "kill": "1 M keys",
               "runs": [{ "first_output_seconds": 43.0, "restored_keys_per_second": 500_000.0 }] },
-        ] });
+        ], "measured": { "b1-100": { "steps": [
+            { "name": "take", "row": 0, "ns": 68.4 },
+            { "name": "produce", "row": 1, "ns": 62.0 },
+            { "name": "handle, natively", "row": 0, "ns": 37.0 },
+        ] } } });
         let wanted = "\
 |  |  | CPU-s per million | 1,000 records/s | peak RSS, MiB | broker, CPU-s per million |
 |---|---|---|---|---|---|
 | b1-100 | tidemill | 0.50 (0.40..0.60) | 500 (500..500) | 90.0 (90.0..90.0) | 0.50 (0.50..0.50) |
+| b1-100 | loop | 1.00 (1.00..1.00) | 500 (500..500) | 90.0 (90.0..90.0) | 0.50 (0.50..0.50) |
 
 |  |  | p50, ms | p95 | p99 | p99.9 | max |
 |---|---|---|---|---|---|---|
@@ -190,11 +230,17 @@ mod tests {
 
 What gave way: at 9/s late.
 
-| `b1-100`, ns per record (kernel) | tidemill |
-|---|---|
-| worker | 210 (10) |
-| others | 5 (0) |
-| in all | 215 |";
+| `b1-100`, ns per record (kernel) | tidemill | loop |
+|---|---|---|
+| worker | 210 (10) | 950 (50) |
+| &emsp;take | 68 |  |
+| &emsp;handle, natively | 37 |  |
+| &emsp;in no step | 105 |  |
+| commit | 50 (0) |  |
+| &emsp;produce | 62 |  |
+| &emsp;less: steps by themselves take more | -12 |  |
+| other threads, ended ones, rounding | 5 | -2 |
+| in all | 265 | 948 |";
         assert_eq!(tables(&results).expect("a result"), wanted);
         assert_eq!(tables(&json!({})), None);
     }

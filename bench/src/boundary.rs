@@ -126,7 +126,8 @@ fn batch() -> Batch {
     batch
 }
 
-fn native_batch(batch: &Batch) -> types::Records {
+/// As the same handler gets it natively.
+pub fn native_batch(batch: &Batch) -> types::Records {
     types::Records {
         input: vec![batch.input; batch.len()],
         partition: batch.partition,
@@ -144,8 +145,12 @@ fn column(column: &Column) -> types::Column {
 }
 
 fn no_state() -> types::Prefetched {
-    let none = || column(&Column::default());
-    types::Prefetched { store: Vec::new(), key: none(), value: none() }
+    native_state(&Prefetched::default())
+}
+
+/// As the same handler gets it natively.
+pub fn native_state(state: &Prefetched) -> types::Prefetched {
+    types::Prefetched { store: state.stores.clone(), key: column(&state.keys), value: column(&state.values) }
 }
 
 #[cfg(test)]

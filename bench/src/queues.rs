@@ -12,9 +12,9 @@
 //! | `produce`, `changelog` | finds the partition of each row and appends the row to the batch of that one |
 //! | `end` | everything else of a commit: closes the batches (checksum, compression), sends them, and makes and ends the transaction |
 //!
-//! A batch that is full is closed and sent ahead at once, in the midst of `produce` or `changelog`. With
-//! [`COMMIT_RECORDS`] of a hundred bytes none is; a node under load commits three or four times as many, and has a part
-//! of what is in `end` here in the others.
+//! A batch that is full is closed and sent ahead at once, in the midst of `produce` or `changelog`. [`COMMIT_RECORDS`] of
+//! a hundred bytes fill two or three for each partition, as in a node under load, so that a part of what `end` does is in
+//! the others, and what a transaction costs by itself is that of so many records.
 //!
 //! Counted is the CPU time of the calling thread alone, system calls included: the thread that fetches and the broker's
 //! are not in it, though they run at the same time, and so what it waits for them is not either.
@@ -55,10 +55,12 @@ const BATCH_BYTES: u32 = 1_048_588;
 /// Of each partition, so that what was read goes; far more than is waiting.
 const KEPT_BYTES: u32 = 32 << 20;
 const SEGMENT_BYTES: u32 = 4 << 20;
+/// Taken at once: far fewer than are fetched ahead, so that no call waits for more.
+const TAKEN_RECORDS: usize = 20_000;
 /// Written to the input at once, and how few may be left of them: more than are fetched ahead, which is up to two
 /// fetches of each partition, of 1 MiB.
-const FILLED: u64 = 10 * COMMIT_RECORDS as u64;
-const LEFT_MIN: u64 = 4 * COMMIT_RECORDS as u64;
+const FILLED: u64 = 10 * TAKEN_RECORDS as u64;
+const LEFT_MIN: u64 = 4 * TAKEN_RECORDS as u64;
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Who uses less than a fifth of such a time has nothing to do.
 const IDLE_WINDOW: Duration = Duration::from_millis(20);
@@ -106,19 +108,19 @@ impl Queues {
         Ok(Queues { consumer, sink, offsets, shape, left: 0, bootstrap, meter, _broker: broker })
     }
 
-    /// Takes as many records as a commit has, and answers what each of [`STEPS`] took. Without a changelog its step
+    /// Takes records, commits this, and answers what each of [`STEPS`] takes of a commit. Without a changelog its step
     /// takes nothing.
     pub fn round(
         &mut self,
         emissions: &[Emitted],
-        changelog: Option<&ChangelogRows>,
+        changelogs: &[ChangelogRows],
     ) -> Result<[Spent; STEPS.len()]> {
         let take = self.take()?;
-        let [produce, changelog, end] = self.commit(emissions, changelog)?;
+        let [produce, changelog, end] = self.commit(emissions, changelogs)?;
         Ok([take, produce, changelog, end])
     }
 
-    /// Takes [`COMMIT_RECORDS`], or a few more for which it does not answer, in batches. The queue has so many before
+    /// Takes some records in batches, and answers what as many as [`COMMIT_RECORDS`] take. The queue has so many before
     /// that it is never empty, as a node's that has a backlog.
     pub fn take(&mut self) -> Result<Spent> {
         if self.left < LEFT_MIN {
@@ -130,7 +132,7 @@ impl Queues {
         wait_until_idle()?;
         self.meter.start();
         let mut taken = 0;
-        while taken < COMMIT_RECORDS {
+        while taken < TAKEN_RECORDS {
             taken += self.take_some()?;
         }
         let Spent { time, instructions } = self.meter.lap();
@@ -154,11 +156,12 @@ impl Queues {
         Ok(records)
     }
 
-    /// Commits this, and answers what producing, the changelog, and all else took.
+    /// Commits this, of each task that has one its changelog, and answers what producing, the changelogs, and all else
+    /// took.
     pub fn commit(
         &mut self,
         emissions: &[Emitted],
-        changelog: Option<&ChangelogRows>,
+        changelogs: &[ChangelogRows],
     ) -> Result<[Spent; STEPS.len() - 1]> {
         let membership = self.consumer.membership();
         self.meter.start();
@@ -168,15 +171,14 @@ impl Queues {
             self.sink.produce(Produce::Emissions(rows))?;
         }
         let produce = self.meter.lap();
-        let mut of_changelog = Spent::default();
-        if let Some(rows) = changelog {
+        for rows in changelogs {
             self.sink.produce(Produce::Changelog(rows))?;
-            of_changelog = self.meter.lap();
         }
+        let changelog = if changelogs.is_empty() { Spent::default() } else { self.meter.lap() };
         self.sink.send_offsets(&self.offsets, &membership)?;
         self.sink.end(End::Commit)?;
         end += self.meter.lap();
-        Ok([produce, of_changelog, end])
+        Ok([produce, changelog, end])
     }
 }
 
@@ -235,11 +237,11 @@ mod tests {
         let mut changelog = ChangelogRows::default();
         changelog.keys.push(Some(b"key"));
         changelog.values.push(Some(b"value"));
-        let all = queues.round(&emissions, Some(&changelog)).expect("a round");
+        let all = queues.round(&emissions, &[changelog]).expect("a round");
         for (spent, step) in all.iter().zip(STEPS) {
             assert!(spent.time > Duration::ZERO, "{step:?}");
         }
-        let [.., without, _] = queues.round(&emissions, None).expect("another");
+        let [.., without, _] = queues.round(&emissions, &[]).expect("another");
         assert_eq!(without, Spent::default());
         let ends = topics::ends(&queues.bootstrap, OUTPUT, PARTITIONS).expect("a topic");
         assert!(ends.iter().sum::<i64>() >= 2 * COMMIT_RECORDS as i64, "{ends:?}");
