@@ -62,7 +62,7 @@ impl Column {
     }
 
     pub(crate) fn rows(&self) -> Rows<'_> {
-        Rows { bytes: &self.bytes, lengths: self.lengths.iter() }
+        Rows::of((&self.bytes, &self.lengths))
     }
 }
 
@@ -77,6 +77,13 @@ pub(crate) struct ColumnMark {
 pub(crate) struct Rows<'a> {
     bytes: &'a [u8],
     lengths: std::slice::Iter<'a, i32>,
+}
+
+impl<'a> Rows<'a> {
+    /// Of a column that is lent: its bytes and lengths.
+    pub(crate) fn of((bytes, lengths): (&'a [u8], &'a [i32])) -> Rows<'a> {
+        Rows { bytes, lengths: lengths.iter() }
+    }
 }
 
 impl<'a> Iterator for Rows<'a> {

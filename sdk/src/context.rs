@@ -101,6 +101,7 @@ impl Context {
         self.out.begin();
     }
 
+    #[inline]
     pub(crate) fn begin_record(&mut self, source: u32, record: &Record<'_>) {
         self.timestamp = record.timestamp;
         self.out.begin_record(source);
@@ -108,6 +109,7 @@ impl Context {
     }
 
     /// Ends the record in progress: keeps its effects, or takes them back and says why.
+    #[inline]
     pub(crate) fn end_record(&mut self, result: Result<(), Failure>) -> Result<(), (Kind, Failure)> {
         let failure = match (result, self.later.take()) {
             (Ok(()), None) => return Ok(()),

@@ -51,6 +51,7 @@ impl Out {
         self.columns = columns(self.last);
     }
 
+    #[inline]
     pub(crate) fn begin_record(&mut self, source: u32) {
         self.source = source;
         self.record = self.mark();

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::bindings::tidemill::handler::types::{Effects, Order, Page, Prefetched, Records, Writes};
-use crate::column::Column;
+use crate::column::{Column, Rows};
 use crate::context::Level;
 use crate::failure::Kind as FailureKind;
 use crate::random;
@@ -100,6 +100,34 @@ impl Host for NoNode {
     fn log(&mut self, _: Level, _: &str) {}
 }
 
+/// A batch that is lent for a call: what [`Records`] holds, wherever it lies. A column is its bytes and lengths.
+#[derive(Clone, Copy)]
+pub struct Lent<'a> {
+    pub input: &'a [u16],
+    pub partition: i32,
+    pub offset: &'a [i64],
+    pub timestamp: &'a [i64],
+    pub key: (&'a [u8], &'a [i32]),
+    pub value: (&'a [u8], &'a [i32]),
+    pub headers: (&'a [u8], &'a [i32]),
+    pub order: Order,
+}
+
+impl<'a> From<&'a Records> for Lent<'a> {
+    fn from(batch: &'a Records) -> Lent<'a> {
+        Lent {
+            input: &batch.input,
+            partition: batch.partition,
+            offset: &batch.offset,
+            timestamp: &batch.timestamp,
+            key: (&batch.key.bytes, &batch.key.lengths),
+            value: (&batch.value.bytes, &batch.value.lengths),
+            headers: (&batch.headers.bytes, &batch.headers.lengths),
+            order: batch.order,
+        }
+    }
+}
+
 /// A record's outcome, as the ABI numbers it.
 pub(crate) mod status {
     pub const OK: u8 = 0;
@@ -131,14 +159,18 @@ impl<H: Definition> Guest<H> {
 
     /// Runs every record of the batch that no earlier failure holds back.
     pub fn handle(&mut self, batch: &Records, prefetched: Prefetched) -> Effects {
+        self.handle_lent(&Lent::from(batch), prefetched)
+    }
+
+    /// The same, of a batch that is the caller's.
+    pub fn handle_lent(&mut self, batch: &Lent<'_>, prefetched: Prefetched) -> Effects {
         let count = batch.offset.len();
         let mut statuses = vec![status::OK; count];
         let mut reasons = Column::nulls(count);
         self.ctx.begin(prefetched);
         self.failed.clear();
 
-        let (mut keys, mut values) = (batch.key.rows(), batch.value.rows());
-        let mut headers = batch.headers.rows();
+        let [mut keys, mut values, mut headers] = [batch.key, batch.value, batch.headers].map(Rows::of);
         for (index, &offset) in batch.offset.iter().enumerate() {
             let record = Record {
                 key: keys.next().flatten(),

@@ -12,6 +12,7 @@ thread_local! {
 }
 
 /// Begins a record's numbers.
+#[inline]
 pub(crate) fn begin(input: u16, partition: i32, offset: i64) {
     let place = (u64::from(input) << 48) ^ (u64::from(partition.cast_unsigned()) << 32);
     STATE.set(place.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(offset.cast_unsigned()));

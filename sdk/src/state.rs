@@ -133,6 +133,7 @@ impl State {
         }
     }
 
+    #[inline]
     pub(crate) fn begin_record(&mut self, source: u32) {
         self.source = source;
         self.record = self.mark();

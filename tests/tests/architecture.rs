@@ -90,6 +90,19 @@ fn no_dependency_is_renamed_so_that_names_can_be_trusted() {
     assert!(!text.contains("package ="), "{text}");
 }
 
+/// Cargo switches a feature on for everybody whom it builds at the same time, so nobody may ask for one in passing.
+#[test]
+fn crash_points_and_native_handlers_are_in_no_program_that_is_built_without_their_features() {
+    for manifest in ["Cargo.toml", "runtime/Cargo.toml", "bench/Cargo.toml", "tests/Cargo.toml"] {
+        let text = fs::read_to_string(workspace().join(manifest)).expect("the manifest is readable");
+        for line in text.lines() {
+            let is_of_the_runtime = line.starts_with("tidemill = ") || line.starts_with("tidemill.");
+            assert!(!is_of_the_runtime || !line.contains("features"), "{manifest}: {line}");
+            assert!(!line.starts_with("default"), "{manifest}: {line}");
+        }
+    }
+}
+
 #[test]
 fn a_forbidden_import_is_found_however_it_is_written() {
     // (file, source, what the complaint must name)

@@ -166,10 +166,7 @@ fn swap(node: &Arc<NodeRuntime>, former: &Revision, next: &Arc<Revision>, index:
         config: restorer.task_config(),
         handlers: Box::new(move |partition| match ready.remove(&partition) {
             Some(handler) => Ok(handler),
-            None => match instances.linked.instantiate(partition) {
-                Ok(handler) => Ok(Box::new(handler) as Box<dyn Handler>),
-                Err(error) => Err(error.to_string()),
-            },
+            None => instances.handler(partition).map_err(|error| error.to_string()),
         }),
         consumers: clients::consumers(node, next, index),
         restorer: Box::new(restorer),
@@ -184,11 +181,7 @@ fn swap(node: &Arc<NodeRuntime>, former: &Revision, next: &Arc<Revision>, index:
 fn instances_for(node: &NodeRuntime, next: &Revision, index: u32) -> BTreeMap<i32, Box<dyn Handler>> {
     let tasks = node.board_for(&next.registered.name).tasks();
     let of_worker = tasks.into_iter().filter(|(_, task)| task.worker == index);
-    let made = of_worker.filter_map(|(partition, _)| {
-        let handler = next.linked.instantiate(partition).ok()?;
-        Some((partition, Box::new(handler) as Box<dyn Handler>))
-    });
-    made.collect()
+    of_worker.filter_map(|(partition, _)| Some((partition, next.handler(partition).ok()?))).collect()
 }
 
 fn start_worker(

@@ -33,6 +33,8 @@ pub mod lag_gauges;
 pub mod lease;
 pub mod ledger;
 pub mod modules;
+#[cfg(feature = "native")]
+pub mod native;
 mod nodes;
 pub mod outbox;
 pub mod owners;

@@ -433,8 +433,8 @@ impl Context {
             restored_bytes = replayed.bytes,
             "task starts"
         );
-        let handler = match self.revision.linked.instantiate(partition) {
-            Ok(handler) => Box::new(handler),
+        let handler = match self.revision.handler(partition) {
+            Ok(handler) => handler,
             Err(error) => {
                 self.revision.trial.unfit(format!("task {partition} cannot start: {error}"));
                 return Outcome::Halt { reason: error.to_string(), store: start.store };

@@ -27,7 +27,7 @@ use crate::config::deployment::{DeploymentSpec, InboxSpec, Start};
 use crate::config::manifest::Manifest;
 use crate::config::problem::Problem;
 use crate::kafka::admin::AdminError;
-use crate::ports::SourceError;
+use crate::ports::{Handler, SourceError};
 use crate::relay::Stations;
 use crate::store::{CacheBudget, Stores};
 use crate::task::{self, ChangelogConfig, EventsRule, OutputRule, TaskConfig, TaskInput};
@@ -140,6 +140,15 @@ impl Revision {
             && self.reads_headers() == next.reads_headers()
             && self.spec.inbox == next.spec.inbox
             && self.registered.incarnation == next.registered.incarnation
+    }
+
+    /// The handler of a task; in no program that users have it is anything but an instance of the module.
+    pub fn handler(&self, partition: i32) -> Result<Box<dyn Handler>, ModuleError> {
+        #[cfg(feature = "native")]
+        if let Some(factory) = super::native::factory() {
+            return factory(&self.manifest).map_err(ModuleError::Start);
+        }
+        Ok(Box::new(self.linked.instantiate(partition)?))
     }
 
     /// Headers of records are read for the handler, or because the node itself has a use for them.
