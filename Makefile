@@ -27,7 +27,7 @@ MOSTLY_WAITING = RUST_TEST_THREADS=8
 BROKER_SUITES = $(MOSTLY_WAITING) $(CARGO) test --release --workspace --test conformance --test kafka $(TEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node hostile soak api lint advisories bench bench-guard bench-pair bench-load bench-steps bench-ingestion recovery conformance clean
+.PHONY: help setup build demo orders test simulate mutants faults inbox matrix chaos outbox poison swap reads fault-node native-node hostile soak api lint advisories bench bench-guard bench-pair bench-load bench-steps bench-ingestion recovery conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,10 @@ conformance: build ## Run one suite against the embedded broker and against Apac
 fault-node: build
 	@# The node with crash points in it; it lies beside the others and is for tests only.
 	$(CARGO) build --release --workspace --bin tidemill-faults --features tidemill-tests/faults
+
+native-node: build
+	@# The node with a native handler in it; it lies beside the others and is for a measurement only.
+	$(CARGO) build --release --workspace --bin tidemill-native --features tidemill-bench/native
 
 faults: fault-node ## Kill a node at every step of a commit and at random, on Apache Kafka (FULL=1: ten times as many; EACH=50 of each step)
 	@$(BIN)/tidemill-chaos faults $(if $(FULL),--full) $(if $(EACH),--each $(EACH)) $(if $(SEED),--seed $(SEED))
@@ -105,8 +109,8 @@ api: setup ## Write docs/api.md and proto/released.txt anew, after a change of t
 
 lint: setup $(DENY) ## Check formatting, clippy without warnings, licences and sources of dependencies
 	$(CARGO) fmt --all --check
-	@# With the crash points and the planted bugs; without them there is only less of it.
-	$(CARGO) clippy --release --workspace --all-targets --features tidemill-tests/faults -- -D warnings
+	@# With the crash points, the planted bugs and the native handler; without them there is only less of it.
+	$(CARGO) clippy --release --workspace --all-targets --features tidemill-tests/faults,tidemill-bench/native -- -D warnings
 	@# The advisory database is a git repository; `make advisories` is for machines that reach it.
 	$(DENY) --offline check licenses bans sources
 
@@ -121,7 +125,7 @@ $(DENY):
 # What the table of results has from elsewhere; a bar that is missed there fails, and does not keep the rest from being measured.
 MEASURED_ELSEWHERE = swap 'soak COUNT=0 SMALL=1,100,500 HANDLER=pass BROKER=apache' bench-load
 
-bench: build ## Measure tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka; without WORKLOAD everything, restarts, swaps, small deployments and a rising load included (WORKLOAD=b1,b4 ROUNDS=5)
+bench: native-node ## Measure tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka; without WORKLOAD everything, restarts, swaps, small deployments and a rising load included (WORKLOAD=b1,b4 ROUNDS=5)
 	@status=0; \
 	$(BIN)/tidemill-bench run $(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_FLAGS) || status=$$?; \
 	if [ -z '$(WORKLOAD)$(BENCH_FLAGS)' ]; then \

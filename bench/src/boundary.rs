@@ -3,7 +3,8 @@
 //!
 //! The handler passes records through, so all that is measured is getting a batch in and its effects
 //! out, checked. Measured is this thread's CPU time, in short alternating rounds, of which the fastest
-//! is printed: whatever else the machine does meanwhile can only add to it.
+//! is printed: whatever else the machine does meanwhile can only add to it. It explains the Wasm tax and is not the tax,
+//! which is that of whole nodes (see [`crate::linked`]).
 
 use std::fmt;
 use std::time::Duration;
@@ -60,12 +61,6 @@ impl Boundary {
             boundary.natively_ns = boundary.natively_ns.min(round(&mut natively)?);
         }
         Ok(boundary)
-    }
-
-    /// What a node's cost would be divided by if its handler were linked natively.
-    pub fn tax(&self, cpu_seconds_per_million: f64) -> f64 {
-        let more = (self.through_wasm_ns - self.natively_ns) / 1e3;
-        cpu_seconds_per_million / (cpu_seconds_per_million - more)
     }
 }
 
@@ -151,15 +146,4 @@ fn no_state() -> types::Prefetched {
 /// As the same handler gets it natively.
 pub fn native_state(state: &Prefetched) -> types::Prefetched {
     types::Prefetched { store: state.stores.clone(), key: column(&state.keys), value: column(&state.values) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tax_is_what_the_boundary_adds_to_the_rest() {
-        let boundary = Boundary { through_wasm_ns: 150.0, natively_ns: 50.0 };
-        assert!((boundary.tax(1.1) - 1.1).abs() < 1e-9, "0.1 microseconds of 1.1");
-    }
 }

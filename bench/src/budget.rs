@@ -9,7 +9,7 @@
 //! Threads come from the process, so that they sum up to the whole. Every figure is a whole number of nanoseconds, and
 //! sums are those of what is shown: what rounding leaves is in the last of each sum.
 
-use crate::steps::Step;
+use crate::steps::{BOUNDARY, Step};
 use crate::suite::Outcome;
 use crate::table::WORKLOADS;
 use crate::terms::{Contender, Guarantee, Kind};
@@ -126,6 +126,8 @@ pub fn takes(workload: &str, contender: &str, step: &str) -> bool {
 fn is_taken(contender: &Contender, step: &str) -> bool {
     match (contender.kind, contender.guarantee) {
         (Kind::Tidemill, Guarantee::ExactlyOnce) => true,
+        // It has nothing between it and the node.
+        (Kind::NativeHandler, _) => step != BOUNDARY.0,
         // It ends without a transaction.
         (Kind::Tidemill, Guarantee::AtLeastOnce) => step != "end",
         // It produces fewer, and so sends fewer in the end.

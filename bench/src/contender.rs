@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::changes::{Changes, lines};
 use crate::native::Produce;
-use crate::node::{Deployment, Modules, Node, Output};
+use crate::node::{Deployment, Modules, Node, Output, program};
 use crate::process::Running;
 use crate::streams::{self, Streams};
 use crate::terms::{Contender, Guarantee, Jvm, Kind, Work, Workload};
@@ -60,11 +60,15 @@ impl Started {
         let terms = (work, guarantee, workload.batch_records);
         let property = |(name, value): &(&str, &str)| format!("kafka.properties.{name}={value}");
         let settings = workload.producer.iter().map(property).collect();
-        let changes = Changes { settings, ..Changes::default() };
+        let program = match contender.kind {
+            Kind::NativeHandler => Some(program("tidemill-native")?),
+            _ => None,
+        };
+        let changes = Changes { program, settings, ..Changes::default() };
         let node = |output| start_node(&workshop.modules, &changes, terms, output, place);
         match contender.kind {
             Kind::Loop => start_loop((work, guarantee, Produce::Record), workload.producer, place),
-            Kind::Tidemill | Kind::Doing(_) => node(Output::Topic(place.output)),
+            Kind::Tidemill | Kind::NativeHandler | Kind::Doing(_) => node(Output::Topic(place.output)),
             Kind::AtCommit => node(Output::AtCommit(place.output)),
             Kind::Outbox => node(Output::Outbox(place.output)),
             Kind::Streams(_) => {

@@ -13,6 +13,7 @@
 //! | [`load`], [`keys`], [`topics`] | what they read |
 //! | [`group`], [`outputs`], [`process`] | how far they are; what comes out; CPU time and memory |
 //! | [`module`] | what a deploy is measured with |
+//! | [`linked`] | the handler of a node that has no Wasm between them, for the Wasm tax |
 //! | [`boundary`], [`steps`], [`queues`], [`meter`] | what it costs to be in Wasm; what steps cost by themselves, those between a worker and its brokers included; and by what that is told |
 //! | [`ingestion`] | ways in which a restore can write what it reads |
 //! | [`threads`], [`budget`] | what each thread costs; all of it as one table that sums up |
@@ -33,6 +34,7 @@ pub mod group;
 pub mod ingestion;
 pub mod keys;
 pub mod latency;
+pub mod linked;
 pub mod load;
 pub mod machine;
 pub mod markdown;

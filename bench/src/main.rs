@@ -126,8 +126,8 @@ fn measure(
         format!(" BENCH_FLAGS='--scale {}'", arguments.scale)
     };
     let command = format!("make bench WORKLOAD={} ROUNDS={}{flags}", names.join(","), arguments.rounds);
-    let has_tax = workloads.iter().any(|workload| workload.has_wasm_tax);
-    let boundary = if has_tax { Some(Boundary::measure()?) } else { None };
+    let has_budget = workloads.iter().any(|workload| workload.has_budget);
+    let boundary = if has_budget { Some(Boundary::measure()?) } else { None };
     if let Some(boundary) = &boundary {
         println!("{boundary}");
     }

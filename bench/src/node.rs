@@ -32,7 +32,8 @@ pub struct Node {
 /// A program of the workspace, beside this one.
 pub fn program(name: &str) -> Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name(name);
-    ensure!(program.exists(), "{} is not there: run `make build`", program.display());
+    let how = "run `make build`, or `make native-node` for a native handler";
+    ensure!(program.exists(), "{} is not there: {how}", program.display());
     Ok(program)
 }
 

@@ -15,7 +15,7 @@ use crate::machine::Machine;
 use crate::rounds::{Comeback, Figures, Latency, Spread};
 use crate::steps::Step;
 use crate::suite::{Outcome, Shown};
-use crate::table::{CURVES, WASM_TAX};
+use crate::table::CURVES;
 use crate::terms::{Bar, Metric, Ratio};
 
 /// The workload of `make recovery`.
@@ -26,7 +26,7 @@ pub struct Report {
     pub machine: Machine,
     /// The one that repeats it.
     pub command: String,
-    /// Only with a workload that is told the Wasm tax.
+    /// Only with a workload that has a budget.
     pub boundary: Option<Boundary>,
     /// By workload: what is beneath its budget.
     pub steps: BTreeMap<&'static str, Vec<Step>>,
@@ -105,7 +105,7 @@ impl Report {
     pub fn add(&mut self, outcome: &Outcome) {
         print_contenders(outcome);
         let ratios = outcome.workload.ratios.iter().filter_map(|ratio| judge(outcome, ratio));
-        for report in ratios.chain(wasm_tax(outcome, self.boundary)) {
+        for report in ratios {
             print_ratio(&report);
             self.ratios.push(report);
         }
@@ -320,14 +320,6 @@ fn figures<'a>(ratio: &Ratio, find: impl Fn(&'static str) -> Option<&'a Shown>) 
         false => Some(over? / under?),
     };
     Some(over.zip(under).filter_map(compare).collect())
-}
-
-/// Of what the workload says, by what the boundary costs: a node cannot run a native handler.
-fn wasm_tax(outcome: &Outcome, boundary: Option<Boundary>) -> Option<RatioReport> {
-    let (ratio, boundary) = (outcome.workload.has_wasm_tax.then_some(&WASM_TAX)?, boundary?);
-    let shown = outcome.shown.iter().find(|shown| shown.contender.name == ratio.over)?;
-    let taxes = shown.runs.iter().filter_map(|figures| figures.get(Metric::Cpu)).map(|cpu| boundary.tax(cpu));
-    judged(outcome.workload.name, ratio, taxes.collect())
 }
 
 /// Of the rounds' ratios; `None` without rounds.

@@ -54,7 +54,7 @@ const HANDLE: (&str, usize) = ("handle", WORKER);
 /// What the same handler costs through the same loop of the SDK natively.
 const NATIVELY: (&str, usize) = ("handle, natively", WORKER);
 /// The rest: batches copied into the guest, effects copied out and checked, the call.
-const BOUNDARY: (&str, usize) = ("handle, boundary", WORKER);
+pub const BOUNDARY: (&str, usize) = ("handle, boundary", WORKER);
 /// Of a task, in the order of a record's way, and the row of [`crate::threads::ROWS`] that each is part of. The last is
 /// no step, but a part of one.
 pub const STEPS: [(&str, usize); 7] = [

@@ -3,11 +3,10 @@
 
 mod parts;
 
-pub use parts::WASM_TAX;
 use parts::{
     ANCHOR, AT_COMMIT, AT_COMMIT_OR_EVERY, EVERY_UPDATE, LATENCY, LATENCY_OF_BOTH, LATENCY_RATIOS, MAP,
     MAP_RATIOS, MEMORY, MEMORY_RATIOS, NATIVE, NULL, ONCE, SEGMENTS, STATEFUL, STATELESS, STATELESS_RATIOS,
-    UNIFORM, added, alone, contender, only_shown, ratio, shown,
+    TAXED, TAXED_RATIOS, UNIFORM, added, alone, contender, only_shown, ratio, shown,
 };
 
 use crate::keys::Keys;
@@ -31,7 +30,6 @@ const USUAL: Workload = Workload {
     contenders: &[],
     ratios: &[],
     curve: None,
-    has_wasm_tax: false,
     has_budget: false,
     is_long: false,
 };
@@ -79,9 +77,8 @@ pub const WORKLOADS: &[Workload] = &[
         work: Work::Map,
         keys: Keys::New,
         load: Load::Backlog { records: 2_000_000 },
-        contenders: MAP,
-        ratios: &MAP_RATIOS,
-        has_wasm_tax: true,
+        contenders: TAXED,
+        ratios: &TAXED_RATIOS,
         has_budget: true,
         ..USUAL
     },

@@ -61,6 +61,8 @@ pub enum Kind {
     /// The native loop, on librdkafka.
     Loop,
     Tidemill,
+    /// Tidemill, and what it calls is linked into it instead of the module's: only a map's.
+    NativeHandler,
     /// Tidemill with other work than the workload's, which is compared with it.
     Doing(Work),
     /// Tidemill with an output that is sent the last record of each key of a commit.
@@ -189,8 +191,6 @@ pub struct Workload {
     pub ratios: &'static [Ratio],
     /// It is a point of the curve of what a record costs as this grows.
     pub curve: Option<&'static str>,
-    /// Whether [`crate::table::WASM_TAX`] is told of it.
-    pub has_wasm_tax: bool,
     /// Whether what each thread costs is told too.
     pub has_budget: bool,
     /// Runs only if it is named, or everything is to run.
