@@ -80,6 +80,7 @@ impl Streams {
             ("guarantee", guarantee),
             ("threads", &job.jvm.threads.to_string()),
             ("cache", &cache.to_string()),
+            ("rocksdb", if job.jvm.has_tuned_rocksdb { "tuned" } else { "default" }),
             ("state", &job.state.display().to_string()),
             ("tuning", tuning),
         ] {

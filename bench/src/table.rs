@@ -369,8 +369,9 @@ pub const CURVES: &[Ratio] = &[
 /// What `make bench-load` raises step by step.
 pub const LOADED: Workload = latency("load", "Load in steps: map", 0);
 
-/// How Kafka Streams runs where it is killed: two threads restore side by side.
-pub const KILLED: Jvm = Jvm { collector: Collector::G1, threads: 2, cache_mib: 0, heap_mib: None };
+/// How Kafka Streams runs where it is killed: two threads restore side by side, into RocksDB as it comes.
+pub const KILLED: Jvm =
+    Jvm { collector: Collector::G1, threads: 2, cache_mib: 0, heap_mib: None, has_tuned_rocksdb: false };
 
 const fn kill(millions: u64, again: Again, state: State, ratio: Option<Ratio>) -> Kill {
     Kill { millions, again, state, ratio }

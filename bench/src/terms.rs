@@ -69,8 +69,8 @@ pub enum Kind {
     AtCommit,
     /// Tidemill with an output that is an outbox: a client outside the transaction delivers to the topic.
     Outbox,
-    /// Kafka Streams in one of these ways. Each of them runs before the rounds, and the one that needs
-    /// least goes on.
+    /// Kafka Streams in one of these ways. Each of them runs before the rounds, twice if a bar depends on it, and the
+    /// one that has needed least goes on.
     Streams(&'static [Jvm]),
 }
 
@@ -83,6 +83,8 @@ pub struct Jvm {
     pub cache_mib: u32,
     /// `None` leaves it to the JVM: a quarter of the machine's memory at most.
     pub heap_mib: Option<u32>,
+    /// As `streams/TunedRocksDb.java` has it, else as Kafka Streams sets it up.
+    pub has_tuned_rocksdb: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +230,14 @@ impl Workload {
         self.ratios.last().map_or(Metric::Cpu, |ratio| ratio.metric)
     }
 
+    /// Whether a bar depends on what this contender shows.
+    pub fn has_bar_with(&self, contender: &Contender) -> bool {
+        let takes_part =
+            |ratio: &Ratio| ratio.over == contender.name || ratio.under == Some(contender.name);
+        let has_bar = |ratio: &Ratio| ratio.bar.is_some_and(|bar| bar != Bar::Noise);
+        self.ratios.iter().any(|ratio| takes_part(ratio) && has_bar(ratio))
+    }
+
     /// `b4` means every workload whose name begins with `b4-`, but for long ones.
     pub fn is_meant_by(&self, name: &str) -> bool {
         let begins = || self.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'));
@@ -249,9 +259,10 @@ impl fmt::Display for Jvm {
             mib => write!(f, ", cache {mib} MiB")?,
         }
         match self.heap_mib {
-            Some(mib) => write!(f, ", heap {mib} MiB"),
-            None => f.write_str(", heap by default"),
+            Some(mib) => write!(f, ", heap {mib} MiB")?,
+            None => f.write_str(", heap by default")?,
         }
+        f.write_str(if self.has_tuned_rocksdb { ", RocksDB tuned" } else { "" })
     }
 }
 

@@ -38,7 +38,8 @@ import org.apache.kafka.streams.state.Stores;
 public final class Contender {
     /** What to do, as {@code name=value} arguments; all of them are needed. */
     private static final Set<String> ARGUMENTS = Set.of(
-            "bootstrap", "application", "input", "output", "work", "guarantee", "threads", "cache", "state", "tuning");
+            "bootstrap", "application", "input", "output", "work", "guarantee", "threads", "cache", "rocksdb", "state",
+            "tuning");
 
     private Contender() {}
 
@@ -92,6 +93,9 @@ public final class Contender {
         properties.put(StreamsConfig.consumerPrefix(ConsumerConfig.AUTO_OFFSET_RESET_CONFIG), "earliest");
         // Also at least once: everybody reads the same records at the same time.
         properties.put(StreamsConfig.consumerPrefix(ConsumerConfig.ISOLATION_LEVEL_CONFIG), "read_committed");
+        if (arguments.get("rocksdb").equals("tuned")) {
+            properties.put(StreamsConfig.ROCKSDB_CONFIG_SETTER_CLASS_CONFIG, TunedRocksDb.class);
+        }
         if (arguments.get("tuning").equals("throughput")) {
             tune(properties);
         }

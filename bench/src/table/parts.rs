@@ -10,7 +10,17 @@ pub(super) const fn contender(name: &'static str, kind: Kind, guarantee: Guarant
 
 const fn jvm(collector: Collector, threads: u32, cache_mib: u32) -> Jvm {
     // A large cache needs several times its size of the heap.
-    Jvm { collector, threads, cache_mib, heap_mib: Some(if cache_mib > 100 { 2_048 } else { 1_024 }) }
+    let heap_mib = Some(if cache_mib > 100 { 2_048 } else { 1_024 });
+    Jvm { collector, threads, cache_mib, heap_mib, has_tuned_rocksdb: false }
+}
+
+const fn tuned(way: Jvm) -> Jvm {
+    Jvm { has_tuned_rocksdb: true, ..way }
+}
+
+/// At default settings but for the heap.
+const fn by_default(collector: Collector, heap_mib: Option<u32>) -> Jvm {
+    Jvm { collector, threads: 1, cache_mib: 10, heap_mib, has_tuned_rocksdb: false }
 }
 
 pub(super) const fn ratio(
@@ -70,12 +80,18 @@ const fn ways(cache_mib: u32) -> [Jvm; 4] {
     ]
 }
 
-/// Every way that may be the best for a workload in which each update is emitted.
-pub(super) const EVERY_UPDATE: &[Jvm] = &ways(0);
-/// Ten mebibytes are the default.
+/// Every way that may be the best for a workload without state.
+const STORELESS: &[Jvm] = &ways(0);
+/// And with some, if each update is emitted.
+pub(super) const EVERY_UPDATE: &[Jvm] = &{
+    let [one, two, three, four] = ways(0);
+    [one, two, three, four, tuned(one), tuned(two), tuned(three), tuned(four)]
+};
+/// Ten mebibytes are the default. What a cache keeps away from RocksDB makes its tuning matter less.
 pub(super) const AT_COMMIT: &[Jvm] = &{
     let [one, two, three, four] = ways(10);
-    [one, two, three, four, jvm(Collector::Parallel, 1, 256)]
+    let large = jvm(Collector::Parallel, 1, 256);
+    [one, two, three, four, large, tuned(two), tuned(large)]
 };
 const EITHER: &[Jvm] = &{
     let mut all = [EVERY_UPDATE[0]; EVERY_UPDATE.len() + AT_COMMIT.len()];
@@ -90,9 +106,9 @@ const EITHER: &[Jvm] = &{
     all
 };
 const SMALL: &[Jvm] = &[
-    Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: None },
-    Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: Some(256) },
-    Jvm { collector: Collector::Parallel, threads: 1, cache_mib: 10, heap_mib: Some(256) },
+    by_default(Collector::G1, None),
+    by_default(Collector::G1, Some(256)),
+    by_default(Collector::Parallel, Some(256)),
 ];
 /// Everybody with default settings.
 pub(super) const MEMORY: &[Contender] = &[
@@ -106,17 +122,17 @@ pub(super) const MEMORY_RATIOS: &[Ratio] = &[ratio(
     Bar::AtLeast(3.0),
     6.0,
 )];
-const DEFAULTS: &[Jvm] = &[Jvm { collector: Collector::G1, threads: 1, cache_mib: 10, heap_mib: None }];
+const DEFAULTS: &[Jvm] = &[by_default(Collector::G1, None)];
 
 /// Of a map, with the same node whose handler is linked natively.
 pub(super) const TAXED: &[Contender] = &[
     contender("loop", Kind::Loop, ExactlyOnce),
     contender("loop again", Kind::Loop, ExactlyOnce),
     contender("tidemill", Kind::Tidemill, ExactlyOnce),
-    contender("streams", Kind::Streams(EVERY_UPDATE), ExactlyOnce),
+    contender("streams", Kind::Streams(STORELESS), ExactlyOnce),
     contender("loop, at least once", Kind::Loop, AtLeastOnce),
     contender("tidemill, at least once", Kind::Tidemill, AtLeastOnce),
-    contender("streams, at least once", Kind::Streams(EVERY_UPDATE), AtLeastOnce),
+    contender("streams, at least once", Kind::Streams(STORELESS), AtLeastOnce),
     contender("tidemill, native handler", Kind::NativeHandler, ExactlyOnce),
 ];
 
@@ -181,7 +197,7 @@ const fn one_each(ways: &'static [Jvm]) -> [Contender; 4] {
     ]
 }
 
-pub(super) const STATELESS: &[Contender] = &one_each(EVERY_UPDATE);
+pub(super) const STATELESS: &[Contender] = &one_each(STORELESS);
 pub(super) const STATELESS_RATIOS: &[Ratio] = &[
     NULL,
     shown("tidemill / loop", Metric::Cpu, ["tidemill", "loop"]),
