@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use crate::keys::{Keys, Stream};
 use crate::load::{VALUE_BYTES, Values, now_ms};
 use crate::raw::{Consumer, Message, Producer};
-use crate::rounds::Latency;
+use crate::rounds::{Late, Latency};
 
 /// Before the load starts, so that everybody is up.
 const FIRST_RECORDS: u64 = 100;
@@ -100,7 +100,9 @@ impl Ends {
         let begin = epoch.elapsed();
         let counts_from = begin + WARM_UP;
         let end = counts_from + Duration::from_secs(pace.seconds);
-        let writer = thread::spawn(move || -> Result<u64> {
+        // All of it at once: nothing is to be moved while records are due.
+        let mut late = Vec::with_capacity(usize::try_from(pace.per_second * pace.seconds)? + 1);
+        let writer = thread::spawn(move || -> Result<(u64, Vec<Duration>)> {
             let topic = producer.topic(&input)?;
             let gap = Duration::from_secs(1) / u32::try_from(pace.per_second)?;
             let mut written = 0;
@@ -112,16 +114,19 @@ impl Ends {
                 let key = keys.key();
                 let (timestamp, key, value) = (now_ms()?, Some(&key[..]), Some(&value[..]));
                 producer.send(&topic, &Message { timestamp, key, value })?;
+                if due >= counts_from {
+                    late.push(epoch.elapsed().saturating_sub(due));
+                }
                 producer.poll(0);
                 written += 1;
                 due += gap;
             }
             producer.flush()?;
-            Ok(written)
+            Ok((written, late))
         });
         let mut at_start = Some(at_start);
         let (mut waits, mut arrived, mut all) = (Vec::new(), 0, None);
-        let mut writer = Some(writer);
+        let (mut writer, mut late) = (Some(writer), Vec::new());
         while all.is_none_or(|all| arrived < all) {
             for record in consumer.take(READ_MS)?.records() {
                 let value = record?.value.and_then(|value| value.first_chunk::<8>());
@@ -141,23 +146,38 @@ impl Ends {
             if writer.as_ref().is_some_and(|writer| writer.is_finished())
                 && let Some(writer) = writer.take()
             {
-                all = Some(writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??);
+                let (written, was_late) =
+                    writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+                (all, late) = (Some(written), was_late);
             }
             ensure!(now < end + LAST_MAX, "only {arrived} of {all:?} records came out");
         }
-        percentiles(waits).context("nothing came out")
+        percentiles(waits, late).context("nothing came out")
     }
 }
 
-/// `None` of nothing.
-fn percentiles(mut waits: Vec<Duration>) -> Option<Latency> {
+/// What records have waited, and how late they were written. `None` of nothing.
+fn percentiles(mut waits: Vec<Duration>, mut late: Vec<Duration>) -> Option<Latency> {
     waits.sort_unstable();
-    let at = |share: f64| {
-        let index = ((waits.len() as f64 * share).ceil() as usize).clamp(1, waits.len().max(1)) - 1;
-        waits.get(index).map(|wait| wait.as_secs_f64() * 1e3)
-    };
+    late.sort_unstable();
+    let written_late = Late { p99: percentile(&late, 0.99)?, max: percentile(&late, 1.0)? };
     let mean = waits.iter().sum::<Duration>().as_secs_f64() * 1e3 / waits.len() as f64;
-    Some(Latency { p50: at(0.5)?, p95: at(0.95)?, p99: at(0.99)?, p99_9: at(0.999)?, max: at(1.0)?, mean })
+    let at = |share| percentile(&waits, share);
+    Some(Latency {
+        p50: at(0.5)?,
+        p95: at(0.95)?,
+        p99: at(0.99)?,
+        p99_9: at(0.999)?,
+        max: at(1.0)?,
+        mean,
+        written_late,
+    })
+}
+
+/// In milliseconds, of what is sorted; `None` of nothing.
+fn percentile(sorted: &[Duration], share: f64) -> Option<f64> {
+    let index = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
+    sorted.get(index).map(|duration| duration.as_secs_f64() * 1e3)
 }
 
 #[cfg(test)]
@@ -166,9 +186,12 @@ mod tests {
 
     #[test]
     fn a_percentile_is_a_wait_that_so_many_do_not_exceed() {
-        let latency = percentiles((1..=1_000).map(Duration::from_millis).collect()).expect("waits");
+        let waits = (1..=1_000).map(Duration::from_millis).collect();
+        let late = (1..=100).rev().map(Duration::from_millis).collect();
+        let latency = percentiles(waits, late).expect("waits");
         assert_eq!([latency.p50, latency.p95, latency.p99], [500.0, 950.0, 990.0]);
         assert_eq!([latency.p99_9, latency.max, latency.mean], [999.0, 1_000.0, 500.5]);
-        assert!(percentiles(Vec::new()).is_none());
+        assert_eq!(latency.written_late, Late { p99: 99.0, max: 100.0 });
+        assert!(percentiles(Vec::new(), Vec::new()).is_none());
     }
 }

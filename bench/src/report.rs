@@ -240,12 +240,14 @@ const CURVE_MAX: f64 = 100.0;
 type Share = fn(&Latency) -> f64;
 
 /// What is printed of it.
-const LATENCIES: [(&str, Share); 5] = [
+const LATENCIES: [(&str, Share); 7] = [
     ("p50", |latency| latency.p50),
     ("p95", |latency| latency.p95),
     ("p99", |latency| latency.p99),
     ("p99.9", |latency| latency.p99_9),
     ("max", |latency| latency.max),
+    ("written late, p99", |latency| latency.written_late.p99),
+    ("written late, max", |latency| latency.written_late.max),
 ];
 
 fn print_contenders(outcome: &Outcome) {

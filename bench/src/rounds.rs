@@ -40,12 +40,22 @@ pub struct Latency {
     pub p99_9: f64,
     pub max: f64,
     pub mean: f64,
+    /// What of that is the writer's.
+    pub written_late: Late,
+}
+
+/// From the moment at which a record was due to be written to the moment at which the writer's client had it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Late {
+    pub p99: f64,
+    pub max: f64,
 }
 
 impl fmt::Display for Latency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Latency { p50, p95, p99, p99_9, max, .. } = self;
-        write!(f, "p50 {p50:.1} p95 {p95:.1} p99 {p99:.1} p99.9 {p99_9:.1} max {max:.1} ms")
+        let Latency { p50, p95, p99, p99_9, max, written_late, .. } = self;
+        write!(f, "p50 {p50:.1} p95 {p95:.1} p99 {p99:.1} p99.9 {p99_9:.1} max {max:.1} ms")?;
+        write!(f, ", written late by {:.1} (p99) and {:.1} (max)", written_late.p99, written_late.max)
     }
 }
 

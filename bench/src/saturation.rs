@@ -225,7 +225,7 @@ mod tests {
 
     use super::*;
     use crate::report::full_name;
-    use crate::rounds::Latency;
+    use crate::rounds::{Late, Latency};
 
     fn with_p99(p99: f64) -> Figures {
         Figures {
@@ -233,7 +233,15 @@ mod tests {
             records_per_second: 1.0,
             peak_rss_mib: 1.0,
             broker_cpu_seconds_per_million: 1.0,
-            latency_ms: Some(Latency { p50: 20.0, p95: 20.0, p99, p99_9: p99, max: p99, mean: 20.0 }),
+            latency_ms: Some(Latency {
+                p50: 20.0,
+                p95: 20.0,
+                p99,
+                p99_9: p99,
+                max: p99,
+                mean: 20.0,
+                written_late: Late { p99: 0.1, max: 0.2 },
+            }),
             segments: None,
             deployed_ms: None,
             threads_ns: None,

@@ -338,6 +338,8 @@ pub const WORKLOADS: &[Workload] = &[
             LATENCY_RATIOS[0],
             LATENCY_RATIOS[1],
             LATENCY_RATIOS[2],
+            LATENCY_RATIOS[3],
+            LATENCY_RATIOS[4],
             SEGMENTS[0],
             SEGMENTS[1],
             SEGMENTS[2],
