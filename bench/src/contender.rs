@@ -55,7 +55,7 @@ impl Started {
         jvm: Option<Jvm>,
         place: &Place<'_>,
     ) -> Result<Started> {
-        let work = if let Kind::Doing(work) = contender.kind { work } else { workload.work };
+        let work = contender.work(workload);
         let guarantee = contender.guarantee;
         let terms = (work, guarantee, workload.batch_records);
         let property = |(name, value): &(&str, &str)| format!("kafka.properties.{name}={value}");

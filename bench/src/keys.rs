@@ -28,6 +28,47 @@ impl Keys {
             Keys::New | Keys::Zipf(_) | Keys::Repeating { .. } => 0,
         }
     }
+
+    /// What keys so many records have that follow so many others from the beginning of a stream.
+    pub fn distinct(self, before: u64, records: u64) -> Distinct {
+        let mut stream = Stream::new(self);
+        let (mut earlier, mut now) = (Numbers::default(), Numbers::default());
+        for _ in 0..before {
+            earlier.add(stream.number());
+        }
+        let mut distinct = Distinct { keys: 0, new: 0 };
+        for _ in 0..records {
+            let number = stream.number();
+            if now.add(number) {
+                distinct.keys += 1;
+                distinct.new += u64::from(earlier.add(number));
+            }
+        }
+        distinct
+    }
+}
+
+/// Keys of some records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Distinct {
+    pub keys: u64,
+    /// Of them, those that no record before had.
+    pub new: u64,
+}
+
+/// Numbers of keys that have come: each is below the number of records, or of all keys.
+#[derive(Default)]
+struct Numbers(Vec<bool>);
+
+impl Numbers {
+    /// True if it had not come before.
+    fn add(&mut self, number: u64) -> bool {
+        let at = number as usize;
+        if at >= self.0.len() {
+            self.0.resize(at + 1, false);
+        }
+        !std::mem::replace(&mut self.0[at], true)
+    }
 }
 
 /// An endless stream of keys.
@@ -47,9 +88,13 @@ impl Stream {
     }
 
     pub fn key(&mut self) -> [u8; KEY_BYTES] {
+        padded(self.number())
+    }
+
+    fn number(&mut self) -> u64 {
         let number = self.count;
         self.count += 1;
-        padded(match self.keys {
+        match self.keys {
             Keys::New => number,
             Keys::Uniform(count) if number < u64::from(count) => visited(number, count.into()),
             Keys::Uniform(count) => self.random.below(count.into()),
@@ -64,7 +109,7 @@ impl Stream {
                     number
                 }
             }
-        })
+        }
     }
 }
 
@@ -168,6 +213,18 @@ mod tests {
     fn as_many_ids_repeat_as_are_asked_for() {
         let repeated = 100_000 - counted(Keys::Repeating { percent: 2 }, 100_000).len();
         assert!((1_800..2_200).contains(&repeated), "{repeated}");
+    }
+
+    #[test]
+    fn keys_are_told_by_how_many_there_are_and_how_many_had_not_come_before() {
+        assert_eq!(Keys::New.distinct(1_000, 500), Distinct { keys: 500, new: 500 });
+        assert_eq!(Keys::Uniform(1_000).distinct(1_000, 1), Distinct { keys: 1, new: 0 });
+        assert_eq!(Keys::Uniform(1_000).distinct(400, 600), Distinct { keys: 600, new: 600 });
+        let keys = Keys::Repeating { percent: 2 };
+        let all = counted(keys, 100_000).len() as u64;
+        let [first, then] = [keys.distinct(0, 60_000), keys.distinct(60_000, 40_000)];
+        assert_eq!(first.new + then.new, all);
+        assert!(then.new < then.keys, "a repeated one of before: {then:?}");
     }
 
     #[test]

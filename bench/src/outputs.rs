@@ -1,16 +1,54 @@
 //! What comes out of a contender: records that a reader sees only once they are committed.
 
 use std::collections::HashSet;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::topics::{ANSWER_MAX, config};
+use crate::topics::{self, ANSWER_MAX, config};
 
 const FIRST_OUTPUT_MAX: Duration = Duration::from_secs(120);
+/// For a transaction that has ended to be marked as such in every partition.
+const DECIDED_MAX: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Counts the records that are committed to a topic from these offsets on. Markers of transactions are none, and no
+/// transaction is open when it is counted.
+pub fn committed_since(bootstrap: &str, topic: &str, begin: &[i64]) -> Result<u64> {
+    let partitions = i32::try_from(begin.len())?;
+    let started = Instant::now();
+    while topics::stable_ends(bootstrap, topic, partitions)? != topics::ends(bootstrap, topic, partitions)? {
+        ensure!(started.elapsed() < DECIDED_MAX, "a transaction is open in {topic} after {DECIDED_MAX:?}");
+        thread::sleep(LOOK_EVERY);
+    }
+    let consumer: BaseConsumer = config(bootstrap)
+        .set("group.id", "bench-count")
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .create()?;
+    let mut list = TopicPartitionList::new();
+    for (partition, &offset) in (0..).zip(begin) {
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    }
+    consumer.assign(&list)?;
+    let mut open: HashSet<i32> = (0..partitions).collect();
+    let mut count = 0;
+    while !open.is_empty() {
+        match consumer.poll(ANSWER_MAX) {
+            Some(Ok(_)) => count += 1,
+            Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
+            Some(Err(error)) => return Err(error).with_context(|| topic.to_owned()),
+            None => bail!("nothing more of {topic} after {ANSWER_MAX:?}, and not its end in {open:?}"),
+        }
+    }
+    Ok(count)
+}
 
 /// Waits for records that are committed to a topic after this was made.
 pub struct Outputs {

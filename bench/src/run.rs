@@ -28,7 +28,7 @@ use crate::segments::Segments;
 use crate::streams::Streams;
 use crate::terms::{Contender, Jvm, Kind, Load, Workload};
 use crate::threads::{ByThread, Threads};
-use crate::{module, process, topics};
+use crate::{module, outputs, process, topics};
 
 /// So many times the records that are measured warm up whoever has state, and at least until each key has come, so that
 /// all have the same keys; a JVM without any whose CPU time counts; and everybody else.
@@ -147,22 +147,25 @@ impl Stage {
         let backlog = Backlog::write(bootstrap, (place.input, place.partitions), shape, (warm_up, records))?;
         let mut started = Started::start(&self.workshop, workload, contender, jvm, place)?;
         let progress = GroupProgress::new(bootstrap, &started.group, place.input, place.partitions)?;
-        // An outbox's rows are committed first, and delivered later.
+        // An outbox's rows are committed first, and delivered later. Each record becomes one.
         let is_outbox = contender.kind == Kind::Outbox;
-        let [warm, all] = [warm_up, warm_up + records].map(|records| workload.work.least_out(records));
         progress.wait_for(&backlog.warm, HANDLED_MAX, || started.check()).context("warm-up")?;
         if is_outbox {
-            wait_for_output(place, warm).context("warm-up")?;
+            wait_for_output(place, warm_up).context("warm-up")?;
         }
+        // What came of the warm-up is all in the topic: nobody commits offsets before.
+        let out_before = topics::ends(bootstrap, place.output, place.partitions)?;
         self.settle(&started)?;
         let before = self.mark(&started)?;
         backlog.appear()?;
         progress.wait_for(&backlog.end, HANDLED_MAX, || started.check())?;
         if is_outbox {
-            wait_for_output(place, all)?;
+            wait_for_output(place, warm_up + records)?;
         }
         let after = self.mark(&started)?;
-        wait_for_output(place, all)?;
+        let out = outputs::committed_since(bootstrap, place.output, &out_before)?;
+        let wanted = contender.out(workload, jvm, (warm_up, records));
+        ensure!(wanted.is_met_by(out), "of {records} records came {out}, and not {wanted}");
         let figures = figures(&before, &after, records);
         let threads_ns = workload.has_budget.then(|| by_thread(&started, &before, &after, records)).flatten();
         Ok(Figures { threads_ns, ..figures })

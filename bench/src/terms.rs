@@ -24,18 +24,44 @@ pub enum Work {
 }
 
 impl Work {
-    /// How many records come out of so many, at least: with state, it depends on keys and caches.
-    pub fn least_out(self, records: u64) -> u64 {
+    /// What comes out of so many records with such keys that follow so many others, by whoever emits every update of a
+    /// key or, else, only what a commit finds.
+    pub fn out(self, (before, records): (u64, u64), keys: Keys, is_every_update: bool) -> Out {
         match self {
-            Work::Map | Work::Json => records,
-            Work::Filter => records / 10,
-            Work::Count | Work::Dedupe => 0,
+            Work::Map | Work::Json => Out::Exactly(records),
+            Work::Filter => Out::AtLeast(records / 10),
+            Work::Count if is_every_update => Out::Exactly(records),
+            Work::Count => Out::AtLeast(keys.distinct(before, records).keys),
+            Work::Dedupe => Out::Exactly(keys.distinct(before, records).new),
         }
     }
 
     /// Whether it keeps something for each key.
     pub fn is_stateful(self) -> bool {
         matches!(self, Work::Count | Work::Dedupe)
+    }
+}
+
+/// How many records have to come out for the work to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Out {
+    Exactly(u64),
+    AtLeast(u64),
+}
+
+impl Out {
+    pub fn is_met_by(self, records: u64) -> bool {
+        match self {
+            Out::Exactly(wanted) => records == wanted,
+            Out::AtLeast(least) => records >= least,
+        }
+    }
+
+    /// Of whoever may do some of it twice.
+    pub fn or_more(self) -> Out {
+        match self {
+            Out::Exactly(least) | Out::AtLeast(least) => Out::AtLeast(least),
+        }
     }
 }
 
@@ -99,6 +125,22 @@ pub struct Contender {
     pub name: &'static str,
     pub kind: Kind,
     pub guarantee: Guarantee,
+}
+
+impl Contender {
+    /// What it does in a workload.
+    pub fn work(&self, workload: &Workload) -> Work {
+        if let Kind::Doing(work) = self.kind { work } else { workload.work }
+    }
+
+    /// What has to come out of so many records that follow so many others. `jvm` is how it runs, if it is Kafka Streams.
+    pub fn out(&self, workload: &Workload, jvm: Option<Jvm>, records: (u64, u64)) -> Out {
+        let is_every_update = self.kind != Kind::AtCommit && jvm.is_none_or(|jvm| jvm.cache_mib == 0);
+        let out = self.work(workload).out(records, workload.keys, is_every_update);
+        // A row of an outbox is delivered at least once.
+        let is_once = self.guarantee == Guarantee::ExactlyOnce && self.kind != Kind::Outbox;
+        if is_once { out } else { out.or_more() }
+    }
 }
 
 /// What is read off a run.
@@ -300,6 +342,15 @@ impl fmt::Display for Metric {
     }
 }
 
+impl fmt::Display for Out {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Out::Exactly(records) => write!(f, "{records}"),
+            Out::AtLeast(records) => write!(f, "at least {records}"),
+        }
+    }
+}
+
 impl fmt::Display for Bar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -318,5 +369,38 @@ impl Bar {
             Bar::AtLeast(bar) => ratio >= bar,
             Bar::Noise => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::WORKLOADS;
+
+    #[test]
+    fn what_has_to_come_out_depends_on_work_keys_and_who_emits_what() {
+        let out = |workload: &str, name: &str, cache_mib: Option<u32>| {
+            let workload = WORKLOADS.iter().find(|w| w.name == workload).expect("a workload");
+            let contender = workload.contenders.iter().find(|c| c.name == name).expect("a contender");
+            let jvm = cache_mib.map(|cache_mib| Jvm { cache_mib, ..crate::table::KILLED });
+            contender.out(workload, jvm, (1_000_000, 20))
+        };
+        assert_eq!(out("b1-100", "tidemill", None), Out::Exactly(20));
+        assert_eq!(out("b1-100", "tidemill, at least once", None), Out::AtLeast(20));
+        assert_eq!(out("b4-zipf", "loop", None), Out::Exactly(20));
+        assert_eq!(out("b4-zipf", "streams, every update", Some(0)), Out::Exactly(20));
+        for at_commit in
+            [out("b4-zipf", "streams, at commit", Some(10)), out("b4-zipf", "tidemill, at commit", None)]
+        {
+            assert!(matches!(at_commit, Out::AtLeast(1..=20)), "{at_commit:?}");
+        }
+        assert_eq!(out("inbox", "tidemill", None), Out::Exactly(20));
+        assert_eq!(out("outbox", "tidemill, outbox", None), Out::AtLeast(20));
+    }
+
+    #[test]
+    fn what_came_out_is_enough_or_it_is_not() {
+        assert!(Out::Exactly(20).is_met_by(20) && Out::AtLeast(20).is_met_by(21));
+        assert!(!Out::Exactly(20).is_met_by(21) && !Out::AtLeast(20).is_met_by(19));
     }
 }

@@ -50,7 +50,16 @@ pub fn delete_all_of(bootstrap: &str, part: &str) -> Result<()> {
 
 /// The end of each partition, open transactions included.
 pub fn ends(bootstrap: &str, topic: &str, partitions: i32) -> Result<Vec<i64>> {
-    let consumer: BaseConsumer = config(bootstrap).set("isolation.level", "read_uncommitted").create()?;
+    ends_of(bootstrap, topic, partitions, "read_uncommitted")
+}
+
+/// The end of what is decided in each partition: no transaction is open before it.
+pub fn stable_ends(bootstrap: &str, topic: &str, partitions: i32) -> Result<Vec<i64>> {
+    ends_of(bootstrap, topic, partitions, "read_committed")
+}
+
+fn ends_of(bootstrap: &str, topic: &str, partitions: i32, isolation: &str) -> Result<Vec<i64>> {
+    let consumer: BaseConsumer = config(bootstrap).set("isolation.level", isolation).create()?;
     let end = |partition| Ok(consumer.fetch_watermarks(topic, partition, ANSWER_MAX)?.1);
     (0..partitions).map(end).collect()
 }
