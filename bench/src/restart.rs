@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use rdkafka::producer::{BaseProducer, BaseRecord};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::bounds::{self, KEPT_KILLS};
@@ -30,7 +30,7 @@ use crate::keys::{self, Keys};
 use crate::load::{self, Shape, VALUE_BYTES, Values};
 use crate::machine::{Machine, Ticks};
 use crate::node::Modules;
-use crate::outputs::Outputs;
+use crate::outputs::{self, Outputs};
 use crate::report::{self, RECOVERY, Report, SurvivorReport};
 use crate::rounds::{Comeback, Spread, order};
 use crate::streams::Streams;
@@ -38,7 +38,7 @@ use crate::suite::Progress;
 use crate::survivor::{Survivor, Topics};
 use crate::table::KILLS;
 use crate::terms::{Again, Kill, Metric, State};
-use crate::topics::{self, config};
+use crate::topics::{self, ANSWER_MAX, config};
 
 /// What is killed when has so many million keys.
 pub const MILLIONS: [u64; 2] = [1, 3];
@@ -110,7 +110,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         let pairs = survivors.into_iter().zip(&topics);
         let mut measured: Vec<_> =
             pairs.map(|(survivor, topics)| Measured { survivor, topics, keys }).collect();
-        measured.iter_mut().try_for_each(Measured::until_filled)?;
+        measured.iter_mut().try_for_each(Measured::until_done)?;
         for kill in KILLS.iter().filter(|kill| kill.millions == millions) {
             rounds(kill, arguments.rounds, &mut measured, (&mut report, &mut progress))?;
         }
@@ -148,6 +148,9 @@ fn rounds(
                 "{place}  round {:<3}{name:<12}first new output after {seconds:.2} s  {minutes} min left",
                 round + 1
             );
+            if comeback.records_missing != 0 {
+                println!("{:<9}{name:<12}{} records are missing", "", comeback.records_missing);
+            }
             comebacks[number].push(comeback);
         }
     }
@@ -188,7 +191,8 @@ struct Measured<'a> {
 }
 
 impl Measured<'_> {
-    fn until_filled(&mut self) -> Result<()> {
+    /// Until it has handled everything that is in its input.
+    fn until_done(&mut self) -> Result<()> {
         let Topics { bootstrap, input, .. } = self.topics;
         let all = topics::ends(bootstrap, input, PARTITIONS)?;
         let progress = GroupProgress::new(bootstrap, &self.survivor.group(), input, PARTITIONS)?;
@@ -204,12 +208,30 @@ impl Measured<'_> {
         })
     }
 
+    /// Kills it while records come, and compares what was written from before the kill on with what came out.
     fn kill(&mut self, kill: &Kill) -> Result<Comeback> {
         let Topics { bootstrap, input, output, .. } = self.topics;
-        let _trickle = Trickle::start(bootstrap, input, self.keys)?;
+        let ends = |topic: &str| topics::ends(bootstrap, topic, PARTITIONS);
+        let (in_before, out_before) = (ends(input)?, ends(output)?);
+        let trickle = Trickle::start(bootstrap, input, self.keys)?;
+        let comeback = self.come_back(kill)?;
+        drop(trickle);
+        self.until_done()?;
+        // The input has no transactions, so that its offsets are its records. Each is an update that is emitted.
+        let written = ends(input)?.iter().sum::<i64>() - in_before.iter().sum::<i64>();
+        let came_out = outputs::committed_since(bootstrap, output, &out_before)?.cast_signed();
+        let records_missing = written - came_out;
+        let rpo_ms = (records_missing == 0).then_some(0.0);
+        Ok(Comeback { rpo_ms, records_missing, ..comeback })
+    }
+
+    /// From the kill to an output of every partition.
+    fn come_back(&mut self, kill: &Kill) -> Result<Comeback> {
+        let Topics { bootstrap, output, .. } = self.topics;
         std::thread::sleep(BETWEEN);
         Outputs::of(bootstrap, output, PARTITIONS)?.first()?; // In motion before the kill.
-        let mut started = Instant::now();
+        let killed = Instant::now();
+        let mut started = killed;
         self.survivor.kill()?;
         if kill.state == State::Deleted {
             self.survivor.delete_stores()?;
@@ -223,6 +245,7 @@ impl Measured<'_> {
         let after = Outputs::of(bootstrap, output, PARTITIONS)?;
         after.first()?;
         let first_output_seconds = started.elapsed().as_secs_f64();
+        let rto_ms = killed.elapsed().as_secs_f64() * 1e3;
         after.of_every_partition()?;
         let (restored_keys_per_second, restored_megabytes_per_second) = match kill.state {
             State::Kept => (None, None),
@@ -232,7 +255,15 @@ impl Measured<'_> {
                 (Some(self.keys as f64 / seconds), bytes.map(|bytes| bytes / 1e6 / seconds))
             }
         };
-        Ok(Comeback { first_output_seconds, restored_keys_per_second, restored_megabytes_per_second })
+        Ok(Comeback {
+            first_output_seconds,
+            rto_ms,
+            // Not known before all has been handled.
+            rpo_ms: None,
+            records_missing: 0,
+            restored_keys_per_second,
+            restored_megabytes_per_second,
+        })
     }
 }
 
@@ -261,6 +292,8 @@ impl Trickle {
                 let _ = producer.send(BaseRecord::to(&topic).key(&keys::padded(number)).payload(&value));
                 producer.poll(Trickle::PAUSE);
             }
+            // Whoever drops it counts what was written next.
+            let _ = producer.flush(ANSWER_MAX);
         });
         Ok(Trickle { stopping, thread: Some(thread) })
     }

@@ -72,6 +72,8 @@ impl Figures {
             Metric::Commit => self.segments.map(|segments| segments.commit_ms),
             Metric::NoCommit => self.segments.map(|segments| segments.others_ms),
             Metric::Call => self.segments.map(|segments| segments.call_p95_ms),
+            Metric::Handled => self.segments.map(|segments| segments.handled),
+            Metric::DeadLetters => self.segments.map(|segments| segments.dead_letters),
             Metric::Deployed => self.deployed_ms,
             // Of a restart, which is no run, and of other programs.
             Metric::FirstOutput
@@ -87,6 +89,15 @@ impl Figures {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Comeback {
     pub first_output_seconds: f64,
+    /// From the kill to the first new output, whenever it was started again: a recovery time objective is measured by
+    /// that.
+    pub rto_ms: f64,
+    /// How much of what came in is lost, in time: 0 if every record that was written around the kill has come out, and
+    /// once. `None` if not; how many are missing is told by `records_missing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rpo_ms: Option<f64>,
+    /// Records that were written and did not come out; below 0, so many more came out.
+    pub records_missing: i64,
     /// `None` if the stores were there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored_keys_per_second: Option<f64>,
@@ -111,6 +122,8 @@ impl Comeback {
             | Metric::Commit
             | Metric::NoCommit
             | Metric::Call
+            | Metric::Handled
+            | Metric::DeadLetters
             | Metric::Deployed
             | Metric::Gap
             | Metric::OwnMemory => None,

@@ -25,6 +25,11 @@ pub struct Segments {
     pub others_ms: f64,
     /// Milliseconds within which nineteen calls of the handler in twenty end; a bound of the metric's buckets.
     pub call_p95_ms: f64,
+    /// Of the records that were handed to the handler, the share of which it did not fail; one that fails again counts
+    /// again.
+    pub handled: f64,
+    /// Of the same, the share that went to the dead letters.
+    pub dead_letters: f64,
 }
 
 impl Segments {
@@ -39,11 +44,15 @@ impl Segments {
         let commit_ms =
             sum("tidemill_commit_latency_seconds_sum")? * 1e3 / sum("tidemill_commit_latency_seconds_count")?;
         let calls = within("tidemill_handler_duration_seconds", scrape)?;
+        let records = sum("tidemill_records_in_total")?;
+        ensure!(records > 0.0, "no record was handed to the handler");
         Ok(Segments {
             committed: commits / tried,
             commit_ms,
             others_ms: mean_ms - commit_ms,
             call_p95_ms: calls.context("the handler was not called")? * 1e3,
+            handled: 1.0 - sum("tidemill_records_failed_total")? / records,
+            dead_letters: sum("tidemill_dead_letters_total")? / records,
         })
     }
 }
@@ -84,11 +93,19 @@ mod tests {
             tidemill_handler_duration_seconds_bucket{le=\"+Inf\",deployment=\"d\",partition=\"0\"} 100\n\
             tidemill_handler_duration_seconds_bucket{le=\"0.0005\",deployment=\"d\",partition=\"1\"} 80\n\
             tidemill_handler_duration_seconds_bucket{le=\"0.001\",deployment=\"d\",partition=\"1\"} 100\n\
-            tidemill_handler_duration_seconds_bucket{le=\"+Inf\",deployment=\"d\",partition=\"1\"} 100\n";
+            tidemill_handler_duration_seconds_bucket{le=\"+Inf\",deployment=\"d\",partition=\"1\"} 100\n\
+            tidemill_records_in_total{deployment=\"d\",partition=\"0\"} 600\n\
+            tidemill_records_in_total{deployment=\"d\",partition=\"1\"} 400\n\
+            tidemill_records_failed_total{deployment=\"d\",partition=\"0\",class=\"decode\"} 150\n\
+            tidemill_records_failed_total{deployment=\"d\",partition=\"1\",class=\"trap\"} 100\n\
+            tidemill_dead_letters_total{deployment=\"d\",partition=\"1\"} 125\n";
         let segments = Segments::of(scrape, 20.0).expect("sound");
         assert_eq!([segments.committed, segments.call_p95_ms], [0.998, 1.0]);
+        assert_eq!([segments.handled, segments.dead_letters], [0.75, 0.125]);
         assert!((segments.commit_ms - 4.0).abs() < 1e-9, "{segments:?}");
         assert!((segments.others_ms - 16.0).abs() < 1e-9, "{segments:?}");
         assert!(Segments::of("", 20.0).is_err(), "of a node that has done nothing");
+        let without_records = scrape.replace("tidemill_records_in_total", "another_total");
+        assert!(Segments::of(&without_records, 20.0).is_err(), "of a node that has handled nothing");
     }
 }

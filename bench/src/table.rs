@@ -344,6 +344,8 @@ pub const WORKLOADS: &[Workload] = &[
             SEGMENTS[1],
             SEGMENTS[2],
             SEGMENTS[3],
+            SEGMENTS[4],
+            SEGMENTS[5],
             shown("exactly once / at least once, p50", Metric::P50, ["tidemill", "tidemill, at least once"]),
             shown("exactly once / at least once, p99", Metric::P99, ["tidemill", "tidemill, at least once"]),
         ],

@@ -164,6 +164,10 @@ pub enum Metric {
     NoCommit,
     /// Milliseconds within which nineteen calls of a handler in twenty end.
     Call,
+    /// Of the records handed to a handler, the share of which it did not fail.
+    Handled,
+    /// Of the same, the share that went to the dead letters.
+    DeadLetters,
     /// Milliseconds from the deploy of a new module to the first record that comes out of it.
     Deployed,
     /// Milliseconds for which a partition of the output stands still.
@@ -333,6 +337,7 @@ impl fmt::Display for Metric {
             Metric::Committed => "of those that were tried",
             Metric::Commit | Metric::NoCommit => "ms on average",
             Metric::Call => "p95, ms",
+            Metric::Handled | Metric::DeadLetters => "of those that were handed to it",
             Metric::Deployed | Metric::Gap => "ms",
             Metric::OwnMemory => "KiB",
             Metric::FirstOutput => "s to first new output",

@@ -259,9 +259,10 @@ pub(super) const LATENCY_RATIOS: [Ratio; 5] = [
 ];
 
 /// What handbooks ask of the parts of that: nearly all that is produced arrives, and within 10 ms on average; what is
-/// fetched comes within 50 ms on average; and nineteen calls of a handler in twenty end within 200 ms. A commit is more
-/// than what it produces, and what is no commit is more than fetching.
-pub(super) const SEGMENTS: [Ratio; 4] = [
+/// fetched comes within 50 ms on average; nineteen calls of a handler in twenty end within 200 ms; it fails of less than
+/// five records in a thousand, and less than one goes to the dead letters. A commit is more than what it produces, and
+/// what is no commit is more than fetching.
+pub(super) const SEGMENTS: [Ratio; 6] = [
     Ratio {
         bar: Some(Bar::AtLeast(0.999)),
         ..alone("tidemill, commits that succeed", Metric::Committed, 1.0, None)
@@ -269,4 +270,9 @@ pub(super) const SEGMENTS: [Ratio; 4] = [
     alone("tidemill, a commit", Metric::Commit, 10.0, None),
     alone("tidemill, all but the commit", Metric::NoCommit, 50.0, None),
     alone("tidemill, a call of the handler", Metric::Call, 200.0, None),
+    Ratio {
+        bar: Some(Bar::AtLeast(0.995)),
+        ..alone("tidemill, records of which the handler does not fail", Metric::Handled, 1.0, None)
+    },
+    alone("tidemill, records that become dead letters", Metric::DeadLetters, 0.001, None),
 ];
