@@ -21,11 +21,16 @@ use super::settings::Value;
 use crate::telemetry::LogBounds;
 
 /// `None` only if something was reported.
-pub(super) fn node_config(values: &Values<'_>, roles: Vec<Grant>, notes: Vec<String>) -> Option<NodeConfig> {
+pub(super) fn node_config(
+    values: &Values<'_>,
+    roles: Vec<Grant>,
+    mut notes: Vec<String>,
+) -> Option<NodeConfig> {
     let listen = listen::read(values);
     check_producer(values);
     check_session(values);
     let kafka = kafka(values)?;
+    notes.extend(kafka.notes_of_own_client());
     Some(NodeConfig {
         fleet: text(values, "fleet").unwrap_or_default(),
         node_id: text(values, "node_id"),

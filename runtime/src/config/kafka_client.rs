@@ -9,6 +9,15 @@ use std::path::Path;
 
 use super::node::{KafkaClient, KafkaConfig};
 
+/// Batches of a producer that a broker remembers for a partition, to know one that comes again. With more under way, one
+/// that was taken could be unknown when it is repeated.
+pub const IN_FLIGHT_MAX: usize = 5;
+
+/// Names of how often something is sent again, and of how much may be under way, of which the node's own client takes no
+/// more notice than is told of them at its start.
+const UNTIL_TIME_IS_UP: &[&str] = &["retries", "message.send.max.retries"];
+const IN_FLIGHT: &[&str] = &["max.in.flight", "max.in.flight.requests.per.connection"];
+
 /// A property that the node's own client does not know.
 struct Rule {
     /// librdkafka's. One that ends in `.` or `_` stands for all that begin so.
@@ -136,6 +145,28 @@ impl KafkaConfig {
             "librdkafka reads and writes records, which takes more CPU than if the node does, because only it can do as is configured: {}",
             shown.join("; ")
         ))
+    }
+
+    /// What of it has no effect, or less than it says, because the node's own client writes.
+    pub(super) fn notes_of_own_client(&self) -> Vec<String> {
+        let is_own = match self.client {
+            Some(client) => client == KafkaClient::Own,
+            None => self.only_librdkafka().is_empty(),
+        };
+        let note = |(name, value): (&String, &String)| {
+            let is_one_of = |names: &[&str]| names.contains(&name.as_str());
+            if is_one_of(UNTIL_TIME_IS_UP) {
+                let why = "the node itself tries again until the time is up; without effect where it writes";
+                return Some(format!("kafka.properties.{name}: {why}"));
+            }
+            let wanted = value.trim().parse::<usize>().ok().filter(|wanted| *wanted > IN_FLIGHT_MAX)?;
+            is_one_of(IN_FLIGHT).then(|| {
+                format!(
+                    "kafka.properties.{name}: {IN_FLIGHT_MAX}, which is the most that the node itself has under way, and not {wanted}"
+                )
+            })
+        };
+        if is_own { self.properties.iter().filter_map(note).collect() } else { Vec::new() }
     }
 
     /// What is wrong with it if the node's own client is asked for and cannot do it; each with what to do.

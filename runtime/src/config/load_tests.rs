@@ -321,6 +321,28 @@ fn a_profile_stands_for_its_properties_beneath_what_is_given() {
 }
 
 #[test]
+fn what_the_nodes_own_client_does_otherwise_is_noted_only_if_it_writes() {
+    let notes = |kafka: &str| load(&format!("kafka: {{ {kafka} }}"), &[], &[]).expect("valid").config.notes;
+    let has = |notes: &[String], words: [&str; 2]| {
+        notes.iter().any(|note| words.iter().all(|word| note.contains(word)))
+    };
+    let in_flight = ["max.in.flight.requests.per.connection: 5", "not 10"];
+    let retries = ["kafka.properties.retries", "without effect"];
+    assert!(has(&notes("producer_profile: high_throughput"), in_flight));
+    assert!(has(&notes("producer_profile: high_throughput, client: own"), in_flight));
+    for profile in ["high_durability", "throughput_idempotence", "long_timeouts"] {
+        assert!(has(&notes(&format!("producer_profile: {profile}")), retries), "{profile}");
+    }
+    assert!(notes("properties: { max.in.flight: 5, fetch.min.bytes: 1000 }").is_empty());
+    for librdkafka in ["client: librdkafka", "properties: { client.rack: a }"] {
+        for (profile, words) in [("high_throughput", in_flight), ("long_timeouts", retries)] {
+            let notes = notes(&format!("producer_profile: {profile}, {librdkafka}"));
+            assert!(!has(&notes, words), "{librdkafka}: {notes:?}");
+        }
+    }
+}
+
+#[test]
 fn certificates_come_as_three_files_and_with_roles() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = |name: &str| {

@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use tidemill_batches::Codec;
 
+use crate::config::kafka_client::IN_FLIGHT_MAX;
 use crate::kafka::config::KafkaConfig;
-
-/// Batches of a producer that a broker remembers for a partition, to know one that comes again. With more under way, one
-/// that was taken could be unknown when it is repeated.
-const IN_FLIGHT_MAX: usize = 5;
 
 /// All replicas that are in sync have a batch before it is acknowledged.
 pub(super) const ACKS_ALL: i16 = -1;
