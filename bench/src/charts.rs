@@ -159,6 +159,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let comeback = |seconds, keys| Comeback {
             first_output_seconds: seconds,
+            rto_ms: seconds * 1e3,
+            rpo_ms: Some(0.0),
+            records_missing: 0,
             restored_keys_per_second: Some(keys),
             restored_megabytes_per_second: None,
         };

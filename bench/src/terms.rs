@@ -276,14 +276,6 @@ impl Workload {
         self.ratios.last().map_or(Metric::Cpu, |ratio| ratio.metric)
     }
 
-    /// Whether a bar depends on what this contender shows.
-    pub fn has_bar_with(&self, contender: &Contender) -> bool {
-        let takes_part =
-            |ratio: &Ratio| ratio.over == contender.name || ratio.under == Some(contender.name);
-        let has_bar = |ratio: &Ratio| ratio.bar.is_some_and(|bar| bar != Bar::Noise);
-        self.ratios.iter().any(|ratio| takes_part(ratio) && has_bar(ratio))
-    }
-
     /// `b4` means every workload whose name begins with `b4-`, but for long ones.
     pub fn is_meant_by(&self, name: &str) -> bool {
         let begins = || self.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'));

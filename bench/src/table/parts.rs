@@ -85,7 +85,7 @@ const STORELESS: &[Jvm] = &ways(0);
 /// And with some, if each update is emitted.
 pub(super) const EVERY_UPDATE: &[Jvm] = &{
     let [one, two, three, four] = ways(0);
-    [one, two, three, four, tuned(one), tuned(two), tuned(three), tuned(four)]
+    [one, two, three, four, tuned(three), tuned(four)]
 };
 /// Ten mebibytes are the default. What a cache keeps away from RocksDB makes its tuning matter less.
 pub(super) const AT_COMMIT: &[Jvm] = &{

@@ -320,7 +320,7 @@ impl Default for CommitSpec {
         CommitSpec {
             interval: Duration::from_millis(100),
             min_interval: Duration::from_millis(10),
-            overlay_bytes: 16 << 20,
+            overlay_bytes: 8 << 20,
             max_records: 1_000_000,
         }
     }

@@ -25,7 +25,7 @@ fn a_minimal_document_has_the_documented_defaults() {
     assert!(spec.rollout.automatic, "{:?}", spec.rollout);
     assert_eq!(spec.commit.interval, Duration::from_millis(100));
     assert_eq!(spec.commit.min_interval, Duration::from_millis(10));
-    assert_eq!(spec.commit.overlay_bytes, 16 << 20);
+    assert_eq!(spec.commit.overlay_bytes, 8 << 20);
     assert_eq!(spec.limits.batch_time, Duration::from_secs(5));
     assert_eq!((spec.limits.memory_bytes, spec.limits.emit_bytes), (64 << 20, 4 << 20));
     assert_eq!(spec.changelog.min_compaction_lag, Duration::ZERO);
