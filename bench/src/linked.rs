@@ -141,12 +141,8 @@ mod tests {
             timestamps: vec![1_700_000_000_000, -1, 5],
             ..Batch::default()
         };
-        let records: [(Option<&[u8]>, Option<&[u8]>); 3] =
-            [(Some(b"k"), Some(b"value")), (None, Some(b"")), (Some(b"gone"), None)];
-        for (key, value) in records {
-            batch.keys.push(key);
-            batch.values.push(value);
-        }
+        [Some("k"), None, Some("gone")].iter().for_each(|key| batch.keys.push(key.map(str::as_bytes)));
+        [Some("value"), Some(""), None].iter().for_each(|value| batch.values.push(value.map(str::as_bytes)));
         let linked = boundary::link("bench/pass").expect("a handler");
         let in_wasm: Box<dyn Handler> = Box::new(linked.instantiate(3).expect("it starts"));
         let natively = handler(linked.manifest()).expect("the same handler");
