@@ -298,9 +298,11 @@ pub(super) fn read_until(
             progress = (reader.position(), Instant::now());
         } else if progress.1.elapsed() >= PATIENCE {
             return Err(SourceError::Unavailable(format!(
-                "no progress at offset {} of {to} for {} s: is a transaction still open?",
+                "{}: no progress at offset {} of {to} for {} s: {}",
+                reader.place(),
                 reader.position(),
                 PATIENCE.as_secs(),
+                reader.silence(progress.1),
             )));
         }
     }

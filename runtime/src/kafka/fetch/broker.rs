@@ -176,9 +176,10 @@ fn answer(asked: &Wanted, data: PartitionData, most: usize) -> Answer {
 }
 
 fn records(asked: &Wanted, data: PartitionData, most: usize) -> Answer {
+    let (end, stable) = (data.high_watermark, data.last_stable_offset);
     let records = data.records.unwrap_or_default();
     if records.is_empty() || most == 0 {
-        return Answer::Nothing;
+        return Answer::Nothing { end, stable };
     }
     let aborted = data.aborted_transactions.unwrap_or_default().into_iter();
     let aborted = aborted

@@ -48,7 +48,7 @@ use std::time::{Duration, Instant};
 
 pub(super) use chunk::{Chunk, Room};
 use shared::Shared;
-pub(super) use state::{Refusal, Run};
+pub(super) use state::{Refusal, Run, Silence};
 use uuid::Uuid;
 
 use super::config::{Fetching, KafkaConfig};
@@ -156,9 +156,9 @@ impl Fetcher {
         self.shared.obstacle()
     }
 
-    /// A broker is known that leads it and has not been lost since.
-    pub fn is_led(&self, partition: InputPartition) -> bool {
-        self.shared.is_led(partition)
+    /// Why nothing comes of a partition.
+    pub fn silence(&self, partition: InputPartition) -> Silence {
+        self.shared.silence(partition)
     }
 
     /// The oldest arrival that was not popped.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::cluster::Leader;
-use super::state::{Answer, Plan, Run, State, Step, Wanted};
+use super::state::{Answer, Plan, Run, Silence, State, Step, Wanted};
 use super::{Arrival, Fetching, Wake, broker, leaders};
 use crate::kafka::wire::{Access, Address, ConnectionError};
 use crate::record::InputPartition;
@@ -110,8 +110,8 @@ impl Shared {
         self.state().obstacle()
     }
 
-    pub fn is_led(&self, partition: InputPartition) -> bool {
-        self.state().is_led(&partition)
+    pub fn silence(&self, partition: InputPartition) -> Silence {
+        self.state().silence(&partition, Instant::now())
     }
 
     pub fn end(&self) {

@@ -99,8 +99,11 @@ pub(super) enum Step {
 
 /// What came back of one partition.
 pub(super) enum Answer {
-    /// Nothing new.
-    Nothing,
+    /// Nothing new. There the log ends, and there what is decided of it.
+    Nothing {
+        end: i64,
+        stable: i64,
+    },
     Records {
         chunk: Chunk,
         refusal: Option<Refusal>,
@@ -110,6 +113,19 @@ pub(super) enum Answer {
     Again {
         leads: bool,
     },
+}
+
+/// Why nothing comes of a partition, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::kafka) enum Silence {
+    /// Nobody who leads it is known.
+    Unled,
+    /// Who leads it has said nothing since records came, or owes an answer.
+    Unanswered,
+    /// Who leads it refuses, with an error that means nothing here.
+    Refused,
+    /// Who leads it has nothing: there the log ends, and there what is decided of it.
+    Empty { end: i64, stable: i64 },
 }
 
 struct Partition {
@@ -127,6 +143,8 @@ struct Partition {
     pause: Duration,
     /// What keeps its records from coming, if only a person can mend that.
     obstacle: Option<String>,
+    /// By the last answer.
+    silence: Silence,
 }
 
 /// A broker whose thread runs.
@@ -197,6 +215,7 @@ impl State {
             not_before: None,
             pause: PAUSE.0,
             obstacle: None,
+            silence: Silence::Unanswered,
         };
         self.partitions.insert(partition, began);
         run
@@ -251,8 +270,12 @@ impl State {
         met.min_by_key(|(id, _)| **id).map(|(_, obstacle)| obstacle.clone())
     }
 
-    pub fn is_led(&self, partition: &InputPartition) -> bool {
-        self.cluster.leader(partition).is_some()
+    pub fn silence(&self, id: &InputPartition, now: Instant) -> Silence {
+        let Some(leader) = self.cluster.leader(id) else { return Silence::Unled };
+        match (self.partitions.get(id), self.brokers.get(&leader.broker)) {
+            (Some(partition), Some(broker)) if !broker.is_late(now) => partition.silence,
+            _ => Silence::Unanswered,
+        }
     }
 
     /// Nothing runs any more, and nothing will.
@@ -414,6 +437,7 @@ impl State {
         };
         let refusal = match answer {
             Answer::Again { leads } => {
+                partition.silence = if leads { Silence::Refused } else { Silence::Unanswered };
                 partition.not_before = Some(now + partition.pause);
                 partition.pause = (partition.pause * 2).min(PAUSE.1);
                 if !leads {
@@ -421,9 +445,13 @@ impl State {
                 }
                 return;
             }
-            Answer::Nothing => None,
+            Answer::Nothing { end, stable } => {
+                partition.silence = Silence::Empty { end, stable };
+                None
+            }
             Answer::Refused(refusal) => Some(refusal),
             Answer::Records { chunk, refusal } => {
+                partition.silence = Silence::Unanswered;
                 if chunk.next > partition.next {
                     // One without records takes room as well: nobody may come for it for long.
                     let bytes = size_of::<Arrival>() + chunk.bytes();
@@ -468,6 +496,7 @@ impl State {
         for id in &led {
             if let Some(partition) = partitions.get_mut(id) {
                 partition.obstacle.clone_from(&obstacle);
+                partition.silence = Silence::Unanswered;
             }
         }
         is_told && !*has_ended

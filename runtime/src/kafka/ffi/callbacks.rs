@@ -172,6 +172,11 @@ impl Shared {
         lock(&self.last_error).as_ref().map(|last| last.error.clone())
     }
 
+    /// The last error, if it is no older.
+    pub fn error_since(&self, since: Instant) -> Option<KafkaError> {
+        lock(&self.last_error).as_ref().filter(|last| last.is_since(since)).map(|last| last.error.clone())
+    }
+
     /// Why a broker does not let this client in, if nothing else has been told for a while.
     pub fn shut_out(&self) -> Option<KafkaError> {
         let last = lock(&self.last_error);

@@ -30,6 +30,10 @@ impl LastError {
         self.is_of_late(now) && self.shut_out_since.is_some_and(is_believed)
     }
 
+    pub fn is_since(&self, since: Instant) -> bool {
+        self.at >= since
+    }
+
     fn is_of_late(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.at) < LATELY
     }

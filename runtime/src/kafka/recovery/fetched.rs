@@ -24,7 +24,7 @@ use crossbeam_channel::{Receiver, bounded};
 use super::PATIENCE;
 use crate::kafka::KNOWN_WAIT;
 use crate::kafka::config::KafkaConfig;
-use crate::kafka::fetch::{Chunk, Fetcher, Refusal, Room, Run, What};
+use crate::kafka::fetch::{Chunk, Fetcher, Refusal, Room, Run, Silence, What};
 use crate::kafka::reader::damaged;
 use crate::kafka::sink::{STAMP_HEADER, read_stamp};
 use crate::ports::{LogView, SourceError};
@@ -194,23 +194,20 @@ impl FetchedLogs {
         if let Some(obstacle) = self.fetcher.obstacle() {
             return Err(SourceError::Unavailable(format!("{place} cannot be read: {obstacle}")));
         }
-        let is_led = self.fetcher.is_led(reading.id);
-        if !is_led && reading.looked.elapsed() >= KNOWN_WAIT {
+        let silence = self.fetcher.silence(reading.id);
+        if silence == Silence::Unled && reading.looked.elapsed() >= KNOWN_WAIT {
             if let Some(error) = (reading.part.lost)() {
                 return Err(error);
             }
             reading.looked = Instant::now();
         }
         if reading.quiet_since.elapsed() >= self.patience {
-            let why = match is_led {
-                true => "is a transaction still open?",
-                false => "no broker that leads it is reached, or its topic was made again",
-            };
             return Err(SourceError::Unavailable(format!(
-                "{place}: no progress at offset {} of {} for {} s: {why}",
+                "{place}: no progress at offset {} of {} for {} s: {}",
                 reading.position,
                 reading.part.to,
                 self.patience.as_secs(),
+                reading.why_quiet(silence),
             )));
         }
         // That it comes to nothing is the next look's to say.
@@ -226,6 +223,19 @@ impl Reading<'_> {
 
     fn place(&self) -> String {
         format!("{} [{}]", self.part.topic, self.part.partition)
+    }
+
+    /// What it waits for in vain.
+    fn why_quiet(&self, silence: Silence) -> String {
+        match silence {
+            Silence::Unled => "no broker that leads it is reached, or its topic was made again".to_owned(),
+            Silence::Unanswered => "the broker that leads it does not answer".to_owned(),
+            Silence::Refused => "the broker that leads it refuses; the node's log says with what".to_owned(),
+            Silence::Empty { end, .. } if end <= self.position => {
+                format!("it ends at offset {end} now, and its end is lost or its replicas do not follow")
+            }
+            Silence::Empty { stable, .. } => format!("a transaction is still open at offset {stable}"),
+        }
     }
 
     /// Why it cannot be read on, and what to do where only a person can tell.

@@ -43,6 +43,11 @@ fn record(at: i64) -> Answer {
     batch(at, NewBatch::at(at).put("k", "v").build())
 }
 
+/// There is a transaction at offset 3, and more behind it.
+fn nothing() -> Answer {
+    Answer::Nothing { end: 9, stable: 3 }
+}
+
 fn out_of_range() -> Answer {
     Answer::Refused(Refusal::OutOfRange("it is not there".to_owned()))
 }
@@ -125,7 +130,7 @@ fn of_two_fetches_one_is_answered_however_often_partitions_start() {
     case.start([at(2)]);
     case.state.call_back(&[at(2)]);
     assert!(!case.state.was_interrupted(0), "it has to be answered first");
-    case.answer(0, &again, Answer::Nothing);
+    case.answer(0, &again, nothing());
     let last = case.plan(0);
     assert_eq!((last.wanted.len(), last.wait), (3, WAIT));
 }
@@ -167,7 +172,7 @@ fn what_is_older_than_an_answer_or_of_another_topic_is_not_believed() {
     case.start([at(0)]);
     case.hears(&[(0, 0, 5)]);
     let plan = case.plan(0);
-    case.answer(0, &plan, Answer::Nothing);
+    case.answer(0, &plan, nothing());
     case.answer(0, &plan, Answer::Again { leads: false });
     assert!(case.is_leaderless());
     case.hears(&[(0, 1, 4)]);
@@ -281,13 +286,42 @@ fn what_only_a_person_can_mend_is_said_once_it_has_lasted_and_of_what_it_concern
         assert_eq!(lost(&mut case, no_entry(), BELIEVED_AFTER), no_entry());
     }
     let plan = case.plan(1);
-    case.answer(1, &plan, Answer::Nothing);
+    case.answer(1, &plan, nothing());
     assert_eq!(case.state.obstacle(), no_entry(), "the other broker cannot tell");
     case.hears(&[(0, 1, 4)]);
     let plan = case.plan(1);
     let asked = plan.wanted.iter().find(|wanted| wanted.partition == at(0)).expect("another leads it");
-    case.state.answered(1, vec![(asked.clone(), Answer::Nothing)], case.now);
+    case.state.answered(1, vec![(asked.clone(), nothing())], case.now);
     assert_eq!(case.state.obstacle(), None);
+}
+
+#[test]
+fn why_nothing_comes_is_what_who_leads_has_said_last_unless_an_answer_is_overdue() {
+    let mut case = Case::new();
+    let silence = |case: &Case| case.state.silence(&at(0), case.now);
+    case.start([at(0)]);
+    assert_eq!(silence(&case), Silence::Unled);
+    case.hears(&[(0, 0, 3)]);
+    assert_eq!(silence(&case), Silence::Unanswered);
+    let plan = case.plan(0);
+    case.answer(0, &plan, nothing());
+    assert_eq!(silence(&case), Silence::Empty { end: 9, stable: 3 });
+    let plan = case.plan(0);
+    case.now += WAIT + LATE;
+    assert_eq!(silence(&case), Silence::Unanswered);
+    case.answer(0, &plan, Answer::Again { leads: true });
+    assert_eq!(silence(&case), Silence::Refused);
+    case.now += PAUSE.1;
+    let plan = case.plan(0);
+    case.answer(0, &plan, record(0));
+    assert_eq!(silence(&case), Silence::Unanswered, "since the record");
+    let plan = case.plan(0);
+    case.answer(0, &plan, nothing());
+    case.state.lost(0, None, case.now);
+    assert_eq!(silence(&case), Silence::Unled);
+    case.now += PAUSE.1;
+    case.hears(&[(0, 0, 3)]);
+    assert_eq!(silence(&case), Silence::Unanswered, "since it is back");
 }
 
 #[test]
@@ -410,6 +444,6 @@ fn what_did_not_come_in_time_is_asked_for_in_smaller_parts_until_they_come_soon(
     lose(&mut case);
     let again = plan(&mut case);
     assert_eq!((again.bytes, &again.wanted[0].next), (512 << 10, &asked.wanted[0].next));
-    case.answer(0, &again, Answer::Nothing);
+    case.answer(0, &again, nothing());
     assert_eq!(plan(&mut case).bytes, 512 << 10, "that says nothing of the way");
 }

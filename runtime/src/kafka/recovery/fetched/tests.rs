@@ -271,14 +271,33 @@ fn records_are_fetched_ahead_while_others_are_applied_and_no_more_than_may_be_he
 
 #[test]
 fn who_waits_in_vain_is_told_what_for() {
-    let cluster = Cluster::new(|_, _| Reply::Nothing);
-    let mut logs = logs(&cluster, true);
-    logs.patience = Duration::from_secs(1);
-    let (records, result) = read_all(&mut logs, &part(3, 10));
-    assert_eq!(records, []);
-    let Err(SourceError::Unavailable(reason)) = result else { panic!("{result:?}") };
-    assert!(reason.contains("no progress at offset 3 of 10 for 1 s"), "{reason}");
-    assert!(reason.contains("is a transaction still open?"), "{reason}");
+    let empty = |stable, end| {
+        move |_: &FetchRequest| {
+            // As a broker without news keeps a fetch, for less long.
+            std::thread::sleep(Duration::from_millis(20));
+            data(0).with_last_stable_offset(stable).with_high_watermark(end)
+        }
+    };
+    let refusing = |_: &FetchRequest| data(0).with_error_code(ResponseError::UnknownServerError.code());
+    let cases: [(Option<Saying>, &str); 4] = [
+        (None, "the broker that leads it does not answer"),
+        (Some(Box::new(empty(3, 10))), "a transaction is still open at offset 3"),
+        (Some(Box::new(empty(3, 3))), "it ends at offset 3 now"),
+        (Some(Box::new(refusing)), "the broker that leads it refuses"),
+    ];
+    for (saying, why) in cases {
+        let cluster = Cluster::new(move |_, request| match &saying {
+            Some(saying) => Reply::Answer(answer(vec![saying(request)])),
+            None => Reply::Nothing,
+        });
+        let mut logs = logs(&cluster, true);
+        logs.patience = Duration::from_secs(1);
+        let (records, result) = read_all(&mut logs, &part(3, 10));
+        assert_eq!(records, []);
+        let Err(SourceError::Unavailable(reason)) = result else { panic!("{result:?}") };
+        let said = format!("words [0]: no progress at offset 3 of 10 for 1 s: {why}");
+        assert!(reason.starts_with(&said), "{reason}");
+    }
 }
 
 #[test]
