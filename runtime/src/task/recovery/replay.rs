@@ -43,6 +43,7 @@ pub(super) struct Replay<'a> {
     open: Option<OpenCommit>,
     /// After the last record that was looked at, or before it if that is not settled.
     next: Offset,
+    /// Of the last record before `next` that may count.
     changelog_ms: i64,
     /// When the last position record was written.
     position_ms: i64,
@@ -56,6 +57,8 @@ struct OpenCommit {
     first: Offset,
     /// After its last record.
     next: Offset,
+    /// `Replay::changelog_ms` without its records.
+    before_ms: i64,
 }
 
 /// Stamped rows at the end of the log that nothing has closed.
@@ -88,7 +91,6 @@ impl<'a> Replay<'a> {
     pub fn push(&mut self, record: LogView<'_>) -> Result<(), StoreError> {
         self.seen.records += 1;
         self.seen.bytes += (record.key.len() + record.value.map_or(0, <[u8]>::len)) as u64;
-        self.changelog_ms = self.changelog_ms.max(record.timestamp_ms);
         let after = Offset(record.offset.0 + 1);
         if record.stamp.is_some_and(|(writer, _)| writer < self.seen.writer_seen) {
             self.seen.unclosed += 1;
@@ -108,6 +110,7 @@ impl<'a> Replay<'a> {
                 Some(stamp) => self.stamped(stamp, record)?,
             }
         }
+        self.changelog_ms = self.changelog_ms.max(record.timestamp_ms);
         self.next = after;
         if self.ready.bytes() >= CHUNK_BYTES { self.write() } else { Ok(()) }
     }
@@ -118,11 +121,13 @@ impl<'a> Replay<'a> {
             self.accept_tail();
             return self.count(record);
         }
+        let before_ms = self.changelog_ms;
         let open = self.open.get_or_insert_with(|| OpenCommit {
             stamp,
             rows: Run::default(),
             first: record.offset,
             next: record.offset,
+            before_ms,
         });
         open.next = Offset(record.offset.0 + 1);
         open.rows.push(record.key, record.value);
@@ -151,11 +156,14 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Writes what counts so far. Of several rows of a key the last one is written.
+    /// Writes what counts so far. Of several rows of a key the last one is written. An open commit is read again by whoever
+    /// goes on from here, who must not take what came before it for younger than it is.
     fn write(&mut self) -> Result<(), StoreError> {
-        let next = self.open.as_ref().map_or(self.next, |open| open.first);
-        let before = self.store.progress();
-        let progress = Progress { changelog_next: next, changelog_ms: self.changelog_ms, ..before };
+        let (changelog_next, changelog_ms) = match &self.open {
+            Some(open) => (open.first, open.before_ms),
+            None => (self.next, self.changelog_ms),
+        };
+        let progress = Progress { changelog_next, changelog_ms, ..self.store.progress() };
         self.store.write(self.ready.last_of_each_key(), progress)?;
         self.ready.clear();
         Ok(())

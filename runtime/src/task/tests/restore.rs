@@ -360,6 +360,21 @@ fn an_old_unclosed_tail_halts_or_is_applied_by_policy() {
 }
 
 #[test]
+fn an_old_unclosed_tail_is_no_younger_for_a_restore_that_has_halted_before() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 @1"]);
+    kafka.now_ms = 43_200 * SECOND;
+    stamped(&mut kafka, &["1.2 a=2", "1.2 b=2"]);
+    kafka.now_ms += SECOND;
+    for _ in 0..2 {
+        let mut run = Run::new(&bench, &kafka);
+        run.rules.delete_retention = Duration::from_secs(864_000);
+        let reason = run.halt(&mut kafka);
+        assert!(reason.contains("2 records of an unfinished commit, from offset 2"), "{reason}");
+    }
+}
+
+#[test]
 fn a_stateless_task_recovers_without_touching_the_disk() {
     let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
     let mut run = Run::new(&bench, &kafka);
