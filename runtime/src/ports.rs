@@ -1,8 +1,12 @@
 //! The traits at the edges of a task and a worker: where records come from, where effects go, who
 //! runs the handler, what time it is. Each has one real implementation and one fake.
 
+mod stop;
+
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use stop::{Interest, Stop};
 
 use crate::effects::{Effects, Emitted, Fault, Order, Prefetched};
 use crate::record::{Batch, Column, InputPartition, Offset};
@@ -57,6 +61,9 @@ pub enum SourceError {
     /// Only a person can help: unknown topic, authorisation, wrong configuration.
     #[error("{0}")]
     Refused(String),
+    /// Nobody wants the answer any more ([`Stop`]); only whoever was given one says so.
+    #[error("nobody waits for it any more")]
+    Stopped,
 }
 
 /// The records of the partitions that a worker runs.
@@ -249,7 +256,8 @@ pub struct CommittedOffset {
     pub metadata: String,
 }
 
-/// What recovery reads from Kafka. Blocking; runs on a restore thread.
+/// What recovery reads from Kafka. Blocking; runs on a restore thread. One that was given a [`Stop`] answers
+/// [`SourceError::Stopped`] soon after it is raised, whatever it waits for.
 pub trait Recovery: Send {
     /// The group's stable committed offsets; repeated while any partition is unstable. An error of
     /// one partition is an error, not "none".
@@ -269,7 +277,8 @@ pub trait Recovery: Send {
     fn log_bounds(&mut self, log: Log, partition: i32) -> Result<(Offset, Offset), SourceError>;
 
     /// Reads that partition read_committed from the first to the second offset, until the position
-    /// reaches it, waiting out undecided transactions. `apply` is lent each record, and answers false to stop early.
+    /// reaches it, waiting out undecided transactions. `apply` is lent each record, and answers false to end it early,
+    /// which is no error.
     fn read_log(
         &mut self,
         log: Log,

@@ -2,30 +2,37 @@
 //!
 //! Records of logs are the node's own to fetch (`fetched`), or librdkafka's (`reader`), as those of inputs are
 //! (`kafka.client`). Offsets and bounds are librdkafka's in any case.
+//!
+//! A read ends soon once nobody wants it any more ([`LogReader::until`]), whoever reads. Questions are calls of librdkafka's,
+//! which nothing interrupts: [`Impatient`] leaves them alone.
 
 mod fetched;
+mod impatient;
 
 use std::time::{Duration, Instant};
 
 use fetched::{FetchedLogs, Part};
+pub use impatient::Impatient;
 
 use super::config::KafkaConfig;
 use super::epochs::Epochs;
 use super::ffi::consumer::Consumer;
 use super::ffi::partitions::{Partitions, Row};
-use super::ffi::{Code, KafkaError, Message};
+use super::ffi::{Client, Code, KafkaError, Message};
 use super::reader::{PartitionReader, TO_THE_END};
 use super::sink::read_stamp;
 use super::{REQUEST_WAIT, bounds, source_error};
 use crate::config::node::KafkaClient;
 use crate::faults::{Bug, planted};
-use crate::ports::{CommittedOffset, Log, LogRecord, LogView, Recovery, SourceError};
+use crate::ports::{CommittedOffset, Log, LogRecord, LogView, Recovery, SourceError, Stop};
 use crate::record::{InputPartition, Offset};
 
 /// Requests are repeated until this runs out. Undecided transactions end after their time-out and
 /// the broker's next abort scan, 10 s each by default. A reader that makes no progress for much
 /// longer than that says so instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Between two questions for offsets that are not stable yet.
+const UNSTABLE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Reads back what a deployment committed.
 pub struct LogReader {
@@ -41,6 +48,7 @@ pub struct LogReader {
     inputs: Vec<String>,
     logs: Logs,
     epochs: Epochs,
+    stop: Stop,
 }
 
 /// The topics that a deployment's stores are rebuilt from, as far as it has them.
@@ -83,13 +91,32 @@ impl LogReader {
             handle.client().settle(REQUEST_WAIT);
         }
         let (config, group) = (config.clone(), group.to_owned());
-        let epochs = Epochs::default();
-        Ok(LogReader { config, group, committed_only, committed, uncommitted, fetched, inputs, logs, epochs })
+        Ok(LogReader {
+            config,
+            group,
+            committed_only,
+            committed,
+            uncommitted,
+            fetched,
+            inputs,
+            logs,
+            epochs: Epochs::default(),
+            stop: Stop::never(),
+        })
     }
 
     /// Leader epochs of committed offsets go there.
     pub fn telling(self, epochs: Epochs) -> LogReader {
         LogReader { epochs, ..self }
+    }
+
+    /// Ends what it does once that is raised, as soon as a call of librdkafka's has come back.
+    pub fn until(mut self, stop: &Stop) -> LogReader {
+        self.stop = stop.clone();
+        if let Some(fetched) = &mut self.fetched {
+            fetched.stop = stop.clone();
+        }
+        self
     }
 
     fn topic(&self, log: Log) -> Result<String, SourceError> {
@@ -123,7 +150,9 @@ impl LogReader {
                 return Err(self.never_stable(&list, &error));
             }
             tracing::debug!(%error, "committed offsets are not stable yet");
-            std::thread::sleep(Duration::from_millis(50));
+            if !self.stop.pause(UNSTABLE_PAUSE) {
+                return Err(SourceError::Stopped);
+            }
         }
     }
 
@@ -159,8 +188,8 @@ fn uncommitted(config: &KafkaConfig, group: &str) -> Result<Consumer, SourceErro
 }
 
 /// What has become of a partition that nobody leads, if it is known to hold no more what is to be read of it up to `to`.
-fn lost(handle: &Consumer, (topic, partition): (&str, i32), to: Offset) -> Option<SourceError> {
-    match bounds(handle.client(), topic, partition) {
+fn lost(client: &Client, (topic, partition): (&str, i32), to: Offset) -> Option<SourceError> {
+    match bounds(client, topic, partition) {
         Ok((_, end)) if end < to => Some(SourceError::Unavailable(format!(
             "{topic} [{partition}] ends at offset {end} now, and was to be read up to {to}: it was made again, or the brokers have \
              lost its end"
@@ -228,6 +257,9 @@ impl Recovery for LogReader {
                 Err(SourceError::Unavailable(_)) if Instant::now() < deadline => {}
                 other => return other,
             }
+            if self.stop.is_raised() {
+                return Err(SourceError::Stopped);
+            }
         }
     }
 
@@ -241,17 +273,23 @@ impl Recovery for LogReader {
         if from >= to {
             return Ok(());
         }
-        let topic = self.topic(log)?;
+        let (topic, stop) = (self.topic(log)?, &self.stop);
         if let (Some(fetched), Some(handle)) = (&mut self.fetched, &self.uncommitted) {
-            let lost = || lost(handle, (&topic, partition), to);
+            let lost = || {
+                let (client, topic) = (handle.shared_client(), topic.clone());
+                stop.aside(move || lost(&client, (&topic, partition), to)).unwrap_or_else(Some)
+            };
             return fetched.read(&Part { topic: &topic, partition, from, to, lost: &lost }, apply);
         }
-        self.committed.open(&topic, partition, from)?;
+        let reader = &mut self.committed;
+        reader.open(&topic, partition, from)?;
         // librdkafka asks for the leaders of a topic that it has not heard of once a second, and reads nothing of it
         // before (`rd_kafka_topic_scan_all` in rdkafka_topic.c). This asks at once.
-        self.committed.raw().client().settle(REQUEST_WAIT);
-        let result = read_until(&mut self.committed, to, &mut |message| apply(log_view(message)));
-        self.committed.close();
+        let client = reader.raw().shared_client();
+        let settled = stop.aside(move || client.settle(REQUEST_WAIT));
+        let result =
+            settled.and_then(|()| read_until(reader, to, stop, &mut |message| apply(log_view(message))));
+        reader.close();
         result
     }
 }
@@ -283,14 +321,18 @@ impl Recovery for Untouched {
     }
 }
 
-/// Reads until the position reaches `to`, as long as there is progress now and then.
+/// Reads until the position reaches `to`, as long as there is progress now and then, and somebody wants it.
 pub(super) fn read_until(
     reader: &mut PartitionReader,
     to: Offset,
+    stop: &Stop,
     apply: &mut dyn FnMut(&Message) -> bool,
 ) -> Result<(), SourceError> {
     let mut progress = (reader.position(), Instant::now());
     while reader.position() < to {
+        if stop.is_raised() {
+            return Err(SourceError::Stopped);
+        }
         if !reader.poll(Duration::from_millis(100), apply)? {
             return Ok(());
         }

@@ -5,7 +5,7 @@ use super::config::KafkaConfig;
 use super::ffi::Message;
 use super::reader::{PartitionReader, TO_THE_END};
 use super::recovery::read_until;
-use crate::ports::{SourceError, TopicRecord};
+use crate::ports::{SourceError, Stop, TopicRecord};
 use crate::record::Offset;
 
 /// Sees committed records only.
@@ -37,7 +37,7 @@ impl TopicScan {
             return Ok(());
         }
         self.reader.open(&self.topic, self.partition, from)?;
-        let result = read_until(&mut self.reader, to, &mut |message| {
+        let result = read_until(&mut self.reader, to, &Stop::never(), &mut |message| {
             message.offset() < to.0 as i64 && apply(whole(message))
         });
         self.reader.close();

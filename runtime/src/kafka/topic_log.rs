@@ -16,7 +16,7 @@ use super::reader::{FOLLOW, PartitionReader};
 use super::recovery::{log_record, read_until};
 use super::{bounds, source_error};
 use crate::config::failures::TIMEOUT_ERROR;
-use crate::ports::{LogRecord, SourceError};
+use crate::ports::{LogRecord, SourceError, Stop};
 use crate::record::Offset;
 
 /// Why an append has no offset.
@@ -160,7 +160,7 @@ impl Tail {
     /// Reads until everything that was in the log when this was called has been handed out.
     pub fn read_to_end(&mut self, apply: &mut dyn FnMut(LogRecord)) -> Result<Offset, SourceError> {
         let (_, high) = bounds(self.reader.raw().client(), &self.topic, 0)?;
-        read_until(&mut self.reader, high, &mut |message| {
+        read_until(&mut self.reader, high, &Stop::never(), &mut |message| {
             apply(log_record(message));
             true
         })?;

@@ -11,9 +11,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::ports::Stop;
 use crate::store::{Store, StoreReader};
+
+/// How often whoever waits looks whether it is still wanted. Few wait at once: restores do so with a permit in their hands.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 #[expect(clippy::large_enum_variant, reason = "one is moved a restore; a box would say nothing")]
 enum Entry {
@@ -44,19 +48,22 @@ pub enum Lease {
     Open(Store),
     /// Nobody has it open; the caller opens it and owns it, or calls [`Leases::free`].
     Closed,
-    /// Somebody still holds it after the time-out.
+    /// Somebody still holds it after the time-out, or when nobody wants it here any more.
     Busy,
 }
 
 impl Leases {
-    /// Waits up to `timeout` for the present holder of `dir` to let go.
-    pub fn acquire(&self, dir: &Path, timeout: Duration) -> Lease {
-        let entries = self.lock();
-        let is_taken = |entries: &mut HashMap<PathBuf, Entry>| entries.get(dir).is_some_and(Entry::is_taken);
-        let waited = self.freed.wait_timeout_while(entries, timeout, is_taken);
-        let (mut entries, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if is_taken(&mut entries) {
-            return Lease::Busy;
+    /// Waits up to `timeout` for the present holder of `dir` to let go, and no longer than until the stop.
+    pub fn acquire(&self, dir: &Path, timeout: Duration, stop: &Stop) -> Lease {
+        let deadline = Instant::now() + timeout;
+        let mut entries = self.lock();
+        while entries.get(dir).is_some_and(Entry::is_taken) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || stop.is_raised() {
+                return Lease::Busy;
+            }
+            let waited = self.freed.wait_timeout(entries, left.min(LOOK_EVERY));
+            (entries, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
         match entries.insert(dir.to_owned(), Entry::Restoring) {
             Some(Entry::Idle(store)) => Lease::Open(store),
@@ -141,12 +148,13 @@ impl Leases {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::Interest;
 
     #[test]
     fn what_a_task_held_that_has_ended_can_be_opened_again_and_what_is_being_restored_cannot() {
         let leases = Leases::default();
         let dirs = ["a", "b"].map(Path::new);
-        let is_busy = |dir| matches!(leases.acquire(dir, Duration::ZERO), Lease::Busy);
+        let is_busy = |dir| matches!(leases.acquire(dir, Duration::ZERO, &Stop::never()), Lease::Busy);
         assert!(dirs.iter().all(|dir| !is_busy(dir)));
         leases.restored(dirs[0]);
         assert!(dirs.iter().all(|dir| is_busy(dir) && leases.is_held(dir)));
@@ -160,5 +168,22 @@ mod tests {
         assert!(is_busy(dirs[0]));
         leases.free(dirs[0]);
         assert!(!is_busy(dirs[0]));
+    }
+
+    #[test]
+    fn who_is_not_wanted_any_more_waits_for_no_directory_and_is_in_nobodys_way() {
+        let (leases, dir) = (Leases::default(), Path::new("a"));
+        leases.restored(dir);
+        let interest = Interest::default();
+        let (stop, for_ever) = (interest.stop(), Duration::from_secs(3_600));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| matches!(leases.acquire(dir, for_ever, &stop), Lease::Busy));
+            let next = scope.spawn(|| matches!(leases.acquire(dir, for_ever, &Stop::never()), Lease::Closed));
+            drop(interest);
+            assert!(waiting.join().expect("no panic"));
+            leases.free(dir);
+            assert!(next.join().expect("no panic"));
+        });
+        assert!(leases.is_held(dir), "by the one that is wanted");
     }
 }

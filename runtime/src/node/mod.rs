@@ -41,6 +41,7 @@ pub mod owners;
 pub mod pace;
 mod parked_keys;
 mod permissions;
+pub mod permits;
 mod place;
 mod places;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::ports::Stop;
 use crate::record::Offset;
 use crate::store::Store;
 use crate::task::Task;
@@ -17,6 +18,8 @@ pub struct RestoreRequest {
     pub ticket: Ticket,
     /// The task's store, if the worker has kept it open.
     pub store: Option<Store>,
+    /// Raised once the worker does not want the task any more.
+    pub stop: Stop,
 }
 
 /// How a restore ended.
@@ -31,7 +34,7 @@ pub enum Outcome {
     Start(Box<Task>),
     /// Only a person can help.
     Halt { reason: String, store: Option<Store> },
-    /// Kafka did not answer in time; begin again.
+    /// Kafka did not answer in time, or nobody wanted it to any more; begin again.
     Again { store: Option<Store> },
 }
 
@@ -93,7 +96,7 @@ impl Verdicts {
 /// Brings tasks to their committed position, on threads of its own, and keeps the stores that no
 /// task holds.
 pub trait Restorer: Send {
-    /// Answers exactly one verdict, sooner or later.
+    /// Answers exactly one verdict, sooner or later; soon once the request's stop is raised.
     fn begin(&mut self, request: RestoreRequest, verdicts: Verdicts);
 
     /// Takes a store whose partition has left this worker.

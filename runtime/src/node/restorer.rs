@@ -1,4 +1,7 @@
 //! Restores on threads of their own: Kafka and disk in, a task at its position out.
+//!
+//! Whatever one waits for, be it a permit, the store, Kafka, or time to pass, it waits no longer than its worker wants the task.
+//! Then it lets go of everything: of a store that it has done nothing to as it is, of any other closed, with what it holds by then.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -20,8 +23,8 @@ use super::runtime::NodeRuntime;
 use crate::config::deployment::Start as StartRule;
 use crate::faults::{Bug, planted};
 use crate::kafka::admin::At;
-use crate::kafka::recovery::{LogReader, Logs, Untouched};
-use crate::ports::{Recovery, SourceError};
+use crate::kafka::recovery::{Impatient, LogReader, Logs, Untouched};
+use crate::ports::{Recovery, SourceError, Stop};
 use crate::record::Offset;
 use crate::store::{Store, StoreError};
 use crate::task::recovery::{self, Disk, Hooks, Job, Known, OldTail, RecoveryError, Report, Rules, Started};
@@ -52,11 +55,12 @@ pub struct KafkaRestorer {
 /// The store's former holder has not let go of it in time.
 struct Busy;
 
-/// What a restore is asked for, as the board knows it.
-#[derive(Clone, Copy)]
+/// What a restore is asked for.
 struct Asked {
     partition: i32,
+    /// By which the board knows it.
     ticket: Ticket,
+    stop: Stop,
 }
 
 /// What every restore of a worker shares.
@@ -89,8 +93,8 @@ impl KafkaRestorer {
 impl Restorer for KafkaRestorer {
     fn begin(&mut self, request: RestoreRequest, verdicts: Verdicts) {
         let context = Arc::clone(&self.context);
-        let RestoreRequest { partition, ticket, store } = request;
-        let asked = Asked { partition, ticket };
+        let RestoreRequest { partition, ticket, store, stop } = request;
+        let asked = Asked { partition, ticket, stop };
         let name = format!("restore-{}-{partition}", context.revision.registered.name);
         let for_failure = verdicts.clone();
         let is_open = store.is_some();
@@ -99,10 +103,13 @@ impl Restorer for KafkaRestorer {
         }
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
             let dir = context.dir(partition);
-            let restore = |holds: &Cell<bool>| context.restore(asked, store, holds);
+            let restore = |holds: &Cell<bool>| context.restore(&asked, store, holds);
             let (outcome, pause) = attempt(&context.node.leases, &dir, is_open, restore)
-                .unwrap_or_else(|reason| context.panicked(asked, &reason));
-            std::thread::park_timeout(pause);
+                .unwrap_or_else(|reason| context.panicked(&asked, &reason));
+            let outcome = match asked.stop.pause(pause) {
+                true => outcome,
+                false => context.unwanted(partition, outcome),
+            };
             if !context.is_stateless() && outcome.holds_store() {
                 context.node.leases.restored(&dir);
             }
@@ -224,32 +231,62 @@ impl Context {
         self.node.leases.put(&self.dir(partition), store);
     }
 
+    /// Of a restore that was stopped: its worker may be busy for long, and somebody else wait for the store.
+    fn unwanted(&self, partition: i32, outcome: Outcome) -> Outcome {
+        if let Some(store) = outcome.into_store() {
+            self.put_back(partition, store);
+        }
+        Outcome::Again { store: None }
+    }
+
     fn is_stateless(&self) -> bool {
         self.task_config.is_stateless()
     }
 
+    /// Asks what Kafka or the fleet has to answer, which nothing interrupts.
+    fn ask<T: Send + 'static>(
+        self: &Arc<Self>,
+        stop: &Stop,
+        question: impl FnOnce(&Context) -> T + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let context = Arc::clone(self);
+        stop.aside(move || question(&context))
+    }
+
     /// Runs a restore to its outcome, and says how long to wait before the worker hears of it: it tries
     /// again at once what cannot be had now.
-    fn restore(&self, asked: Asked, open: Option<Store>, holds: &Cell<bool>) -> (Outcome, Duration) {
-        let Asked { partition, .. } = asked;
-        if !self.is_current() {
-            // The supervisor stops this worker as soon as it knows.
-            return (Outcome::Again { store: open }, STALE_PAUSE);
+    fn restore(
+        self: &Arc<Self>,
+        asked: &Asked,
+        open: Option<Store>,
+        holds: &Cell<bool>,
+    ) -> (Outcome, Duration) {
+        let (partition, stop) = (asked.partition, &asked.stop);
+        match self.ask(stop, Context::is_current) {
+            Ok(true) => {}
+            // The supervisor stops this worker as soon as it knows, or has.
+            Ok(false) | Err(SourceError::Stopped) => return (Outcome::Again { store: open }, STALE_PAUSE),
+            Err(error) => {
+                self.tell(asked, TaskState::Restoring, &error.to_string());
+                return (Outcome::Again { store: open }, AGAIN_PAUSE);
+            }
         }
         if !self.is_stateless() && partition >= self.revision.partitions {
             // Added to the inputs since the start, so its changelog may not be there: whether this
             // deployment goes on or stops is decided at the next refresh, by `super::inputs`.
             return (Outcome::Again { store: open }, AGAIN_PAUSE);
         }
-        let _permit = self.node.restores.take();
+        let Some(_permit) = self.node.restores.take(stop) else {
+            return (Outcome::Again { store: open }, Duration::ZERO);
+        };
         let metrics = self.node.telemetry.task(&self.revision.registered.name, partition);
         let start = Instant::now();
-        let open = match self.store(partition, open) {
+        let open = match self.store(asked, open) {
             Ok(open) => open,
             Err(Busy) => return (Outcome::Again { store: None }, Duration::ZERO),
         };
         holds.set(!self.is_stateless());
-        let (outcome, pause) = match self.recover(partition, open, &metrics) {
+        let (outcome, pause) = match self.recover(asked, open, &metrics) {
             Ok(outcome) => (outcome, Duration::ZERO),
             Err(error) => self.failed(asked, &error),
         };
@@ -263,18 +300,18 @@ impl Context {
     }
 
     /// The right to open the store, and the store itself if it is open.
-    fn store(&self, partition: i32, open: Option<Store>) -> Result<Option<Store>, Busy> {
+    fn store(&self, asked: &Asked, open: Option<Store>) -> Result<Option<Store>, Busy> {
         if self.is_stateless() || open.is_some() {
             return Ok(open);
         }
-        match self.node.leases.acquire(&self.dir(partition), LEASE_WAIT) {
+        match self.node.leases.acquire(&self.dir(asked.partition), LEASE_WAIT, &asked.stop) {
             Lease::Open(store) => Ok(Some(store)),
             Lease::Closed => Ok(None),
             Lease::Busy => Err(Busy),
         }
     }
 
-    fn failed(&self, asked: Asked, error: &RecoveryError) -> (Outcome, Duration) {
+    fn failed(&self, asked: &Asked, error: &RecoveryError) -> (Outcome, Duration) {
         let halt = |reason: String| (Outcome::Halt { reason, store: None }, Duration::ZERO);
         match error {
             RecoveryError::Kafka(SourceError::Refused(reason)) => halt(reason.clone()),
@@ -294,7 +331,7 @@ impl Context {
     }
 
     /// A fault of this program, which the worker must hear of like of any failure: it waits for a verdict.
-    fn panicked(&self, asked: Asked, reason: &str) -> (Outcome, Duration) {
+    fn panicked(&self, asked: &Asked, reason: &str) -> (Outcome, Duration) {
         let (name, partition) = (&self.revision.registered.name, asked.partition);
         tracing::error!(deployment = name, partition, reason, "restore panicked; trying again");
         self.tell(asked, TaskState::Restoring, &format!("its restore panicked: {reason}"));
@@ -302,12 +339,12 @@ impl Context {
     }
 
     /// Shows how the task is meanwhile.
-    fn tell(&self, asked: Asked, state: TaskState, reason: &str) {
+    fn tell(&self, asked: &Asked, state: TaskState, reason: &str) {
         self.board.restore_says(asked.partition, asked.ticket, state, reason);
     }
 
     /// A person must help, but need not tell: the task goes on by itself once the disk takes writes.
-    fn blocked(&self, asked: Asked, reason: &str) {
+    fn blocked(&self, asked: &Asked, reason: &str) {
         let (name, partition) = (&self.revision.registered.name, asked.partition);
         let reason = format!(
             "the state directory {} refuses: {reason}; free some space, or see to the disk: it is tried again every {} s",
@@ -319,13 +356,17 @@ impl Context {
     }
 
     fn recover(
-        &self,
-        partition: i32,
+        self: &Arc<Self>,
+        asked: &Asked,
         mut open: Option<Store>,
         metrics: &Arc<TaskMetrics>,
     ) -> Result<Outcome, RecoveryError> {
-        let revision = &self.revision;
-        let mut kafka = self.source(partition)?;
+        let (revision, partition, stop) = (&self.revision, asked.partition, &asked.stop);
+        let mut kafka = match self.source(asked) {
+            Ok(kafka) => kafka,
+            Err(SourceError::Stopped) => return Ok(Outcome::Again { store: open }),
+            Err(error) => return Err(error.into()),
+        };
         let dir = self.dir(partition);
         // Twice at most: a `start:` that had to be resolved is in the registry the second time.
         let mut resolved = false;
@@ -350,28 +391,26 @@ impl Context {
             let mut hooks = Hooks {
                 progress: &mut |progress| {
                     metrics.restore_remaining.set(progress.remaining);
-                    true
+                    !stop.is_raised()
                 },
-                pause: &mut |wait| {
-                    std::thread::park_timeout(wait);
-                    true
-                },
+                pause: &mut |wait| stop.pause(wait),
             };
-            match recovery::recover(job, kafka.as_mut(), &mut hooks)? {
+            match recovery::recover(job, &mut kafka, &mut hooks)? {
                 recovery::Outcome::Start(start, report) => {
                     return Ok(self.task(partition, start, &report, metrics));
                 }
                 recovery::Outcome::Unresolved(inputs, store) => {
                     open = store;
                     resolved = true;
-                    if let Err(reason) = self.resolve(partition, &inputs) {
+                    let answer = self.ask(stop, move |context| context.resolve(partition, &inputs));
+                    if let Err(reason) = answer.unwrap_or_else(|error| Err(error.to_string())) {
                         tracing::warn!(
                             deployment = revision.registered.name,
                             partition,
                             reason,
                             "cannot resolve where to start"
                         );
-                        std::thread::park_timeout(AGAIN_PAUSE);
+                        stop.pause(AGAIN_PAUSE);
                         return Ok(Outcome::Again { store: open });
                     }
                 }
@@ -382,7 +421,13 @@ impl Context {
     }
 
     /// What the task is recovered from.
-    fn source(&self, partition: i32) -> Result<Box<dyn Recovery>, SourceError> {
+    fn source(self: &Arc<Self>, asked: &Asked) -> Result<Impatient, SourceError> {
+        let (partition, stop) = (asked.partition, asked.stop.clone());
+        let source = self.ask(&asked.stop, move |context| context.connect(partition, &stop))??;
+        Ok(Impatient::new(source, asked.stop.clone()))
+    }
+
+    fn connect(&self, partition: i32, stop: &Stop) -> Result<Box<dyn Recovery>, SourceError> {
         if self.is_untouched(partition) {
             return Ok(Box::new(Untouched));
         }
@@ -393,7 +438,7 @@ impl Context {
             inbox: revision.inbox.clone(),
         };
         let reader = LogReader::new(&restore_kafka(&self.node), &revision.group, inputs, logs)?;
-        Ok(Box::new(reader.telling(self.node.epochs.of(&revision.group))))
+        Ok(Box::new(reader.telling(self.node.epochs.of(&revision.group)).until(stop)))
     }
 
     /// True for a task that keeps nothing and has never begun, if its group has no offset for it either. Nobody can
@@ -500,7 +545,12 @@ impl Context {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::super::permits::Permits;
     use super::*;
+    use crate::ports::{CommittedOffset, Interest, Log, LogView};
+    use crate::record::InputPartition;
 
     fn panics_at_once(_: &Cell<bool>) {
         panic!("no luck")
@@ -509,6 +559,59 @@ mod tests {
     fn panics_once_it_holds(holds: &Cell<bool>) {
         holds.set(true);
         panic!("no luck")
+    }
+
+    /// Says when it is asked, and answers when the test lets it.
+    struct Silent {
+        asked: Sender<()>,
+        answers: Receiver<()>,
+    }
+
+    impl Recovery for Silent {
+        fn committed(&mut self, _: &[InputPartition]) -> Result<Vec<Option<CommittedOffset>>, SourceError> {
+            let _ = self.asked.send(());
+            let _ = self.answers.recv();
+            Ok(Vec::new())
+        }
+
+        fn log_bounds(&mut self, _: Log, _: i32) -> Result<(Offset, Offset), SourceError> {
+            Ok((Offset(0), Offset(0)))
+        }
+
+        fn read_log(
+            &mut self,
+            _: Log,
+            _: i32,
+            _: (Offset, Offset),
+            _: &mut dyn FnMut(LogView<'_>) -> bool,
+        ) -> Result<(), SourceError> {
+            Ok(())
+        }
+    }
+
+    /// Of the one permit, and of the one store, as a restore takes and leaves them.
+    #[test]
+    fn a_restore_that_nobody_wants_any_more_lets_another_one_begin() {
+        let (permits, leases, dir) = (Permits::new(1), Leases::default(), Path::new("a"));
+        let restore = |reader: Box<dyn Recovery>, stop: &Stop| {
+            let _permit = permits.take(stop)?;
+            let Lease::Closed = leases.acquire(dir, LEASE_WAIT, stop) else { return None };
+            let answer = Impatient::new(reader, stop.clone()).committed(&[]);
+            leases.free(dir);
+            Some(answer)
+        };
+        let ((ask, asked), (_answer, answers)) = (channel(), channel());
+        let interest = Interest::default();
+        let stop = interest.stop();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| restore(Box::new(Silent { asked: ask, answers }), &stop));
+            asked.recv().expect("the first has begun");
+            let next = scope.spawn(|| restore(Box::new(Untouched), &Stop::never()));
+            drop(interest);
+            assert_eq!(first.join().expect("no panic"), Some(Err(SourceError::Stopped)));
+            assert_eq!(next.join().expect("no panic"), Some(Ok(Vec::new())));
+        });
+        assert!(!leases.is_held(dir));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::board::{Board, TaskEntry};
@@ -15,6 +15,7 @@ use super::handle::ControlError;
 use super::lease::Leases;
 use super::modules::{self, ModuleDir, ModuleError};
 use super::pace::NodeBudget;
+use super::permits::Permits;
 use super::registered::Registered;
 use super::revision::PrepareError;
 use super::trial::Trials;
@@ -323,37 +324,4 @@ pub fn ensure_topic(admin: &Admin, node: &str, topic: &NewTopic) -> Result<Topic
         Line::by_itself(node, "Topics.Apply", &topic.name).write(0, "Ok", told);
     }
     Ok(found)
-}
-
-/// Counts something down that only so many may do at once.
-pub struct Permits {
-    free: Mutex<usize>,
-    freed: std::sync::Condvar,
-}
-
-/// Gives its permit back when dropped.
-pub struct Permit<'a>(&'a Permits);
-
-impl Permits {
-    pub fn new(free: usize) -> Permits {
-        Permits { free: Mutex::new(free), freed: std::sync::Condvar::new() }
-    }
-
-    pub fn take(&self) -> Permit<'_> {
-        let free = self.lock();
-        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
-        *free -= 1;
-        Permit(self)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        *self.0.lock() += 1;
-        self.0.freed.notify_one();
-    }
 }

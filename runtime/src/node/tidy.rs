@@ -29,6 +29,7 @@ use super::lease::Lease;
 use super::registry::Registry;
 use super::runtime::NodeRuntime;
 use crate::config::units::show_duration;
+use crate::ports::Stop;
 use crate::store::{StoreDir, StoreError};
 use crate::telemetry::audit::Line;
 
@@ -115,7 +116,7 @@ fn goes_at(node: &NodeRuntime, since_ms: i64) -> i64 {
 
 /// False when somebody has it after all.
 fn remove(node: &NodeRuntime, store: &StoreDir, reason: &str, wait: Duration) -> Result<bool, StoreError> {
-    match node.leases.acquire(&store.path, wait) {
+    match node.leases.acquire(&store.path, wait, &Stop::never()) {
         Lease::Busy => return Ok(false),
         // Nothing of it is needed any more, not even what has not been flushed.
         Lease::Open(open) => drop(open),

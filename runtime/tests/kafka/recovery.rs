@@ -1,6 +1,7 @@
 //! What recovery reads: stable offsets, changelogs past open transactions, logs with a tail.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use tidemill::config::node::KafkaClient;
@@ -10,10 +11,10 @@ use tidemill::kafka::consumer::ConsumerSpec;
 use tidemill::kafka::recovery::{LogReader, Logs};
 use tidemill::kafka::tools::{self, Row};
 use tidemill::kafka::topic_log::TopicLog;
-use tidemill::ports::{End, Group, Log, Produce, Recovery, Sink, SourceError, TaskOffset};
+use tidemill::ports::{End, Group, Interest, Log, Produce, Recovery, Sink, SourceError, TaskOffset};
 use tidemill::record::Offset;
 
-use crate::harness::{Cluster, Member, at, eventually, row, unique};
+use crate::harness::{Cluster, Member, PATIENCE, at, eventually, row, unique};
 use crate::sink::{changelog, sink, sink_spec};
 
 by_either!(
@@ -21,6 +22,7 @@ by_either!(
     a_long_changelog_is_read_quickly_and_reading_stops_when_told,
     a_log_that_was_trimmed_since_its_bounds_were_asked_for_is_refused,
     one_reader_reads_both_logs_of_a_deployment_again_and_again,
+    a_reader_that_nobody_wants_any_more_waits_for_no_transaction,
 );
 
 fn a_changelog_is_read_to_its_high_watermark_even_below_an_open_transaction(by: KafkaClient) {
@@ -215,6 +217,34 @@ fn one_reader_reads_both_logs_of_a_deployment_again_and_again(by: KafkaClient) {
         let expected: Vec<_> = (first..first + count).map(|n: u64| n.to_string()).collect();
         assert_eq!(values, expected, "{log:?}");
     }
+}
+
+fn a_reader_that_nobody_wants_any_more_waits_for_no_transaction(by: KafkaClient) {
+    let cluster = Cluster::get();
+    let (input, log) = (cluster.topic("in", 1), cluster.topic("log", 1));
+    cluster.produce_numbers(&log, 0, 0..3);
+    let mut config = cluster.config();
+    // It is not the end of the transaction that ends the read.
+    config.limits.transaction_timeout = 2 * PATIENCE;
+    let spec = sink_spec(&[], Some(&log), &[&input]);
+    // librdkafka sends what is produced without being asked for more.
+    let mut open = sink(&config, KafkaClient::Librdkafka, &unique("tx"), spec).unwrap();
+    open.begin().unwrap();
+    open.produce(Produce::Changelog(&changelog(0, &[("open", Some("1"))]))).unwrap();
+
+    let interest = Interest::default();
+    let mut reader = reader(&cluster, by, &unique("group"), vec![input], &log).until(&interest.stop());
+    let range = eventually("the open record", || {
+        Some(reader.log_bounds(Log::Changelog, 0).unwrap()).filter(|(_, to)| to.0 == 4)
+    });
+    let (seen, see) = channel();
+    let reading = std::thread::spawn(move || {
+        reader.read_log(Log::Changelog, 0, range, &mut |record| seen.send(record.offset.0).is_ok())
+    });
+    while see.recv_timeout(PATIENCE).unwrap() < 2 {}
+    drop(interest);
+    assert_eq!(reading.join().unwrap(), Err(SourceError::Stopped));
+    open.end(End::Abort).unwrap();
 }
 
 /// Batches of every codec, with gaps and without, stamps, tombstones, transactions and their markers.

@@ -11,6 +11,7 @@ mod observe;
 mod outbox;
 mod queries;
 mod reset;
+mod restores;
 mod rollbacks;
 mod seen;
 mod stores;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,8 @@ pub(in crate::kafka) struct Consumer {
     queue: Queue,
     /// Where answers to commits of offsets come.
     answers: Queue,
-    client: Client,
+    /// Ends with the last of those who have it.
+    client: Arc<Client>,
 }
 
 // SAFETY: `scratch` holds no pointer between calls; the other fields are `Send` or, as the queue,
@@ -49,7 +51,7 @@ impl Drop for Queue {
 
 impl Consumer {
     pub fn new(settings: &[(String, String)], label: &str) -> Result<Consumer, KafkaError> {
-        let client = Client::new(Kind::Consumer, settings, label)?;
+        let client = Arc::new(Client::new(Kind::Consumer, settings, label)?);
         // SAFETY: the handle is live. The main queue is forwarded to the consumer queue, so that
         // one queue carries records, rebalances and errors; its event callback gets the same
         // opaque as the client's callbacks, which outlives the queue (field order).
@@ -70,6 +72,11 @@ impl Consumer {
 
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The same, for a thread that asks something and may outlive the consumer.
+    pub fn shared_client(&self) -> Arc<Client> {
+        Arc::clone(&self.client)
     }
 
     /// Takes up to `max` messages from the queue into the pending ones without waiting, and serves

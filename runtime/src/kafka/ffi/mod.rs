@@ -35,6 +35,7 @@ pub(super) mod topic_settings;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -227,7 +228,7 @@ pub(super) struct Client {
     rk: NonNull<rd::rd_kafka_t>,
     shared: Arc<Shared>,
     /// The destructor may not return; see `abandon`.
-    abandoned: bool,
+    abandoned: AtomicBool,
 }
 
 // SAFETY: librdkafka's handle is thread-safe by contract; `Shared` is `Send + Sync`.
@@ -295,7 +296,7 @@ impl Client {
             return Err(KafkaError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG, reason));
         };
         std::mem::forget(conf);
-        let client = Client { rk, shared, abandoned: false };
+        let client = Client { rk, shared, abandoned: AtomicBool::new(false) };
         if kind != Kind::Consumer {
             // SAFETY: the handle is live; the queue references are ours and given back, and
             // forwarding keeps references of its own.
@@ -328,8 +329,8 @@ impl Client {
     }
 
     /// Leaves the destruction of the handle to a thread of its own.
-    fn abandon(&mut self) {
-        self.abandoned = true;
+    fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
     }
 
     /// Gives every partition of a closing consumer back, on a thread of its own: the call may never
@@ -404,7 +405,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         let (rk, shared) = (Handle(self.rk), Arc::clone(&self.shared));
-        if !self.abandoned {
+        if !self.abandoned.load(Ordering::SeqCst) {
             return rk.destroy(shared);
         }
         let name = "kafka-destroy".to_owned();

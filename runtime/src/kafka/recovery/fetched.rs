@@ -12,14 +12,15 @@
 //! - The position is behind everything that was read, be it a record, a marker, aborted or compacted away. It is what
 //!   reaches the end of the range: the last record may lie far before that.
 //! - What is fetched, waits or is applied stays within what a restore may hold ([`KafkaConfig::restoring`]).
-//! - Whoever waits looks ten times a second whether there is any use in it, and has an end.
+//! - Whoever waits looks ten times a second whether there is any use in it, and has an end. That nobody wants what is read
+//!   any more ends a wait at once, and is looked for each time that something is copied.
 
 #[cfg(test)]
 mod tests;
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, bounded, select};
 
 use super::PATIENCE;
 use crate::kafka::KNOWN_WAIT;
@@ -27,7 +28,7 @@ use crate::kafka::config::KafkaConfig;
 use crate::kafka::fetch::{Chunk, Fetcher, Refusal, Room, Run, Silence, What};
 use crate::kafka::reader::damaged;
 use crate::kafka::sink::{STAMP_HEADER, read_stamp};
-use crate::ports::{LogView, SourceError};
+use crate::ports::{LogView, SourceError, Stop};
 use crate::record::{Batch, InputPartition, Offset, headers};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -42,6 +43,8 @@ pub(super) struct FetchedLogs {
     topics: Vec<String>,
     /// How long a read goes on to which nothing comes.
     patience: Duration,
+    /// Ends a read.
+    pub stop: Stop,
     /// Kept for its memory.
     batch: Batch,
 }
@@ -83,7 +86,8 @@ impl FetchedLogs {
         });
         let fetcher = Fetcher::new(config, config.restoring(committed_only), topics.clone(), &[], wake)
             .map_err(SourceError::Refused)?;
-        Ok(FetchedLogs { fetcher, woken, topics, patience: PATIENCE, batch: Batch::default() })
+        let stop = Stop::never();
+        Ok(FetchedLogs { fetcher, woken, topics, patience: PATIENCE, stop, batch: Batch::default() })
     }
 
     /// Hands out the records of a part of a log until the position has reached its end, waiting for transactions that are
@@ -111,6 +115,9 @@ impl FetchedLogs {
         apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError> {
         while !reading.has_ended() {
+            if self.stop.is_raised() {
+                return Err(SourceError::Stopped);
+            }
             self.fetcher.tend();
             let refusal = match self.arrived(reading.run) {
                 None => {
@@ -144,7 +151,7 @@ impl FetchedLogs {
         }
     }
 
-    /// Applies what a chunk has of the range; false = told to stop.
+    /// Applies what a chunk has of the range, or what it comes to before the stop; false = told to end it.
     fn hand_out(
         &mut self,
         chunk: &mut Chunk,
@@ -152,7 +159,7 @@ impl FetchedLogs {
         apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<bool, Refusal> {
         let to = reading.part.to.0 as i64;
-        while !chunk.is_empty() && !reading.has_ended() {
+        while !chunk.is_empty() && !reading.has_ended() && !self.stop.is_raised() {
             let batch = &mut self.batch;
             clear(batch);
             let mut room = ROOM;
@@ -211,7 +218,11 @@ impl FetchedLogs {
             )));
         }
         // That it comes to nothing is the next look's to say.
-        let _ = self.woken.recv_timeout(LOOK_EVERY);
+        select! {
+            recv(self.woken) -> _ => {}
+            recv(self.stop.raised()) -> _ => {}
+            default(LOOK_EVERY) => {}
+        }
         Ok(())
     }
 }

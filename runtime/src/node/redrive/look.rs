@@ -175,6 +175,7 @@ fn kafka_failed(error: SourceError) -> ControlError {
     match error {
         SourceError::Refused(reason) => ControlError::Precondition(reason),
         SourceError::Unavailable(reason) | SourceError::Fatal(reason) => ControlError::Unavailable(reason),
+        SourceError::Stopped => ControlError::Unavailable(error.to_string()),
     }
 }
 

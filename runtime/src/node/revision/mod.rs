@@ -57,6 +57,7 @@ impl From<SourceError> for PrepareError {
             SourceError::Fatal(reason) | SourceError::Unavailable(reason) => {
                 PrepareError::Unavailable(reason)
             }
+            SourceError::Stopped => PrepareError::Unavailable(error.to_string()),
         }
     }
 }

@@ -17,7 +17,8 @@
 //! | `handler` | two handlers and the truth about them |
 //! | `check` | the invariants |
 //! | `named` | three interleavings, each scripted |
-//! | `taken` | scripted, too: what becomes of records between a take and their handler, and what is said when none come |
+//! | `stopped` | scripted, too: which restores end before their time |
+//! | `taken` | and so: what becomes of records between a take and their handler, and what is said when none come |
 
 mod broker;
 mod case;
@@ -35,6 +36,7 @@ mod relay;
 mod restore;
 mod sink;
 mod state;
+mod stopped;
 mod taken;
 mod world;
 

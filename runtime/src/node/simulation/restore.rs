@@ -17,7 +17,7 @@ use crate::config::deployment::Start as StartRule;
 use crate::faults::{Bug, planted};
 use crate::node::lease::Lease;
 use crate::node::restore::{Outcome, RestoreRequest, Restorer, Ticket, Verdict, Verdicts};
-use crate::ports::{self, CommittedOffset, LogRecord, LogView, Recovery, SourceError};
+use crate::ports::{self, CommittedOffset, LogRecord, LogView, Recovery, SourceError, Stop};
 use crate::record::{InputPartition, Offset};
 use crate::store::Store;
 use crate::task::recovery::{self, Disk, Hooks, Job, Known, OldTail, Rules, Started};
@@ -31,6 +31,7 @@ pub struct Restore {
     pub partition: i32,
     ticket: Ticket,
     store: Option<Store>,
+    pub stop: Stop,
     verdicts: Option<Verdicts>,
 }
 
@@ -49,6 +50,7 @@ impl Restorer for ModelRestorer {
             partition: request.partition,
             ticket: request.ticket,
             store: request.store,
+            stop: request.stop,
             verdicts: Some(verdicts),
         });
     }
@@ -95,7 +97,8 @@ impl Restore {
     pub fn cold(process: &Arc<Process>, partition: i32) -> Restore {
         let process = Arc::clone(process);
         let config = process.config();
-        Restore { process, config, partition, ticket: Ticket(0), store: None, verdicts: None }
+        let (ticket, stop) = (Ticket(0), Stop::never());
+        Restore { process, config, partition, ticket, store: None, stop, verdicts: None }
     }
 
     /// Runs to the verdict and delivers it.
@@ -116,14 +119,15 @@ impl Restore {
     pub fn outcome(&mut self, world: &Arc<World>) -> Outcome {
         // The registry is read to its end first, so that versions never go back.
         let revision = world.lock().registry.revision(DEPLOYMENT);
-        if revision != self.config.revision && !planted(Bug::RevisionOld) {
+        let is_old = revision != self.config.revision && !planted(Bug::RevisionOld);
+        if is_old || self.stop.is_raised() {
             return Outcome::Again { store: self.store.take() };
         }
         let dir = self.process.dir(self.partition);
         let stateless = self.config.is_stateless();
         let mut open = self.store.take();
         if !stateless && open.is_none() {
-            open = match self.process.leases.acquire(&dir, Duration::ZERO) {
+            open = match self.process.leases.acquire(&dir, Duration::ZERO, &self.stop) {
                 Lease::Open(store) => Some(store),
                 Lease::Closed => None,
                 Lease::Busy => return Outcome::Again { store: None },
@@ -138,7 +142,8 @@ impl Restore {
 
     fn recover(&self, world: &Arc<World>, mut open: Option<Store>) -> Outcome {
         let dir = self.process.dir(self.partition);
-        let mut kafka = Reader { world: Arc::clone(world), process: Arc::clone(&self.process) };
+        let mut kafka =
+            Reader { world: Arc::clone(world), process: Arc::clone(&self.process), stop: self.stop.clone() };
         let mut resolved = false;
         loop {
             let mut known = known(world, &self.config, self.partition);
@@ -159,11 +164,11 @@ impl Restore {
                 },
             };
             let mut hooks = Hooks {
-                progress: &mut |_| true,
+                progress: &mut |_| !self.stop.is_raised(),
                 pause: &mut |wait| {
                     world.lock().broker.now_ms += wait.as_millis() as u64;
                     world.turn();
-                    !self.process.is_dead()
+                    !self.process.is_dead() && !self.stop.is_raised()
                 },
             };
             match recovery::recover(job, &mut kafka, &mut hooks) {
@@ -225,18 +230,21 @@ fn log_of(state: &State, log: ports::Log, partition: i32) -> &Log {
 struct Reader {
     world: Arc<World>,
     process: Arc<Process>,
+    stop: Stop,
 }
 
 impl Reader {
     fn wait(&self) -> Result<(), SourceError> {
         self.world.turn();
-        self.alive()
+        self.wanted()
     }
 
-    fn alive(&self) -> Result<(), SourceError> {
-        match self.process.is_dead() {
-            true => Err(SourceError::Fatal("dead".into())),
-            false => Ok(()),
+    /// A dead process closes nothing any more, whoever still wants something of it.
+    fn wanted(&self) -> Result<(), SourceError> {
+        match (self.process.is_dead(), self.stop.is_raised()) {
+            (true, _) => Err(SourceError::Fatal("dead".into())),
+            (false, true) => Err(SourceError::Stopped),
+            (false, false) => Ok(()),
         }
     }
 }
@@ -247,7 +255,7 @@ impl Recovery for Reader {
         partitions: &[InputPartition],
     ) -> Result<Vec<Option<CommittedOffset>>, SourceError> {
         loop {
-            self.alive()?;
+            self.wanted()?;
             let mut state = self.world.lock();
             if state.unlucky(|rates| rates.request_fails) {
                 return Err(SourceError::Unavailable("no coordinator".into()));

@@ -9,7 +9,7 @@ use super::named::{Scene, committed, is_committed};
 use crate::record::Offset;
 
 /// A record of the one partition, with a command to the handler.
-fn put(scene: &Scene, command: u8, sequence: usize) {
+pub(super) fn put(scene: &Scene, command: u8, sequence: usize) {
     let value = [&[command], sequence.to_string().as_bytes()].concat();
     let row = Row { key: b"p0k0".to_vec(), value: Some(value), timestamp_ms: 0 };
     scene.world.lock().broker.inputs[0].append(row);

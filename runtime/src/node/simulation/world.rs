@@ -31,7 +31,7 @@ use crate::config::deployment::{CommitSpec, Guarantee};
 use crate::node::commit::{CommitHalf, Committer};
 use crate::node::retries::Retries;
 use crate::node::worker::{Command, ConsumerFactory, Parts, Swap, Worker};
-use crate::ports::Clock;
+use crate::ports::{Clock, Stop};
 use crate::store::{Store, StoreBudget};
 use crate::task::TaskConfig;
 
@@ -97,6 +97,11 @@ impl World {
 
     pub fn add_restore(&self, restore: Restore) {
         self.cast().restores.push(restore);
+    }
+
+    /// Of the restores that wait for their turn.
+    pub fn stops(&self) -> Vec<Stop> {
+        self.cast().restores.iter().map(|restore| restore.stop.clone()).collect()
     }
 
     pub fn is_paused(&self, process: &Process) -> bool {

@@ -16,6 +16,9 @@
 //!                   +--------- revoked, lost -------------+--> gone
 //! ```
 //!
+//! A slot that goes ends the restores that were begun for it. One that only begins another restore does not: the one before
+//! is too late, but what it has read is in the store that the next one takes over.
+//!
 //! A running task takes no records before a commit says where its revision begins: its inputs flow from then
 //! on. A new revision with the same inputs is adopted in place ([`Swap`]).
 //!
@@ -57,7 +60,7 @@ use super::restore::{Restorer, Ticket, Verdicts};
 use super::trial::Trial;
 use crate::config::deployment::{CommitSpec, Guarantee};
 use crate::faults::{Bug, planted};
-use crate::ports::{Clock, Group, Membership, Relay, Source, SourceError, Taken};
+use crate::ports::{Clock, Group, Interest, Membership, Relay, Source, SourceError, Taken};
 use crate::record::{Batch, InputPartition, Offset};
 use crate::store::Store;
 use crate::task::{Applied, EditedIn, Sealed, TakenAt, Task, TaskState as Life};
@@ -129,6 +132,8 @@ struct Slot {
     /// They were started, and not stopped since.
     flowing: bool,
     state: SlotState,
+    /// In its restores, awaited still or not.
+    interest: Interest,
     /// In calls of its task, in the turn in progress.
     own_calls: Duration,
     metrics: Arc<TaskMetrics>,
@@ -609,6 +614,7 @@ mod tests {
             held: BTreeSet::new(),
             flowing: false,
             state: SlotState::Restoring { ticket: Ticket(1), since: ms(since_ms) },
+            interest: Interest::default(),
             own_calls: Duration::ZERO,
             metrics: Telemetry::new().task("d", 0),
         };

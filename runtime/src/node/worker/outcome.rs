@@ -185,7 +185,7 @@ impl<C: Consumer> Worker<C> {
         for partition in active {
             self.park(partition, None);
         }
-        // A restore that is under way compares with offsets that may be decided only now.
+        // A restore that is under way compares with offsets that may be decided only now. It goes on for its store.
         for slot in self.slots.values_mut() {
             if matches!(slot.state, SlotState::Restoring { .. }) {
                 slot.state = SlotState::Waiting { store: None };

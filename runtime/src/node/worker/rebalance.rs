@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Consumer, Slot, SlotState, Standing, Worker};
 use crate::faults::{Bug, CrashPoint, crash_point, planted};
 use crate::node::restore::{Outcome, RestoreRequest};
-use crate::ports::SourceError;
+use crate::ports::{Interest, SourceError};
 use crate::record::{InputPartition, Offset};
 use crate::store::{Store, StoreError};
 use crate::task::{Sealed, TaskError};
@@ -23,6 +23,7 @@ impl<C: Consumer> Worker<C> {
                 held: BTreeSet::new(),
                 flowing: false,
                 state: SlotState::Waiting { store: None },
+                interest: Interest::default(),
                 own_calls: Duration::ZERO,
                 metrics: self.board.metrics(partition.partition),
             });
@@ -46,6 +47,7 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn revoked(&mut self, partitions: &[InputPartition]) {
         self.metrics.rebalances_revoked.add(1);
         tracing::info!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "revoked");
+        self.end_restores(partitions);
         self.settle_deliveries(partitions);
         self.commit_now();
         self.forget(partitions);
@@ -61,6 +63,7 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn lost(&mut self, partitions: &[InputPartition]) {
         self.metrics.rebalances_lost.add(1);
         tracing::warn!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "lost");
+        self.end_restores(partitions);
         self.finish_in_flight();
         if planted(Bug::CommitLost) {
             self.commit_now();
@@ -70,6 +73,15 @@ impl<C: Consumer> Worker<C> {
             && let Err(error) = consumer.unassign(partitions)
         {
             self.lose_consumer(&error);
+        }
+    }
+
+    /// Of tasks that nobody here wants any more: their restores end while everything else of theirs is brought to its end.
+    fn end_restores(&mut self, partitions: &[InputPartition]) {
+        for partition in partitions {
+            if let Some(slot) = self.slots.get_mut(&partition.partition) {
+                slot.interest = Interest::default();
+            }
         }
     }
 
@@ -204,7 +216,8 @@ impl<C: Consumer> Worker<C> {
             }
             if let SlotState::Waiting { store } = &mut slot.state {
                 let ticket = self.board.assigned(partition, self.index, self.revision);
-                let request = RestoreRequest { partition, ticket, store: store.take() };
+                let (store, stop) = (store.take(), slot.interest.stop());
+                let request = RestoreRequest { partition, ticket, store, stop };
                 slot.state = SlotState::Restoring { ticket, since: now };
                 self.restorer.begin(request, self.verdicts.clone());
             }
@@ -297,8 +310,8 @@ impl<C: Consumer> Worker<C> {
 
     /// Commits, ends the consumer and closes what every slot holds. `leave`: the group is told.
     pub(super) fn give_up_everything(&mut self, leave: bool) {
-        let all: Vec<_> =
-            self.slots.keys().map(|&partition| InputPartition { input: 0, partition }).collect();
+        let all = self.everything();
+        self.end_restores(&all);
         self.settle_deliveries(&all);
         self.commit_now();
         if let Some(done) = self.committer.wait() {
@@ -317,9 +330,15 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
+    /// A partition of every slot.
+    fn everything(&self) -> Vec<InputPartition> {
+        self.slots.keys().map(|&partition| InputPartition { input: 0, partition }).collect()
+    }
+
     /// The consumer cannot be used any more: everything it held is as good as lost.
     pub(super) fn lose_consumer(&mut self, error: &SourceError) {
         tracing::error!(deployment = %self.deployment, worker = self.index, %error, "the consumer failed; making a new one");
+        self.end_restores(&self.everything());
         self.finish_in_flight();
         if let Some((sealed, _)) = self.refused.take() {
             for sealed in sealed {

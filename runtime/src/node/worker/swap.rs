@@ -110,7 +110,7 @@ impl<C: Consumer> Worker<C> {
                         recover.push(partition);
                     }
                 }
-                // Of the old revision: its verdict comes too late.
+                // Of the old revision: its verdict comes too late, its store in time.
                 SlotState::Restoring { .. } => slot.state = SlotState::Waiting { store: None },
                 // What halted it may be what the new revision mends.
                 SlotState::Halted { store } if is_retried(partition) => {

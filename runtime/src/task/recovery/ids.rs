@@ -5,7 +5,7 @@
 //! id that is missing would let a repetition through.
 
 use super::replay::CHUNK_BYTES;
-use super::{Hooks, RecoveryError, Restore, Restored, SHORT_LOG_LOOKS, SHORT_LOG_PAUSE};
+use super::{Hooks, RecoveryError, Restore, Restored};
 use crate::ports::{Log, Recovery, SourceError};
 use crate::record::Offset;
 use crate::store::{
@@ -23,17 +23,10 @@ impl Restore<'_> {
     ) -> Result<Restored, RecoveryError> {
         loop {
             let stored = store.progress().inbox_next;
-            let mut bounds = kafka.log_bounds(Log::Inbox, self.partition)?;
-            for _ in 0..SHORT_LOG_LOOKS {
-                if stored <= bounds.1 {
-                    break;
-                }
-                if !(hooks.pause)(SHORT_LOG_PAUSE) {
-                    store.close()?;
-                    return Ok(Restored::Stopped);
-                }
-                bounds = kafka.log_bounds(Log::Inbox, self.partition)?;
-            }
+            let Some(bounds) = self.bounds(Log::Inbox, stored, kafka, hooks)? else {
+                store.close()?;
+                return Ok(Restored::Stopped);
+            };
             // A life that no commit is known of may go on with the ids of the one before: with what is there.
             let needed = store.position().map_or(bounds.0, |position| Offset(position.inbox_start));
             if let Some(reason) = self.judge_inbox(stored, needed, bounds) {
@@ -45,8 +38,18 @@ impl Restore<'_> {
             };
             // The last request of the owner before, to trim what has expired, may arrive while this reads: what is
             // there then is judged anew.
-            let is_refused = matches!(error, RecoveryError::Kafka(SourceError::Refused(_)));
-            if !is_refused || kafka.log_bounds(Log::Inbox, self.partition)?.0 <= store.progress().inbox_next {
+            let later = match error {
+                RecoveryError::Kafka(SourceError::Refused(_)) => {
+                    self.bounds(Log::Inbox, Offset(0), kafka, hooks)?
+                }
+                RecoveryError::Kafka(SourceError::Stopped) => None,
+                error => return Err(error),
+            };
+            let Some((start, _)) = later else {
+                store.close()?;
+                return Ok(Restored::Stopped);
+            };
+            if start <= store.progress().inbox_next {
                 return Err(error);
             }
         }

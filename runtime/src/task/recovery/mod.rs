@@ -120,7 +120,7 @@ pub enum Outcome {
     Unresolved(Vec<u16>, Option<Store>),
     /// Only a person can help; the sentence says what, where, and how.
     Halt(String),
-    /// A hook said stop.
+    /// A hook or the reader said stop. The next recovery goes on from what the store holds.
     Stopped,
 }
 
@@ -139,8 +139,10 @@ pub fn recover(
     kafka: &mut dyn Recovery,
     hooks: &mut Hooks<'_>,
 ) -> Result<Outcome, RecoveryError> {
-    let committed = fetch(&job, kafka)?;
     let Job { config, partition, known, cluster_id, disk, rules } = job;
+    let Some(committed) = unless_stopped(kafka.committed(&partitions(config, partition)))? else {
+        return stopped(disk.open);
+    };
     let mut report = Report::default();
     let mut store = None;
     if !config.is_stateless() {
@@ -172,19 +174,26 @@ pub fn recover(
             store.map_or(Ok(()), Store::close)?;
             Ok(Outcome::Halt(reason))
         }
-        None => {
-            store.map_or(Ok(()), Store::close)?;
-            Ok(Outcome::Stopped)
-        }
+        None => stopped(store),
+    }
+}
+
+fn stopped(store: Option<Store>) -> Result<Outcome, RecoveryError> {
+    store.map_or(Ok(()), Store::close)?;
+    Ok(Outcome::Stopped)
+}
+
+/// None = the reader was told to stop, which is no failure.
+fn unless_stopped<T>(read: Result<T, SourceError>) -> Result<Option<T>, RecoveryError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(SourceError::Stopped) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
 fn partitions(config: &TaskConfig, partition: i32) -> Vec<InputPartition> {
     (0..config.inputs.len()).map(|input| InputPartition { input: input as u16, partition }).collect()
-}
-
-fn fetch(job: &Job<'_>, kafka: &mut dyn Recovery) -> Result<Vec<Option<CommittedOffset>>, RecoveryError> {
-    Ok(kafka.committed(&partitions(job.config, job.partition))?)
 }
 
 /// The last step, repeated while an offset that must exist is missing.
@@ -221,8 +230,10 @@ impl Deciding<'_> {
             if !(hooks.pause)(MISSING_PAUSE) {
                 return Ok(None);
             }
-            kafka.look_up_again()?;
-            committed = kafka.committed(&partitions(self.config, self.partition))?;
+            let again = kafka.look_up_again();
+            let again = again.and_then(|()| kafka.committed(&partitions(self.config, self.partition)));
+            let Some(found) = unless_stopped(again)? else { return Ok(None) };
+            committed = found;
             fetches += 1;
         }
     }
@@ -252,20 +263,22 @@ impl Restore<'_> {
         hooks: &mut Hooks<'_>,
         report: &mut Report,
     ) -> Result<Restored, RecoveryError> {
-        let mut bounds = kafka.log_bounds(Log::Changelog, self.partition)?;
+        // Before the store is opened, which would be in vain while Kafka is away.
+        let Some(mut bounds) = self.bounds(Log::Changelog, Offset(0), kafka, hooks)? else {
+            open.map_or(Ok(()), Store::close)?;
+            return Ok(Restored::Stopped);
+        };
         let mut store = match open {
             Some(store) => store,
             None => self.open(report)?,
         };
-        for _ in 0..SHORT_LOG_LOOKS {
-            if store.progress().changelog_next <= bounds.1 {
-                break;
-            }
-            if !(hooks.pause)(SHORT_LOG_PAUSE) {
+        let next = store.progress().changelog_next;
+        if next > bounds.1 {
+            let Some(later) = self.bounds(Log::Changelog, next, kafka, hooks)? else {
                 store.close()?;
                 return Ok(Restored::Stopped);
-            }
-            bounds = kafka.log_bounds(Log::Changelog, self.partition)?;
+            };
+            bounds = later;
         }
         let retention_ms = millis(self.rules.delete_retention);
         match judge_store(store.progress(), bounds, retention_ms, self.rules.wall_ms) {
@@ -294,6 +307,29 @@ impl Restore<'_> {
                 self.replay(store, bounds, kafka, hooks, report)
             }
             restored => restored,
+        }
+    }
+
+    /// The bounds of a log, looked at again while it ends below `next`. None = stopped.
+    fn bounds(
+        &self,
+        log: Log,
+        next: Offset,
+        kafka: &mut dyn Recovery,
+        hooks: &mut Hooks<'_>,
+    ) -> Result<Option<(Offset, Offset)>, RecoveryError> {
+        let mut looks = 0;
+        loop {
+            let Some(bounds) = unless_stopped(kafka.log_bounds(log, self.partition))? else {
+                return Ok(None);
+            };
+            if next <= bounds.1 || looks == SHORT_LOG_LOOKS {
+                return Ok(Some(bounds));
+            }
+            if !(hooks.pause)(SHORT_LOG_PAUSE) {
+                return Ok(None);
+            }
+            looks += 1;
         }
     }
 
@@ -330,7 +366,7 @@ impl Restore<'_> {
         let mut replay = Replay::new(&mut store);
         let mut failed = None;
         let mut stopped = false;
-        kafka.read_log(Log::Changelog, self.partition, (from, log_end), &mut |record| {
+        let read = kafka.read_log(Log::Changelog, self.partition, (from, log_end), &mut |record| {
             crash_point(CrashPoint::DuringRestore);
             let next = Offset(record.offset.0 + 1);
             if let Err(error) = replay.push(record) {
@@ -347,11 +383,12 @@ impl Restore<'_> {
                 });
             }
             !stopped
-        })?;
+        });
+        let read = unless_stopped(read)?;
         if let Some(error) = failed {
             return Err(error.into());
         }
-        if stopped {
+        if stopped || read.is_none() {
             replay.stop()?;
             store.close()?;
             return Ok(Restored::Stopped);

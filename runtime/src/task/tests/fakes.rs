@@ -192,6 +192,20 @@ pub struct FakeKafka {
     pub ids_start: u64,
     /// Once so many of its records have been read, it begins there.
     pub late_trim: Option<(usize, u64)>,
+    /// Whoever reads is told to stop after so many answers and records; none = never.
+    pub stops_after: Option<usize>,
+}
+
+/// Another answer, or record, for whoever reads, unless he is to stop.
+fn goes_on(left: &mut Option<usize>) -> Result<(), SourceError> {
+    match left {
+        Some(0) => Err(SourceError::Stopped),
+        Some(left) => {
+            *left -= 1;
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 impl FakeKafka {
@@ -257,6 +271,7 @@ impl FakeKafka {
 
 impl Recovery for FakeKafka {
     fn committed(&mut self, inputs: &[InputPartition]) -> Result<Vec<Option<CommittedOffset>>, SourceError> {
+        goes_on(&mut self.stops_after)?;
         self.fetches += 1;
         if let Some((_, offsets)) = self.appears.take_if(|(after, _)| *after < self.fetches) {
             self.offsets = offsets;
@@ -265,11 +280,13 @@ impl Recovery for FakeKafka {
     }
 
     fn look_up_again(&mut self) -> Result<(), SourceError> {
+        goes_on(&mut self.stops_after)?;
         self.look_ups += 1;
         Ok(())
     }
 
     fn log_bounds(&mut self, log: Log, _: i32) -> Result<(Offset, Offset), SourceError> {
+        goes_on(&mut self.stops_after)?;
         if log == Log::Inbox {
             return Ok((Offset(self.ids_start), Offset(self.ids.len() as u64)));
         }
@@ -296,6 +313,7 @@ impl Recovery for FakeKafka {
                 self.ids_start = start;
                 return Err(SourceError::Refused("the offset is out of range".into()));
             }
+            goes_on(&mut self.stops_after)?;
             if !apply(record.view()) {
                 break;
             }

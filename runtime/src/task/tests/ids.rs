@@ -315,6 +315,30 @@ fn a_topic_of_ids_that_is_trimmed_while_it_is_read_is_judged_anew() {
 }
 
 #[test]
+fn ids_whose_restore_was_stopped_anywhere_are_all_there_with_the_next_one() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    commit_ids_and_lose_the_store(&bench, &mut kafka);
+    let whole = started(&bench, &mut kafka);
+    let ids = whole.close(None).store.unwrap().progress().inbox_ids;
+    // The group's offsets, the changelog's bounds, the changelog; then the bounds of the ids.
+    let changelog = 2 + kafka.log.iter().flatten().count();
+    let all = changelog + 1 + kafka.ids.iter().flatten().count();
+    for stops_after in changelog..all {
+        std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+        kafka.stops_after = Some(stops_after);
+        assert!(matches!(recovered(&bench, &mut kafka), Outcome::Stopped), "after {stops_after}");
+        kafka.stops_after = None;
+        let mut task = started(&bench, &mut kafka);
+        assert_eq!(repeat_ids(&mut task), (1, 2), "stopped after {stops_after}");
+        let progress = task.close(None).store.unwrap().progress();
+        assert_eq!((progress.inbox_next.0, progress.inbox_ids), (kafka.ids.len() as u64, ids));
+    }
+    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+    kafka.stops_after = Some(all);
+    assert!(matches!(recovered(&bench, &mut kafka), Outcome::Start(..)), "there is no more to stop");
+}
+
+#[test]
 fn what_cannot_be_read_of_a_topic_of_ids_that_begins_where_it_did_is_an_error() {
     let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
     commit_ids_and_lose_the_store(&bench, &mut kafka);

@@ -255,6 +255,99 @@ fn a_restore_can_be_stopped_and_goes_on_where_it_was() {
     assert_eq!(value(&start, "a").as_deref(), Some("2"));
 }
 
+/// Rows, the progress of their store, and where the task goes on, as which writer.
+type Restored = (Vec<(Vec<u8>, Vec<u8>)>, crate::store::Progress, Vec<Offset>, u64);
+
+fn all_of(start: Start) -> Restored {
+    let store = start.store.unwrap();
+    let page = store.reader().snapshot(|snapshot| snapshot.scan("counts", b"", None, 1000)).unwrap();
+    let rows = page.keys.iter().zip(page.values.iter());
+    let rows = rows.map(|(key, value)| (key.unwrap().to_vec(), value.unwrap().to_vec())).collect();
+    (rows, store.progress(), start.next, start.writer)
+}
+
+/// Restores what `write` leaves behind, whole, and stopped after each answer and each record, and then once more.
+fn restore_in_parts(what: &str, write: impl Fn(&Bench, &mut FakeKafka)) {
+    let world = || {
+        let (bench, mut kafka) = (Bench::in_memory(), FakeKafka::default());
+        write(&bench, &mut kafka);
+        (bench, kafka)
+    };
+    let (bench, mut kafka) = world();
+    let whole = all_of(Run::new(&bench, &kafka).start(&mut kafka).0);
+    for stops_after in 0.. {
+        let (bench, mut kafka) = world();
+        kafka.stops_after = Some(stops_after);
+        match Run::new(&bench, &kafka).go(&mut kafka) {
+            Outcome::Stopped => kafka.stops_after = None,
+            Outcome::Start(start, _) => {
+                assert_eq!(all_of(start), whole, "{what}, in one piece");
+                assert!(stops_after > 3, "{what}: there was nothing to stop");
+                return;
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+        let (start, report) = Run::new(&bench, &kafka).start(&mut kafka);
+        assert_eq!(report.rebuilt, None, "{what}, stopped after {stops_after}");
+        assert_eq!(all_of(start), whole, "{what}, stopped after {stops_after}");
+    }
+}
+
+#[test]
+fn a_restore_that_is_stopped_anywhere_comes_to_the_same_with_the_next_one() {
+    restore_in_parts("exactly once", |bench, kafka| {
+        three_words(bench, kafka);
+        Store::destroy(&bench.budget, &bench.dir.path().join("0")).unwrap();
+    });
+    restore_in_parts("compacted", |bench, kafka| {
+        three_words(bench, kafka);
+        Store::destroy(&bench.budget, &bench.dir.path().join("0")).unwrap();
+        kafka.compact(usize::MAX);
+    });
+    let zombie = ["1.1 a=1", "1.1 @1", "2.1 a=2", "1.2 b=9", "2.1 @2", "1.2 @9"];
+    let never_closed = ["1.1 a=1", "1.1 b=1", "1.1 @2", "1.2 a=9", "1.2 b=9", "1.3 a=3", "1.3 @3", "5.1 b=9"];
+    let without_positions = ["1.1 a=1", "-", "1.2 b=2", "-", "-", "1.4 a=9", "1.5 b=3", "1.5 @5"];
+    for lines in [&zombie[..], &never_closed[..], &without_positions[..]] {
+        restore_in_parts(&lines.join(", "), |_, kafka| stamped(kafka, lines));
+    }
+}
+
+#[test]
+fn a_restore_that_is_stopped_again_and_again_comes_to_its_end() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    three_words(&bench, &mut kafka);
+    std::fs::remove_dir_all(bench.dir.path().join("0")).unwrap();
+    let records = kafka.log.iter().flatten().count();
+    for stop in 0.. {
+        // Its offsets, its bounds, and one record.
+        kafka.stops_after = Some(3);
+        match Run::new(&bench, &kafka).go(&mut kafka) {
+            Outcome::Stopped => assert!(stop < records, "it does not get on"),
+            Outcome::Start(start, _) => {
+                assert_eq!((value(&start, "a").as_deref(), start.next[0]), (Some("2"), Offset(3)));
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_store_that_was_open_is_closed_as_it_is_by_whoever_is_stopped_before_it_reads() {
+    for stops_after in 0..2 {
+        let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+        three_words(&bench, &mut kafka);
+        let mut run = Run::new(&bench, &kafka);
+        run.open = Run::new(&bench, &kafka).start(&mut kafka).0.store;
+        kafka.stops_after = Some(stops_after);
+        assert!(matches!(run.go(&mut kafka), Outcome::Stopped));
+        kafka.stops_after = None;
+        let (start, report) = Run::new(&bench, &kafka).start(&mut kafka);
+        assert_eq!((report.replayed.records, report.rebuilt), (0, None));
+        assert_eq!(value(&start, "a").as_deref(), Some("2"));
+    }
+}
+
 /// Changelog records of `at_least_once`, by hand: `3.7 a=1` is a row of commit 7 of writer 3,
 /// `3.7 @5` its position record at offset 5, `-` a record that compaction took.
 fn stamped(kafka: &mut FakeKafka, lines: &[&str]) {
@@ -360,16 +453,23 @@ fn an_old_unclosed_tail_halts_or_is_applied_by_policy() {
 }
 
 #[test]
-fn an_old_unclosed_tail_is_no_younger_for_a_restore_that_has_halted_before() {
+fn an_old_unclosed_tail_is_no_younger_for_a_restore_that_was_stopped_in_it_or_has_halted_before() {
     let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
     stamped(&mut kafka, &["1.1 a=1", "1.1 @1"]);
     kafka.now_ms = 43_200 * SECOND;
     stamped(&mut kafka, &["1.2 a=2", "1.2 b=2"]);
     kafka.now_ms += SECOND;
-    for _ in 0..2 {
-        let mut run = Run::new(&bench, &kafka);
+    let run = |kafka: &FakeKafka| {
+        let mut run = Run::new(&bench, kafka);
         run.rules.delete_retention = Duration::from_secs(864_000);
-        let reason = run.halt(&mut kafka);
+        run
+    };
+    // Offsets, bounds, and all but the last record.
+    kafka.stops_after = Some(5);
+    assert!(matches!(run(&kafka).go(&mut kafka), Outcome::Stopped));
+    kafka.stops_after = None;
+    for _ in 0..2 {
+        let reason = run(&kafka).halt(&mut kafka);
         assert!(reason.contains("2 records of an unfinished commit, from offset 2"), "{reason}");
     }
 }

@@ -13,7 +13,7 @@ use tidemill_batches::{Header, assign_offset, marker};
 use super::*;
 use crate::kafka::fetch::stage::{Cluster, Reply, Stage, TOPIC, answer, asked, batch, data, more};
 use crate::kafka::sink::stamp_bytes;
-use crate::ports::LogRecord;
+use crate::ports::{Interest, LogRecord};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -298,6 +298,41 @@ fn who_waits_in_vain_is_told_what_for() {
         let said = format!("words [0]: no progress at offset 3 of 10 for 1 s: {why}");
         assert!(reason.starts_with(&said), "{reason}");
     }
+}
+
+#[test]
+fn a_read_that_waits_ends_once_nobody_wants_it_any_more() {
+    let (ask, asked) = bounded(1);
+    let cluster = Cluster::new(move |_, _| {
+        let _ = ask.try_send(());
+        Reply::Nothing
+    });
+    let mut logs = logs(&cluster, true);
+    let interest = Interest::default();
+    logs.stop = interest.stop();
+    let reading = std::thread::spawn(move || read_all(&mut logs, &part(3, 10)));
+    asked.recv_timeout(SOON).expect("it asks");
+    drop(interest);
+    assert_eq!(reading.join().expect("no panic"), (Vec::new(), Err(SourceError::Stopped)));
+}
+
+#[test]
+fn a_read_that_applies_ends_behind_what_was_copied_and_the_next_one_goes_on_there() {
+    let cluster = Cluster::new(|_, request| Reply::Answer(more(request)));
+    let mut logs = logs(&cluster, true);
+    let interest = Interest::default();
+    logs.stop = interest.stop();
+    let (mut interest, mut next) = (Some(interest), 0);
+    let result = logs.read(&part(0, 1_000_000), &mut |record| {
+        next = record.offset.0 + 1;
+        if next == 150 {
+            drop(interest.take());
+        }
+        true
+    });
+    assert_eq!((result, next), (Err(SourceError::Stopped), 200));
+    logs.stop = Stop::never();
+    assert_eq!(offsets(&mut logs, &part(200, 300)), (200..300).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,0 +1,64 @@
+//! Which restores a worker ends, scripted: those of partitions that it gives up or loses, and no others.
+
+use super::handler::{Kind, PLAIN};
+use super::named::Scene;
+use super::taken::put;
+use crate::ports::Stop;
+
+/// Turns of a worker and its client that a condition may take to come about.
+const PATIENCE: usize = 1_000;
+
+/// A node and its restore, which has not had its turn yet.
+fn restoring() -> (Scene, Stop) {
+    let scene = Scene::new(Kind::Chain);
+    scene.world.start(0);
+    let stop = until_some(&scene, |scene| scene.world.stops().pop());
+    assert!(!stop.is_raised());
+    (scene, stop)
+}
+
+/// Workers and their clients go on, and nothing else, until there is something.
+fn until_some<T>(scene: &Scene, find: impl Fn(&Scene) -> Option<T>) -> T {
+    for _ in 0..PATIENCE {
+        if let Some(found) = find(scene) {
+            return found;
+        }
+        scene.world.step_a_worker();
+        scene.world.step_a_half();
+        let mut state = scene.world.lock();
+        state.exchange_any();
+        state.step_broker();
+    }
+    panic!("it never came about");
+}
+
+#[test]
+fn a_restore_outlasts_another_revision_and_ends_with_the_membership() {
+    let (scene, stop) = restoring();
+    scene.world.lock().deploy();
+    scene.world.swap(0);
+    (0..20).for_each(|_| scene.world.step_a_worker());
+    assert!(!stop.is_raised(), "the next revision goes on with what it reads");
+    {
+        // Its session ends.
+        let state = &mut *scene.world.lock();
+        let members: Vec<String> = state.broker.group.members().map(str::to_owned).collect();
+        members.iter().for_each(|id| state.broker.group.remove(id, &mut state.random));
+    }
+    until_some(&scene, |_| stop.is_raised().then_some(()));
+    scene.until_running(0);
+    put(&scene, PLAIN, 0);
+    scene.until_committed();
+    scene.check();
+}
+
+#[test]
+fn a_restore_ends_with_its_worker() {
+    let (scene, stop) = restoring();
+    scene.world.stop(0, true);
+    assert!(stop.is_raised());
+    scene.world.start(1);
+    put(&scene, PLAIN, 0);
+    scene.until_committed();
+    scene.check();
+}
