@@ -50,7 +50,7 @@ mod wire;
 
 use std::time::{Duration, Instant};
 
-use crate::ports::SourceError;
+use crate::ports::{SourceError, Stop};
 use crate::record::Offset;
 use ffi::{Code, KafkaError};
 
@@ -82,7 +82,12 @@ fn is_damage(error: &KafkaError) -> bool {
 /// librdkafka calls a partition unknown that has no leader at the moment, and does not look again by itself
 /// (`rd_kafka_topic_partition_list_query_leaders`). Asking for the metadata is what makes it look, and tells the
 /// two apart; that a topic is missing is believed after a while, because a broker that has just come up may not know it.
-fn bounds(client: &ffi::Client, topic: &str, partition: i32) -> Result<(Offset, Offset), SourceError> {
+fn bounds(
+    client: &ffi::Client,
+    topic: &str,
+    partition: i32,
+    stop: &Stop,
+) -> Result<(Offset, Offset), SourceError> {
     let began = Instant::now();
     loop {
         let error = match client.watermarks(topic, partition, REQUEST_WAIT) {
@@ -103,7 +108,8 @@ fn bounds(client: &ffi::Client, topic: &str, partition: i32) -> Result<(Offset, 
                     "{topic} [{partition}] has no leader: {error}"
                 )));
             }
-            _ => std::thread::sleep(ASK_EVERY),
+            _ if stop.pause(ASK_EVERY) => {}
+            _ => return Err(SourceError::Stopped),
         }
     }
 }

@@ -188,8 +188,8 @@ fn uncommitted(config: &KafkaConfig, group: &str) -> Result<Consumer, SourceErro
 }
 
 /// What has become of a partition that nobody leads, if it is known to hold no more what is to be read of it up to `to`.
-fn lost(client: &Client, (topic, partition): (&str, i32), to: Offset) -> Option<SourceError> {
-    match bounds(client, topic, partition) {
+fn lost(client: &Client, (topic, partition): (&str, i32), to: Offset, stop: &Stop) -> Option<SourceError> {
+    match bounds(client, topic, partition, stop) {
         Ok((_, end)) if end < to => Some(SourceError::Unavailable(format!(
             "{topic} [{partition}] ends at offset {end} now, and was to be read up to {to}: it was made again, or the brokers have \
              lost its end"
@@ -228,6 +228,10 @@ impl Recovery for LogReader {
         partitions: &[InputPartition],
     ) -> Result<Vec<Option<CommittedOffset>>, SourceError> {
         let rows = self.stable_offsets(partitions)?;
+        // The answer is old news, perhaps older than what the consumer knows by now.
+        if self.stop.is_raised() {
+            return Err(SourceError::Stopped);
+        }
         let found = |id: &InputPartition| {
             let topic = &self.inputs[usize::from(id.input)];
             let row = rows.iter().find(|row| row.partition == id.partition && row.topic == *topic)?;
@@ -253,12 +257,9 @@ impl Recovery for LogReader {
         let to_stable = planted(Bug::RestoreToStable);
         let reader = if to_stable { self.committed.raw() } else { uncommitted };
         loop {
-            match bounds(reader.client(), &topic, partition) {
+            match bounds(reader.client(), &topic, partition, &self.stop) {
                 Err(SourceError::Unavailable(_)) if Instant::now() < deadline => {}
                 other => return other,
-            }
-            if self.stop.is_raised() {
-                return Err(SourceError::Stopped);
             }
         }
     }
@@ -276,8 +277,8 @@ impl Recovery for LogReader {
         let (topic, stop) = (self.topic(log)?, &self.stop);
         if let (Some(fetched), Some(handle)) = (&mut self.fetched, &self.uncommitted) {
             let lost = || {
-                let (client, topic) = (handle.shared_client(), topic.clone());
-                stop.aside(move || lost(&client, (&topic, partition), to)).unwrap_or_else(Some)
+                let (client, topic, asked) = (handle.shared_client(), topic.clone(), stop.clone());
+                stop.aside(move || lost(&client, (&topic, partition), to, &asked)).unwrap_or_else(Some)
             };
             return fetched.read(&Part { topic: &topic, partition, from, to, lost: &lost }, apply);
         }

@@ -23,7 +23,7 @@ impl TopicScan {
 
     /// Where the partition begins, and where it ends.
     pub fn bounds(&self) -> Result<(Offset, Offset), SourceError> {
-        bounds(self.reader.raw().client(), &self.topic, self.partition)
+        bounds(self.reader.raw().client(), &self.topic, self.partition, &Stop::never())
     }
 
     /// Reads from the first offset, which the log must have, until the position reaches the second; waits for

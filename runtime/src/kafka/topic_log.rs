@@ -104,7 +104,7 @@ impl TopicLog {
     /// Where the log ends now.
     pub fn end(&self) -> Result<Offset, SourceError> {
         let appender = self.appender().map_err(|error| source_error(&self.topic, &error))?;
-        let (_, high) = bounds(appender.producer.client(), &self.topic, 0)?;
+        let (_, high) = bounds(appender.producer.client(), &self.topic, 0, &Stop::never())?;
         Ok(high)
     }
 
@@ -122,7 +122,7 @@ impl TopicLog {
     /// A reader that starts at `from`, or at the log's start if that is higher.
     pub fn tail(&self, from: Offset) -> Result<Tail, SourceError> {
         let mut reader = PartitionReader::new(&self.config, "tidemill-log", false, FOLLOW)?;
-        let (low, _) = bounds(reader.raw().client(), &self.topic, 0)?;
+        let (low, _) = bounds(reader.raw().client(), &self.topic, 0, &Stop::never())?;
         reader.open(&self.topic, 0, from.max(low))?;
         Ok(Tail { reader, topic: self.topic.clone() })
     }
@@ -159,7 +159,7 @@ impl Tail {
 
     /// Reads until everything that was in the log when this was called has been handed out.
     pub fn read_to_end(&mut self, apply: &mut dyn FnMut(LogRecord)) -> Result<Offset, SourceError> {
-        let (_, high) = bounds(self.reader.raw().client(), &self.topic, 0)?;
+        let (_, high) = bounds(self.reader.raw().client(), &self.topic, 0, &Stop::never())?;
         read_until(&mut self.reader, high, &Stop::never(), &mut |message| {
             apply(log_record(message));
             true

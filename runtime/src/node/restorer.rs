@@ -403,6 +403,9 @@ impl Context {
                     open = store;
                     resolved = true;
                     let answer = self.ask(stop, move |context| context.resolve(partition, &inputs));
+                    if matches!(answer, Err(SourceError::Stopped)) {
+                        return Ok(Outcome::Again { store: open });
+                    }
                     if let Err(reason) = answer.unwrap_or_else(|error| Err(error.to_string())) {
                         tracing::warn!(
                             deployment = revision.registered.name,

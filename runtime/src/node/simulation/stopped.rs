@@ -1,4 +1,4 @@
-//! Which restores a worker ends, scripted: those of partitions that it gives up or loses, and no others.
+//! Which restores a worker ends, scripted: those of partitions that are gone for a while, and no others.
 
 use super::handler::{Kind, PLAIN};
 use super::named::Scene;
@@ -32,20 +32,38 @@ fn until_some<T>(scene: &Scene, find: impl Fn(&Scene) -> Option<T>) -> T {
     panic!("it never came about");
 }
 
+/// The group has nobody any more.
+fn end_sessions(scene: &Scene) {
+    let state = &mut *scene.world.lock();
+    let members: Vec<String> = state.broker.group.members().map(str::to_owned).collect();
+    members.iter().for_each(|id| state.broker.group.remove(id, &mut state.random));
+}
+
 #[test]
-fn a_restore_outlasts_another_revision_and_ends_with_the_membership() {
+fn a_restore_outlasts_another_revision_and_a_membership_that_gives_its_partition_back() {
     let (scene, stop) = restoring();
     scene.world.lock().deploy();
     scene.world.swap(0);
     (0..20).for_each(|_| scene.world.step_a_worker());
     assert!(!stop.is_raised(), "the next revision goes on with what it reads");
-    {
-        // Its session ends.
-        let state = &mut *scene.world.lock();
-        let members: Vec<String> = state.broker.group.members().map(str::to_owned).collect();
-        members.iter().for_each(|id| state.broker.group.remove(id, &mut state.random));
-    }
-    until_some(&scene, |_| stop.is_raised().then_some(()));
+    let restores = scene.world.stops().len();
+    end_sessions(&scene);
+    until_some(&scene, |scene| (scene.world.stops().len() > restores).then_some(()));
+    assert!(!stop.is_raised(), "and so does the next membership");
+    scene.until_running(0);
+    put(&scene, PLAIN, 0);
+    scene.until_committed();
+    scene.check();
+}
+
+#[test]
+fn a_restore_ends_when_its_partition_stays_away() {
+    let (scene, stop) = restoring();
+    end_sessions(&scene);
+    until_some(&scene, |scene| {
+        scene.world.lock().broker.now_ms += 5_000;
+        stop.is_raised().then_some(())
+    });
     scene.until_running(0);
     put(&scene, PLAIN, 0);
     scene.until_committed();

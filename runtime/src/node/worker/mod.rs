@@ -186,6 +186,8 @@ pub struct Worker<C: Consumer> {
     /// Refused for its generation; sent again once a rebalance has been served.
     refused: Option<(Vec<Sealed>, Membership)>,
     slots: BTreeMap<i32, Slot>,
+    /// In restores of partitions that have gone a moment ago, and until when of the clock they may come back.
+    away: BTreeMap<i32, (Interest, Duration)>,
     restorer: Box<dyn Restorer>,
     verdicts: Verdicts,
     commands: Receiver<Command<C>>,
@@ -252,6 +254,7 @@ impl<C: Consumer> Worker<C> {
             doubt: Doubt::default(),
             refused: None,
             slots: BTreeMap::new(),
+            away: BTreeMap::new(),
             restorer: parts.restorer,
             verdicts: Verdicts::default(),
             commands: parts.commands,
@@ -306,6 +309,7 @@ impl<C: Consumer> Worker<C> {
         self.resend_refused();
         self.swap_if_clean();
         self.end_stall();
+        self.end_doubted_restores();
         self.serve_verdicts();
         self.begin_restores();
         self.serve_edits();

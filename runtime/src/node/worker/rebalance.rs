@@ -12,6 +12,11 @@ use crate::store::{Store, StoreError};
 use crate::task::{Sealed, TaskError};
 use crate::telemetry::TaskState;
 
+/// A rebalance of the classic protocol takes every partition away and gives most of them back at once. For as long as this
+/// a restore goes on without its partition: ended each time, one that takes longer than rebalances are apart would never
+/// come to its end where the changelog is old, because what it has read is too old to go on from.
+const AWAY_MAX: Duration = Duration::from_secs(5);
+
 impl<C: Consumer> Worker<C> {
     /// Accepts partitions, paused; the restore says where they begin.
     pub(super) fn assigned(&mut self, partitions: &[InputPartition]) {
@@ -28,6 +33,9 @@ impl<C: Consumer> Worker<C> {
                 metrics: self.board.metrics(partition.partition),
             });
             slot.held.insert(partition.input);
+            if let Some((interest, _)) = self.away.remove(&partition.partition) {
+                slot.interest = interest;
+            }
         }
         // It is a member, whatever its consumer's predecessor had failed for.
         if self.producer == Standing::Ready {
@@ -47,7 +55,7 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn revoked(&mut self, partitions: &[InputPartition]) {
         self.metrics.rebalances_revoked.add(1);
         tracing::info!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "revoked");
-        self.end_restores(partitions);
+        self.doubt_restores(partitions);
         self.settle_deliveries(partitions);
         self.commit_now();
         self.forget(partitions);
@@ -63,7 +71,7 @@ impl<C: Consumer> Worker<C> {
     pub(super) fn lost(&mut self, partitions: &[InputPartition]) {
         self.metrics.rebalances_lost.add(1);
         tracing::warn!(deployment = %self.deployment, worker = self.index, partitions = %list(partitions), "lost");
-        self.end_restores(partitions);
+        self.doubt_restores(partitions);
         self.finish_in_flight();
         if planted(Bug::CommitLost) {
             self.commit_now();
@@ -76,13 +84,28 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    /// Of tasks that nobody here wants any more: their restores end while everything else of theirs is brought to its end.
-    fn end_restores(&mut self, partitions: &[InputPartition]) {
-        for partition in partitions {
-            if let Some(slot) = self.slots.get_mut(&partition.partition) {
-                slot.interest = Interest::default();
+    /// Of partitions that go, and may come back: see [`AWAY_MAX`].
+    fn doubt_restores(&mut self, partitions: &[InputPartition]) {
+        let until = self.clock.monotonic() + AWAY_MAX;
+        for number in partitions.iter().map(|partition| partition.partition) {
+            if let Some(slot) = self.slots.get_mut(&number) {
+                self.away.insert(number, (std::mem::take(&mut slot.interest), until));
             }
         }
+    }
+
+    /// Ends the restores of partitions that have not come back.
+    pub(super) fn end_doubted_restores(&mut self) {
+        if !self.away.is_empty() {
+            let now = self.clock.monotonic();
+            self.away.retain(|_, (_, until)| now < *until);
+        }
+    }
+
+    /// Nobody here wants any task any more.
+    fn end_restores(&mut self) {
+        self.away.clear();
+        self.slots.values_mut().for_each(|slot| slot.interest = Interest::default());
     }
 
     /// Waits for the outcome of the commit in flight without starting another.
@@ -304,14 +327,20 @@ impl<C: Consumer> Worker<C> {
 
     /// Leaves the group as a stop does and joins it with a new consumer.
     pub(super) fn rejoin(&mut self) {
-        self.give_up_everything(true);
+        self.doubt_restores(&self.everything());
+        self.leave_everything(true);
         self.consumer_standing = Standing::Down { until: self.clock.monotonic() };
     }
 
-    /// Commits, ends the consumer and closes what every slot holds. `leave`: the group is told.
+    /// Gives up everything, and every restore with it. `leave`: the group is told.
     pub(super) fn give_up_everything(&mut self, leave: bool) {
+        self.end_restores();
+        self.leave_everything(leave);
+    }
+
+    /// Commits, ends the consumer and closes what every slot holds.
+    fn leave_everything(&mut self, leave: bool) {
         let all = self.everything();
-        self.end_restores(&all);
         self.settle_deliveries(&all);
         self.commit_now();
         if let Some(done) = self.committer.wait() {
@@ -338,7 +367,7 @@ impl<C: Consumer> Worker<C> {
     /// The consumer cannot be used any more: everything it held is as good as lost.
     pub(super) fn lose_consumer(&mut self, error: &SourceError) {
         tracing::error!(deployment = %self.deployment, worker = self.index, %error, "the consumer failed; making a new one");
-        self.end_restores(&self.everything());
+        self.doubt_restores(&self.everything());
         self.finish_in_flight();
         if let Some((sealed, _)) = self.refused.take() {
             for sealed in sealed {

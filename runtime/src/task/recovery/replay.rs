@@ -139,6 +139,7 @@ impl<'a> Replay<'a> {
         let Some(open) = self.open.take() else { return };
         if open.next == offset {
             self.seen.unclosed += open.rows.len() as u64;
+            self.changelog_ms = open.before_ms;
             return;
         }
         self.ready.append(&open.rows);

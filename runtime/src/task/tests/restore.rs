@@ -470,7 +470,7 @@ fn an_old_unclosed_tail_is_no_younger_for_a_restore_that_was_stopped_in_it_or_ha
     kafka.stops_after = None;
     for _ in 0..2 {
         let reason = run(&kafka).halt(&mut kafka);
-        assert!(reason.contains("2 records of an unfinished commit, from offset 2"), "{reason}");
+        assert!(reason.contains("2 records of an unfinished commit, from offset 3"), "{reason}");
     }
 }
 
