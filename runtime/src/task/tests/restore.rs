@@ -457,7 +457,8 @@ fn an_old_unclosed_tail_is_no_younger_for_a_restore_that_was_stopped_in_it_or_ha
     let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
     stamped(&mut kafka, &["1.1 a=1", "1.1 @1"]);
     kafka.now_ms = 43_200 * SECOND;
-    stamped(&mut kafka, &["1.2 a=2", "1.2 b=2"]);
+    // One that was never closed lies before it.
+    stamped(&mut kafka, &["1.2 c=2", "2.1 a=2", "2.1 b=2"]);
     kafka.now_ms += SECOND;
     let run = |kafka: &FakeKafka| {
         let mut run = Run::new(&bench, kafka);
@@ -465,7 +466,7 @@ fn an_old_unclosed_tail_is_no_younger_for_a_restore_that_was_stopped_in_it_or_ha
         run
     };
     // Offsets, bounds, and all but the last record.
-    kafka.stops_after = Some(5);
+    kafka.stops_after = Some(6);
     assert!(matches!(run(&kafka).go(&mut kafka), Outcome::Stopped));
     kafka.stops_after = None;
     for _ in 0..2 {
