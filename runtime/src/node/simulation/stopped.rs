@@ -32,6 +32,12 @@ fn until_some<T>(scene: &Scene, find: impl Fn(&Scene) -> Option<T>) -> T {
     panic!("it never came about");
 }
 
+fn handles_what_comes(scene: &Scene) {
+    put(scene, PLAIN, 0);
+    scene.until_committed();
+    scene.check();
+}
+
 /// The group has nobody any more.
 fn end_sessions(scene: &Scene) {
     let state = &mut *scene.world.lock();
@@ -51,9 +57,7 @@ fn a_restore_outlasts_another_revision_and_a_membership_that_gives_its_partition
     until_some(&scene, |scene| (scene.world.stops().len() > restores).then_some(()));
     assert!(!stop.is_raised(), "and so does the next membership");
     scene.until_running(0);
-    put(&scene, PLAIN, 0);
-    scene.until_committed();
-    scene.check();
+    handles_what_comes(&scene);
 }
 
 #[test]
@@ -65,9 +69,7 @@ fn a_restore_ends_when_its_partition_stays_away() {
         stop.is_raised().then_some(())
     });
     scene.until_running(0);
-    put(&scene, PLAIN, 0);
-    scene.until_committed();
-    scene.check();
+    handles_what_comes(&scene);
 }
 
 #[test]
@@ -76,7 +78,5 @@ fn a_restore_ends_with_its_worker() {
     scene.world.stop(0, true);
     assert!(stop.is_raised());
     scene.world.start(1);
-    put(&scene, PLAIN, 0);
-    scene.until_committed();
-    scene.check();
+    handles_what_comes(&scene);
 }
