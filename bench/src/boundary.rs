@@ -139,7 +139,8 @@ fn column(column: &Column) -> types::Column {
     types::Column { bytes: column.bytes().to_vec(), lengths: column.lengths().to_vec() }
 }
 
-fn no_state() -> types::Prefetched {
+/// Of a handler without stores.
+pub fn no_state() -> types::Prefetched {
     native_state(&Prefetched::default())
 }
 

@@ -12,7 +12,7 @@ const ROUNDS: RangeInclusive<u64> = 1..=1_000;
 const SCALE_MIN: f64 = 0.001;
 const SCALE_MAX: f64 = 100.0;
 
-/// Of rounds as an argument; none would measure nothing, of which every ratio holds.
+/// Of rounds as an argument; none would measure nothing.
 pub fn rounds() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(ROUNDS)
 }

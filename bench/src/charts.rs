@@ -72,7 +72,12 @@ pub fn draw_curve(grows: &str, points: &[Point], directory: &Path) -> Result<()>
 pub fn draw_kills(survivors: &[SurvivorReport], directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)?;
     let charts = [
-        (RECOVERY, "Restarts: kill -9 to first new output (seconds)", Metric::FirstOutput, 1.0),
+        (
+            RECOVERY,
+            "Restarts: kill -9, after expiry start, to first new output (seconds)",
+            Metric::FirstOutput,
+            1.0,
+        ),
         ("recovery-restored", "Restarts: stores restored (1,000 keys a second)", Metric::RestoredKeys, 1e-3),
     ];
     for (file, title, metric, unit) in charts {

@@ -19,6 +19,8 @@ use tidemill::wasm::thread_cpu_time;
 use tidemill_sdk::bindings::tidemill::handler::types;
 use tidemill_sdk::guest::{Definition, Guest, Lent, NoNode};
 
+use crate::boundary::no_state;
+
 /// Stands for the timestamp of the record that an emission is of.
 const OF_RECORD: i64 = -1;
 
@@ -89,12 +91,6 @@ impl Native {
         let raw = GUEST.with_borrow_mut(|guest| guest.handle_lent(&lent, no_state()));
         effects(raw, batch)
     }
-}
-
-/// It has no stores.
-fn no_state() -> types::Prefetched {
-    let none = || types::Column { bytes: Vec::new(), lengths: Vec::new() };
-    types::Prefetched { store: Vec::new(), key: none(), value: none() }
 }
 
 /// As the node has them. A handler that passes everything on writes nothing, and no record of it fails.

@@ -80,7 +80,7 @@ fn millions(text: &str) -> Result<u64, String> {
     found.ok_or_else(|| format!("there are kills with {MILLIONS:?} million keys"))
 }
 
-/// Fills stores, and kills. True if every ratio meets its bar.
+/// Fills stores, and kills. True if every ratio meets its bar, and as many records came out as were written.
 pub fn run(arguments: &Arguments) -> Result<bool> {
     let command = format!("make recovery ROUNDS={}", arguments.rounds);
     let mut report = Report::new(Machine::look()?, command, None);
@@ -125,7 +125,8 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
             println!("written to {} and {}", arguments.out.display(), arguments.charts.display());
         }
     }
-    Ok(report.summarize())
+    let is_exact = report.survivors.iter().flat_map(|who| &who.runs).all(|run| run.fault().is_none());
+    Ok(report.summarize() && is_exact)
 }
 
 /// Kills each in turn, so many times.
@@ -148,8 +149,8 @@ fn rounds(
                 "{place}  round {:<3}{name:<12}first new output after {seconds:.2} s  {minutes} min left",
                 round + 1
             );
-            if comeback.records_missing != 0 {
-                println!("{:<9}{name:<12}{} records are missing", "", comeback.records_missing);
+            if let Some(fault) = comeback.fault() {
+                println!("{:<9}{name:<12}{fault}", "");
             }
             comebacks[number].push(comeback);
         }

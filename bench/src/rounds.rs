@@ -92,8 +92,8 @@ pub struct Comeback {
     /// From the kill to the first new output, whenever it was started again: a recovery time objective is measured by
     /// that.
     pub rto_ms: f64,
-    /// How much of what came in is lost, in time: 0 if every record that was written around the kill has come out, and
-    /// once. `None` if not; how many are missing is told by `records_missing`.
+    /// How much of what came in is lost, in time: 0 if as many records came out as were written around the kill. `None` if
+    /// not; how many are missing is told by `records_missing`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rpo_ms: Option<f64>,
     /// Records that were written and did not come out; below 0, so many more came out.
@@ -107,6 +107,15 @@ pub struct Comeback {
 }
 
 impl Comeback {
+    /// What is wrong with what came out, if anything is.
+    pub fn fault(&self) -> Option<String> {
+        match self.records_missing {
+            0 => None,
+            missing if missing > 0 => Some(format!("{missing} records are missing")),
+            missing => Some(format!("{} records came out too often", -missing)),
+        }
+    }
+
     /// `None` for what it does not show.
     pub fn get(&self, metric: Metric) -> Option<f64> {
         match metric {

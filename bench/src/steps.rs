@@ -37,7 +37,8 @@ const TASKS: usize = 4;
 const CALLS: usize = 40;
 /// Records that a task has in a commit.
 pub const TASK_RECORDS: usize = CALLS * RECORDS;
-/// Of a worker under load: what it handles in the 100 ms between two commits, as far as `commit.overlay_bytes` has room.
+/// Of a worker under load: about what a count handles in the 100 ms between two commits. A map's commits end at three
+/// quarters of it, where `commit.overlay_bytes` has no more room.
 pub const COMMIT_RECORDS: usize = TASKS * TASK_RECORDS;
 /// Of a task, before anything is measured: most keys have been seen.
 const WARM_UP_COMMITS: usize = 50;

@@ -95,8 +95,8 @@ pub enum Kind {
     AtCommit,
     /// Tidemill with an output that is an outbox: a client outside the transaction delivers to the topic.
     Outbox,
-    /// Kafka Streams in one of these ways. Each of them runs before the rounds, twice if a bar depends on it, and the
-    /// one that has needed least goes on.
+    /// Kafka Streams in one of these ways. Each of them runs before the rounds, the two that need least once more, and the
+    /// one that has needed least by then goes on.
     Streams(&'static [Jvm]),
 }
 
