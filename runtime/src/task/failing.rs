@@ -17,6 +17,7 @@ use prost::Message;
 
 use super::apply::{Failed, kind_of};
 use super::event::Verdict;
+use super::jitter::{jitter, spread};
 use super::letter::{self, Sender, Written};
 use super::parked::{self, Due};
 use super::redrive::Ended;
@@ -64,11 +65,9 @@ impl Task {
     fn reaction(&self, kind: FailureKind, attempts: u32, offset: u64, now_ms: i64) -> Reaction {
         let policy = self.config.failures.policy(kind);
         if attempts <= policy.attempts {
-            let pause_ms = policy.backoff.pause(attempts - 1).as_millis() as u64;
-            let dice = jitter(offset ^ u64::from(attempts).rotate_left(48) ^ self.partition as u64);
-            // Between a half of it and all of it, so that what failed together is not tried together.
-            let pause_ms = pause_ms / 2 + ((pause_ms - pause_ms / 2) as f64 * dice) as u64;
-            return Reaction::Again { at_ms: now_ms.saturating_add(pause_ms as i64) };
+            let seed = offset ^ u64::from(attempts).rotate_left(48) ^ self.partition as u64;
+            let pause = spread(policy.backoff.pause(attempts - 1), seed);
+            return Reaction::Again { at_ms: now_ms.saturating_add(pause.as_millis() as i64) };
         }
         // Not the dice of a pause, and the same whenever the record comes here.
         match policy.end(jitter(offset ^ SAMPLE_SEED ^ self.partition as u64)) {
@@ -498,12 +497,4 @@ fn schedule(record: &mut ParkedRecord, reaction: Reaction) {
         Reaction::Again { at_ms } => at_ms,
         _ => 0,
     };
-}
-
-/// From 0 to 1, the same for the same seed (SplitMix64): a simulated run repeats itself.
-pub fn jitter(seed: u64) -> f64 {
-    let mut bits = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (bits >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use prost::Message;
 
-use super::jitter;
+use super::jitter::spread;
 use crate::config::failures::Backoff;
 use crate::faults::{Bug, planted};
 use crate::ports::{AFTER_MAX, Landed};
@@ -320,11 +320,9 @@ impl Outbox {
             return Reaction::Bury { destination: Arc::clone(&row.destination), reason, attempts };
         };
         let pause = rule.map_or(Duration::from_secs(1), |rule| rule.retry.pause(attempts - 1));
-        // Between a half of it and all of it, so that what failed together is not tried together. Rows of other tasks have
-        // the same numbers, but have not landed at the same moment.
+        // Rows of other tasks have the same numbers, but have not landed at the same moment.
         let seed = sequence ^ u64::from(attempts).rotate_left(48) ^ now.as_nanos() as u64;
-        let pause = pause / 2 + (pause / 2).mul_f64(jitter(seed));
-        row.due = now + pause.max(after.min(AFTER_MAX));
+        row.due = now + spread(pause, seed).max(after.min(AFTER_MAX));
         self.promote(sequence);
         Reaction::Again
     }

@@ -6,21 +6,20 @@
 use std::time::Duration;
 
 use super::{Consumer, Standing, Worker};
-use crate::task::jitter;
+use crate::task::spread;
 
 impl<C: Consumer> Worker<C> {
     /// Down from now on, for this pause or up to a half less.
     pub(super) fn down_for(&self, pause: Duration) -> Standing {
         let now = self.clock.monotonic();
-        Standing::Down { until: now + spread(pause, now, self.index) }
+        Standing::Down { until: now + pause_of(pause, now, self.index) }
     }
 }
 
-/// Between a half of a pause and all of it: by the nanosecond at which it begins, which differs from worker to worker and
+/// What is waited of a pause: by the nanosecond at which it begins, which differs from worker to worker and
 /// from node to node, and where the clock is a coarse one by the worker. Nothing else, so that a simulated run repeats itself.
-fn spread(pause: Duration, now: Duration, worker: u32) -> Duration {
-    let dice = jitter(now.as_nanos() as u64 ^ u64::from(worker).rotate_left(48));
-    pause / 2 + (pause / 2).mul_f64(dice)
+fn pause_of(pause: Duration, now: Duration, worker: u32) -> Duration {
+    spread(pause, now.as_nanos() as u64 ^ u64::from(worker).rotate_left(48))
 }
 
 #[cfg(test)]
@@ -32,12 +31,12 @@ mod tests {
     #[test]
     fn workers_that_fail_together_do_not_come_back_together_and_none_waits_longer_than_its_pause() {
         let (pause, now) = (Duration::from_millis(100), Duration::from_secs(7));
-        let of_one_moment = (0..8).map(|worker| spread(pause, now, worker));
-        let of_other_nodes = (1..8).map(|nanos| spread(pause, now + Duration::from_nanos(nanos), 0));
+        let of_one_moment = (0..8).map(|worker| pause_of(pause, now, worker));
+        let of_other_nodes = (1..8).map(|nanos| pause_of(pause, now + Duration::from_nanos(nanos), 0));
         let pauses: BTreeSet<Duration> = of_one_moment.chain(of_other_nodes).collect();
         assert_eq!(pauses.len(), 15, "each another: {pauses:?}");
         assert!(pauses.iter().all(|spread| (pause / 2..=pause).contains(spread)), "{pauses:?}");
-        assert_eq!(spread(pause, now, 3), spread(pause, now, 3), "a simulated run repeats itself");
-        assert_eq!(spread(Duration::ZERO, now, 3), Duration::ZERO, "the first accident costs no time");
+        assert_eq!(pause_of(pause, now, 3), pause_of(pause, now, 3), "a simulated run repeats itself");
+        assert_eq!(pause_of(Duration::ZERO, now, 3), Duration::ZERO, "the first accident costs no time");
     }
 }
