@@ -122,6 +122,13 @@ fn rule_of(name: &str) -> Option<&'static Rule> {
     })
 }
 
+/// Who fetches records of workers and restores, and writes commits: who is asked for, else the node itself if nothing
+/// stands in its way.
+pub fn chosen(asked: Option<KafkaClient>, obstacles: &[Obstacle]) -> KafkaClient {
+    let by_default = if obstacles.is_empty() { KafkaClient::Own } else { KafkaClient::Librdkafka };
+    asked.unwrap_or(by_default)
+}
+
 impl KafkaConfig {
     /// What it says that only librdkafka can honour.
     pub fn only_librdkafka(&self) -> Vec<Obstacle> {
@@ -149,10 +156,9 @@ impl KafkaConfig {
 
     /// What of it has no effect, or less than it says, because the node's own client writes.
     pub(super) fn notes_of_own_client(&self) -> Vec<String> {
-        let is_own = match self.client {
-            Some(client) => client == KafkaClient::Own,
-            None => self.only_librdkafka().is_empty(),
-        };
+        if chosen(self.client, &self.only_librdkafka()) != KafkaClient::Own {
+            return Vec::new();
+        }
         let note = |(name, value): (&String, &String)| {
             let is_one_of = |names: &[&str]| names.contains(&name.as_str());
             if is_one_of(UNTIL_TIME_IS_UP) {
@@ -166,7 +172,7 @@ impl KafkaConfig {
                 )
             })
         };
-        if is_own { self.properties.iter().filter_map(note).collect() } else { Vec::new() }
+        self.properties.iter().filter_map(note).collect()
     }
 
     /// What is wrong with it if the node's own client is asked for and cannot do it; each with what to do.

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::ffi::{self, Settings};
-use crate::config::kafka_client::{Obstacle, obstacles};
+use crate::config::kafka_client::{Obstacle, chosen, obstacles};
 use crate::config::kafka_properties::is_secret;
 use crate::config::node::{GroupProtocol, KafkaClient};
 
@@ -258,11 +258,7 @@ impl KafkaConfig {
 
     /// Who fetches records of workers and restores, and writes commits.
     pub fn client(&self) -> KafkaClient {
-        match self.client {
-            Some(client) => client,
-            None if self.only_librdkafka().is_empty() => KafkaClient::Own,
-            None => KafkaClient::Librdkafka,
-        }
+        chosen(self.client, &self.only_librdkafka())
     }
 
     /// What is configured that only librdkafka can honour.
