@@ -111,12 +111,8 @@ impl LogReader {
     }
 
     /// Ends what it does once that is raised, as soon as a call of librdkafka's has come back.
-    pub fn until(mut self, stop: &Stop) -> LogReader {
-        self.stop = stop.clone();
-        if let Some(fetched) = &mut self.fetched {
-            fetched.stop = stop.clone();
-        }
-        self
+    pub fn until(self, stop: &Stop) -> LogReader {
+        LogReader { stop: stop.clone(), ..self }
     }
 
     fn topic(&self, log: Log) -> Result<String, SourceError> {
@@ -280,7 +276,7 @@ impl Recovery for LogReader {
                 let (client, topic, asked) = (handle.shared_client(), topic.clone(), stop.clone());
                 stop.aside(move || lost(&client, (&topic, partition), to, &asked)).unwrap_or_else(Some)
             };
-            return fetched.read(&Part { topic: &topic, partition, from, to, lost: &lost }, apply);
+            return fetched.read(&Part { topic: &topic, partition, from, to, lost: &lost, stop }, apply);
         }
         let reader = &mut self.committed;
         reader.open(&topic, partition, from)?;

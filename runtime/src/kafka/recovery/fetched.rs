@@ -43,8 +43,6 @@ pub(super) struct FetchedLogs {
     topics: Vec<String>,
     /// How long a read goes on to which nothing comes.
     patience: Duration,
-    /// Ends a read.
-    pub stop: Stop,
     /// Kept for its memory.
     batch: Batch,
 }
@@ -57,6 +55,8 @@ pub(super) struct Part<'a> {
     pub to: Offset,
     /// Asked while no broker leads the partition: what has become of it, if waiting is of no use.
     pub lost: &'a dyn Fn() -> Option<SourceError>,
+    /// Ends the read.
+    pub stop: &'a Stop,
 }
 
 /// A read that is under way.
@@ -86,8 +86,7 @@ impl FetchedLogs {
         });
         let fetcher = Fetcher::new(config, config.restoring(committed_only), topics.clone(), &[], wake)
             .map_err(SourceError::Refused)?;
-        let stop = Stop::never();
-        Ok(FetchedLogs { fetcher, woken, topics, patience: PATIENCE, stop, batch: Batch::default() })
+        Ok(FetchedLogs { fetcher, woken, topics, patience: PATIENCE, batch: Batch::default() })
     }
 
     /// Hands out the records of a part of a log until the position has reached its end, waiting for transactions that are
@@ -115,7 +114,7 @@ impl FetchedLogs {
         apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<(), SourceError> {
         while !reading.has_ended() {
-            if self.stop.is_raised() {
+            if reading.part.stop.is_raised() {
                 return Err(SourceError::Stopped);
             }
             self.fetcher.tend();
@@ -159,7 +158,7 @@ impl FetchedLogs {
         apply: &mut dyn FnMut(LogView<'_>) -> bool,
     ) -> Result<bool, Refusal> {
         let to = reading.part.to.0 as i64;
-        while !chunk.is_empty() && !reading.has_ended() && !self.stop.is_raised() {
+        while !chunk.is_empty() && !reading.has_ended() && !reading.part.stop.is_raised() {
             let batch = &mut self.batch;
             clear(batch);
             let mut room = ROOM;
@@ -220,7 +219,7 @@ impl FetchedLogs {
         // That it comes to nothing is the next look's to say.
         select! {
             recv(self.woken) -> _ => {}
-            recv(self.stop.raised()) -> _ => {}
+            recv(reading.part.stop.raised()) -> _ => {}
             default(LOOK_EVERY) => {}
         }
         Ok(())

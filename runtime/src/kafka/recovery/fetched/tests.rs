@@ -1,7 +1,7 @@
 //! Logs beside brokers that do what they are told, in this process.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
@@ -29,8 +29,10 @@ fn not_lost() -> Option<SourceError> {
     None
 }
 
+static NEVER: LazyLock<Stop> = LazyLock::new(Stop::never);
+
 fn part(from: u64, to: u64) -> Part<'static> {
-    Part { topic: TOPIC, partition: 0, from: Offset(from), to: Offset(to), lost: &not_lost }
+    Part { topic: TOPIC, partition: 0, from: Offset(from), to: Offset(to), lost: &not_lost, stop: &NEVER }
 }
 
 /// Everything that comes of a part, and how it ends.
@@ -309,8 +311,8 @@ fn a_read_that_waits_ends_once_nobody_wants_it_any_more() {
     });
     let mut logs = logs(&cluster, true);
     let interest = Interest::default();
-    logs.stop = interest.stop();
-    let reading = std::thread::spawn(move || read_all(&mut logs, &part(3, 10)));
+    let stop = interest.stop();
+    let reading = std::thread::spawn(move || read_all(&mut logs, &Part { stop: &stop, ..part(3, 10) }));
     asked.recv_timeout(SOON).expect("it asks");
     drop(interest);
     assert_eq!(reading.join().expect("no panic"), (Vec::new(), Err(SourceError::Stopped)));
@@ -321,9 +323,9 @@ fn a_read_that_applies_ends_behind_what_was_copied_and_the_next_one_goes_on_ther
     let cluster = Cluster::new(|_, request| Reply::Answer(more(request)));
     let mut logs = logs(&cluster, true);
     let interest = Interest::default();
-    logs.stop = interest.stop();
+    let stop = interest.stop();
     let (mut interest, mut next) = (Some(interest), 0);
-    let result = logs.read(&part(0, 1_000_000), &mut |record| {
+    let result = logs.read(&Part { stop: &stop, ..part(0, 1_000_000) }, &mut |record| {
         next = record.offset.0 + 1;
         if next == 150 {
             drop(interest.take());
@@ -331,7 +333,6 @@ fn a_read_that_applies_ends_behind_what_was_copied_and_the_next_one_goes_on_ther
         true
     });
     assert_eq!((result, next), (Err(SourceError::Stopped), 200));
-    logs.stop = Stop::never();
     assert_eq!(offsets(&mut logs, &part(200, 300)), (200..300).collect::<Vec<_>>());
 }
 
