@@ -96,15 +96,16 @@ fn choose(
     if ways.len() < 2 {
         return Ok(ways.first().copied());
     }
+    let mut trials = Trials { stage, contender, outcome, progress };
     let mut found: Vec<(f64, Jvm)> = Vec::new();
     for (way, &jvm) in ways.iter().enumerate() {
-        let needed = attempt(stage, contender, jvm, &way.to_string(), outcome, progress)?;
+        let needed = trials.attempt(jvm, &way.to_string())?;
         found.extend(needed.map(|needed| (needed, jvm)));
     }
     found.sort_by(|(one, _), (other, _)| one.total_cmp(other));
     // One trial takes the wrong one of two that are close.
     for (place, (least, jvm)) in found.iter_mut().take(AGAIN).enumerate() {
-        let needed = attempt(stage, contender, *jvm, &format!("again-{place}"), outcome, progress)?;
+        let needed = trials.attempt(*jvm, &format!("again-{place}"))?;
         *least = needed.map_or(*least, |needed| needed.min(*least));
     }
     let best = |is_meant: fn(&Jvm) -> bool| {
@@ -120,27 +121,31 @@ fn choose(
     Ok(Some(best?.1))
 }
 
-/// Tries one way, and answers what it has needed; `None` if it does not get through.
-fn attempt(
-    stage: &Stage,
-    contender: &Contender,
-    jvm: Jvm,
-    trial: &str,
-    outcome: &mut Outcome,
-    progress: &mut Progress,
-) -> Result<Option<f64>> {
-    let name = format!("{}-try-{}-{trial}", outcome.workload.name, outcome.shown.len());
-    let figures = match stage.run(outcome.workload, contender, Some(jvm), &name) {
-        Ok(figures) => figures,
-        // Such as one whose cache does not fit its heap. It is no way, and the others are tried.
-        Err(error) => {
-            progress.failed(contender, jvm, &error);
-            return Ok(None);
-        }
-    };
-    progress.ran("trying", contender.name, Some(jvm), &figures);
-    outcome.tried.push((*contender, jvm, figures));
-    figures.get(outcome.workload.decisive()).context("nothing to choose by").map(Some)
+/// A contender whose ways of being run are tried, before the rounds of its workload.
+struct Trials<'a> {
+    stage: &'a Stage,
+    contender: &'a Contender,
+    outcome: &'a mut Outcome,
+    progress: &'a mut Progress,
+}
+
+impl Trials<'_> {
+    /// Tries one way, and answers what it has needed; `None` if it does not get through.
+    fn attempt(&mut self, jvm: Jvm, trial: &str) -> Result<Option<f64>> {
+        let Trials { stage, contender, outcome, progress } = self;
+        let name = format!("{}-try-{}-{trial}", outcome.workload.name, outcome.shown.len());
+        let figures = match stage.run(outcome.workload, contender, Some(jvm), &name) {
+            Ok(figures) => figures,
+            // Such as one whose cache does not fit its heap. It is no way, and the others are tried.
+            Err(error) => {
+                progress.failed(contender, jvm, &error);
+                return Ok(None);
+            }
+        };
+        progress.ran("trying", contender.name, Some(jvm), &figures);
+        outcome.tried.push((**contender, jvm, figures));
+        figures.get(outcome.workload.decisive()).context("nothing to choose by").map(Some)
+    }
 }
 
 /// Tells what ran, and how long the rest will take.
