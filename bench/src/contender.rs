@@ -1,5 +1,6 @@
 //! Contenders for one run each: started fresh, watched, killed.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -60,11 +61,7 @@ impl Started {
         let terms = (work, guarantee, workload.batch_records);
         let property = |(name, value): &(&str, &str)| format!("kafka.properties.{name}={value}");
         let settings = workload.producer.iter().map(property).collect();
-        let program = match contender.kind {
-            Kind::NativeHandler => Some(program("tidemill-native")?),
-            _ => None,
-        };
-        let changes = Changes { program, settings, ..Changes::default() };
+        let changes = Changes { program: other_build(contender)?, settings, ..Changes::default() };
         let node = |output| start_node(&workshop.modules, &changes, terms, output, place);
         match contender.kind {
             Kind::Loop => start_loop((work, guarantee, Produce::Record), workload.producer, place),
@@ -100,6 +97,14 @@ impl Started {
             Process::Program(running, _) => running.check(),
             Process::Node(node) => node.check(),
         }
+    }
+}
+
+/// The build of a node that a contender is, if it is not the usual one; fails if nobody has built it.
+pub fn other_build(contender: &Contender) -> Result<Option<PathBuf>> {
+    match contender.kind {
+        Kind::NativeHandler => program("tidemill-native").map(Some),
+        _ => Ok(None),
     }
 }
 

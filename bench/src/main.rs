@@ -90,6 +90,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let named: Vec<String> = workload.iter().map(|name| name.to_lowercase()).collect();
     let workloads = chosen(&named)?;
     check(only, &workloads)?;
+    suite::check_builds(&workloads, only)?;
     let mut failed = Vec::new();
     let mut held = workloads.is_empty() || measure(arguments, &workloads, &mut failed)?;
     let is_everything = named.is_empty() && only.is_empty();

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::contender::other_build;
 use crate::rounds::{Figures, order};
 use crate::run::Stage;
 use crate::terms::{Contender, Jvm, Kind, Workload};
@@ -31,6 +32,13 @@ pub struct Outcome {
 /// In the order in which they run: each by itself, but the points of a curve together.
 pub fn groups<'w>(workloads: &'w [&'static Workload]) -> impl Iterator<Item = &'w [&'static Workload]> {
     workloads.chunk_by(|one, next| one.curve.is_some() && one.curve == next.curve)
+}
+
+/// Fails if one of those who take part is a build of its own that nobody has made: said before anything is measured, and
+/// not in its first turn.
+pub fn check_builds(workloads: &[&'static Workload], only: &[String]) -> Result<()> {
+    let mut contenders = workloads.iter().flat_map(|&workload| taking_part(workload, only));
+    contenders.try_for_each(|contender| other_build(contender).map(|_| ()))
 }
 
 /// Runs workloads in turns, with those of their contenders whose name has one of `only` in it; with all, if it is empty.
@@ -211,6 +219,15 @@ mod tests {
         let mut progress = Progress::of(2);
         assert_eq!(progress.one_more().0, "  1/2");
         assert_eq!(progress.one_more(), ("  2/2".to_owned(), 0));
+    }
+
+    #[test]
+    fn a_native_node_that_is_not_built_is_missed_before_the_first_turn() {
+        // None lies beside the program of this test.
+        let taxed = || WORKLOADS.iter().filter(|workload| workload.name == "b1-100").collect::<Vec<_>>();
+        let error = check_builds(&taxed(), &[]).expect_err("it takes part");
+        assert!(error.to_string().contains("make native-node"), "{error}");
+        check_builds(&taxed(), &["loop".to_owned()]).expect("it takes no part");
     }
 
     #[test]
