@@ -29,6 +29,14 @@ impl Keys {
         }
     }
 
+    /// How many of so many records, which follow so many others from the beginning of a stream, have a key that ends in
+    /// the digit 0.
+    pub fn ending_in_0(self, before: u64, records: u64) -> u64 {
+        let mut stream = Stream::new(self);
+        let numbers = (0..before + records).map(|_| stream.number());
+        numbers.skip(before as usize).filter(|number| number % 10 == 0).count() as u64
+    }
+
     /// What keys so many records have that follow so many others from the beginning of a stream.
     pub fn distinct(self, before: u64, records: u64) -> Distinct {
         let mut stream = Stream::new(self);
@@ -225,6 +233,13 @@ mod tests {
         let [first, then] = [keys.distinct(0, 60_000), keys.distinct(60_000, 40_000)];
         assert_eq!(first.new + then.new, all);
         assert!(then.new < then.keys, "a repeated one of before: {then:?}");
+    }
+
+    #[test]
+    fn keys_that_end_in_0_are_counted_from_where_a_stream_has_come_to() {
+        assert_eq!(Keys::New.ending_in_0(0, 11), 2);
+        assert_eq!(Keys::New.ending_in_0(1, 10), 1);
+        assert_eq!(Keys::New.ending_in_0(11, 9), 0);
     }
 
     #[test]

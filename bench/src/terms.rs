@@ -29,7 +29,7 @@ impl Work {
     pub fn out(self, (before, records): (u64, u64), keys: Keys, is_every_update: bool) -> Out {
         match self {
             Work::Map | Work::Json => Out::Exactly(records),
-            Work::Filter => Out::AtLeast(records / 10),
+            Work::Filter => Out::Exactly(keys.ending_in_0(before, records)),
             Work::Count if is_every_update => Out::Exactly(records),
             Work::Count => Out::AtLeast(keys.distinct(before, records).keys),
             Work::Dedupe => Out::Exactly(keys.distinct(before, records).new),
@@ -384,6 +384,7 @@ mod tests {
         };
         assert_eq!(out("b1-100", "tidemill", None), Out::Exactly(20));
         assert_eq!(out("b1-100", "tidemill, at least once", None), Out::AtLeast(20));
+        assert_eq!(out("b2", "streams", Some(0)), Out::Exactly(2));
         assert_eq!(out("b4-zipf", "loop", None), Out::Exactly(20));
         assert_eq!(out("b4-zipf", "streams, every update", Some(0)), Out::Exactly(20));
         for at_commit in
