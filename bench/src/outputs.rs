@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::topics::{self, ANSWER_MAX, config};
@@ -32,11 +33,7 @@ pub fn committed_since(bootstrap: &str, topic: &str, begin: &[i64]) -> Result<u6
         .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
         .create()?;
-    let mut list = TopicPartitionList::new();
-    for (partition, &offset) in (0..).zip(begin) {
-        list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
-    }
-    consumer.assign(&list)?;
+    consumer.assign(&from(topic, begin)?)?;
     let mut open: HashSet<i32> = (0..partitions).collect();
     let mut count = 0;
     while !open.is_empty() {
@@ -50,7 +47,17 @@ pub fn committed_since(bootstrap: &str, topic: &str, begin: &[i64]) -> Result<u6
     Ok(count)
 }
 
-/// Waits for records that are committed to a topic after this was made.
+/// Partitions 0, 1, ... of a topic, each from its offset on.
+fn from(topic: &str, begin: &[i64]) -> Result<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (partition, &offset) in (0..).zip(begin) {
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    }
+    Ok(list)
+}
+
+/// Waits for records that are written to a topic after this was made, and committed. What was written before is none of
+/// them, even if its transaction was open still: whoever was killed may have been about to commit it.
 pub struct Outputs {
     consumer: BaseConsumer,
     partitions: i32,
@@ -64,19 +71,18 @@ impl Outputs {
             .set("isolation.level", "read_committed")
             .set("fetch.wait.max.ms", "10")
             .create()?;
-        let mut list = TopicPartitionList::new();
-        for partition in 0..partitions {
-            let (_, end) = consumer.fetch_watermarks(topic, partition, ANSWER_MAX)?;
-            list.add_partition_offset(topic, partition, Offset::Offset(end))?;
-        }
-        consumer.assign(&list)?;
+        consumer.assign(&from(topic, &topics::ends(bootstrap, topic, partitions)?)?)?;
         Ok(Outputs { consumer, partitions })
     }
 
     /// Waits for the next record and answers its partition.
     pub fn first(&self) -> Result<i32> {
+        Ok(self.record()?.partition())
+    }
+
+    fn record(&self) -> Result<BorrowedMessage<'_>> {
         match self.consumer.poll(FIRST_OUTPUT_MAX) {
-            Some(record) => Ok(record.context("the output topic")?.partition()),
+            Some(record) => record.context("the output topic"),
             None => bail!("no output after {FIRST_OUTPUT_MAX:?}"),
         }
     }
@@ -90,5 +96,37 @@ impl Outputs {
             ensure!(started.elapsed() < FIRST_OUTPUT_MAX, "output of the partitions {seen:?} only");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_broker::{Broker, Config};
+
+    use super::*;
+    use crate::raw;
+
+    #[test]
+    fn an_output_that_was_written_before_is_not_new_though_it_is_committed_after() {
+        let broker = Broker::start(Config::default()).expect("a broker");
+        let bootstrap = broker.address().to_string();
+        topics::create(&bootstrap, "out", 1).expect("a topic");
+        let settings = [("bootstrap.servers", &bootstrap[..]), ("transactional.id", "writer")];
+        let producer = raw::Producer::new(&settings).expect("a producer");
+        producer.init_transactions().expect("a writer");
+        let topic = producer.topic("out").expect("a topic");
+        let write = |value: &[u8]| {
+            producer.begin().expect("a transaction");
+            let record = raw::Message { timestamp: 1, key: None, value: Some(value) };
+            producer.send(&topic, &record).expect("queued");
+            producer.flush().expect("written");
+        };
+        write(b"old");
+        let outputs = Outputs::of(&bootstrap, "out", 1).expect("a reader");
+        producer.commit().expect("committed");
+        write(b"new");
+        producer.commit().expect("committed");
+        let record = outputs.record().expect("a record");
+        assert_eq!(record.payload(), Some(&b"new"[..]));
     }
 }
