@@ -173,8 +173,9 @@ impl Report {
         let mut file =
             read(path)?.unwrap_or_else(|| json!({ "measured": {}, "ratios": [], "contenders": [] }));
         let of_ratios = self.ratios.iter().map(|ratio| ratio.workload);
-        let workloads: BTreeSet<&str> =
-            of_ratios.chain(self.contenders.iter().map(|contender| contender.workload)).collect();
+        let of_contenders = self.contenders.iter().map(|contender| contender.workload);
+        let of_survivors = self.survivors.iter().map(|survivor| survivor.workload);
+        let workloads: BTreeSet<&str> = of_ratios.chain(of_contenders).chain(of_survivors).collect();
         for workload in &workloads {
             let Report { machine, command, boundary, steps, stolen, .. } = self;
             let (steps, stolen) = (steps.get(workload), stolen.get(workload));

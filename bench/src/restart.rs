@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tidemill_kafka_harness::{ApacheKafka, Options};
@@ -31,7 +31,7 @@ use crate::load::{self, Shape, VALUE_BYTES, Values};
 use crate::machine::{Machine, Ticks};
 use crate::node::Modules;
 use crate::outputs::{self, Outputs};
-use crate::report::{self, RECOVERY, Report, SurvivorReport};
+use crate::report::{self, RECOVERY, RatioReport, Report, SurvivorReport};
 use crate::rounds::{Comeback, Spread, order};
 use crate::streams::Streams;
 use crate::suite::Progress;
@@ -80,7 +80,8 @@ fn millions(text: &str) -> Result<u64, String> {
     found.ok_or_else(|| format!("there are kills with {MILLIONS:?} million keys"))
 }
 
-/// Fills stores, and kills. True if every ratio meets its bar, and as many records came out as were written.
+/// Fills stores, and kills. True if every ratio meets its bar, everybody came back from every kill, and as many records
+/// came out as were written.
 pub fn run(arguments: &Arguments) -> Result<bool> {
     let command = format!("make recovery ROUNDS={}", arguments.rounds);
     let mut report = Report::new(Machine::look()?, command, None);
@@ -90,6 +91,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let kafka = ApacheKafka::start_with(&Options { for_load: true, ..Options::default() })?;
     let ticks = Ticks::now()?;
     let is_asked = |kill: &&Kill| arguments.millions.contains(&kill.millions);
+    let mut failed = Vec::new();
     let mut progress = Progress::of(KILLS.iter().filter(is_asked).count() * arguments.rounds * WHO.len());
     for &millions in &arguments.millions {
         let keys = (millions as f64 * 1e6 * arguments.scale) as u64;
@@ -109,15 +111,19 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         let survivors = [Survivor::node(&modules, &topics[0])?, Survivor::streams(&streams, &topics[1])?];
         let pairs = survivors.into_iter().zip(&topics);
         let mut measured: Vec<_> =
-            pairs.map(|(survivor, topics)| Measured { survivor, topics, keys }).collect();
+            pairs.map(|(survivor, topics)| Measured { survivor, topics, keys, is_gone: false }).collect();
         measured.iter_mut().try_for_each(Measured::until_done)?;
         for kill in KILLS.iter().filter(|kill| kill.millions == millions) {
-            rounds(kill, arguments.rounds, &mut measured, (&mut report, &mut progress))?;
+            let shown = kill_in_turns(kill, arguments.rounds, &mut measured, &mut progress);
+            let is_short = |who: &&Shown| who.came_back() < arguments.rounds;
+            failed.extend(shown.iter().filter(is_short).map(|who| format!("{} ({kill})", who.name)));
+            add(kill, &shown, &mut report)?;
         }
     }
     report.stolen.insert(RECOVERY, ticks.stolen_since()?);
     let has_all = MILLIONS.iter().all(|millions| arguments.millions.contains(millions));
-    match bounds::why_not_kept((arguments.rounds, KEPT_KILLS), arguments.scale, has_all) {
+    let is_whole = has_all && !report.survivors.is_empty();
+    match bounds::why_not_kept((arguments.rounds, KEPT_KILLS), arguments.scale, is_whole) {
         Some(why) => println!("not kept, because {why}"),
         None => {
             report.write(&arguments.out)?;
@@ -126,69 +132,110 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         }
     }
     let is_exact = report.survivors.iter().flat_map(|who| &who.runs).all(|run| run.fault().is_none());
-    Ok(report.summarize() && is_exact)
+    let held = report.summarize() && is_exact;
+    if !failed.is_empty() {
+        println!("did not come back from every kill: {}", failed.join(", "));
+    }
+    Ok(held && failed.is_empty())
 }
 
-/// Kills each in turn, so many times.
-fn rounds(
+/// What one has shown of a kind of kill.
+struct Shown {
+    name: &'static str,
+    /// In each, `None` if it did not come back, so that rounds of several can be compared one by one.
+    rounds: Vec<Option<Comeback>>,
+}
+
+impl Shown {
+    fn came_back(&self) -> usize {
+        self.rounds.iter().flatten().count()
+    }
+
+    fn figures(&self, metric: Metric) -> impl Iterator<Item = f64> {
+        self.rounds.iter().flatten().filter_map(move |comeback| comeback.get(metric))
+    }
+}
+
+/// Kills each in turn, so many times. The others are killed all the same if one does not come back.
+fn kill_in_turns(
     kill: &Kill,
     rounds: usize,
     measured: &mut [Measured<'_>],
-    (report, progress): (&mut Report, &mut Progress),
-) -> Result<()> {
+    progress: &mut Progress,
+) -> Vec<Shown> {
     println!("\n{kill}");
-    let mut comebacks: Vec<Vec<Comeback>> = vec![Vec::new(); measured.len()];
+    let nothing = |who: &Measured<'_>| Shown { name: who.survivor.name(), rounds: Vec::new() };
+    let mut shown: Vec<Shown> = measured.iter().map(nothing).collect();
     for round in 0..rounds {
         for number in order(measured.len(), round) {
-            let who = &mut measured[number];
-            let name = who.survivor.name();
-            let comeback = who.kill(kill).context(name)?;
-            let seconds = comeback.first_output_seconds;
+            let (outcome, name) = (measured[number].kill_once(kill), shown[number].name);
             let (place, minutes) = progress.one_more();
-            println!(
-                "{place}  round {:<3}{name:<12}first new output after {seconds:.2} s  {minutes} min left",
-                round + 1
-            );
-            if let Some(fault) = comeback.fault() {
+            let what = match &outcome {
+                Ok(comeback) => format!("first new output after {:.2} s", comeback.first_output_seconds),
+                Err(error) => format!("did not come back: {error:#}"),
+            };
+            println!("{place}  round {:<3}{name:<12}{what}  {minutes} min left", round + 1);
+            let comeback = outcome.ok();
+            if let Some(fault) = comeback.as_ref().and_then(Comeback::fault) {
                 println!("{:<9}{name:<12}{fault}", "");
             }
-            comebacks[number].push(comeback);
+            shown[number].rounds.push(comeback);
         }
     }
+    shown
+}
+
+/// Prints what a kind of kill has shown, and adds it to what is reported, but for one from which somebody came back too
+/// seldom for a result.
+fn add(kill: &Kill, shown: &[Shown], report: &mut Report) -> Result<()> {
     let metrics: &[Metric] = match kill.state {
         State::Kept => &[Metric::FirstOutput],
         State::Deleted => &[Metric::FirstOutput, Metric::RestoredKeys, Metric::RestoredMegabytes],
     };
     for &metric in metrics {
-        for (who, comebacks) in measured.iter().zip(&comebacks) {
-            let figures = comebacks.iter().filter_map(|comeback| comeback.get(metric));
-            if let Some(spread) = Spread::of(figures) {
-                println!("{:<12}{metric}: {spread}", who.survivor.name());
+        for who in shown {
+            if let Some(spread) = Spread::of(who.figures(metric)) {
+                println!("{:<12}{metric}: {spread}", who.name);
             }
         }
     }
-    if let Some(ratio) = &kill.ratio {
-        let of = |name: &str| {
-            let number = measured.iter().position(|who| who.survivor.name() == name);
-            number.map(|number| &comebacks[number]).with_context(|| format!("{name} takes no part"))
-        };
-        let under = ratio.under.context("nobody to be compared with")?;
-        let pairs = of(ratio.over)?.iter().zip(of(under)?);
-        let ratios =
-            pairs.filter_map(|(over, under)| Some(over.get(ratio.metric)? / under.get(ratio.metric)?));
-        report.ratios.extend(report::judged(RECOVERY, ratio, ratios.collect()));
+    if let Some(Shown { name, rounds }) = came_back_seldom(shown) {
+        println!("no result: {name} did not come back often enough in {} rounds", rounds.len());
+        return Ok(());
     }
-    for (who, runs) in measured.iter().zip(comebacks) {
-        let (name, kill) = (who.survivor.name(), kill.to_string());
+    report.ratios.extend(compared(kill, shown)?);
+    for who in shown {
+        let (name, kill, runs) = (who.name, kill.to_string(), who.rounds.iter().flatten().copied().collect());
         report.survivors.push(SurvivorReport { workload: RECOVERY, name, kill, runs });
     }
     Ok(())
+}
+
+/// Who did not come back from all kills, nor from as many as a result has.
+fn came_back_seldom(shown: &[Shown]) -> Option<&Shown> {
+    shown.iter().find(|who| who.came_back() < who.rounds.len().min(KEPT_KILLS))
+}
+
+/// The ratio of a kind of kill, of the rounds in which both came back; `None` if it has none.
+fn compared(kill: &Kill, shown: &[Shown]) -> Result<Option<RatioReport>> {
+    let Some(ratio) = &kill.ratio else { return Ok(None) };
+    let of = |name: &str| {
+        let found = shown.iter().find(|who| who.name == name);
+        found.map(|who| &who.rounds).with_context(|| format!("{name} takes no part"))
+    };
+    let under = ratio.under.context("nobody to be compared with")?;
+    let figure = |round: &Option<Comeback>| round.as_ref()?.get(ratio.metric);
+    let pairs = of(ratio.over)?.iter().zip(of(under)?);
+    let ratios = pairs.filter_map(|(over, under)| Some(figure(over)? / figure(under)?));
+    Ok(report::judged(RECOVERY, ratio, ratios.collect()))
 }
 
 struct Measured<'a> {
     survivor: Survivor<'a>,
     topics: &'a Topics,
     keys: u64,
+    /// It did not come back from a kill, nor could it be started anew.
+    is_gone: bool,
 }
 
 impl Measured<'_> {
@@ -207,6 +254,26 @@ impl Measured<'_> {
             }
             self.survivor.check()
         })
+    }
+
+    /// Kills it, and sees to it that the next kill finds it at work, whatever this one has come to.
+    fn kill_once(&mut self, kill: &Kill) -> Result<Comeback> {
+        ensure!(!self.is_gone, "it is gone since an earlier kill");
+        let comeback = self.kill(kill);
+        if comeback.is_err()
+            && let Err(error) = self.start_anew()
+        {
+            self.is_gone = true;
+            return comeback.with_context(|| format!("it cannot be started anew either ({error:#})"));
+        }
+        comeback
+    }
+
+    /// Whatever state it is in.
+    fn start_anew(&mut self) -> Result<()> {
+        self.survivor.kill()?;
+        self.survivor.start_again()?;
+        self.until_done()
     }
 
     /// Kills it while records come, and compares what was written from before the kill on with what came out.
@@ -242,7 +309,7 @@ impl Measured<'_> {
             started = Instant::now();
         }
         self.survivor.start_again()?;
-        // What was committed before the kill is not new.
+        // What was written before the kill is not new. Nobody has written since: that takes longer than this.
         let after = Outputs::of(bootstrap, output, PARTITIONS)?;
         after.first()?;
         let first_output_seconds = started.elapsed().as_secs_f64();
@@ -306,5 +373,43 @@ impl Drop for Trickle {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kill whose stores are kept, with a bar of what it takes to the first new output.
+    const KILL: usize = 0;
+
+    fn shown(name: &'static str, seconds: &[Option<f64>]) -> Shown {
+        let comeback = |seconds: f64| Comeback {
+            first_output_seconds: seconds,
+            rto_ms: seconds * 1e3,
+            rpo_ms: Some(0.0),
+            records_missing: 0,
+            restored_keys_per_second: None,
+            restored_megabytes_per_second: None,
+        };
+        Shown { name, rounds: seconds.iter().map(|seconds| seconds.map(comeback)).collect() }
+    }
+
+    #[test]
+    fn a_round_in_which_one_did_not_come_back_leaves_the_others_compared_as_they_were() {
+        let node = shown("tidemill", &[Some(1.0), None, Some(1.0), Some(1.0)]);
+        let streams = shown("streams", &[Some(10.0), Some(999.0), Some(20.0), Some(30.0)]);
+        let both = [node, streams];
+        let ratio = compared(&KILLS[KILL], &both).expect("both take part").expect("a ratio");
+        assert_eq!((ratio.rounds, ratio.min, ratio.median, ratio.max), (3, 10.0, 20.0, 30.0));
+        assert!(came_back_seldom(&both).is_none());
+    }
+
+    #[test]
+    fn a_kind_of_kill_has_no_result_if_somebody_came_back_from_fewer_than_a_result_has() {
+        let seldom = |seconds: &[Option<f64>]| came_back_seldom(&[shown("streams", seconds)]).is_some();
+        assert!(seldom(&[Some(1.0), None, Some(1.0)]));
+        assert!(!seldom(&[Some(1.0), None, Some(1.0), Some(1.0)]));
+        assert!(!seldom(&[Some(1.0)]), "all that were asked for: that they are few is told of the whole");
     }
 }
