@@ -1,17 +1,18 @@
 //! Charts for the documentation: one SVG for each workload, a bar for each contender, and one for each curve, a bar for
-//! each of its points; and restarts, a bar for each who was killed and each way of it.
+//! each of its points; restarts, a bar for each who was killed and each way of it; a load in steps, two bars for each
+//! step; and of what another program has measured, a bar for each figure that has the unit of the one that is judged.
 
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::report::{Point, RECOVERY, SurvivorReport};
-use crate::rounds::Spread;
+use crate::report::{FoundReport, Point, RECOVERY, SurvivorReport};
+use crate::rounds::{Figures, Spread};
 use crate::suite::{Outcome, Shown};
-use crate::table::WORKLOADS;
+use crate::table::{LOADED, WORKLOADS};
 use crate::terms::{Load, Metric};
 
 const WIDTH: u32 = 760;
@@ -35,8 +36,6 @@ struct Bar {
 
 /// Draws `DIRECTORY/WORKLOAD.svg`.
 pub fn draw(outcome: &Outcome, directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory)?;
-    let path = directory.join(format!("{}.svg", outcome.workload.name));
     let (unit, metrics): (&str, &[Metric]) = match (outcome.workload.load, outcome.workload.decisive()) {
         (Load::Deploy { .. }, _) => ("milliseconds", &[Metric::Deployed]),
         (Load::Open(_), _) => ("milliseconds, end to end", &[Metric::P50, Metric::P99]),
@@ -54,23 +53,53 @@ pub fn draw(outcome: &Outcome, directory: &Path) -> Result<()> {
     };
     let bars: Vec<Bar> =
         outcome.shown.iter().flat_map(|shown| metrics.iter().filter_map(move |&m| bar(shown, m))).collect();
-    // The drawing's errors borrow what is drawn.
-    plot(&path, &format!("{} ({unit})", outcome.workload.title), &bars).map_err(|error| anyhow!("{error}"))
+    save(directory, outcome.workload.name, &format!("{} ({unit})", outcome.workload.title), &bars)
 }
 
 /// Draws `DIRECTORY/curve-GROWS.svg`, a bar for each point.
 pub fn draw_curve(grows: &str, points: &[Point], directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory)?;
-    let path = directory.join(format!("curve-{grows}.svg"));
     let bar = |&(name, spread): &Point| Bar { name: name.to_owned(), spread, is_ours: true };
     let bars: Vec<Bar> = points.iter().map(bar).collect();
     let title = format!("tidemill alone, by {grows} (CPU-seconds per million records)");
-    plot(&path, &title, &bars).map_err(|error| anyhow!("{error}"))
+    save(directory, &format!("curve-{grows}"), &title, &bars)
+}
+
+/// Draws `DIRECTORY/load.svg`: of each load that the node has kept up with, how long records have waited.
+pub fn draw_load(kept: &[(u64, Figures)], directory: &Path) -> Result<()> {
+    let bar = |per_second: u64, figures: &Figures, metric: Metric| {
+        let name = format!("{per_second} records/s, {metric}");
+        Some(Bar { name, spread: Spread::of(figures.get(metric))?, is_ours: true })
+    };
+    let both = |(per_second, figures): &(u64, Figures)| {
+        [Metric::P50, Metric::P99].map(|metric| bar(*per_second, figures, metric))
+    };
+    let bars: Vec<Bar> = kept.iter().flat_map(both).flatten().collect();
+    let title = format!("{}, as far as the node keeps up (milliseconds, end to end)", LOADED.title);
+    save(directory, LOADED.name, &title, &bars)
+}
+
+/// Draws `DIRECTORY/WORKLOAD.svg` of what another program has measured: the figure that is judged, and what was measured
+/// beside it in the same unit, which is the end of its name.
+pub fn draw_found(found: &FoundReport, figure: &str, title: &str, directory: &Path) -> Result<()> {
+    let (what, unit) = figure.rsplit_once('_').context("a figure without a unit")?;
+    let judged = Spread::of(found.runs.iter().filter_map(|run| run.get(figure).copied()));
+    let in_unit = |(name, &figure): (&String, &f64)| {
+        let what = name.strip_suffix(unit)?.strip_suffix('_')?.to_owned();
+        Some((what, Spread::of([figure])?))
+    };
+    let beside = found.beside.iter().filter_map(in_unit);
+    let all = judged.map(|spread| (what.to_owned(), spread)).into_iter().chain(beside);
+    let bar = |(what, spread): (String, Spread)| Bar {
+        name: format!("{}, {what}", found.name),
+        spread,
+        is_ours: true,
+    };
+    let bars: Vec<Bar> = all.map(bar).collect();
+    save(directory, found.workload, title, &bars)
 }
 
 /// Draws `DIRECTORY/recovery.svg` and `DIRECTORY/recovery-restored.svg`.
 pub fn draw_kills(survivors: &[SurvivorReport], directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory)?;
     let charts = [
         (
             RECOVERY,
@@ -87,8 +116,7 @@ pub fn draw_kills(survivors: &[SurvivorReport], directory: &Path) -> Result<()> 
             Some(Bar { name: format!("{name}: {kill}"), spread: Spread::of(figures)?, is_ours })
         };
         let bars: Vec<Bar> = survivors.iter().filter_map(bar).collect();
-        let path = directory.join(format!("{file}.svg"));
-        plot(&path, title, &bars).map_err(|error| anyhow!("{error}"))?;
+        save(directory, file, title, &bars)?;
     }
     Ok(())
 }
@@ -106,6 +134,13 @@ pub fn links(directory: &Path) -> Result<String> {
     names.sort_by_key(|name: &String| (place(name).unwrap_or(WORKLOADS.len()), name.clone()));
     let links: Vec<String> = names.iter().map(|name| format!("![{name}](charts/{name}.svg)")).collect();
     Ok(links.join("\n"))
+}
+
+/// Draws `DIRECTORY/NAME.svg`.
+fn save(directory: &Path, name: &str, title: &str, bars: &[Bar]) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    // The drawing's errors borrow what is drawn.
+    plot(&directory.join(format!("{name}.svg")), title, bars).map_err(|error| anyhow!("{error}"))
 }
 
 fn plot(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std::error::Error>> {
@@ -146,6 +181,8 @@ fn plot(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std::error
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::rounds::Comeback;
 
@@ -157,6 +194,24 @@ mod tests {
         }
         let wanted = ["b1-100", "deploy", "recovery"].map(|name| format!("![{name}](charts/{name}.svg)"));
         assert_eq!(links(directory.path()).expect("a directory"), wanted.join("\n"));
+    }
+
+    #[test]
+    fn what_another_program_has_measured_has_a_bar_for_each_figure_in_the_unit_of_the_judged_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let beside = [("rss_kib", 900.0), ("threads", 3.5), ("millicores_idle", 0.5)];
+        let found = FoundReport {
+            workload: "idle-100",
+            name: "tidemill",
+            runs: vec![BTreeMap::from([("own_kib", 120.0)])],
+            beside: beside.map(|(name, figure)| (name.to_owned(), figure)).into(),
+        };
+        draw_found(&found, "own_kib", "own memory, KiB", directory.path()).expect("a chart");
+        let chart = fs::read_to_string(directory.path().join("idle-100.svg")).expect("a chart");
+        for text in ["tidemill, own", "120 (", "tidemill, rss", "900 ("] {
+            assert!(chart.contains(text), "{text}: {chart}");
+        }
+        assert!(!chart.contains("threads") && !chart.contains("millicores"), "{chart}");
     }
 
     #[test]

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::charts;
 use crate::machine::Machine;
-use crate::report::{FoundReport, Report, judged};
+use crate::report::{FoundReport, Report, full_name, judged};
 use crate::table::ELSEWHERE;
 
 #[derive(Args)]
@@ -25,6 +26,9 @@ pub struct Arguments {
     beside: Vec<(String, f64)>,
     #[arg(long, default_value = "bench/results/latest.json")]
     out: PathBuf,
+    /// Where the chart goes, as SVG
+    #[arg(long, default_value = "docs/charts")]
+    charts: PathBuf,
 }
 
 /// A figure with its name, as an argument.
@@ -35,7 +39,7 @@ fn named(text: &str) -> Result<(String, f64)> {
 
 /// True if the bar is met; the figures are kept in any case.
 pub fn run(arguments: &Arguments) -> Result<bool> {
-    let Arguments { workload, command, figures, beside, out } = arguments;
+    let Arguments { workload, command, figures, beside, out, charts } = arguments;
     let asked = ELSEWHERE.iter().find(|(name, ..)| name == workload);
     let &(workload, figure, ratio) = asked.with_context(|| format!("the table has no {workload}"))?;
     let mut report = Report::new(Machine::look()?, command.clone(), None);
@@ -48,5 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     });
     let is_met = report.summarize();
     report.write(out)?;
+    let title = full_name(workload, ratio.name, &ratio.metric.to_string());
+    report.found.iter().try_for_each(|found| charts::draw_found(found, figure, &title, charts))?;
     Ok(is_met)
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use crate::charts;
 use crate::latency::Pace;
 use crate::machine::{Machine, Ticks};
 use crate::report::{ContenderReport, RatioReport, Report, print_ratio};
@@ -94,6 +95,9 @@ pub struct Arguments {
     /// Where the result goes, beside those of `make bench`
     #[arg(long, default_value = "bench/results/latest.json")]
     out: PathBuf,
+    /// Where the chart goes, as SVG
+    #[arg(long, default_value = "docs/charts")]
+    charts: PathBuf,
 }
 
 /// Raises the load until something gives way. True if the node is within its sizes at all that it keeps up with.
@@ -129,7 +133,8 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         Some(why) => println!("not kept, because {why}"),
         None => {
             report.write(&arguments.out)?;
-            println!("written to {}", arguments.out.display());
+            charts::draw_load(&kept, &arguments.charts)?;
+            println!("written to {} and {}", arguments.out.display(), arguments.charts.display());
         }
     }
     Ok(report.is_met())
@@ -275,13 +280,28 @@ mod tests {
     #[test]
     fn other_steps_another_guarantee_or_nothing_kept_up_with_do_not_replace_a_result() {
         let guarantee = Guarantee::ExactlyOnce;
-        let usual = || Arguments { steps: STEPS.to_vec(), guarantee, out: PathBuf::new() };
+        let (steps, nowhere) = (STEPS.to_vec(), PathBuf::new());
+        let usual =
+            || Arguments { steps: steps.clone(), guarantee, out: nowhere.clone(), charts: nowhere.clone() };
         let kept = [(1_000, with_p99(20.0))];
         assert_eq!(why_not_kept(&usual(), &kept), None);
         assert!(why_not_kept(&usual(), &[]).is_some());
         assert!(why_not_kept(&Arguments { steps: vec![1_000], ..usual() }, &kept).is_some());
         let other = Arguments { guarantee: Guarantee::AtLeastOnce, ..usual() };
         assert!(why_not_kept(&other, &kept).is_some());
+    }
+
+    #[test]
+    fn a_load_has_two_bars_for_each_step_that_was_kept_up_with() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let kept = [(1_000, with_p99(30.0)), (5_000, with_p99(40.0))];
+        charts::draw_load(&kept, directory.path()).expect("a chart");
+        let chart = std::fs::read_to_string(directory.path().join("load.svg")).expect("a chart");
+        for bar in
+            ["1000 records/s, p50", "1000 records/s, p99", "5000 records/s, p50", "5000 records/s, p99"]
+        {
+            assert!(chart.contains(bar), "{bar}: {chart}");
+        }
     }
 
     #[test]

@@ -82,6 +82,7 @@ pub fn record(workload: &str, measured_by: &str, figures: &[f64], beside: &[(&st
     recording.arg(format!("--figures={}", figures.join(",")));
     recording.args(beside.iter().map(|(name, figure)| format!("--beside={name}={figure:.3}")));
     recording.arg("--out").arg(workspace().join("bench/results/latest.json"));
+    recording.arg("--charts").arg(workspace().join("docs/charts"));
     let finished = run(&mut recording);
     print!("{}{}", finished.stdout, finished.stderr);
     finished.status.success()
