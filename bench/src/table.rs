@@ -4,9 +4,9 @@
 mod parts;
 
 use parts::{
-    ANCHOR, AT_COMMIT, AT_COMMIT_OR_EVERY, EVERY_UPDATE, LATENCY, LATENCY_OF_BOTH, LATENCY_RATIOS, MAP,
-    MAP_RATIOS, MEMORY, MEMORY_RATIOS, NATIVE, NULL, ONCE, SEGMENTS, STATEFUL, STATELESS, STATELESS_RATIOS,
-    TAXED, TAXED_RATIOS, UNIFORM, added, alone, contender, only_shown, ratio, shown,
+    ANCHOR, AT_COMMIT, AT_COMMIT_OR_EVERY, EVERY_UPDATE, IN_BUDGET, LATENCY, LATENCY_OF_BOTH, LATENCY_RATIOS,
+    MAP, MAP_RATIOS, MEMORY, MEMORY_RATIOS, NATIVE, NULL, ONCE, SEGMENTS, STATEFUL, STATELESS,
+    STATELESS_RATIOS, TAXED, TAXED_RATIOS, UNIFORM, added, alone, contender, only_shown, ratio, shown,
 };
 
 use crate::keys::Keys;
@@ -122,6 +122,7 @@ pub const WORKLOADS: &[Workload] = &[
         contenders: ONCE,
         ratios: &[
             NULL,
+            IN_BUDGET,
             shown("tidemill / loop", Metric::Cpu, ["tidemill", "loop"]),
             shown("tidemill / loop, peak RSS", Metric::PeakRss, ["tidemill", "loop"]),
         ],
@@ -200,6 +201,7 @@ pub const WORKLOADS: &[Workload] = &[
         ratios: &[
             NULL,
             AT_COMMIT_OR_EVERY,
+            IN_BUDGET,
             ratio("Kafka Streams / tidemill", Metric::Cpu, ["streams", "tidemill"], Bar::AtLeast(3.0), 5.0),
         ],
         ..USUAL
@@ -214,6 +216,7 @@ pub const WORKLOADS: &[Workload] = &[
         ratios: &[
             NULL,
             AT_COMMIT_OR_EVERY,
+            IN_BUDGET,
             shown("Kafka Streams / tidemill", Metric::Cpu, ["streams", "tidemill"]),
         ],
         is_long: true,
@@ -475,6 +478,9 @@ const fn at_most(bar: f64) -> Ratio {
 mod tests {
     use std::collections::BTreeSet;
 
+    use tidemill::config::settings::SETTINGS;
+    use tidemill::config::units::parse_bytes;
+
     use super::*;
     use crate::report::{RECOVERY, full_name};
     use crate::suite;
@@ -490,6 +496,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_node_is_held_to_what_its_memory_settings_add_up_to_by_default() {
+        let budgets = SETTINGS.iter().filter(|setting| setting.key.starts_with("memory."));
+        let bytes: u64 = budgets.map(|setting| parse_bytes(setting.default).expect(setting.key)).sum();
+        assert_eq!(parts::BUDGET_MIB, bytes as f64 / 1_048_576.0);
     }
 
     #[test]
