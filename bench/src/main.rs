@@ -39,7 +39,8 @@ enum Command {
     Restart(restart::Arguments),
     /// Measures ways in which a restore can write what it reads, in keys a second, without Kafka
     Ingestion(ingestion::Arguments),
-    /// Prints the ratios of a result file and its machines, as the README shows them, or its figures by themselves
+    /// Prints the ratios of a result file and its machines, as the README shows them, its figures by themselves, or the
+    /// list of charts
     Table(markdown::Arguments),
     /// Judges figures of another program, and keeps them
     #[command(hide = true)]
