@@ -185,8 +185,7 @@ fn kill_in_turns(
     shown
 }
 
-/// Prints what a kind of kill has shown, and adds it to what is reported, but for one from which somebody came back too
-/// seldom for a result.
+/// Prints what a kind of kill has shown, and adds it to what is reported, if there is a result in it.
 fn add(kill: &Kill, shown: &[Shown], report: &mut Report) -> Result<()> {
     let metrics: &[Metric] = match kill.state {
         State::Kept => &[Metric::FirstOutput],
@@ -199,8 +198,8 @@ fn add(kill: &Kill, shown: &[Shown], report: &mut Report) -> Result<()> {
             }
         }
     }
-    if let Some(Shown { name, rounds }) = came_back_seldom(shown) {
-        println!("no result: {name} did not come back often enough in {} rounds", rounds.len());
+    if !has_result(shown) {
+        println!("no result: everybody came back in too few of the rounds");
         return Ok(());
     }
     report.ratios.extend(compared(kill, shown)?);
@@ -211,9 +210,11 @@ fn add(kill: &Kill, shown: &[Shown], report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Who did not come back from all kills, nor from as many as a result has.
-fn came_back_seldom(shown: &[Shown]) -> Option<&Shown> {
-    shown.iter().find(|who| who.came_back() < who.rounds.len().min(KEPT_KILLS))
+/// Whether everybody came back in all rounds, or in as many as a result has.
+fn has_result(shown: &[Shown]) -> bool {
+    let rounds = shown.iter().map(|who| who.rounds.len()).min().unwrap_or_default();
+    let is_whole = |round: &usize| shown.iter().all(|who| who.rounds[*round].is_some());
+    (0..rounds).filter(is_whole).count() >= rounds.min(KEPT_KILLS)
 }
 
 /// The ratio of a kind of kill, of the rounds in which both came back; `None` if it has none.
@@ -402,14 +403,20 @@ mod tests {
         let both = [node, streams];
         let ratio = compared(&KILLS[KILL], &both).expect("both take part").expect("a ratio");
         assert_eq!((ratio.rounds, ratio.min, ratio.median, ratio.max), (3, 10.0, 20.0, 30.0));
-        assert!(came_back_seldom(&both).is_none());
+        assert!(has_result(&both));
     }
 
     #[test]
-    fn a_kind_of_kill_has_no_result_if_somebody_came_back_from_fewer_than_a_result_has() {
-        let seldom = |seconds: &[Option<f64>]| came_back_seldom(&[shown("streams", seconds)]).is_some();
-        assert!(seldom(&[Some(1.0), None, Some(1.0)]));
-        assert!(!seldom(&[Some(1.0), None, Some(1.0), Some(1.0)]));
-        assert!(!seldom(&[Some(1.0)]), "all that were asked for: that they are few is told of the whole");
+    fn a_kind_of_kill_has_no_result_if_both_came_back_in_fewer_rounds_than_a_result_has() {
+        let of_both = |one: &[Option<f64>], other: &[Option<f64>]| {
+            has_result(&[shown("tidemill", one), shown("streams", other)])
+        };
+        let whole = [Some(1.0); 4];
+        assert!(of_both(&whole, &[Some(1.0), None, Some(1.0), Some(1.0)]));
+        assert!(!of_both(&[None, Some(1.0), Some(1.0), Some(1.0)], &[Some(1.0), None, Some(1.0), Some(1.0)]));
+        assert!(
+            of_both(&whole[..1], &whole[..1]),
+            "all that were asked for: that they are few is said of the whole"
+        );
     }
 }
