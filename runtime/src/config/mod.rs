@@ -20,6 +20,7 @@
 //! | [`settings`], [`kafka_properties`], `profiles` | the tables behind it |
 //! | [`manifest`] | what a module says about itself |
 //! | [`files`] | files that are named, read up to a bound |
+//! | [`jitter`] | how much of a pause is waited |
 //! | [`units`], [`problem`], `section`, `yaml` | the parts |
 
 mod build;
@@ -29,6 +30,7 @@ pub mod document;
 pub mod documents;
 pub mod failures;
 pub mod files;
+pub mod jitter;
 pub mod kafka_client;
 pub mod kafka_properties;
 mod librdkafka_names;

@@ -17,13 +17,13 @@ use prost::Message;
 
 use super::apply::{Failed, kind_of};
 use super::event::Verdict;
-use super::jitter::{jitter, spread};
 use super::letter::{self, Sender, Written};
 use super::parked::{self, Due};
 use super::redrive::Ended;
 use super::relay::{Blocked, one};
 use super::{Applied, Failure, FailureKind, TakenAt, Task, TaskError, TaskState};
 use crate::config::failures::{LetterFormat, ParkOrder, Then};
+use crate::config::jitter::{jitter, spread};
 use crate::effects::{Emissions, Status};
 use crate::record::{Batch, Column, InputPartition, Offset};
 use crate::store::{ParkedRecord, StoreError, Table};

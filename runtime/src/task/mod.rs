@@ -29,7 +29,6 @@ mod edit;
 mod event;
 mod failing;
 mod inbox;
-mod jitter;
 mod latest;
 pub mod letter;
 mod numbers;
@@ -54,7 +53,6 @@ pub use config::{ChangelogConfig, EventsRule, TaskConfig, TaskInput, call_bytes_
 pub use edit::{Edit, EditError, EditedIn};
 use inbox::Inbox;
 pub use inbox::{CLOCK_SLACK_MS, ID_BYTES_MAX, Seen};
-pub use jitter::spread;
 use latest::Latest;
 use numbers::Numbers;
 pub use numbers::{numbered, topic_at};

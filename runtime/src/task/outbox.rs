@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use prost::Message;
 
-use super::jitter::spread;
 use crate::config::failures::Backoff;
+use crate::config::jitter::spread;
 use crate::faults::{Bug, planted};
 use crate::ports::{AFTER_MAX, Landed};
 use crate::store::{OutboxRow, StoreError, StoreReader, Table};

@@ -43,6 +43,8 @@ pub(super) struct RowTooLarge {
 pub(super) struct Batches {
     format: Format,
     identity: Identity,
+    /// As [`Partition::hold`] has it.
+    seed: u64,
     topics: Vec<Vec<Partition>>,
     /// Those with something in them, in the order in which they came up in the present commit.
     active: Vec<Place>,
@@ -54,10 +56,12 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    pub fn new(topics: usize, format: Format, identity: Identity) -> Batches {
+    /// `seed` is another one for each producer.
+    pub fn new(topics: usize, format: Format, identity: Identity, seed: u64) -> Batches {
         Batches {
             format,
             identity,
+            seed,
             topics: (0..topics).map(|_| Vec::new()).collect(),
             active: Vec::new(),
             sealed: 0,
@@ -186,7 +190,8 @@ impl Batches {
 
     /// What a leader has said of a batch that was sent; answers what that means for the commit.
     pub fn answered(&mut self, (place, sequence): BatchId, verdict: Verdict) -> Verdict {
-        let Some(answered) = self.partition(place).answered(sequence, verdict, Instant::now()) else {
+        let (now, seed) = (Instant::now(), self.seed);
+        let Some(answered) = self.partition(place).answered(sequence, verdict, now, seed) else {
             return verdict;
         };
         self.sealed -= answered.gone;
@@ -197,7 +202,8 @@ impl Batches {
 
     /// Nobody leads this partition now, or who does cannot be reached.
     pub fn hold(&mut self, place: Place) {
-        self.partition(place).hold(Instant::now());
+        let seed = self.seed;
+        self.partition(place).hold(Instant::now(), seed);
     }
 
     /// Until the first batch that is held back is due.
@@ -250,7 +256,7 @@ mod tests {
 
     fn batches_of(identity: Identity) -> Batches {
         let format = Format { codec: Codec::None, level: None, batch_bytes: 1024, record_bytes: 4000 };
-        Batches::new(2, format, identity)
+        Batches::new(2, format, identity, 7)
     }
 
     fn batches() -> Batches {

@@ -99,7 +99,7 @@ use cluster::Cluster;
 use delivery::Delivery;
 use form::Form;
 use partitioner::Partitioner;
-use patience::Deadline;
+use patience::{Deadline, chance};
 use plain::Plain;
 use rows::{AHEAD_BYTES, Topics, now_ms};
 use settings::Limits;
@@ -180,7 +180,7 @@ impl Producer {
         cluster.reach(Deadline::after(REACH_WAIT)).map_err(Trouble::Unknown).map_err(failed)?;
         let until = Deadline::after(form.first_wait(limits.patience));
         let identity = form.renew(&mut cluster, until).map_err(failed)?;
-        let batches = Batches::new(topics.names.len(), format, identity);
+        let batches = Batches::new(topics.names.len(), format, identity, chance());
         let delivery = Delivery::new(form.transactional_id(), form.acks(), &limits);
         Ok(Producer {
             topics,

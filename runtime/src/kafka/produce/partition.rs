@@ -25,11 +25,12 @@ use tidemill_batches::{NO_PRODUCER_ID, NO_SEQUENCE, Producer, Writer};
 
 use super::answers::Verdict;
 use super::settings::Format;
+use crate::config::jitter::spread;
 
 /// What a record costs beside its bytes at most: lengths, deltas, attributes, a count of headers.
 const RECORD_OVERHEAD: usize = 36;
 
-/// How long a batch that was refused for now is held back: doubled from the first to the second.
+/// How long a batch that was refused for now is held back, before chance: doubled from the first to the second.
 pub(super) const HOLD: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// One record.
@@ -200,8 +201,8 @@ impl Partition {
         Some((batch.sequence, batch.bytes.clone()))
     }
 
-    /// What a leader has said of a batch that was sent; nothing if it was not.
-    pub fn answered(&mut self, sequence: i32, verdict: Verdict, now: Instant) -> Option<Answered> {
+    /// What a leader has said of a batch that was sent; nothing if it was not. `seed` as [`Partition::hold`] has it.
+    pub fn answered(&mut self, sequence: i32, verdict: Verdict, now: Instant, seed: u64) -> Option<Answered> {
         let is_it = |batch: &Sealed| batch.sequence == sequence && batch.status == Status::Sent;
         let index = self.sealed.iter().position(is_it)?;
         let verdict = match verdict {
@@ -217,7 +218,7 @@ impl Partition {
         self.in_flight -= 1;
         if !is_taken {
             self.is_troubled = true;
-            self.hold(now);
+            self.hold(now, seed);
         } else if index == 0 {
             (self.is_proven, self.not_before, self.refusals) = (true, None, 0);
         }
@@ -231,10 +232,11 @@ impl Partition {
         Some(Answered { verdict, bytes, gone: before - self.sealed.len() })
     }
 
-    /// Nothing of it is sent for a while.
-    pub fn hold(&mut self, now: Instant) {
-        let pause = HOLD.0 * 2_u32.pow(self.refusals);
-        self.not_before = Some(now + pause.min(HOLD.1));
+    /// Nothing of it is sent for a while. `seed` is the producer's: its partitions that were refused together go together
+    /// again, in one request, and those of another producer do not go with them.
+    pub fn hold(&mut self, now: Instant, seed: u64) {
+        let pause = (HOLD.0 * 2_u32.pow(self.refusals)).min(HOLD.1);
+        self.not_before = Some(now + spread(pause, seed ^ u64::from(self.refusals)));
         self.refusals = (self.refusals + 1).min(8);
     }
 
@@ -286,18 +288,25 @@ mod tests {
         assert_eq!(sequence_after(i32::MAX - 1, 1), i32::MAX);
     }
 
-    #[test]
-    fn pauses_grow_to_their_bound() {
+    /// How long a partition of this producer is held back, time after time.
+    fn pauses(seed: u64) -> Vec<Duration> {
         let (mut partition, now) = (Partition::new(), Instant::now());
-        let mut pause = || {
-            partition.hold(now);
-            partition.not_before.map(|at| at - now)
+        let pause = |_| {
+            partition.hold(now, seed);
+            partition.not_before.map_or(Duration::ZERO, |at| at - now)
         };
-        assert_eq!(pause(), Some(HOLD.0));
-        assert_eq!(pause(), Some(HOLD.0 * 2));
-        for _ in 0..20 {
-            pause();
+        (0..20).map(pause).collect()
+    }
+
+    #[test]
+    fn producers_that_are_refused_together_do_not_come_back_together_but_partitions_of_one_do() {
+        let (one, other) = (pauses(1), pauses(2));
+        assert!(one.iter().zip(&other).all(|(one, other)| one != other), "{one:?} {other:?}");
+        assert_eq!(one, pauses(1));
+        for (pause, doubled) in one.iter().zip([1, 2, 4, 8, 16, 32, 64, 128]) {
+            let whole = (HOLD.0 * doubled).min(HOLD.1);
+            assert!((whole / 2..=whole).contains(pause), "{pause:?} of {whole:?}");
         }
-        assert_eq!(pause(), Some(HOLD.1));
+        assert!(one.iter().skip(8).all(|pause| (HOLD.1 / 2..=HOLD.1).contains(pause)), "{one:?}");
     }
 }

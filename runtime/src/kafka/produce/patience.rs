@@ -1,6 +1,11 @@
 //! How long things may take: deadlines, and the pauses between two tries.
+//!
+//! Brokers that go fail every producer of a fleet at once. With pauses of the same length all of them would be back at
+//! once, too, and again after each that is too short: so of each pause between a half and all of it is waited.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::config::jitter::spread;
 
 /// No configuration means more; keeps arithmetic with instants within bounds.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -41,7 +46,13 @@ impl Deadline {
     }
 }
 
-/// Pauses between tries: doubled from the first to the longest.
+/// What no other producer has at this moment, on this node or another: the nanosecond. No part of a simulated run, which
+/// has no producer of this kind.
+pub(super) fn chance() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
+
+/// Pauses between tries: doubled from the first to the longest, before chance.
 #[derive(Debug)]
 pub(super) struct Pauses {
     next: Duration,
@@ -53,9 +64,9 @@ impl Pauses {
         Pauses { next: first, longest }
     }
 
-    /// Lets the next pause pass. False = the time is up.
+    /// Lets the next pause pass, or up to a half less. False = the time is up.
     pub fn wait(&mut self, until: Deadline) -> bool {
-        std::thread::sleep(self.next.min(until.left()));
+        std::thread::sleep(spread(self.next, chance()).min(until.left()));
         self.next = (self.next * 2).min(self.longest);
         !until.has_passed()
     }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{Consumer, Standing, Worker};
-use crate::task::spread;
+use crate::config::jitter::spread;
 
 impl<C: Consumer> Worker<C> {
     /// Down from now on, for this pause or up to a half less.

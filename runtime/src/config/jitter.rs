@@ -8,7 +8,7 @@ pub fn spread(pause: Duration, seed: u64) -> Duration {
 }
 
 /// From 0 to 1 (SplitMix64).
-pub(super) fn jitter(seed: u64) -> f64 {
+pub fn jitter(seed: u64) -> f64 {
     let mut bits = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
