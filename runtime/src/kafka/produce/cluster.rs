@@ -13,7 +13,8 @@ use kafka_protocol::protocol::{Request, StrBytes};
 
 use super::answers::{Trouble, describe};
 use super::leaders::Leaders;
-use super::patience::{Deadline, Pauses};
+use super::patience::{Deadline, Pauses, chance};
+use crate::config::jitter::jitter;
 use crate::kafka::wire::{
     Access, Address, Connection, ConnectionError, FIND_COORDINATOR_VERSION, METADATA_VERSION,
 };
@@ -66,7 +67,8 @@ pub(super) enum Kind {
 }
 
 impl Cluster {
-    pub fn new(access: Access, topics: Vec<String>) -> Cluster {
+    pub fn new(mut access: Access, topics: Vec<String>) -> Cluster {
+        begin_anywhere(&mut access.bootstrap, chance());
         Cluster { access, leaders: Leaders::new(topics), links: Vec::new(), looked: None }
     }
 
@@ -195,6 +197,13 @@ impl Cluster {
     }
 }
 
+/// Turns a list so that another one comes first for another producer: a broker that has lost touch with the others answers
+/// on, with what is true no more, and whoever always began with it would never get further.
+fn begin_anywhere<T>(list: &mut [T], seed: u64) {
+    let first = (jitter(seed) * list.len() as f64) as usize;
+    list.rotate_left(first.min(list.len()));
+}
+
 /// An answer to the search for a coordinator that another one will follow.
 fn passes(error: ResponseError) -> bool {
     use ResponseError as E;
@@ -231,8 +240,22 @@ fn is_quiet(connection: &Connection) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::kafka::config::KafkaConfig;
+
+    #[test]
+    fn whoever_is_asked_first_is_another_one_for_another_producer_and_nobody_is_left_out() {
+        let turned = (0..20).map(|seed| {
+            let mut list = ["a", "b", "c"];
+            begin_anywhere(&mut list, seed);
+            list
+        });
+        let turns = BTreeSet::from([["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]);
+        assert_eq!(turned.collect::<BTreeSet<_>>(), turns);
+        begin_anywhere(&mut [""; 0], 1);
+    }
 
     #[test]
     fn a_cluster_that_is_away_is_given_up_in_time_and_with_the_reason() {
