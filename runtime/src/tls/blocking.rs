@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, ClientConnection};
+use tokio_rustls::rustls::{self, AlertDescription, ClientConfig, ClientConnection};
 
 use super::TlsError;
 use super::client::{client_config, explanation};
@@ -77,6 +77,18 @@ impl fmt::Debug for Client {
 /// What a person can do about an error of a session or of its handshake; `None` = it is not TLS that failed.
 pub fn explain(error: &io::Error, host: &str) -> Option<String> {
     explanation(error, host)
+}
+
+/// The other end has ended the connection and said of nothing that it is wrong, as one does that stops.
+pub fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::AlertReceived(alert)) => {
+            matches!(alert, AlertDescription::CloseNotify | AlertDescription::UserCanceled)
+        }
+        Some(_) => false,
+        None => matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof),
+    }
 }
 
 /// The call has come to nothing, and may be made again.

@@ -28,7 +28,7 @@ use super::access::{Access, Address};
 use super::frames::{Fault, Wire};
 use super::guard;
 use super::sasl::Sasl;
-use crate::tls::blocking::explain;
+use crate::tls::blocking::{explain, is_end};
 
 /// Whose answers are understood; Kafka has had them since 2.8.
 pub(in crate::kafka) const FETCH_VERSION: i16 = 12;
@@ -81,6 +81,11 @@ pub(in crate::kafka) enum ConnectionError {
     Broken { address: Address, what: String, reason: io::Error },
     #[error("{address} answered {what} with what cannot be read: {reason}")]
     Malformed { address: Address, what: String, reason: String },
+    #[error(
+        "{address} ended the connection in the middle of the TLS handshake: it stops or starts just now or, if that goes on, its port \
+         does not speak TLS (kafka.security_protocol), or not this one's (kafka.client: librdkafka has OpenSSL speak it)"
+    )]
+    HungUp { address: Address },
     #[error("{address}: {reason} (kafka.ssl; kafka.client: librdkafka lets OpenSSL judge it)")]
     Tls { address: Address, reason: String },
     #[error("{address} does not let `{username}` sign in with {mechanism}: {reason}")]
@@ -103,7 +108,10 @@ impl ConnectionError {
             ConnectionError::Unreachable { .. }
             | ConnectionError::Closed { .. }
             | ConnectionError::Late { .. }
-            | ConnectionError::Broken { .. } => false,
+            | ConnectionError::Broken { .. }
+            // A port without TLS does the same, and librdkafka, which is asked first at a node's start, does not get through
+            // there either.
+            | ConnectionError::HungUp { .. } => false,
         }
     }
 }
@@ -147,18 +155,15 @@ impl Connection {
     ) -> Result<Connection, ConnectionError> {
         let began = Instant::now();
         let until = until.min(began + access.connect_timeout.min(PATIENCE_MAX));
-        let failed = |fault, what: &str| failure(address, fault, what.to_owned(), began);
         let tcp = reach(address, until)?;
-        tcp.set_nodelay(true).map_err(|error| failed(Fault::Io(error), "the connection"))?;
+        let unusable = |error| failure(address, Fault::Io(error), "the connection".to_owned(), began);
+        tcp.set_nodelay(true).map_err(unusable)?;
         let wire = match &access.tls {
             None => Wire::plain(tcp),
-            Some(tls) => match tls.connect(tcp, &address.host, until) {
-                Ok(session) => Wire::encrypted(session),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    return Err(failed(Fault::Late, "the TLS handshake"));
-                }
-                Err(error) => return Err(failed(Fault::Io(error), "the TLS handshake")),
-            },
+            Some(tls) => {
+                let session = tls.connect(tcp, &address.host, until);
+                Wire::encrypted(session.map_err(|error| unshaken(address, error, began))?)
+            }
         };
         let mut connection = Connection {
             wire,
@@ -433,6 +438,20 @@ fn failure(address: &Address, fault: Fault, what: String, began: Instant) -> Con
     }
 }
 
+/// Why a TLS handshake has come to nothing.
+fn unshaken(address: &Address, error: io::Error, began: Instant) -> ConnectionError {
+    let fault = match error.kind() {
+        _ if is_end(&error) => return ConnectionError::HungUp { address: address.clone() },
+        // What the broker is called can stand in no certificate.
+        io::ErrorKind::InvalidInput => {
+            return ConnectionError::Tls { address: address.clone(), reason: error.to_string() };
+        }
+        io::ErrorKind::TimedOut => Fault::Late,
+        _ => Fault::Io(error),
+    };
+    failure(address, fault, "the TLS handshake".to_owned(), began)
+}
+
 /// A tenth of the time before a broker closes the connection of whoever has not signed in again.
 fn expiry(session_lifetime_ms: i64) -> Option<Instant> {
     let lifetime = u64::try_from(session_lifetime_ms).ok().filter(|lifetime| *lifetime > 0)?;
@@ -452,8 +471,11 @@ mod tests {
         SaslHandshakeResponse, TopicName,
     };
 
+    use tidemill_test_support::certificates::Authority;
+
     use super::*;
     use crate::kafka::config::KafkaConfig;
+    use crate::tls::blocking::Client;
 
     const SOON: Duration = Duration::from_secs(10);
 
@@ -741,6 +763,50 @@ mod tests {
         let error = Connection::open(&access, &address).expect_err("too much").to_string();
         assert!(error.contains("at most 1048576 are read"), "{error}");
         broker.join().expect("the broker is content");
+    }
+
+    /// An alert that ends a handshake, in plain text.
+    fn alert(description: u8) -> Vec<u8> {
+        let (alert, fatal) = (21, 2);
+        vec![alert, 3, 3, 0, 2, fatal, description]
+    }
+
+    #[test]
+    fn a_broker_that_hangs_up_in_a_handshake_may_be_restarting_and_one_that_says_why_is_believed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let authority = Authority::new(directory.path(), "ca");
+        let (close_notify, user_canceled, unknown_ca) = (alert(0), alert(90), alert(48));
+        for (said, lasts) in [
+            (Vec::new(), false),
+            (close_notify, false),
+            (user_canceled, false),
+            (unknown_ca, true),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), true),
+        ] {
+            let (mut access, address, broker) = serve(move |mut broker| {
+                // What is unread at the end is answered with a reset, ahead of what was said.
+                drop(broker.tcp.read(&mut [0; 16 << 10]));
+                broker.tcp.write_all(&said).expect("sent");
+            });
+            access.tls = Some(Client::from_files(Some(&authority.ca), None).expect("a client"));
+            let error = Connection::open(&access, &address).expect_err("no handshake");
+            assert_eq!(error.lasts(), lasts, "{error}");
+            assert_eq!(matches!(error, ConnectionError::HungUp { .. }), !lasts, "{error}");
+            broker.join().expect("the broker is content");
+        }
+        for (host, lasts, why) in [
+            // What the client has sent is unread, as by a broker that takes it for a request that is too large.
+            ("127.0.0.1", false, "its port does not speak TLS"),
+            ("127.1", true, "neither a DNS name nor an IP address"),
+        ] {
+            let (mut access, address, broker) = serve(drop);
+            access.tls = Some(Client::from_files(Some(&authority.ca), None).expect("a client"));
+            let address = Address { host: host.to_owned(), ..address };
+            let error = Connection::open(&access, &address).expect_err("no handshake");
+            assert_eq!(error.lasts(), lasts, "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+            broker.join().expect("the broker is content");
+        }
     }
 
     #[test]
