@@ -10,12 +10,14 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::indexmap::IndexMap;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::find_coordinator_response::Coordinator;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsResponse, BrokerId, FetchRequest, FetchResponse, MetadataResponse, RequestHeader,
-    RequestKind, ResponseHeader, ResponseKind, SaslAuthenticateResponse, SaslHandshakeResponse, TopicName,
+    ApiKey, ApiVersionsResponse, BrokerId, FetchRequest, FetchResponse, FindCoordinatorResponse,
+    MetadataResponse, RequestHeader, RequestKind, ResponseHeader, ResponseKind, SaslAuthenticateResponse,
+    SaslHandshakeResponse, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use kafka_protocol::records::{Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
@@ -50,6 +52,8 @@ pub(in crate::kafka) struct Stage {
     pub looks: AtomicUsize,
     /// Nobody is let in who signs in from now on.
     pub is_closed: AtomicBool,
+    /// So often whoever looks for a coordinator is still sent where nobody listens, and then to the first broker.
+    pub misses: Mutex<usize>,
     has_ended: AtomicBool,
     script: Mutex<Script>,
 }
@@ -69,6 +73,7 @@ impl Cluster {
             is_old: AtomicBool::new(false),
             looks: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
+            misses: Mutex::new(0),
             has_ended: AtomicBool::new(false),
             script: Mutex::new(Box::new(script)),
         });
@@ -120,6 +125,7 @@ fn serve(mut stream: TcpStream, broker: i32, stage: &Stage) {
                 ResponseKind::SaslAuthenticate(SaslAuthenticateResponse::default().with_error_code(code))
             }
             RequestKind::Metadata(_) => ResponseKind::Metadata(metadata(stage)),
+            RequestKind::FindCoordinator(_) => ResponseKind::FindCoordinator(coordinator(stage)),
             RequestKind::Fetch(request) => match reply(stage, broker, version, &request) {
                 Reply::Answer(response) => ResponseKind::Fetch(response),
                 Reply::Half(response) => {
@@ -215,6 +221,15 @@ fn metadata(stage: &Stage) -> MetadataResponse {
         .with_topic_id(*stage.topic.lock().expect("no panic"))
         .with_partitions(vec![partition(0), partition(1)]);
     MetadataResponse::default().with_brokers(vec![broker(0), broker(1)]).with_topics(vec![topic])
+}
+
+fn coordinator(stage: &Stage) -> FindCoordinatorResponse {
+    let mut misses = stage.misses.lock().expect("no panic");
+    let port = if *misses > 0 { 1 } else { stage.ports[0] };
+    *misses = misses.saturating_sub(1);
+    let found =
+        Coordinator::default().with_host(StrBytes::from_static_str("127.0.0.1")).with_port(i32::from(port));
+    FindCoordinatorResponse::default().with_coordinators(vec![found])
 }
 
 /// A batch of a hundred records from an offset on, written under an epoch.

@@ -26,8 +26,8 @@ const LINKS_MAX: usize = 3;
 /// connected to.
 const ASK_WAIT: Duration = Duration::from_secs(4);
 
-/// Between two rounds while no broker answers at all.
-const REACH_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// Between two rounds while no broker answers at all, or the coordinator does not.
+pub(super) const REACH_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// Why a request brought no answer.
 pub(super) enum Failure {
@@ -94,12 +94,23 @@ impl Cluster {
         let patience = until.step(self.access.request_timeout);
         match link.connection.call(request, version, patience) {
             Ok(response) => {
-                self.links.insert(0, link);
-                self.links.truncate(LINKS_MAX);
+                self.keep(link);
                 Ok(response)
             }
             Err(error) => Err(Failure::Unanswered(error.to_string())),
         }
+    }
+
+    /// Has a connection to that broker.
+    pub fn connect(&mut self, address: &Address, until: Deadline) -> Result<(), String> {
+        let link = self.link(address, until).map_err(|error| error.to_string())?;
+        self.keep(link);
+        Ok(())
+    }
+
+    fn keep(&mut self, link: Link) {
+        self.links.insert(0, link);
+        self.links.truncate(LINKS_MAX);
     }
 
     /// The connection to that broker, out of the list.

@@ -35,7 +35,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Request, StrBytes};
 
 use super::answers::{self, Reply, Trouble, describe};
-use super::cluster::{Cluster, Failure, Kind};
+use super::cluster::{Cluster, Failure, Kind, REACH_PAUSES};
 use super::partition::Identity;
 use super::patience::{Deadline, Pauses};
 use crate::kafka::wire::{Address, INIT_PRODUCER_ID_VERSION, TRANSACTION_VERSION};
@@ -211,6 +211,27 @@ impl Coordinator {
     /// A request of this epoch may still arrive: no other transaction must begin in it.
     pub fn has_unanswered(&self) -> bool {
         self.has_unanswered
+    }
+
+    /// Has a connection to the transaction's coordinator, which may be away, or not known yet.
+    pub fn reach(&mut self, cluster: &mut Cluster, until: Deadline) -> Result<(), Trouble> {
+        let mut pauses = Pauses::new(REACH_PAUSES);
+        loop {
+            let why = match self.find(cluster, Kind::Transaction, until)? {
+                Try::Again(why) => why,
+                Try::Done(address) => match cluster.connect(&address, until) {
+                    Ok(()) => return Ok(()),
+                    Err(why) => {
+                        // Another one may be it by now.
+                        self.transaction.address = None;
+                        why
+                    }
+                },
+            };
+            if !pauses.wait(until) {
+                return Err(Trouble::Unknown(format!("its coordinator is not reached: {why}")));
+            }
+        }
     }
 
     /// Takes a new epoch, in which every producer of the transactional id before this is fenced, this one's former self
@@ -406,9 +427,29 @@ mod tests {
     };
 
     use super::*;
+    use crate::kafka::fetch::stage::{self, Reply};
+    use crate::kafka::wire::Access;
 
     fn named(name: &str) -> TopicName {
         TopicName(StrBytes::from_string(name.to_owned()))
+    }
+
+    #[test]
+    fn a_coordinator_that_is_away_is_looked_for_until_it_is_back_or_the_time_is_up() {
+        let brokers = stage::Cluster::new(|_, _| Reply::Nothing);
+        let reach = |misses: usize, patience: Duration| {
+            *brokers.stage.misses.lock().unwrap() = misses;
+            let mut cluster = Cluster::new(Access::new(&brokers.config()).unwrap(), Vec::new());
+            let until = Deadline::after(patience);
+            Coordinator::new("id", patience).reach(&mut cluster, until)
+        };
+        assert_eq!(reach(3, Duration::from_secs(60)), Ok(()));
+        assert_eq!(*brokers.stage.misses.lock().unwrap(), 0);
+        let given_up = reach(usize::MAX, Duration::from_millis(50));
+        assert!(
+            matches!(&given_up, Err(Trouble::Unknown(why)) if why.starts_with("its coordinator is not reached")),
+            "{given_up:?}"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::settings::ACKS_ALL;
 use super::transaction::Transaction;
 use crate::ports::ChangelogRows;
 
-/// A predecessor's transaction is being ended meanwhile, which can take its whole time-out.
+/// A predecessor's transaction is being ended meanwhile, by a coordinator that is there, which can take its whole time-out.
 const INIT_WAIT: Duration = Duration::from_secs(30);
 
 pub(super) enum Form {
@@ -33,7 +33,15 @@ impl Form {
         }
     }
 
-    /// How long that may take.
+    /// Has whoever lets it begin in reach. Without a transaction that is any broker.
+    pub fn reach(&mut self, cluster: &mut Cluster, until: Deadline) -> Result<(), Trouble> {
+        match self {
+            Form::Transaction(transaction) => transaction.coordinator.reach(cluster, until),
+            Form::Plain(_) => Ok(()),
+        }
+    }
+
+    /// How long they may take to let it begin.
     pub fn first_wait(&self, patience: Duration) -> Duration {
         match self {
             Form::Transaction(_) => INIT_WAIT.max(patience),

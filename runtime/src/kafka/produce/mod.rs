@@ -112,8 +112,8 @@ use super::wire::Access;
 use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
 
-/// How long all brokers may be away before that is said. A worker that is to stop meanwhile waits as long, so it is less than a
-/// node has to stop (`shutdown_timeout`).
+/// How long all brokers, or the coordinator, may be away before that is said. A worker that is to stop, or whose partitions are
+/// another's by now, waits as long, so it is less than a node has to stop (`shutdown_timeout`).
 const REACH_WAIT: Duration = Duration::from_secs(10);
 
 /// Where the producer is in its life: the drawing above.
@@ -177,7 +177,9 @@ impl Producer {
         let mut cluster = Cluster::new(access, topics.names.clone());
         let context = form.beginning();
         let failed = |trouble: Trouble| trouble.into_source_error(&context);
-        cluster.reach(Deadline::after(REACH_WAIT)).map_err(Trouble::Unknown).map_err(failed)?;
+        let near = Deadline::after(REACH_WAIT);
+        cluster.reach(near).map_err(Trouble::Unknown).map_err(failed)?;
+        form.reach(&mut cluster, near).map_err(failed)?;
         let until = Deadline::after(form.first_wait(limits.patience));
         let identity = form.renew(&mut cluster, until).map_err(failed)?;
         let batches = Batches::new(topics.names.len(), format, identity, chance());
