@@ -48,7 +48,7 @@ pub mod topic_log;
 pub mod topic_settings;
 mod wire;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::ports::{SourceError, Stop};
 use crate::record::Offset;
@@ -65,6 +65,12 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 /// has come of them for so long: one that is just starting, what it asks about passwords, or what stands before it, may
 /// refuse somebody for a moment.
 const BELIEVED_AFTER: Duration = Duration::from_secs(5);
+
+/// What no other client has at this moment, on this node or another: the nanosecond. No part of a simulated run, in which
+/// there is no Kafka.
+fn chance() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
 
 /// A batch of records does not read as it was written; there is nothing to be had of it.
 fn is_damage(error: &KafkaError) -> bool {

@@ -11,11 +11,13 @@ use kafka_protocol::protocol::StrBytes;
 use super::Telling;
 use super::cluster::Leader;
 use super::shared::Shared;
-use crate::kafka::BELIEVED_AFTER;
+use crate::config::jitter::spread;
 use crate::kafka::wire::{Access, Address, Connection, ConnectionError, METADATA_VERSION, metadata};
+use crate::kafka::{BELIEVED_AFTER, chance};
 use crate::record::InputPartition;
 
-/// Between two questions: doubled from the first to the second.
+/// Between two questions: doubled from the first to the second, and spread, because a broker that goes is missed by every
+/// worker of a fleet at once.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long a broker has at first to take a connection, so that one that is gone keeps nobody from asking the next.
 const HASTE: Duration = Duration::from_secs(3);
@@ -60,7 +62,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
                 }
             }
         }
-        shared.pause(pause);
+        shared.pause(spread(pause, chance()));
         pause = (pause * 2).min(PAUSE.1);
     }
 }

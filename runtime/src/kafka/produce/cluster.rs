@@ -13,8 +13,9 @@ use kafka_protocol::protocol::{Request, StrBytes};
 
 use super::answers::{Trouble, describe};
 use super::leaders::Leaders;
-use super::patience::{Deadline, Pauses, chance};
+use super::patience::{Deadline, Pauses};
 use crate::config::jitter::jitter;
+use crate::kafka::chance;
 use crate::kafka::wire::{
     Access, Address, Connection, ConnectionError, FIND_COORDINATOR_VERSION, METADATA_VERSION,
 };

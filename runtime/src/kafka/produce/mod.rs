@@ -99,12 +99,13 @@ use cluster::Cluster;
 use delivery::Delivery;
 use form::Form;
 use partitioner::Partitioner;
-use patience::{Deadline, chance};
+use patience::Deadline;
 use plain::Plain;
 use rows::{AHEAD_BYTES, Topics, now_ms};
 use settings::Limits;
 use transaction::Transaction;
 
+use super::chance;
 use super::config::KafkaConfig;
 use super::epochs::Epochs;
 use super::sink::{FLUSH_WAIT, SinkSpec};

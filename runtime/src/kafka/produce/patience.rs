@@ -3,9 +3,10 @@
 //! Brokers that go fail every producer of a fleet at once. With pauses of the same length all of them would be back at
 //! once, too, and again after each that is too short: so of each pause between a half and all of it is waited.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::config::jitter::spread;
+use crate::kafka::chance;
 
 /// No configuration means more; keeps arithmetic with instants within bounds.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -44,12 +45,6 @@ impl Deadline {
     pub fn step(self, most: Duration) -> Duration {
         self.left().min(most).max(SHORTEST)
     }
-}
-
-/// What no other producer has at this moment, on this node or another: the nanosecond. No part of a simulated run, which
-/// has no producer of this kind.
-pub(super) fn chance() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
 
 /// Pauses between tries: doubled from the first to the longest, before chance.
