@@ -193,10 +193,12 @@ impl Delivery {
         until: Deadline,
     ) -> Result<(), String> {
         self.connect(broker, cluster, until)?;
-        let timeout = until.step(self.ack_timeout);
         let Some(leader) = self.leaders.get_mut(&broker) else { return Ok(()) };
         // One that is signed in for too long is made anew once nothing is under way on it.
-        while leader.sent.len() < self.in_flight_max && !leader.connection.is_expired() {
+        while leader.sent.len() < self.in_flight_max && !leader.connection.is_expired() && !until.has_passed()
+        {
+            // Of each request: on a slow way the one before has taken some.
+            let timeout = until.step(self.ack_timeout);
             let leads = |place| cluster.leaders.leader(place) == Some(broker);
             let due = batches.take_due(broker, leads, REQUEST_BYTES);
             if due.is_empty() {
@@ -346,4 +348,34 @@ fn request(
         .with_acks(acks)
         .with_timeout_ms(i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX))
         .with_topic_data(topics.into_iter().map(topic).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_batches::Codec;
+
+    use super::super::partition::{Identity, Row};
+    use super::super::settings::{self, Format};
+    use super::*;
+    use crate::kafka::fetch::stage::{self, Reply, TOPIC};
+    use crate::kafka::wire::Access;
+
+    #[test]
+    fn once_the_time_is_up_nothing_more_is_sent() {
+        let brokers = stage::Cluster::new(|_, _| Reply::Nothing);
+        let (config, patience) = (brokers.config(), Duration::from_secs(60));
+        let mut cluster = Cluster::new(Access::new(&config).unwrap(), vec![TOPIC.to_owned()]);
+        cluster.look(Deadline::after(patience)).unwrap();
+        let format = Format { codec: Codec::None, level: None, batch_bytes: 1024, record_bytes: 4000 };
+        let mut batches = Batches::new(1, format, Identity::NOBODY, 7);
+        let place = Place { topic: 0, partition: 0 };
+        batches.push(place, &Row { timestamp_ms: 1, key: None, value: Some(b"v"), headers: None }).unwrap();
+        batches.seal_all();
+        batches.added(&[place]);
+        let mut delivery = Delivery::new(None, -1, &settings::limits(&config, patience));
+        delivery.connect(0, &cluster, Deadline::after(patience)).unwrap();
+        assert_eq!(delivery.send_to(0, &mut batches, &cluster, Deadline::after(Duration::ZERO)), Ok(()));
+        assert_eq!(batches.due(), [place], "it is not under way");
+        assert!(!delivery.has_unanswered());
+    }
 }
