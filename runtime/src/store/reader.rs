@@ -121,8 +121,8 @@ impl StoreReader {
         self.scan_raw(prefix, &keys::prefix_end(prefix), |rows| rows.bytes(prefix.len()))
     }
 
-    /// One committed value, by its prefixed key.
-    pub(super) fn get_raw(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    /// One committed value, by its prefixed key, as changelogs have it.
+    pub fn get_raw(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.with(|db| Ok(db.get(key)?))
     }
 

@@ -9,6 +9,10 @@
 //!
 //! So that each record is handled by exactly one revision, and everybody can tell by which: the commit
 //! says at which offset the revision begins, and it is known before any effect of a later record is.
+//!
+//! Under `at_least_once` every start *opens* so, of a new revision or not. A start that finds nothing of the one before it
+//! in the changelog takes its writer's number again, and what that one has sent may come later. It can be nothing but this
+//! commit: the position that this start found as well, and values that are committed (`rewrite.rs`).
 
 use std::sync::Arc;
 
@@ -18,10 +22,10 @@ use crate::ports::Handler;
 use crate::record::Offset;
 
 impl Task {
-    /// True until a commit says where this revision begins. Records that are handed over meanwhile are
-    /// ignored, so the caller keeps them back.
+    /// True until a commit says where this revision begins, and has opened this start. Records that are handed over
+    /// meanwhile are ignored, so the caller keeps them back.
     pub fn is_adopting(&self) -> bool {
-        self.adopting
+        self.adopting || self.opening
     }
 
     /// By input: where this revision began, once a commit says so.

@@ -46,6 +46,9 @@ impl Task {
         if !self.is_running() {
             return Err(EditError::Busy("the task is halted"));
         }
+        if self.opening {
+            return Err(EditError::Busy("the task has just been started"));
+        }
         if self.is_careful() {
             return Err(EditError::Busy("the task looks for a record that the broker refused"));
         }

@@ -191,7 +191,7 @@ impl Task {
         self.turn.begin();
         for _ in 0..RETRIES_MAX {
             let is_free = !self.is_full() && self.outbox.full().is_none();
-            let may_go_on = self.is_running() && !self.adopting && !self.turn.is_over();
+            let may_go_on = self.is_running() && !self.is_adopting() && !self.turn.is_over();
             if !may_go_on || self.allowance() == 0 || !is_free {
                 break;
             }
@@ -316,7 +316,7 @@ impl Task {
     }
 
     pub(super) fn takes_records(&self) -> bool {
-        self.is_running() && self.blocked.is_none() && !self.adopting
+        self.is_running() && self.blocked.is_none() && !self.is_adopting()
     }
 
     pub(super) fn note_parked(&self) {

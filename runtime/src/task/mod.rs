@@ -38,6 +38,7 @@ pub mod recovery;
 pub mod redrive;
 mod refusal;
 mod relay;
+mod rewrite;
 mod seal;
 mod sequence;
 mod sweep;
@@ -62,12 +63,14 @@ use parked::Parked;
 use refusal::{Careful, Suspect};
 use relay::Blocked;
 pub use relay::{ID_HEADER, Settled, ShownRow};
+pub use rewrite::Rewrites;
 pub use seal::Sealed;
 use sweep::Sweep;
 use turn::Turn;
 
 pub use crate::config::failures::FailureKind;
 
+use crate::config::deployment::Guarantee;
 use crate::effects::{Emitted, Fault};
 use crate::faults::{Bug, planted};
 use crate::ports::Handler;
@@ -85,13 +88,15 @@ pub struct Start {
     pub store: Option<Store>,
     /// Next record to handle, by input.
     pub next: Vec<Offset>,
-    /// Above every writer number in the changelog.
+    /// Above every writer number in the changelog, as far as that was read.
     pub writer: u64,
     /// Inputs of an earlier revision; their offsets stay in the position record for a rollback.
     pub unbound: Vec<PositionInput>,
     /// By input: where this revision began, if a commit of it is known. Without one the task adopts it
     /// here.
     pub first: Option<Vec<Offset>>,
+    /// What is to be written once more.
+    pub rewrites: Rewrites,
 }
 
 /// What a task is made of when it ends.
@@ -192,8 +197,8 @@ pub struct Pending {
     pub edits: u64,
     /// Outbox rows that are done with, and that the next commit deletes.
     pub acknowledged: u64,
-    /// An idle position moved, past transaction markers for example, a revision is to be adopted, dropped rows
-    /// are to be deleted, or the event of a halt is all there is.
+    /// An idle position moved, past transaction markers for example, a revision is to be adopted, or a start opened,
+    /// dropped rows are to be deleted, committed ones to be written once more, or the event of a halt is all there is.
     pub moved: bool,
 }
 
@@ -237,6 +242,8 @@ pub struct Task {
     first_offsets: Vec<Offset>,
     /// No commit says yet that this revision begins there, so nothing is handled.
     adopting: bool,
+    /// Nor without transactions as long as this writer has not committed.
+    opening: bool,
     writer: u64,
     /// Number of the last seal; never used twice by a writer, dropped or not, because changelog rows
     /// of a commit that did not happen must not be taken for another's.
@@ -259,6 +266,7 @@ pub struct Task {
     inbox: Option<Inbox>,
     outbox: Outbox,
     sweep: Sweep,
+    rewrites: Rewrites,
     /// Up to where the inbox's topic may be trimmed and nobody has asked yet.
     trim: Option<Offset>,
     /// There is no room to go on; the input is ignored until there is.
@@ -314,9 +322,11 @@ impl Task {
             inbox,
             outbox,
             sweep: Sweep::default(),
+            rewrites: start.rewrites,
             trim: None,
             blocked: None,
             view,
+            opening: start.store.is_some() && config.guarantee == Guarantee::AtLeastOnce,
             config,
             partition,
             handler,
@@ -413,8 +423,9 @@ impl Task {
             acknowledged: self.outbox.unsealed(),
             moved: self.in_flight.is_none()
                 && (self.next != self.committed
-                    || self.adopting
+                    || self.is_adopting()
                     || self.is_sweeping()
+                    || self.is_rewriting()
                     || !self.emissions.is_empty()),
         }
     }
@@ -457,6 +468,7 @@ impl Task {
             ));
         }
         if let Some(sealed) = in_flight {
+            self.leave_behind(sealed.changelog.as_ref());
             self.take_back(sealed)?;
         }
         match planted(Bug::OverlayKept) {

@@ -7,7 +7,7 @@ use prost::Message;
 use tidemill_proto::v1::{OffsetMetadata, StoreSize};
 
 use super::inbox::Inbox;
-use super::{EditedIn, Task, TaskConfig, TaskError, numbers};
+use super::{EditedIn, Task, TaskConfig, TaskError, numbers, rewrite};
 use crate::config::deployment::Guarantee;
 use crate::effects::Emitted;
 use crate::ports::{ChangelogRows, TaskOffset};
@@ -24,7 +24,8 @@ use crate::store::{
 pub struct Sealed {
     pub partition: i32,
     pub emissions: Vec<Emitted>,
-    /// One row per distinct changed key, sorted, then the position record. None for a stateless task.
+    /// One row per distinct changed key, sorted, then those that are written once more, then the position record. None for a
+    /// stateless task.
     pub changelog: Option<ChangelogRows>,
     /// Ids that were seen for the first time, packed as their topic has them; none if there are none.
     pub inbox: Option<ChangelogRows>,
@@ -97,6 +98,8 @@ impl Task {
             return Ok(None);
         }
         self.sweep()?;
+        let again = self.rewritten()?;
+        let settles = self.settles_rewrites();
         self.view.settle_sizes()?;
         self.commit += 1;
         let mut emissions = std::mem::take(&mut self.emissions);
@@ -157,6 +160,7 @@ impl Task {
                     Guarantee::AtLeastOnce => Some((self.writer, self.commit)),
                 },
             };
+            rewrite::add_missing(&mut rows, again);
             rows.keys.push(Some(POSITION));
             let position = Position {
                 inbox_horizon_ms: sealed.inbox_horizon_ms,
@@ -164,7 +168,11 @@ impl Task {
                 ..self.position()
             };
             rows.values.push(Some(&position.encode_to_vec()));
-            sealed.progress = Some(self.progress_after(store.progress(), rows.keys.len(), seen, wall_ms));
+            let mut before = store.progress();
+            if settles {
+                before.changelog_next = before.changelog_next.max(self.rewrites.read_to);
+            }
+            sealed.progress = Some(self.progress_after(before, rows.keys.len(), seen, wall_ms));
             sealed.changelog = Some(rows);
             sealed.store = Some(store);
         }
@@ -182,6 +190,7 @@ impl Task {
         }
         let offsets: Vec<Offset> = sealed.offsets.iter().map(|offset| offset.offset).collect();
         let (horizon_ms, start) = (sealed.inbox_horizon_ms, sealed.inbox_start);
+        self.wrote(sealed.changelog.as_ref());
         self.take_back(sealed)?;
         self.view.committed();
         self.outbox.committed();
@@ -192,7 +201,7 @@ impl Task {
             self.trim = inbox.trim(start).or(self.trim);
         }
         self.committed = offsets;
-        self.adopting = false;
+        (self.adopting, self.opening) = (false, false);
         self.stats.commits += 1;
         let (committed, parked, numbers) = (&self.committed, &self.parked, &self.numbers);
         self.suspects.retain(|suspect| {

@@ -30,7 +30,7 @@ impl Task {
     pub(super) fn is_sweeping(&self) -> bool {
         self.in_flight.is_none()
             && self.store.is_some()
-            && !self.adopting
+            && !self.is_adopting()
             && self.careful.is_none()
             && self.sweep.prefix < self.config.stores.dropped().len()
     }

@@ -89,8 +89,8 @@ impl Task {
         if self.is_careful() {
             return Ok(Err("the task looks for a record that the broker refused"));
         }
-        if self.adopting {
-            return Ok(Err("a new version begins"));
+        if self.is_adopting() {
+            return Ok(Err("a new version begins, or the task has just been started"));
         }
         let filter = match &what {
             Unpark::Release { filter } | Unpark::Drop { filter, .. } => filter,

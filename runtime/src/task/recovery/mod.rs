@@ -26,7 +26,7 @@ pub use replay::Replayed;
 
 use self::decide::cut_off;
 use self::replay::Replay;
-use super::{Start, TaskConfig};
+use super::{Rewrites, Start, TaskConfig};
 use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{CommittedOffset, Log, Recovery, SourceError};
 use crate::record::{InputPartition, Offset};
@@ -111,6 +111,8 @@ pub struct Report {
     pub replayed: Replayed,
     /// Records of an old unclosed tail that the policy had applied.
     pub tail_applied: u64,
+    /// For the start, which takes it.
+    rewrites: Rewrites,
 }
 
 #[derive(Debug)]
@@ -167,7 +169,8 @@ pub fn recover(
     let decision = facts.decide(store.as_ref(), committed, kafka, hooks)?;
     match decision {
         Some(Decision::Start { next, writer, unbound, first }) => {
-            Ok(Outcome::Start(Start { store, next, writer, unbound, first }, report))
+            let rewrites = std::mem::take(&mut report.rewrites);
+            Ok(Outcome::Start(Start { store, next, writer, unbound, first, rewrites }, report))
         }
         Some(Decision::Unresolved(inputs)) => Ok(Outcome::Unresolved(inputs, store)),
         Some(Decision::Halt(reason) | Decision::Missing(reason)) => {
@@ -398,7 +401,7 @@ impl Restore<'_> {
             store.close()?;
             return Ok(Restored::Halt(reason));
         }
-        report.replayed = replay.finish(log_end)?;
+        (report.replayed, report.rewrites) = replay.finish(log_end)?;
         let Replayed { records, bytes, .. } = report.replayed;
         (hooks.progress)(RestoreProgress { remaining: 0, records, bytes });
         Ok(Restored::Done(Box::new(store)))

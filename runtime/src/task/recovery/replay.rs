@@ -13,14 +13,22 @@
 //!
 //! Compaction removes position records that a later one replaces, so a commit whose position record
 //! is missing counts as closed when something is missing right behind its last record, and as never
-//! closed when nothing is. (Compaction keeps off the log's newer part for `min.compaction.lag.ms`,
-//! which is where unclosed commits are.) A record of a writer older than one already seen never counts.
+//! closed when nothing is. That takes a commit that was never closed for a closed one once compaction has
+//! removed what lay behind it. By then later records of its keys count: compaction keeps off the log's newer
+//! part for `min.compaction.lag.ms`, and whoever comes across rows that do not count has them written over
+//! with what is committed (`task/rewrite.rs`). For those a replay remembers their keys.
+//!
+//! A record of a writer older than one already seen never counts, and neither does one of a commit that is
+//! not above the last closed one: a request of a dead life may come as late as it likes.
+
+use std::collections::BTreeMap;
 
 use prost::Message;
 
 use crate::ports::LogView;
 use crate::record::Offset;
 use crate::store::{POSITION, Position, Progress, Run, Store, StoreError, is_changelog_key};
+use crate::task::Rewrites;
 
 /// Bytes of rows that are written as one batch, of the inbox's topic too.
 pub(super) const CHUNK_BYTES: usize = 16 << 20;
@@ -47,6 +55,13 @@ pub(super) struct Replay<'a> {
     changelog_ms: i64,
     /// When the last position record was written.
     position_ms: i64,
+    /// Stamp of the last commit that counts.
+    closed: (u64, u64),
+    /// Keys whose last record so far does not count, and about where that is: not behind it.
+    hidden: BTreeMap<Vec<u8>, Offset>,
+    /// Where the first of those lies, and `changelog_ms` before it. The next replay has to come across it, as long
+    /// as nothing is written over it.
+    held: Option<(Offset, i64)>,
     seen: Replayed,
 }
 
@@ -71,7 +86,7 @@ pub(super) struct Tail {
 impl<'a> Replay<'a> {
     pub fn new(store: &'a mut Store) -> Replay<'a> {
         let progress = store.progress();
-        let writer_seen = store.position().map_or(0, |position| position.writer);
+        let closed = store.position().map_or((0, 0), |position| (position.writer, position.commit));
         Replay {
             store,
             ready: Run::default(),
@@ -79,7 +94,10 @@ impl<'a> Replay<'a> {
             next: progress.changelog_next,
             changelog_ms: progress.changelog_ms,
             position_ms: progress.changelog_ms,
-            seen: Replayed { writer_seen, ..Replayed::default() },
+            closed,
+            hidden: BTreeMap::new(),
+            held: None,
+            seen: Replayed { writer_seen: closed.0, ..Replayed::default() },
         }
     }
 
@@ -92,8 +110,11 @@ impl<'a> Replay<'a> {
         self.seen.records += 1;
         self.seen.bytes += (record.key.len() + record.value.map_or(0, <[u8]>::len)) as u64;
         let after = Offset(record.offset.0 + 1);
-        if record.stamp.is_some_and(|(writer, _)| writer < self.seen.writer_seen) {
+        if record.stamp.is_some_and(|stamp| stamp.0 < self.seen.writer_seen || stamp <= self.closed) {
             self.seen.unclosed += 1;
+            if is_changelog_key(record.key) {
+                self.hide(record.key, record.offset, self.changelog_ms);
+            }
             // It lies between the records of an open commit, not behind the last one.
             if let Some(open) = self.open.as_mut().filter(|open| open.next == record.offset) {
                 open.next = after;
@@ -140,9 +161,42 @@ impl<'a> Replay<'a> {
         if open.next == offset {
             self.seen.unclosed += open.rows.len() as u64;
             self.changelog_ms = open.before_ms;
+            for (key, _) in open.rows.iter() {
+                self.hide(key, open.first, open.before_ms);
+            }
             return;
         }
+        self.close(&open);
+    }
+
+    /// All of it counts.
+    fn close(&mut self, open: &OpenCommit) {
+        self.closed = self.closed.max(open.stamp);
         self.ready.append(&open.rows);
+        if !self.hidden.is_empty() {
+            for (key, _) in open.rows.iter() {
+                // One of an old writer may lie behind it, among the commit's records.
+                if self.hidden.get(key).is_some_and(|&at| at < open.first) {
+                    self.reveal(key);
+                }
+            }
+        }
+    }
+
+    /// The last record of this key does not count.
+    fn hide(&mut self, key: &[u8], at: Offset, before_ms: i64) {
+        if self.held.is_none_or(|(first, _)| at < first) {
+            self.held = Some((at, before_ms));
+        }
+        self.hidden.insert(key.to_vec(), at);
+    }
+
+    /// The last record of this key counts.
+    fn reveal(&mut self, key: &[u8]) {
+        self.hidden.remove(key);
+        if self.hidden.is_empty() {
+            self.held = None;
+        }
     }
 
     fn count(&mut self, record: LogView<'_>) -> Result<(), StoreError> {
@@ -151,19 +205,24 @@ impl<'a> Replay<'a> {
                 StoreError::Refused(format!("position record at {}: {error}", record.offset))
             })?;
             self.seen.writer_seen = self.seen.writer_seen.max(position.writer);
+            self.closed = self.closed.max((position.writer, position.commit));
             self.position_ms = record.timestamp_ms;
         }
         self.ready.push(record.key, record.value);
+        if !self.hidden.is_empty() {
+            self.reveal(record.key);
+        }
         Ok(())
     }
 
     /// Writes what counts so far. Of several rows of a key the last one is written. An open commit is read again by whoever
     /// goes on from here, who must not take what came before it for younger than it is.
     fn write(&mut self) -> Result<(), StoreError> {
-        let (changelog_next, changelog_ms) = match &self.open {
+        let ahead = match &self.open {
             Some(open) => (open.first, open.before_ms),
             None => (self.next, self.changelog_ms),
         };
+        let (changelog_next, changelog_ms) = self.held.filter(|(first, _)| *first < ahead.0).unwrap_or(ahead);
         let progress = Progress { changelog_next, changelog_ms, ..self.store.progress() };
         self.store.write(self.ready.last_of_each_key(), progress)?;
         self.ready.clear();
@@ -180,17 +239,22 @@ impl<'a> Replay<'a> {
     /// Counts the open commit: it is closed, or to be taken as if it were.
     pub fn accept_tail(&mut self) {
         if let Some(open) = self.open.take() {
-            self.ready.append(&open.rows);
+            self.close(&open);
         }
     }
 
-    /// Ends a replay that reached `to`. An unclosed tail stays ahead of the store, so that the next
-    /// recovery sees its writer's number again.
-    pub fn finish(mut self, to: Offset) -> Result<Replayed, StoreError> {
+    /// Ends a replay that reached `to`; with it the keys whose last record does not count. An unclosed tail stays
+    /// ahead of the store, so that the next recovery sees its writer's number again.
+    pub fn finish(mut self, to: Offset) -> Result<(Replayed, Rewrites), StoreError> {
         self.next = self.next.max(to);
         self.seen.unclosed += self.open.as_ref().map_or(0, |open| open.rows.len() as u64);
         self.write()?;
-        Ok(self.seen)
+        if let Some(open) = self.open.take() {
+            for (key, _) in open.rows.iter() {
+                self.hide(key, open.first, open.before_ms);
+            }
+        }
+        Ok((self.seen, Rewrites { keys: self.hidden.into_keys().collect(), read_to: self.next }))
     }
 
     /// Ends a replay that was stopped on the way; what was written counts.

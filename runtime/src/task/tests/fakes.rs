@@ -426,7 +426,8 @@ impl Bench {
         let store = (!config.stores.is_empty()).then(|| self.store());
         let next = vec![Offset(0); config.inputs.len()];
         let first = Some(next.clone());
-        let start = Start { store, next, writer: 1, unbound: Vec::new(), first };
+        let start =
+            Start { store, next, writer: 1, unbound: Vec::new(), rewrites: Rewrites::default(), first };
         Task::new(Arc::new(config), PARTITION, Box::new(handler), start).unwrap()
     }
 }

@@ -57,7 +57,7 @@ fn next_version(patient: Patient, topics: &[&str]) -> Patient {
         known: &known,
     });
     let Decision::Start { next, writer, unbound, first } = decision else { panic!("it does not start") };
-    let start = Start { store: Some(store), next, writer, unbound, first };
+    let start = Start { store: Some(store), next, writer, unbound, first, rewrites: Rewrites::default() };
     let counter = Counter { healed: Arc::clone(&healed), ..Counter::default() };
     let task = Task::new(Arc::new(config), PARTITION, Box::new(counter), start).unwrap();
     let mut patient = Patient { task, healed, now_ms };
@@ -188,7 +188,14 @@ fn reset(patient: Patient, bench: &Bench, config: TaskConfig) -> Patient {
     let progress = store.progress();
     store.write(keys.iter().map(Vec::as_slice).zip(ids.values.iter()), progress).unwrap();
     let next = vec![Offset(0); config.inputs.len()];
-    let start = Start { store: Some(store), next, writer: 1, unbound: Vec::new(), first: None };
+    let start = Start {
+        store: Some(store),
+        next,
+        writer: 1,
+        unbound: Vec::new(),
+        rewrites: Rewrites::default(),
+        first: None,
+    };
     let task = Task::new(Arc::new(config), PARTITION, Box::new(Counter::default()), start).unwrap();
     let mut patient = Patient { task, ..patient };
     patient.commit();

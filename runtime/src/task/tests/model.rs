@@ -136,6 +136,8 @@ struct Simulation<'a> {
     sealed: Option<Sealed>,
     /// Input up to here is committed, as the world outside sees it.
     committed: Offset,
+    /// The changelog up to here has nothing uncommitted that is a key's last: `min.compaction.lag.ms` sees to it.
+    settled: usize,
 }
 
 impl<'a> Simulation<'a> {
@@ -185,6 +187,7 @@ impl<'a> Simulation<'a> {
             task: None,
             sealed: None,
             committed: Offset(0),
+            settled: 0,
         }
     }
 
@@ -240,15 +243,20 @@ impl<'a> Simulation<'a> {
             9 => self.crash(),
             10 => self.task.as_ref().unwrap().reader().unwrap().flush().unwrap(),
             _ => {
-                if self.config.guarantee == Guarantee::ExactlyOnce {
-                    let end = self.random.below(self.kafka.log.len() + 1);
-                    self.kafka.compact(end);
-                }
+                let end = match self.config.guarantee {
+                    Guarantee::ExactlyOnce => self.kafka.log.len(),
+                    Guarantee::AtLeastOnce => self.settled,
+                };
+                let end = self.random.below(end + 1);
+                self.kafka.compact(end);
             }
         }
     }
 
     fn batch(&mut self) {
+        if self.task.as_ref().is_some_and(Task::is_adopting) {
+            return self.seal_or_commit();
+        }
         let task = self.task.as_mut().unwrap();
         let next = task.next(0).unwrap().0 as usize;
         // Sometimes from below the position: a seek that fetched again.
@@ -276,6 +284,7 @@ impl<'a> Simulation<'a> {
         sealed.apply_to_store().unwrap();
         self.committed = sealed.offsets[0].offset;
         task.committed(sealed).unwrap();
+        self.settled = self.kafka.log.len();
         self.check();
     }
 

@@ -74,8 +74,14 @@ fn hooked(rule: OutboxRule) -> TaskConfig {
 fn task(bench: &mut Bench, rule: OutboxRule) -> Task {
     let config = Arc::new(hooked(rule));
     let next = vec![Offset(0)];
-    let start =
-        Start { store: Some(bench.store()), first: Some(next.clone()), next, writer: 1, unbound: Vec::new() };
+    let start = Start {
+        store: Some(bench.store()),
+        first: Some(next.clone()),
+        next,
+        writer: 1,
+        unbound: Vec::new(),
+        rewrites: Rewrites::default(),
+    };
     Task::new(config, PARTITION, Box::new(Twice), start).unwrap()
 }
 
@@ -313,6 +319,7 @@ fn rows_move_with_the_store_and_numbers_are_never_used_twice() {
         next: vec![Offset(3)],
         writer: 2,
         unbound: Vec::new(),
+        rewrites: Rewrites::default(),
         first: Some(vec![Offset(0)]),
     };
     let config = Arc::new(hooked(rule()));

@@ -236,8 +236,14 @@ fn parked_records_outlive_their_task() {
     patient.commit();
     let now_ms = patient.now_ms;
     let store = patient.task.close(None).store;
-    let start =
-        Start { store, next: vec![Offset(2)], writer: 2, unbound: Vec::new(), first: Some(vec![Offset(2)]) };
+    let start = Start {
+        store,
+        next: vec![Offset(2)],
+        writer: 2,
+        unbound: Vec::new(),
+        rewrites: Rewrites::default(),
+        first: Some(vec![Offset(2)]),
+    };
     let counter = Counter::default();
     let healed = Arc::clone(&counter.healed);
     let task = Task::new(Arc::new(config), PARTITION, Box::new(counter), start).unwrap();
@@ -262,6 +268,7 @@ fn a_held_key_stays_until_another_revision_tries_it_again() {
         next: vec![Offset(3)],
         writer: 2,
         unbound: Vec::new(),
+        rewrites: Rewrites::default(),
         first: Some(vec![Offset(3)]),
     };
     let counter = Counter::default();

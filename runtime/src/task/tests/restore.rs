@@ -432,6 +432,93 @@ fn a_zombies_records_do_not_count_once_its_successor_has_written() {
     assert_eq!(restored(&in_between), (some("2"), None, 3));
 }
 
+fn at_least_once<'a>(bench: &'a Bench, kafka: &FakeKafka) -> Run<'a> {
+    let mut run = Run::new(bench, kafka);
+    run.config.guarantee = Guarantee::AtLeastOnce;
+    run
+}
+
+fn began(bench: &Bench, kafka: &mut FakeKafka) -> Task {
+    let run = at_least_once(bench, kafka);
+    let config = run.config.clone();
+    let (start, _) = run.start(kafka);
+    task(config, start)
+}
+
+fn seal_and_commit(task: &mut Task, kafka: &mut FakeKafka) {
+    let sealed = task.seal(kafka.now_ms).unwrap().unwrap();
+    kafka.commit(&sealed);
+    commit(task, sealed);
+}
+
+/// What a start finds that has the log alone.
+fn without_its_store(task: Task, bench: &Bench, kafka: &mut FakeKafka) -> Start {
+    task.close(None).store.unwrap().close().unwrap();
+    Store::destroy(&bench.budget, &bench.dir.path().join("0")).unwrap();
+    at_least_once(bench, kafka).start(kafka).0
+}
+
+#[test]
+fn without_transactions_a_start_commits_its_position_before_it_handles_a_record() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut task = began(&bench, &mut kafka);
+    let applied = task.apply(records(0, ["a"]), TakenAt::default()).unwrap();
+    assert_eq!((applied.ok, applied.ignored), (0, 1));
+    let sealed = task.seal(0).unwrap().unwrap();
+    assert_eq!(sealed.changelog.as_ref().unwrap().keys.len(), 1, "the position record alone");
+    commit(&mut task, sealed);
+    assert_eq!(task.apply(records(0, ["a"]), TakenAt::default()).unwrap().ok, 1);
+}
+
+#[test]
+fn a_first_commit_that_comes_late_takes_back_nothing_of_a_successor_with_the_same_number() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "2.1 @1", "2.2 a=2", "2.1 @1", "2.2 @2", "2.1 @1"]);
+    let (start, _) = Run::new(&bench, &kafka).start(&mut kafka);
+    assert_eq!((value(&start, "a"), start.next[0], start.writer), (some("2"), Offset(2), 3));
+}
+
+#[test]
+fn a_commit_that_is_closed_after_its_successor_has_read_the_log_is_undone_by_its_first() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "1.2 a=9", "1.2 c=9"]);
+    let mut task = began(&bench, &mut kafka);
+    stamped(&mut kafka, &["1.2 @9"]);
+    seal_and_commit(&mut task, &mut kafka);
+    let start = without_its_store(task, &bench, &mut kafka);
+    assert_eq!((value(&start, "a"), value(&start, "c"), start.next[0]), (some("1"), None, Offset(1)));
+}
+
+#[test]
+fn compaction_takes_no_committed_value_for_a_row_of_a_commit_that_was_never_closed() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 b=1", "1.1 @2", "1.2 a=9", "1.2 c=9"]);
+    let mut task = began(&bench, &mut kafka);
+    seal_and_commit(&mut task, &mut kafka);
+    kafka.compact(usize::MAX);
+    let start = without_its_store(task, &bench, &mut kafka);
+    assert_eq!((value(&start, "a"), value(&start, "b"), value(&start, "c")), (some("1"), some("1"), None));
+    assert_eq!((start.next[0], start.rewrites.keys.len()), (Offset(2), 0));
+}
+
+#[test]
+fn compaction_takes_no_committed_value_for_a_row_of_a_commit_that_was_refused() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut task = began(&bench, &mut kafka);
+    seal_and_commit(&mut task, &mut kafka);
+    task.apply(records(0, ["a"]), TakenAt::default()).unwrap();
+    seal_and_commit(&mut task, &mut kafka);
+    task.apply(records(1, ["a"]), TakenAt::default()).unwrap();
+    let refused = task.seal(0).unwrap().unwrap();
+    kafka.rows(&refused, 1);
+    task.drop_uncommitted(Some(refused)).unwrap();
+    // Whatever becomes of its record, nothing is written for it.
+    seal_and_commit(&mut task, &mut kafka);
+    kafka.compact(usize::MAX);
+    let start = without_its_store(task, &bench, &mut kafka);
+    assert_eq!((value(&start, "a"), start.next[0]), (some("1"), Offset(1)));
+}
+
 #[test]
 fn a_commit_whose_position_record_was_compacted_away_counts() {
     let lines = ["1.1 a=1", "-", "1.2 b=2", "-", "-", "1.4 a=9", "1.5 b=3", "1.5 @5"];
