@@ -9,7 +9,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Until the thread that accepted has let go of the port.
+const FREE_MAX: Duration = Duration::from_secs(60);
 
 /// How requests are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +83,12 @@ struct Shared {
 impl HttpSink {
     /// Listens on a free port of loopback.
     pub fn start() -> HttpSink {
+        HttpSink::start_at("127.0.0.1:0")
+    }
+
+    /// Listens at this address. One that is to be closed and opened again needs a port that the system gives to nobody
+    /// meanwhile: those that it chooses itself are for any connection, and its own clients make many.
+    pub fn start_at(address: &str) -> HttpSink {
         let shared = Arc::new(Shared {
             mode: Mutex::new(Mode::Accept),
             changed: Condvar::new(),
@@ -87,7 +96,7 @@ impl HttpSink {
             count: AtomicU64::new(0),
             time: AtomicU64::new(0),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port for the sink");
+        let listener = TcpListener::bind(address).expect("a port for the sink");
         let address = listener.local_addr().expect("the sink's address");
         listen(listener, &shared);
         HttpSink { address, shared }
@@ -105,12 +114,11 @@ impl HttpSink {
 
     /// Listens again where it did, and remembers what it was given before.
     pub fn reopen(&self) {
-        let started = SystemTime::now();
+        let started = Instant::now();
         loop {
             match TcpListener::bind(self.address) {
                 Ok(listener) => return listen(listener, &self.shared),
-                // The thread that accepted has yet to let go of the port.
-                Err(_) if started.elapsed().is_ok_and(|waited| waited < Duration::from_secs(10)) => {
+                Err(_) if started.elapsed() < FREE_MAX => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => panic!("the sink's port is not free again: {error}"),

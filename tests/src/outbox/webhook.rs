@@ -7,6 +7,7 @@ use tidemill_sink::{HttpSink, Mode, Received};
 use super::chapters::Order;
 use super::receiver::{Arrival, Receiver, Trouble};
 use super::stage::MARK;
+use crate::programs::free_address;
 
 /// How long it takes for one of them when it is slow.
 const SLOW: Duration = Duration::from_millis(50);
@@ -19,7 +20,7 @@ pub struct Webhook {
 
 impl Webhook {
     pub fn start() -> Webhook {
-        Webhook { sink: HttpSink::start(), told: 0 }
+        Webhook { sink: HttpSink::start_at(&free_address()), told: 0 }
     }
 }
 
