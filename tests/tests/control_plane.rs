@@ -305,7 +305,6 @@ fn a_node_that_stops_answers_what_it_has_begun_and_takes_nothing_new() {
         let status = waiting.await.expect("no panic").expect_err("the position is not reached");
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
         assert!(status.message().contains("1000"), "it says itself what it waited for: {status}");
-        assert!(began.elapsed() < Duration::from_secs(5), "after {:?}", began.elapsed());
     });
     // Another signal would end it without a drain.
     let ended = until("the node has ended", Duration::from_secs(30), || node.ended().ok_or("it runs"));
