@@ -715,7 +715,8 @@ mod tests {
             broker.tcp.read_to_end(&mut Vec::new()).expect("the end");
         });
         let began = Instant::now();
-        let error = Connection::open_until(&access, &address, began + Duration::from_millis(50));
+        // Time enough to be let in: it is the broker's silence that is given up.
+        let error = Connection::open_until(&access, &address, began + Duration::from_secs(1));
         assert!(matches!(error, Err(ConnectionError::Late { .. })), "{error:?}");
         assert!(began.elapsed() < access.connect_timeout / 2, "{:?}", began.elapsed());
         broker.join().expect("the broker is content");
@@ -883,9 +884,10 @@ mod tests {
     #[test]
     fn a_sign_in_that_lasts_is_made_again_before_it_ends() {
         assert_eq!([0, -1, i64::MIN].map(expiry), [None; 3]);
-        let now = Instant::now();
-        let left = expiry(1_005).expect("an end").duration_since(now).as_millis();
-        assert!((904..2_000).contains(&left), "{left}");
+        let before = Instant::now();
+        let end = expiry(1_005).expect("an end");
+        let left = [before, Instant::now()].map(|now| end.saturating_duration_since(now).as_millis());
+        assert!(left[0] >= 904 && left[1] <= 1_005, "{left:?}");
         // However long: it may be beyond what a time can be.
         let _ = expiry(i64::MAX);
     }
