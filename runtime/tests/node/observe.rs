@@ -60,21 +60,24 @@ fn the_lag_of_a_slow_handler_is_as_old_as_a_stopwatch_says_and_is_explained() {
         lag.records == 0 && lag.spent.is_some_and(|spent| spent.handler_seconds > 0.0)
     });
 
-    let produced = Instant::now();
+    // They are given their time between the two, however long it takes to write them.
+    let began = Instant::now();
     produce(&world, 0, &vec![("k", "spin 120"); 100]);
+    let produced = Instant::now();
     let mut seen = 0;
     let explained = loop {
         let before = produced.elapsed().as_secs_f64();
         let now = lag(&runtime, &node.channel);
-        let after = produced.elapsed().as_secs_f64();
+        let after = began.elapsed().as_secs_f64();
         if now.records == 0 {
             break now.spent.expect("it runs");
         }
         assert!(before < 180.0, "100 records should not take three minutes: {now:?}");
         // A look at the oldest record that takes long is given up, and then it is not said.
-        if let Some(seconds) = now.seconds.filter(|_| before > 1.0) {
+        if let Some(seconds) = now.seconds {
+            // Of two clocks, one of which counts milliseconds.
             assert!(
-                0.9 * before <= seconds && seconds <= 1.1 * after,
+                0.99 * before - 0.01 <= seconds && seconds <= 1.01 * after + 0.01,
                 "{seconds} s, not {before} to {after} s"
             );
             seen += 1;
@@ -99,7 +102,7 @@ fn the_lag_of_a_slow_handler_is_as_old_as_a_stopwatch_says_and_is_explained() {
     // Nobody produces any more: it stays at nothing, and a watcher is told so until its deadline.
     let mut request =
         tonic::Request::new(proto::WatchLagRequest { deployment: "hostile".into(), interval_ms: 100 });
-    request.set_timeout(Duration::from_secs(2));
+    request.set_timeout(Duration::from_secs(5));
     let watched = runtime.block_on(async {
         let mut answers =
             LagClient::new(node.channel.clone()).watch(request).await.expect("watches").into_inner();
