@@ -60,6 +60,7 @@ fn the_node_tells_of_itself(node: &Node) {
     let nodes = json(&["nodes"]);
     assert_eq!(nodes["nodes"][0]["answered"], true, "{nodes}");
     let tasks = nodes["nodes"][0]["tasks"].as_array().expect("tasks");
+    assert_eq!(tasks.len(), 2 * pipeline::PARTITIONS as usize, "{nodes}");
     assert!(tasks.iter().all(|task| task["positions"][0]["offset"].as_u64() > Some(0)), "{nodes}");
 
     let stores = json(&["stores"]);
