@@ -41,7 +41,8 @@ impl Length {
         // Of one alone, a rebalance that comes late may take the whole time between.
         moves: 2,
         rate: 300,
-        rows: 200,
+        // They last for 7 s: a busy machine takes most of a second for each look at the lag, and then rests as long.
+        rows: 500,
     };
     pub const FULL: Length = Length {
         phase: Duration::from_secs(10),
