@@ -201,9 +201,10 @@ mod tests {
         let (kept, dropped, _) = ring.since(before, usize::MAX, |line| line.level == telemetry::Level::Error);
         assert_eq!(kept.len() as u64 + dropped, u64::from(LINES), "every lost line is counted");
         // Another task, and an instance made anew, have no lines of their own.
-        let before = metrics.log_lines_dropped.get();
+        let (before, begun) = (metrics.log_lines_dropped.get(), Instant::now());
         (0..100).for_each(|_| log(1).write(Level::Info, "x"));
-        assert!(metrics.log_lines_dropped.get() >= before + 80);
+        let may_pass = 10 * (begun.elapsed().as_secs() + 2);
+        assert!(metrics.log_lines_dropped.get() + may_pass >= before + 100);
     }
 
     #[test]
