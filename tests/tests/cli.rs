@@ -334,7 +334,12 @@ fn a_deployment_is_compared_taken_back_paused_reset_and_drained_by_commands() {
     refused(&["outbox", "discard", "wc", "out", "--all"], 2, "never delivered. Add --yes to confirm");
     refused(&["groups", "delete", "local.default.wc", "--yes"], 4, "stop them first");
 
-    refused(&["outbox", "show", "wc"], 4, "wc has no outbox");
+    for command in ["show", "retry", "pause", "resume"] {
+        refused(&["outbox", command, "wc"], 4, "wc has no outbox");
+        refused(&["outbox", command, "wc", "gone"], 5, "wc has no destination gone; it has none");
+    }
+    let discard = ["outbox", "discard", "wc", "gone", "--all", "--yes"];
+    refused(&discard, 5, "wc has no destination gone; it has none");
 
     let diff = ask(&["diff", "wc"]);
     assert_eq!((diff["from"].as_u64(), diff["to"].as_u64()), (Some(1), Some(2)), "{diff}");

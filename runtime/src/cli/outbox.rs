@@ -56,7 +56,8 @@ const WAIT: Duration = Duration::from_secs(20);
 
 /// Look at what waits to be delivered outside Kafka, and deal with what does not go
 ///
-/// Any node answers; it asks the nodes that own the partitions.
+/// Any node answers; it asks the nodes that own the partitions. Of a deployment without an outbox, and without rows that
+/// an earlier version left, everything but a list is refused.
 #[derive(Debug, Args)]
 pub struct Outbox {
     #[command(subcommand)]
@@ -83,8 +84,6 @@ struct List {
 }
 
 /// Show rows that wait, the oldest first
-///
-/// Of a deployment without an outbox it is refused, unless an earlier version has left rows.
 #[derive(Debug, Args)]
 #[command(after_help = SHOW_EXAMPLES)]
 struct Show {
@@ -259,12 +258,18 @@ impl Show {
     async fn run(self, global: &Global) -> Outcome {
         let mut partitions: Vec<i32> = match self.partition {
             Some(partition) => vec![partition],
-            None => of(global, &self.name).await?.into_iter().map(|state| state.partition).collect(),
+            None => {
+                let states = of(global, &self.name).await?;
+                let is_meant = |state: &&proto::OutboxState| {
+                    self.destination.as_ref().is_none_or(|wanted| *wanted == state.destination)
+                };
+                states.iter().filter(is_meant).map(|state| state.partition).collect()
+            }
         };
         partitions.sort_unstable();
         partitions.dedup();
         if partitions.is_empty() {
-            // Of a deployment without an outbox nothing is listed: whoever has its first partition says so.
+            // Nothing is listed of an outbox that is not there: the answer for any partition says so.
             partitions.push(0);
         }
         let mut client = connect(global).await?;

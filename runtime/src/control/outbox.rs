@@ -1,5 +1,6 @@
 //! Outboxes over gRPC: each partition is asked of the node that runs its task.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
@@ -9,8 +10,8 @@ use tonic::{Request, Response, Status};
 use super::deadline::Deadline;
 use super::details::status;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
-use super::grpc::{Services, pending};
-use crate::node::outbox::chosen;
+use super::grpc::{Services, ask, pending};
+use crate::node::outbox::{chosen, destination_of};
 use crate::node::{ControlError, Handle};
 
 fn client(channel: Peer) -> OutboxClient<Peer> {
@@ -119,6 +120,19 @@ impl Forwarder {
         Ok(proto::ListOutboxResponse { outboxes })
     }
 
+    async fn show_outbox(
+        &self,
+        request: proto::ShowOutboxRequest,
+        deadline: Deadline,
+    ) -> Result<proto::ShowOutboxResponse, Status> {
+        let local = request.local;
+        if !local {
+            // Whether anything is left in the partition its owner says.
+            self.refusal(&request.deployment, &request.destination).await?;
+        }
+        self.read(request, local, deadline).await
+    }
+
     async fn retry_outbox(
         &self,
         request: proto::RetryOutboxRequest,
@@ -126,7 +140,8 @@ impl Forwarder {
     ) -> Result<proto::RetryOutboxResponse, Status> {
         chosen(&request.author, &request.rows, request.partition).map_err(status)?;
         let mut rows = 0;
-        for partition in self.partitions(&request, request.local).await? {
+        let destination = destination_of(&request.rows);
+        for partition in self.meant(&request, destination, request.local, deadline).await? {
             let part = proto::RetryOutboxRequest { partition: Some(partition), ..request.clone() };
             rows += self.read(part, request.local, deadline).await?.rows;
         }
@@ -140,11 +155,47 @@ impl Forwarder {
     ) -> Result<proto::DiscardOutboxResponse, Status> {
         chosen(&request.author, &request.rows, request.partition).map_err(status)?;
         let mut rows = 0;
-        for partition in self.partitions(&request, request.local).await? {
+        let destination = destination_of(&request.rows);
+        for partition in self.meant(&request, destination, request.local, deadline).await? {
             let part = proto::DiscardOutboxRequest { partition: Some(partition), ..request.clone() };
             rows += self.read(part, request.local, deadline).await?.rows;
         }
         Ok(proto::DiscardOutboxResponse { rows })
+    }
+
+    /// The partitions whose rows a request is about; of a destination that only an earlier version had, those in which it
+    /// has left some. What is not there is refused before any owner is asked to change something.
+    async fn meant(
+        &self,
+        request: &impl Read,
+        destination: &str,
+        local: bool,
+        deadline: Deadline,
+    ) -> Result<Vec<i32>, Status> {
+        let (deployment, partition) = request.target();
+        if local {
+            return self.partitions(request, local).await;
+        }
+        let refusal = self.refusal(deployment, destination).await?;
+        let Some(refusal) = refusal.filter(|_| partition.is_none()) else {
+            return self.partitions(request, local).await;
+        };
+        let list = proto::ListOutboxRequest {
+            deployment: deployment.to_owned(),
+            ..proto::ListOutboxRequest::default()
+        };
+        let states = self.list_outbox(list, deadline).await?.outboxes;
+        let is_meant = |state: &&proto::OutboxState| {
+            state.rows > 0 && (destination.is_empty() || state.destination == destination)
+        };
+        let left: BTreeSet<i32> = states.iter().filter(is_meant).map(|state| state.partition).collect();
+        if left.is_empty() { Err(status(refusal)) } else { Ok(Vec::from_iter(left)) }
+    }
+
+    /// As [`Handle::outbox_refusal`].
+    async fn refusal(&self, deployment: &str, destination: &str) -> Result<Option<ControlError>, Status> {
+        let (deployment, destination) = (deployment.to_owned(), destination.to_owned());
+        ask(&self.node, move |node| node.outbox_refusal(&deployment, &destination)).await
     }
 }
 
@@ -163,8 +214,7 @@ impl proto::outbox_server::Outbox for Services {
         request: Request<proto::ShowOutboxRequest>,
     ) -> Result<Response<proto::ShowOutboxResponse>, Status> {
         let (forwarder, request, deadline) = self.forwarded(request);
-        let local = request.local;
-        self.counted(forwarder.read(request, local, deadline)).await
+        self.counted(forwarder.show_outbox(request, deadline)).await
     }
 
     async fn retry(

@@ -4,6 +4,7 @@
 //! destinations are like is known to the relays. A pause is the fleet's, so it is in the registry.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
@@ -13,8 +14,10 @@ use tidemill_proto::v1::control_entry::Entry;
 use super::board::TaskEntry;
 use super::change::{AUTHOR_BYTES_MAX, refuse, too_long};
 use super::handle::{ControlError, Handle};
+use super::history::Version;
 use super::registered::Registered;
 use super::runtime::NodeRuntime;
+use crate::config::deployment::DeploymentSpec;
 use crate::config::problem::Problem;
 use crate::record::headers;
 use crate::relay::type_of;
@@ -115,12 +118,10 @@ impl Handle {
         let destination = named(&request.destination);
         let ask = Ask::Show { destination, after: request.after, limit: limit as usize };
         match self.ask(&request.deployment, request.partition, ask, until)? {
-            Answer::Rows(rows, _)
-                if rows.is_empty() && !self.has_outbox(&request.deployment, request.partition)? =>
-            {
-                Err(no_outbox(&request.deployment, request.partition))
-            }
             Answer::Rows(rows, now) => {
+                if rows.is_empty() {
+                    self.may_hold(&request.deployment, request.partition, &request.destination)?;
+                }
                 let states = self.node.relays.states(&request.deployment);
                 let event_type = |output: &str| match states.iter().find(|state| state.name == output) {
                     Some(state) => state.event_type.clone(),
@@ -130,6 +131,11 @@ impl Handle {
                 let rows = rows.into_iter().map(|row| shown(&event_type(&row.row.output), row, now));
                 Ok(proto::ShowOutboxResponse { rows: rows.collect() })
             }
+            // Nothing was to be changed.
+            Answer::Unknown => Err(ControlError::Unavailable(format!(
+                "the worker of partition {} of {} has ended; try again",
+                request.partition, request.deployment
+            ))),
             other => Err(unanswered(&request.deployment, request.partition, &other)),
         }
     }
@@ -144,7 +150,12 @@ impl Handle {
         let partition = request.partition.unwrap_or_default();
         let ask = Ask::Retry { destination, sequences };
         match self.ask(&request.deployment, partition, ask, until)? {
-            Answer::Done(rows) => Ok(proto::RetryOutboxResponse { rows }),
+            Answer::Done(rows) => {
+                if rows == 0 {
+                    self.may_hold(&request.deployment, partition, destination_of(&request.rows))?;
+                }
+                Ok(proto::RetryOutboxResponse { rows })
+            }
             other => Err(unanswered(&request.deployment, partition, &other)),
         }
     }
@@ -166,7 +177,12 @@ impl Handle {
         );
         let ask = Ask::Discard { destination, sequences };
         match self.ask(&request.deployment, partition, ask, until)? {
-            Answer::Done(rows) => Ok(proto::DiscardOutboxResponse { rows }),
+            Answer::Done(rows) => {
+                if rows == 0 {
+                    self.may_hold(&request.deployment, partition, destination_of(&request.rows))?;
+                }
+                Ok(proto::DiscardOutboxResponse { rows })
+            }
             other => Err(unanswered(&request.deployment, partition, &other)),
         }
     }
@@ -204,9 +220,12 @@ impl Handle {
         let already = view.outbox_paused(deployment);
         let all: BTreeSet<String> = if paused { known.clone() } else { already.clone() };
         let wanted = match destination {
+            "" if all.is_empty() && registered.spec().is_some_and(|spec| !spec.has_outbox()) => {
+                return Err(absent(&registered, "", None));
+            }
             "" => all,
             name if known.contains(name) || already.contains(name) => BTreeSet::from([name.to_owned()]),
-            name => return Err(unknown_destination(deployment, name, &known)),
+            name => return Err(absent(&registered, name, None)),
         };
         for destination in wanted.into_iter().filter(|name| already.contains(name) != paused) {
             let entry = proto::OutboxPauseEntry {
@@ -221,13 +240,35 @@ impl Handle {
         Ok(self.latest()?.outbox_paused(deployment).into_iter().collect())
     }
 
-    /// Its version has one, or an earlier one has left rows in this partition, which this node runs. Of a version that
-    /// cannot be read nobody can say that it has none.
-    fn has_outbox(&self, name: &str, partition: i32) -> Result<bool, ControlError> {
+    /// Refuses a destination, or all of them for the empty name, that no version of this life has had; of one that only an
+    /// earlier version had, answers what is to be said where it has left no rows. Asks no task, so whoever misspells a
+    /// name hears of that, whatever the tasks do.
+    pub fn outbox_refusal(
+        &self,
+        deployment: &str,
+        destination: &str,
+    ) -> Result<Option<ControlError>, ControlError> {
+        let registered = self.registered(deployment)?;
+        if may_have(&registered, destination) {
+            return Ok(None);
+        }
+        let refusal = absent(&registered, destination, None);
+        if may_have_had(&registered, destination) { Ok(Some(refusal)) } else { Err(refusal) }
+    }
+
+    /// Nothing was found in a partition that this node runs: refuses what can hold nothing there, because the version does
+    /// not have it, and an earlier one has left no row of it.
+    fn may_hold(&self, name: &str, partition: i32, destination: &str) -> Result<(), ControlError> {
         let registered = self.registered(name)?;
-        let is_left =
-            || self.node.telemetry.outboxes(name, partition).iter().any(|(_, cells)| cells.rows.get() > 0);
-        Ok(registered.spec().is_none_or(|spec| spec.has_outbox()) || is_left())
+        let is_left = || {
+            let outboxes = self.node.telemetry.outboxes(name, partition);
+            let meant = |known: &str| destination.is_empty() || known == destination;
+            outboxes.iter().any(|(known, cells)| meant(known) && cells.rows.get() > 0)
+        };
+        if may_have(&registered, destination) || is_left() {
+            return Ok(());
+        }
+        Err(absent(&registered, destination, Some(partition)))
     }
 
     fn ask(&self, name: &str, partition: i32, ask: Ask, until: Instant) -> Result<Answer, ControlError> {
@@ -236,11 +277,11 @@ impl Handle {
         | Ask::Retry { destination: Some(destination), .. }
         | Ask::Discard { destination: Some(destination), .. } = &ask
         {
-            let known = destinations(&self.registered(name)?);
+            let registered = self.registered(name)?;
             let has_rows =
                 self.node.telemetry.outboxes(name, partition).iter().any(|(known, _)| known == destination);
-            if !known.contains(destination) && !has_rows {
-                return Err(unknown_destination(name, destination, &known));
+            if !destinations(&registered).contains(destination) && !has_rows {
+                return Err(absent(&registered, destination, Some(partition)));
             }
         }
         let (reply, answer) = bounded(1);
@@ -295,17 +336,47 @@ fn destinations(registered: &Registered) -> BTreeSet<String> {
     spec.iter().flat_map(|spec| spec.destinations()).map(|(name, _)| name.clone()).collect()
 }
 
-fn no_outbox(deployment: &str, partition: i32) -> ControlError {
-    ControlError::Precondition(format!(
-        "{deployment} has no outbox, and partition {partition} no row that an earlier version left; `http:`, `amqp:` or `kafka:` \
-         in an output of its document gives it one"
-    ))
+/// The running version has that destination, or any for the empty name. Of one that cannot be read nobody can say that
+/// it has none.
+fn may_have(registered: &Registered, destination: &str) -> bool {
+    registered.spec().is_none_or(|spec| has(spec, destination))
 }
 
-fn unknown_destination(deployment: &str, name: &str, known: &BTreeSet<String>) -> ControlError {
-    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+/// An earlier version of this life had it, or nobody can say that none had: some are forgotten, or cannot be read.
+fn may_have_had(registered: &Registered, destination: &str) -> bool {
+    let had = |version: &Arc<Version>| {
+        let spec = DeploymentSpec::parse(&version.document);
+        spec.ok().is_none_or(|spec| has(&spec, destination))
+    };
+    let history = &registered.history;
+    registered.ledger.may_hold_rows() && (history.forgotten() > 0 || history.iter().any(had))
+}
+
+fn has(spec: &DeploymentSpec, destination: &str) -> bool {
+    match destination {
+        "" => spec.has_outbox(),
+        name => spec.destinations().any(|(known, _)| known == name),
+    }
+}
+
+/// There is no such destination, or none at all for the empty name; nor, where a partition was looked at, a row of it.
+fn absent(registered: &Registered, destination: &str, partition: Option<i32>) -> ControlError {
+    let name = &registered.name;
+    if destination.is_empty() {
+        let whose = partition.map_or_else(String::new, |partition| format!("partition {partition} "));
+        return ControlError::Precondition(format!(
+            "{name} has no outbox, and {whose}no row that an earlier version left; `http:`, `amqp:` or `kafka:` in an output \
+             of its document gives it one"
+        ));
+    }
+    let known = Vec::from_iter(destinations(registered));
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    ControlError::NotFound(format!("{deployment} has no destination {name}; it has {known}"))
+    ControlError::NotFound(format!("{name} has no destination {destination}; it has {known}"))
+}
+
+/// Empty = every one.
+pub fn destination_of(rows: &Option<proto::OutboxRows>) -> &str {
+    rows.as_ref().map_or("", |rows| rows.destination.as_str())
 }
 
 fn named(destination: &str) -> Option<String> {

@@ -7,9 +7,13 @@ use std::time::{Duration, Instant};
 use tidemill::kafka::tools::{self, Consumed, Row};
 use tidemill::node::{ControlError, Node};
 use tidemill_proto::v1 as proto;
+use tidemill_proto::v1::outbox_client::OutboxClient;
 use tidemill_sink::{HttpSink, Mode};
 use tidemill_test_support::build_guest;
+use tokio::runtime::Runtime;
+use tonic::Code;
 
+use crate::queries::Served;
 use crate::world::{World, deploy, eventually, is_adopted};
 
 fn document(world: &World, sink: &HttpSink, more: &str) -> String {
@@ -230,7 +234,9 @@ fn what_can_never_be_delivered_is_buried_and_a_full_outbox_pauses_its_partition(
 #[test]
 fn a_deployment_without_an_outbox_says_so_unless_an_earlier_version_left_rows() {
     let world = World::new(&[("in", 2), ("copies", 1)]);
-    let node = world.node();
+    let runtime = Runtime::new().expect("a runtime");
+    let served = Served::start(&world, &runtime, "a");
+    let node = served.node();
     let module = build_guest("tests/guests/hostile");
     let document = |out: &str| {
         format!(
@@ -245,28 +251,45 @@ fn a_deployment_without_an_outbox_says_so_unless_an_earlier_version_left_rows() 
         Err(ControlError::Precondition(why)) => why.starts_with("hook has no outbox"),
         Ok(_) | Err(_) => false,
     };
-    deploy(&node, &document("{ http: { url: 'http://127.0.0.1:1/nobody' } }"), &module);
-    produce(&world, &[(0, "a", "ok")]);
-    eventually("one waits, and nothing does where nothing was", || {
-        matches!((show(0), show(1)), (Ok(1), Ok(0)))
-    });
-
-    deploy(&node, &document("{ topic: copies }"), &module);
-    eventually("the second is adopted", || is_adopted(&node.handle(), "hook"));
-    assert_eq!(show(0).expect("what is left is shown"), 1);
-    assert!(is_refused(1), "nothing is left there: {:?}", show(1));
-    let discard = proto::DiscardOutboxRequest {
-        deployment: "hook".into(),
-        partition: Some(0),
-        rows: Some(proto::OutboxRows { destination: "out".into(), sequences: Vec::new() }),
-        ..proto::DiscardOutboxRequest::default()
+    // Of the whole deployment, in whichever partitions.
+    let client = || OutboxClient::new(served.channel.clone());
+    let rows_of = |destination: &str| {
+        Some(proto::OutboxRows { destination: destination.into(), sequences: Vec::new() })
     };
-    // Not while it is under way.
-    eventually("it is discarded", || {
-        node.handle().outbox_discard(&discard, soon()).is_ok_and(|answer| answer.rows == 1)
+    let retry = |destination: &str| {
+        let request = proto::RetryOutboxRequest {
+            deployment: "hook".into(),
+            rows: rows_of(destination),
+            ..proto::RetryOutboxRequest::default()
+        };
+        runtime.block_on(client().retry(request)).map(|_| ()).map_err(|status| status.code())
+    };
+    let discard = || {
+        let request = proto::DiscardOutboxRequest {
+            deployment: "hook".into(),
+            rows: rows_of("out"),
+            ..proto::DiscardOutboxRequest::default()
+        };
+        runtime.block_on(client().discard(request)).map(|answer| answer.into_inner().rows)
+    };
+    deploy(node, &document("{ http: { url: 'http://127.0.0.1:1/nobody' } }"), &module);
+    produce(&world, &[(1, "a", "ok")]);
+    eventually("one waits, and nothing does where nothing was", || {
+        matches!((show(0), show(1)), (Ok(0), Ok(1)))
     });
-    eventually("nothing is left there either", || is_refused(0));
-    node.stop();
+    assert_eq!(retry("gone"), Err(Code::NotFound), "there is another");
+
+    deploy(node, &document("{ topic: copies }"), &module);
+    eventually("the second is adopted", || is_adopted(&node.handle(), "hook"));
+    assert_eq!(show(1).expect("what is left is shown"), 1);
+    assert!(is_refused(0), "nothing is left there: {:?}", show(0));
+    assert_eq!((retry(""), retry("out"), retry("gone")), (Ok(()), Ok(()), Err(Code::NotFound)));
+    // Not while it is under way.
+    eventually("it is discarded", || discard().is_ok_and(|rows| rows == 1));
+    eventually("nothing is left there either", || is_refused(1));
+    assert_eq!((retry(""), retry("out")), (Err(Code::FailedPrecondition), Err(Code::NotFound)));
+    assert_eq!(discard().expect_err("no such outbox").code(), Code::NotFound);
+    served.stop();
 }
 
 #[test]
