@@ -152,10 +152,14 @@ impl From<tonic::Status> for Failure {
         // Only what this side makes of a broken connection has a cause; what a node says has none.
         if let Some(cause) = std::error::Error::source(&status) {
             if has_timed_out(cause) {
-                return Failure::unreachable("the node has not answered in time: it may be busy, or stopped");
+                return Failure::unreachable(
+                    "the node has not answered in time: it may be busy, or stopped; a change that was asked for may have \
+                     been made, or be made yet",
+                );
             }
             return Failure::unreachable(format!(
-                "the connection broke off ({}); a node that demands certificates needs --ca, --cert and --cert-key",
+                "the connection broke off ({}): a change that was asked for may have been made or not, so look before you \
+                 ask again; a node that demands certificates needs --ca, --cert and --cert-key",
                 root_cause(cause)
             ));
         }
@@ -217,5 +221,6 @@ mod tests {
         let failure = Failure::from(status);
         assert_eq!(failure.kind, Kind::Unreachable);
         assert!(failure.message.contains("in time") && !failure.message.contains("--ca"), "{failure}");
+        assert!(failure.message.contains("may have been made"), "{failure}");
     }
 }

@@ -82,8 +82,9 @@ use output::Format;
 use crate::wasm::compiler;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the node or Kafka cannot be reached, 4 refused as it \
-is (invalid document, wrong state), 5 there is no such thing.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the node or Kafka cannot be reached or has not answered \
+(the error says if a change may have been made all the same), 4 refused as it is (invalid document, \
+wrong state), 5 there is no such thing.
 
 Start with:
   tidemill dev                         a node with a broker inside, for trying things out

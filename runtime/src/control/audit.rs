@@ -6,15 +6,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::response::Response;
 use tonic::{Code, Status};
 
+use super::details::is_unknown;
+
 use crate::telemetry::audit::Line;
 
 /// A call that does not get to its service.
 pub fn refused(line: &Line, status: &Status) {
-    line.write(0, &name(status.code()), status.message());
+    line.write(0, &name(status), status.message());
 }
 
-/// `PermissionDenied`: a status as the log has it.
-fn name(code: Code) -> String {
+/// `PermissionDenied`: a status as the log has it, where `Unknown` is what may have happened or not. Its caller hears
+/// UNAVAILABLE, as of what was not done.
+pub(super) fn name(status: &Status) -> String {
+    let code = if is_unknown(status) { Code::Unknown } else { status.code() };
     format!("{code:?}")
 }
 
@@ -35,8 +39,8 @@ impl Pending {
     pub fn ended(&self, outcome: Result<u64, &Status>) {
         let Some(line) = self.0.take() else { return };
         match outcome {
-            Ok(revision) => line.write(revision, &name(Code::Ok), ""),
-            Err(status) => line.write(0, &name(status.code()), status.message()),
+            Ok(revision) => line.write(revision, "Ok", ""),
+            Err(status) => line.write(0, &name(status), status.message()),
         }
     }
 
@@ -57,7 +61,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         if let Some(line) = self.take() {
             let reason = "the node ended before that was known; it may have happened or not";
-            line.write(0, &name(Code::Unknown), reason);
+            line.write(0, "Unknown", reason);
         }
     }
 }

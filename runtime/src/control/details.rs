@@ -21,6 +21,9 @@ const TRAILER_BYTES: usize = 32;
 /// More problems than that are never listed, however short they are.
 const PROBLEMS_MAX: usize = 100;
 
+/// Of UNAVAILABLE, where what was asked may have been done or not.
+const UNKNOWN: &str = "OUTCOME_UNKNOWN";
+
 /// The one place where a reaction becomes a gRPC status.
 pub fn status(error: ControlError) -> Status {
     match error {
@@ -47,7 +50,7 @@ pub fn status(error: ControlError) -> Status {
         ControlError::Deadline(reason) => {
             informed(Code::DeadlineExceeded, reason, "DEADLINE_EXCEEDED", HashMap::new())
         }
-        ControlError::Unknown(reason) => Status::unknown(reason),
+        ControlError::Unknown(reason) => informed(Code::Unavailable, reason, UNKNOWN, HashMap::new()),
         ControlError::Exhausted(reason) => Status::resource_exhausted(reason),
         ControlError::Internal(reason) => Status::internal(reason),
     }
@@ -56,6 +59,16 @@ pub fn status(error: ControlError) -> Status {
 /// One problem of a request, wherever it is found.
 pub fn invalid(problem: Problem) -> Status {
     status(ControlError::Invalid(vec![problem]))
+}
+
+/// What was asked may have been done or not, so whoever asked has to look before they ask again.
+pub fn is_unknown(status: &Status) -> bool {
+    let of_unknown = |detail: &Any| {
+        detail.type_url == type_url("ErrorInfo")
+            && ErrorInfo::decode(detail.value.as_slice()).is_ok_and(|info| info.reason == UNKNOWN)
+    };
+    status.code() == Code::Unavailable
+        && rpc::Status::decode(status.details()).is_ok_and(|told| told.details.iter().any(of_unknown))
 }
 
 /// As many problems as fit, from the first one on: in the text, which is for people and comes first, and then
@@ -129,12 +142,17 @@ fn with(code: Code, message: String, detail: Option<Any>) -> Status {
 }
 
 fn any(name: &str, message: &impl Message) -> Any {
-    Any { type_url: format!("type.googleapis.com/google.rpc.{name}"), value: message.encode_to_vec() }
+    Any { type_url: type_url(name), value: message.encode_to_vec() }
+}
+
+fn type_url(name: &str) -> String {
+    format!("type.googleapis.com/google.rpc.{name}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::audit;
 
     fn details(status: &Status) -> rpc::Status {
         rpc::Status::decode(status.details()).expect("google.rpc.Status")
@@ -154,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_names_its_errors_as_their_callers_would_hear_them() {
+    fn a_node_names_its_errors_as_the_audit_log_names_what_their_callers_hear() {
         let problems = || vec![Problem::from("a")];
         let text = || "a".to_owned();
         for error in [
@@ -171,7 +189,7 @@ mod tests {
             ControlError::Internal(text()),
         ] {
             let named = error.code();
-            assert_eq!(format!("{:?}", status(error).code()), named);
+            assert_eq!(audit::name(&status(error)), named);
         }
     }
 
@@ -190,8 +208,10 @@ mod tests {
             (ControlError::NotFound("a".into()), Code::NotFound, "NOT_FOUND"),
             (ControlError::Unavailable("a".into()), Code::Unavailable, "UNAVAILABLE"),
             (ControlError::Deadline("a".into()), Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+            (ControlError::Unknown("a".into()), Code::Unavailable, "OUTCOME_UNKNOWN"),
         ] {
             let status = status(error);
+            assert_eq!(is_unknown(&status), reason == "OUTCOME_UNKNOWN", "{status}");
             let info = ErrorInfo::decode(details(&status).details[0].value.as_slice()).expect("ErrorInfo");
             assert_eq!((status.code(), status.message()), (code, "a"));
             assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "tidemill"));

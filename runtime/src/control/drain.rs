@@ -7,9 +7,12 @@ use tidemill_proto::v1::fleet_client::FleetClient;
 use tonic::Status;
 
 use super::deadline::Deadline;
-use super::forward::{Forwarder, timed};
+use super::forward::{Forwarder, timed, unknown};
 use super::grpc::ask;
 use crate::node::Owner;
+
+/// Where the way to the node broke.
+const LOOK: &str = "`tidemill nodes` says whether it has heard of this, and asking again does no harm";
 
 impl Forwarder {
     /// Asks the node itself. May be repeated: it says what is wanted, not what is to change.
@@ -32,9 +35,7 @@ impl Forwarder {
                     match std::error::Error::source(&status) {
                         // What the other node says is passed on as it is.
                         None => status,
-                        Some(reason) => Status::unavailable(format!(
-                            "node {node} at {address} does not answer ({reason}); try again"
-                        )),
+                        Some(reason) => unknown(&format!("node {node} is at {address}"), reason, LOOK),
                     }
                 })
             }

@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 
 use super::caller::{Caller, OnBehalf};
 use super::deadline::Deadline;
-use super::details::invalid;
+use super::details::{invalid, is_unknown, status};
 use super::grpc::ask;
 use super::page::{self, PageToken};
 use crate::config::problem::Problem;
@@ -66,9 +66,9 @@ pub(super) trait Read: Clone + Send + 'static {
 
     fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError>;
 
-    /// The way to the other node failed: what its caller is told.
+    /// The way to the other node broke after it may have been asked: what its caller is told.
     fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
-        Status::unavailable(format!("{what}, which does not answer ({reason}); try again"))
+        unasked(what, reason)
     }
 
     /// Asked of another node, as a local read.
@@ -136,9 +136,7 @@ impl Read for proto::EditStateRequest {
     }
 
     fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
-        Status::unknown(format!(
-            "{what}, which does not answer ({reason}): the edit may be committed or not; read the key"
-        ))
+        unknown(what, reason, "the edit may be committed or not; read the key (`tidemill state get`)")
     }
 
     async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
@@ -365,6 +363,7 @@ impl Forwarder {
                     match std::error::Error::source(&status) {
                         // What another node says is passed on as it is.
                         None => status,
+                        Some(reason) if is_unsent(reason) => unasked(&what, reason),
                         Some(reason) => R::lost(&what, reason),
                     }
                 })
@@ -414,7 +413,28 @@ fn state(channel: Peer) -> StateClient<Peer> {
 
 /// What is out of reach now may be within it in a moment, and there is a moment left.
 fn may_change(status: &Status, until: Instant) -> bool {
-    status.code() == Code::Unavailable && Instant::now() + LOOK_AGAIN < until
+    status.code() == Code::Unavailable && !is_unknown(status) && Instant::now() + LOOK_AGAIN < until
+}
+
+/// No connection came about, so the other node has heard of nothing.
+fn is_unsent(reason: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(reason);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn unasked(what: &str, reason: &dyn std::error::Error) -> Status {
+    Status::unavailable(format!("{what}, which does not answer ({reason}); try again"))
+}
+
+/// The other node may have done what it was asked for; `look` says how to find out.
+pub(super) fn unknown(what: &str, reason: &dyn std::error::Error, look: &str) -> Status {
+    status(ControlError::Unknown(format!("{what}, which does not answer ({reason}): {look}")))
 }
 
 /// Asks another node on behalf of a caller, who waits this long.
@@ -422,4 +442,31 @@ pub(super) fn timed<T>(message: T, timeout: Duration) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(timeout);
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_node_may_have_done_is_not_asked_for_again_and_what_never_reached_it_is() {
+        let until = Instant::now() + Duration::from_secs(60);
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let refused =
+            tonic::ConnectError(Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)));
+        assert!(is_unsent(&refused) && !is_unsent(&broken));
+        assert!(may_change(&unasked("partition 0 of a is on b", &refused), until));
+        for lost in [
+            proto::EditStateRequest::lost,
+            proto::RetryOutboxRequest::lost,
+            proto::DiscardOutboxRequest::lost,
+            proto::ReleaseParkedRequest::lost,
+            proto::DropParkedRequest::lost,
+        ] {
+            let status = lost("partition 0 of a is on b", &broken);
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            assert!(!may_change(&status, until), "{status}");
+            assert!(status.message().contains("`tidemill "), "it says where to look: {status}");
+        }
+    }
 }

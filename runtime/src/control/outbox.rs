@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
 use super::details::status;
-use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
+use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed, unknown};
 use super::grpc::{Services, ask, pending};
 use crate::node::outbox::{chosen, destination_of};
 use crate::node::{ControlError, Handle};
@@ -73,6 +73,11 @@ impl Read for proto::RetryOutboxRequest {
         node.outbox_retry(self, until)
     }
 
+    fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
+        let look = "rows may have been tried or not (`tidemill outbox show`); they may be retried once more";
+        unknown(what, reason, look)
+    }
+
     async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
         Ok(client(channel).retry(timed(Self { local: true, ..self }, timeout)).await?.into_inner())
     }
@@ -95,9 +100,8 @@ impl Read for proto::DiscardOutboxRequest {
     }
 
     fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
-        Status::unknown(format!(
-            "{what}, which does not answer ({reason}): the rows may be discarded or not; look at them again"
-        ))
+        let look = "rows may be discarded or not; look at them again (`tidemill outbox show`)";
+        unknown(what, reason, look)
     }
 
     async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {

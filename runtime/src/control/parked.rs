@@ -7,7 +7,7 @@ use tidemill_proto::v1::parked_client::ParkedClient;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
-use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed};
+use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed, unknown};
 use super::grpc::Services;
 use super::page::{self, PageToken};
 use crate::config::problem::Problem;
@@ -21,12 +21,9 @@ fn client(channel: Peer) -> ParkedClient<Peer> {
     ParkedClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
-/// The way to the owner broke after a change was asked of it.
-fn unknown(what: &str, reason: &dyn std::error::Error) -> Status {
-    Status::unknown(format!(
-        "{what}, which does not answer ({reason}): what was asked may be done or not; look at the parked records again"
-    ))
-}
+/// Where the way to the owner broke after a change was asked of it.
+const LOOK: &str =
+    "what was asked may be done or not; look at the parked records again (`tidemill parked list`)";
 
 impl Read for proto::ListParkedRequest {
     type Answer = proto::ListParkedResponse;
@@ -65,7 +62,7 @@ impl Read for proto::ReleaseParkedRequest {
     }
 
     fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
-        unknown(what, reason)
+        unknown(what, reason, LOOK)
     }
 
     async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
@@ -90,7 +87,7 @@ impl Read for proto::DropParkedRequest {
     }
 
     fn lost(what: &str, reason: &dyn std::error::Error) -> Status {
-        unknown(what, reason)
+        unknown(what, reason, LOOK)
     }
 
     async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {

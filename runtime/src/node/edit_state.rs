@@ -70,7 +70,8 @@ pub fn edit(
         return Err(busy());
     }
     let left = until.saturating_duration_since(Instant::now());
-    let unknown = "the edit may be committed or not: read the key, and repeat the edit if it is not there";
+    let unknown = "the edit may be committed or not: read the key (`tidemill state get`), and repeat the edit if it is not \
+                   there";
     match outcome.recv_timeout(left) {
         Ok(Edited::Done(at)) => {
             let positions = super::query::positions(&at, &target.inputs, partition);

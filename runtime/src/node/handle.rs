@@ -48,7 +48,7 @@ pub enum ControlError {
     /// What was to be waited for did not come in time.
     #[error("{0}")]
     Deadline(String),
-    /// Whether it happened is not known.
+    /// Whether it happened is not known: says how to find out. Unlike `Unavailable` it must not be tried again unseen.
     #[error("{0}")]
     Unknown(String),
     /// More than a call may have, or the node may hold.
@@ -59,7 +59,7 @@ pub enum ControlError {
 }
 
 impl ControlError {
-    /// The status of gRPC that it becomes, as the audit log names it.
+    /// The outcome, as the audit log names it: the status of gRPC that it becomes, but for `Unknown`.
     pub fn code(&self) -> &'static str {
         match self {
             ControlError::Invalid(_) => "InvalidArgument",

@@ -326,7 +326,8 @@ fn unanswered(name: &str, partition: i32, answer: &Answer) -> ControlError {
         )),
         Answer::Failed(why) => ControlError::Internal(format!("partition {partition} of {name}: {why}")),
         Answer::Unknown | Answer::Rows(..) | Answer::Done(_) => ControlError::Unknown(format!(
-            "partition {partition} of {name} was recovered meanwhile: look at `tidemill outbox show {name}`"
+            "partition {partition} of {name} was recovered, or its worker has ended: what was asked may be done or not; look \
+             at `tidemill outbox show {name} --partition {partition}`"
         )),
     }
 }
