@@ -61,14 +61,16 @@ pub struct Checklist {
         value_parser = units::parse_duration,
         num_args = 0..=1,
         default_missing_value = "300s",
-        conflicts_with_all = ["file", "stay"]
+        conflicts_with_all = ["file", "stay"],
+        group = "again"
     )]
     wait: Option<Duration>,
     /// Look again for this long, and end at the first row that fails
     #[arg(long = "for", id = "stay", value_name = "DURATION", value_parser = units::parse_duration, conflicts_with = "file")]
+    #[arg(group = "again")]
     stay: Option<Duration>,
     /// Time between two looks
-    #[arg(long, value_name = "DURATION", value_parser = interval, default_value = "10s")]
+    #[arg(long, value_name = "DURATION", value_parser = interval, default_value = "10s", requires = "again")]
     poll: Duration,
 }
 

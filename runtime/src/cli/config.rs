@@ -33,6 +33,20 @@ Examples:
   tidemill config explain kafka.acks
   tidemill config explain kafka";
 
+/// What says nothing of a document. The file of a node is not among it: a variable may name it for every command.
+const OF_A_NODE: [&str; 10] = [
+    "bootstrap_servers",
+    "set",
+    "fleet",
+    "node_id",
+    "state_dir",
+    "listen_grpc",
+    "listen_http",
+    "insecure",
+    "log_format",
+    "log_filter",
+];
+
 /// Check, show or explain a node's configuration
 #[derive(Debug, Args)]
 pub struct Config {
@@ -52,7 +66,7 @@ enum Command {
 #[command(after_help = CHECK_EXAMPLES)]
 struct Check {
     /// Files of deployments and topics to check instead
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", conflicts_with_all = OF_A_NODE)]
     deployment: Vec<PathBuf>,
     #[command(flatten)]
     settings: SettingArgs,

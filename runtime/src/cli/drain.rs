@@ -36,7 +36,7 @@ pub struct Drain {
     #[arg(long)]
     undo: bool,
     /// Wait at most this long; 0s does not wait
-    #[arg(long, default_value = "300s", value_name = "DURATION", value_parser = units::parse_duration)]
+    #[arg(long, default_value = "300s", value_name = "DURATION", value_parser = units::parse_duration, conflicts_with = "undo")]
     wait: Duration,
     /// Do not ask, even if no other node is there to take its tasks
     #[arg(long, short)]

@@ -7,7 +7,7 @@ use tidemill_proto::v1::inbox_client::InboxClient;
 use tonic::transport::Channel;
 
 use super::output::{Block, View};
-use super::state::{Options, note_positions, read_json};
+use super::state::{Fresh, Options, note_positions, read_json};
 use super::table::Table;
 use super::values::{show_text, text_json};
 use super::{Global, Outcome, client};
@@ -48,6 +48,8 @@ struct Get {
     #[arg(required = true)]
     id: Vec<String>,
     #[command(flatten)]
+    fresh: Fresh,
+    #[command(flatten)]
     options: Options,
 }
 
@@ -69,7 +71,7 @@ impl Get {
             deployment: self.deployment.clone(),
             id: if let [id] = &parts[..] { id.clone() } else { join_id(&parts) },
             partition: self.options.partition,
-            at_least: self.options.at_least.clone(),
+            at_least: self.fresh.at_least.clone(),
             local: false,
         };
         let id = request.id.clone();

@@ -22,7 +22,7 @@ pub struct Which {
     #[arg(long, value_name = "KEY")]
     key: Vec<String>,
     /// How the keys are written
-    #[arg(long, default_value = "text", value_enum)]
+    #[arg(long, default_value = "text", value_enum, requires = "key")]
     key_format: KeyFormat,
     /// Only failures of this error type or kind, like DecodeError or decode; may be given several times
     #[arg(long, value_name = "TYPE")]

@@ -258,6 +258,34 @@ mod tests {
         walk(&Cli::command(), "tidemill");
     }
 
+    #[test]
+    fn what_would_have_no_effect_beside_another_flag_is_refused() {
+        for (command, flags) in [
+            ("dlq redrive orders --dry-run", "--rate 5|--detach"),
+            ("rollback orders --dry-run", "--wait|--wait 5s"),
+            ("apply -f pipeline.yaml --dry-run", "--wait"),
+            ("lag", "--interval 5s"),
+            ("check", "--poll 5s"),
+            ("check -f pipeline.yaml", "--poll 5s"),
+            ("dlq list orders", "--key-format hex"),
+            ("parked list orders", "--key-format hex"),
+            ("state edit put orders totals k 1", "--at-least orders/0@12"),
+            ("produce words hello", "--rate 5|--format csv|--key-field word|--header-line"),
+            ("produce words --key k --tombstone", "--rate 5|--header-line"),
+            ("drain n1 --undo", "--wait 5s"),
+            ("config check --deployment pipeline.yaml", "--fleet mine|--set kafka.acks=all"),
+        ] {
+            let parse = |words: &str| Cli::try_parse_from(format!("tidemill {words}").split(' ')).is_ok();
+            assert!(parse(command), "{command}");
+            for flag in flags.split('|') {
+                assert!(!parse(&format!("{command} {flag}")), "{command} {flag}");
+            }
+        }
+        for words in ["lag --watch --interval 5s", "check --wait --poll 5s", "check --for 1m --poll 5s"] {
+            assert!(Cli::try_parse_from(format!("tidemill {words}").split(' ')).is_ok(), "{words}");
+        }
+    }
+
     /// The words of an example of the command `path`, as a shell would split them.
     fn example(line: &str, path: &str) -> Option<Vec<String>> {
         let line = &line[line.find(path)?..];

@@ -66,7 +66,7 @@ struct Which {
     #[arg(long, value_name = "KEY")]
     key: Vec<String>,
     /// How the keys are written
-    #[arg(long, default_value = "text", value_enum)]
+    #[arg(long, default_value = "text", value_enum, requires = "key")]
     key_format: KeyFormat,
     /// Only what failed as this kind, like transient; may be given several times
     #[arg(long)]

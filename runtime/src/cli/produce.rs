@@ -28,6 +28,9 @@ Examples:
   zcat orders.jsonl.gz | tidemill produce orders --file - --format jsonl --key-field /customer/id
   tidemill produce users --key 42 --tombstone";
 
+/// What is of records that are lines, and of no other.
+const OF_LINES: [&str; 5] = ["file", "format", "key_field", "header_line", "rate"];
+
 /// Put records into a topic
 ///
 /// VALUE makes one record; otherwise every line of the file (or of standard input) is one. The position
@@ -37,13 +40,13 @@ Examples:
 pub struct Produce {
     topic: String,
     /// The record's value
-    #[arg(conflicts_with_all = ["file", "tombstone"])]
+    #[arg(conflicts_with_all = OF_LINES, conflicts_with = "tombstone")]
     value: Option<String>,
     /// Key of every record that gets none from its line
     #[arg(long, short)]
     key: Option<String>,
     /// A record with the key and no value, which deletes in a compacted topic
-    #[arg(long, requires = "key", conflicts_with = "file")]
+    #[arg(long, requires = "key", conflicts_with_all = OF_LINES)]
     tombstone: bool,
     /// File of lines; - is standard input
     #[arg(long, short, value_name = "FILE")]

@@ -58,7 +58,7 @@ pub struct Redrive {
     #[command(flatten)]
     which: Which,
     /// Letters a second, in the whole fleet [default: as fast as they are taken]
-    #[arg(long, value_name = "N", value_parser = rate)]
+    #[arg(long, value_name = "N", value_parser = rate, conflicts_with = "dry_run")]
     rate: Option<f64>,
     /// Leave letters that came back this often
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -67,7 +67,7 @@ pub struct Redrive {
     #[arg(long)]
     dry_run: bool,
     /// Return at once
-    #[arg(long, short)]
+    #[arg(long, short, conflicts_with = "dry_run")]
     detach: bool,
     /// End a redrive or discard where it is, for all its letters
     #[arg(long, value_name = "ID", conflicts_with_all = Which::ARGUMENTS, conflicts_with_all = OF_A_NEW_ONE)]

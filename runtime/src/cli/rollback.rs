@@ -46,6 +46,7 @@ pub struct Rollback {
     drop_store: Vec<String>,
     /// Wait until it runs, at most this long
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
+    #[arg(conflicts_with = "dry_run")]
     wait: Option<Duration>,
 }
 

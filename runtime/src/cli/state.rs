@@ -64,6 +64,8 @@ struct Get {
     #[arg(required = true)]
     key: Vec<String>,
     #[command(flatten)]
+    fresh: Fresh,
+    #[command(flatten)]
     options: Options,
 }
 
@@ -92,6 +94,8 @@ struct Scan {
     #[arg(long, conflicts_with = "limit")]
     all: bool,
     #[command(flatten)]
+    fresh: Fresh,
+    #[command(flatten)]
     options: Options,
 }
 
@@ -103,12 +107,17 @@ pub struct Options {
     /// How the key or prefix is written
     #[arg(long, default_value = "text", value_enum)]
     key_format: KeyFormat,
-    /// Wait until the answer is true at this position or beyond; `produce` and `lag` print them
-    #[arg(long, value_parser = positions::parse, value_delimiter = ',', value_name = "TOPIC/PARTITION@OFFSET")]
-    pub at_least: Vec<proto::InputPosition>,
     /// How long to wait for an answer
     #[arg(long, default_value = "10s", value_parser = units::parse_duration, value_name = "DURATION")]
     timeout: Duration,
+}
+
+/// For reads: an edit waits for no position.
+#[derive(Debug, Clone, Args)]
+pub struct Fresh {
+    /// Wait until the answer is true at this position or beyond; `produce` and `lag` print them
+    #[arg(long, value_parser = positions::parse, value_delimiter = ',', value_name = "TOPIC/PARTITION@OFFSET")]
+    pub at_least: Vec<proto::InputPosition>,
 }
 
 impl Options {
@@ -145,7 +154,7 @@ impl Get {
             store: self.store.clone(),
             keys,
             partition: self.options.partition,
-            at_least: self.options.at_least.clone(),
+            at_least: self.fresh.at_least.clone(),
             ..proto::GetManyStateRequest::default()
         };
         let answer = client.get_many(self.options.timed(request)).await?.into_inner();
@@ -195,7 +204,7 @@ impl Scan {
                 None => Vec::new(),
             },
             partition: self.options.partition,
-            at_least: self.options.at_least.clone(),
+            at_least: self.fresh.at_least.clone(),
             ..proto::ScanStateRequest::default()
         };
         let mut found: Vec<proto::StateEntry> = Vec::new();

@@ -43,6 +43,7 @@ pub struct Options {
     drop_store: Vec<String>,
     /// Wait until every task runs it, at most this long, and say where each began
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, num_args = 0..=1, default_missing_value = "30s")]
+    #[arg(conflicts_with = "dry_run")]
     wait: Option<Duration>,
 }
 

@@ -16,7 +16,7 @@ pub struct Watch {
     #[arg(long, short = 'w')]
     watch: bool,
     /// Time between two looks
-    #[arg(long, default_value = "1s", value_parser = interval, value_name = "DURATION")]
+    #[arg(long, default_value = "1s", value_parser = interval, value_name = "DURATION", requires = "watch")]
     interval: Duration,
 }
 
