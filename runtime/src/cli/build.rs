@@ -18,7 +18,7 @@ Examples:
 
 /// Build a handler's crate and make it a component
 ///
-/// Needs no file for `apply`, which builds crates by itself; it is for keeping or shipping a module.
+/// For keeping or shipping a module: `apply` and `deploy` build crates by themselves.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Build {

@@ -45,7 +45,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 pub struct Checklist {
     /// Deployments that run; all if none is named
     names: Vec<String>,
-    /// File of documents that are about to be deployed
+    /// File of documents that are about to be deployed; - is standard input
     #[arg(long, short, value_name = "FILE", conflicts_with = "names")]
     file: Option<PathBuf>,
     /// Where the node's /metrics is [default: port 7601 of the host in --address]

@@ -36,15 +36,16 @@ pub struct Deploy {
     #[arg(long = "out", value_parser = binding, value_name = "NAME=TOPIC")]
     bound_output: Vec<(String, String)>,
     /// Where inputs begin that were never read: earliest, latest or a time, which is UTC unless it names its zone
+    /// [default: as the node says, otherwise earliest]
     #[arg(long, value_name = "WHERE")]
     start: Option<String>,
-    /// exactly_once or at_least_once
+    /// exactly_once or at_least_once [default: exactly_once]
     #[arg(long)]
     guarantee: Option<String>,
-    /// Threads on each node
+    /// Threads on each node [default: as the node says, otherwise 1]
     #[arg(long)]
     workers: Option<u32>,
-    /// What a failed record does: halt or skip; a file says more (docs/failures.md)
+    /// What a failed record does: halt or skip; a file says more (docs/failures.md) [default: halt]
     #[arg(long)]
     failures: Option<String>,
     /// Configuration for the handler, as JSON

@@ -27,6 +27,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Logs {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
     /// This partition only
     #[arg(long)]

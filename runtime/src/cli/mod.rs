@@ -87,9 +87,10 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the node or Kafka cannot be reach
 wrong state), 5 there is no such thing.
 
 Start with:
-  tidemill dev                         a node with a broker inside, for trying things out
-  tidemill new my-handler              a handler to change
-  tidemill apply -f pipeline.yaml      deploy it";
+  tidemill dev                                    a node with a broker inside, for trying things out
+  tidemill new my-handler                         a handler to change
+  tidemill topics create words counts             the topics that its deployment.yaml names
+  tidemill apply -f my-handler/deployment.yaml    build and deploy it";
 
 /// Run WebAssembly handlers over Kafka, with state, exactly once.
 #[derive(Debug, Parser)]

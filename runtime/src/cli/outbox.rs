@@ -26,10 +26,12 @@ Examples:
 const SHOW_EXAMPLES: &str = "\
 Examples:
   tidemill outbox show orders
+  tidemill outbox show orders confirmations --partition 2 --after 17
   tidemill outbox show orders confirmations --partition 2 --limit 5 -o json";
 
 const RETRY_EXAMPLES: &str = "\
 Examples:
+  tidemill outbox retry orders
   tidemill outbox retry orders confirmations
   tidemill outbox retry orders confirmations --partition 2 --sequence 17 --sequence 18";
 
@@ -78,6 +80,7 @@ enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = LIST_EXAMPLES)]
 struct List {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
     #[command(flatten)]
     watch: Watch,
@@ -87,6 +90,7 @@ struct List {
 #[derive(Debug, Args)]
 #[command(after_help = SHOW_EXAMPLES)]
 struct Show {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
     /// Name of the output; every one if left out
     destination: Option<String>,
@@ -107,6 +111,7 @@ struct Show {
 #[derive(Debug, Args)]
 #[command(after_help = RETRY_EXAMPLES)]
 struct Retry {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
     /// Name of the output; every one if left out
     destination: Option<String>,
@@ -120,7 +125,9 @@ struct Retry {
 #[derive(Debug, Args)]
 #[command(after_help = DISCARD_EXAMPLES)]
 struct Discard {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
+    /// Name of the output
     destination: String,
     #[command(flatten)]
     rows: Rows,
@@ -137,7 +144,7 @@ struct Rows {
     /// Only this partition
     #[arg(long)]
     partition: Option<i32>,
-    /// Only the row with this number; may be given again
+    /// Only the row with this number, as `outbox show` has it; may be given several times
     #[arg(long, value_name = "SEQUENCE", requires = "partition")]
     sequence: Vec<u64>,
 }
@@ -148,6 +155,7 @@ struct Rows {
 #[derive(Debug, Args)]
 #[command(after_help = PAUSE_EXAMPLES)]
 struct Pause {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
     /// Name of the output; every one if left out
     destination: Option<String>,
@@ -157,6 +165,7 @@ struct Pause {
 #[derive(Debug, Args)]
 #[command(after_help = RESUME_EXAMPLES)]
 struct Resume {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
     /// Name of the output; every one if left out
     destination: Option<String>,

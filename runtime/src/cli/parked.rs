@@ -102,6 +102,7 @@ impl Which {
 #[derive(Debug, Args)]
 #[command(after_help = LIST_EXAMPLES)]
 struct List {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
     #[command(flatten)]
     which: Which,
@@ -120,6 +121,7 @@ struct List {
 #[derive(Debug, Args)]
 #[command(after_help = RELEASE_EXAMPLES)]
 struct Release {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
     #[command(flatten)]
     which: Which,
@@ -134,6 +136,7 @@ struct Release {
 #[derive(Debug, Args)]
 #[command(after_help = DROP_EXAMPLES)]
 struct Drop {
+    #[arg(value_name = "DEPLOYMENT")]
     name: String,
     #[command(flatten)]
     which: Which,

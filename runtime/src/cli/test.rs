@@ -19,7 +19,7 @@ pub struct Test {
     /// Directory of the crate
     #[arg(default_value = ".")]
     dir: PathBuf,
-    /// Passed on to `cargo test`
+    /// Passed on to the tests, as by `cargo test -- ARGUMENTS`
     #[arg(last = true)]
     arguments: Vec<String>,
 }
