@@ -280,7 +280,7 @@ impl Handle {
             let registered = self.registered(name)?;
             let has_rows =
                 self.node.telemetry.outboxes(name, partition).iter().any(|(known, _)| known == destination);
-            if !destinations(&registered).contains(destination) && !has_rows {
+            if !may_have(&registered, destination) && !has_rows {
                 return Err(absent(&registered, destination, Some(partition)));
             }
         }
