@@ -11,6 +11,7 @@
 //! | [`changes`] | what two versions differ in |
 //! | [`failures`] | what becomes of a record that fails |
 //! | [`outbox`] | outputs that are no topic |
+//! | [`jitter`] | what is waited of a pause |
 //! | [`policy`] | what a node allows its deployments |
 //! | [`rollout`] | when a new version is taken back by itself |
 //! | [`node`], [`load`], `build`, `listen` | what a node's configuration means; reading and combining it |

@@ -96,7 +96,7 @@ impl Way {
 pub struct BreakerSpec {
     /// Failures in a row that open it.
     pub failures: u32,
-    /// How long it stays open before one delivery is let through.
+    /// How long it stays open at most before one delivery is let through.
     pub open: Duration,
 }
 

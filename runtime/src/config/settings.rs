@@ -200,7 +200,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("kafka.circuit_breaker_threshold", Some("circuit_breaker_threshold"), Kind::Integer(1, 100), "5",
         "After how many failures in a row a destination is left alone, for outputs without `breaker.failures`."),
     setting("kafka.circuit_breaker_reset_timeout", Some("circuit_breaker_reset_timeout"), Kind::Number(1.0, 3600.0), "30.0",
-        "For how long a destination is left alone, for outputs without `breaker.open`. Seconds."),
+        "For how long a destination is left alone at most, for outputs without `breaker.open`. Seconds."),
     setting("kafka.dead_letter_topic", Some("dead_letter_topic"), Kind::Name, "",
         "Where dead letters of deployments go that name no topic. Not set = each has its own."),
 ];

@@ -10,9 +10,13 @@
 //! A destination that refuses a delivery for good has answered: that is no failure of its own. One that asks to be
 //! left alone (`Retry-After`) gets that at once, however few have failed, and nothing that was under way ends it; by
 //! itself that is no trouble, and if the one that is let through then fails too, they are two in a row.
+//!
+//! A destination that goes fails every node of a fleet at once, and each deployment that sends to it: each waits a part
+//! of its pause of its own, so that they do not all try it at once when it is back.
 
 use std::time::{Duration, Instant};
 
+use crate::config::jitter::spread;
 use crate::config::outbox::BreakerSpec;
 use crate::ports::AFTER_MAX;
 use crate::telemetry::BreakerState;
@@ -27,6 +31,7 @@ enum State {
 #[derive(Debug)]
 pub struct Breaker {
     spec: BreakerSpec,
+    made: Instant,
     state: State,
     /// In a row.
     failures: u32,
@@ -35,8 +40,8 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    pub fn new(spec: BreakerSpec) -> Breaker {
-        Breaker { spec, state: State::Closed, failures: 0, asked: None }
+    pub fn new(spec: BreakerSpec, now: Instant) -> Breaker {
+        Breaker { spec, made: now, state: State::Closed, failures: 0, asked: None }
     }
 
     /// A delivery would be let through.
@@ -73,8 +78,14 @@ impl Breaker {
         }
         self.failures = self.failures.saturating_add(1);
         let opens = self.failures >= self.spec.failures;
-        self.close(now, opens.then(|| now + self.spec.open));
+        self.close(now, opens.then(|| now + self.pause(now)));
         opens
+    }
+
+    /// How long it opens: by the nanosecond of its life in which it does, which is another one in each breaker, and
+    /// nothing else.
+    fn pause(&self, now: Instant) -> Duration {
+        spread(self.spec.open, now.saturating_duration_since(self.made).as_nanos() as u64)
     }
 
     /// Nothing was sent, for what the delivery is, so the next one decides.
@@ -119,27 +130,31 @@ impl Breaker {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn it_opens_after_failures_in_a_row_and_lets_one_through_when_its_time_is_over() {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut breaker = Breaker::new(BreakerSpec { failures: 3, open: Duration::from_millis(100) });
+        let mut breaker = Breaker::new(BreakerSpec { failures: 3, open: Duration::from_millis(100) }, start);
         for _ in 0..2 {
             assert!(breaker.enter(at(0)) && !breaker.failed(at(0), None));
         }
         breaker.succeeded(at(0));
         assert!(!breaker.failed(at(0), None) && !breaker.failed(at(0), None), "only failures in a row count");
         assert!(breaker.failed(at(0), None));
+        let open = breaker.remaining(at(0));
         assert!(!breaker.failed(at(1), None), "one that was under way is no news");
         assert_eq!(
             (breaker.state(), breaker.remaining(at(40))),
-            (BreakerState::Open, Duration::from_millis(60))
+            (BreakerState::Open, open - Duration::from_millis(40))
         );
-        assert!(!breaker.enter(at(99)));
+        let over = start + open;
+        assert!(!breaker.enter(over - Duration::from_nanos(1)));
 
-        assert!(breaker.enter(at(100)) && !breaker.enter(at(100)), "one and no other");
+        assert!(breaker.enter(over) && !breaker.enter(over), "one and no other");
         assert_eq!(breaker.state(), BreakerState::HalfOpen);
         assert!(breaker.failed(at(101), None), "and opens again at the first failure");
         breaker.knock(at(110));
@@ -149,11 +164,25 @@ mod tests {
     }
 
     #[test]
+    fn breakers_that_open_together_do_not_try_together_and_none_waits_longer_than_its_pause() {
+        let (start, open) = (Instant::now(), Duration::from_millis(100));
+        let pause = |nanos| {
+            let mut breaker = Breaker::new(BreakerSpec { failures: 1, open }, start);
+            let now = start + Duration::from_nanos(nanos);
+            assert!(breaker.failed(now, None));
+            breaker.remaining(now)
+        };
+        let pauses: BTreeSet<Duration> = (0..8).map(pause).collect();
+        assert_eq!(pauses.len(), 8, "each another: {pauses:?}");
+        assert!(pauses.iter().all(|pause| (open / 2..=open).contains(pause)), "{pauses:?}");
+    }
+
+    #[test]
     fn a_destination_that_asks_to_be_left_alone_is_and_that_is_no_trouble() {
         let start = Instant::now();
         let at = |s: u64| start + Duration::from_secs(s);
         let after = |s: u64| Some(Duration::from_secs(s));
-        let mut breaker = Breaker::new(BreakerSpec { failures: 3, open: Duration::from_secs(10) });
+        let mut breaker = Breaker::new(BreakerSpec { failures: 3, open: Duration::from_secs(10) }, start);
         assert!(!breaker.failed(at(0), after(0)) && breaker.enter(at(0)), "a second that is none");
         assert!(!breaker.failed(at(0), after(30)), "it is not too many failures");
         assert_eq!(
@@ -183,7 +212,7 @@ mod tests {
     #[test]
     fn a_delivery_that_was_not_sent_decides_nothing() {
         let now = Instant::now();
-        let mut breaker = Breaker::new(BreakerSpec { failures: 1, open: Duration::ZERO });
+        let mut breaker = Breaker::new(BreakerSpec { failures: 1, open: Duration::ZERO }, now);
         breaker.unsent(now);
         assert_eq!(breaker.state(), BreakerState::Closed);
         assert!(breaker.failed(now, None) && breaker.enter(now) && !breaker.enter(now));

@@ -126,7 +126,7 @@ impl Hub {
             event_type,
             carrier,
             timeout: destination.timeout,
-            breaker: Mutex::new(Breaker::new(destination.breaker)),
+            breaker: Mutex::new(Breaker::new(destination.breaker, Instant::now())),
             troubled: Arc::new(AtomicBool::new(true)),
             paused: Arc::clone(&self.paused),
             metrics: self.telemetry.destination(&origin.deployment, name),

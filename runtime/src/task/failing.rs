@@ -23,7 +23,7 @@ use super::redrive::Ended;
 use super::relay::{Blocked, one};
 use super::{Applied, Failure, FailureKind, TakenAt, Task, TaskError, TaskState};
 use crate::config::failures::{LetterFormat, ParkOrder, Then};
-use crate::config::jitter::{jitter, spread};
+use crate::config::jitter::{dice, spread};
 use crate::effects::{Emissions, Status};
 use crate::record::{Batch, Column, InputPartition, Offset};
 use crate::store::{ParkedRecord, StoreError, Table};
@@ -70,7 +70,7 @@ impl Task {
             return Reaction::Again { at_ms: now_ms.saturating_add(pause.as_millis() as i64) };
         }
         // Not the dice of a pause, and the same whenever the record comes here.
-        match policy.end(jitter(offset ^ SAMPLE_SEED ^ self.partition as u64)) {
+        match policy.end(dice(offset ^ SAMPLE_SEED ^ self.partition as u64)) {
             Then::Halt => Reaction::Halt,
             Then::Skip => Reaction::Skip,
             Then::DeadLetter => Reaction::DeadLetter,

@@ -14,7 +14,7 @@ use kafka_protocol::protocol::{Request, StrBytes};
 use super::answers::{Trouble, describe};
 use super::leaders::Leaders;
 use super::patience::{Deadline, Pauses};
-use crate::config::jitter::jitter;
+use crate::config::jitter::dice;
 use crate::kafka::chance;
 use crate::kafka::wire::{
     Access, Address, Connection, ConnectionError, FIND_COORDINATOR_VERSION, METADATA_VERSION,
@@ -212,7 +212,7 @@ impl Cluster {
 /// Turns a list so that another one comes first for another producer: a broker that has lost touch with the others answers
 /// on, with what is true no more, and whoever always began with it would never get further.
 fn begin_anywhere<T>(list: &mut [T], seed: u64) {
-    let first = (jitter(seed) * list.len() as f64) as usize;
+    let first = (dice(seed) * list.len() as f64) as usize;
     list.rotate_left(first.min(list.len()));
 }
 
