@@ -23,7 +23,7 @@ use super::redrive::Ended;
 use super::relay::{Blocked, one};
 use super::{Applied, Failure, FailureKind, TakenAt, Task, TaskError, TaskState};
 use crate::config::failures::{LetterFormat, ParkOrder, Then};
-use crate::config::jitter::{dice, spread};
+use crate::config::jitter::{dice, seed_of, spread};
 use crate::effects::{Emissions, Status};
 use crate::record::{Batch, Column, InputPartition, Offset};
 use crate::store::{ParkedRecord, StoreError, Table};
@@ -62,15 +62,16 @@ enum Reaction {
 
 impl Task {
     /// The only place that decides what a failure leads to. `attempts` counts this failure.
-    fn reaction(&self, kind: FailureKind, attempts: u32, offset: u64, now_ms: i64) -> Reaction {
+    fn reaction(&self, kind: FailureKind, attempts: u32, record: &ParkedRecord, now_ms: i64) -> Reaction {
         let policy = self.config.failures.policy(kind);
         if attempts <= policy.attempts {
-            let seed = offset ^ u64::from(attempts).rotate_left(48) ^ self.partition as u64;
+            // By the place, which says whose record it is: every deployment that reads one fails with it at once.
+            let seed = seed_of(&self.place_of(record)) ^ u64::from(attempts).rotate_left(48);
             let pause = spread(policy.backoff.pause(attempts - 1), seed);
             return Reaction::Again { at_ms: now_ms.saturating_add(pause.as_millis() as i64) };
         }
         // Not the dice of a pause, and the same whenever the record comes here.
-        match policy.end(dice(offset ^ SAMPLE_SEED ^ self.partition as u64)) {
+        match policy.end(dice(record.offset ^ SAMPLE_SEED ^ self.partition as u64)) {
             Then::Halt => Reaction::Halt,
             Then::Skip => Reaction::Skip,
             Then::DeadLetter => Reaction::DeadLetter,
@@ -91,7 +92,7 @@ impl Task {
         let failure = self.failure(batch.input, offset, failed);
         let mut record = self.kept(batch, row);
         note(&mut record, &failure, self.config.revision);
-        let reaction = self.reaction(failure.kind, 1, offset, taken.wall_ms);
+        let reaction = self.reaction(failure.kind, 1, &record, taken.wall_ms);
         let parks = matches!(reaction, Reaction::Again { .. } | Reaction::Hold);
         if parks && self.fits_changelog(&record) && !self.parked.has_room(1, parked::size(&record)) {
             return self.block(batch, row, taken);
@@ -163,8 +164,7 @@ impl Task {
         let failed = statuses.iter().enumerate().take(rows).filter(|(_, status)| **status != Status::Ok);
         for (row, &status) in failed {
             let record = self.kept(batch, row);
-            let offset = record.offset;
-            let stops = match kind_of(status).map(|kind| self.reaction(kind, 1, offset, 0)) {
+            let stops = match kind_of(status).map(|kind| self.reaction(kind, 1, &record, 0)) {
                 Some(Reaction::Halt) => true,
                 Some(Reaction::Skip) => false,
                 Some(Reaction::DeadLetter) => !self.may_send(&record),
@@ -234,7 +234,7 @@ impl Task {
         applied.failed += 1;
         applied.failure.get_or_insert_with(|| failure.clone());
         self.count(&failure);
-        let reaction = self.reaction(failure.kind, record.attempts, record.offset, taken.wall_ms);
+        let reaction = self.reaction(failure.kind, record.attempts, &record, taken.wall_ms);
         let reason = match reaction {
             Reaction::Halt => Some(failure.reason.clone()),
             Reaction::Skip => {

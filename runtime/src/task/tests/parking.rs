@@ -98,6 +98,25 @@ fn later_records_of_a_parked_key_wait_in_their_order_and_other_keys_go_on() {
 }
 
 #[test]
+fn deployments_and_inputs_whose_records_fail_together_do_not_try_them_together() {
+    let at_ms = |incarnation: &str, input: u16| {
+        let mut bench = Bench::in_memory();
+        let other = TaskInput { topic: "others".into(), topic_id: "others-id".into() };
+        let mut config = TaskConfig { incarnation: incarnation.into(), ..parking(failures(Then::Park, 3)) };
+        config.inputs.push(other);
+        let mut patient = Patient::new(&mut bench, config);
+        let taken = patient.taken();
+        patient.task.apply(Batch { input, ..records(5, ["b!flaky"]) }, taken).unwrap();
+        patient.commit();
+        let page = patient.task.reader().unwrap().rows(Table::Parked, b"", 1).unwrap();
+        ParkedRecord::decode(page.values.row(0).unwrap()).unwrap().next_attempt_ms - taken.wall_ms
+    };
+    let (one, input, deployment) = (at_ms("life", 0), at_ms("life", 1), at_ms("another", 0));
+    assert!(one != input && one != deployment && input != deployment, "{one}, {input}, {deployment}");
+    assert_eq!(at_ms("life", 0), one, "a simulated run repeats itself");
+}
+
+#[test]
 fn a_retry_is_a_commit_with_every_offset_although_no_record_came() {
     let mut bench = Bench::new();
     let mut patient = Patient::new(&mut bench, parking(failures(Then::DeadLetter, 3)));
