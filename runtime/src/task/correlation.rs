@@ -7,12 +7,13 @@
 //! | `traceparent`, `tracestate`, `baggage` | the record's own, unchanged |
 //!
 //! A record's id is its `ce-id`, else its `tidemill-id`, else its place:
-//! `incarnation/topic id/partition/offset`. A header that the handler sets itself stays as it is.
+//! `incarnation/topic id/partition/offset`, with the topic's name where brokers have no ids. A header that the handler sets itself stays as it is.
 //!
 //! Emissions inherit when the deployment says `correlation: true`; otherwise nothing here runs, and headers
 //! are not even read.
 
-use super::TaskConfig;
+use super::numbers::NO_ID;
+use super::{TaskConfig, TaskInput};
 use crate::effects::Emissions;
 use crate::record::headers::{self, Header};
 use crate::record::{Batch, Column};
@@ -86,17 +87,19 @@ pub fn join(set: Option<&[u8]>, inherited: &[Inherited]) -> Vec<u8> {
 }
 
 impl TaskConfig {
-    /// A record's place, which no other record has: `incarnation/topic id/partition/offset`.
-    pub fn place(&self, topic_id: &str, partition: i32, offset: u64) -> String {
-        format!("{}/{topic_id}/{partition}/{offset}", self.incarnation)
+    /// A record's place, which no other record has: `incarnation/topic/partition/offset`, the topic by its identity.
+    pub fn place(&self, topic: &str, partition: i32, offset: u64) -> String {
+        format!("{}/{topic}/{partition}/{offset}", self.incarnation)
     }
 
     /// Topic and offset of the record at a place. No topic = it is no input any more.
     pub(super) fn record_at<'a>(&'a self, place: &'a str) -> (&'a str, &'a str) {
         let mut parts = place.rsplit('/');
         let offset = parts.next().unwrap_or_default();
-        let topic_id = parts.nth(1).unwrap_or_default();
-        let input = self.inputs.iter().find(|input| input.topic_id == topic_id);
+        let topic = parts.nth(1).unwrap_or_default();
+        // Rows of before have this in the place of the name, so they are of any input. If there is but one, of that.
+        let only = || self.inputs.first().filter(|_| topic == NO_ID && self.inputs.len() == 1);
+        let input = self.inputs.iter().find(|input| input.identity() == topic).or_else(only);
         (input.map_or("", |input| input.topic.as_str()), offset)
     }
 
@@ -105,7 +108,7 @@ impl TaskConfig {
     pub(super) fn correlate(&self, batch: &Batch, emissions: &mut Emissions) {
         let own: Vec<Option<&[u8]>> = batch.headers.iter().collect();
         let input = self.inputs.get(usize::from(batch.input));
-        let topic_id = input.map_or("", |input| input.topic_id.as_str());
+        let topic = input.map_or("", TaskInput::identity);
         let mut joined = Column::with_capacity(emissions.len(), emissions.len() * 128);
         // Of the last source: what it hands on, as a list and encoded.
         let mut of: Option<(u32, Vec<Inherited>, Vec<u8>)> = None;
@@ -115,7 +118,7 @@ impl TaskConfig {
                 None => {
                     let row = source as usize;
                     let offset = batch.offsets.get(row).copied().unwrap_or_default() as u64;
-                    let place = self.place(topic_id, batch.partition, offset);
+                    let place = self.place(topic, batch.partition, offset);
                     let bytes = own.get(row).copied().flatten().unwrap_or_default();
                     let own = if bytes.is_empty() {
                         Vec::new()

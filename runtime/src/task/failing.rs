@@ -18,6 +18,7 @@ use prost::Message;
 use super::apply::{Failed, kind_of};
 use super::event::Verdict;
 use super::letter::{self, Sender, Written};
+use super::numbers::identity;
 use super::parked::{self, Due};
 use super::redrive::Ended;
 use super::relay::{Blocked, one};
@@ -425,8 +426,8 @@ impl Task {
 
     /// The place of a record that failed, see [`super::TaskConfig::place`].
     pub(super) fn place_of(&self, record: &ParkedRecord) -> String {
-        let (_, topic_id) = self.numbers.topic(record.input);
-        self.config.place(topic_id, self.partition, record.offset)
+        let (topic, topic_id) = self.numbers.topic(record.input);
+        self.config.place(identity(topic, topic_id), self.partition, record.offset)
     }
 
     /// A record of a batch, whole.

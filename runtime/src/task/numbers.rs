@@ -26,7 +26,7 @@ use crate::store::{Position, PositionInput, StoreError, StoreReader, Table};
 pub(super) const ROW: &[u8] = b"";
 
 /// The id of every topic, where brokers have none (Redpanda; Apache Kafka before 2.8, or with metadata of before).
-const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
+pub(super) const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// The inputs of a position record, each with its number.
 pub fn numbered(position: &Position) -> impl Iterator<Item = (u32, &PositionInput)> {
@@ -63,8 +63,15 @@ impl Known {
 }
 
 /// What tells a topic from every other.
-fn identity<'a>(topic: &'a str, topic_id: &'a str) -> &'a str {
+pub(super) fn identity<'a>(topic: &'a str, topic_id: &'a str) -> &'a str {
     if topic_id == NO_ID { topic } else { topic_id }
+}
+
+impl TaskInput {
+    /// What tells it from every other.
+    pub(super) fn identity(&self) -> &str {
+        identity(&self.topic, &self.topic_id)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -93,8 +100,7 @@ impl Numbers {
             }
         }
         for input in inputs {
-            let id = identity(&input.topic, &input.topic_id);
-            let known = numbers.known.iter_mut().find(|known| known.identity() == id);
+            let known = numbers.known.iter_mut().find(|known| known.identity() == input.identity());
             let number = match known {
                 Some(known) => {
                     known.topic.clone_from(&input.topic);

@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::letter::Sender;
 use super::outbox::{self, Letter, OutboxRule, OutboxStatus, Reaction, RowStatus};
-use super::{TakenAt, Task, TaskConfig, TaskError, undelivered};
+use super::{TakenAt, Task, TaskConfig, TaskError, TaskInput, undelivered};
 use crate::config::deployment::Emit;
 use crate::config::failures::LetterFormat;
 use crate::effects::{Emission, Emissions};
@@ -107,7 +107,7 @@ impl Task {
 
     /// Names an emission by the record it is for: the same whenever and wherever that is handled.
     fn id_of(&self, batch: &Batch, source: usize, index: u32) -> String {
-        let topic = self.config.inputs.get(usize::from(batch.input)).map_or("", |input| &input.topic_id);
+        let topic = self.config.inputs.get(usize::from(batch.input)).map_or("", TaskInput::identity);
         let offset = batch.offsets.get(source).copied().unwrap_or(-1);
         format!("{}/{topic}/{}/{offset}/{index}", self.config.incarnation, self.partition)
     }

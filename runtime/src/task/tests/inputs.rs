@@ -14,6 +14,7 @@ use crate::effects::{Emitted, EmittedRow};
 use crate::ports::CommittedOffset;
 use crate::record::headers;
 use crate::store::{POSITION, Table};
+use crate::task::numbers::NO_ID;
 
 fn with_inputs(config: TaskConfig, topics: &[&str]) -> TaskConfig {
     let input = |topic: &&str| TaskInput { topic: (*topic).into(), topic_id: format!("{topic}-id") };
@@ -118,6 +119,23 @@ fn a_parked_record_is_still_one_of_its_topic_when_another_has_taken_its_place() 
     assert_eq!(patient.retry_after(10 * SECOND_MS), 2);
     assert_eq!(commit_ids(&mut patient), ["life/a-id/3/5/0", "life/b-id/3/5/0"]);
     assert_eq!(patient.task.parked(), (0, 0));
+}
+
+#[test]
+fn where_brokers_have_no_ids_records_of_two_inputs_are_told_apart_by_their_topics() {
+    let mut bench = Bench::new();
+    let mut config = parking_of(&["a", "b"]);
+    config.inputs.iter_mut().for_each(|input| input.topic_id = NO_ID.into());
+    let mut patient = Patient::new(&mut bench, config.clone());
+    apply(&mut patient, 0, 5, &["k"]);
+    apply(&mut patient, 1, 5, &["k"]);
+    assert_eq!(commit_ids(&mut patient), ["life/a/3/5/0", "life/b/3/5/0"]);
+    assert_eq!(config.record_at("life/b/3/5"), ("b", "5"));
+
+    let of_before = format!("life/{NO_ID}/3/5");
+    assert_eq!(config.record_at(&of_before), ("", "5"), "it may be of either");
+    config.inputs.pop();
+    assert_eq!(config.record_at(&of_before), ("a", "5"));
 }
 
 #[test]
