@@ -313,7 +313,8 @@ impl Task {
 
     /// Records that are parked, and their bytes.
     pub fn parked(&self) -> (u64, u64) {
-        (self.parked.records(), self.parked.bytes())
+        let parked::Load { records, bytes } = self.parked.all();
+        (records, bytes)
     }
 
     pub(super) fn takes_records(&self) -> bool {
@@ -321,8 +322,9 @@ impl Task {
     }
 
     pub(super) fn note_parked(&self) {
-        self.metrics.parked_records.set(self.parked.records());
-        self.metrics.parked_bytes.set(self.parked.bytes());
+        let (records, bytes) = self.parked();
+        self.metrics.parked_records.set(records);
+        self.metrics.parked_bytes.set(bytes);
         self.metrics.parked_full.set(u64::from(self.blocked == Some(Blocked::Park)));
     }
 

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The first row of a queue is its head: the only one that is ever tried. A record of an input that this version
-//! does not have is held, until one has it again or somebody drops it. Invariant: the index names
+//! does not have is held, until one has it again or somebody drops it; meanwhile it does not count against the bounds,
+//! for it would stop inputs that can do nothing about it. Invariant: the index names
 //! exactly the rows that overlay and store show; so it is made again, from the store, whenever the
 //! overlay is dropped.
 
@@ -108,6 +109,13 @@ pub struct Queued {
     pub rows: Vec<(RowId, bool)>,
 }
 
+/// How much is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    pub records: u64,
+    pub bytes: u64,
+}
+
 /// The head of a queue, when its time has come.
 #[derive(Debug, Clone)]
 pub struct Due {
@@ -127,8 +135,10 @@ pub struct Parked {
     alone: BTreeMap<RowId, Row>,
     /// Heads that are not held, the most urgent first.
     heads: BTreeSet<(i64, RowId, Name)>,
-    records: u64,
-    bytes: u64,
+    /// Of the inputs that it has: what the bounds are about.
+    bound: Load,
+    /// Of those that it does not have.
+    unbound: Load,
     next_number: u64,
 }
 
@@ -161,15 +171,22 @@ impl Parked {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.records == 0
+        self.all() == Load::default()
     }
 
-    pub fn records(&self) -> u64 {
-        self.records
+    pub fn all(&self) -> Load {
+        let Parked { bound, unbound, .. } = self;
+        Load { records: bound.records + unbound.records, bytes: bound.bytes + unbound.bytes }
     }
 
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    /// Of inputs that this revision has.
+    pub fn bound(&self) -> Load {
+        self.bound
+    }
+
+    /// Of inputs that it does not have.
+    pub fn unbound(&self) -> Load {
+        self.unbound
     }
 
     /// When a record may be tried by this revision: never, if this is the one that holds it for a person, or does
@@ -198,19 +215,21 @@ impl Parked {
 
     /// That many more would be within the bounds. One record always fits an empty park.
     pub fn has_room(&self, records: u64, bytes: u64) -> bool {
-        let fits = self.records + records <= self.limits.records && self.bytes + bytes <= self.limits.bytes;
-        fits || (self.is_empty() && records <= 1)
+        let Load { records: parked, bytes: used } = self.bound;
+        let fits = parked + records <= self.limits.records && used + bytes <= self.limits.bytes;
+        fits || (parked == 0 && records <= 1)
     }
 
     /// A tenth of the bounds is free again: less would pause and resume with every record.
     pub fn has_ample_room(&self) -> bool {
         let ample = |used: u64, most: u64| used <= most - most.div_ceil(10);
-        ample(self.records, self.limits.records) && ample(self.bytes, self.limits.bytes)
+        ample(self.bound.records, self.limits.records) && ample(self.bound.bytes, self.limits.bytes)
     }
 
     /// More letters may come back: half of the bounds is left to records of the inputs that fail.
     pub fn has_room_for_letters(&self) -> bool {
-        self.is_empty() || (self.records < self.limits.records / 2 && self.bytes < self.limits.bytes / 2)
+        let Load { records, bytes } = self.bound;
+        records == 0 || (records < self.limits.records / 2 && bytes < self.limits.bytes / 2)
     }
 
     /// Takes a record in, behind those of its key. The caller writes the row of the name it gets.
@@ -236,8 +255,9 @@ impl Parked {
         if id.rank == RANK_PARKED {
             self.next_number = self.next_number.max(id.number + 1);
         }
-        self.records += 1;
-        self.bytes += row.bytes;
+        let load = self.load_mut(id);
+        load.records += 1;
+        load.bytes += row.bytes;
         let Some(key) = key.filter(|_| self.order == ParkOrder::ParkKey) else {
             self.alone.insert(id, row);
             self.heads.extend(head(id, row.due_ms, Name::Alone(id)));
@@ -270,7 +290,8 @@ impl Parked {
         let Some(row) = self.row_mut(due) else { return };
         let before = std::mem::replace(row, now);
         self.heads.remove(&(before.due_ms, due.id, due.name.clone()));
-        self.bytes = self.bytes - before.bytes + now.bytes;
+        let load = self.load_mut(due.id);
+        load.bytes = load.bytes - before.bytes + now.bytes;
         self.heads.extend(head(due.id, now.due_ms, due.name.clone()));
     }
 
@@ -301,6 +322,11 @@ impl Parked {
             Some(key) => Name::Key(key.into()),
             None => Name::Alone(id),
         }
+    }
+
+    /// Where a row counts.
+    fn load_mut(&mut self, id: RowId) -> &mut Load {
+        if self.has_input(id) { &mut self.bound } else { &mut self.unbound }
     }
 
     fn row_mut(&mut self, at: &Due) -> Option<&mut Row> {
@@ -335,8 +361,9 @@ impl Parked {
         };
         let Some(row) = row else { return };
         self.heads.remove(&(row.due_ms, due.id, due.name.clone()));
-        self.records -= 1;
-        self.bytes -= row.bytes;
+        let load = self.load_mut(due.id);
+        load.records -= 1;
+        load.bytes -= row.bytes;
         if let Name::Key(key) = &due.name {
             match self.keys.get(key).and_then(BTreeMap::first_key_value) {
                 Some((&id, next)) => self.heads.extend(head(id, next.due_ms, due.name.clone())),

@@ -11,6 +11,7 @@ use prost::Message;
 
 use super::letter::Sender;
 use super::outbox::{self, Letter, OutboxRule, OutboxStatus, Reaction, RowStatus};
+use super::parked::Load;
 use super::{TakenAt, Task, TaskConfig, TaskError, TaskInput, undelivered};
 use crate::config::deployment::Emit;
 use crate::config::failures::LetterFormat;
@@ -296,11 +297,17 @@ impl Task {
 
     /// `share` says what part of the bound counts.
     fn fill_of_park(&self, share: &str) -> String {
-        let (records, bytes) = self.parked();
+        let Load { records, bytes } = self.parked.bound();
         let limits = &self.config.failures.parked;
+        let beside = match self.parked.unbound().records {
+            0 => String::new(),
+            more => format!(
+                "; {more} more are of topics that are no inputs, and do not count, but what is behind them in their keys waits"
+            ),
+        };
         format!(
             "{records} records ({bytes} bytes) are parked, failures.parked allows {} ({} bytes){share}; it goes on when \
-             some of them succeed or are given up, or with a higher bound",
+             some of them succeed or are given up, or with a higher bound{beside}",
             limits.records, limits.bytes
         )
     }

@@ -161,6 +161,34 @@ fn what_is_parked_of_a_topic_that_is_no_input_is_held_until_it_is_one_again() {
 }
 
 #[test]
+fn what_is_parked_of_a_topic_that_is_no_input_stops_no_other_and_counts_again_when_it_is_one() {
+    let mut bench = Bench::new();
+    let mut config = parking_of(&["a"]);
+    config.failures.parked.records = 2;
+    let mut patient = Patient::new(&mut bench, config);
+    apply(&mut patient, 0, 5, &["k!flaky", "l!flaky", "m!flaky"]);
+    patient.commit();
+    assert!(patient.task.is_blocked(), "a has filled the park");
+
+    let mut patient = next_version(patient, &["b"]);
+    apply(&mut patient, 0, 0, &["n!flaky", "k", "o!flaky", "p"]);
+    patient.commit();
+    assert_eq!((patient.task.next(0), patient.task.parked().0), (Some(Offset(2)), 4), "room for two of b");
+    let reason = patient.task.blocked_reason().unwrap();
+    assert!(reason.starts_with("paused: 2 records") && reason.contains("; 2 more are of topics"), "{reason}");
+    unpark(&mut patient, drop_of(of(&["n"]), false, true));
+    assert!(patient.task.unblock().is_some(), "there is room for b again");
+    patient.commit();
+
+    let mut patient = next_version(patient, &["b", "a"]);
+    assert_eq!(apply(&mut patient, 0, 2, &["q!flaky"]).ok, 0);
+    assert!(patient.task.is_blocked(), "three are parked, and two allowed");
+    patient.heal();
+    assert_eq!(patient.retry_after(10 * SECOND_MS), 3);
+    assert_eq!(patient.task.parked(), (0, 0));
+}
+
+#[test]
 fn what_is_parked_of_a_topic_that_is_no_input_can_be_dropped_and_its_letter_names_that() {
     let mut bench = Bench::new();
     let mut patient = Patient::new(&mut bench, parking_of(&["a"]));
