@@ -35,6 +35,7 @@ Examples:
   tidemill parked drop orders --key customer-7
   tidemill parked drop orders --partition 2 --offset 120 --yes
   tidemill parked drop orders --kind decode --discard
+  tidemill parked drop orders --topic returns
   tidemill parked drop orders --key customer-7 --waiting";
 
 /// Keys of one answer of the node.
@@ -71,6 +72,9 @@ struct Which {
     /// Only what failed as this kind, like transient; may be given several times
     #[arg(long)]
     kind: Vec<String>,
+    /// Only what came from this topic, whether or not that is an input of the version; may be given several times
+    #[arg(long)]
+    topic: Vec<String>,
     /// Only what is held: its attempts are used up, and it stays for a person
     #[arg(long)]
     held: bool,
@@ -88,13 +92,15 @@ impl Which {
         Ok(proto::ParkedFilter {
             keys: keys.collect::<Result<_, _>>()?,
             kinds: self.kind.clone(),
+            topics: self.topic.clone(),
             held: self.held,
             offset: self.offset,
         })
     }
 
     fn is_everything(&self) -> bool {
-        self.key.is_empty() && self.kind.is_empty() && !self.held && self.partition.is_none()
+        let lists = [&self.key, &self.kind, &self.topic];
+        lists.iter().all(|list| list.is_empty()) && !self.held && self.partition.is_none()
     }
 }
 
@@ -132,7 +138,8 @@ struct Release {
 
 /// Give the first record of keys up, so that the next one has its turn
 ///
-/// It becomes a dead letter, which `tidemill dlq` lists and gives back; with --discard it is gone.
+/// It becomes a dead letter, which `tidemill dlq` lists and gives back; with --discard it is gone. Of a topic that
+/// is no input of the version any more, the records directly behind it go as well: none of them is ever tried.
 #[derive(Debug, Args)]
 #[command(after_help = DROP_EXAMPLES)]
 struct Drop {
@@ -178,7 +185,7 @@ fn timed<T>(message: T) -> tonic::Request<T> {
 fn chosen(which: &Which, all: bool) -> Result<(), Failure> {
     match (which.is_everything(), all) {
         (true, false) => Err(Failure::usage(
-            "which keys are meant? Give --key, --kind, --held or --partition, or --all for every key",
+            "which keys are meant? Give --key, --kind, --topic, --held or --partition, or --all for every key",
         )),
         (false, true) => {
             Err(Failure::usage("--all is every key: leave it out, or what else says which keys are meant"))

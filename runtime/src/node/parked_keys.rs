@@ -13,7 +13,7 @@ use tidemill_proto::v1 as proto;
 use crate::config::failures::ParkOrder;
 use crate::store::{Position, Snapshot, StoreError, Table};
 use crate::task::topic_at;
-use crate::task::unpark::accepts;
+use crate::task::unpark::{First, accepts};
 
 /// Rows read at once.
 const PAGE_ROWS: u32 = 1_000;
@@ -110,9 +110,11 @@ pub fn page(
             }
             return;
         }
-        head.held = (head.held && head.revision == wanted.revision) || !at.topic(&head).1;
-        let is_meant = row > wanted.after
-            && accepts(&wanted.filter, head.key.as_deref(), head.offset, &head.kind, head.held);
+        let (topic, is_input) = at.topic(&head);
+        head.held = (head.held && head.revision == wanted.revision) || !is_input;
+        let Head { offset, held, .. } = head;
+        let seen = First { key: head.key.as_deref(), topic, offset, kind: &head.kind, held };
+        let is_meant = row > wanted.after && accepts(&wanted.filter, &seen);
         let fits = is_meant && page.len() < wanted.limit;
         more |= is_meant && !fits;
         if let Some(key) = waits {

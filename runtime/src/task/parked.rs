@@ -52,6 +52,11 @@ impl RowId {
         bytes
     }
 
+    /// Number of its record's input.
+    pub fn input(self) -> u16 {
+        self.input
+    }
+
     fn decode(bytes: &[u8]) -> Option<RowId> {
         let (rank, rest) = bytes.split_first()?;
         let (number, rest) = rest.split_at_checked(8)?;

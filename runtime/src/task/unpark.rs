@@ -71,12 +71,24 @@ pub struct Unparked {
     pub reason: String,
 }
 
+/// The first record of a queue, as a filter sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct First<'a> {
+    pub key: Option<&'a [u8]>,
+    pub topic: &'a str,
+    pub offset: u64,
+    /// Empty = it has not been tried.
+    pub kind: &'a str,
+    pub held: bool,
+}
+
 /// Whether a filter means the queue that begins with this record.
-pub fn accepts(filter: &ParkedFilter, key: Option<&[u8]>, offset: u64, kind: &str, held: bool) -> bool {
-    accepts_key(filter, key)
-        && (filter.kinds.is_empty() || filter.kinds.iter().any(|wanted| wanted == kind))
-        && (!filter.held || held)
-        && filter.offset.is_none_or(|wanted| wanted == offset)
+pub fn accepts(filter: &ParkedFilter, first: &First<'_>) -> bool {
+    accepts_key(filter, first.key)
+        && (filter.topics.is_empty() || filter.topics.iter().any(|wanted| wanted == first.topic))
+        && (filter.kinds.is_empty() || filter.kinds.iter().any(|wanted| wanted == first.kind))
+        && (!filter.held || first.held)
+        && filter.offset.is_none_or(|wanted| wanted == first.offset)
 }
 
 fn accepts_key(filter: &ParkedFilter, key: Option<&[u8]>) -> bool {
@@ -109,8 +121,14 @@ impl Task {
                 (None, false) => self.parked_record(head)?.and_then(|record| record.key).map(Into::into),
                 (key, _) => key,
             };
-            let kind = queue.kind.map_or("", FailureKind::as_str);
-            if !accepts(filter, key.as_deref(), queue.offset, kind, queue.held) {
+            let first = First {
+                key: key.as_deref(),
+                topic: self.numbers.topic(head.input().into()).0,
+                offset: queue.offset,
+                kind: queue.kind.map_or("", FailureKind::as_str),
+                held: queue.held,
+            };
+            if !accepts(filter, &first) {
                 continue;
             }
             let has_input = self.parked.has_input(head);
@@ -126,7 +144,14 @@ impl Task {
                 // One that has not been tried is no failure that anybody has seen, unless it cannot be.
                 Unpark::Drop { .. } if queue.kind.is_none() && has_input => {}
                 Unpark::Drop { waiting, .. } => {
-                    let rows = if waiting { queue.rows.len() } else { 1 };
+                    let rows = match waiting {
+                        true => queue.rows.len(),
+                        // What is of no input never has its turn: all of it that comes before what has one.
+                        false => {
+                            let unbound = queue.rows.iter().take_while(|(id, _)| !self.parked.has_input(*id));
+                            unbound.count().max(1)
+                        }
+                    };
                     for &(id, _) in &queue.rows[..rows] {
                         self.parked.set_due(id, key.as_deref(), i64::MAX);
                         unparking.rows.push_back(Chosen { id, is_first: id == head });
