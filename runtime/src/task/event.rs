@@ -123,11 +123,16 @@ fn write(
             .then(|| units::show_time_ms(record.next_attempt_ms)),
     };
     let (place, revision) = (sender.place, sender.revision);
-    let (times, attempts) = (record.retry_count, record.attempts);
+    // Each release counts attempts from the first one on.
+    let attempt = match record.releases {
+        0 => record.attempts.to_string(),
+        releases => format!("{releases}.{}", record.attempts),
+    };
+    let times = record.retry_count;
     let mut event = serde_json::json!({
         "specversion": "1.0",
         // The same for the same attempt of the same version, so that a repetition is known.
-        "id": format!("{place}/{revision}/{times}/{attempts}/{}", verdict.as_str()),
+        "id": format!("{place}/{revision}/{times}/{attempt}/{}", verdict.as_str()),
         "source": source,
         "type": format!("tidemill.failure.{}", verdict.as_str()),
         "subject": format!("{}/{}/{}", failure.topic, failure.partition, failure.offset),

@@ -182,6 +182,7 @@ impl Task {
 
     fn release_parked(&mut self, id: RowId, mut record: ParkedRecord) {
         (record.attempts, record.next_attempt_ms, record.held) = (0, 0, false);
+        record.releases = record.releases.saturating_add(1);
         self.view.set_row(Table::Parked, &id.encode(), Some(&record.encode_to_vec()));
         let due_ms = self.parked.due_ms(&record);
         self.parked.set_due(id, record.key.as_deref(), due_ms);

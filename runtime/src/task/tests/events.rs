@@ -32,6 +32,20 @@ fn told(sealed: &Sealed) -> Vec<String> {
     told
 }
 
+/// Commits what there is; the ids of its events, in order.
+fn commit_ids(task: &mut Task) -> Vec<String> {
+    let sealed = task.seal(0).unwrap().expect("something to commit");
+    let mut ids = Vec::new();
+    for row in sealed.emissions.iter().flat_map(|emissions| emissions.rows()) {
+        if row.output == 2 {
+            let event: serde_json::Value = serde_json::from_slice(row.value.unwrap()).unwrap();
+            ids.push(event["id"].as_str().unwrap().to_owned());
+        }
+    }
+    commit(task, sealed);
+    ids
+}
+
 fn commit_told(task: &mut Task) -> Vec<String> {
     let sealed = task.seal(0).unwrap().expect("something to commit");
     let told = told(&sealed);
@@ -96,6 +110,23 @@ fn what_is_dropped_by_hand_is_told() {
         assert!(patient.task.unpark(&mut unparking, patient.taken()).unwrap());
         assert_eq!(commit_told(&mut patient.task), [expected]);
     }
+}
+
+#[test]
+fn a_failure_after_a_release_is_news_and_no_repetition_of_the_one_before() {
+    let mut bench = Bench::new();
+    let mut patient = Patient::new(&mut bench, telling(failures(Then::Park, 0)));
+    patient.apply(0, &["a!fail"]);
+    let mut ids = commit_ids(&mut patient.task);
+    for _ in 0..2 {
+        let what = Unpark::Release { filter: ParkedFilter::default() };
+        let mut unparking = patient.task.begin_unpark(what).unwrap().unwrap();
+        assert!(patient.task.unpark(&mut unparking, patient.taken()).unwrap());
+        assert_eq!(patient.retry_after(0), 1);
+        ids.extend(commit_ids(&mut patient.task));
+    }
+    let place = "life/words-id/3/0/1/0";
+    assert_eq!(ids, ["1", "1.1", "2.1"].map(|attempt| format!("{place}/{attempt}/parked")));
 }
 
 #[test]
