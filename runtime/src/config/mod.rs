@@ -21,7 +21,6 @@
 //! | [`settings`], [`kafka_properties`], `profiles` | the tables behind it |
 //! | [`manifest`] | what a module says about itself |
 //! | [`files`] | files that are named, read up to a bound |
-//! | [`jitter`] | how much of a pause is waited |
 //! | [`units`], [`problem`], `section`, `yaml` | the parts |
 
 mod build;
