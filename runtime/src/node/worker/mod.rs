@@ -26,11 +26,13 @@
 
 mod asks;
 mod backoff;
+mod commits;
 mod doubt;
 mod edits;
 mod obstacle;
 mod outcome;
 mod parked;
+mod patience;
 mod rebalance;
 mod redrive;
 mod relay;
@@ -44,35 +46,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asks::Asks;
+use commits::waiting;
 use crossbeam_channel::Receiver;
 use doubt::Doubt;
 use edits::Edits;
 use obstacle::Obstacle;
+use patience::TAKE_WAIT_MAX;
 use redrive::Redrives;
 use relay::Desk;
 use unpark::Unparks;
 
 use super::board::Board;
 use super::commit::Committer;
-use super::pace::{NodeBudget, Pace, Waiting};
+use super::pace::{NodeBudget, Pace};
 use super::redrive::Letters;
 use super::restore::{Restorer, Ticket, Verdicts};
 use super::trial::Trial;
 use crate::config::deployment::{CommitSpec, Guarantee};
-use crate::faults::{Bug, planted};
 use crate::ports::{Clock, Group, Interest, Membership, Relay, Source, SourceError, Taken};
 use crate::record::{Batch, InputPartition, Offset};
 use crate::store::Store;
 use crate::task::{Applied, EditedIn, Sealed, TakenAt, Task, TaskState as Life};
 use crate::telemetry::{Activity, TaskMetrics, WorkerMetrics};
 
-/// A take never waits longer, so that commands and restores are served.
-const TAKE_WAIT_MAX: Duration = Duration::from_millis(50);
-/// While a commit is in flight its outcome is looked for this often, and as soon is one that records wait for begun.
-const TAKE_WAIT_COMMITTING: Duration = Duration::from_millis(1);
-/// While a restore is under way its end is looked for each time that it has taken a quarter longer: a short one is not
-/// kept waiting, and a long one costs nothing.
-const RESTORE_LOOKS: u32 = 4;
 /// Back-off of a producer or consumer that could not be made, doubled up to the maximum; see [`backoff`].
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -365,28 +361,6 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    /// Records and rebalances end a wait; for everything else it must not be too long.
-    fn take_wait(&mut self, now: Duration) -> Duration {
-        let adopts = self.may_commit() && running(&mut self.slots).any(|(_, task)| task.is_adopting());
-        let most = match self.committer.is_busy() || adopts {
-            true => TAKE_WAIT_COMMITTING,
-            false if self.redrives.is_busy() => redrive::TAKE_WAIT,
-            false => TAKE_WAIT_MAX,
-        };
-        let most = most.min(restore_patience(&self.slots, now));
-        let most = match self.stalled {
-            // A commit is due, and cannot be made.
-            true => most,
-            false => match self.pace.patience(now, waiting(&self.slots), most) {
-                // As the last take showed, which found nothing that would have gone before: another commit is under
-                // way, the broker is gone, or the group.
-                Duration::ZERO if self.dry => most.min(TAKE_WAIT_COMMITTING),
-                patience => patience,
-            },
-        };
-        self.desk.patience(now, most)
-    }
-
     fn serve(&mut self, item: Taken) {
         match item {
             Taken::Batch(batch) => self.apply(batch),
@@ -472,76 +446,6 @@ impl<C: Consumer> Worker<C> {
         }
     }
 
-    /// Nothing is under way that a commit would have to wait for.
-    fn may_commit(&self) -> bool {
-        !self.committer.is_busy() && self.refused.is_none() && self.producer == Standing::Ready
-    }
-
-    fn commit_if_due(&mut self) {
-        if !self.may_commit() {
-            return;
-        }
-        let now = self.clock.monotonic();
-        // Records wait for it.
-        let adopting = running(&mut self.slots).any(|(_, task)| task.is_adopting());
-        if adopting || self.pace.is_due(now, waiting(&self.slots), self.dry) {
-            self.start_commit();
-        }
-    }
-
-    /// Seals every task that has something and hands it to the commit thread.
-    fn start_commit(&mut self) {
-        let Some(consumer) = &self.consumer else { return };
-        let membership = consumer.membership();
-        if !membership.is_valid() && !planted(Bug::CommitLost) {
-            return; // Not a member now: a rebalance is on its way and decides.
-        }
-        let wall_ms = self.clock.wall_ms();
-        // A task that looks for the record which the broker refused commits alone.
-        let careful = running(&mut self.slots)
-            .find(|(_, task)| task.is_careful() && !task.pending().is_empty())
-            .map(|(partition, _)| partition);
-        let mut sealed = Vec::new();
-        let mut failed = Vec::new();
-        for (partition, task) in running(&mut self.slots) {
-            if careful.is_some_and(|careful| careful != partition) {
-                continue;
-            }
-            match task.seal(wall_ms) {
-                Ok(seal) => sealed.extend(seal),
-                Err(error) => failed.push((partition, error)),
-            }
-        }
-        if !sealed.is_empty() {
-            let now = self.clock.monotonic();
-            self.pace.started(now, self.budget.spend(self.seat, now));
-            self.committer.commit(super::commit::Job { sealed, membership });
-        }
-        for (partition, error) in failed {
-            self.task_failed(partition, &error);
-        }
-    }
-
-    /// Waits for the outcome of the commit in flight, and starts one of everything, if that can be.
-    fn commit_next(&mut self) {
-        self.waits_for_commit();
-        if let Some(done) = self.committer.wait() {
-            self.serve_outcome(done);
-        }
-        if self.may_commit() {
-            self.start_commit();
-        }
-    }
-
-    /// Commits everything and waits for the outcome; bounded by the sink's time-outs. What could
-    /// not be committed has been dropped or is held as refused.
-    fn commit_now(&mut self) {
-        self.commit_next();
-        if let Some(done) = self.committer.wait() {
-            self.serve_outcome(done);
-        }
-    }
-
     /// Commits, gives the stores back and ends.
     pub fn stop(mut self, leave: bool) {
         self.give_up_everything(leave);
@@ -580,53 +484,4 @@ fn still_holds(slots: &mut BTreeMap<i32, Slot>, partition: i32, edited: EditedIn
 fn positions(task: &Task) -> Vec<(InputPartition, Offset)> {
     let partition = task.partition();
     (0..).map_while(|input| Some((InputPartition { input, partition }, task.next(input)?))).collect()
-}
-
-/// How long a take may wait without the end of a restore being noticed late.
-fn restore_patience(slots: &BTreeMap<i32, Slot>, now: Duration) -> Duration {
-    let youngest = slots.values().filter_map(|slot| match slot.state {
-        SlotState::Restoring { since, .. } => Some(now.saturating_sub(since)),
-        _ => None,
-    });
-    let patience = youngest.min().map(|took| took / RESTORE_LOOKS);
-    patience.map_or(TAKE_WAIT_MAX, |patience| patience.clamp(TAKE_WAIT_COMMITTING, TAKE_WAIT_MAX))
-}
-
-fn waiting(slots: &BTreeMap<i32, Slot>) -> Waiting {
-    let mut sum = Waiting::default();
-    for slot in slots.values() {
-        if let SlotState::Running(task) = &slot.state {
-            let pending = task.pending();
-            // What is acknowledged is to be deleted as soon as what is handled is to be committed.
-            sum.records += pending.records + pending.acknowledged;
-            sum.bytes += pending.bytes as u64;
-            sum.moved |= pending.moved;
-        }
-    }
-    sum
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::telemetry::Telemetry;
-
-    #[test]
-    fn a_short_restore_is_not_kept_waiting_and_a_long_one_is_looked_at_seldom() {
-        let ms = Duration::from_millis;
-        let restoring = |since_ms| Slot {
-            held: BTreeSet::new(),
-            flowing: false,
-            state: SlotState::Restoring { ticket: Ticket(1), since: ms(since_ms) },
-            interest: Interest::default(),
-            own_calls: Duration::ZERO,
-            metrics: Telemetry::new().task("d", 0),
-        };
-        let mut slots = BTreeMap::from([(0, restoring(100))]);
-        for (now_ms, patience_ms) in [(100, 1), (120, 5), (180, 20), (100_000, 50)] {
-            assert_eq!(restore_patience(&slots, ms(now_ms)), ms(patience_ms), "at {now_ms}");
-        }
-        slots.insert(1, restoring(99_960));
-        assert_eq!(restore_patience(&slots, ms(100_000)), ms(10), "the youngest counts");
-    }
 }
