@@ -89,8 +89,8 @@ impl Task {
         Ok(())
     }
 
-    /// Runs those of the rows that are no repetitions, up to the second one of an id. Answers the row
-    /// behind the last one that has been dealt with.
+    /// Runs those of the rows that are no repetitions, up to the second one of an id, or as far as one call
+    /// went. Answers the row behind the last one that has been dealt with.
     fn run_fresh(
         &mut self,
         batch: &Batch,
@@ -103,17 +103,21 @@ impl Task {
             true => (rows.clone().collect(), rows.end),
             false => self.fresh(batch, ids, rows.clone(), taken)?,
         };
-        if fresh.len() == batch.len() {
-            self.run(batch, taken, applied)?;
+        let run = if fresh.is_empty() {
+            0
+        } else if fresh.len() == batch.len() {
+            self.run(batch, taken, applied)?
         } else if fresh.len() == rows.len() {
-            self.run(&batch.slice(rows.clone()), taken, applied)?;
-        } else if !fresh.is_empty() {
-            self.run(&batch.pick(&fresh), taken, applied)?;
-        }
-        let last = fresh.last().map(|&row| batch.offsets[row] as u64);
+            self.run(&batch.slice(rows.clone()), taken, applied)?
+        } else {
+            self.run(&batch.pick(&fresh), taken, applied)?
+        };
+        let to = fresh.get(run).copied().unwrap_or(to);
+        let last = run.checked_sub(1).and_then(|last| fresh.get(last));
+        let last = last.map(|&row| batch.offsets[row] as u64);
         let is_done = last.is_none_or(|last| self.next(batch.input).is_some_and(|next| next.0 > last));
         if self.takes_records() && is_done {
-            let duplicates = (to - rows.start) - fresh.len();
+            let duplicates = (to - rows.start) - run;
             applied.duplicates += duplicates;
             self.metrics.duplicates.add(duplicates as u64);
             self.pass_repetitions(batch, to, taken);
@@ -252,8 +256,10 @@ impl Task {
         to
     }
 
-    /// Runs records that may share a call.
-    fn run(&mut self, batch: &Batch, taken: TakenAt, applied: &mut Applied) -> Result<(), TaskError> {
+    /// Runs records that may share a call. Answers how many of them have been dealt with; the others are for
+    /// another call, which is the caller's to make: from here it would lie within this one, and a batch in
+    /// which all are refused would take its number of records times as much of the thread's stack.
+    fn run(&mut self, batch: &Batch, taken: TakenAt, applied: &mut Applied) -> Result<usize, TaskError> {
         if batch.len() == 1 {
             match self.attempt(batch, taken)? {
                 Ok(()) => {
@@ -262,7 +268,7 @@ impl Task {
                 }
                 Err(failed) => self.fail(batch, 0, failed, taken, applied)?,
             }
-            return Ok(());
+            return Ok(1);
         }
         let Ok(effects) = self.call(batch)? else {
             // Which record is at fault shows only one by one.
@@ -272,16 +278,10 @@ impl Task {
             {
                 *until = last;
             }
-            return self.drive(batch, 0, 1, taken, applied);
+            self.drive(batch, 0, 1, taken, applied)?;
+            return Ok(batch.len());
         };
-        let Some(refused) = self.settle(batch, effects, taken, applied)? else {
-            return Ok(());
-        };
-        // Later records of that call may have seen the refused record's writes, and so may the instance.
-        self.handler.renew().map_err(TaskError::Handler)?;
-        let behind = refused.row + 1;
-        self.fail(batch, refused.row, (FailureKind::Limit, refused.reason), taken, applied)?;
-        self.drive(batch, behind, usize::MAX, taken, applied)
+        self.settle(batch, effects, taken, applied)
     }
 
     /// Runs one record alone: its effects are in the overlay, or the answer says why it failed.
@@ -357,15 +357,16 @@ impl Task {
         }
     }
 
-    /// Takes over the effects of the `ok` records and applies the policy to the failed ones. Answers
-    /// the record that Kafka would refuse, if any; it and what is behind it have not been taken over.
+    /// Takes over the effects of the `ok` records and applies the policy to the failed ones, up to the one that
+    /// the task may not get past, or that Kafka would refuse. Answers how many rows that is; what is behind
+    /// them has not been taken over.
     fn settle(
         &mut self,
         batch: &Batch,
         effects: Effects,
         taken: TakenAt,
         applied: &mut Applied,
-    ) -> Result<Option<Refused>, TaskError> {
+    ) -> Result<usize, TaskError> {
         let scratch = self.view.take_scratch();
         let refused = self.first_refused(&effects, &scratch, taken)?;
         let statuses = &effects.statuses;
@@ -375,7 +376,7 @@ impl Task {
             self.remember(batch, taken, |_| true);
             applied.ok += batch.len();
             self.pass(batch, batch.len(), taken)?;
-            return Ok(None);
+            return Ok(batch.len());
         }
         let taken_over = refused.as_ref().map_or(batch.len(), |refused| refused.row);
         let stop = self.stop_row(batch, statuses, taken_over);
@@ -403,10 +404,13 @@ impl Task {
                 self.handler.renew().map_err(TaskError::Handler)?;
             }
             // Should the policy have got past it after all, what is behind it is run again.
-            self.drive(batch, judged, usize::MAX, taken, applied)?;
-            return Ok(None);
+            return Ok(judged);
         }
-        Ok(refused)
+        let Some(refused) = refused else { return Ok(batch.len()) };
+        // Later records of that call may have seen the refused record's writes, and so may the instance.
+        self.handler.renew().map_err(TaskError::Handler)?;
+        self.fail(batch, refused.row, (FailureKind::Limit, refused.reason), taken, applied)?;
+        Ok(refused.row + 1)
     }
 
     /// Moves the position past the first `rows` records of `batch`, unless it is there already. Those that

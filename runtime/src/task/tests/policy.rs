@@ -1,6 +1,7 @@
 //! What failures do, record by record.
 
 use super::*;
+use crate::config::failures::Then;
 
 fn apply(task: &mut Task, batch: Batch) -> Applied {
     task.apply(batch, TakenAt { monotonic: Duration::from_secs(1), wall_ms: 2_000 }).unwrap()
@@ -152,6 +153,25 @@ fn a_batch_above_the_limits_of_a_call_is_split_and_a_record_above_them_fails_unc
     let failure = applied.failure.unwrap();
     assert_eq!(failure.kind, FailureKind::Limit);
     assert!(failure.reason.contains("an eighth of limits.memory"), "{failure}");
+}
+
+/// A quarter of what a worker's thread has.
+const STACK_BYTES: usize = 512 << 10;
+
+#[test]
+fn a_batch_of_records_that_are_refused_one_after_the_other_takes_no_more_stack_than_one() {
+    // Letters fit their topic, though the largest that a record could have would not: each is looked at by itself.
+    let mut buried = parking(Failures::at_once(Then::DeadLetter));
+    buried.outputs[1].record_bytes_max = 5_000;
+    for (config, record) in [(config(Failures::skip()), "a!old"), (buried, "a!fail")] {
+        let mut bench = Bench::new();
+        let mut task = bench.task_with(config);
+        let batch = records(0, [record; 500]);
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        let thread = thread.spawn(move || (apply(&mut task, batch), task));
+        let (applied, task) = thread.unwrap().join().unwrap();
+        assert_eq!((applied.failed, applied.ignored, task.next(0)), (500, 0, Some(Offset(500))), "{record}");
+    }
 }
 
 #[test]
