@@ -267,6 +267,22 @@ fn a_prefetch_stops_at_its_bound_and_the_rest_is_asked_for() {
 }
 
 #[test]
+fn what_a_call_hands_over_again_and_again_is_bounded_by_the_sum_of_it() {
+    let limits = ViewLimits { scratch_bytes_max: 10_000, ..ViewLimits::default() };
+    let mut view = View::new(stores(), None, &CacheBudget::new(0), limits);
+    let mut same = Writes { sources: vec![0], stores: vec![0], ..Writes::default() };
+    same.keys.push(Some(b"k"));
+    same.values.push(None);
+    for writes in [Writes::default(), same] {
+        let handed = (0..1_000).take_while(|_| view.put_many(writes.clone()).is_ok()).count();
+        assert!((20..100).contains(&handed), "{handed} times");
+        view.take_scratch();
+        assert!(view.put_many(writes).is_ok(), "another call");
+        view.take_scratch();
+    }
+}
+
+#[test]
 fn hostile_scratch_is_refused() {
     let limits = ViewLimits { scratch_bytes_max: 1000, ..ViewLimits::default() };
     let mut view = View::new(stores(), None, &CacheBudget::new(0), limits);

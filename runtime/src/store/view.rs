@@ -33,6 +33,9 @@ use super::{StoreError, StoreReader};
 use crate::effects::{Prefetched, Writes};
 use crate::record::Column;
 
+/// What a write costs beside its bytes: source, store, lengths.
+const WRITE_BYTES: usize = 14;
+
 /// Bounds of one view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ViewLimits {
@@ -70,6 +73,8 @@ pub struct View {
     scratch: Overlay,
     /// What `scratch` was made from, with the records that caused it, in the order it came.
     scratch_log: Vec<Writes>,
+    /// Memory of it, nearly.
+    scratch_log_bytes: usize,
     active: Overlay,
     frozen: Option<Overlay>,
     /// Emptied, for the next freeze.
@@ -115,6 +120,7 @@ impl View {
             hasher: DefaultHashBuilder::default(),
             scratch: Overlay::default(),
             scratch_log: Vec::new(),
+            scratch_log_bytes: 0,
             active: Overlay::default(),
             frozen: None,
             spare: Overlay::default(),
@@ -279,7 +285,9 @@ impl View {
     /// bytes than a call may hand over.
     pub fn put_many(&mut self, writes: Writes) -> Result<(), StoreError> {
         let bytes = writes.keys.bytes().len() + writes.values.bytes().len();
-        if self.scratch.bytes() + bytes > self.limits.scratch_bytes_max {
+        // What comes again and again is in the overlay once, and in the log each time; nothing at all is as well.
+        let log_bytes = self.scratch_log_bytes + bytes + writes.len() * WRITE_BYTES + size_of::<Writes>();
+        if log_bytes.max(self.scratch.bytes() + bytes) > self.limits.scratch_bytes_max {
             return Err(StoreError::Refused(format!(
                 "put-many takes at most {} bytes a call",
                 self.limits.scratch_bytes_max
@@ -287,6 +295,7 @@ impl View {
         }
         merge(&mut self.scratch, self.stores.as_deref(), &self.hasher, &writes, |_| true)?;
         self.scratch_log.push(writes);
+        self.scratch_log_bytes = log_bytes;
         Ok(())
     }
 
@@ -368,6 +377,7 @@ impl View {
             return Vec::new();
         }
         self.scratch.clear(self.limits.overlay_keep_bytes);
+        self.scratch_log_bytes = 0;
         std::mem::take(&mut self.scratch_log)
     }
 
@@ -435,6 +445,7 @@ impl View {
     /// holds may change underneath, by recovery.
     pub fn drop_uncommitted(&mut self) {
         self.scratch_log.clear();
+        self.scratch_log_bytes = 0;
         self.scratch.clear(self.limits.overlay_keep_bytes);
         self.active.clear(self.limits.overlay_keep_bytes);
         if let Some(mut frozen) = self.frozen.take() {
