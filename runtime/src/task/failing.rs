@@ -95,8 +95,9 @@ impl Task {
         note(&mut record, &failure, self.config.revision);
         let reaction = self.reaction(failure.kind, 1, &record, taken.wall_ms);
         let parks = matches!(reaction, Reaction::Again { .. } | Reaction::Hold);
-        if parks && self.fits_changelog(&record) && !self.parked.has_room(1, parked::size(&record)) {
-            return self.block(batch, row, taken);
+        let bytes = parked::size(&record);
+        if parks && self.fits_changelog(&record) && !self.parked.has_room(1, bytes) {
+            return self.block(batch, row, bytes, taken);
         }
         applied.failed += 1;
         applied.failure.get_or_insert_with(|| failure.clone());
@@ -150,8 +151,9 @@ impl Task {
             self.state = TaskState::Halted(failure);
             return Ok(());
         }
-        if !self.parked.has_room(1, parked::size(&record)) {
-            return self.block(batch, row, taken);
+        let bytes = parked::size(&record);
+        if !self.parked.has_room(1, bytes) {
+            return self.block(batch, row, bytes, taken);
         }
         self.park(&record);
         applied.waiting += 1;
@@ -300,7 +302,8 @@ impl Task {
     /// To be asked now and then: where a task that was blocked continues, now that there is room.
     pub fn unblock(&mut self) -> Option<Vec<(InputPartition, Offset)>> {
         let has_room = match self.blocked.as_ref()? {
-            Blocked::Park => self.parked.has_ample_room(),
+            // A large one may find none where a tenth is free, and would be read and fail again and again.
+            Blocked::Park { bytes } => self.parked.has_ample_room() && self.parked.has_room(1, *bytes),
             Blocked::Outbox(_) => self.outbox.has_ample_room(),
         };
         if !has_room {
@@ -325,13 +328,14 @@ impl Task {
         let (records, bytes) = self.parked();
         self.metrics.parked_records.set(records);
         self.metrics.parked_bytes.set(bytes);
-        self.metrics.parked_full.set(u64::from(self.blocked == Some(Blocked::Park)));
+        let is_full = matches!(self.blocked, Some(Blocked::Park { .. }));
+        self.metrics.parked_full.set(u64::from(is_full));
     }
 
-    /// Stops exactly before this record.
-    fn block(&mut self, batch: &Batch, row: usize, taken: TakenAt) -> Result<(), TaskError> {
+    /// Stops exactly before this record, which would take so many bytes of the park.
+    fn block(&mut self, batch: &Batch, row: usize, bytes: u64, taken: TakenAt) -> Result<(), TaskError> {
         self.pass(batch, row, taken)?;
-        self.blocked = Some(Blocked::Park);
+        self.blocked = Some(Blocked::Park { bytes });
         Ok(())
     }
 

@@ -29,8 +29,8 @@ const SHOWN_BYTES_MAX: u64 = 4 << 20;
 /// Why a task's input is paused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Blocked {
-    /// There is no room to park the next record.
-    Park,
+    /// There is no room to park the next record, which has so many bytes there.
+    Park { bytes: u64 },
     /// An output's outbox holds what it may.
     Outbox(Arc<OutboxRule>),
 }
@@ -280,7 +280,7 @@ impl Task {
     /// Why the task's input is paused, if it is.
     pub fn blocked_reason(&self) -> Option<String> {
         let reason = match self.blocked.as_ref()? {
-            Blocked::Park => self.fill_of_park(""),
+            Blocked::Park { .. } => self.fill_of_park(""),
             Blocked::Outbox(rule) => self.fill_of_outbox(rule),
         };
         Some(format!("paused: {reason}"))

@@ -229,6 +229,24 @@ fn a_task_without_room_to_park_stops_exactly_before_the_record_and_goes_on_later
 }
 
 #[test]
+fn a_large_record_without_room_waits_until_it_fits_though_a_tenth_is_free() {
+    let mut bench = Bench::new();
+    let mut config = parking(failures(Then::DeadLetter, 9));
+    // Each takes 743 bytes.
+    config.failures.parked.bytes = 1_700;
+    let mut patient = Patient::new(&mut bench, config);
+    let large = ["a", "b", "c"].map(|key| format!("{}!flaky", key.repeat(600)));
+    let applied = patient.apply(0, &[&large[0], &large[1], &large[2]]);
+    assert_eq!((applied.failed, applied.ignored), (2, 1));
+    assert!(patient.task.is_blocked());
+    assert!(patient.task.unblock().is_none(), "it would only be read again, and fail");
+
+    patient.heal();
+    assert_eq!(patient.retry_after(SECOND_MS), 2);
+    assert_eq!(patient.task.unblock().expect("there is room")[0].1, Offset(2));
+}
+
+#[test]
 fn what_a_drop_takes_back_was_never_parked() {
     let mut bench = Bench::new();
     let mut patient = Patient::new(&mut bench, parking(failures(Then::DeadLetter, 9)));
