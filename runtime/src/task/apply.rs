@@ -23,8 +23,8 @@ pub(super) type Failed = (FailureKind, String);
 impl Task {
     /// Runs a batch of one of the task's inputs, as far as one turn goes. Records below the task's
     /// position are ignored, and so is everything given to a task that is halted or blocked. After an
-    /// error nothing of the batch's last call is in the overlay, but earlier calls may be: drop the
-    /// task or close it. A call that is interrupted is no error, and left over with what is behind it.
+    /// error drop the task or close it: what was handled before may be in the overlay, which is not committed
+    /// if that is not all of a record. A call that is interrupted is no error, and left over with what is behind it.
     pub fn apply(&mut self, mut batch: Batch, taken: TakenAt) -> Result<Applied, TaskError> {
         let next = self.next(batch.input).ok_or(TaskError::Misuse("the task has no such input"))?;
         let mut applied = Applied::default();
@@ -37,7 +37,10 @@ impl Task {
         match self.drive(&batch, at, usize::MAX, taken, &mut applied) {
             Ok(()) => {}
             Err(TaskError::Interrupted) => applied.interrupted = true,
-            Err(error) => return Err(error),
+            Err(error) => {
+                self.is_torn |= matches!(error, TaskError::Store(_));
+                return Err(error);
+            }
         }
         if (self.turn.is_over() || applied.interrupted) && self.takes_records() {
             let next = self.next(batch.input).unwrap_or_default();

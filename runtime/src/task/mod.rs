@@ -275,6 +275,8 @@ pub struct Task {
     careful: Option<Careful>,
     /// The first record since the last seal: input and offset.
     first: Option<(u16, i64)>,
+    /// State could not be read while effects were taken over: some may be of records that are not passed.
+    is_torn: bool,
     state: TaskState,
     stats: TaskStats,
     /// Outlives the task: what operators see of its failures.
@@ -352,6 +354,7 @@ impl Task {
             suspects: Vec::new(),
             careful: None,
             first: None,
+            is_torn: false,
             state: TaskState::Running,
             stats: TaskStats::default(),
             metrics: Arc::default(),
@@ -491,6 +494,7 @@ impl Task {
             careful.gated = false; // The caller seeks.
         }
         self.next.clone_from(&self.committed);
+        self.is_torn = false;
         // Those at fault are known as suspects.
         self.alone_until.fill(-1);
         self.state = TaskState::Running;

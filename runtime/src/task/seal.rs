@@ -91,10 +91,11 @@ impl Sealed {
 }
 
 impl Task {
-    /// Freezes what there is to commit. `None` while a seal is out, or when nothing has happened.
+    /// Freezes what there is to commit. `None` while a seal is out, when nothing has happened, or when that may be
+    /// a part of what a record does.
     /// `wall_ms` dates the changelog rows from below.
     pub fn seal(&mut self, wall_ms: i64) -> Result<Option<Sealed>, TaskError> {
-        if self.in_flight.is_some() || self.pending().is_empty() {
+        if self.in_flight.is_some() || self.is_torn || self.pending().is_empty() {
             return Ok(None);
         }
         self.sweep()?;

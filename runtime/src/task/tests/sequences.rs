@@ -40,6 +40,18 @@ fn seal_and_commit(task: &mut Task) -> Vec<String> {
 }
 
 #[test]
+fn effects_of_a_record_whose_number_could_not_be_looked_up_are_not_committed_without_it() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(config(Failures::halt()));
+    // What the handler asks for is in memory, and what is known of the key's numbers is not.
+    task.edit(&Edit { store: "counts".into(), key: b"a".into(), value: Some(b"1".into()) }).unwrap();
+    drop(task.store.take());
+    assert!(matches!(task.apply(numbered(0, &["a:1"]), at(1)), Err(TaskError::Store(_))));
+    assert_eq!(task.next(0), Some(Offset(0)));
+    assert!(task.seal(0).unwrap().is_none(), "it will be handled again");
+}
+
+#[test]
 fn what_breaks_a_sequence_is_counted_and_handled_in_its_batch_in_its_overlay_and_after_the_commit() {
     let mut bench = Bench::new();
     let mut task = bench.task_with(config(Failures::halt()));
