@@ -275,7 +275,8 @@ pub struct Task {
     careful: Option<Careful>,
     /// The first record since the last seal: input and offset.
     first: Option<(u16, i64)>,
-    /// State could not be read while effects were taken over: some may be of records that are not passed.
+    /// State could not be read in the middle of something, so that overlay and position may not belong together:
+    /// nothing of it is committed.
     is_torn: bool,
     state: TaskState,
     stats: TaskStats,
@@ -474,6 +475,8 @@ impl Task {
             self.leave_behind(sealed.changelog.as_ref());
             self.take_back(sealed)?;
         }
+        // Until all of it is dropped, for whoever halts a task commits what there is first.
+        self.is_torn = true;
         match planted(Bug::OverlayKept) {
             true => self.view.committed(),
             false => self.view.drop_uncommitted(),

@@ -7,6 +7,7 @@ use prost::Message;
 use tidemill_proto::v1::{OffsetMetadata, StoreSize};
 
 use super::inbox::Inbox;
+use super::rewrite::Again;
 use super::{EditedIn, Task, TaskConfig, TaskError, numbers, rewrite};
 use crate::config::deployment::Guarantee;
 use crate::effects::Emitted;
@@ -92,16 +93,17 @@ impl Sealed {
 
 impl Task {
     /// Freezes what there is to commit. `None` while a seal is out, when nothing has happened, or when that may be
-    /// a part of what a record does.
+    /// a part of what a record does; after an error until everything is dropped.
     /// `wall_ms` dates the changelog rows from below.
     pub fn seal(&mut self, wall_ms: i64) -> Result<Option<Sealed>, TaskError> {
         if self.in_flight.is_some() || self.is_torn || self.pending().is_empty() {
             return Ok(None);
         }
-        self.sweep()?;
-        let again = self.rewritten()?;
+        let prepared = self.prepare();
+        // It would fail again, and whoever halts the task seals what there is first.
+        self.is_torn = prepared.is_err();
+        let again = prepared?;
         let settles = self.settles_rewrites();
-        self.view.settle_sizes()?;
         self.commit += 1;
         let mut emissions = std::mem::take(&mut self.emissions);
         let latest = self.latest.standing();
@@ -181,6 +183,14 @@ impl Task {
         self.clear_pending();
         self.in_flight = Some(self.commit);
         Ok(Some(sealed))
+    }
+
+    /// Reads what a seal has to know: what it writes once more is the answer.
+    fn prepare(&mut self) -> Result<Again, TaskError> {
+        self.sweep()?;
+        let again = self.rewritten()?;
+        self.view.settle_sizes()?;
+        Ok(again)
     }
 
     /// The commit succeeded and is in the store: the store comes home, and what was frozen may be

@@ -86,6 +86,16 @@ fn dropping_goes_back_to_the_last_commit() {
     assert_eq!(sealed.stamp().1, 3, "commit numbers are never used twice");
 }
 
+#[test]
+fn what_could_not_be_dropped_to_its_end_is_not_committed() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::halt());
+    task.apply(records(0, ["a"]), TakenAt::default()).unwrap();
+    drop(task.store.take());
+    assert!(matches!(task.drop_uncommitted(None), Err(TaskError::Store(_))));
+    assert!(task.seal(0).unwrap().is_none(), "the record is passed, and its effects are gone");
+}
+
 fn edit(key: &str, value: Option<&str>) -> Edit {
     let value = value.map(|value| value.as_bytes().to_vec());
     Edit { store: "counts".into(), key: key.into(), value }

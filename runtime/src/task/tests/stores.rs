@@ -70,6 +70,16 @@ fn a_record_that_would_go_beyond_the_stores_room_fails_as_limit_and_the_others_g
 }
 
 #[test]
+fn what_cannot_be_counted_fails_once_and_is_not_sealed_again_and_again() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(with_room(Some(1 << 20)));
+    task.apply(records(0, ["a!mark"]), TakenAt::default()).unwrap();
+    drop(task.store.take());
+    assert!(matches!(task.seal(0), Err(TaskError::Store(_))));
+    assert!(task.seal(0).unwrap().is_none(), "who halts it for that commits what there is first");
+}
+
+#[test]
 fn what_is_dropped_uncommitted_is_not_counted() {
     let mut bench = Bench::new();
     let mut task = bench.task_with(with_room(Some(4)));
