@@ -20,6 +20,7 @@ pub mod edit_state;
 pub mod edits;
 #[cfg(test)]
 mod fake_site;
+mod first_commits;
 pub mod fleet;
 pub mod former;
 pub mod gauges;

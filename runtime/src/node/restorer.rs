@@ -4,7 +4,6 @@
 //! Then it lets go of everything: of a store that it has done nothing to as it is, of any other closed, with what it holds by then.
 
 use std::cell::Cell;
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use tidemill_proto::v1::{FirstCommitEntry, StartedEntry};
 use super::board::Board;
 use super::clients::restore_kafka;
 use super::deployment::{wall_ms, words};
+use super::first_commits::FirstCommits;
 use super::lease::{Lease, Leases};
 use super::restore::{Outcome, RestoreRequest, Restorer, Ticket, Verdict, Verdicts};
 use super::revision::Revision;
@@ -48,8 +48,7 @@ const PANIC_PAUSE: Duration = Duration::from_secs(5);
 /// Restores the tasks of one worker.
 pub struct KafkaRestorer {
     context: Arc<Context>,
-    /// Tasks whose first commit has been told to the registry, or is there already.
-    told: HashSet<i32>,
+    first_commits: FirstCommits,
 }
 
 /// The store's former holder has not let go of it in time.
@@ -78,7 +77,7 @@ impl KafkaRestorer {
         let task_config = Arc::new(revision.task_config());
         KafkaRestorer {
             context: Arc::new(Context { node, revision, board, task_config }),
-            told: HashSet::new(),
+            first_commits: FirstCommits::default(),
         }
     }
 }
@@ -163,7 +162,7 @@ impl Restorer for KafkaRestorer {
     }
 
     fn committed(&mut self, partition: i32) {
-        if !self.told.insert(partition) {
+        if !self.first_commits.begin(partition, Instant::now()) {
             return;
         }
         let context = Arc::clone(&self.context);
@@ -174,15 +173,17 @@ impl Restorer for KafkaRestorer {
             return;
         }
         // Not on the worker's thread: it waits for Kafka.
+        let first_commits = self.first_commits.clone();
         let spawned = std::thread::Builder::new().name("first-commit".into()).spawn(move || {
             let deployment = context.revision.registered.name.clone();
             let entry = Entry::FirstCommit(FirstCommitEntry { deployment, incarnation, partition, topics });
             if let Err(error) = context.node.control_log.propose(entry) {
                 tracing::warn!(%error, partition, "the registry does not know of a first commit yet");
+                first_commits.failed(partition, Instant::now());
             }
         });
         if spawned.is_err() {
-            self.told.remove(&partition);
+            self.first_commits.failed(partition, Instant::now());
         }
     }
 }
