@@ -3,31 +3,29 @@
 //! Whatever one waits for, be it a permit, the store, Kafka, or time to pass, it waits no longer than its worker wants the task.
 //! Then it lets go of everything: of a store that it has done nothing to as it is, of any other closed, with what it holds by then.
 
+mod known;
+
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tidemill_proto::v1::FirstCommitEntry;
 use tidemill_proto::v1::control_entry::Entry;
-use tidemill_proto::v1::{FirstCommitEntry, StartedEntry};
 
 use super::board::Board;
-use super::clients::restore_kafka;
 use super::deployment::{wall_ms, words};
 use super::first_commits::FirstCommits;
 use super::lease::{Lease, Leases};
 use super::restore::{Outcome, RestoreRequest, Restorer, Ticket, Verdict, Verdicts};
 use super::revision::Revision;
 use super::runtime::NodeRuntime;
-use crate::config::deployment::Start as StartRule;
 use crate::faults::{Bug, planted};
-use crate::kafka::admin::At;
-use crate::kafka::recovery::{Impatient, LogReader, Logs, Untouched};
-use crate::ports::{Recovery, SourceError, Stop};
+use crate::ports::{SourceError, Stop};
 use crate::record::Offset;
 use crate::store::{Store, StoreError};
-use crate::task::recovery::{self, Disk, Hooks, Job, Known, OldTail, RecoveryError, Report, Rules, Started};
+use crate::task::recovery::{self, Disk, Hooks, Job, OldTail, RecoveryError, Report, Rules};
 use crate::task::{Start, Task, TaskConfig};
 use crate::telemetry::{TaskMetrics, TaskState};
 
@@ -424,47 +422,6 @@ impl Context {
         }
     }
 
-    /// What the task is recovered from.
-    fn source(self: &Arc<Self>, asked: &Asked) -> Result<Impatient, SourceError> {
-        let (partition, stop) = (asked.partition, asked.stop.clone());
-        let source = self.ask(&asked.stop, move |context| context.connect(partition, &stop))??;
-        Ok(Impatient::new(source, asked.stop.clone()))
-    }
-
-    fn connect(&self, partition: i32, stop: &Stop) -> Result<Box<dyn Recovery>, SourceError> {
-        if self.is_untouched(partition) {
-            return Ok(Box::new(Untouched));
-        }
-        let revision = &self.revision;
-        let inputs = revision.inputs.iter().map(|input| input.topic.clone()).collect();
-        let logs = Logs {
-            changelog: revision.changelog.as_ref().map(|changelog| changelog.topic.clone()),
-            inbox: revision.inbox.clone(),
-        };
-        let reader = LogReader::new(&restore_kafka(&self.node), &revision.group, inputs, logs)?;
-        Ok(Box::new(reader.telling(self.node.epochs.of(&revision.group)).until(stop)))
-    }
-
-    /// True for a task that keeps nothing and has never begun, if its group has no offset for it either. Nobody can
-    /// commit one meanwhile: whoever does has the partition, and has told the registry before where it begins.
-    fn is_untouched(&self, partition: i32) -> bool {
-        let Known { started, first_commit } = self.known(partition);
-        let has_begun = started.iter().any(Option::is_some) || first_commit.contains(&true);
-        if has_begun || !self.is_stateless() {
-            return false;
-        }
-        let inputs = self.revision.inputs.iter();
-        let inputs: Vec<(String, i32)> = inputs.map(|input| (input.topic.clone(), partition)).collect();
-        match self.node.admin.stable_group_offsets(&self.revision.group, &inputs) {
-            Ok(found) => found.len() == inputs.len() && found.iter().all(|found| found.offset.is_none()),
-            Err(error) => {
-                let deployment = &self.revision.registered.name;
-                tracing::debug!(deployment, partition, %error, "offsets are asked for by a client of its own");
-                false
-            }
-        }
-    }
-
     fn task(&self, partition: i32, start: Start, report: &Report, metrics: &Arc<TaskMetrics>) -> Outcome {
         let replayed = &report.replayed;
         metrics.restored_records.add(replayed.records);
@@ -497,54 +454,6 @@ impl Context {
             Err(error) => Outcome::Halt { reason: error.to_string(), store: None },
         }
     }
-
-    fn known(&self, partition: i32) -> Known {
-        let view = self.node.control_log.view();
-        let incarnation = &self.revision.registered.incarnation;
-        let started = |topic: &str| {
-            let began = view.started(incarnation, topic, partition)?;
-            Some(Started { topic_id: began.topic_id.clone(), offset: began.offset })
-        };
-        Known {
-            started: self.revision.inputs.iter().map(|input| started(&input.topic)).collect(),
-            first_commit: self
-                .revision
-                .inputs
-                .iter()
-                .map(|input| view.has_committed(incarnation, &input.topic, partition))
-                .collect(),
-        }
-    }
-
-    /// Resolves `start:` to an offset and writes it to the registry, where the first answer wins.
-    fn resolve(&self, partition: i32, inputs: &[u16]) -> Result<(), String> {
-        let registered = &self.revision.registered;
-        for &input in inputs {
-            let Some(input) = self.revision.inputs.get(usize::from(input)) else { continue };
-            // A partition that was added to the topic since: nothing of it may be missed.
-            let at = match input.start {
-                _ if partition >= registered.first_partitions => At::Start,
-                StartRule::Earliest => At::Start,
-                StartRule::Latest => At::End,
-                StartRule::Timestamp(ms) => At::Time(ms),
-            };
-            let offsets = self.node.admin.offsets(&[(input.topic.clone(), partition)], at);
-            let offset = match offsets {
-                Ok(offsets) => offsets.first().copied().unwrap_or_default(),
-                Err(error) => return Err(error.to_string()),
-            };
-            let entry = StartedEntry {
-                deployment: registered.name.clone(),
-                incarnation: registered.incarnation.clone(),
-                topic: input.topic.clone(),
-                topic_id: input.topic_id.clone(),
-                partition,
-                offset: offset.0,
-            };
-            self.node.control_log.propose(Entry::Started(entry)).map_err(|error| error.to_string())?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -553,7 +462,8 @@ mod tests {
 
     use super::super::permits::Permits;
     use super::*;
-    use crate::ports::{CommittedOffset, Interest, Log, LogView};
+    use crate::kafka::recovery::{Impatient, Untouched};
+    use crate::ports::{CommittedOffset, Interest, Log, LogView, Recovery};
     use crate::record::InputPartition;
 
     fn panics_at_once(_: &Cell<bool>) {
