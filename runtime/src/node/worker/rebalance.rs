@@ -1,6 +1,6 @@
 //! What a worker does when the group gives and takes partitions, and when a task must stop.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Consumer, Slot, SlotState, Standing, Worker};
@@ -87,11 +87,8 @@ impl<C: Consumer> Worker<C> {
     /// Of partitions that go, and may come back: see [`AWAY_MAX`].
     fn doubt_restores(&mut self, partitions: &[InputPartition]) {
         let until = self.clock.monotonic() + AWAY_MAX;
-        for number in partitions.iter().map(|partition| partition.partition) {
-            if let Some(slot) = self.slots.get_mut(&number) {
-                self.away.insert(number, (std::mem::take(&mut slot.interest), until));
-            }
-        }
+        let numbers = partitions.iter().map(|partition| partition.partition);
+        put_away(&mut self.away, &mut self.slots, numbers, until);
     }
 
     /// Ends the restores of partitions that have not come back.
@@ -386,6 +383,20 @@ impl<C: Consumer> Worker<C> {
     }
 }
 
+/// A task goes with its partition of every input, one after the other: what went with the first is what its restore has.
+fn put_away(
+    away: &mut BTreeMap<i32, (Interest, Duration)>,
+    slots: &mut BTreeMap<i32, Slot>,
+    numbers: impl Iterator<Item = i32>,
+    until: Duration,
+) {
+    for number in numbers {
+        let Some(slot) = slots.get_mut(&number) else { continue };
+        let known = away.entry(number).or_insert_with(|| (std::mem::take(&mut slot.interest), until));
+        known.1 = until;
+    }
+}
+
 fn into_store(state: SlotState, sealed: Option<Sealed>) -> Option<Store> {
     match state {
         SlotState::Running(task) => task.close(sealed).store,
@@ -398,4 +409,28 @@ fn into_store(state: SlotState, sealed: Option<Sealed>) -> Option<Store> {
 
 fn list(partitions: &[InputPartition]) -> String {
     partitions.iter().map(|p| p.partition.to_string()).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Telemetry;
+
+    #[test]
+    fn a_restore_goes_on_for_a_while_without_its_partition_of_every_input() {
+        let slot = Slot {
+            held: BTreeSet::from([0, 1]),
+            flowing: false,
+            state: SlotState::Waiting { store: None },
+            interest: Interest::default(),
+            own_calls: Duration::ZERO,
+            metrics: Telemetry::new().task("d", 0),
+        };
+        let stop = slot.interest.stop();
+        let (mut away, mut slots) = (BTreeMap::new(), BTreeMap::from([(0, slot)]));
+        put_away(&mut away, &mut slots, [0, 0].into_iter(), AWAY_MAX);
+        assert!(!stop.is_raised());
+        drop(away);
+        assert!(stop.is_raised(), "and no longer");
+    }
 }
