@@ -6,6 +6,7 @@
 //!   refused with n records  ->  at most n/2 a commit, each commit of this task alone
 //!   ... succeeded           ->  twice as many the next time, until past the range first refused
 //!   ... refused with one    ->  that record fails as `limit`, by the deployment's policy
+//!   ... and refused again   ->  the task halts: what the policy does is refused, a dead letter for one
 //! ```
 //!
 //! A careful task takes what its next commit may hold and ignores the rest; after the commit the
@@ -61,6 +62,11 @@ impl Task {
         }
         match (records, first) {
             _ if edited => {}
+            (1, Some((input, offset))) if alone && self.was_refused(input, offset) => {
+                let reason = format!("what its failure leads to is refused as well: {reason}");
+                let failure = self.failure(input, offset as u64, (FailureKind::Limit, reason));
+                self.state = TaskState::Halted(failure);
+            }
             (1, Some((input, offset))) if alone => {
                 self.suspects.retain(|suspect| (suspect.input, suspect.offset) != (input, offset));
                 self.suspects.push(Suspect { input, offset, refused: Some(reason.to_owned()) });
@@ -82,6 +88,11 @@ impl Task {
         };
         self.careful = Some(Careful { records_max: (records / 2).max(1), until, gated: false });
         Ok(positions)
+    }
+
+    /// The broker refused this record's effects, so it is not run any more.
+    fn was_refused(&self, input: u16, offset: i64) -> bool {
+        self.suspected(input, offset).is_some_and(|suspect| suspect.refused.is_some())
     }
 
     /// The task looks for a refused record: its commits hold nothing of other tasks.

@@ -325,6 +325,20 @@ fn a_record_that_the_broker_refuses_is_found_and_fails_alone() {
 }
 
 #[test]
+fn a_record_whose_dead_letter_the_broker_refuses_halts_its_task_and_is_not_sent_again_and_again() {
+    let mut bench = Bench::new();
+    let mut task = bench.task_with(parking(Failures::at_once(Then::DeadLetter)));
+    for _ in 0..2 {
+        assert!(task.is_running());
+        apply(&mut task, records(0, ["a!fail"]));
+        let sealed = task.seal(0).unwrap().unwrap();
+        task.refuse(sealed, "message too large", true).unwrap();
+    }
+    assert_eq!((halted(&task), task.next(0)), ((FailureKind::Limit, 0), Some(Offset(0))));
+    assert!(task.pending().is_empty());
+}
+
+#[test]
 fn a_task_that_shared_a_refused_commit_condemns_nothing_of_its_own() {
     let mut bench = Bench::new();
     let mut task = bench.task(Failures::skip());
