@@ -85,9 +85,10 @@ impl Desk {
         landing
     }
 
-    /// Waits a moment for a landing.
-    fn wait(&mut self, wait: Duration) -> Option<Landing> {
-        let line = self.lines().find(|line| !line.in_air.is_empty())?;
+    /// Waits a moment for a landing where rows of these partitions are in the air.
+    fn wait(&mut self, partitions: &BTreeSet<i32>, wait: Duration) -> Option<Landing> {
+        let is_of = |line: &Line| line.in_air.iter().any(|(partition, _)| partitions.contains(partition));
+        let line = self.lines().find(|line| is_of(line))?;
         let landing = line.relay.land(wait)?;
         line.in_air.remove(&(landing.partition, landing.sequence));
         Some(landing)
@@ -172,10 +173,10 @@ impl<C: Consumer> Worker<C> {
     /// Waits for what these partitions have under way, so that it is acknowledged by their last commit here.
     /// What has not landed by then is delivered again by the next owner, with the same id.
     pub(super) fn settle_deliveries(&mut self, partitions: &[InputPartition]) {
-        let numbers = partitions.iter().map(|partition| partition.partition).collect();
+        let numbers: BTreeSet<i32> = partitions.iter().map(|partition| partition.partition).collect();
         let until = self.clock.monotonic() + SETTLE_WAIT;
         while self.desk.of(&numbers).next().is_some() && self.clock.monotonic() < until {
-            if let Some(landing) = self.desk.wait(SETTLE_LOOK) {
+            if let Some(landing) = self.desk.wait(&numbers, SETTLE_LOOK) {
                 self.landed(&landing);
             }
         }
@@ -202,5 +203,46 @@ impl<C: Consumer> Worker<C> {
             cells.oldest_ms.set(status.oldest_ms.map_or(0, |ms| ms.max(1) as u64));
             cells.full.set(u64::from(status.full));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::{Delivery, Landed};
+
+    /// Has these landings, and no others.
+    struct Landings(Vec<Landing>);
+
+    impl Relay for Landings {
+        fn admits(&self, _: &str) -> bool {
+            true
+        }
+
+        fn send(&mut self, _: Delivery) -> Result<(), Box<Delivery>> {
+            Ok(())
+        }
+
+        fn land(&mut self, _: Duration) -> Option<Landing> {
+            self.0.pop()
+        }
+
+        fn knock(&self, _: &str) {}
+
+        fn opened(&mut self) -> Option<String> {
+            None
+        }
+    }
+
+    #[test]
+    fn what_goes_with_a_partition_is_waited_for_where_it_was_sent_from_whoever_sends_now() {
+        let landing = Landing { partition: 3, sequence: 7, landed: Landed::Delivered };
+        let mut desk = Desk::new(Box::new(Landings(vec![landing.clone()])));
+        desk.current.in_air.insert((3, 7));
+        desk.replace(Box::new(Landings(Vec::new())));
+        desk.current.in_air.insert((4, 1));
+        let gone = BTreeSet::from([3]);
+        assert_eq!(desk.wait(&gone, SETTLE_LOOK), Some(landing));
+        assert_eq!(desk.of(&gone).next(), None);
     }
 }
