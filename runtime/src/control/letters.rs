@@ -106,7 +106,7 @@ impl Read for proto::RedrivesRequest {
 
 impl Forwarder {
     /// The partitions in which letters are meant. A filter that cannot mean any is an error, and not an empty answer.
-    async fn meant(
+    async fn with_letters(
         &self,
         request: &impl Read,
         filter: &Option<proto::LetterFilter>,
@@ -141,7 +141,7 @@ impl Forwarder {
         if request.local {
             return self.read(proto::ListLettersRequest { limit, ..request }, true, deadline).await;
         }
-        let partitions = self.meant(&request, &request.filter, false).await?;
+        let partitions = self.with_letters(&request, &request.filter, false).await?;
         let token = token.among(&partitions)?;
         let mut answer = proto::ListLettersResponse::default();
         for partition in partitions {
@@ -175,7 +175,7 @@ impl Forwarder {
         deadline: Deadline,
     ) -> Result<proto::CountLettersResponse, Status> {
         let mut answer = proto::CountLettersResponse::default();
-        for partition in self.meant(&request, &request.filter, request.local).await? {
+        for partition in self.with_letters(&request, &request.filter, request.local).await? {
             let part = proto::CountLettersRequest { partition: Some(partition), ..request.clone() };
             answer.partitions.extend(self.read(part, request.local, deadline).await?.partitions);
         }

@@ -145,7 +145,7 @@ impl Forwarder {
         chosen(&request.author, &request.rows, request.partition).map_err(status)?;
         let mut rows = 0;
         let destination = destination_of(&request.rows);
-        for partition in self.meant(&request, destination, request.local, deadline).await? {
+        for partition in self.with_rows(&request, destination, request.local, deadline).await? {
             let part = proto::RetryOutboxRequest { partition: Some(partition), ..request.clone() };
             rows += self.read(part, request.local, deadline).await?.rows;
         }
@@ -160,7 +160,7 @@ impl Forwarder {
         chosen(&request.author, &request.rows, request.partition).map_err(status)?;
         let mut rows = 0;
         let destination = destination_of(&request.rows);
-        for partition in self.meant(&request, destination, request.local, deadline).await? {
+        for partition in self.with_rows(&request, destination, request.local, deadline).await? {
             let part = proto::DiscardOutboxRequest { partition: Some(partition), ..request.clone() };
             rows += self.read(part, request.local, deadline).await?.rows;
         }
@@ -169,7 +169,7 @@ impl Forwarder {
 
     /// The partitions whose rows a request is about; of a destination that only an earlier version had, those in which it
     /// has left some. What is not there is refused before any owner is asked to change something.
-    async fn meant(
+    async fn with_rows(
         &self,
         request: &impl Read,
         destination: &str,

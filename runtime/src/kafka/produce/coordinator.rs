@@ -427,7 +427,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::kafka::fetch::stage::{self, Reply};
+    use crate::kafka::fetch::stage;
     use crate::kafka::wire::Access;
 
     fn named(name: &str) -> TopicName {
@@ -436,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_coordinator_that_is_away_is_looked_for_until_it_is_back_or_the_time_is_up() {
-        let brokers = stage::Cluster::new(|_, _| Reply::Nothing);
+        let brokers = stage::Cluster::new(|_, _| stage::Reply::Nothing);
         let reach = |misses: usize, patience: Duration| {
             *brokers.stage.misses.lock().unwrap() = misses;
             let mut cluster = Cluster::new(Access::new(&brokers.config()).unwrap(), Vec::new());
