@@ -59,9 +59,8 @@ pub(super) struct Replay<'a> {
     closed: (u64, u64),
     /// Keys whose last record so far does not count, and about where that is: not behind it.
     hidden: BTreeMap<Vec<u8>, Offset>,
-    /// Where the first of those lies, and `changelog_ms` before it. The next replay has to come across it, as long
-    /// as nothing is written over it.
-    held: Option<(Offset, i64)>,
+    /// Not behind the first of those. The next replay has to come across it, as long as nothing is written over it.
+    held: Option<Offset>,
     seen: Replayed,
 }
 
@@ -113,7 +112,9 @@ impl<'a> Replay<'a> {
         if record.stamp.is_some_and(|stamp| stamp.0 < self.seen.writer_seen || stamp <= self.closed) {
             self.seen.unclosed += 1;
             if is_changelog_key(record.key) {
-                self.hide(record.key, record.offset, self.changelog_ms);
+                // Whoever goes on from there is to know what made it outdated.
+                let at = self.open.as_ref().map_or(record.offset, |open| open.first);
+                self.hide(record.key, at);
             }
             // It lies between the records of an open commit, not behind the last one.
             if let Some(open) = self.open.as_mut().filter(|open| open.next == record.offset) {
@@ -162,7 +163,7 @@ impl<'a> Replay<'a> {
             self.seen.unclosed += open.rows.len() as u64;
             self.changelog_ms = open.before_ms;
             for (key, _) in open.rows.iter() {
-                self.hide(key, open.first, open.before_ms);
+                self.hide(key, open.first);
             }
             return;
         }
@@ -184,10 +185,8 @@ impl<'a> Replay<'a> {
     }
 
     /// The last record of this key does not count.
-    fn hide(&mut self, key: &[u8], at: Offset, before_ms: i64) {
-        if self.held.is_none_or(|(first, _)| at < first) {
-            self.held = Some((at, before_ms));
-        }
+    fn hide(&mut self, key: &[u8], at: Offset) {
+        self.held = Some(self.held.map_or(at, |held| held.min(at)));
         self.hidden.insert(key.to_vec(), at);
     }
 
@@ -216,13 +215,14 @@ impl<'a> Replay<'a> {
     }
 
     /// Writes what counts so far. Of several rows of a key the last one is written. An open commit is read again by whoever
-    /// goes on from here, who must not take what came before it for younger than it is.
+    /// goes on from here, who must not take what came before it for younger than it is. Rows that do not count are read
+    /// again as well, but not for their time: what counts behind them is in the store.
     fn write(&mut self) -> Result<(), StoreError> {
-        let ahead = match &self.open {
+        let (ahead, changelog_ms) = match &self.open {
             Some(open) => (open.first, open.before_ms),
             None => (self.next, self.changelog_ms),
         };
-        let (changelog_next, changelog_ms) = self.held.filter(|(first, _)| *first < ahead.0).unwrap_or(ahead);
+        let changelog_next = self.held.map_or(ahead, |held| held.min(ahead));
         let progress = Progress { changelog_next, changelog_ms, ..self.store.progress() };
         self.store.write(self.ready.last_of_each_key(), progress)?;
         self.ready.clear();
@@ -251,7 +251,7 @@ impl<'a> Replay<'a> {
         self.write()?;
         if let Some(open) = self.open.take() {
             for (key, _) in open.rows.iter() {
-                self.hide(key, open.first, open.before_ms);
+                self.hide(key, open.first);
             }
         }
         Ok((self.seen, Rewrites { keys: self.hidden.into_keys().collect(), read_to: self.next }))

@@ -520,6 +520,25 @@ fn compaction_takes_no_committed_value_for_a_row_of_a_commit_that_was_refused() 
 }
 
 #[test]
+fn a_tail_is_no_older_for_rows_before_it_that_do_not_count() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "1.2 b=9"]);
+    kafka.now_ms = 50_000 * SECOND;
+    stamped(&mut kafka, &["2.1 @1", "2.2 a=2"]);
+    let run = |kafka: &FakeKafka| {
+        let mut run = at_least_once(&bench, kafka);
+        run.rules.delete_retention = Duration::from_secs(864_000);
+        run
+    };
+    // The second one reads again from the row of 1.2, and knows the position record behind it.
+    for _ in 0..2 {
+        let (start, _) = run(&kafka).start(&mut kafka);
+        assert_eq!((value(&start, "a"), start.next[0]), (some("1"), Offset(1)));
+        start.store.unwrap().close().unwrap();
+    }
+}
+
+#[test]
 fn a_commit_whose_position_record_was_compacted_away_counts() {
     let lines = ["1.1 a=1", "-", "1.2 b=2", "-", "-", "1.4 a=9", "1.5 b=3", "1.5 @5"];
     // Commit 1.4 has nothing missing behind it, so nothing closed it.
