@@ -242,7 +242,7 @@ pub struct Task {
     first_offsets: Vec<Offset>,
     /// No commit says yet that this revision begins there, so nothing is handled.
     adopting: bool,
-    /// Nor without transactions as long as this writer has not committed.
+    /// Nor without transactions as long as this writer has not committed, with all that its start has to write once more.
     opening: bool,
     writer: u64,
     /// Number of the last seal; never used twice by a writer, dropped or not, because changelog rows

@@ -10,7 +10,8 @@
 //! but compaction knows nothing of commits: it keeps the last record of each key, and would take the committed value at 10
 //! for the one at 12. In most cases the same input makes the same keys be written again. A record that is skipped at the
 //! second try, an edit, or another version does not. So the first commit after such rows were met, by a restore or by the
-//! task whose commit was refused, writes their keys with what is committed, unless it has something newer.
+//! task whose commit was refused, writes their keys with what is committed, unless it has something newer. If that is more
+//! than an overlay may hold, which takes committed values larger than the new ones, the commits after it go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,8 +27,8 @@ pub struct Rewrites {
     /// came to nothing since the last one that was closed, each as large as an overlay; of a changelog from before rows
     /// were written once more, those of all such commits.
     pub keys: BTreeSet<Vec<u8>>,
-    /// Where the restore ended that came across them. The store's progress stays below the first of them until they are
-    /// written, and is this then.
+    /// Where the changelog stands at least, by the restore and the commits since. The store's progress stays below the
+    /// first of the rows until all keys are written, and is this then.
     pub read_to: Offset,
 }
 
@@ -43,20 +44,23 @@ impl Task {
             && !self.rewrites.keys.is_empty()
     }
 
-    /// With the next commit nothing is left to be written once more.
-    pub(super) fn settles_rewrites(&self) -> bool {
-        self.rewrites.keys.is_empty() || self.is_rewriting()
-    }
-
-    /// What the next commit writes once more. The position record is part of every commit.
-    pub(super) fn rewritten(&self) -> Result<Again, TaskError> {
+    /// What the next commit writes once more, about as much as an overlay may hold, and whether nothing is left then. The
+    /// position record is part of every commit.
+    pub(super) fn rewritten(&self) -> Result<(Again, bool), TaskError> {
         let mut again = Again::new();
-        if let Some(reader) = self.reader.as_ref().filter(|_| self.is_rewriting()) {
-            for key in self.rewrites.keys.iter().filter(|key| key.as_slice() != POSITION) {
-                again.insert(key.clone(), reader.get_raw(key)?);
+        let Some(reader) = self.reader.as_ref().filter(|_| self.is_rewriting()) else {
+            return Ok((again, self.rewrites.keys.is_empty()));
+        };
+        let mut bytes = 0;
+        for key in self.rewrites.keys.iter().filter(|key| key.as_slice() != POSITION) {
+            if bytes > self.config.overlay_bytes_max {
+                return Ok((again, false));
             }
+            let value = reader.get_raw(key)?;
+            bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+            again.insert(key.clone(), value);
         }
-        Ok(again)
+        Ok((again, true))
     }
 
     /// A commit is dropped, of which rows may be in the log.
@@ -65,8 +69,9 @@ impl Task {
         self.rewrites.keys.extend(rows.flat_map(|rows| rows.keys.iter()).flatten().map(<[u8]>::to_vec));
     }
 
-    /// A commit is known to have succeeded.
-    pub(super) fn wrote(&mut self, rows: Option<&ChangelogRows>) {
+    /// A commit is known to have succeeded, behind which the changelog stands at `next` at least.
+    pub(super) fn wrote(&mut self, rows: Option<&ChangelogRows>, next: Offset) {
+        self.rewrites.read_to = self.rewrites.read_to.max(next);
         if self.rewrites.keys.is_empty() {
             return;
         }

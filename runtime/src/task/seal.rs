@@ -43,6 +43,9 @@ pub struct Sealed {
     /// Overlays that the task had dropped by then.
     drops: u64,
     progress: Option<Progress>,
+    /// Where the changelog stands at least, once it has this commit. Progress stays below while keys are to be written
+    /// once more.
+    changelog_next: Offset,
     /// Row of the store alone, if it changes.
     inbox_ages: Option<Vec<u8>>,
     /// Of the position record.
@@ -102,8 +105,7 @@ impl Task {
         let prepared = self.prepare();
         // It would fail again, and whoever halts the task seals what there is first.
         self.is_torn = prepared.is_err();
-        let again = prepared?;
-        let settles = self.settles_rewrites();
+        let (again, settles) = prepared?;
         self.commit += 1;
         let mut emissions = std::mem::take(&mut self.emissions);
         let latest = self.latest.standing();
@@ -126,6 +128,7 @@ impl Task {
             commit: self.commit,
             drops: self.stats.drops,
             progress: None,
+            changelog_next: Offset(0),
             applied: false,
             store: None,
         };
@@ -171,11 +174,14 @@ impl Task {
                 ..self.position()
             };
             rows.values.push(Some(&position.encode_to_vec()));
-            let mut before = store.progress();
-            if settles {
-                before.changelog_next = before.changelog_next.max(self.rewrites.read_to);
+            let held = store.progress();
+            let before = Progress { changelog_next: held.changelog_next.max(self.rewrites.read_to), ..held };
+            let mut after = self.progress_after(before, rows.keys.len(), seen, wall_ms);
+            sealed.changelog_next = after.changelog_next;
+            if !settles {
+                after.changelog_next = held.changelog_next;
             }
-            sealed.progress = Some(self.progress_after(before, rows.keys.len(), seen, wall_ms));
+            sealed.progress = Some(after);
             sealed.changelog = Some(rows);
             sealed.store = Some(store);
         }
@@ -185,8 +191,8 @@ impl Task {
         Ok(Some(sealed))
     }
 
-    /// Reads what a seal has to know: what it writes once more is the answer.
-    fn prepare(&mut self) -> Result<Again, TaskError> {
+    /// Reads what a seal has to know: what it writes once more, and whether nothing is left to be then.
+    fn prepare(&mut self) -> Result<(Again, bool), TaskError> {
         self.sweep()?;
         let again = self.rewritten()?;
         self.view.settle_sizes()?;
@@ -201,7 +207,7 @@ impl Task {
         }
         let offsets: Vec<Offset> = sealed.offsets.iter().map(|offset| offset.offset).collect();
         let (horizon_ms, start) = (sealed.inbox_horizon_ms, sealed.inbox_start);
-        self.wrote(sealed.changelog.as_ref());
+        self.wrote(sealed.changelog.as_ref(), sealed.changelog_next);
         self.take_back(sealed)?;
         self.view.committed();
         self.outbox.committed();
@@ -212,7 +218,9 @@ impl Task {
             self.trim = inbox.trim(start).or(self.trim);
         }
         self.committed = offsets;
-        (self.adopting, self.opening) = (false, false);
+        self.adopting = false;
+        // What is to be written once more is as much part of it as the position.
+        self.opening &= !self.rewrites.keys.is_empty();
         self.stats.commits += 1;
         let (committed, parked, numbers) = (&self.committed, &self.parked, &self.numbers);
         self.suspects.retain(|suspect| {

@@ -91,6 +91,7 @@ impl<C: Consumer> Worker<C> {
                 return;
             }
         };
+        let adopts = adopts && !task.is_adopting();
         if adopts {
             self.board.task_running(partition, self.index, task);
         }

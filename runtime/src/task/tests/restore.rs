@@ -520,6 +520,51 @@ fn compaction_takes_no_committed_value_for_a_row_of_a_commit_that_was_refused() 
 }
 
 #[test]
+fn rows_of_a_refused_commit_are_met_again_by_a_start_while_its_record_is_still_looked_for() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    let mut task = began(&bench, &mut kafka);
+    seal_and_commit(&mut task, &mut kafka);
+    task.apply(records(0, ["a", "b"]), TakenAt::default()).unwrap();
+    let refused = task.seal(0).unwrap().unwrap();
+    kafka.rows(&refused, 2);
+    task.refuse(refused, "too large", false).unwrap();
+    task.apply(records(0, ["a", "b"]), TakenAt::default()).unwrap();
+    // It holds one record, and as many rows as the refused one.
+    seal_and_commit(&mut task, &mut kafka);
+    task.close(None).store.unwrap().close().unwrap();
+
+    let mut task = began(&bench, &mut kafka);
+    seal_and_commit(&mut task, &mut kafka);
+    kafka.compact(usize::MAX);
+    let start = without_its_store(task, &bench, &mut kafka);
+    assert_eq!((value(&start, "a"), value(&start, "b"), start.next[0]), (some("1"), None, Offset(1)));
+}
+
+#[test]
+fn what_is_written_once_more_is_no_larger_than_an_overlay_and_no_record_is_handled_before_all_of_it_is() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 b=1", "1.1 @2", "1.2 a=9", "1.2 b=9"]);
+    let mut run = at_least_once(&bench, &kafka);
+    run.config.overlay_bytes_max = 1;
+    let config = run.config.clone();
+    let (start, _) = run.start(&mut kafka);
+    let mut task = task(config, start);
+    let mut stood = Vec::new();
+    while task.is_adopting() {
+        let sealed = task.seal(0).unwrap().unwrap();
+        kafka.commit(&sealed);
+        let rows = sealed.changelog.as_ref().unwrap().keys.len();
+        commit(&mut task, sealed);
+        stood.push((rows, task.store.as_ref().unwrap().progress().changelog_next));
+    }
+    // Each with its position record. As long as one is left, a start would have to read of it.
+    assert_eq!(stood, [(2, Offset(3)), (2, Offset(9))]);
+    kafka.compact(usize::MAX);
+    let start = without_its_store(task, &bench, &mut kafka);
+    assert_eq!((value(&start, "a"), value(&start, "b")), (some("1"), some("1")));
+}
+
+#[test]
 fn a_tail_is_no_older_for_rows_before_it_that_do_not_count() {
     let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
     stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "1.2 b=9"]);
