@@ -100,18 +100,30 @@ pub struct Progress {
     pub inbox_next: Offset,
     /// Ids that have come from there, those that were forgotten since and those applied twice included.
     pub inbox_ids: u64,
+    /// Writer and number of the last commit that counts below `changelog_next`, for whoever reads on from there. None = as
+    /// the position says, which may be ahead.
+    pub closed: Option<(u64, u64)>,
 }
 
 impl Progress {
-    const NONE: Progress =
-        Progress { changelog_next: Offset(0), changelog_ms: 0, inbox_next: Offset(0), inbox_ids: 0 };
+    const NONE: Progress = Progress {
+        changelog_next: Offset(0),
+        changelog_ms: 0,
+        inbox_next: Offset(0),
+        inbox_ids: 0,
+        closed: None,
+    };
 
-    fn encode(self) -> [u8; 32] {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&self.changelog_next.0.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.changelog_ms.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.inbox_next.0.to_le_bytes());
-        bytes[24..].copy_from_slice(&self.inbox_ids.to_le_bytes());
+    fn encode(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(48);
+        bytes.extend_from_slice(&self.changelog_next.0.to_le_bytes());
+        bytes.extend_from_slice(&self.changelog_ms.to_le_bytes());
+        bytes.extend_from_slice(&self.inbox_next.0.to_le_bytes());
+        bytes.extend_from_slice(&self.inbox_ids.to_le_bytes());
+        if let Some((writer, commit)) = self.closed {
+            bytes.extend_from_slice(&writer.to_le_bytes());
+            bytes.extend_from_slice(&commit.to_le_bytes());
+        }
         bytes
     }
 
@@ -131,6 +143,13 @@ impl Progress {
             inbox_ids: match bytes.get(24..32) {
                 Some(ids) => u64::from_le_bytes(ids.try_into().ok()?),
                 None => inbox_next,
+            },
+            closed: match (bytes.get(32..40), bytes.get(40..48)) {
+                (Some(writer), Some(commit)) => Some((
+                    u64::from_le_bytes(writer.try_into().ok()?),
+                    u64::from_le_bytes(commit.try_into().ok()?),
+                )),
+                _ => None,
             },
         })
     }

@@ -29,7 +29,13 @@ fn key(store: &str, key: &str) -> Vec<u8> {
 }
 
 fn progress(next: u64) -> Progress {
-    Progress { changelog_next: Offset(next), changelog_ms: next as i64, inbox_next: Offset(0), inbox_ids: 0 }
+    Progress {
+        changelog_next: Offset(next),
+        changelog_ms: next as i64,
+        inbox_next: Offset(0),
+        inbox_ids: 0,
+        closed: Some((next, 1)),
+    }
 }
 
 fn write(store: &mut Store, rows: &[(&str, Option<&str>)], next: u64) {

@@ -179,7 +179,7 @@ impl Task {
             let mut after = self.progress_after(before, rows.keys.len(), seen, wall_ms);
             sealed.changelog_next = after.changelog_next;
             if !settles {
-                after.changelog_next = held.changelog_next;
+                (after.changelog_next, after.closed) = (held.changelog_next, held.closed);
             }
             sealed.progress = Some(after);
             sealed.changelog = Some(rows);
@@ -321,6 +321,7 @@ impl Task {
                 packed => Offset(before.inbox_next.0 + packed as u64 + marker),
             },
             inbox_ids: before.inbox_ids + ids,
+            closed: Some((self.writer, self.commit)),
         }
     }
 }

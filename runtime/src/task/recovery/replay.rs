@@ -59,8 +59,9 @@ pub(super) struct Replay<'a> {
     closed: (u64, u64),
     /// Keys whose last record so far does not count, and about where that is: not behind it.
     hidden: BTreeMap<Vec<u8>, Offset>,
-    /// Not behind the first of those. The next replay has to come across it, as long as nothing is written over it.
-    held: Option<Offset>,
+    /// Not behind the first of those, and `closed` before it. The next replay has to come across it, and to know what
+    /// this one knew, as long as nothing is written over it.
+    held: Option<(Offset, (u64, u64))>,
     seen: Replayed,
 }
 
@@ -85,7 +86,8 @@ pub(super) struct Tail {
 impl<'a> Replay<'a> {
     pub fn new(store: &'a mut Store) -> Replay<'a> {
         let progress = store.progress();
-        let closed = store.position().map_or((0, 0), |position| (position.writer, position.commit));
+        let position = store.position().map_or((0, 0), |position| (position.writer, position.commit));
+        let closed = progress.closed.unwrap_or(position);
         Replay {
             store,
             ready: Run::default(),
@@ -186,7 +188,7 @@ impl<'a> Replay<'a> {
 
     /// The last record of this key does not count.
     fn hide(&mut self, key: &[u8], at: Offset) {
-        self.held = Some(self.held.map_or(at, |held| held.min(at)));
+        self.held.get_or_insert((at, self.closed));
         self.hidden.insert(key.to_vec(), at);
     }
 
@@ -222,8 +224,9 @@ impl<'a> Replay<'a> {
             Some(open) => (open.first, open.before_ms),
             None => (self.next, self.changelog_ms),
         };
-        let changelog_next = self.held.map_or(ahead, |held| held.min(ahead));
-        let progress = Progress { changelog_next, changelog_ms, ..self.store.progress() };
+        let (changelog_next, closed) = self.held.unwrap_or((ahead, self.closed));
+        let progress =
+            Progress { changelog_next, changelog_ms, closed: Some(closed), ..self.store.progress() };
         self.store.write(self.ready.last_of_each_key(), progress)?;
         self.ready.clear();
         Ok(())

@@ -288,6 +288,7 @@ fn a_store_is_judged_by_its_changelog() {
             changelog_ms: 1_000_000,
             inbox_next: Offset(0),
             inbox_ids: 0,
+            closed: None,
         };
         judge_store(progress, (Offset(bounds.0), Offset(bounds.1)), 60_000, 1_000_000 + age_ms)
     };

@@ -565,6 +565,17 @@ fn what_is_written_once_more_is_no_larger_than_an_overlay_and_no_record_is_handl
 }
 
 #[test]
+fn a_start_that_reads_closed_commits_again_writes_nothing_of_them_once_more() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "1.2 c=9", "2.1 b=1", "2.1 @2"]);
+    for _ in 0..2 {
+        let (start, _) = at_least_once(&bench, &kafka).start(&mut kafka);
+        assert_eq!((value(&start, "b"), start.rewrites.keys.len()), (some("1"), 1), "`c` alone");
+        start.store.unwrap().close().unwrap();
+    }
+}
+
+#[test]
 fn a_tail_is_no_older_for_rows_before_it_that_do_not_count() {
     let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
     stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "1.2 b=9"]);
