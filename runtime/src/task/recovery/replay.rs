@@ -57,6 +57,8 @@ pub(super) struct Replay<'a> {
     position_ms: i64,
     /// Stamp of the last commit that counts.
     closed: (u64, u64),
+    /// Stamped commits up to this one are in the store, so that what compaction has made of one since is not looked at.
+    applied: (u64, u64),
     /// Keys whose last record so far does not count, and about where that is: not behind it.
     hidden: BTreeMap<Vec<u8>, Offset>,
     /// Not behind the first of those, and `closed` before it. The next replay has to come across it, and to know what
@@ -96,6 +98,7 @@ impl<'a> Replay<'a> {
             changelog_ms: progress.changelog_ms,
             position_ms: progress.changelog_ms,
             closed,
+            applied: position,
             hidden: BTreeMap::new(),
             held: None,
             seen: Replayed { writer_seen: closed.0, ..Replayed::default() },
@@ -175,7 +178,9 @@ impl<'a> Replay<'a> {
     /// All of it counts.
     fn close(&mut self, open: &OpenCommit) {
         self.closed = self.closed.max(open.stamp);
-        self.ready.append(&open.rows);
+        if open.stamp > self.applied {
+            self.ready.append(&open.rows);
+        }
         if !self.hidden.is_empty() {
             for (key, _) in open.rows.iter() {
                 // One of an old writer may lie behind it, among the commit's records.
@@ -209,7 +214,15 @@ impl<'a> Replay<'a> {
             self.closed = self.closed.max((position.writer, position.commit));
             self.position_ms = record.timestamp_ms;
         }
-        self.ready.push(record.key, record.value);
+        match record.stamp {
+            Some(stamp) if stamp <= self.applied => {}
+            Some(_) => self.ready.push(record.key, record.value),
+            None => {
+                // Nothing says whether it is in the store already, so all behind it is written again.
+                self.applied = (0, 0);
+                self.ready.push(record.key, record.value);
+            }
+        }
         if !self.hidden.is_empty() {
             self.reveal(record.key);
         }

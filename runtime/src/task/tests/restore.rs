@@ -576,6 +576,16 @@ fn a_start_that_reads_closed_commits_again_writes_nothing_of_them_once_more() {
 }
 
 #[test]
+fn a_store_takes_nothing_of_a_commit_that_passes_for_a_closed_one_since_compaction_was_there() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "1.2 a=9", "1.3 b=3", "1.3 @3"]);
+    at_least_once(&bench, &kafka).start(&mut kafka).0.store.unwrap().close().unwrap();
+    kafka.log[3] = None;
+    let (start, _) = at_least_once(&bench, &kafka).start(&mut kafka);
+    assert_eq!((value(&start, "a"), value(&start, "b"), start.next[0]), (some("1"), some("3"), Offset(3)));
+}
+
+#[test]
 fn a_tail_is_no_older_for_rows_before_it_that_do_not_count() {
     let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
     stamped(&mut kafka, &["1.1 a=1", "1.1 @1", "1.2 b=9"]);
