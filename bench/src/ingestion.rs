@@ -267,8 +267,13 @@ impl Target {
             Target::Store { store, next } => {
                 *next += rows.len() as u64;
                 let changelog_next = Offset(*next);
-                let progress =
-                    Progress { changelog_next, changelog_ms: 0, inbox_next: Offset(0), inbox_ids: 0 };
+                let progress = Progress {
+                    changelog_next,
+                    changelog_ms: 0,
+                    inbox_next: Offset(0),
+                    inbox_ids: 0,
+                    closed: None,
+                };
                 Ok(store.write(rows.iter().copied(), progress)?)
             }
             Target::Batches(db) | Target::Vectors { db, .. } => write_batch(db, rows),

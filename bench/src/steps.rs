@@ -300,7 +300,8 @@ impl Task {
         let rows = changelog.keys.iter().zip(changelog.values.iter());
         let rows = rows.map(|(key, value)| (key.unwrap_or_default(), value));
         let changelog_next = Offset(self.commits);
-        let progress = Progress { changelog_next, changelog_ms: 0, inbox_next: Offset(0), inbox_ids: 0 };
+        let progress =
+            Progress { changelog_next, changelog_ms: 0, inbox_next: Offset(0), inbox_ids: 0, closed: None };
         self.meter.start();
         self.store.write(rows, progress)?;
         let apply = self.meter.lap();
