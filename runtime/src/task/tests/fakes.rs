@@ -425,11 +425,14 @@ impl Bench {
     pub fn task_of(&mut self, config: TaskConfig, handler: Counter) -> Task {
         let store = (!config.stores.is_empty()).then(|| self.store());
         let next = vec![Offset(0); config.inputs.len()];
-        let first = Some(next.clone());
-        let start =
-            Start { store, next, writer: 1, unbound: Vec::new(), rewrites: Rewrites::default(), first };
+        let start = adopted(start(store, next, 1));
         Task::new(Arc::new(config), PARTITION, Box::new(handler), start).unwrap()
     }
+}
+
+/// A start with this store and nothing else to go by: no commit says that its revision begins there.
+pub fn start(store: Option<Store>, next: Vec<Offset>, writer: u64) -> Start {
+    Start { store, next, writer, unbound: Vec::new(), first: None, rewrites: Rewrites::default() }
 }
 
 /// A start of a task that has adopted its revision before, wherever that was.

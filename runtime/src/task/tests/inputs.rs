@@ -239,14 +239,7 @@ fn reset(patient: Patient, bench: &Bench, config: TaskConfig) -> Patient {
     let progress = store.progress();
     store.write(keys.iter().map(Vec::as_slice).zip(ids.values.iter()), progress).unwrap();
     let next = vec![Offset(0); config.inputs.len()];
-    let start = Start {
-        store: Some(store),
-        next,
-        writer: 1,
-        unbound: Vec::new(),
-        rewrites: Rewrites::default(),
-        first: None,
-    };
+    let start = start(Some(store), next, 1);
     let task = Task::new(Arc::new(config), PARTITION, Box::new(Counter::default()), start).unwrap();
     let mut patient = Patient { task, ..patient };
     patient.commit();

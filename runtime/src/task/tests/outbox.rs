@@ -74,14 +74,7 @@ fn hooked(rule: OutboxRule) -> TaskConfig {
 fn task(bench: &mut Bench, rule: OutboxRule) -> Task {
     let config = Arc::new(hooked(rule));
     let next = vec![Offset(0)];
-    let start = Start {
-        store: Some(bench.store()),
-        first: Some(next.clone()),
-        next,
-        writer: 1,
-        unbound: Vec::new(),
-        rewrites: Rewrites::default(),
-    };
+    let start = adopted(start(Some(bench.store()), next, 1));
     Task::new(config, PARTITION, Box::new(Twice), start).unwrap()
 }
 
@@ -314,14 +307,8 @@ fn rows_move_with_the_store_and_numbers_are_never_used_twice() {
     seal_and_commit(&mut first);
     let in_air = taken(&mut first, 0).remove(0);
 
-    let start = |parts: Parts| Start {
-        store: parts.store,
-        next: vec![Offset(3)],
-        writer: 2,
-        unbound: Vec::new(),
-        rewrites: Rewrites::default(),
-        first: Some(vec![Offset(0)]),
-    };
+    let start =
+        |parts: Parts| Start { first: Some(vec![Offset(0)]), ..start(parts.store, vec![Offset(3)], 2) };
     let config = Arc::new(hooked(rule()));
     let mut second =
         Task::new(Arc::clone(&config), PARTITION, Box::new(Twice), start(first.close(None))).unwrap();

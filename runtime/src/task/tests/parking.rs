@@ -273,14 +273,7 @@ fn parked_records_outlive_their_task() {
     patient.commit();
     let now_ms = patient.now_ms;
     let store = patient.task.close(None).store;
-    let start = Start {
-        store,
-        next: vec![Offset(2)],
-        writer: 2,
-        unbound: Vec::new(),
-        rewrites: Rewrites::default(),
-        first: Some(vec![Offset(2)]),
-    };
+    let start = adopted(start(store, vec![Offset(2)], 2));
     let counter = Counter::default();
     let healed = Arc::clone(&counter.healed);
     let task = Task::new(Arc::new(config), PARTITION, Box::new(counter), start).unwrap();
@@ -300,14 +293,7 @@ fn a_held_key_stays_until_another_revision_tries_it_again() {
     assert_eq!(patient.commit(), ["a=1"]);
     assert_eq!(patient.retry_after(3_600 * SECOND_MS), 0, "it waits for a person");
     let now_ms = patient.now_ms;
-    let start = Start {
-        store: patient.task.close(None).store,
-        next: vec![Offset(3)],
-        writer: 2,
-        unbound: Vec::new(),
-        rewrites: Rewrites::default(),
-        first: Some(vec![Offset(3)]),
-    };
+    let start = adopted(start(patient.task.close(None).store, vec![Offset(3)], 2));
     let counter = Counter::default();
     let healed = Arc::clone(&counter.healed);
     let config = TaskConfig { revision: 2, ..config };

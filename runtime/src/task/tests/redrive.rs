@@ -162,14 +162,7 @@ fn a_letter_comes_back_once_whatever_is_dropped_and_whoever_asks_again() {
     let config = Arc::clone(patient.task.config());
     let store = patient.task.close(None).store;
     let next = vec![Offset(6)];
-    let start = Start {
-        store,
-        first: Some(next.clone()),
-        next,
-        writer: 2,
-        unbound: Vec::new(),
-        rewrites: Rewrites::default(),
-    };
+    let start = adopted(start(store, next, 2));
     let task = Task::new(config, PARTITION, Box::new(Counter::default()), start).unwrap();
     let mut patient = Patient { task, ..Patient::new(&mut Bench::new(), parking(failures(Then::Park, 0))) };
     assert_eq!(topic.run(&mut patient, &first), 1, "it goes on where it was");

@@ -190,14 +190,7 @@ fn a_record_that_is_read_again_after_a_reset_is_no_repetition_of_itself() {
     let config = Arc::clone(task.config());
     let store = task.close(None).store;
     let next = vec![Offset(1)];
-    let start = Start {
-        store,
-        next: next.clone(),
-        writer: 2,
-        unbound: Vec::new(),
-        rewrites: Rewrites::default(),
-        first: Some(next),
-    };
+    let start = adopted(start(store, next, 2));
     let mut task = Task::new(config, PARTITION, Box::new(Counter::default()), start).unwrap();
     task.apply(numbered(1, &["a:2", "a:3", "a:4", "a:6"]), at(1)).unwrap();
     assert_eq!(breaks(&task), (1, 0, 0));

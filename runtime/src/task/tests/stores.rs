@@ -9,14 +9,7 @@ use crate::store::{Position, Stores};
 fn restart(task: Task, config: TaskConfig) -> Task {
     let next = vec![task.next(0).unwrap()];
     let store = task.close(None).store;
-    let start = Start {
-        store,
-        first: Some(next.clone()),
-        next,
-        writer: 2,
-        unbound: Vec::new(),
-        rewrites: Rewrites::default(),
-    };
+    let start = adopted(start(store, next, 2));
     Task::new(Arc::new(config), PARTITION, Box::new(Counter::default()), start).unwrap()
 }
 
