@@ -113,16 +113,27 @@ impl Ticks {
     }
 }
 
-/// Names of a process's threads, and how many have each; numbers in them are left out.
+/// Names of a process's threads, and how many have each, with a `*` for every number in them.
 pub fn thread_names(pid: u32) -> Vec<(String, usize)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let mut names = std::collections::BTreeMap::<String, usize>::new();
     for task in tasks {
         let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        let name = name.trim().trim_matches(|c: char| c.is_ascii_digit() || c == '-').to_owned();
-        *names.entry(name).or_default() += 1;
+        *names.entry(without_numbers(name.trim())).or_default() += 1;
     }
     names.into_iter().collect()
+}
+
+fn without_numbers(name: &str) -> String {
+    let mut kept = String::with_capacity(name.len());
+    for c in name.chars() {
+        match c {
+            '0'..='9' if kept.ends_with('*') => {}
+            '0'..='9' => kept.push('*'),
+            _ => kept.push(c),
+        }
+    }
+    kept
 }
 
 /// Watches the largest resident memory of a process until it is asked.
@@ -158,6 +169,15 @@ impl Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_that_differ_by_a_number_have_one_name() {
+        assert_eq!(
+            ["small-7-0-commi", "small-71-0-comm"].map(without_numbers),
+            ["small-*-*-commi", "small-*-*-comm"]
+        );
+        assert_eq!(without_numbers("tokio-rt-worker"), "tokio-rt-worker");
+    }
 
     #[test]
     fn linear_memory_is_what_is_writable_right_before_the_addresses_that_it_may_grow_into() {
