@@ -1,19 +1,22 @@
-//! Charts for the documentation: one SVG for each workload, a bar for each contender, and one for each curve, a bar for
-//! each of its points; restarts, a bar for each who was killed and each way of it; a load in steps, two bars for each
-//! step; and of what another program has measured, a bar for each figure that has the unit of the one that is judged.
+//! Charts for the documentation, of what a result file has: one SVG for each workload, a bar for each contender; one for
+//! each curve, a bar for each of its points; restarts, a bar for each who was killed and each way of it; a load in steps,
+//! two bars for each step; and of what another program has measured, a bar for each figure that has the unit of the one
+//! that is judged. A figure that the file does not have has no bar, and a chart without bars is not drawn.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use serde_json::Value;
 
-use crate::report::{FoundReport, Point, RECOVERY, SurvivorReport};
-use crate::rounds::{Figures, Spread};
-use crate::suite::{Outcome, Shown};
-use crate::table::{LOADED, WORKLOADS};
-use crate::terms::{Load, Metric};
+use crate::report::{RECOVERY, full_name};
+use crate::rounds::Spread;
+use crate::saturation::LATE_MS;
+use crate::table::{ELSEWHERE, LOADED, WORKLOADS};
+use crate::terms::{Load, Metric, Ratio, Workload};
 
 const WIDTH: u32 = 760;
 const BAR_HEIGHT: u32 = 34;
@@ -28,97 +31,171 @@ const OURS: RGBColor = RGBColor(0x1f, 0x77, 0x8d);
 const OTHERS: RGBColor = RGBColor(0xb4, 0xb9, 0xbd);
 const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
 
+struct Chart {
+    /// Of its file, without the extension.
+    name: String,
+    title: String,
+    bars: Vec<Bar>,
+}
+
 struct Bar {
     name: String,
     spread: Spread,
     is_ours: bool,
 }
 
-/// Draws `DIRECTORY/WORKLOAD.svg`.
-pub fn draw(outcome: &Outcome, directory: &Path) -> Result<()> {
-    let (unit, metrics): (&str, &[Metric]) = match (outcome.workload.load, outcome.workload.decisive()) {
-        (Load::Deploy { .. }, _) => ("milliseconds", &[Metric::Deployed]),
-        (Load::Open(_), _) => ("milliseconds, end to end", &[Metric::P50, Metric::P99]),
-        (Load::Backlog { .. }, Metric::PeakRss) => ("peak RSS, MiB", &[Metric::PeakRss]),
-        (Load::Backlog { .. }, _) => ("CPU-seconds per million records", &[Metric::Cpu]),
-    };
-    let bar = |shown: &Shown, metric: Metric| {
-        let several = metrics.len() > 1;
-        let name = shown.contender.name;
-        Some(Bar {
-            name: if several { format!("{name}, {metric}") } else { name.to_owned() },
-            spread: Spread::of(shown.runs.iter().filter_map(|figures| figures.get(metric)))?,
-            is_ours: name.starts_with("tidemill"),
-        })
-    };
-    let bars: Vec<Bar> =
-        outcome.shown.iter().flat_map(|shown| metrics.iter().filter_map(move |&m| bar(shown, m))).collect();
-    save(directory, outcome.workload.name, &format!("{} ({unit})", outcome.workload.title), &bars)
-}
+/// What is read off a run: what a bar's name ends with, where it stands, and what it is multiplied by.
+type Figure = (&'static str, &'static str, f64);
+const CPU: Figure = ("", "/cpu_seconds_per_million", 1.0);
+/// Of a step of a load.
+const LOADS: [&str; 3] = ["/records_per_second", "/latency_ms/p50", "/latency_ms/p99"];
 
-/// Draws `DIRECTORY/curve-GROWS.svg`, a bar for each point.
-pub fn draw_curve(grows: &str, points: &[Point], directory: &Path) -> Result<()> {
-    let bar = |&(name, spread): &Point| Bar { name: name.to_owned(), spread, is_ours: true };
-    let bars: Vec<Bar> = points.iter().map(bar).collect();
-    let title = format!("tidemill alone, by {grows} (CPU-seconds per million records)");
-    save(directory, &format!("curve-{grows}"), &title, &bars)
-}
-
-/// Draws `DIRECTORY/load.svg`: of each load that the node has kept up with, how long records have waited.
-pub fn draw_load(kept: &[(u64, Figures)], directory: &Path) -> Result<()> {
-    let bar = |per_second: u64, figures: &Figures, metric: Metric| {
-        let name = format!("{per_second} records/s, {metric}");
-        Some(Bar { name, spread: Spread::of(figures.get(metric))?, is_ours: true })
-    };
-    let both = |(per_second, figures): &(u64, Figures)| {
-        [Metric::P50, Metric::P99].map(|metric| bar(*per_second, figures, metric))
-    };
-    let bars: Vec<Bar> = kept.iter().flat_map(both).flatten().collect();
-    let title = format!("{}, as far as the node keeps up (milliseconds, end to end)", LOADED.title);
-    save(directory, LOADED.name, &title, &bars)
-}
-
-/// Draws `DIRECTORY/WORKLOAD.svg` of what another program has measured: the figure that is judged, and what was measured
-/// beside it in the same unit, which is the end of its name.
-pub fn draw_found(found: &FoundReport, figure: &str, title: &str, directory: &Path) -> Result<()> {
-    let (what, unit) = figure.rsplit_once('_').context("a figure without a unit")?;
-    let judged = Spread::of(found.runs.iter().filter_map(|run| run.get(figure).copied()));
-    let in_unit = |(name, &figure): (&String, &f64)| {
-        let what = name.strip_suffix(unit)?.strip_suffix('_')?.to_owned();
-        Some((what, Spread::of([figure])?))
-    };
-    let beside = found.beside.iter().filter_map(in_unit);
-    let all = judged.map(|spread| (what.to_owned(), spread)).into_iter().chain(beside);
-    let bar = |(what, spread): (String, Spread)| Bar {
-        name: format!("{}, {what}", found.name),
-        spread,
-        is_ours: true,
-    };
-    let bars: Vec<Bar> = all.map(bar).collect();
-    save(directory, found.workload, title, &bars)
-}
-
-/// Draws `DIRECTORY/recovery.svg` and `DIRECTORY/recovery-restored.svg`.
-pub fn draw_kills(survivors: &[SurvivorReport], directory: &Path) -> Result<()> {
-    let charts = [
-        (
-            RECOVERY,
-            "Restarts: kill -9, after expiry start, to first new output (seconds)",
-            Metric::FirstOutput,
-            1.0,
-        ),
-        ("recovery-restored", "Restarts: stores restored (1,000 keys a second)", Metric::RestoredKeys, 1e-3),
-    ];
-    for (file, title, metric, unit) in charts {
-        let bar = |SurvivorReport { name, kill, runs, .. }: &SurvivorReport| {
-            let figures = runs.iter().filter_map(|run| Some(run.get(metric)? * unit));
-            let is_ours = name.starts_with("tidemill");
-            Some(Bar { name: format!("{name}: {kill}"), spread: Spread::of(figures)?, is_ours })
-        };
-        let bars: Vec<Bar> = survivors.iter().filter_map(bar).collect();
-        save(directory, file, title, &bars)?;
+/// Draws `DIRECTORY/NAME.svg` for everything that a result file has figures of, in the place of what was there.
+pub fn draw(results: &Value, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    for chart in charts(results) {
+        // The drawing's errors borrow what is drawn.
+        plot(&directory.join(format!("{}.svg", chart.name)), &chart).map_err(|error| anyhow!("{error}"))?;
     }
     Ok(())
+}
+
+fn charts(results: &Value) -> Vec<Chart> {
+    let alone = WORKLOADS.iter().filter(|workload| workload.curve.is_none());
+    let mut charts: Vec<Chart> = alone.map(|workload| of_workload(results, workload)).collect();
+    let curves: BTreeSet<&str> = WORKLOADS.iter().filter_map(|workload| workload.curve).collect();
+    charts.extend(curves.into_iter().filter_map(|grows| of_curve(results, grows)));
+    charts.extend(of_kills(results));
+    charts.push(of_load(results));
+    let found =
+        |&(workload, figure, ratio): &(&str, &str, Ratio)| of_found(results, (workload, figure), &ratio);
+    charts.extend(ELSEWHERE.iter().filter_map(found));
+    charts.retain(|chart| !chart.bars.is_empty());
+    charts
+}
+
+fn of_workload(results: &Value, workload: &Workload) -> Chart {
+    let (unit, figures): (&str, &[Figure]) = match (workload.load, workload.decisive()) {
+        (Load::Deploy { .. }, _) => ("milliseconds", &[("", "/deployed_ms", 1.0)]),
+        (Load::Open(_), _) => (
+            "milliseconds, end to end",
+            &[(", p50", "/latency_ms/p50", 1.0), (", p99", "/latency_ms/p99", 1.0)],
+        ),
+        (Load::Backlog { .. }, Metric::PeakRss) => ("peak RSS, MiB", &[("", "/peak_rss_mib", 1.0)]),
+        (Load::Backlog { .. }, _) => ("CPU-seconds per million records", &[CPU]),
+    };
+    let mut bars = Vec::new();
+    for entry in entries(results, workload.name) {
+        bars.extend(figures.iter().filter_map(|&figure| bar(entry, figure)));
+    }
+    Chart { name: workload.name.to_owned(), title: format!("{} ({unit})", workload.title), bars }
+}
+
+/// A bar for each point; `None` unless all of them were measured by one command, because what is compared takes turns.
+fn of_curve(results: &Value, grows: &str) -> Option<Chart> {
+    let points = || WORKLOADS.iter().filter(move |workload| workload.curve == Some(grows));
+    let how = |workload: &Workload| &results["measured"][workload.name];
+    let first = how(points().next()?);
+    if first.is_null() || points().any(|point| how(point) != first) {
+        return None;
+    }
+    let of_point = |point: &Workload| {
+        let measured = bar(entries(results, point.name).next()?, CPU)?;
+        Some(Bar { name: point.name.to_owned(), ..measured })
+    };
+    let bars = points().map(of_point).collect::<Option<_>>()?;
+    let title = format!("tidemill alone, by {grows} (CPU-seconds per million records)");
+    Some(Chart { name: format!("curve-{grows}"), title, bars })
+}
+
+/// Of each load that the node has kept up with, how long records have waited.
+fn of_load(results: &Value) -> Chart {
+    let mut bars = Vec::new();
+    for run in entries(results, LOADED.name).flat_map(runs) {
+        let [Some(per_second), Some(p50), Some(p99)] = LOADS.map(|at| run.pointer(at)?.as_f64()) else {
+            continue;
+        };
+        if p99 <= LATE_MS {
+            bars.extend([("p50", p50), ("p99", p99)].map(|(share, ms)| Bar {
+                name: format!("{per_second:.0} records/s, {share}"),
+                spread: Spread { median: ms, min: ms, max: ms },
+                is_ours: true,
+            }));
+        }
+    }
+    let title = format!("{}, as far as the node keeps up (milliseconds, end to end)", LOADED.title);
+    Chart { name: LOADED.name.to_owned(), title, bars }
+}
+
+/// The figure that is judged, and what was measured beside it in the same unit, which is the end of its name.
+fn of_found(results: &Value, (workload, figure): (&str, &str), ratio: &Ratio) -> Option<Chart> {
+    let (what, unit) = figure.rsplit_once('_')?;
+    let mut bars = Vec::new();
+    let mut add = |what: &str, spread: Option<Spread>| {
+        let name = format!("{}, {what}", ratio.over);
+        bars.extend(spread.map(|spread| Bar { name, spread, is_ours: true }));
+    };
+    for entry in entries(results, workload) {
+        add(what, spread(entry, &format!("/{figure}"), 1.0));
+        for (name, figure) in entry["beside"].as_object().into_iter().flatten() {
+            if let Some(what) = name.strip_suffix(unit).and_then(|what| what.strip_suffix('_')) {
+                add(what, Spread::of(figure.as_f64()));
+            }
+        }
+    }
+    let title = full_name(workload, ratio.name, &ratio.metric.to_string());
+    Some(Chart { name: workload.to_owned(), title, bars })
+}
+
+/// How long those who were killed stayed silent, and how fast they had their stores back.
+fn of_kills(results: &Value) -> [Chart; 2] {
+    let chart = |name: &str, title: &str, at: &str, unit: f64| {
+        let of_kill = |entry: &Value| {
+            let (who, kill) = (entry["name"].as_str()?, entry["kill"].as_str()?);
+            let spread = spread(entry, at, unit)?;
+            Some(Bar { name: format!("{who}: {kill}"), spread, is_ours: is_ours(who) })
+        };
+        let bars = entries(results, RECOVERY).filter_map(of_kill).collect();
+        Chart { name: name.to_owned(), title: title.to_owned(), bars }
+    };
+    [
+        chart(
+            RECOVERY,
+            "Restarts: kill -9, after expiry start, to first new output (seconds)",
+            "/first_output_seconds",
+            1.0,
+        ),
+        chart(
+            "recovery-restored",
+            "Restarts: stores restored (1,000 keys a second)",
+            "/restored_keys_per_second",
+            1e-3,
+        ),
+    ]
+}
+
+/// Who was measured in a workload, but for what was tried before its rounds.
+fn entries<'a>(results: &'a Value, workload: &'a str) -> impl Iterator<Item = &'a Value> {
+    let all = results["contenders"].as_array().into_iter().flatten();
+    all.filter(move |entry| entry["workload"] == workload && entry["tried_only"] != true)
+}
+
+fn runs(entry: &Value) -> impl Iterator<Item = &Value> {
+    entry["runs"].as_array().into_iter().flatten()
+}
+
+/// Of one figure of all runs; `None` if none has it.
+fn spread(entry: &Value, at: &str, unit: f64) -> Option<Spread> {
+    Spread::of(runs(entry).filter_map(|run| Some(run.pointer(at)?.as_f64()? * unit)))
+}
+
+fn bar(entry: &Value, (what, at, unit): Figure) -> Option<Bar> {
+    let name = entry["name"].as_str()?;
+    Some(Bar { name: format!("{name}{what}"), spread: spread(entry, at, unit)?, is_ours: is_ours(name) })
+}
+
+fn is_ours(contender: &str) -> bool {
+    contender.starts_with("tidemill")
 }
 
 /// The charts of a directory, in the order of the table, as docs/performance.md shows them.
@@ -136,14 +213,8 @@ pub fn links(directory: &Path) -> Result<String> {
     Ok(links.join("\n"))
 }
 
-/// Draws `DIRECTORY/NAME.svg`.
-fn save(directory: &Path, name: &str, title: &str, bars: &[Bar]) -> Result<()> {
-    fs::create_dir_all(directory)?;
-    // The drawing's errors borrow what is drawn.
-    plot(&directory.join(format!("{name}.svg")), title, bars).map_err(|error| anyhow!("{error}"))
-}
-
-fn plot(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std::error::Error>> {
+fn plot(path: &Path, chart: &Chart) -> Result<(), Box<dyn std::error::Error>> {
+    let Chart { title, bars, .. } = chart;
     let count = u32::try_from(bars.len())?;
     let letters = bars.iter().map(|bar| bar.name.chars().count()).max().unwrap_or_default();
     let names_width = NAMES_WIDTH.max(u32::try_from(letters)? * LETTER_WIDTH);
@@ -181,10 +252,22 @@ fn plot(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std::error
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use serde_json::json;
 
     use super::*;
-    use crate::rounds::Comeback;
+
+    /// What a chart shows: its bars' names, with their medians.
+    fn bars(results: &Value, name: &str) -> Vec<(String, f64)> {
+        let drawn = charts(results);
+        let found: Vec<&Chart> = drawn.iter().filter(|chart| chart.name == name).collect();
+        assert!(found.len() < 2, "{name} is drawn twice");
+        let bars = found.into_iter().flat_map(|chart| &chart.bars);
+        bars.map(|bar| (bar.name.clone(), bar.spread.median)).collect()
+    }
+
+    fn named<const N: usize>(bars: [(&str, f64); N]) -> Vec<(String, f64)> {
+        bars.map(|(name, median)| (name.to_owned(), median)).into()
+    }
 
     #[test]
     fn charts_are_shown_in_the_order_of_the_table_and_others_after_them() {
@@ -197,45 +280,80 @@ mod tests {
     }
 
     #[test]
-    fn what_another_program_has_measured_has_a_bar_for_each_figure_in_the_unit_of_the_judged_one() {
+    fn what_a_result_file_has_is_drawn_without_a_run_and_nothing_else() {
         let directory = tempfile::tempdir().expect("a directory");
-        let beside = [("rss_kib", 900.0), ("threads", 3.5), ("millicores_idle", 0.5)];
-        let found = FoundReport {
-            workload: "idle-100",
-            name: "tidemill",
-            runs: vec![BTreeMap::from([("own_kib", 120.0)])],
-            beside: beside.map(|(name, figure)| (name.to_owned(), figure)).into(),
-        };
-        draw_found(&found, "own_kib", "own memory, KiB", directory.path()).expect("a chart");
-        let chart = fs::read_to_string(directory.path().join("idle-100.svg")).expect("a chart");
-        for text in ["tidemill, own", "120 (", "tidemill, rss", "900 ("] {
+        let run = |cpu: f64| json!({ "cpu_seconds_per_million": cpu });
+        let results = json!({ "contenders": [
+            { "workload": "b2", "name": "tidemill", "tried_only": false, "runs": [run(0.2), run(0.3), run(0.4)] },
+            { "workload": "b2", "name": "streams", "tried_only": true, "runs": [run(9.0)] },
+            { "workload": "b2", "name": "streams", "tried_only": false, "runs": [run(1.5)] },
+            { "workload": "of before", "name": "tidemill", "tried_only": false, "runs": [run(1.0)] },
+        ] });
+        draw(&results, directory.path()).expect("charts");
+        let files = fs::read_dir(directory.path()).expect("a directory").count();
+        assert_eq!(files, 1);
+        let chart = fs::read_to_string(directory.path().join("b2.svg")).expect("a chart");
+        for text in ["tidemill", "0.30 (0.20..0.40)", "streams", "1.50 (1.50..1.50)"] {
             assert!(chart.contains(text), "{text}: {chart}");
         }
-        assert!(!chart.contains("threads") && !chart.contains("millicores"), "{chart}");
+    }
+
+    #[test]
+    fn the_points_of_a_curve_are_drawn_if_one_command_has_measured_them_all() {
+        let names = ["curve-1-partition", "curve-4-partitions", "curve-16-partitions"];
+        let entry = |name: &str| {
+            let run = json!({ "cpu_seconds_per_million": 0.5 });
+            json!({ "workload": name, "name": "tidemill", "tried_only": false, "runs": [run] })
+        };
+        let mut results = json!({ "contenders": names.map(entry), "measured": {} });
+        for name in names {
+            assert_eq!(bars(&results, "curve-partitions"), named([]));
+            results["measured"][name] = json!({ "command": "make bench WORKLOAD=curve" });
+        }
+        assert_eq!(bars(&results, "curve-partitions"), named(names.map(|name| (name, 0.5))));
+        results["measured"]["curve-4-partitions"]["command"] = "another".into();
+        assert_eq!(bars(&results, "curve-partitions"), named([]));
+    }
+
+    #[test]
+    fn what_another_program_has_measured_has_a_bar_for_each_figure_in_the_unit_of_the_judged_one() {
+        let results = json!({ "contenders": [{
+            "workload": "idle-100", "name": "tidemill", "runs": [{ "own_kib": 120.0 }],
+            "beside": { "millicores_idle": 0.5, "rss_kib": 900.0, "threads": 3.5 },
+        }] });
+        let wanted = named([("tidemill, own", 120.0), ("tidemill, rss", 900.0)]);
+        assert_eq!(bars(&results, "idle-100"), wanted);
     }
 
     #[test]
     fn kills_have_a_bar_for_each_who_was_killed() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let comeback = |seconds, keys| Comeback {
-            first_output_seconds: seconds,
-            rto_ms: seconds * 1e3,
-            rpo_ms: Some(0.0),
-            records_missing: 0,
-            restored_keys_per_second: Some(keys),
-            restored_megabytes_per_second: None,
+        let entry = |name: &str, seconds: f64, keys: f64| {
+            json!({
+                "workload": RECOVERY, "name": name, "kill": "1 M keys",
+                "runs": [{ "first_output_seconds": seconds, "restored_keys_per_second": keys }],
+            })
         };
-        let kill = || "1 M keys".to_owned();
-        let survivor = |name, runs| SurvivorReport { workload: RECOVERY, name, kill: kill(), runs };
-        let survivors = [
-            survivor("tidemill", vec![comeback(2.0, 500_000.0)]),
-            survivor("streams", vec![comeback(43.0, 250_000.0)]),
-        ];
-        draw_kills(&survivors, directory.path()).expect("charts");
-        for (file, figures) in [("recovery", ["2.00", "43.0"]), ("recovery-restored", ["500", "250"])] {
-            let chart = fs::read_to_string(directory.path().join(format!("{file}.svg"))).expect(file);
-            assert!(chart.contains("streams: 1 M keys"), "{chart}");
-            assert!(figures.iter().all(|figure| chart.contains(&format!("{figure} ("))), "{chart}");
-        }
+        let both = [entry("tidemill", 2.0, 500_000.0), entry("streams", 43.0, 250_000.0)];
+        let results = json!({ "contenders": both });
+        let of_both = |ours, theirs| named([("tidemill: 1 M keys", ours), ("streams: 1 M keys", theirs)]);
+        assert_eq!(bars(&results, RECOVERY), of_both(2.0, 43.0));
+        assert_eq!(bars(&results, "recovery-restored"), of_both(500.0, 250.0));
+    }
+
+    #[test]
+    fn a_load_has_two_bars_for_each_step_that_was_kept_up_with() {
+        let step = |rate: f64, p99: f64| {
+            let latency = json!({ "p50": 20.0, "p99": p99 });
+            json!({ "records_per_second": rate, "latency_ms": latency })
+        };
+        let runs = [step(1_000.0, 30.0), step(4_999.6, 40.0), step(10_000.0, LATE_MS + 1.0)];
+        let results = json!({ "contenders": [{ "workload": "load", "name": "tidemill", "runs": runs }] });
+        let wanted = named([
+            ("1000 records/s, p50", 20.0),
+            ("1000 records/s, p99", 30.0),
+            ("5000 records/s, p50", 20.0),
+            ("5000 records/s, p99", 40.0),
+        ]);
+        assert_eq!(bars(&results, "load"), wanted);
     }
 }

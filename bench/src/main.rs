@@ -9,11 +9,11 @@ use tidemill_bench::boundary::Boundary;
 use tidemill_bench::bounds::KEPT_ROUNDS;
 use tidemill_bench::machine::{Machine, Ticks};
 use tidemill_bench::native::{self, Job};
-use tidemill_bench::report::{Point, RECOVERY, Report};
+use tidemill_bench::report::{RECOVERY, Report};
 use tidemill_bench::run::Stage;
 use tidemill_bench::table::{GUARDS, WORKLOADS};
 use tidemill_bench::terms::Workload;
-use tidemill_bench::{bounds, charts, ingestion, markdown, pair, record, restart, saturation, steps, suite};
+use tidemill_bench::{bounds, ingestion, markdown, pair, record, restart, saturation, steps, suite};
 
 #[derive(Parser)]
 #[command(about = "Measures tidemill beside a native loop and Kafka Streams, interleaved, on Apache Kafka")]
@@ -66,7 +66,7 @@ struct RunArguments {
     /// Where the results go, as JSON; what was run with --scale, --only or few --rounds is none
     #[arg(long, default_value = "bench/results/latest.json")]
     out: PathBuf,
-    /// Where the charts go, as SVG
+    /// Where the charts of that file go, as SVG
     #[arg(long, default_value = "docs/charts")]
     charts: PathBuf,
 }
@@ -160,18 +160,8 @@ fn measure(
         println!("{:.1} % of the machine's CPU time went to others meanwhile", stolen * 100.0);
         // After each, so that what was measured is kept if a later one fails.
         if is_kept {
-            report.write(&arguments.out)?;
-            for outcome in outcomes.iter().filter(|outcome| outcome.workload.curve.is_none()) {
-                charts::draw(outcome, &arguments.charts)?;
-            }
+            report.write(&arguments.out, &arguments.charts)?;
         }
-    }
-    // With all of its points, or not at all.
-    let has_all = |grows: &str, points: &[Point]| {
-        points.len() == WORKLOADS.iter().filter(|workload| workload.curve == Some(grows)).count()
-    };
-    for (grows, points) in report.curves.iter().filter(|(grows, points)| is_kept && has_all(grows, points)) {
-        charts::draw_curve(grows, points, &arguments.charts)?;
     }
     let held = report.summarize();
     match why_not_kept {

@@ -25,7 +25,8 @@ pub struct Arguments {
     /// Instead of both the list of charts, as docs/performance.md shows them
     #[arg(long, conflicts_with = "absolute")]
     charts: bool,
-    /// Puts all into README.md and docs/performance.md of the working directory, in the place of what they print
+    /// Draws every chart anew, and puts all into README.md and docs/performance.md of the working directory, in the
+    /// place of what they print
     #[arg(long)]
     write: bool,
 }
@@ -42,7 +43,7 @@ const CHARTS: &str = "docs/charts";
 pub fn run(arguments: &Arguments) -> Result<()> {
     let path = &arguments.results;
     let text = fs::read(path).with_context(|| path.display().to_string())?;
-    let results = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    let results: Value = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
     let no_result = || format!("{} is no result", path.display());
     let ratios = table(&results).with_context(no_result)?;
     let figures = absolute::tables(&results).with_context(no_result)?;
@@ -55,6 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         println!("{output}");
         return Ok(());
     }
+    charts::draw(&results, Path::new(CHARTS)).context(CHARTS)?;
     let links = charts::links(Path::new(CHARTS)).context(CHARTS)?;
     for ((document, command), output) in DOCUMENTS.into_iter().zip([ratios, figures, links]) {
         let text = fs::read_to_string(document).context(document)?;

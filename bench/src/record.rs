@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::charts;
 use crate::machine::Machine;
-use crate::report::{FoundReport, Report, full_name, judged};
+use crate::report::{FoundReport, Report, judged};
 use crate::table::ELSEWHERE;
 
 #[derive(Args)]
@@ -26,7 +25,7 @@ pub struct Arguments {
     beside: Vec<(String, f64)>,
     #[arg(long, default_value = "bench/results/latest.json")]
     out: PathBuf,
-    /// Where the chart goes, as SVG
+    /// Where the charts of that file go, as SVG
     #[arg(long, default_value = "docs/charts")]
     charts: PathBuf,
 }
@@ -51,8 +50,6 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         beside: beside.iter().cloned().collect(),
     });
     let is_met = report.summarize();
-    report.write(out)?;
-    let title = full_name(workload, ratio.name, &ratio.metric.to_string());
-    report.found.iter().try_for_each(|found| charts::draw_found(found, figure, &title, charts))?;
+    report.write(out, charts)?;
     Ok(is_met)
 }

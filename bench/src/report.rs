@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::boundary::Boundary;
 use crate::budget;
+use crate::charts;
 use crate::machine::Machine;
 use crate::rounds::{Comeback, Figures, Latency, Spread};
 use crate::steps::Step;
@@ -168,8 +169,8 @@ impl Report {
         !self.ratios.is_empty() && self.ratios.iter().all(|ratio| ratio.met)
     }
 
-    /// Puts it into a file, in the place of what was there of the same workloads.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    /// Puts it into a file, in the place of what was there of the same workloads, and draws the charts of that file.
+    pub fn write(&self, path: &Path, charts: &Path) -> Result<()> {
         let mut file =
             read(path)?.unwrap_or_else(|| json!({ "measured": {}, "ratios": [], "contenders": [] }));
         let of_ratios = self.ratios.iter().map(|ratio| ratio.workload);
@@ -198,7 +199,8 @@ impl Report {
             fs::create_dir_all(directory)?;
         }
         fs::write(path, serde_json::to_string_pretty(&file)? + "\n")
-            .with_context(|| path.display().to_string())
+            .with_context(|| path.display().to_string())?;
+        charts::draw(&file, charts)
     }
 }
 

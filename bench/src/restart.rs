@@ -24,7 +24,6 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
 use crate::bounds::{self, KEPT_KILLS};
-use crate::charts;
 use crate::group::GroupProgress;
 use crate::keys::{self, Keys};
 use crate::load::{self, Shape, VALUE_BYTES, Values};
@@ -69,7 +68,7 @@ pub struct Arguments {
     /// Where the results go, beside those of `make bench`
     #[arg(long, default_value = "bench/results/latest.json")]
     pub out: PathBuf,
-    /// Where the charts go, as SVG
+    /// Where the charts of that file go, as SVG
     #[arg(long, default_value = "docs/charts")]
     pub charts: PathBuf,
 }
@@ -126,8 +125,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     match bounds::why_not_kept((arguments.rounds, KEPT_KILLS), arguments.scale, is_whole) {
         Some(why) => println!("not kept, because {why}"),
         None => {
-            report.write(&arguments.out)?;
-            charts::draw_kills(&report.survivors, &arguments.charts)?;
+            report.write(&arguments.out, &arguments.charts)?;
             println!("written to {} and {}", arguments.out.display(), arguments.charts.display());
         }
     }

@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::charts;
 use crate::latency::Pace;
 use crate::machine::{Machine, Ticks};
 use crate::report::{ContenderReport, RatioReport, Report, print_ratio};
@@ -26,7 +25,7 @@ const PER_SECOND_MAX: u64 = 1_000_000;
 /// Of every step, after the warm-up.
 const SECONDS: u64 = 10;
 /// Who is behind a load falls further behind as long as it lasts, so that soon one record in a hundred waits for this.
-const LATE_MS: f64 = 1_000.0;
+pub(crate) const LATE_MS: f64 = 1_000.0;
 
 /// What a node is given for a load, as Kubernetes writes it.
 struct Size {
@@ -95,7 +94,7 @@ pub struct Arguments {
     /// Where the result goes, beside those of `make bench`
     #[arg(long, default_value = "bench/results/latest.json")]
     out: PathBuf,
-    /// Where the chart goes, as SVG
+    /// Where the charts of that file go, as SVG
     #[arg(long, default_value = "docs/charts")]
     charts: PathBuf,
 }
@@ -132,8 +131,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     match why_not_kept(arguments, &kept) {
         Some(why) => println!("not kept, because {why}"),
         None => {
-            report.write(&arguments.out)?;
-            charts::draw_load(&kept, &arguments.charts)?;
+            report.write(&arguments.out, &arguments.charts)?;
             println!("written to {} and {}", arguments.out.display(), arguments.charts.display());
         }
     }
@@ -289,19 +287,6 @@ mod tests {
         assert!(why_not_kept(&Arguments { steps: vec![1_000], ..usual() }, &kept).is_some());
         let other = Arguments { guarantee: Guarantee::AtLeastOnce, ..usual() };
         assert!(why_not_kept(&other, &kept).is_some());
-    }
-
-    #[test]
-    fn a_load_has_two_bars_for_each_step_that_was_kept_up_with() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let kept = [(1_000, with_p99(30.0)), (5_000, with_p99(40.0))];
-        charts::draw_load(&kept, directory.path()).expect("a chart");
-        let chart = std::fs::read_to_string(directory.path().join("load.svg")).expect("a chart");
-        for bar in
-            ["1000 records/s, p50", "1000 records/s, p99", "5000 records/s, p50", "5000 records/s, p99"]
-        {
-            assert!(chart.contains(bar), "{bar}: {chart}");
-        }
     }
 
     #[test]
