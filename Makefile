@@ -133,7 +133,7 @@ bench: native-node ## Measure tidemill beside a native loop and Kafka Streams, i
 	fi; \
 	exit $$status
 
-bench-guard: build ## Fail if a map or a count costs clearly more, beside the native loop, than it does by now: short, interleaved ratios
+bench-guard: build ## Fail if a map or a count costs clearly more, beside the native loop, than it does by now, or more memory: short, interleaved ratios
 	@$(BIN)/tidemill-bench guard
 
 bench-pair: build ## Measure two contenders at the same time, on the same input (A=tidemill B=loop, C= a third, WORK=count GUARANTEE=at-least-once ROUNDS=3)

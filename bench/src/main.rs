@@ -26,7 +26,7 @@ struct Arguments {
 enum Command {
     /// Runs workloads and prints figures and ratios; fails if a ratio misses its bar
     Run(RunArguments),
-    /// The same, short, with a ratio of a map and one of a count: for every change
+    /// The same, short, with a ratio and the memory of a map and of a count: for every change
     Guard {
         #[arg(long, default_value_t = 5, value_parser = bounds::rounds())]
         rounds: usize,
