@@ -1,5 +1,7 @@
 //! The Kafka clients of a worker, and what configuration makes of them.
 
+use std::thread::available_parallelism;
+
 use super::commit::SinkFactory;
 use super::revision::{self, Revision};
 use super::runtime::{NodeRuntime, RESTORES_MAX};
@@ -13,11 +15,18 @@ use crate::kafka::sink::{SinkSpec, plain, transactional};
 use crate::store::{BudgetConfig, FlushRule};
 
 pub fn store_budget(config: &NodeConfig) -> BudgetConfig {
+    let cores = available_parallelism().map_or(1, usize::from);
     BudgetConfig {
+        compaction_threads: compaction_threads(cores),
         block_cache_bytes: config.memory.block_cache_bytes as usize,
         write_buffer_bytes: config.memory.write_buffers_bytes as usize,
         ..BudgetConfig::default()
     }
+}
+
+/// Of so many cores, one in two may compact: the others are left to workers. More than eight would hold up disks.
+fn compaction_threads(cores: usize) -> u8 {
+    (cores / 2).clamp(1, 8) as u8
 }
 
 /// The flusher's bound lies below the budget, so that idle stores are written before busy ones are
@@ -114,5 +123,15 @@ pub fn sinks(node: &NodeRuntime, revision: &Revision, index: u32) -> SinkFactory
 impl worker::Consumer for Consumer {
     fn leave(self) {
         Consumer::leave(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_core_in_two_may_compact_and_at_least_one_and_at_most_eight() {
+        assert_eq!([1, 2, 3, 4, 16, 1_000].map(compaction_threads), [1, 1, 1, 2, 8, 8]);
     }
 }

@@ -156,7 +156,7 @@ fn options(config: &BudgetConfig, block_cache: &Cache) -> Result<Options, StoreE
     options.set_max_subcompactions(1);
     options.set_max_open_files(OPEN_FILES_MAX);
     // RocksDB starts all of them at every open, 16 unless told, however few the files are.
-    options.set_max_file_opening_threads(i32::from(config.compaction_threads.max(1)));
+    options.set_max_file_opening_threads(1);
     options.set_keep_log_file_num(1);
     options.set_max_log_file_size(INFO_LOG_BYTES);
     options.set_log_level(LogLevel::Warn);
