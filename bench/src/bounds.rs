@@ -6,8 +6,6 @@ use clap::builder::RangedU64ValueParser;
 
 /// Fewer rounds say little of the spread: they do not take the place of what more of them have found.
 pub const KEPT_ROUNDS: usize = 5;
-/// The same of restarts, whose rounds take seven minutes each.
-pub const KEPT_KILLS: usize = 3;
 const ROUNDS: RangeInclusive<u64> = 1..=1_000;
 const SCALE_MIN: f64 = 0.001;
 const SCALE_MAX: f64 = 100.0;
@@ -25,9 +23,9 @@ pub fn scale(text: &str) -> Result<f64, String> {
 }
 
 /// Why what was measured does not take the place of a result; `None` if it does. `is_whole`: nothing was left out.
-pub fn why_not_kept((rounds, least): (usize, usize), scale: f64, is_whole: bool) -> Option<String> {
-    if rounds < least {
-        Some(format!("a result has {least} rounds or more"))
+pub fn why_not_kept(rounds: usize, scale: f64, is_whole: bool) -> Option<String> {
+    if rounds < KEPT_ROUNDS {
+        Some(format!("a result has {KEPT_ROUNDS} rounds or more"))
     } else if scale != 1.0 {
         Some("a result is of --scale 1".to_owned())
     } else if !is_whole {
@@ -60,10 +58,9 @@ mod tests {
 
     #[test]
     fn few_rounds_another_size_or_a_part_do_not_replace_a_result() {
-        let why = |rounds, scale, is_whole| why_not_kept((rounds, KEPT_ROUNDS), scale, is_whole);
-        assert_eq!(why(KEPT_ROUNDS, 1.0, true), None);
-        for why in [why(KEPT_ROUNDS - 1, 1.0, true), why(5, 0.5, true), why(5, 1.0, false)] {
-            assert!(why.is_some());
+        assert_eq!(why_not_kept(KEPT_ROUNDS, 1.0, true), None);
+        for (rounds, scale, is_whole) in [(KEPT_ROUNDS - 1, 1.0, true), (5, 0.5, true), (5, 1.0, false)] {
+            assert!(why_not_kept(rounds, scale, is_whole).is_some());
         }
     }
 }

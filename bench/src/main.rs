@@ -137,8 +137,7 @@ fn measure(
     for workload in workloads.iter().filter(|workload| workload.has_budget) {
         report.steps.insert(workload.name, steps::of(workload)?);
     }
-    let why_not_kept =
-        bounds::why_not_kept((arguments.rounds, KEPT_ROUNDS), arguments.scale, arguments.only.is_empty());
+    let why_not_kept = bounds::why_not_kept(arguments.rounds, arguments.scale, arguments.only.is_empty());
     let is_kept = why_not_kept.is_none();
     let stage = Stage::prepare(workloads, arguments.scale)?;
     for group in suite::groups(workloads) {

@@ -23,7 +23,7 @@ use clap::Args;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tidemill_kafka_harness::{ApacheKafka, Options};
 
-use crate::bounds::{self, KEPT_KILLS};
+use crate::bounds::{self, KEPT_ROUNDS};
 use crate::group::GroupProgress;
 use crate::keys::{self, Keys};
 use crate::load::{self, Shape, VALUE_BYTES, Values};
@@ -49,6 +49,8 @@ const SHAPE: Shape = Shape { keys: Keys::New, values: Values::Text(VALUE_BYTES) 
 const FILL_MAX: Duration = Duration::from_secs(600);
 /// How far that is.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// Rounds in which everybody came back, of those of a result: a kill that somebody did not survive is told by itself.
+const BOTH_MIN: usize = 3;
 /// Work between two kills, so that each meets a process in motion.
 const BETWEEN: Duration = Duration::from_secs(3);
 /// Kafka Streams' session ends after 45 s by default, its transaction after 10 s and the broker's next look.
@@ -59,8 +61,8 @@ pub struct Arguments {
     /// Only kills with so many million keys
     #[arg(long, value_delimiter = ',', default_values_t = MILLIONS, value_parser = millions)]
     pub millions: Vec<u64>,
-    /// Kills of each kind; fewer than three are no result
-    #[arg(long, default_value_t = 5, value_parser = bounds::rounds())]
+    /// Kills of each kind; fewer than five are no result
+    #[arg(long, default_value_t = KEPT_ROUNDS, value_parser = bounds::rounds())]
     pub rounds: usize,
     /// So many times the keys; small ones are for work on this program itself
     #[arg(long, default_value_t = 1.0, value_parser = bounds::scale)]
@@ -98,7 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     report.stolen.insert(RECOVERY, ticks.stolen_since()?);
     let has_all = MILLIONS.iter().all(|millions| arguments.millions.contains(millions));
     let is_whole = has_all && !report.survivors.is_empty();
-    match bounds::why_not_kept((arguments.rounds, KEPT_KILLS), arguments.scale, is_whole) {
+    match bounds::why_not_kept(arguments.rounds, arguments.scale, is_whole) {
         Some(why) => println!("not kept, because {why}"),
         None => {
             report.write(&arguments.out, &arguments.charts)?;
@@ -248,11 +250,11 @@ fn add(kill: &Kill, shown: &[Shown], report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Whether everybody came back in all rounds, or in as many as a result has.
+/// Whether everybody came back in all rounds, or in enough of them.
 fn has_result(shown: &[Shown]) -> bool {
     let rounds = shown.iter().map(|who| who.rounds.len()).min().unwrap_or_default();
     let is_whole = |round: &usize| shown.iter().all(|who| who.rounds[*round].is_some());
-    (0..rounds).filter(is_whole).count() >= rounds.min(KEPT_KILLS)
+    (0..rounds).filter(is_whole).count() >= rounds.min(BOTH_MIN)
 }
 
 /// The ratio of a kind of kill, of the rounds in which both came back; `None` if it has none.
@@ -457,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_of_kill_has_no_result_if_both_came_back_in_fewer_rounds_than_a_result_has() {
+    fn a_kind_of_kill_has_no_result_if_both_came_back_in_too_few_rounds() {
         let of_both = |one: &[Option<f64>], other: &[Option<f64>]| {
             has_result(&[shown("tidemill", one), shown("streams", other)])
         };
