@@ -172,7 +172,7 @@ pub(super) const MAP_RATIOS: [Ratio; 7] = [
         Bar::AtLeast(2.0),
         2.6,
     ),
-    // By one client, which the two of a node are not.
+    // What the guarantee costs with librdkafka, beside what it costs with the node's own client.
     shown("loop, exactly once / at least once", Metric::Cpu, ["loop", "loop, at least once"]),
     ratio(
         "tidemill, exactly once / at least once",
