@@ -1,6 +1,6 @@
 //! The ratios of a result file of which something is asked, with the machines and commands, as the README shows them:
 //! `tidemill-bench table`. Figures by themselves are [`absolute`]'s. Both, and the list of charts, are put into their
-//! documents by `--write`, so that nobody copies figures.
+//! documents by `--write`, and the charts drawn, so that nobody copies figures.
 
 use std::collections::BTreeMap;
 use std::fs;
