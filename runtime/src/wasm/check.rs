@@ -5,7 +5,7 @@
 use super::abi::{RawColumn, RawEffects, RawEmissions, RawWrites};
 use crate::config::deployment::Limits;
 use crate::effects::{Effects, Emissions, Order, Status, Writes};
-use crate::record::{Batch, Column, ColumnError, first_wrong};
+use crate::record::{Batch, Column, ColumnError, first_wrong, headers as encoding};
 
 /// Longest reason of a failed record, in bytes.
 const REASON_BYTES_MAX: i32 = 1024;
@@ -110,7 +110,7 @@ fn emissions(raw: RawEmissions, terms: &Terms<'_>, bytes: &mut [u64]) -> Result<
     let headers = column("emit.headers", raw.headers, rows)?;
     // Most batches emit no headers at all.
     if first_wrong(headers.lengths(), |length| length >= 0).is_some() {
-        let malformed = headers.iter().position(|row| row.is_some_and(|row| !headers_are_well_formed(row)));
+        let malformed = headers.iter().position(|row| row.is_some_and(|row| encoding::check(row).is_err()));
         if let Some(row) = malformed {
             return Err(Refusal::Headers(row));
         }
@@ -226,41 +226,6 @@ fn held_back(statuses: &[Status], terms: &Terms<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Kafka's header encoding: a count, then per header a counted name and a counted or null value,
-/// then nothing. Counts are zigzag varints.
-fn headers_are_well_formed(mut bytes: &[u8]) -> bool {
-    fn skip(bytes: &mut &[u8], null_allowed: bool) -> Option<()> {
-        match varint(bytes)? {
-            -1 if null_allowed => Some(()),
-            length => {
-                *bytes = bytes.get(usize::try_from(length).ok()?..)?;
-                Some(())
-            }
-        }
-    }
-    let mut all = || {
-        for _ in 0..u32::try_from(varint(&mut bytes)?).ok()? {
-            skip(&mut bytes, false)?;
-            skip(&mut bytes, true)?;
-        }
-        bytes.is_empty().then_some(())
-    };
-    all().is_some()
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<i32> {
-    let mut value = 0u32;
-    for shift in (0..35).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u32::from(byte & 0x7f).checked_shl(shift)?;
-        if byte & 0x80 == 0 {
-            return Some((value >> 1) as i32 ^ -((value & 1) as i32));
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -372,7 +337,9 @@ mod tests {
 
     #[test]
     fn malformed_headers_are_refused() {
-        let bad: [&[u8]; 6] = [&[], &[2], &[2, 2], &[2, 1, 1], &[0, 0], &[0xff; 9]];
+        // A number of headers and a length that 32 bits do not hold: those who keep 32 of them read 0.
+        let (many, long) = ([0x80u8, 0x80, 0x80, 0x80, 0x10], [2u8, 0, 0x80, 0x80, 0x80, 0x80, 0x10]);
+        let bad: [&[u8]; 8] = [&[], &[2], &[2, 2], &[2, 1, 1], &[0, 0], &[0xff; 9], &many, &long];
         for headers in bad {
             let refusal = refusal(|raw| raw.emit.headers = raw_column(&[Some(headers)]));
             assert!(
