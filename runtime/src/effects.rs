@@ -192,6 +192,9 @@ pub enum Fault {
     /// The state behind the call could not be read; the guest is not to blame.
     #[error("store: {0}")]
     Store(String),
+    /// No instance could be started; no record is at fault.
+    #[error("{0}")]
+    Start(String),
     /// The deployment stops; no record is at fault.
     #[error("interrupted: the deployment stops")]
     Interrupted,

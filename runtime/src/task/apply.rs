@@ -356,6 +356,7 @@ impl Task {
         match fault {
             Fault::Store(reason) => Err(TaskError::State(reason)),
             Fault::Interrupted => Err(TaskError::Interrupted),
+            fault @ Fault::Start(_) => Err(TaskError::Handler(fault)),
             fault => Ok(Err(fault)),
         }
     }
@@ -533,7 +534,9 @@ fn sort(fault: Fault) -> (FailureKind, String) {
     match fault {
         Fault::Timeout { .. } => (FailureKind::Timeout, reason),
         Fault::Limit(_) => (FailureKind::Limit, reason),
-        Fault::Trap(_) | Fault::Store(_) | Fault::Interrupted => (FailureKind::Trap, reason),
+        Fault::Trap(_) | Fault::Store(_) | Fault::Start(_) | Fault::Interrupted => {
+            (FailureKind::Trap, reason)
+        }
     }
 }
 

@@ -222,7 +222,11 @@ impl WasmHandler {
     }
 
     fn fresh(&self) -> Result<Instance, Fault> {
-        self.linked.start(self.partition).map_err(|error| Fault::Trap(error.to_string()))
+        self.linked.start(self.partition).map_err(|error| match self.linked.interrupt.is_raised() {
+            // Whatever else it was: nobody asks for this instance any more.
+            true => Fault::Interrupted,
+            false => Fault::Start(error.to_string()),
+        })
     }
 }
 

@@ -17,7 +17,7 @@ pub const PARTITION: i32 = 3;
 /// |---|---|
 /// | `mark`, `unmark` | puts or deletes the key in the ordered store |
 /// | `scan`, `counts` | emits what a scan of the ordered store, or of the counts, sees |
-/// | `fail`, `retry`, `trap`, `slow`, `store`, `stop` | fails in that way |
+/// | `fail`, `retry`, `trap`, `slow`, `store`, `start`, `stop` | fails in that way |
 /// | `huge`, `old` | emits a record above the output's limit, or with a time out of range |
 /// | `big` | writes a state entry above the changelog's limit |
 /// | `lie` | fails, and runs the records behind it nevertheless |
@@ -66,6 +66,7 @@ fn judge(command: &[u8]) -> Result<(Status, Option<&'static [u8]>), Fault> {
         b"trap" => return Err(Fault::Trap("unreachable".into())),
         b"slow" => return Err(Fault::Timeout { limit_ms: 5 }),
         b"store" => return Err(Fault::Store("disk on fire".into())),
+        b"start" => return Err(Fault::Start("out of memory".into())),
         b"stop" => return Err(Fault::Interrupted),
         _ => (Status::Ok, None),
     })

@@ -139,6 +139,15 @@ fn trouble_with_the_store_is_no_records_fault() {
 }
 
 #[test]
+fn a_handler_that_cannot_be_started_is_no_records_fault() {
+    let mut bench = Bench::new();
+    let mut task = bench.task(Failures::skip());
+    let error = task.apply(records(0, ["a", "b!start"]), TakenAt::default()).unwrap_err();
+    assert_eq!(error, TaskError::Handler(Fault::Start("out of memory".into())));
+    assert_eq!(task.next(0), Some(Offset(0)));
+}
+
+#[test]
 fn a_batch_above_the_limits_of_a_call_is_split_and_a_record_above_them_fails_uncalled() {
     let mut bench = Bench::new();
     let counter = Counter::default();
