@@ -62,6 +62,7 @@ impl Handler for Native {
 
     fn renew(&mut self) -> Result<(), Fault> {
         GUEST.set(guest());
+        self.used = Duration::ZERO;
         Ok(())
     }
 

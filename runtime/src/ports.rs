@@ -28,7 +28,8 @@ pub trait Handler: Send {
     /// remembers may rest on effects that never happened.
     fn renew(&mut self) -> Result<(), Fault>;
 
-    /// CPU time that the last call took, with that of a fresh instance if there had to be one.
+    /// CPU time that the last call took, with that of a fresh instance if there had to be one; or the last
+    /// renewal, if that was later.
     fn used(&self) -> Duration;
 }
 

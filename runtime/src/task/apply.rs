@@ -321,7 +321,7 @@ impl Task {
             return Ok(Err(failed));
         }
         if let Some(refused) = self.first_refused(&effects, &scratch, taken)? {
-            self.handler.renew().map_err(TaskError::Handler)?;
+            self.renew()?;
             return Ok(Err((FailureKind::Limit, refused.reason)));
         }
         self.absorb(&scratch, &effects.writes, |_| true)?;
@@ -346,7 +346,7 @@ impl Task {
                     return Ok(Ok(effects));
                 }
                 Err(lie) => {
-                    self.handler.renew().map_err(TaskError::Handler)?;
+                    self.renew()?;
                     Fault::Trap(lie)
                 }
             },
@@ -359,6 +359,16 @@ impl Task {
             fault @ Fault::Start(_) => Err(TaskError::Handler(fault)),
             fault => Ok(Err(fault)),
         }
+    }
+
+    /// Forgets what the instance remembers. A start is a part of the turn, as a call is.
+    fn renew(&mut self) -> Result<(), TaskError> {
+        let renewed = self.handler.renew();
+        self.turn.started(self.handler.used());
+        renewed.map_err(|fault| match fault {
+            Fault::Interrupted => TaskError::Interrupted,
+            fault => TaskError::Handler(fault),
+        })
     }
 
     /// Takes over the effects of the `ok` records and applies the policy to the failed ones, up to the one that
@@ -405,14 +415,14 @@ impl Task {
         if stop.is_some() {
             if self.config.order() != Order::All {
                 // Records behind it were run, and what the instance remembers of them never happened.
-                self.handler.renew().map_err(TaskError::Handler)?;
+                self.renew()?;
             }
             // Should the policy have got past it after all, what is behind it is run again.
             return Ok(judged);
         }
         let Some(refused) = refused else { return Ok(batch.len()) };
         // Later records of that call may have seen the refused record's writes, and so may the instance.
-        self.handler.renew().map_err(TaskError::Handler)?;
+        self.renew()?;
         self.fail(batch, refused.row, (FailureKind::Limit, refused.reason), taken, applied)?;
         Ok(refused.row + 1)
     }

@@ -33,6 +33,11 @@ impl Turn {
         self.record = record.max((self.record * 7 + record) / 8);
     }
 
+    /// A fresh instance has taken this, which says nothing of what records cost.
+    pub fn started(&mut self, used: Duration) {
+        self.used += used;
+    }
+
     /// Records of one call that fit into a turn, at least one.
     pub fn company(&self) -> usize {
         let fit = TURN.as_nanos().checked_div(self.record.as_nanos());

@@ -122,7 +122,7 @@ pub struct WasmHandler {
     instance: Option<Instance>,
     /// The batch's input, once per record, as the ABI wants it.
     inputs: Vec<u16>,
-    /// CPU time of the last call.
+    /// CPU time of the last call or renewal.
     used: Duration,
 }
 
@@ -141,8 +141,11 @@ impl Handler for WasmHandler {
     }
 
     fn renew(&mut self) -> Result<(), Fault> {
+        let began = thread_cpu_time();
         self.instance = None;
-        self.instance = Some(self.fresh()?);
+        let fresh = self.fresh();
+        self.used = thread_cpu_time().saturating_sub(began);
+        self.instance = Some(fresh?);
         Ok(())
     }
 

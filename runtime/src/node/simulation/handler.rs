@@ -164,6 +164,7 @@ impl Handler for ModelHandler {
 
     fn renew(&mut self) -> Result<(), Fault> {
         self.memory.clear();
+        self.used = Duration::ZERO;
         Ok(())
     }
 

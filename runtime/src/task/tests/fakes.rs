@@ -31,8 +31,10 @@ pub struct Counter {
     pub calls: Arc<std::sync::Mutex<Vec<usize>>>,
     /// What was `flaky` succeeds from now on.
     pub healed: Arc<std::sync::atomic::AtomicBool>,
-    /// As if the last call had taken it.
+    /// As if the last call or renewal had taken it.
     pub used: Duration,
+    /// As if every renewal took it.
+    pub renewal: Duration,
 }
 
 /// A record `tired` takes so long.
@@ -162,6 +164,7 @@ impl Handler for Counter {
 
     fn renew(&mut self) -> Result<(), Fault> {
         self.calls.lock().unwrap().clear();
+        self.used = self.renewal;
         Ok(())
     }
 

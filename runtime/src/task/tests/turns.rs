@@ -48,6 +48,17 @@ fn a_call_that_failed_is_replayed_one_by_one_over_as_many_turns_as_it_needs() {
 }
 
 #[test]
+fn a_fresh_instance_is_a_part_of_the_turn_as_a_call_is() {
+    let mut bench = Bench::new();
+    let counter = Counter { renewal: Duration::from_millis(60), ..Counter::default() };
+    let mut task = bench.task_of(config(Failures::skip()), counter);
+    // What the instance remembers of each of them is to be forgotten.
+    let refused = ["a!huge", "b!huge", "c!huge", "d!huge"];
+    assert_eq!(turns(&mut task, records(0, refused)), 2);
+    assert_eq!(task.next(0), Some(Offset(4)));
+}
+
+#[test]
 fn what_an_interrupted_call_did_not_come_to_is_left_over() {
     let mut bench = Bench::new();
     let mut config = config(Failures::skip());
