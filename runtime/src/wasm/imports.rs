@@ -14,6 +14,10 @@ use crate::store::{Page, StoreError, View};
 /// Rows of a page at most, whatever a guest asks for. The store ends a page at 1 MiB as well.
 const PAGE_ROWS_MAX: u32 = 10_000;
 
+/// Longest key that may be asked for. None that was written is longer, by the bounds of `limits.emit_bytes`; and
+/// lengths of keys have 32 bits, here and in RocksDB, which a guest with 4 GiB of memory could overflow.
+const KEY_BYTES_MAX: usize = 1 << 30;
+
 /// Bytes of a log call that are taken out of the guest.
 const LOG_BYTES_MAX: usize = 64 << 10;
 
@@ -64,13 +68,28 @@ impl HostState {
         if index < self.stores { Ok(index) } else { Err(check::Refusal::Store(index).into()) }
     }
 
+    fn get(&self, store: u16, key: &[u8]) -> Result<Option<Vec<u8>>, HostError> {
+        Ok(self.view.get(self.store(store)?, bounded(key)?)?)
+    }
+
     fn scan(&self, store: u16, start: &[u8], end: Option<&[u8]>, limit: u32) -> Result<Page, HostError> {
+        let (start, end) = (bounded(start)?, end.map(bounded).transpose()?);
         Ok(self.view.scan(self.store(store)?, start, end, limit.min(PAGE_ROWS_MAX))?)
     }
 
     fn put_many(&mut self, writes: RawWrites) -> Result<(), HostError> {
         let writes = check::writes(writes, self.stores, &mut self.handed_bytes, self.limits.emit_bytes)?;
         Ok(self.view.put_many(writes)?)
+    }
+}
+
+fn bounded(key: &[u8]) -> Result<&[u8], HostError> {
+    match key.len() {
+        ..=KEY_BYTES_MAX => Ok(key),
+        bytes => {
+            let reason = format!("a key of {bytes} bytes; {KEY_BYTES_MAX} are allowed");
+            Err(StoreError::Refused(reason).into())
+        }
     }
 }
 
@@ -85,9 +104,7 @@ pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostState>> 
 
     let mut state = linker.instance(&interface("state"))?;
     state.func_wrap("get", |ctx: Context<'_>, (store, key): (u16, WasmList<u8>)| {
-        let store = ctx.data().store(store)?;
-        let value = ctx.data().view.get(store, key.as_le_slice(&ctx)).map_err(HostError::Store)?;
-        Ok((value,))
+        Ok((ctx.data().get(store, key.as_le_slice(&ctx))?,))
     })?;
     state.func_wrap(
         "scan",
@@ -108,4 +125,27 @@ pub fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostState>> 
         Ok(())
     })?;
     Ok(linker)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::wasm::guest_log::LogRate;
+
+    #[test]
+    fn a_key_longer_than_any_that_was_written_is_not_looked_for() {
+        let log = GuestLog::new("d".into(), 0, Arc::new(LogRate::new(0)), None);
+        let host = HostState::new(&Limits::default(), 1, log);
+        // Zeros that nobody reads take no memory.
+        let key = vec![0u8; KEY_BYTES_MAX + 1];
+        for outcome in [
+            host.get(0, &key).map(drop),
+            host.scan(0, &key, None, 1).map(drop),
+            host.scan(0, b"", Some(&key), 1).map(drop),
+        ] {
+            assert!(matches!(outcome, Err(HostError::Store(StoreError::Refused(_)))), "{outcome:?}");
+        }
+    }
 }
