@@ -318,6 +318,15 @@ fn lies_are_refused_whole_and_the_next_record_runs() {
 }
 
 #[test]
+fn a_start_hands_no_writes_over_that_its_instance_would_keep_for_good() {
+    let module = Module::load(&build_guest("tests/guests/liar")).expect("the guest loads");
+    let refusal =
+        Linked::new(&module, "test", &serde_json::json!("put-many"), &limits()).expect_err("refused");
+    let expected = "put-many outside of `handle`";
+    assert!(matches!(&refusal, ModuleError::Start(found) if found.contains(expected)), "{refusal}");
+}
+
+#[test]
 fn a_result_that_multiplies_itself_is_refused_before_it_is_copied() {
     // Its share would allow it, the memory that it can honestly fill does not.
     let mut task = Task::new("tests/guests/liar", &Limits { emit_bytes: 1 << 30, ..limits() });

@@ -23,6 +23,8 @@ pub enum Refusal {
     Output(u16),
     #[error("store {0} is not in the manifest")]
     Store(u16),
+    #[error("put-many outside of `handle`, where there are no records")]
+    NoRecords,
     #[error("a write has no key")]
     NullKey,
     #[error("an emission names partition {0}")]

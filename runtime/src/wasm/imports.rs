@@ -32,7 +32,7 @@ pub struct HostState {
     pub log: GuestLog,
     /// Stores of the manifest.
     pub stores: u16,
-    /// Bytes that `put-many` handed over in this call, by record.
+    /// Bytes that `put-many` handed over in this call, by record. Empty before the first `handle`.
     pub handed_bytes: Vec<u64>,
 }
 
@@ -78,6 +78,10 @@ impl HostState {
     }
 
     fn put_many(&mut self, writes: RawWrites) -> Result<(), HostError> {
+        // The view of a start is no task's, so nobody would ever empty it.
+        if self.handed_bytes.is_empty() {
+            return Err(check::Refusal::NoRecords.into());
+        }
         let writes = check::writes(writes, self.stores, &mut self.handed_bytes, self.limits.emit_bytes)?;
         Ok(self.view.put_many(writes)?)
     }

@@ -15,7 +15,10 @@ impl Guest for Liar {
         br#"{"inputs":["in"],"outputs":["out"],"stores":[{"name":"state"}]}"#.to_vec()
     }
 
-    fn init(_: Vec<u8>) -> Result<(), String> {
+    fn init(config: Vec<u8>) -> Result<(), String> {
+        if config == br#""put-many""# {
+            state::put_many(&Writes { source: vec![], store: vec![], key: no_rows(), value: no_rows() });
+        }
         Ok(())
     }
 
@@ -67,6 +70,10 @@ fn honest() -> Effects {
 
 fn column(row: Option<&[u8]>) -> Column {
     Column { bytes: row.unwrap_or_default().to_vec(), lengths: vec![row.map_or(-1, |row| row.len() as i32)] }
+}
+
+fn no_rows() -> Column {
+    Column { bytes: vec![], lengths: vec![] }
 }
 
 /// Every column claims the same megabytes: they are there once, and copied out many times.
