@@ -251,6 +251,12 @@ fn a_log_flood_neither_fills_the_log_nor_ends_the_record() {
 }
 
 #[test]
+fn a_line_longer_than_all_that_a_record_may_emit_is_cut_and_no_fault() {
+    let mut task = Task::hostile();
+    assert_eq!(task.tell("line 2").expect("logging is no fault").statuses, [Status::Ok]);
+}
+
+#[test]
 fn a_batch_larger_than_an_eighth_of_the_memory_is_refused_without_a_call() {
     let mut task = Task::hostile();
     let value = "x".repeat(2 << 20);

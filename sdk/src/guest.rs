@@ -274,14 +274,21 @@ pub mod component {
                 Level::Info => log::Level::Info,
                 Level::Debug => log::Level::Debug,
             };
-            log::write(level, text);
+            write_line(level, text);
         }
+    }
+
+    /// Of a line, as many bytes as a node takes. It bounds what a call hands over, and ends one that hands over more.
+    const LINE_BYTES_MAX: usize = 64 << 10;
+
+    fn write_line(level: log::Level, text: &str) {
+        log::write(level, &text[..text.floor_char_boundary(LINE_BYTES_MAX)]);
     }
 
     /// `init`: makes the instance, and sees to it that a panic says where it happened before it traps.
     pub fn init<H: Definition>(config: &[u8]) -> Result<Guest<H>, String> {
         std::panic::set_hook(Box::new(|panic| {
-            log::write(log::Level::Error, &panic.to_string());
+            write_line(log::Level::Error, &panic.to_string());
         }));
         Guest::create(config, Box::new(Node))
     }

@@ -94,6 +94,11 @@ impl Handler for Hostile {
                 }
                 Ok(())
             }
+            "line" => {
+                // So many MiB in one line.
+                ctx.log(tidemill_sdk::Level::Info, "x".repeat(number << 20));
+                Ok(())
+            }
             "flood" => {
                 for line in 0..number {
                     ctx.log(tidemill_sdk::Level::Info, line);
