@@ -88,6 +88,10 @@ impl Task {
                 .stretch(batch, at, key)
                 .min(at.saturating_add(allowance.min(company).min(self.turn.company())));
             at = self.run_fresh(batch, &ids, at..to, taken, applied)?;
+            if self.is_full() {
+                // Behind one call and not behind all of a batch, which are many when it is replayed one by one.
+                self.turn.end();
+            }
         }
         Ok(())
     }

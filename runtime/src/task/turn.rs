@@ -1,5 +1,6 @@
 //! How much a task does at once: so much CPU time, then whoever owns its worker's thread has other
-//! things to do: commits that are due, a stop, a rebalance. Only slow handlers ever notice.
+//! things to do: commits that are due, a stop, a rebalance. Only slow handlers ever notice. A full overlay ends a turn
+//! as well: what is left waits for its commit.
 //!
 //! A call cannot be divided, so the number of records in one follows from what records have cost so
 //! far.
@@ -31,6 +32,11 @@ impl Turn {
         self.used += used;
         let record = used / u32::try_from(records).unwrap_or(u32::MAX).max(1);
         self.record = record.max((self.record * 7 + record) / 8);
+    }
+
+    /// No further call begins, whatever the others have taken.
+    pub fn end(&mut self) {
+        self.used = self.used.max(TURN);
     }
 
     /// A fresh instance has taken this, which says nothing of what records cost.

@@ -71,6 +71,16 @@ fn what_an_interrupted_call_did_not_come_to_is_left_over() {
 }
 
 #[test]
+fn a_full_overlay_ends_the_turn_and_what_is_left_waits_for_its_commit() {
+    let mut bench = Bench::new();
+    let mut config = config(Failures::skip());
+    (config.overlay_bytes_max, config.call_records_max) = (1, 1);
+    let mut task = bench.task_with(config);
+    let applied = task.apply(records(0, ["a", "b", "c"]), TAKEN).unwrap();
+    assert_eq!((applied.ok, applied.left.map(|left| left.offsets)), (1, Some(vec![1, 2])));
+}
+
+#[test]
 fn what_is_left_lies_behind_the_position_and_comes_again_after_a_drop() {
     let mut bench = Bench::new();
     let mut task = bench.task(Failures::skip());
