@@ -10,6 +10,9 @@ use crate::record::{Batch, Column, ColumnError, first_wrong, headers as encoding
 /// Longest reason of a failed record, in bytes.
 const REASON_BYTES_MAX: i32 = 1024;
 
+/// What a write costs the node beside its key and value, nearly: an entry of the overlay. A guest has it for 14 bytes.
+const WRITE_ROW_BYTES: u64 = 64;
+
 /// What is wrong with an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -71,6 +74,7 @@ pub fn effects(raw: RawEffects, terms: &Terms<'_>, bytes: &mut [u64]) -> Result<
         return Err(Refusal::TooMuch { record, what, max: REASON_BYTES_MAX as u64 });
     }
     let writes = writes(raw.write, terms.stores, bytes, terms.limits.emit_bytes)?;
+    rows_within(&writes.sources, terms.limits.memory_bytes)?;
     let emissions = emissions(raw.emit, terms, bytes)?;
     Ok(Effects { emissions, writes, statuses, reasons })
 }
@@ -93,6 +97,18 @@ pub fn writes(raw: RawWrites, stores: u16, bytes: &mut [u64], bytes_max: u64) ->
     }
     within("emitted and written bytes", bytes, bytes_max)?;
     Ok(Writes { sources: raw.source, stores: raw.store, keys, values })
+}
+
+/// The rows of all records together cost the node no more memory than the guest may have.
+fn rows_within(sources: &[u32], memory_bytes: u64) -> Result<(), Refusal> {
+    let max = memory_bytes / WRITE_ROW_BYTES;
+    match usize::try_from(max).ok().and_then(|max| sources.get(max)) {
+        None => Ok(()),
+        Some(&record) => {
+            let what = format!("{} writes in one call", sources.len());
+            Err(Refusal::TooMuch { record: record as usize, what, max })
+        }
+    }
 }
 
 fn emissions(raw: RawEmissions, terms: &Terms<'_>, bytes: &mut [u64]) -> Result<Emissions, Refusal> {
@@ -368,6 +384,24 @@ mod tests {
             }
         });
         assert!(matches!(too_many, Refusal::TooMuch { record: 3, .. }), "{too_many}");
+    }
+
+    #[test]
+    fn writes_of_nothing_are_counted_by_what_they_cost_the_node() {
+        let writes = |rows: usize| {
+            let mut raw = answer();
+            raw.write = RawWrites {
+                source: vec![2; rows],
+                store: vec![0; rows],
+                key: raw_column(&vec![Some(&b""[..]); rows]),
+                value: raw_column(&vec![None; rows]),
+            };
+            judge(Order::Key, raw).map(|effects| effects.writes.len())
+        };
+        let max = (1 << 20) / 64;
+        assert_eq!(writes(max), Ok(max));
+        let too_many = writes(max + 1).expect_err("more than the guest's memory is worth");
+        assert!(matches!(too_many, Refusal::TooMuch { record: 2, .. }), "{too_many}");
     }
 
     #[test]
