@@ -14,13 +14,16 @@ use kafka_protocol::messages::find_coordinator_response::Coordinator;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
+use kafka_protocol::messages::produce_request::PartitionProduceData;
+use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsResponse, BrokerId, FetchRequest, FetchResponse, FindCoordinatorResponse,
-    MetadataResponse, RequestHeader, RequestKind, ResponseHeader, ResponseKind, SaslAuthenticateResponse,
-    SaslHandshakeResponse, TopicName,
+    AddOffsetsToTxnResponse, ApiKey, ApiVersionsResponse, BrokerId, FetchRequest, FetchResponse,
+    FindCoordinatorResponse, MetadataResponse, ProduceRequest, ProduceResponse, RequestHeader, RequestKind,
+    ResponseHeader, ResponseKind, SaslAuthenticateResponse, SaslHandshakeResponse, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use kafka_protocol::records::{Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
+use tidemill_batches::Header;
 use uuid::Uuid;
 
 use super::Fetcher;
@@ -54,6 +57,10 @@ pub(in crate::kafka) struct Stage {
     pub is_closed: AtomicBool,
     /// So often whoever looks for a coordinator is still sent where nobody listens, and then to the first broker.
     pub misses: Mutex<usize>,
+    /// So many requests of a producer still have no answer, until the connection ends.
+    pub hangs: Mutex<usize>,
+    /// Of the batches that came, the first numbers.
+    pub sequences: Mutex<Vec<i32>>,
     has_ended: AtomicBool,
     script: Mutex<Script>,
 }
@@ -74,6 +81,8 @@ impl Cluster {
             looks: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
             misses: Mutex::new(0),
+            hangs: Mutex::new(0),
+            sequences: Mutex::new(Vec::new()),
             has_ended: AtomicBool::new(false),
             script: Mutex::new(Box::new(script)),
         });
@@ -126,6 +135,21 @@ fn serve(mut stream: TcpStream, broker: i32, stage: &Stage) {
             }
             RequestKind::Metadata(_) => ResponseKind::Metadata(metadata(stage)),
             RequestKind::FindCoordinator(_) => ResponseKind::FindCoordinator(coordinator(stage)),
+            RequestKind::Produce(request) => {
+                let response = produced(stage, request);
+                if hangs(stage) {
+                    let _ = stream.read(&mut [0; 1]);
+                    return;
+                }
+                ResponseKind::Produce(response)
+            }
+            RequestKind::AddOffsetsToTxn(_) => {
+                if hangs(stage) {
+                    let _ = stream.read(&mut [0; 1]);
+                    return;
+                }
+                ResponseKind::AddOffsetsToTxn(AddOffsetsToTxnResponse::default())
+            }
             RequestKind::Fetch(request) => match reply(stage, broker, version, &request) {
                 Reply::Answer(response) => ResponseKind::Fetch(response),
                 Reply::Half(response) => {
@@ -230,6 +254,28 @@ fn coordinator(stage: &Stage) -> FindCoordinatorResponse {
     let found =
         Coordinator::default().with_host(StrBytes::from_static_str("127.0.0.1")).with_port(i32::from(port));
     FindCoordinatorResponse::default().with_coordinators(vec![found])
+}
+
+/// The request that has come is one of those without an answer.
+fn hangs(stage: &Stage) -> bool {
+    let mut hangs = stage.hangs.lock().expect("no panic");
+    let is_one = *hangs > 0;
+    *hangs = hangs.saturating_sub(1);
+    is_one
+}
+
+/// Takes every batch.
+fn produced(stage: &Stage, request: ProduceRequest) -> ProduceResponse {
+    let take = |data: PartitionProduceData| {
+        let header = Header::check(&data.records.expect("a batch")).expect("it is whole");
+        stage.sequences.lock().expect("no panic").push(header.base_sequence);
+        PartitionProduceResponse::default().with_index(data.index)
+    };
+    let topics = request.topic_data.into_iter().map(|topic| {
+        let partitions = topic.partition_data.into_iter().map(take).collect();
+        TopicProduceResponse::default().with_name(topic.name).with_partition_responses(partitions)
+    });
+    ProduceResponse::default().with_responses(topics.collect())
 }
 
 /// A batch of a hundred records from an offset on, written under an epoch.

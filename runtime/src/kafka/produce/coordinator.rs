@@ -13,8 +13,10 @@
 //! | TxnOffsetCommit | written again | brokers that do not ask the coordinator keep it, and have **offsets in doubt for ever** | refused |
 //! | EndTxn | | ends **the next transaction**, if that has the same epoch | refused |
 //!
-//! So the first two are sent again, and the epoch is raised before the next transaction begins ([`has_unanswered`]). After
-//! one of the others there is nothing more to be done with the epoch but to have it ended (rule P1). InitProducerId that
+//! So the first two are sent again, and the epoch is raised before the next transaction begins ([`has_unanswered`]): each try
+//! has a share of the time that is left, so that a coordinator which hangs is looked for anew, and asked on another connection.
+//! After one of the others there is nothing more to be done with the epoch but to have it ended (rule P1), so they are waited
+//! for as long as there is time. InitProducerId that
 //! arrives late fences this producer as any other would: no harm, but a commit whose outcome is not known.
 //!
 //! [`has_unanswered`]: Coordinator::has_unanswered
@@ -348,7 +350,8 @@ impl Coordinator {
             Try::Done(address) => address,
             Try::Again(why) => return Ok(Try::Again(why)),
         };
-        let response = match cluster.call(&address, request, R::VERSION, until) {
+        let of_try = if R::IS_REPEATABLE { until.share() } else { until };
+        let response = match cluster.call(&address, request, R::VERSION, of_try) {
             Ok(response) => response,
             Err(failure) => {
                 self.seat(kind).address = None;
@@ -450,6 +453,17 @@ mod tests {
             matches!(&given_up, Err(Trouble::Unknown(why)) if why.starts_with("its coordinator is not reached")),
             "{given_up:?}"
         );
+    }
+
+    #[test]
+    fn a_coordinator_that_hangs_has_a_share_of_the_time_and_is_asked_again_on_another_connection() {
+        let brokers = stage::Cluster::new(|_, _| stage::Reply::Nothing);
+        *brokers.stage.hangs.lock().unwrap() = 1;
+        let mut cluster = Cluster::new(Access::new(&brokers.config()).unwrap(), Vec::new());
+        let patience = Duration::from_secs(10);
+        let mut coordinator = Coordinator::new("id", patience);
+        assert_eq!(coordinator.add_offsets(&mut cluster, "group", Deadline::after(patience)), Ok(()));
+        assert!(coordinator.has_unanswered(), "the first one may still arrive");
     }
 
     #[test]

@@ -9,6 +9,10 @@
 //! Without sequence numbers a batch that is refused for now goes again as well, and may be in the log twice, one right
 //! behind the other. One without an answer does not: it might come in a second time behind others that follow it, and what
 //! reads a changelog would take those for a commit that was never closed.
+//!
+//! A leader that hangs is like one whose connection broke, once it has had its share of the time: it is looked for anew, and
+//! what it has not answered goes again on another connection. A batch that may not go again is waited for as long as there
+//! is time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -110,7 +114,8 @@ impl Delivery {
                     self.trouble
                 )));
             }
-            if !self.receive(batches, cluster, until)? {
+            let of_try = of_try(batches, until);
+            if !self.receive(batches, cluster, of_try)? {
                 let pause = batches.next_due().unwrap_or(LOOK_EVERY);
                 std::thread::sleep(until.step(pause));
             }
@@ -128,7 +133,8 @@ impl Delivery {
         self.look(cluster, until);
         self.send(batches, cluster, until)?;
         while batches.waiting_bytes() > bytes_waiting && !until.has_passed() {
-            if !self.receive(batches, cluster, until)? {
+            let of_try = of_try(batches, until);
+            if !self.receive(batches, cluster, of_try)? {
                 // Whatever is held back now is left to `deliver`.
                 break;
             }
@@ -137,7 +143,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// Waits until nothing is under way any more, whatever the answers say; what has none in time is unanswered.
+    /// Waits until nothing is under way any more, whatever the answers say; what has none in time is unanswered. Nothing is
+    /// sent again, so each answer has all of the time.
     pub fn drain(&mut self, batches: &mut Batches, cluster: &Cluster, until: Deadline) {
         while !matches!(self.receive(batches, cluster, until), Ok(false)) {}
     }
@@ -208,10 +215,8 @@ impl Delivery {
             let named = due.iter().map(|due| (due.place, due.sequence)).collect();
             leader.sent.push_back(Sent { batches: named, at: Instant::now() });
             let request = request(self.transactional_id.as_ref(), self.acks, due, timeout, cluster);
-            leader
-                .connection
-                .send(&request, PRODUCE_VERSION, Instant::now() + timeout)
-                .map_err(|error| error.to_string())?;
+            let sent_by = Instant::now() + of_try(batches, until).step(self.ack_timeout);
+            leader.connection.send(&request, PRODUCE_VERSION, sent_by).map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -312,6 +317,11 @@ impl Delivery {
     }
 }
 
+/// When a request has to be sent, or answered. See the module.
+fn of_try(batches: &Batches, until: Deadline) -> Deadline {
+    if batches.are_sequenced() { until.share() } else { until }
+}
+
 /// What a broker says of a batch, in full.
 fn reason(answer: &PartitionProduceResponse) -> String {
     let mut text = describe(answer.error_code);
@@ -360,22 +370,44 @@ mod tests {
     use crate::kafka::fetch::stage::{self, Reply, TOPIC};
     use crate::kafka::wire::Access;
 
+    const PLACE: Place = Place { topic: 0, partition: 0 };
+
+    /// A batch that is due, of whoever that is.
+    fn sealed(identity: Identity) -> Batches {
+        let format = Format { codec: Codec::None, level: None, batch_bytes: 1024, record_bytes: 4000 };
+        let mut batches = Batches::new(1, format, identity, 7);
+        batches.push(PLACE, &Row { timestamp_ms: 1, key: None, value: Some(b"v"), headers: None }).unwrap();
+        batches.seal_all();
+        batches.added(&[PLACE]);
+        batches
+    }
+
     #[test]
     fn once_the_time_is_up_nothing_more_is_sent() {
         let brokers = stage::Cluster::new(|_, _| Reply::Nothing);
         let (config, patience) = (brokers.config(), Duration::from_secs(60));
         let mut cluster = Cluster::new(Access::new(&config).unwrap(), vec![TOPIC.to_owned()]);
         cluster.look(Deadline::after(patience)).unwrap();
-        let format = Format { codec: Codec::None, level: None, batch_bytes: 1024, record_bytes: 4000 };
-        let mut batches = Batches::new(1, format, Identity::NOBODY, 7);
-        let place = Place { topic: 0, partition: 0 };
-        batches.push(place, &Row { timestamp_ms: 1, key: None, value: Some(b"v"), headers: None }).unwrap();
-        batches.seal_all();
-        batches.added(&[place]);
+        let mut batches = sealed(Identity::NOBODY);
         let mut delivery = Delivery::new(None, -1, &settings::limits(&config, patience));
         delivery.connect(0, &cluster, Deadline::after(patience)).unwrap();
         assert_eq!(delivery.send_to(0, &mut batches, &cluster, Deadline::after(Duration::ZERO)), Ok(()));
-        assert_eq!(batches.due(), [place], "it is not under way");
+        assert_eq!(batches.due(), [PLACE], "it is not under way");
         assert!(!delivery.has_unanswered());
+    }
+
+    #[test]
+    fn a_leader_that_hangs_has_a_share_of_the_time_and_is_sent_the_same_again_on_another_connection() {
+        let brokers = stage::Cluster::new(|_, _| Reply::Nothing);
+        *brokers.stage.hangs.lock().unwrap() = 1;
+        let (config, patience) = (brokers.config(), Duration::from_secs(10));
+        let mut cluster = Cluster::new(Access::new(&config).unwrap(), vec![TOPIC.to_owned()]);
+        cluster.look(Deadline::after(patience)).unwrap();
+        let mut batches = sealed(Identity { id: 7, epoch: 0, is_transactional: false });
+        let mut delivery = Delivery::new(None, -1, &settings::limits(&config, patience));
+        assert_eq!(delivery.deliver(&mut batches, &mut cluster, 0, Deadline::after(patience)), Ok(()));
+        let sequences = brokers.stage.sequences.lock().unwrap();
+        assert_eq!(*sequences, [0, 0], "its number tells the leader that it is the same");
+        assert!(delivery.has_unanswered(), "the first one may still arrive");
     }
 }

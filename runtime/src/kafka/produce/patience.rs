@@ -14,6 +14,9 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// A socket takes no time-out of zero.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// One try has no less, unless less is left: to send a batch on a slow way, and to answer it, takes time.
+const TRY_MIN: Duration = Duration::from_secs(2);
+
 /// When a call has to be over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Deadline(Instant);
@@ -39,6 +42,11 @@ impl Deadline {
     /// In half of the time that is left.
     pub fn half(self) -> Deadline {
         Deadline::after(self.left() / 2)
+    }
+
+    /// Of one try: half of the time that is left, so that another one can follow if this one hangs.
+    pub fn share(self) -> Deadline {
+        self.within((self.left() / 2).max(TRY_MIN))
     }
 
     /// How long one step may take that would otherwise have `most`; never zero.
@@ -78,6 +86,8 @@ mod tests {
         assert_eq!(until.within(late), until);
         assert!(Deadline::after(late).within(soon).left() <= soon);
         assert!(until.half().left() <= soon / 2);
+        assert_eq!(until.share(), until, "what is left is too little for two tries");
+        assert!(Deadline::after(late).share().left() <= late / 2);
         assert!(until.step(late) <= soon);
     }
 
