@@ -239,19 +239,18 @@ impl TransactionalSink {
     }
 }
 
-/// A producer whose predecessors of the same id are fenced.
+/// A producer whose predecessors of the same id are fenced. librdkafka does not say whether the coordinator is away or still
+/// writes the markers of a predecessor's transaction, so the first is waited for no longer than by the node's own producer, and
+/// so is the second: whoever tries again finds it ended, or goes on waiting.
 fn initialised(config: &KafkaConfig, id: &str, spec: SinkSpec) -> Result<Topics, SourceError> {
     let topics =
         Topics::new(config, spec, Some(id)).map_err(|error| SourceError::Refused(error.to_string()))?;
     topics
         .producer
-        .init_transactions(INIT_WAIT.max(config.limits.transaction_timeout))
+        .init_transactions(produce::REACH_WAIT)
         .map_err(|error| source_error(&format!("cannot initialise `{id}`"), &error))?;
     Ok(topics)
 }
-
-/// A predecessor's transaction is being ended meanwhile, which can take its whole time-out.
-const INIT_WAIT: Duration = Duration::from_secs(30);
 
 /// The sink of `exactly_once`: the node's own producer, or librdkafka's where the configuration has it so. Making it fences
 /// the predecessor of the same transactional id, whose open transaction is aborted. Offsets are committed with the leader

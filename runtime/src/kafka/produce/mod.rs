@@ -113,9 +113,9 @@ use super::wire::Access;
 use crate::faults::{CrashPoint, crash_point};
 use crate::ports::{CommitError, End, Membership, Produce, Sink, SourceError, TaskOffset};
 
-/// How long all brokers, or the coordinator, may be away before that is said. A worker that is to stop, or whose partitions are
-/// another's by now, waits as long, so it is less than a node has to stop (`shutdown_timeout`).
-const REACH_WAIT: Duration = Duration::from_secs(10);
+/// How long all brokers, or the coordinator, may be away before that is said, whichever client writes. A worker that is to
+/// stop, or whose partitions are another's by now, waits as long, so it is less than a node has to stop (`shutdown_timeout`).
+pub(super) const REACH_WAIT: Duration = Duration::from_secs(10);
 
 /// Where the producer is in its life: the drawing above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
