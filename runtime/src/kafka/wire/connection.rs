@@ -82,8 +82,9 @@ pub(in crate::kafka) enum ConnectionError {
     #[error("{address} answered {what} with what cannot be read: {reason}")]
     Malformed { address: Address, what: String, reason: String },
     #[error(
-        "{address} ended the connection in the middle of the TLS handshake: it stops or starts just now or, if that goes on, its port \
-         does not speak TLS (kafka.security_protocol), or not this one's (kafka.client: librdkafka has OpenSSL speak it)"
+        "{address} ended the connection in the middle of the TLS handshake: it stops or starts just now; if that goes on, its port \
+         does not speak TLS (kafka.security_protocol), or none that the node's own client speaks: leave it to librdkafka then \
+         (kafka.client: librdkafka)"
     )]
     HungUp { address: Address },
     #[error("{address}: {reason} (kafka.ssl; kafka.client: librdkafka lets OpenSSL judge it)")]
