@@ -52,7 +52,8 @@ impl Core {
         }
         match self.groups.get(request.group_id.as_str()) {
             Some(group) => {
-                let returning = !request.member_id.is_empty() || request.group_instance_id.is_some();
+                let instance = request.group_instance_id.as_deref();
+                let returning = !request.member_id.is_empty() || instance.is_some_and(|i| group.knows(i));
                 let full = group.size() >= self.config.group_members_max;
                 if full && !returning { Err(ResponseError::GroupMaxSizeReached) } else { Ok(()) }
             }

@@ -20,8 +20,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
+        Bench::with(Config::default())
+    }
+
+    fn with(config: Config) -> Bench {
         let identity = Identity { host: "test".to_owned(), port: 1, cluster_id: String::new() };
-        let core = Core::open(Config::default(), identity, at(0)).expect("opens");
+        let core = Core::open(config, identity, at(0)).expect("opens");
         let mut bench = Bench { core, mono: 0 };
         let topic = CreatableTopic::default()
             .with_name(TopicName(text("t")))
@@ -112,17 +116,34 @@ fn a_transaction_is_aborted_by_the_first_scan_after_its_time_out() {
     assert_eq!(state(&bench), (crate::txn::State::CompleteAbort, 1));
 }
 
-#[test]
-fn a_member_that_falls_silent_is_removed_exactly_when_its_session_ends() {
-    let mut bench = Bench::new();
+fn join() -> JoinGroupRequest {
     let protocol = JoinGroupRequestProtocol::default().with_name(text("range"));
-    let request = JoinGroupRequest::default()
+    JoinGroupRequest::default()
         .with_group_id(GroupId(text("g")))
         .with_session_timeout_ms(10_000)
         .with_rebalance_timeout_ms(60_000)
         .with_protocol_type(text("consumer"))
-        .with_protocols(vec![protocol]);
-    bench.answer(RequestKind::JoinGroup(request), 3);
+        .with_protocols(vec![protocol])
+}
+
+#[test]
+fn a_group_that_is_full_lets_in_no_static_member_that_it_does_not_know() {
+    let mut bench = Bench::with(Config { group_members_max: 1, ..Config::default() });
+    let join_as = |instance: &str| {
+        let request = join().with_group_instance_id(Some(text(instance)));
+        match bench.answer(RequestKind::JoinGroup(request), 5) {
+            ResponseKind::JoinGroup(response) => response.error_code,
+            _ => panic!("another answer"),
+        }
+    };
+    let full = ResponseError::GroupMaxSizeReached.code();
+    assert_eq!(["a", "b", "a"].map(join_as), [0, full, 0]);
+}
+
+#[test]
+fn a_member_that_falls_silent_is_removed_exactly_when_its_session_ends() {
+    let mut bench = Bench::new();
+    bench.answer(RequestKind::JoinGroup(join()), 3);
     let members = |bench: &mut Bench| {
         let request = DescribeGroupsRequest::default().with_groups(vec![GroupId(text("g"))]);
         match bench.answer(RequestKind::DescribeGroups(request), 5) {

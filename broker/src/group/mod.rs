@@ -255,6 +255,11 @@ impl Group {
         self.members.len() + self.pending_members.len()
     }
 
+    /// Whether a static member of this id is in the group.
+    pub fn knows(&self, instance: &str) -> bool {
+        self.instances.contains_key(instance)
+    }
+
     /// Checks that a request comes from a member; both ids must agree for a static one.
     pub fn validate_member(&self, member_id: &str, instance: Option<&str>) -> Result<(), ResponseError> {
         if let Some(instance) = instance {
