@@ -71,7 +71,7 @@ impl Core {
             // Without it the directory would get another id at the next start; nothing worse.
             let _ = core.record(&Entry::Cluster { version: 1, id });
         }
-        core.open_topics(replay.topics, &replay.starts)?;
+        core.open_topics(replay.topics, &replay.starts, now)?;
         core.restore_groups(replay.memberships, now);
         core.resume_transactions(now);
         core.timers.set(now.mono, Timer::AbortScan);
@@ -134,6 +134,7 @@ impl Core {
         &mut self,
         known: HashMap<Uuid, Known>,
         starts: &HashMap<(Uuid, i32), i64>,
+        now: Now,
     ) -> Result<(), Error> {
         let sync = self.config.fsync == Fsync::EveryWrite;
         for (id, Known { name, partitions, overrides }) in known {
@@ -143,7 +144,7 @@ impl Core {
                 let failed = |source| Error::Directory { path: directory.clone(), source };
                 std::fs::create_dir_all(&directory).map_err(failed)?;
                 let start = starts.get(&(id, partition)).copied().unwrap_or(0);
-                logs.push(Log::open(directory, start, sync)?);
+                logs.push(Log::open(directory, start, sync, now.wall)?);
             }
             let settings = Settings::new(&overrides);
             self.topics.insert(id, Topic { name, overrides, settings, partitions: logs });

@@ -123,7 +123,7 @@ impl Log {
             batch::set_append_time(batch, now_ms);
         }
         let header = self.write(batch, settings, now_ms)?;
-        self.producers.appended(&header);
+        self.producers.appended(&header, now_ms);
         Ok(header.base_offset)
     }
 
@@ -137,7 +137,7 @@ impl Log {
     ) -> io::Result<()> {
         let mut batch = batch::marker(producer.0, producer.1, commit, now_ms);
         let header = self.write(&mut batch, settings, now_ms)?;
-        self.producers.ended(&header, commit);
+        self.producers.ended(&header, commit, now_ms);
         Ok(())
     }
 

@@ -61,8 +61,11 @@ pub struct Producer {
     pub epoch: i16,
     /// First offset of its open transaction.
     pub open_since: Option<i64>,
-    /// Time of its last batch, ms since 1970; for expiry.
+    /// Time of its last batch as that says it, ms since 1970.
     pub last_timestamp_ms: i64,
+    /// When its last batch was appended, or read again at a start, ms since 1970; for expiry. What a client writes of
+    /// times long past is as young as anything.
+    heard_ms: i64,
     batches: VecDeque<Appended>,
 }
 
@@ -113,11 +116,11 @@ impl Producers {
     }
 
     /// Takes note of a data batch that is now in the log.
-    pub fn appended(&mut self, header: &Header) {
+    pub fn appended(&mut self, header: &Header, now_ms: i64) {
         if header.producer_id == NO_PRODUCER_ID {
             return;
         }
-        let producer = self.entry(header);
+        let producer = self.entry(header, now_ms);
         producer.batches.push_back(Appended {
             first_sequence: header.base_sequence,
             last_sequence: header.last_sequence(),
@@ -134,8 +137,8 @@ impl Producers {
     }
 
     /// Takes note of a marker that is now in the log. A marker without data is legal.
-    pub fn ended(&mut self, header: &Header, commit: bool) {
-        let producer = self.entry(header);
+    pub fn ended(&mut self, header: &Header, commit: bool, now_ms: i64) {
+        let producer = self.entry(header, now_ms);
         let Some(first_offset) = producer.open_since.take() else { return };
         self.open.remove(&first_offset);
         if !commit {
@@ -144,11 +147,12 @@ impl Producers {
         }
     }
 
-    fn entry(&mut self, header: &Header) -> &mut Producer {
+    fn entry(&mut self, header: &Header, now_ms: i64) -> &mut Producer {
         let producer = self.by_id.entry(header.producer_id).or_insert_with(|| Producer {
             epoch: header.producer_epoch,
             open_since: None,
             last_timestamp_ms: header.max_timestamp,
+            heard_ms: now_ms,
             batches: VecDeque::new(),
         });
         if producer.epoch != header.producer_epoch {
@@ -156,6 +160,7 @@ impl Producers {
             producer.batches.clear();
         }
         producer.last_timestamp_ms = header.max_timestamp;
+        producer.heard_ms = now_ms;
         producer
     }
 
@@ -184,7 +189,7 @@ impl Producers {
 
     /// Forgets producers that have been idle since `before_ms` and have no open transaction.
     pub fn expire(&mut self, before_ms: i64) {
-        self.by_id.retain(|_, p| p.open_since.is_some() || p.last_timestamp_ms >= before_ms);
+        self.by_id.retain(|_, p| p.open_since.is_some() || p.heard_ms >= before_ms);
     }
 
     /// All producers, for `DescribeProducers`.

@@ -44,7 +44,12 @@ pub enum RecoverError {
 
 impl Log {
     /// Opens the log in `directory`; `start` is the log start known from the metadata journal.
-    pub fn open(directory: PathBuf, start: i64, sync_every_append: bool) -> Result<Log, RecoverError> {
+    pub fn open(
+        directory: PathBuf,
+        start: i64,
+        sync_every_append: bool,
+        now_ms: i64,
+    ) -> Result<Log, RecoverError> {
         let file_error = |source| RecoverError::File { path: directory.clone(), source };
         let bases = segment_bases(&directory).map_err(file_error)?;
         let mut producers = Producers::default();
@@ -52,7 +57,7 @@ impl Log {
         for (at, base) in bases.iter().enumerate() {
             let path = directory.join(segment::file_name(*base));
             let last = at + 1 == bases.len();
-            segments.push_back(replay(&path, *base, last, &mut producers)?);
+            segments.push_back(replay(&path, *base, (last, now_ms), &mut producers)?);
         }
         let end = segments.back().map_or(0, |segment: &Segment| segment.next);
         if segments.is_empty() || start > end {
@@ -83,7 +88,12 @@ fn segment_bases(directory: &Path) -> io::Result<Vec<i64>> {
 }
 
 /// Reads one segment from start to end.
-fn replay(path: &Path, base: i64, last: bool, producers: &mut Producers) -> Result<Segment, RecoverError> {
+fn replay(
+    path: &Path,
+    base: i64,
+    (last, now_ms): (bool, i64),
+    producers: &mut Producers,
+) -> Result<Segment, RecoverError> {
     let file_error = |source| RecoverError::File { path: path.to_owned(), source };
     let mut segment = Segment::open(path.to_owned(), base).map_err(file_error)?;
     let mut reader = io::BufReader::with_capacity(1 << 20, File::open(path).map_err(file_error)?);
@@ -105,9 +115,9 @@ fn replay(path: &Path, base: i64, last: bool, producers: &mut Producers) -> Resu
         segment.first_append_ms.get_or_insert(header.max_timestamp);
         segment.note(&header);
         if header.control() {
-            producers.ended(&header, is_commit(&header, &bytes));
+            producers.ended(&header, is_commit(&header, &bytes), now_ms);
         } else {
-            producers.appended(&header);
+            producers.appended(&header, now_ms);
         }
     }
 }

@@ -197,7 +197,7 @@ impl Run<'_> {
     fn restart(&mut self) {
         let Some(directory) = self.directory else { return };
         let (end, stable, open) = (self.log.end(), self.log.stable_end(), self.open_producers());
-        let log = Log::open(directory.to_owned(), self.log.start(), false).expect("opens");
+        let log = Log::open(directory.to_owned(), self.log.start(), false, self.now_ms).expect("opens");
         self.log = log;
         assert_eq!((self.log.end(), self.log.stable_end()), (end, stable));
         assert_eq!(self.open_producers(), open);
@@ -254,6 +254,19 @@ fn a_log_amounts_to_its_model_whatever_happens_to_it() {
         let outcome = std::panic::catch_unwind(|| run(seed));
         assert!(outcome.is_ok(), "failed with SEED={seed}");
     }
+}
+
+#[test]
+fn a_producer_is_known_for_as_long_as_it_has_written_lately_however_old_its_records_are() {
+    let (mut log, day_ms) = (Log::create(None, false).expect("creates"), 86_400_000);
+    let mut batch = data((7, 0), false, &[(1, Some(1))]);
+    log.append(&mut batch, &settings(), NOW_MS + day_ms).expect("appends");
+    let again = Header::check(&batch).expect("valid");
+    log.producers.expire(NOW_MS + 1);
+    let verdict = log.producers.judge(&again);
+    assert!(matches!(verdict, Ok(producers::Verdict::Duplicate { base_offset: 0, .. })), "{verdict:?}");
+    log.producers.expire(NOW_MS + day_ms + 1);
+    assert_eq!(log.producers.judge(&again), Ok(producers::Verdict::New));
 }
 
 #[test]
