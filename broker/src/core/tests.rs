@@ -5,11 +5,13 @@ use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::{
-    AddPartitionsToTxnRequest, CreateTopicsRequest, DescribeGroupsRequest, FetchRequest, GroupId,
-    InitProducerIdRequest, JoinGroupRequest, TopicName, TransactionalId,
+    AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, CreateTopicsRequest, DescribeGroupsRequest,
+    FetchRequest, GroupId, InitProducerIdRequest, InitProducerIdResponse, JoinGroupRequest, TopicName,
+    TransactionalId,
 };
 
 use super::*;
+use crate::txn::State;
 
 const WALL_MS: i64 = 1_700_000_000_000;
 
@@ -91,9 +93,8 @@ fn a_stale_timer_does_not_answer_a_later_fetch_of_the_same_client() {
     assert_eq!(bench.core.take_replies().len(), 1);
 }
 
-#[test]
-fn a_transaction_is_aborted_by_the_first_scan_after_its_time_out() {
-    let mut bench = Bench::new();
+/// The owner of `x`, whose transaction has the only partition of `t`.
+fn begin(bench: &mut Bench) -> InitProducerIdResponse {
     let request = InitProducerIdRequest::default()
         .with_transactional_id(Some(TransactionalId(text("x"))))
         .with_transaction_timeout_ms(10_000)
@@ -109,11 +110,41 @@ fn a_transaction_is_aborted_by_the_first_scan_after_its_time_out() {
         .with_v3_and_below_producer_epoch(granted.producer_epoch)
         .with_v3_and_below_topics(vec![topic]);
     bench.answer(RequestKind::AddPartitionsToTxn(request), 3);
+    granted
+}
+
+/// Makes a group part of the transaction of `x`, and answers the error.
+fn add_group(bench: &mut Bench, owner: &InitProducerIdResponse, group: &str) -> i16 {
+    let request = AddOffsetsToTxnRequest::default()
+        .with_transactional_id(TransactionalId(text("x")))
+        .with_producer_id(owner.producer_id)
+        .with_producer_epoch(owner.producer_epoch)
+        .with_group_id(GroupId(text(group)));
+    match bench.answer(RequestKind::AddOffsetsToTxn(request), 3) {
+        ResponseKind::AddOffsetsToTxn(response) => response.error_code,
+        _ => panic!("another answer"),
+    }
+}
+
+#[test]
+fn a_transaction_is_aborted_by_the_first_scan_after_its_time_out() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
     let state = |bench: &Bench| (bench.core.transactions["x"].state, bench.core.transactions["x"].epoch);
     bench.advance_to(10_000);
-    assert_eq!(state(&bench), (crate::txn::State::Ongoing, 0));
+    assert_eq!(state(&bench), (State::Ongoing, 0));
     bench.advance_to(11_001);
-    assert_eq!(state(&bench), (crate::txn::State::CompleteAbort, 1));
+    assert_eq!(state(&bench), (State::CompleteAbort, 1));
+}
+
+#[test]
+fn a_transaction_has_so_many_groups_at_most() {
+    let mut bench = Bench::new();
+    let owner = begin(&mut bench);
+    let mut add = |group: usize| add_group(&mut bench, &owner, &group.to_string());
+    assert!((0..transactions::GROUPS_MAX).all(|group| add(group) == 0));
+    assert_eq!(add(transactions::GROUPS_MAX), ResponseError::PolicyViolation.code());
+    assert_eq!(add(0), 0, "it has that one");
 }
 
 fn join() -> JoinGroupRequest {

@@ -25,6 +25,9 @@ use crate::txn::{Init, Transaction};
 /// Ids taken from the journal at a time, so that not each one costs an entry.
 const PRODUCER_ID_BLOCK: i64 = 1000;
 
+/// Groups whose offsets a transaction may commit; clients have one. They are named in every journal entry of it.
+pub(super) const GROUPS_MAX: usize = 100;
+
 impl Core {
     pub(super) fn init_producer_id(
         &mut self,
@@ -171,6 +174,10 @@ impl Core {
         call: &Call<'_>,
     ) -> Result<(), ResponseError> {
         let transaction = self.transaction(id, producer_id, epoch)?;
+        let is_new = |group: &str| !transaction.groups.contains(group);
+        if group.is_some_and(is_new) && transaction.groups.len() >= GROUPS_MAX {
+            return Err(ResponseError::PolicyViolation);
+        }
         match transaction.add(partitions, group, call.now.wall)? {
             Some(next) => self.store_transaction(id, next),
             None => Ok(()),
