@@ -190,11 +190,15 @@ impl Journal {
         for entry in entries {
             text.push_str(&encode(entry)?);
         }
-        let mut file = File::create(&path)?;
+        // Of an attempt that failed nothing is left.
+        File::create(&path)?;
+        // The handle that goes on: were the file opened again once it is renamed, and that failed, all that is appended
+        // would go to the old one, which is gone.
+        let mut file = OpenOptions::new().append(true).open(&path)?;
         file.write_all(text.as_bytes())?;
         file.sync_data()?;
         std::fs::rename(&path, &self.path)?;
-        self.file = OpenOptions::new().append(true).open(&self.path)?;
+        self.file = file;
         self.size = text.len() as u64;
         self.size_rewritten = self.size;
         Ok(())
@@ -203,6 +207,16 @@ impl Journal {
     /// Forces everything to the disk.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+}
+
+#[cfg(test)]
+impl Journal {
+    /// One that takes nothing, as on a disk that is full.
+    pub fn full() -> Journal {
+        let path = PathBuf::from("/dev/full");
+        let file = OpenOptions::new().append(true).open(&path).expect("Linux has it");
+        Journal { path, file, fsync: Fsync::AtShutdown, size: 0, size_rewritten: 0 }
     }
 }
 
@@ -264,6 +278,19 @@ mod tests {
             let (_, entries) = Journal::open(path.clone(), Fsync::AtShutdown).expect("opens");
             assert_eq!(entries.last(), Some(&Entry::ProducerIds { next: 99 }));
         }
+    }
+
+    #[test]
+    fn what_is_appended_after_a_rewrite_stands_behind_it_whatever_an_earlier_attempt_left() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("metadata.journal");
+        let (mut journal, _) = Journal::open(path.clone(), Fsync::AtShutdown).expect("opens");
+        std::fs::write(path.with_extension("new"), [b'x'; 4096]).expect("writes");
+        journal.append(&Entry::ProducerIds { next: 99 }).expect("appends");
+        journal.rewrite(&sample(2)).expect("rewrites");
+        journal.append(&Entry::ProducerIds { next: 2 }).expect("appends");
+        let (_, entries) = Journal::open(path, Fsync::AtShutdown).expect("opens");
+        assert_eq!(entries, sample(3));
     }
 
     #[test]

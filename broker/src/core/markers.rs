@@ -13,7 +13,7 @@ use super::{Core, Now};
 use crate::journal::Entry;
 use crate::txn::Transaction;
 
-/// Pause before a marker that could not be written, for want of space perhaps, is tried again.
+/// Pause before a marker, or a decision on offsets, that could not be written, for want of space perhaps, is tried again.
 const MARKER_RETRY_MS: u64 = 1000;
 
 /// What a decided transaction still has to reach.
@@ -63,10 +63,12 @@ impl Core {
                     }
                 }
                 (None, Some(group)) => {
+                    if self.decide_offsets(&group, transaction.producer_id, commit).is_err() {
+                        return self.timers.set(now.mono + MARKER_RETRY_MS, Timer::Markers(id.to_owned()));
+                    }
                     if let Some(remaining) = self.remaining.get_mut(id) {
                         remaining.groups.pop();
                     }
-                    self.decide_offsets(&group, transaction.producer_id, commit);
                 }
                 (None, None) => return self.complete(id, &transaction, now),
             }
@@ -100,17 +102,27 @@ impl Core {
         self.timers.set(now.mono + MARKER_RETRY_MS, Timer::Markers(id.to_owned()));
     }
 
-    fn decide_offsets(&mut self, group_id: &str, producer_id: i64, commit: bool) {
-        let Some(group) = self.groups.get_mut(group_id) else { return };
-        if group.offsets.decide(producer_id, commit) {
-            let group = group_id.to_owned();
-            // If this entry is lost, the decided state makes the next start write it again.
-            let _ = self.record(&Entry::OffsetsDecided { group, producer_id, commit });
+    /// Err if the journal does not take it. It has to, before the transaction is complete: a later start would find the
+    /// offsets undecided, and the producer's next transaction would decide them its way.
+    fn decide_offsets(
+        &mut self,
+        group_id: &str,
+        producer_id: i64,
+        commit: bool,
+    ) -> Result<(), kafka_protocol::ResponseError> {
+        if !self.groups.get(group_id).is_some_and(|group| group.offsets.has_pending(producer_id)) {
+            return Ok(());
         }
+        self.record(&Entry::OffsetsDecided { group: group_id.to_owned(), producer_id, commit })?;
+        if let Some(group) = self.groups.get_mut(group_id) {
+            group.offsets.decide(producer_id, commit);
+        }
+        Ok(())
     }
 
     fn complete(&mut self, id: &str, transaction: &Transaction, now: Now) {
         let completed = transaction.completed(now.wall);
+        // If this entry is lost, the decided state makes the next start write the markers again.
         let _ = self.record(&Entry::Transaction { id: id.to_owned(), state: completed.clone() });
         self.transactions.insert(id.to_owned(), completed);
         self.remaining.remove(id);

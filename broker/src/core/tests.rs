@@ -1,13 +1,18 @@
 //! The core alone, with a clock that only the test moves: what happens exactly when.
 
+use std::time::Duration;
+
 use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
 use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
+use kafka_protocol::messages::txn_offset_commit_request::{
+    TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
+};
 use kafka_protocol::messages::{
     AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, CreateTopicsRequest, DescribeGroupsRequest,
-    FetchRequest, GroupId, InitProducerIdRequest, InitProducerIdResponse, JoinGroupRequest, TopicName,
-    TransactionalId,
+    EndTxnRequest, FetchRequest, GroupId, InitProducerIdRequest, InitProducerIdResponse, JoinGroupRequest,
+    TopicName, TransactionalId, TxnOffsetCommitRequest,
 };
 
 use super::*;
@@ -145,6 +150,39 @@ fn a_transaction_has_so_many_groups_at_most() {
     assert!((0..transactions::GROUPS_MAX).all(|group| add(group) == 0));
     assert_eq!(add(transactions::GROUPS_MAX), ResponseError::PolicyViolation.code());
     assert_eq!(add(0), 0, "it has that one");
+}
+
+#[test]
+fn a_transaction_is_complete_once_the_journal_knows_what_became_of_its_offsets() {
+    let mut bench = Bench::with(Config { marker_delay: Duration::from_millis(100), ..Config::default() });
+    let owner = begin(&mut bench);
+    assert_eq!(add_group(&mut bench, &owner, "g"), 0);
+    let partition = TxnOffsetCommitRequestPartition::default().with_committed_offset(5);
+    let topic = TxnOffsetCommitRequestTopic::default().with_name(TopicName(text("t")));
+    let request = TxnOffsetCommitRequest::default()
+        .with_transactional_id(TransactionalId(text("x")))
+        .with_group_id(GroupId(text("g")))
+        .with_producer_id(owner.producer_id)
+        .with_producer_epoch(owner.producer_epoch)
+        .with_generation_id(-1)
+        .with_topics(vec![topic.with_partitions(vec![partition])]);
+    bench.answer(RequestKind::TxnOffsetCommit(request), 3);
+    let request = EndTxnRequest::default()
+        .with_transactional_id(TransactionalId(text("x")))
+        .with_producer_id(owner.producer_id)
+        .with_producer_epoch(owner.producer_epoch)
+        .with_committed(true);
+    bench.answer(RequestKind::EndTxn(request), 3);
+    let outcome = |bench: &Bench| {
+        let offset = bench.core.groups["g"].offsets.get("t", 0).map(|committed| committed.offset);
+        (bench.core.transactions["x"].state, offset)
+    };
+    bench.core.journal = Some(Journal::full());
+    bench.advance_to(200);
+    assert_eq!(outcome(&bench), (State::PrepareCommit, None));
+    bench.core.journal = None;
+    bench.advance_to(1_300);
+    assert_eq!(outcome(&bench), (State::CompleteCommit, Some(5)));
 }
 
 fn join() -> JoinGroupRequest {

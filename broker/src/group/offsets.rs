@@ -63,16 +63,20 @@ impl Offsets {
         (key, Slot { committed, sequence: self.sequence })
     }
 
-    /// Decides a producer's pending offsets. Returns whether there were any.
-    pub fn decide(&mut self, producer_id: i64, commit: bool) -> bool {
-        let Some(pending) = self.pending.remove(&producer_id) else { return false };
+    /// Whether a producer has offsets that are not decided.
+    pub fn has_pending(&self, producer_id: i64) -> bool {
+        self.pending.contains_key(&producer_id)
+    }
+
+    /// Decides a producer's pending offsets, if there are any.
+    pub fn decide(&mut self, producer_id: i64, commit: bool) {
+        let pending = self.pending.remove(&producer_id).unwrap_or_default();
         for (key, slot) in pending {
             let newer = self.slots.get(&key).is_none_or(|now| now.sequence < slot.sequence);
             if commit && newer {
                 self.slots.insert(key, slot);
             }
         }
-        true
     }
 
     /// The committed offset of a partition.
