@@ -7,7 +7,7 @@ use kafka_protocol::messages::fetch_response::{AbortedTransaction, FetchableTopi
 use kafka_protocol::messages::{FetchRequest, FetchResponse, ProducerId, ResponseKind, TopicName};
 use uuid::Uuid;
 
-use super::time::Timer;
+use super::time::{Timer, TimerId};
 use super::{Call, Core, Outcome};
 use crate::group::ReplyTo;
 use crate::log::{Isolation, Log};
@@ -40,35 +40,33 @@ struct Pending {
     bytes_min: u64,
     bytes_max: usize,
     topics: Vec<WantedTopic>,
-    ticket: u64,
 }
 
 /// Parked fetches, and who waits for which partition.
 #[derive(Debug, Default)]
 pub struct Waiting {
-    fetches: HashMap<ReplyTo, Pending>,
+    /// Each with the timer that ends its wait.
+    fetches: HashMap<ReplyTo, (Pending, TimerId)>,
+    /// Each fetch once, however often it names the partition.
     by_partition: HashMap<(Uuid, i32), Vec<ReplyTo>>,
-    tickets: u64,
 }
 
 impl Waiting {
-    fn park(&mut self, reply_to: ReplyTo, pending: Pending) {
+    fn park(&mut self, reply_to: ReplyTo, pending: Pending, timer: TimerId) {
         for topic in &pending.topics {
             for wanted in &topic.partitions {
                 let key = (topic.id.unwrap_or_default(), wanted.partition);
-                self.by_partition.entry(key).or_default().push(reply_to);
+                let waiting = self.by_partition.entry(key).or_default();
+                if waiting.last() != Some(&reply_to) {
+                    waiting.push(reply_to);
+                }
             }
         }
-        self.fetches.insert(reply_to, pending);
+        self.fetches.insert(reply_to, (pending, timer));
     }
 
-    /// Takes a fetch out.
-    pub fn remove(&mut self, reply_to: ReplyTo) {
-        self.take(reply_to);
-    }
-
-    fn take(&mut self, reply_to: ReplyTo) -> Option<Pending> {
-        let pending = self.fetches.remove(&reply_to)?;
+    fn take(&mut self, reply_to: ReplyTo) -> Option<(Pending, TimerId)> {
+        let (pending, timer) = self.fetches.remove(&reply_to)?;
         for topic in &pending.topics {
             for wanted in &topic.partitions {
                 let key = (topic.id.unwrap_or_default(), wanted.partition);
@@ -80,7 +78,7 @@ impl Waiting {
                 }
             }
         }
-        Some(pending)
+        Some((pending, timer))
     }
 }
 
@@ -96,13 +94,12 @@ impl Core {
         if wait_ms == 0 || self.enough(&pending) {
             return Outcome::Answer(ResponseKind::Fetch(self.collect(&pending)));
         }
-        self.timers.set_after(call.now, wait_ms, Timer::Fetch(call.reply_to, pending.ticket));
-        self.waiting.park(call.reply_to, pending);
+        let timer = self.timers.set_after(call.now, wait_ms, Timer::Fetch(call.reply_to));
+        self.waiting.park(call.reply_to, pending, timer);
         Outcome::Later
     }
 
-    fn prepare(&mut self, request: FetchRequest, version: i16) -> Pending {
-        self.waiting.tickets += 1;
+    fn prepare(&self, request: FetchRequest, version: i16) -> Pending {
         let by_id = version >= BY_TOPIC_ID;
         let mut topics = Vec::with_capacity(request.topics.len());
         for topic in request.topics {
@@ -122,7 +119,6 @@ impl Core {
             bytes_min: u64::try_from(request.min_bytes).unwrap_or(0),
             bytes_max: usize::try_from(request.max_bytes).unwrap_or(0).min(self.config.fetch_bytes_max),
             topics,
-            ticket: self.waiting.tickets,
         }
     }
 
@@ -189,7 +185,7 @@ impl Core {
     pub(super) fn wake(&mut self, id: Uuid, partition: i32) {
         let Some(waiting) = self.waiting.by_partition.get(&(id, partition)) else { return };
         for reply_to in waiting.clone() {
-            let ready = self.waiting.fetches.get(&reply_to).is_some_and(|pending| self.enough(pending));
+            let ready = self.waiting.fetches.get(&reply_to).is_some_and(|(pending, _)| self.enough(pending));
             if ready {
                 self.answer_fetch(reply_to);
             }
@@ -205,16 +201,20 @@ impl Core {
         }
     }
 
-    /// Time is up. The ticket tells the fetch from a later one on the same connection.
-    pub(super) fn fetch_timed_out(&mut self, reply_to: ReplyTo, ticket: u64) {
-        let same = self.waiting.fetches.get(&reply_to).is_some_and(|pending| pending.ticket == ticket);
-        if same {
-            self.answer_fetch(reply_to);
-        }
+    /// Whoever waits for it is gone.
+    pub(super) fn forget_fetch(&mut self, reply_to: ReplyTo) {
+        drop(self.unpark(reply_to));
     }
 
-    fn answer_fetch(&mut self, reply_to: ReplyTo) {
-        if let Some(pending) = self.waiting.take(reply_to) {
+    fn unpark(&mut self, reply_to: ReplyTo) -> Option<Pending> {
+        let (pending, timer) = self.waiting.take(reply_to)?;
+        self.timers.cancel(timer);
+        Some(pending)
+    }
+
+    /// Answers a fetch that waits with what there is: there is enough, or its time is up.
+    pub(super) fn answer_fetch(&mut self, reply_to: ReplyTo) {
+        if let Some(pending) = self.unpark(reply_to) {
             let response = self.collect(&pending);
             self.replies.push((reply_to, ResponseKind::Fetch(response)));
         }

@@ -64,7 +64,8 @@ impl Core {
                 }
                 (None, Some(group)) => {
                     if self.decide_offsets(&group, transaction.producer_id, commit).is_err() {
-                        return self.timers.set(now.mono + MARKER_RETRY_MS, Timer::Markers(id.to_owned()));
+                        self.timers.set(now.mono + MARKER_RETRY_MS, Timer::Markers(id.to_owned()));
+                        return;
                     }
                     if let Some(remaining) = self.remaining.get_mut(id) {
                         remaining.groups.pop();
@@ -75,7 +76,8 @@ impl Core {
             let more =
                 self.remaining.get(id).is_some_and(|r| !(r.partitions.is_empty() && r.groups.is_empty()));
             if more && delay > 0 {
-                return self.timers.set_after(now, delay, Timer::Markers(id.to_owned()));
+                self.timers.set_after(now, delay, Timer::Markers(id.to_owned()));
+                return;
             }
         }
     }

@@ -158,7 +158,7 @@ impl Core {
     pub fn tick(&mut self, now: Now) {
         while let Some(timer) = self.timers.take_due(now.mono) {
             match timer {
-                Timer::Fetch(reply_to, ticket) => self.fetch_timed_out(reply_to, ticket),
+                Timer::Fetch(reply_to) => self.answer_fetch(reply_to),
                 Timer::Group(group, timer) => self.on_group_timer(&group, timer, now),
                 Timer::Markers(id) => self.write_markers(&id, now),
                 Timer::AbortScan => self.abort_timed_out(now),
@@ -179,7 +179,7 @@ impl Core {
 
     /// Forgets a client that is gone, so that nothing is prepared for it.
     pub fn disconnected(&mut self, reply_to: ReplyTo) {
-        self.waiting.remove(reply_to);
+        self.forget_fetch(reply_to);
     }
 
     /// Writes to the journal before the change is made in memory, so that nothing is ever

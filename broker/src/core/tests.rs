@@ -86,6 +86,17 @@ fn a_waiting_fetch_is_answered_when_its_time_is_up_and_not_before() {
 }
 
 #[test]
+fn a_fetch_that_is_over_leaves_no_timer_behind() {
+    let mut bench = Bench::new();
+    bench.advance_to(1);
+    let due = bench.core.next_deadline();
+    assert!(matches!(bench.handle(fetch(10), 12), Outcome::Later));
+    assert_ne!(bench.core.next_deadline(), due);
+    bench.core.disconnected(1);
+    assert_eq!(bench.core.next_deadline(), due);
+}
+
+#[test]
 fn a_stale_timer_does_not_answer_a_later_fetch_of_the_same_client() {
     let mut bench = Bench::new();
     assert!(matches!(bench.handle(fetch(500), 12), Outcome::Later));

@@ -17,7 +17,7 @@ pub struct Now {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timer {
     /// A waiting fetch is to be answered with what there is.
-    Fetch(ReplyTo, u64),
+    Fetch(ReplyTo),
     /// Something in a group is due.
     Group(String, group::Timer),
     /// The next markers of a transaction are due.
@@ -28,24 +28,35 @@ pub enum Timer {
     Maintenance,
 }
 
-/// Timers in order of time. Never cancelled: a stale one finds nothing to do.
+/// Names a timer that is set: when it is due, and a number of its own.
+pub type TimerId = (Millis, u64);
+
+/// Timers in order of time. A stale one finds nothing to do, but those of fetches are cancelled: a
+/// client sets as many as it asks, for as long as it likes.
 #[derive(Debug, Default)]
 pub struct Timers {
-    queue: BTreeMap<(Millis, u64), Timer>,
+    queue: BTreeMap<TimerId, Timer>,
     sequence: u64,
 }
 
 impl Timers {
     /// Sets a timer.
-    pub fn set(&mut self, at: Millis, timer: Timer) {
+    pub fn set(&mut self, at: Millis, timer: Timer) -> TimerId {
         self.sequence += 1;
-        self.queue.insert((at, self.sequence), timer);
+        let id = (at, self.sequence);
+        self.queue.insert(id, timer);
+        id
     }
 
     /// Sets a timer for no sooner than `delay` from now: `now` is cut to whole milliseconds, so that
     /// without the one more it could fire a fraction of one too early.
-    pub fn set_after(&mut self, now: Now, delay: Millis, timer: Timer) {
-        self.set(now.mono.saturating_add(delay).saturating_add(1), timer);
+    pub fn set_after(&mut self, now: Now, delay: Millis, timer: Timer) -> TimerId {
+        self.set(now.mono.saturating_add(delay).saturating_add(1), timer)
+    }
+
+    /// Takes a timer back, if it is still set.
+    pub fn cancel(&mut self, id: TimerId) {
+        self.queue.remove(&id);
     }
 
     /// Takes the next timer that is due.
