@@ -23,8 +23,8 @@ use crate::kafka::wire::{
 /// Coordinators of the transaction and of the group, and whoever is asked beside them.
 const LINKS_MAX: usize = 3;
 
-/// Any broker can answer what is asked of all: the next one is asked after that long, or half of it if the first cannot be
-/// connected to.
+/// Any broker can answer what is asked of all: the next one is asked after that long, or a share of what is left if that is
+/// less, or half of it if the first cannot be connected to.
 const ASK_WAIT: Duration = Duration::from_secs(4);
 
 /// Between two rounds while no broker answers at all, or the coordinator does not.
@@ -143,7 +143,7 @@ impl Cluster {
         }
         let mut last = "no broker is known".to_owned();
         for address in &addresses {
-            match self.call(address, request, version, until.within(ASK_WAIT)) {
+            match self.call(address, request, version, until.share().within(ASK_WAIT)) {
                 Ok(response) => return Ok(response),
                 Err(failure) => last = failure.text(),
             }
