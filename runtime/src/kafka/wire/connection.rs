@@ -27,6 +27,7 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, Str
 use super::access::{Access, Address};
 use super::frames::{Fault, Wire};
 use super::guard;
+use super::hang_ups;
 use super::sasl::Sasl;
 use crate::tls::blocking::{explain, is_end};
 
@@ -82,9 +83,8 @@ pub(in crate::kafka) enum ConnectionError {
     #[error("{address} answered {what} with what cannot be read: {reason}")]
     Malformed { address: Address, what: String, reason: String },
     #[error(
-        "{address} ended the connection in the middle of the TLS handshake: it stops or starts just now; if that goes on, its port \
-         does not speak TLS (kafka.security_protocol), or none that the node's own client speaks: leave it to librdkafka then \
-         (kafka.client: librdkafka)"
+        "{address} ended the connection in the middle of the TLS handshake: it stops or starts just now or, if that goes on, its port \
+         does not speak TLS (kafka.security_protocol), or none that the node's own client speaks (kafka.client)"
     )]
     HungUp { address: Address },
     #[error("{address}: {reason} (kafka.ssl; kafka.client: librdkafka lets OpenSSL judge it)")]
@@ -163,7 +163,9 @@ impl Connection {
             None => Wire::plain(tcp),
             Some(tls) => {
                 let session = tls.connect(tcp, &address.host, until);
-                Wire::encrypted(session.map_err(|error| unshaken(address, error, began))?)
+                let session = session.map_err(|error| unshaken(address, error, began))?;
+                hang_ups::end();
+                Wire::encrypted(session)
             }
         };
         let mut connection = Connection {
@@ -442,7 +444,10 @@ fn failure(address: &Address, fault: Fault, what: String, began: Instant) -> Con
 /// Why a TLS handshake has come to nothing.
 fn unshaken(address: &Address, error: io::Error, began: Instant) -> ConnectionError {
     let fault = match error.kind() {
-        _ if is_end(&error) => return ConnectionError::HungUp { address: address.clone() },
+        _ if is_end(&error) => {
+            hang_ups::add(address);
+            return ConnectionError::HungUp { address: address.clone() };
+        }
         // What the broker is called can stand in no certificate.
         io::ErrorKind::InvalidInput => {
             return ConnectionError::Tls { address: address.clone(), reason: error.to_string() };

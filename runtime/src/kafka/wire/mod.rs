@@ -6,6 +6,7 @@
 //! | `connection` | one connection: requests and answers |
 //! | `frames` | bytes there and back, within a deadline |
 //! | `guard` | looks at an answer before it is decoded |
+//! | `hang_ups` | brokers that go on ending TLS handshakes, told once |
 //! | `metadata` | what every client asks of the cluster |
 //! | `sasl` | signing in |
 
@@ -13,6 +14,7 @@ mod access;
 mod connection;
 mod frames;
 mod guard;
+mod hang_ups;
 pub(super) mod metadata;
 mod sasl;
 
