@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kafka_protocol::messages::metadata_response::MetadataResponsePartition;
 use kafka_protocol::messages::{MetadataResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
 
@@ -108,7 +109,8 @@ fn ask(
     Err(errors)
 }
 
-/// Brokers' addresses, and the leaders of the partitions that have one. What is missing is asked for again.
+/// Brokers' addresses, and the leaders of the partitions that have one. What is missing is asked for again. Partitions are
+/// numbered without a gap: other numbers are none, or an answer after the other could have more and more kept.
 fn read(
     shared: &Shared,
     response: MetadataResponse,
@@ -120,11 +122,41 @@ fn read(
         let Some(input) = shared.topics.iter().position(|topic| topic.as_str() == name.as_str()) else {
             continue;
         };
-        for partition in topic.partitions.iter().filter(|partition| partition.leader_id.0 >= 0) {
+        let is_one = |index: i32| usize::try_from(index).is_ok_and(|index| index < topic.partitions.len());
+        let is_led = |partition: &&MetadataResponsePartition| {
+            partition.leader_id.0 >= 0 && is_one(partition.partition_index)
+        };
+        for partition in topic.partitions.iter().filter(is_led) {
             let id = InputPartition { input: input as u16, partition: partition.partition_index };
             let (broker, epoch) = (partition.leader_id.0, partition.leader_epoch);
             leaders.push((id, Leader { broker, epoch, topic: topic.topic_id }));
         }
     }
     (addresses, leaders)
+}
+
+#[cfg(test)]
+mod tests {
+    use kafka_protocol::messages::BrokerId;
+    use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
+
+    use super::*;
+    use crate::kafka::config::KafkaConfig;
+
+    #[test]
+    fn a_number_that_no_partition_can_have_has_no_leader() {
+        let config = KafkaConfig::new("localhost:9092");
+        let access = Access::new(&config).expect("plain");
+        let topics = vec!["words".to_owned()];
+        let shared = Shared::new(access, config.fetching(), topics, &[], Box::new(|| {}));
+        let partition = |index: i32| {
+            MetadataResponsePartition::default().with_partition_index(index).with_leader_id(BrokerId(4))
+        };
+        let topic = MetadataResponseTopic::default()
+            .with_name(Some(TopicName(StrBytes::from_static_str("words"))))
+            .with_partitions(Vec::from([-1, 2, 0, i32::MAX].map(partition)));
+        let (_, leaders) = read(&shared, MetadataResponse::default().with_topics(vec![topic]));
+        let led: Vec<i32> = leaders.iter().map(|(id, _)| id.partition).collect();
+        assert_eq!(led, [2, 0]);
+    }
 }
