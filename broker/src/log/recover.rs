@@ -112,7 +112,9 @@ fn replay(
             }
         };
         let (header, bytes) = batch;
-        segment.first_append_ms.get_or_insert(header.max_timestamp);
+        // Records may have no time, or one before 1970: those are as old as the start, or retention would take them at once.
+        let appended_ms = if header.max_timestamp < 0 { now_ms } else { header.max_timestamp };
+        segment.first_append_ms.get_or_insert(appended_ms);
         segment.note(&header);
         if header.control() {
             producers.ended(&header, is_commit(&header, &bytes), now_ms);

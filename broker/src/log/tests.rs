@@ -270,6 +270,20 @@ fn a_producer_is_known_for_as_long_as_it_has_written_lately_however_old_its_reco
 }
 
 #[test]
+fn records_without_a_time_are_not_too_old_after_a_restart() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let mut timeless = NewBatch::at(0).put("k", "v");
+    (timeless.header.base_timestamp, timeless.header.max_timestamp) = (-1, -1);
+    let settings = Settings::new(&BTreeMap::new());
+    let mut log = Log::create(Some(directory.path().to_owned()), false).expect("creates");
+    log.append(&mut BytesMut::from(&timeless.build()[..]), &settings, NOW_MS).expect("appends");
+    drop(log);
+    let mut log = Log::open(directory.path().to_owned(), 0, false, NOW_MS).expect("opens");
+    assert!(!log.retain(&settings, NOW_MS).expect("retains"));
+    assert_eq!((log.start(), log.end()), (0, 1));
+}
+
+#[test]
 fn a_batch_is_compacted_also_if_it_was_smaller_compressed() {
     let hundred = (0..100).fold(NewBatch::at(0).codec(1), |batch, n| {
         batch.put(&format!("key {}", n % 10), &"value ".repeat(20))
