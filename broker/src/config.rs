@@ -36,6 +36,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// Bytes of all large requests being read or handled at once; further ones wait.
     pub requests_bytes_max: usize,
+    /// How long the rest of a large request may take to come, once it has its room among them.
+    pub request_read_max: Duration,
     /// Bytes of records in one fetch response, unless its first batch alone is larger.
     pub fetch_bytes_max: usize,
     /// Bytes of all logs when there is no data directory; beyond it produce is refused.
@@ -94,6 +96,7 @@ impl Default for Config {
             connections_max: 1024,
             request_bytes_max: 100 * MIB,
             requests_bytes_max: 256 * MIB,
+            request_read_max: Duration::from_secs(30),
             fetch_bytes_max: 55 * MIB,
             memory_bytes_max: 4096 * MIB as u64,
             partitions_max: 10_000,

@@ -6,7 +6,7 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kafka_protocol::messages::ResponseKind;
@@ -36,6 +36,8 @@ enum Ended {
     Wire(#[from] wire::WireError),
     #[error("a request of {0} bytes is larger than the limit")]
     Oversized(i64),
+    #[error("a request of {0} bytes did not come in time")]
+    Slow(usize),
     #[error("the request is not served")]
     Refused,
     #[error("the broker stops")]
@@ -88,6 +90,11 @@ impl Drop for Gone<'_> {
         self.shared.clients().remove(&self.id);
         self.shared.client_gone.notify_all();
     }
+}
+
+/// Nothing is wrong with the connection: the read's time is up, or it was interrupted.
+fn is_early(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
 impl Connection<'_> {
@@ -144,12 +151,38 @@ impl Connection<'_> {
         let size = usize::try_from(length).ok().filter(|size| *size <= max);
         let size = size.ok_or(Ended::Oversized(length))?;
         let share = (size > SMALL_REQUEST_BYTES).then(|| self.shared.budget.take(size));
-        let mut frame = Vec::with_capacity(size.min(SMALL_REQUEST_BYTES));
-        (&self.stream).take(size as u64).read_to_end(&mut frame)?;
-        if frame.len() < size {
-            return Err(wire::WireError::Short.into());
-        }
+        let frame = if share.is_some() { self.read_large(size)? } else { self.read_small(size)? };
         Ok(Some((frame.into(), share)))
+    }
+
+    fn read_small(&self, size: usize) -> Result<Vec<u8>, Ended> {
+        let mut frame = Vec::with_capacity(size);
+        (&self.stream).take(size as u64).read_to_end(&mut frame)?;
+        if frame.len() < size { Err(wire::WireError::Short.into()) } else { Ok(frame) }
+    }
+
+    /// Within a time: others may wait for the room that it has.
+    fn read_large(&self, size: usize) -> Result<Vec<u8>, Ended> {
+        let until = Instant::now() + self.shared.config.request_read_max;
+        let mut frame = Vec::with_capacity(SMALL_REQUEST_BYTES);
+        while frame.len() < size {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Ended::Slow(size));
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            let there = frame.len();
+            frame.resize(size.min(there + SMALL_REQUEST_BYTES), 0);
+            let read = match (&self.stream).read(&mut frame[there..]) {
+                Ok(0) => return Err(wire::WireError::Short.into()),
+                Ok(read) => read,
+                Err(error) if is_early(&error) => 0,
+                Err(error) => return Err(error.into()),
+            };
+            frame.truncate(there + read);
+        }
+        self.stream.set_read_timeout(Some(IDLE_MAX))?;
+        Ok(frame)
     }
 
     fn write(&self, envelope: &Envelope, response: &ResponseKind) -> Result<(), Ended> {

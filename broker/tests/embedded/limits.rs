@@ -36,6 +36,24 @@ fn a_request_beyond_the_limit_closes_its_connection_alone() {
 }
 
 #[test]
+fn a_large_request_that_does_not_come_leaves_its_room_to_others() {
+    let broker = Broker::start(Config {
+        requests_bytes_max: 100_000,
+        request_read_max: Duration::from_secs(2),
+        ..Config::default()
+    })
+    .expect("starts");
+    let address = broker.address().to_string();
+    let mut raw = Raw::connect(&address);
+    create(&mut raw, "t", 1, &[]);
+    let mut silent = Raw::connect(&address);
+    silent.stream.write_all(&100_000i32.to_be_bytes()).expect("is sent");
+    let value = "x".repeat(80_000);
+    assert_eq!(produce_raw(&mut raw, "t", None, batch(NOBODY, &[&value])).error_code, 0);
+    assert!(silent.receive_frame().is_none());
+}
+
+#[test]
 fn memory_for_records_is_bounded_and_freed_by_retention() {
     let broker = Broker::start(Config {
         memory_bytes_max: 100_000,
