@@ -6,6 +6,7 @@
 //! |---|---|
 //! | one file a command | its arguments and what it does |
 //! | [`failure`] | how a command fails: one clear error and an exit code |
+//! | `partly` | what a change over several partitions had done when it failed at one |
 //! | `client`, `kafka` | the connections to a node and to Kafka |
 //! | `settings` | a node's configuration from flags, variables and file |
 //! | `output`, `table`, `values` | what people and programs see |
@@ -49,6 +50,7 @@ mod nodes;
 mod outbox;
 mod output;
 mod parked;
+mod partly;
 mod pause;
 mod plan;
 mod positions;

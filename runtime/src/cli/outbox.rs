@@ -14,7 +14,7 @@ use super::output::{Block, View, confirm};
 use super::table::{Cell, Table, Tone, grouped};
 use super::values::{show as show_bytes, to_json as bytes_to_json};
 use super::watch::Watch;
-use super::{Global, Outcome, client};
+use super::{Global, Outcome, client, partly};
 use crate::config::units;
 
 const LIST_EXAMPLES: &str = "\
@@ -360,7 +360,8 @@ impl Retry {
             local: false,
             author: author(),
         };
-        let rows = connect(global).await?.retry(timed(request)).await?.into_inner().rows;
+        let answer = connect(global).await?.retry(timed(request)).await;
+        let rows = answer.map_err(|status| partly::failed(status, "rows", global.output))?.into_inner().rows;
         View::line(format!("{} rows are tried", grouped(rows)), json!({ "rows": rows })).print(global.output)
     }
 }
@@ -386,7 +387,8 @@ impl Discard {
             local: false,
             author: author(),
         };
-        let rows = connect(global).await?.discard(timed(request)).await?.into_inner().rows;
+        let answer = connect(global).await?.discard(timed(request)).await;
+        let rows = answer.map_err(|status| partly::failed(status, "rows", global.output))?.into_inner().rows;
         View::line(format!("{} rows are discarded", grouped(rows)), json!({ "rows": rows }))
             .print(global.output)
     }

@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::output::{View, confirm};
 use super::table::{Cell, Table, Tone, grouped};
 use super::values::{KeyFormat, show_text, text_json};
-use super::{Global, Outcome, client};
+use super::{Global, Outcome, client, partly};
 use crate::config::units;
 
 const LIST_EXAMPLES: &str = "\
@@ -273,8 +273,9 @@ impl Release {
             author: author(),
             local: false,
         };
-        let proto::ReleaseParkedResponse { keys, records } =
-            client.release(timed(request)).await?.into_inner();
+        let answer = client.release(timed(request)).await;
+        let answer = answer.map_err(|status| partly::failed(status, "records", global.output))?;
+        let proto::ReleaseParkedResponse { keys, records } = answer.into_inner();
         let line = format!("{} keys are tried now, {} records of them", grouped(keys), grouped(records));
         View::line(line, json!({ "keys": keys, "records": records })).print(global.output)
     }
@@ -293,8 +294,9 @@ impl Drop {
             author: author(),
             local: false,
         };
-        let proto::DropParkedResponse { keys, records, left, reason } =
-            client.drop(timed(request)).await?.into_inner();
+        let answer = client.drop(timed(request)).await;
+        let answer = answer.map_err(|status| partly::failed(status, "records", global.output))?;
+        let proto::DropParkedResponse { keys, records, left, reason } = answer.into_inner();
         let became = if self.discard { "are gone" } else { "are dead letters now" };
         let line = format!("{} records of {} keys {became}", grouped(records), grouped(keys));
         let json = json!({ "keys": keys, "records": records, "left": left, "reason": reason });

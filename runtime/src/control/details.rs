@@ -24,6 +24,11 @@ const PROBLEMS_MAX: usize = 100;
 /// Of UNAVAILABLE, where what was asked may have been done or not.
 const UNKNOWN: &str = "OUTCOME_UNKNOWN";
 
+/// Of a change that failed at one of several partitions after it was made in others, unless that is OUTCOME_UNKNOWN.
+const PARTLY: &str = "PARTLY_DONE";
+/// Partitions that such an error names; of the others it says how many they are.
+const PARTITIONS_MAX: usize = 100;
+
 /// The one place where a reaction becomes a gRPC status.
 pub fn status(error: ControlError) -> Status {
     match error {
@@ -69,6 +74,32 @@ pub fn is_unknown(status: &Status) -> bool {
     };
     status.code() == Code::Unavailable
         && rpc::Status::decode(status.details()).is_ok_and(|told| told.details.iter().any(of_unknown))
+}
+
+/// The failure of a change that goes from partition to partition, with how much it had `done` in each before, which stays
+/// so. The code is the failure's: it says whether the same may be asked once more.
+pub fn partly(failed: Status, done: &str, changed: &[(i32, u64)]) -> Status {
+    let changed: Vec<(i32, u64)> = changed.iter().copied().filter(|(_, count)| *count > 0).collect();
+    if changed.is_empty() {
+        return failed;
+    }
+    let total: u64 = changed.iter().map(|(_, count)| count).sum();
+    let named = &changed[..changed.len().min(PARTITIONS_MAX)];
+    let list = |separator: &str, one: fn(&(i32, u64)) -> String| {
+        named.iter().map(one).collect::<Vec<String>>().join(separator)
+    };
+    let mut each = list(", ", |(partition, count)| format!("{count} of partition {partition}"));
+    if changed.len() > named.len() {
+        each += &format!(", the others of {} more partitions", changed.len() - named.len());
+    }
+    // Before the failure, which may be long: what does not fit is cut off at the end.
+    let text = format!("{total} {done} before this failed ({each})\n{}", failed.message());
+    let metadata = [
+        ("changed".to_owned(), total.to_string()),
+        ("partitions".to_owned(), list(",", |(partition, count)| format!("{partition}={count}"))),
+    ];
+    let reason = if is_unknown(&failed) { UNKNOWN } else { PARTLY };
+    informed(failed.code(), text, reason, metadata.into())
 }
 
 /// As many problems as fit, from the first one on: in the text, which is for people and comes first, and then
@@ -216,6 +247,31 @@ mod tests {
             assert_eq!((status.code(), status.message()), (code, "a"));
             assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "tidemill"));
         }
+    }
+
+    #[test]
+    fn a_change_that_failed_at_a_later_partition_says_what_it_had_done_in_the_earlier_ones() {
+        let changed: Vec<(i32, u64)> =
+            (0..5_000).map(|partition| (partition, 1 + partition as u64 % 2)).collect();
+        let halted = || status(ControlError::Precondition("partition 2 is halted".into()));
+        let told = partly(halted(), "rows were discarded", &[(0, 12), (1, 0), (3, 4)]);
+        assert_eq!(told.code(), Code::FailedPrecondition);
+        let text = "16 rows were discarded before this failed (12 of partition 0, 4 of partition 3)\npartition 2 is halted";
+        assert_eq!(told.message(), text);
+        let info = ErrorInfo::decode(details(&told).details[0].value.as_slice()).expect("ErrorInfo");
+        let says = |name: &str| info.metadata[name].clone();
+        assert_eq!(
+            (info.reason.as_str(), says("changed"), says("partitions")),
+            ("PARTLY_DONE", "16".into(), "0=12,3=4".into())
+        );
+        let unknown = partly(status(ControlError::Unknown("a".into())), "rows were tried", &changed);
+        assert!(is_unknown(&unknown) && fits(&unknown), "nobody asks again by itself: {unknown}");
+        assert!(
+            unknown.message().starts_with("7500 rows were tried before this failed (1 of partition 0, 2 of "),
+            "{unknown}"
+        );
+        assert!(unknown.message().ends_with(", the others of 4900 more partitions)\na"), "{unknown}");
+        assert_eq!(partly(halted(), "rows were tried", &[(0, 0)]).message(), halted().message());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tidemill_proto::v1::outbox_client::OutboxClient;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
-use super::details::status;
+use super::details::{partly, status};
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed, unknown};
 use super::grpc::{Services, ask, pending};
 use crate::node::outbox::{chosen, destination_of};
@@ -143,13 +143,15 @@ impl Forwarder {
         deadline: Deadline,
     ) -> Result<proto::RetryOutboxResponse, Status> {
         chosen(&request.author, &request.rows, request.partition).map_err(status)?;
-        let mut rows = 0;
+        let mut changed = Vec::new();
         let destination = destination_of(&request.rows);
         for partition in self.with_rows(&request, destination, request.local, deadline).await? {
             let part = proto::RetryOutboxRequest { partition: Some(partition), ..request.clone() };
-            rows += self.read(part, request.local, deadline).await?.rows;
+            let part = self.read(part, request.local, deadline).await;
+            let part = part.map_err(|failed| partly(failed, "rows were tried", &changed))?;
+            changed.push((partition, part.rows));
         }
-        Ok(proto::RetryOutboxResponse { rows })
+        Ok(proto::RetryOutboxResponse { rows: changed.iter().map(|(_, rows)| rows).sum() })
     }
 
     async fn discard_outbox(
@@ -158,13 +160,15 @@ impl Forwarder {
         deadline: Deadline,
     ) -> Result<proto::DiscardOutboxResponse, Status> {
         chosen(&request.author, &request.rows, request.partition).map_err(status)?;
-        let mut rows = 0;
+        let mut changed = Vec::new();
         let destination = destination_of(&request.rows);
         for partition in self.with_rows(&request, destination, request.local, deadline).await? {
             let part = proto::DiscardOutboxRequest { partition: Some(partition), ..request.clone() };
-            rows += self.read(part, request.local, deadline).await?.rows;
+            let part = self.read(part, request.local, deadline).await;
+            let part = part.map_err(|failed| partly(failed, "rows were discarded", &changed))?;
+            changed.push((partition, part.rows));
         }
-        Ok(proto::DiscardOutboxResponse { rows })
+        Ok(proto::DiscardOutboxResponse { rows: changed.iter().map(|(_, rows)| rows).sum() })
     }
 
     /// The partitions whose rows a request is about; of a destination that only an earlier version had, those in which it

@@ -7,6 +7,7 @@ use tidemill_proto::v1::parked_client::ParkedClient;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
+use super::details::partly;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed, unknown};
 use super::grpc::Services;
 use super::page::{self, PageToken};
@@ -145,10 +146,12 @@ impl Forwarder {
         request: proto::ReleaseParkedRequest,
         deadline: Deadline,
     ) -> Result<proto::ReleaseParkedResponse, Status> {
-        let mut answer = proto::ReleaseParkedResponse::default();
+        let (mut answer, mut changed) = (proto::ReleaseParkedResponse::default(), Vec::new());
         for partition in self.partitions(&request, request.local).await? {
             let part = proto::ReleaseParkedRequest { partition: Some(partition), ..request.clone() };
-            let part = self.read(part, request.local, deadline).await?;
+            let part = self.read(part, request.local, deadline).await;
+            let part = part.map_err(|failed| partly(failed, "records were released", &changed))?;
+            changed.push((partition, part.records));
             answer.keys += part.keys;
             answer.records += part.records;
         }
@@ -160,10 +163,12 @@ impl Forwarder {
         request: proto::DropParkedRequest,
         deadline: Deadline,
     ) -> Result<proto::DropParkedResponse, Status> {
-        let mut answer = proto::DropParkedResponse::default();
+        let (mut answer, mut changed) = (proto::DropParkedResponse::default(), Vec::new());
         for partition in self.partitions(&request, request.local).await? {
             let part = proto::DropParkedRequest { partition: Some(partition), ..request.clone() };
-            let part = self.read(part, request.local, deadline).await?;
+            let part = self.read(part, request.local, deadline).await;
+            let part = part.map_err(|failed| partly(failed, "records were dropped", &changed))?;
+            changed.push((partition, part.records));
             answer.keys += part.keys;
             answer.records += part.records;
             answer.left += part.left;
