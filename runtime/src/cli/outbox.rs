@@ -121,7 +121,7 @@ struct Retry {
 
 /// Delete rows that will not be delivered
 ///
-/// They are gone when the command says so. Rows that are under way are left alone.
+/// They are gone when the command says so. Rows that are under way, and those whose commit is not known yet, are left alone.
 #[derive(Debug, Args)]
 #[command(after_help = DISCARD_EXAMPLES)]
 struct Discard {

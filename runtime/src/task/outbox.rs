@@ -367,14 +367,15 @@ impl Outbox {
         chosen.len() as u64
     }
 
-    /// Rows that are not under way and not done with.
+    /// Rows that are not under way and not done with. One whose commit is not known is none of them: it goes with its
+    /// overlay, and comes back under whatever number its record gives it then.
     pub fn chosen<'a>(
         &'a self,
         destination: Option<&'a str>,
         sequences: &'a [u64],
     ) -> impl Iterator<Item = u64> + 'a {
         self.rows
-            .iter()
+            .range(..self.committed_next)
             .filter(move |(sequence, row)| {
                 row.stand == Stand::Queued
                     && destination.is_none_or(|name| *row.destination == *name)

@@ -267,8 +267,8 @@ impl Task {
         self.outbox.retry(destination, sequences)
     }
 
-    /// Deletes rows that will not be delivered, in the next commit. Those under way are left alone. Answers how
-    /// many.
+    /// Deletes rows that will not be delivered, in the next commit. Those under way are left alone, and those whose own
+    /// commit is not known. Answers how many.
     pub fn discard_outbox(&mut self, destination: Option<&str>, sequences: &[u64]) -> u64 {
         let chosen: Vec<u64> = self.outbox.chosen(destination, sequences).collect();
         for &sequence in &chosen {

@@ -347,3 +347,21 @@ fn a_person_may_try_again_at_once_or_discard() {
     seal_and_commit(&mut task);
     assert_eq!(task.outbox_status()[0].rows, 1);
 }
+
+#[test]
+fn a_row_whose_commit_is_not_known_is_not_discarded_because_it_may_be_dropped_and_come_again() {
+    let mut bench = Bench::new();
+    let mut task = task(&mut bench, rule());
+    task.apply(records(0, ["a"]), at(0)).unwrap();
+    seal_and_commit(&mut task);
+    task.apply(records(1, ["b"]), at(1)).unwrap();
+    assert_eq!(task.discard_outbox(None, &[2]), 0, "not by its number");
+    assert_eq!(task.discard_outbox(Some("hook"), &[]), 1, "nor with all that wait");
+    let refused = task.seal(0).unwrap().unwrap();
+    assert_eq!(task.discard_outbox(None, &[]), 0, "nor while its commit is under way");
+    task.drop_uncommitted(Some(refused)).unwrap();
+    task.apply(records(1, ["b"]), at(2)).unwrap();
+    seal_and_commit(&mut task);
+    assert_eq!(keys(&taken(&mut task, 3)), ["b"], "the one that was discarded stays so");
+    assert_eq!(task.outbox_status()[0].rows, 1);
+}
