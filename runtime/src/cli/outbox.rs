@@ -1,5 +1,6 @@
 //! `tidemill outbox`: what waits to be delivered outside Kafka, and a hand in it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -16,6 +17,7 @@ use super::values::{show as show_bytes, to_json as bytes_to_json};
 use super::watch::Watch;
 use super::{Global, Outcome, client, partly};
 use crate::config::units;
+use crate::node::outbox::holding;
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -265,21 +267,14 @@ fn list_row(state: &proto::OutboxState) -> Value {
 
 impl Show {
     async fn run(self, global: &Global) -> Outcome {
-        let mut partitions: Vec<i32> = match self.partition {
-            Some(partition) => vec![partition],
-            None => {
-                let states = of(global, &self.name).await?;
-                let is_meant = |state: &&proto::OutboxState| {
-                    self.destination.as_ref().is_none_or(|wanted| *wanted == state.destination)
-                };
-                states.iter().filter(is_meant).map(|state| state.partition).collect()
-            }
+        let destination = self.destination.unwrap_or_default();
+        let mut partitions = match self.partition {
+            Some(partition) => BTreeSet::from([partition]),
+            None => holding(&of(global, &self.name).await?, &destination),
         };
-        partitions.sort_unstable();
-        partitions.dedup();
         if partitions.is_empty() {
-            // Nothing is listed of an outbox that is not there: the answer for any partition says so.
-            partitions.push(0);
+            // There may be no such outbox: the answer for any partition says so.
+            partitions.insert(0);
         }
         let mut client = connect(global).await?;
         let mut rows = Vec::new();
@@ -287,7 +282,7 @@ impl Show {
             let mut request = proto::ShowOutboxRequest {
                 deployment: self.name.clone(),
                 partition,
-                destination: self.destination.clone().unwrap_or_default(),
+                destination: destination.clone(),
                 after: self.after,
                 limit: self.limit,
                 local: false,

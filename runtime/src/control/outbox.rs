@@ -1,6 +1,5 @@
 //! Outboxes over gRPC: each partition is asked of the node that runs its task.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tidemill_proto::v1 as proto;
@@ -11,7 +10,7 @@ use super::deadline::Deadline;
 use super::details::{partly, status};
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed, unknown};
 use super::grpc::{Services, ask, pending};
-use crate::node::outbox::{chosen, destination_of};
+use crate::node::outbox::{chosen, destination_of, holding};
 use crate::node::{ControlError, Handle};
 
 fn client(channel: Peer) -> OutboxClient<Peer> {
@@ -193,10 +192,7 @@ impl Forwarder {
             ..proto::ListOutboxRequest::default()
         };
         let states = self.list_outbox(list, deadline).await?.outboxes;
-        let is_meant = |state: &&proto::OutboxState| {
-            state.rows > 0 && (destination.is_empty() || state.destination == destination)
-        };
-        let left: BTreeSet<i32> = states.iter().filter(is_meant).map(|state| state.partition).collect();
+        let left = holding(&states, destination);
         if left.is_empty() { Err(status(refusal)) } else { Ok(Vec::from_iter(left)) }
     }
 

@@ -256,8 +256,9 @@ impl Handle {
         if may_have_had(&registered, destination) { Ok(Some(refusal)) } else { Err(refusal) }
     }
 
-    /// Nothing was found in a partition that this node runs: refuses what can hold nothing there, because the version does
-    /// not have it, and an earlier one has left no row of it.
+    /// Nothing was found by the task of a partition that this node runs: refuses what can hold nothing there, because the
+    /// version does not have it, and an earlier one has left no row of it. Judged by nothing else, and not before the task
+    /// was asked, because it alone knows its rows from the first moment.
     fn may_hold(&self, name: &str, partition: i32, destination: &str) -> Result<(), ControlError> {
         let registered = self.registered(name)?;
         let is_left = || {
@@ -273,17 +274,6 @@ impl Handle {
 
     fn ask(&self, name: &str, partition: i32, ask: Ask, until: Instant) -> Result<Answer, ControlError> {
         running(&self.node, name, partition)?;
-        if let Ask::Show { destination: Some(destination), .. }
-        | Ask::Retry { destination: Some(destination), .. }
-        | Ask::Discard { destination: Some(destination), .. } = &ask
-        {
-            let registered = self.registered(name)?;
-            let has_rows =
-                self.node.telemetry.outboxes(name, partition).iter().any(|(known, _)| known == destination);
-            if !may_have(&registered, destination) && !has_rows {
-                return Err(absent(&registered, destination, Some(partition)));
-            }
-        }
         let (reply, answer) = bounded(1);
         let board = self.node.board(name);
         if !board.is_some_and(|board| board.ask_outbox(OutboxRequest { partition, ask, reply })) {
@@ -380,6 +370,14 @@ pub fn destination_of(rows: &Option<proto::OutboxRows>) -> &str {
     rows.as_ref().map_or("", |rows| rows.destination.as_str())
 }
 
+/// The partitions in which rows of a destination wait, or of any for the empty name.
+pub fn holding(states: &[proto::OutboxState], destination: &str) -> BTreeSet<i32> {
+    let is_meant = |state: &&proto::OutboxState| {
+        state.rows > 0 && (destination.is_empty() || state.destination == destination)
+    };
+    states.iter().filter(is_meant).map(|state| state.partition).collect()
+}
+
 fn named(destination: &str) -> Option<String> {
     (!destination.is_empty()).then(|| destination.to_owned())
 }
@@ -443,6 +441,21 @@ fn shown_breaker(state: BreakerState) -> proto::BreakerState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn partitions_are_those_with_rows_of_the_destination_each_once() {
+        let state = |destination: &str, partition, rows| proto::OutboxState {
+            destination: destination.into(),
+            partition,
+            rows,
+            ..proto::OutboxState::default()
+        };
+        let states =
+            [state("a", 0, 0), state("a", 2, 1), state("a", 3, 1), state("b", 2, 4), state("b", 1, 2)];
+        assert_eq!(holding(&states, "a"), BTreeSet::from([2, 3]));
+        assert_eq!(holding(&states, ""), BTreeSet::from([1, 2, 3]));
+        assert_eq!(holding(&states, "c"), BTreeSet::new());
+    }
 
     #[test]
     fn rows_that_cannot_be_chosen_are_refused_with_all_that_is_wrong() {
