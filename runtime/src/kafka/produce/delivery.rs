@@ -24,6 +24,7 @@ use kafka_protocol::messages::{ProduceRequest, ProduceResponse, TransactionalId}
 use super::answers::{self, Trouble, Verdict, describe};
 use super::batches::{Batches, Due, Place};
 use super::cluster::{Cluster, is_usable};
+use super::outage::Outage;
 use super::patience::Deadline;
 use super::settings::Limits;
 use crate::kafka::wire::{Connection, PRODUCE_VERSION};
@@ -60,6 +61,7 @@ pub(super) struct Delivery {
     must_look: bool,
     /// Why something had to be sent again, last.
     trouble: String,
+    outage: Outage,
     /// A request was left without an answer and may still arrive. A producer of the same id and epoch must not begin another
     /// commit then.
     has_unanswered: bool,
@@ -75,6 +77,7 @@ impl Delivery {
             leaders: BTreeMap::new(),
             must_look: false,
             trouble: "no leader was found".to_owned(),
+            outage: Outage::none(),
             has_unanswered: false,
         }
     }
@@ -106,6 +109,11 @@ impl Delivery {
                 some => batches.sealed_bytes() <= some,
             };
             if is_done {
+                if batches.is_settled()
+                    && let Some(lasted) = self.outage.over(Instant::now())
+                {
+                    tracing::info!(seconds = lasted.as_secs(), "records are acknowledged again");
+                }
                 return Ok(());
             }
             if until.has_passed() {
@@ -238,7 +246,9 @@ impl Delivery {
 
     /// The connection to a broker is of no more use: what was under way on it goes again, if the broker knows it then.
     fn lose(&mut self, broker: i32, error: String, batches: &mut Batches) -> Result<(), Trouble> {
-        tracing::warn!(broker, %error, "records cannot be sent, or have no answer");
+        if let Some(failures) = self.outage.failed(Instant::now()) {
+            tracing::warn!(broker, %error, failures, "records cannot be sent, or have no answer; trying again");
+        }
         self.must_look = true;
         let lost = self.leaders.remove(&broker).map(|leader| leader.sent).unwrap_or_default();
         let is_lost = !lost.is_empty();

@@ -70,6 +70,7 @@
 //! | `batches` | all of them |
 //! | `partitioner` | where a record without a partition goes |
 //! | `delivery` | Produce requests: several at once, and again if need be |
+//! | `outage` | how often it is said that brokers are away |
 //! | `answers` | what errors mean |
 //! | `leaders` | who leads what |
 //! | `cluster` | connections, and whom to ask |
@@ -83,6 +84,7 @@ mod coordinator;
 mod delivery;
 mod form;
 mod leaders;
+mod outage;
 mod partition;
 mod partitioner;
 mod patience;
