@@ -330,8 +330,12 @@ fn a_deployment_is_compared_taken_back_paused_reset_and_drained_by_commands() {
 
     // What cannot be taken back is asked about first.
     refused(&["state", "edit", "put", "wc", "counts", "a", "7"], 2, "by hand? Add --yes to confirm");
-    refused(&["parked", "drop", "wc", "--all"], 2, "They become dead letters. Add --yes to confirm");
-    refused(&["outbox", "discard", "wc", "out", "--all"], 2, "never delivered. Add --yes to confirm");
+    // What would be refused anyway, or is nothing, is not.
+    refused(&["parked", "drop", "wc", "--all"], 4, "wc has no dead-letter topic");
+    refused(&["parked", "drop", "gone", "--all"], 5, "gone");
+    assert_eq!(ask(&["parked", "drop", "wc", "--all", "--discard"])["records"], 0);
+    refused(&["outbox", "discard", "wc", "out", "--all"], 5, "wc has no destination out; it has none");
+    refused(&["delete", "gone"], 5, "gone");
     refused(&["groups", "delete", "local.default.wc", "--yes"], 4, "stop them first");
 
     for command in ["show", "retry", "pause", "resume"] {

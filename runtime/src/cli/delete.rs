@@ -5,7 +5,7 @@ use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::deployments_client::DeploymentsClient;
 
 use super::output::{View, confirm};
-use super::{Global, Outcome, client};
+use super::{Global, Outcome, client, deployments};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,10 +31,15 @@ pub struct Delete {
 
 impl Delete {
     pub fn run(self, global: &Global) -> Outcome {
-        let what = if self.keep_state { "(its state is kept)" } else { "and its state" };
-        confirm(&format!("Delete {} {what}?", self.name), self.yes)?;
         client::block_on(async {
-            let mut client = DeploymentsClient::new(client::connect(global).await?);
+            let channel = client::connect(global).await?;
+            if !self.yes {
+                // One that is not there is nothing to ask about.
+                deployments::get(channel.clone(), &self.name).await?;
+                let what = if self.keep_state { "(its state is kept)" } else { "and its state" };
+                confirm(&format!("Delete {} {what}?", self.name), self.yes)?;
+            }
+            let mut client = DeploymentsClient::new(channel);
             let request = proto::DeleteDeploymentRequest {
                 name: self.name.clone(),
                 keep_state: self.keep_state,

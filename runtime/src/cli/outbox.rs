@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::outbox_client::OutboxClient;
+use tonic::Code;
 use tonic::transport::Channel;
 
 use super::client::{ANSWER_BYTES_MAX, author};
@@ -363,18 +364,30 @@ impl Retry {
 
 impl Discard {
     async fn run(self, global: &Global) -> Outcome {
-        let what = match self.rows.sequence.len() {
-            0 => "every row".to_owned(),
-            count => format!("{count} rows"),
+        let mut client = connect(global).await?;
+        let rows = proto::OutboxRows {
+            destination: self.destination.clone(),
+            sequences: self.rows.sequence.clone(),
         };
-        let partition =
-            self.rows.partition.map_or_else(String::new, |number| format!(", partition {number}"));
-        let question = format!(
-            "Discard {what} of {}/{}{partition}? They are never delivered.",
-            self.name, self.destination
-        );
-        confirm(&question, self.yes)?;
-        let rows = proto::OutboxRows { destination: self.destination, sequences: self.rows.sequence };
+        if !self.yes {
+            let request = proto::CountDiscardRequest {
+                deployment: self.name.clone(),
+                partition: self.rows.partition,
+                rows: Some(rows.clone()),
+                local: false,
+            };
+            // What would be refused is refused here.
+            let found = match client.count_discard(timed(request)).await {
+                Ok(answer) => Some(answer.into_inner().rows),
+                // By a node of before there was this.
+                Err(status) if status.code() == Code::Unimplemented => None,
+                Err(status) => return Err(status.into()),
+            };
+            if found == Some(0) {
+                return discarded(0).print(global.output);
+            }
+            confirm(&self.question(found), self.yes)?;
+        }
         let request = proto::DiscardOutboxRequest {
             deployment: self.name,
             partition: self.rows.partition,
@@ -382,11 +395,29 @@ impl Discard {
             local: false,
             author: author(),
         };
-        let answer = connect(global).await?.discard(timed(request)).await;
+        let answer = client.discard(timed(request)).await;
         let rows = answer.map_err(|status| partly::failed(status, "rows", global.output))?.into_inner().rows;
-        View::line(format!("{} rows are discarded", grouped(rows)), json!({ "rows": rows }))
-            .print(global.output)
+        discarded(rows).print(global.output)
     }
+
+    /// With how many rows there are, if that is known.
+    fn question(&self, found: Option<u64>) -> String {
+        let what = match self.rows.sequence.len() {
+            0 => "every row".to_owned(),
+            count => format!("{count} rows"),
+        };
+        let partition =
+            self.rows.partition.map_or_else(String::new, |number| format!(", partition {number}"));
+        let now = found.map_or_else(String::new, |rows| format!(" ({} now)", grouped(rows)));
+        format!(
+            "Discard {what} of {}/{}{partition}{now}? They are never delivered.",
+            self.name, self.destination
+        )
+    }
+}
+
+fn discarded(rows: u64) -> View {
+    View::line(format!("{} rows are discarded", grouped(rows)), json!({ "rows": rows }))
 }
 
 impl Pause {
@@ -461,6 +492,23 @@ mod tests {
         }
         assert_eq!(view.json["outboxes"][0]["breaker"], "open");
         assert_eq!(view.json["outboxes"][3]["breaker"], "half_open");
+    }
+
+    #[test]
+    fn the_question_before_a_discard_says_how_many_rows_there_are() {
+        let discard = Discard {
+            name: "orders".into(),
+            destination: "confirmations".into(),
+            rows: Rows { partition: Some(2), sequence: Vec::new() },
+            all: true,
+            yes: false,
+        };
+        let asked = discard.question(Some(1_234));
+        assert_eq!(
+            asked,
+            "Discard every row of orders/confirmations, partition 2 (1,234 now)? They are never delivered."
+        );
+        assert!(discard.question(None).contains("partition 2? "), "a node that cannot say so");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tidemill_proto::v1 as proto;
 use tidemill_proto::v1::parked_client::ParkedClient;
+use tonic::Code;
 use tonic::transport::Channel;
 
 use super::client::{ANSWER_BYTES_MAX, author};
@@ -284,10 +285,29 @@ impl Release {
 impl Drop {
     async fn run(self, mut client: ParkedClient<Channel>, global: &Global) -> Outcome {
         chosen(&self.which, self.all)?;
-        confirm(&self.question(), self.yes)?;
+        let filter = self.which.filter()?;
+        if !self.yes {
+            let request = proto::CountDropRequest {
+                deployment: self.name.clone(),
+                filter: Some(filter.clone()),
+                partition: self.which.partition,
+                discard: self.discard,
+            };
+            // What would be refused is refused here.
+            match client.count_drop(timed(request)).await {
+                Ok(answer) if answer.get_ref().keys == 0 => {
+                    return self.dropped(&proto::DropParkedResponse::default()).print(global.output);
+                }
+                Ok(_) => {}
+                // By a node of before there was this.
+                Err(status) if status.code() == Code::Unimplemented => {}
+                Err(status) => return Err(status.into()),
+            }
+            confirm(&self.question(), self.yes)?;
+        }
         let request = proto::DropParkedRequest {
-            deployment: self.name,
-            filter: Some(self.which.filter()?),
+            deployment: self.name.clone(),
+            filter: Some(filter),
             partition: self.which.partition,
             waiting: self.waiting,
             discard: self.discard,
@@ -295,19 +315,23 @@ impl Drop {
             local: false,
         };
         let answer = client.drop(timed(request)).await;
-        let answer = answer.map_err(|status| partly::failed(status, "records", global.output))?;
-        let proto::DropParkedResponse { keys, records, left, reason } = answer.into_inner();
-        let became = if self.discard { "are gone" } else { "are dead letters now" };
-        let line = format!("{} records of {} keys {became}", grouped(records), grouped(keys));
-        let json = json!({ "keys": keys, "records": records, "left": left, "reason": reason });
-        View::line(line, json).print(global.output)?;
-        if left > 0 {
+        let answer = answer.map_err(|status| partly::failed(status, "records", global.output))?.into_inner();
+        self.dropped(&answer).print(global.output)?;
+        if answer.left > 0 {
             return Err(Failure::failed(format!(
-                "{} records stay parked, because they cannot become dead letters: {reason}",
-                grouped(left)
+                "{} records stay parked, because they cannot become dead letters: {}",
+                grouped(answer.left),
+                answer.reason
             )));
         }
         Ok(())
+    }
+
+    fn dropped(&self, answer: &proto::DropParkedResponse) -> View {
+        let proto::DropParkedResponse { keys, records, left, reason } = answer;
+        let became = if self.discard { "are gone" } else { "are dead letters now" };
+        let line = format!("{} records of {} keys {became}", grouped(*records), grouped(*keys));
+        View::line(line, json!({ "keys": keys, "records": records, "left": left, "reason": reason }))
     }
 
     fn question(&self) -> String {

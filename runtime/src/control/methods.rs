@@ -100,11 +100,13 @@ pub const METHODS: &[Method] = &[
     reads("/tidemill.v1.Outbox/Show", Query, One(inspect::<proto::ShowOutboxRequest>)),
     changes("/tidemill.v1.Outbox/Retry", Deployer, One(inspect::<proto::RetryOutboxRequest>)),
     changes("/tidemill.v1.Outbox/Discard", Admin, One(inspect::<proto::DiscardOutboxRequest>)),
+    reads("/tidemill.v1.Outbox/CountDiscard", Admin, One(inspect::<proto::CountDiscardRequest>)),
     changes("/tidemill.v1.Outbox/Pause", Deployer, One(inspect::<proto::PauseOutboxRequest>)),
     changes("/tidemill.v1.Outbox/Resume", Deployer, One(inspect::<proto::ResumeOutboxRequest>)),
     reads("/tidemill.v1.Parked/List", Query, One(inspect::<proto::ListParkedRequest>)),
     changes("/tidemill.v1.Parked/Release", Deployer, One(inspect::<proto::ReleaseParkedRequest>)),
     changes("/tidemill.v1.Parked/Drop", Admin, One(inspect::<proto::DropParkedRequest>)),
+    reads("/tidemill.v1.Parked/CountDrop", Admin, One(inspect::<proto::CountDropRequest>)),
     changes("/tidemill.v1.Topics/Apply", Deployer, About::Topics(inspect::<proto::ApplyTopicsRequest>)),
     reads("/grpc.health.v1.Health/Check", Viewer, Seen),
     reads("/grpc.health.v1.Health/Watch", Viewer, Seen),
@@ -220,11 +222,13 @@ asked! {
     ShowOutboxRequest: deployment;
     RetryOutboxRequest: deployment, author;
     DiscardOutboxRequest: deployment, author;
+    CountDiscardRequest: deployment;
     PauseOutboxRequest: deployment, author;
     ResumeOutboxRequest: deployment, author;
     ListParkedRequest: deployment;
     ReleaseParkedRequest: deployment, author;
     DropParkedRequest: deployment, author;
+    CountDropRequest: deployment;
 }
 
 /// Names its topics in its documents. The service takes no more of them than this looks at.

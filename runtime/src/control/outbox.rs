@@ -108,6 +108,27 @@ impl Read for proto::DiscardOutboxRequest {
     }
 }
 
+impl Read for proto::CountDiscardRequest {
+    type Answer = proto::CountDiscardResponse;
+
+    fn target(&self) -> (&str, Option<i32>) {
+        (&self.deployment, self.partition)
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    fn here(&self, node: &Handle, until: Instant) -> Result<Self::Answer, ControlError> {
+        node.outbox_count(self, until)
+    }
+
+    async fn there(self, channel: Peer, timeout: Duration) -> Result<Self::Answer, Status> {
+        let asked = timed(Self { local: true, ..self }, timeout);
+        Ok(client(channel).count_discard(asked).await?.into_inner())
+    }
+}
+
 impl Forwarder {
     async fn list_outbox(
         &self,
@@ -168,6 +189,20 @@ impl Forwarder {
             changed.push((partition, part.rows));
         }
         Ok(proto::DiscardOutboxResponse { rows: changed.iter().map(|(_, rows)| rows).sum() })
+    }
+
+    async fn count_discard(
+        &self,
+        request: proto::CountDiscardRequest,
+        deadline: Deadline,
+    ) -> Result<proto::CountDiscardResponse, Status> {
+        chosen("", &request.rows, request.partition).map_err(status)?;
+        let (mut rows, destination) = (0, destination_of(&request.rows));
+        for partition in self.with_rows(&request, destination, request.local, deadline).await? {
+            let part = proto::CountDiscardRequest { partition: Some(partition), ..request.clone() };
+            rows += self.read(part, request.local, deadline).await?.rows;
+        }
+        Ok(proto::CountDiscardResponse { rows })
     }
 
     /// The partitions whose rows a request is about; of a destination that only an earlier version had, those in which it
@@ -235,6 +270,14 @@ impl proto::outbox_server::Outbox for Services {
     ) -> Result<Response<proto::DiscardOutboxResponse>, Status> {
         let (forwarder, request, deadline) = self.forwarded(request);
         self.counted(forwarder.discard_outbox(request, deadline)).await
+    }
+
+    async fn count_discard(
+        &self,
+        request: Request<proto::CountDiscardRequest>,
+    ) -> Result<Response<proto::CountDiscardResponse>, Status> {
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.count_discard(request, deadline)).await
     }
 
     async fn pause(

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::deadline::Deadline;
 use super::details::partly;
 use super::forward::{ANSWER_BYTES_MAX, Forwarder, Peer, Read, timed, unknown};
-use super::grpc::Services;
+use super::grpc::{Services, ask};
 use super::page::{self, PageToken};
 use crate::config::problem::Problem;
 use crate::node::{ControlError, Handle};
@@ -180,6 +180,33 @@ impl Forwarder {
     }
 }
 
+impl Forwarder {
+    async fn count_drop(
+        &self,
+        request: proto::CountDropRequest,
+        deadline: Deadline,
+    ) -> Result<proto::CountDropResponse, Status> {
+        let refusal = request.clone();
+        ask(&self.node, move |node| node.parked_drop_refusal(&refusal)).await?;
+        let mut list = proto::ListParkedRequest {
+            deployment: request.deployment,
+            filter: request.filter,
+            partition: request.partition,
+            limit: LIMIT_MAX,
+            ..proto::ListParkedRequest::default()
+        };
+        let mut keys = 0;
+        loop {
+            let page = self.list_parked(list.clone(), deadline).await?;
+            keys += page.keys.len() as u64;
+            if page.next_page_token.is_empty() {
+                return Ok(proto::CountDropResponse { keys });
+            }
+            list.page_token = page.next_page_token;
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl proto::parked_server::Parked for Services {
     async fn list(
@@ -204,5 +231,13 @@ impl proto::parked_server::Parked for Services {
     ) -> Result<Response<proto::DropParkedResponse>, Status> {
         let (forwarder, request, deadline) = self.forwarded(request);
         self.counted(forwarder.drop_parked(request, deadline)).await
+    }
+
+    async fn count_drop(
+        &self,
+        request: Request<proto::CountDropRequest>,
+    ) -> Result<Response<proto::CountDropResponse>, Status> {
+        let (forwarder, request, deadline) = self.forwarded(request);
+        self.counted(forwarder.count_drop(request, deadline)).await
     }
 }

@@ -37,9 +37,24 @@ const SEQUENCES_MAX: usize = 10_000;
 /// What is asked of a task's outbox.
 #[derive(Debug)]
 pub enum Ask {
-    Show { destination: Option<String>, after: u64, limit: usize },
-    Retry { destination: Option<String>, sequences: Vec<u64> },
-    Discard { destination: Option<String>, sequences: Vec<u64> },
+    Show {
+        destination: Option<String>,
+        after: u64,
+        limit: usize,
+    },
+    Retry {
+        destination: Option<String>,
+        sequences: Vec<u64>,
+    },
+    Discard {
+        destination: Option<String>,
+        sequences: Vec<u64>,
+    },
+    /// How many rows the same discard would delete.
+    Count {
+        destination: Option<String>,
+        sequences: Vec<u64>,
+    },
 }
 
 /// A request for one task. Dropping `reply` without an answer says that the worker is no more.
@@ -55,7 +70,7 @@ pub struct OutboxRequest {
 pub enum Answer {
     /// With the time on the worker's clock, which the rows' due times are on.
     Rows(Vec<ShownRow>, Duration),
-    /// So many rows are tried, or have been deleted by a commit that is known.
+    /// So many rows are tried, have been deleted by a commit that is known, or would be.
     Done(u64),
     NotRunning(&'static str),
     /// The rows may be deleted or not: the task was recovered, or went elsewhere, with the commit under way.
@@ -131,11 +146,7 @@ impl Handle {
                 let rows = rows.into_iter().map(|row| shown(&event_type(&row.row.output), row, now));
                 Ok(proto::ShowOutboxResponse { rows: rows.collect() })
             }
-            // Nothing was to be changed.
-            Answer::Unknown => Err(ControlError::Unavailable(format!(
-                "the worker of partition {} of {} has ended; try again",
-                request.partition, request.deployment
-            ))),
+            Answer::Unknown => Err(unread(&request.deployment, request.partition)),
             other => Err(unanswered(&request.deployment, request.partition, &other)),
         }
     }
@@ -183,6 +194,27 @@ impl Handle {
                 }
                 Ok(proto::DiscardOutboxResponse { rows })
             }
+            other => Err(unanswered(&request.deployment, partition, &other)),
+        }
+    }
+
+    /// Counts the rows of one partition that this node runs which the same discard would delete.
+    pub fn outbox_count(
+        &self,
+        request: &proto::CountDiscardRequest,
+        until: Instant,
+    ) -> Result<proto::CountDiscardResponse, ControlError> {
+        let (destination, sequences) = chosen("", &request.rows, request.partition)?;
+        let partition = request.partition.unwrap_or_default();
+        let ask = Ask::Count { destination, sequences };
+        match self.ask(&request.deployment, partition, ask, until)? {
+            Answer::Done(rows) => {
+                if rows == 0 {
+                    self.may_hold(&request.deployment, partition, destination_of(&request.rows))?;
+                }
+                Ok(proto::CountDiscardResponse { rows })
+            }
+            Answer::Unknown => Err(unread(&request.deployment, partition)),
             other => Err(unanswered(&request.deployment, partition, &other)),
         }
     }
@@ -307,6 +339,11 @@ fn running(node: &NodeRuntime, name: &str, partition: i32) -> Result<TaskEntry, 
             Err(ControlError::Unavailable(format!("partition {partition} of {name} is restoring; try again")))
         }
     }
+}
+
+/// The worker has ended before it answered, and nothing was to be changed.
+fn unread(name: &str, partition: i32) -> ControlError {
+    ControlError::Unavailable(format!("the worker of partition {partition} of {name} has ended; try again"))
 }
 
 fn unanswered(name: &str, partition: i32, answer: &Answer) -> ControlError {

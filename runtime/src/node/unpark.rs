@@ -97,16 +97,20 @@ impl Handle {
         Ok(proto::DropParkedResponse { keys, records, left, reason })
     }
 
+    /// Refuses a drop that no partition can carry out, whatever is parked.
+    pub fn parked_drop_refusal(&self, request: &proto::CountDropRequest) -> Result<(), ControlError> {
+        let registered = self.registered(&request.deployment)?;
+        let spec = keeps(&registered)?;
+        checked(&request.filter, "")?;
+        if request.discard { Ok(()) } else { buries(&request.deployment, spec) }
+    }
+
     fn unpark(&self, asked: &Asked<'_>, what: Unpark, until: Instant) -> Result<Unparked, ControlError> {
         let Asked { deployment: name, author, .. } = *asked;
         let registered = self.registered(name)?;
         let spec = keeps(&registered)?;
-        let buries = matches!(what, Unpark::Drop { discard: false, .. });
-        if buries && !(spec.failures.has_dead_letters() || spec.has_outbox()) {
-            return Err(ControlError::Precondition(format!(
-                "{name} has no dead-letter topic that dropped records could go to: give its `failures:` a block \
-                 `dead_letters: {{}}` and deploy it, or discard them (`tidemill parked drop --discard`)"
-            )));
+        if matches!(what, Unpark::Drop { discard: false, .. }) {
+            buries(name, spec)?;
         }
         let target = Target::of(&registered, StoreKind::Bytes, asked.partition)?;
         let partition = asked.partition.unwrap_or_default();
@@ -192,6 +196,17 @@ fn keeps(registered: &Registered) -> Result<&DeploymentSpec, ControlError> {
     Err(ControlError::Precondition(format!(
         "{} keeps nothing, so nothing of it is parked: its `failures:` neither try records again nor say `then: park`",
         registered.name
+    )))
+}
+
+/// A deployment whose dropped records have somewhere to go.
+fn buries(name: &str, spec: &DeploymentSpec) -> Result<(), ControlError> {
+    if spec.failures.has_dead_letters() || spec.has_outbox() {
+        return Ok(());
+    }
+    Err(ControlError::Precondition(format!(
+        "{name} has no dead-letter topic that dropped records could go to: give its `failures:` a block \
+         `dead_letters: {{}}` and deploy it, or discard them (`tidemill parked drop --discard`)"
     )))
 }
 

@@ -277,6 +277,11 @@ impl Task {
         chosen.len() as u64
     }
 
+    /// How many rows [`Task::discard_outbox`] would delete.
+    pub fn count_outbox(&self, destination: Option<&str>, sequences: &[u64]) -> u64 {
+        self.outbox.chosen(destination, sequences).count() as u64
+    }
+
     /// Why the task's input is paused, if it is.
     pub fn blocked_reason(&self) -> Option<String> {
         let reason = match self.blocked.as_ref()? {

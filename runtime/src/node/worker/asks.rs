@@ -53,6 +53,9 @@ fn serve(task: &mut Task, ask: &Ask, now: std::time::Duration) -> Result<Result<
         Ask::Retry { destination, sequences } => {
             Ok(Answer::Done(task.retry_outbox(destination.as_deref(), sequences)))
         }
+        Ask::Count { destination, sequences } => {
+            Ok(Answer::Done(task.count_outbox(destination.as_deref(), sequences)))
+        }
         Ask::Discard { destination, sequences } => {
             match task.discard_outbox(destination.as_deref(), sequences) {
                 0 => Ok(Answer::Done(0)),
