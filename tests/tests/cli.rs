@@ -336,6 +336,8 @@ fn a_deployment_is_compared_taken_back_paused_reset_and_drained_by_commands() {
     assert_eq!(ask(&["parked", "drop", "wc", "--all", "--discard"])["records"], 0);
     refused(&["outbox", "discard", "wc", "out", "--all"], 5, "wc has no destination out; it has none");
     refused(&["delete", "gone"], 5, "gone");
+    refused(&["state", "edit", "put", "wc", "gone", "a", "7", "--partition", "0"], 5, "no store gone");
+    refused(&["topics", "create", "fresh", "words"], 4, "made before it: fresh");
     refused(&["groups", "delete", "local.default.wc", "--yes"], 4, "stop them first");
 
     for command in ["show", "retry", "pause", "resume"] {
@@ -356,7 +358,9 @@ fn a_deployment_is_compared_taken_back_paused_reset_and_drained_by_commands() {
 
     let reset = ["reset", "wc", "--to", "earliest"];
     refused(&[&reset[..], &["--yes"]].concat(), 4, "tidemill pause wc");
-    node.tidemill(&["pause", "wc"]).ok();
+    for unchanged in [false, true] {
+        assert_eq!(ask(&["pause", "wc"])["unchanged"], unchanged);
+    }
     refused(&["state", "get", "wc", "counts", "a"], 4, "tidemill resume wc");
     refused(&reset, 2, "WIPE its state");
     until("its member has left, and it is reset", Duration::from_secs(30), || {

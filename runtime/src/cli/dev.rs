@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
 use tidemill_broker::Config;
 
 use super::broker;
 use super::failure::Failure;
 use super::node::serve;
-use super::output::write_out;
+use super::output::View;
 use super::settings::{NodeArgs, SettingArgs};
 use super::{Global, Outcome};
 use crate::config::load::{Effective, Flag, Source};
@@ -42,7 +43,7 @@ pub struct Dev {
 }
 
 impl Dev {
-    pub fn run(self, _global: &Global) -> Outcome {
+    pub fn run(self, global: &Global) -> Outcome {
         if self.settings.names_brokers() {
             let hint = "`tidemill node --bootstrap-servers ...` uses other brokers";
             return Err(Failure::usage(format!("--bootstrap-servers: dev has a broker of its own; {hint}")));
@@ -73,11 +74,14 @@ impl Dev {
             let scheme = if encrypted { "https" } else { "http" };
             let text = format!(
                 "tidemill dev is ready and keeps {kept}; Ctrl-C drains and ends it\n  \
-                 kafka  {kafka}\n  grpc   {}\n  http   {scheme}://{}/metrics\n",
+                 kafka  {kafka}\n  grpc   {}\n  http   {scheme}://{}/metrics",
                 addresses.grpc, addresses.http
             );
+            let json = json!({
+                "bootstrap_servers": kafka, "grpc": addresses.grpc.to_string(), "http": addresses.http.to_string(),
+            });
             // Somebody who does not read standard output does not miss it either.
-            let _ = write_out(text.as_bytes());
+            let _ = View::line(text, json).print(global.output);
         });
         let stopped = broker.shutdown();
         outcome?;

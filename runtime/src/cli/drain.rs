@@ -52,7 +52,9 @@ impl Drain {
             let channel = client::connect(global).await?;
             let before = nodes(&channel).await?;
             let others = before.iter().any(|node| node.id != self.node && takes_tasks(node));
-            if !self.undo && !others {
+            // Of one that is not there the node says so.
+            let is_there = before.iter().any(|node| node.id == self.node);
+            if !self.undo && !others && is_there {
                 let node = &self.node;
                 confirm(
                     &format!("No other node takes tasks, so those of {node} will wait. Drain it?"),

@@ -91,7 +91,13 @@ impl Edit {
         let bytes = options.key(&key)?;
         let mut client = StateClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let partition = match options.partition {
-            Some(partition) => partition,
+            Some(partition) => {
+                // A store that is not there is nothing to ask about.
+                if !yes {
+                    look(&mut client, &options, (&deployment, &store), &bytes).await?;
+                }
+                partition
+            }
             None => holder(&mut client, &options, (&deployment, &store), &bytes).await?,
         };
         confirm(&format!("Change key {key} of {deployment}/{store}, partition {partition}, by hand?"), yes)?;
@@ -115,20 +121,31 @@ impl Edit {
     }
 }
 
-/// The partition that holds a key; a key that is nowhere, or in several, needs to be told.
-async fn holder(
+/// What a key holds in the partition that is named, or in all of them.
+async fn look(
     client: &mut StateClient<Channel>,
     options: &Options,
     (deployment, store): (&str, &str),
     key: &[u8],
-) -> Result<i32, Failure> {
+) -> Result<proto::GetStateResponse, Failure> {
     let request = proto::GetStateRequest {
         deployment: deployment.to_owned(),
         store: store.to_owned(),
         key: key.to_vec(),
+        partition: options.partition,
         ..proto::GetStateRequest::default()
     };
-    let answer = client.get(options.timed(request)).await?.into_inner();
+    Ok(client.get(options.timed(request)).await?.into_inner())
+}
+
+/// The partition that holds a key; a key that is nowhere, or in several, needs to be told.
+async fn holder(
+    client: &mut StateClient<Channel>,
+    options: &Options,
+    place: (&str, &str),
+    key: &[u8],
+) -> Result<i32, Failure> {
+    let answer = look(client, options, place, key).await?;
     match (answer.entries.as_slice(), answer.read_at.as_slice()) {
         ([entry], _) => Ok(entry.partition),
         ([], [only]) => Ok(only.partition),

@@ -144,7 +144,8 @@ impl From<tonic::Status> for Failure {
             | Code::OutOfRange
             | Code::PermissionDenied
             | Code::Unauthenticated
-            | Code::ResourceExhausted => Kind::Refused,
+            | Code::ResourceExhausted
+            | Code::Unimplemented => Kind::Refused,
             Code::NotFound => Kind::NotFound,
             Code::Unavailable | Code::DeadlineExceeded => Kind::Unreachable,
             _ => Kind::Failed,
@@ -163,9 +164,14 @@ impl From<tonic::Status> for Failure {
                 root_cause(cause)
             ));
         }
-        let message = match status.message() {
-            "" => format!("the node answered {}", status.code()),
-            message => message.to_owned(),
+        let message = match (status.code(), status.message()) {
+            (Code::Unimplemented, "") => {
+                "the node does not know this call: it is of another version than this command \
+                                          (`tidemill nodes` shows which, `tidemill --version` this one)"
+                    .to_owned()
+            }
+            (code, "") => format!("the node answered {code}"),
+            (_, message) => message.to_owned(),
         };
         Failure { kind, message }
     }
@@ -203,9 +209,12 @@ mod tests {
             (tonic::Status::not_found("x"), Kind::NotFound),
             (tonic::Status::unavailable("x"), Kind::Unreachable),
             (tonic::Status::internal("x"), Kind::Failed),
+            (tonic::Status::unimplemented(""), Kind::Refused),
         ] {
             assert_eq!(Failure::from(status).kind, kind);
         }
+        let older = Failure::from(tonic::Status::unimplemented(""));
+        assert!(older.message.contains("another version"), "{older}");
     }
 
     #[test]

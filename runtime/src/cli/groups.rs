@@ -163,11 +163,9 @@ fn rows(kafka: &Kafka, group: &str) -> Result<Vec<Row>, Failure> {
         .collect())
 }
 
-fn view(rows: &[Row]) -> View {
-    let mut table = Table::new(
-        &["GROUP", "TOPIC", ">PART", ">COMMITTED", ">END", ">LAG", "MEMBER"],
-        "no group has committed anything",
-    );
+/// `empty` is said of no rows.
+fn view(rows: &[Row], empty: &str) -> View {
+    let mut table = Table::new(&["GROUP", "TOPIC", ">PART", ">COMMITTED", ">END", ">LAG", "MEMBER"], empty);
     for row in rows {
         let shown = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), grouped);
         let tone = if row.lag() == Some(0) { Tone::Good } else { Tone::Warning };
@@ -215,21 +213,28 @@ impl Describe {
         let kafka = connect(&self.settings)?;
         if let Some(group) = &self.group {
             kafka.require_group(group)?;
-            return Ok(view(&rows(&kafka, group)?));
+            let empty = format!("group {group} has committed nothing, and its members have no partition");
+            return Ok(view(&rows(&kafka, group)?, &empty));
         }
         let mut all = Vec::new();
         for group in kafka.admin.groups()? {
             all.extend(rows(&kafka, &group)?);
         }
-        all.sort_by_key(|row| std::cmp::Reverse(row.lag()));
-        let hidden = all.len().saturating_sub(self.top);
-        all.truncate(self.top);
-        let mut view = view(&all);
-        if hidden > 0 {
-            view.blocks.push(Block::Line(format!("{hidden} more with less lag; --top N shows them")));
-        }
-        Ok(view)
+        Ok(furthest_behind(all, self.top))
     }
+}
+
+/// Of all groups; programs are told as well that there are more.
+fn furthest_behind(mut all: Vec<Row>, top: usize) -> View {
+    all.sort_by_key(|row| std::cmp::Reverse(row.lag()));
+    let hidden = all.len().saturating_sub(top);
+    all.truncate(top);
+    let mut view = view(&all, "no group has committed anything");
+    view.json["more"] = hidden.into();
+    if hidden > 0 {
+        view.blocks.push(Block::Line(format!("{hidden} more with less lag; --top N shows them")));
+    }
+    view
 }
 
 impl Members {
@@ -272,5 +277,27 @@ impl Delete {
         confirm(&format!("Delete group {} and its offsets?", self.group), self.yes)?;
         kafka.admin.delete_group(&self.group)?;
         Ok(View::line(format!("deleted {}", self.group), json!({ "deleted": self.group })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_all_groups_those_furthest_behind_are_shown_and_how_many_more_there_are() {
+        let row = |partition: i32, committed: Option<u64>| Row {
+            group: "g".into(),
+            topic: "words".into(),
+            partition,
+            committed,
+            end: 100,
+            owner: None,
+        };
+        let view = furthest_behind(vec![row(0, Some(90)), row(1, None), row(2, Some(10))], 2);
+        let shown: Vec<&Value> = (0..2usize).map(|at| &view.json["partitions"][at]["partition"]).collect();
+        assert_eq!((shown, &view.json["more"]), (vec![&json!(2), &json!(0)], &json!(1)));
+        assert!(view.render(None, false).ends_with("1 more with less lag; --top N shows them\n"));
+        assert_eq!(furthest_behind(Vec::new(), 2).json, json!({ "partitions": [], "more": 0 }));
     }
 }

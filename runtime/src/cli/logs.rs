@@ -30,7 +30,7 @@ pub struct Logs {
     #[arg(value_name = "DEPLOYMENT")]
     name: String,
     /// This partition only
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
     partition: Option<i32>,
     /// Go on with new lines until Ctrl-C
     #[arg(long, short)]
@@ -80,8 +80,17 @@ impl Logs {
                 ..proto::TailLogsRequest::default()
             };
             let mut answers = client.tail(request).await?.into_inner();
+            let mut lines = 0;
             while let Some(message) = answers.message().await? {
+                lines += message.lines.len();
                 self.show(&message, global.output)?;
+            }
+            if !self.follow && lines == 0 {
+                eprintln!(
+                    "no line: the handlers of {} have logged nothing that is meant, or the nodes do not keep it any more \
+                     (log.handler_lines, log.handler_bytes)",
+                    self.name
+                );
             }
             match self.follow {
                 false => Ok(()),

@@ -85,7 +85,7 @@ use crate::wasm::compiler;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the node or Kafka cannot be reached or has not answered \
-(the error says if a change may have been made all the same), 4 refused as it is (invalid document, \
+(the error says if a change may have been made all the same, or was in part), 4 refused as it is (invalid document, \
 wrong state), 5 there is no such thing.
 
 Start with:
@@ -286,6 +286,28 @@ mod tests {
         }
         for words in ["lag --watch --interval 5s", "check --wait --poll 5s", "check --for 1m --poll 5s"] {
             assert!(Cli::try_parse_from(format!("tidemill {words}").split(' ')).is_ok(), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_partition_below_zero_is_refused_before_anybody_is_asked() {
+        for command in [
+            "logs a",
+            "outbox show a",
+            "outbox retry a",
+            "parked list a",
+            "dlq list a",
+            "state get a s k",
+            "state edit delete a s k",
+            "inbox get a i",
+            "restart a",
+            "consume a",
+        ] {
+            let parse = |partition: &str| {
+                let words = format!("tidemill {command} --partition={partition}");
+                Cli::try_parse_from(words.split(' ')).is_ok()
+            };
+            assert!(parse("0") && !parse("-1"), "{command}");
         }
     }
 

@@ -38,7 +38,7 @@ impl New {
         let shown = dir.strip_prefix(".").unwrap_or(&dir).display();
         let line = format!(
             "made {shown}: src/lib.rs is the handler, deployment.yaml says where it runs\n\
-             next: cd {shown}, tidemill test, tidemill apply -f deployment.yaml"
+             next: cd {shown}, tidemill test, tidemill topics create words counts, tidemill apply -f deployment.yaml"
         );
         View::line(line, json!({ "directory": dir })).print(global.output)
     }

@@ -56,6 +56,9 @@ Examples:
 /// Keys and values are shown as text where they are.
 const TEXT: &str = "utf8";
 
+/// Rows of one answer of the node.
+const PAGE_ROWS: u32 = 1_000;
+
 /// How long an answer of all owners may take.
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -98,7 +101,7 @@ struct Show {
     /// Name of the output; every one if left out
     destination: Option<String>,
     /// This partition; every one if left out
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
     partition: Option<i32>,
     /// At most this many rows of each partition
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -145,7 +148,7 @@ struct Discard {
 #[derive(Debug, Args)]
 struct Rows {
     /// Only this partition
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
     partition: Option<i32>,
     /// Only the row with this number, as `outbox show` has it; may be given several times
     #[arg(long, value_name = "SEQUENCE", requires = "partition")]
@@ -278,30 +281,37 @@ impl Show {
             partitions.insert(0);
         }
         let mut client = connect(global).await?;
-        let mut rows = Vec::new();
+        let (mut rows, mut more) = (Vec::new(), Vec::new());
+        let limit = self.limit as usize;
         for partition in partitions {
             let mut request = proto::ShowOutboxRequest {
                 deployment: self.name.clone(),
                 partition,
                 destination: destination.clone(),
                 after: self.after,
-                limit: self.limit,
+                limit: 0,
                 local: false,
             };
-            // An answer has fewer where they are large.
-            while request.limit > 0 {
-                let found = client.show(timed(request.clone())).await?.into_inner().rows;
-                let Some(last) = found.last() else { break };
+            let mut found = Vec::new();
+            // An answer has fewer where they are large. One beyond the limit says that there are more.
+            while found.len() <= limit {
+                request.limit = PAGE_ROWS.min((limit + 1 - found.len()) as u32);
+                let page = client.show(timed(request.clone())).await?.into_inner().rows;
+                let Some(last) = page.last() else { break };
                 request.after = last.sequence;
-                request.limit = request.limit.saturating_sub(found.len() as u32);
-                rows.extend(found.into_iter().map(|row| (partition, row)));
+                found.extend(page);
             }
+            let has_more = found.len() > limit;
+            found.truncate(limit);
+            more.extend(found.last().filter(|_| has_more).map(|last| (partition, last.sequence)));
+            rows.extend(found.into_iter().map(|row| (partition, row)));
         }
-        show_view(&rows).print(global.output)
+        show_view(&rows, &more).print(global.output)
     }
 }
 
-fn show_view(rows: &[(i32, proto::ShownOutboxRow)]) -> View {
+/// `more` has the last rows that are shown of partitions that have others behind them.
+fn show_view(rows: &[(i32, proto::ShownOutboxRow)], more: &[(i32, u64)]) -> View {
     let columns = [">PART", ">SEQUENCE", "DESTINATION", "KEY", "TYPE", ">ATTEMPTS", "NEXT", "REASON"];
     let mut table = Table::new(&columns, "nothing waits");
     for (partition, row) in rows {
@@ -317,7 +327,19 @@ fn show_view(rows: &[(i32, proto::ShownOutboxRow)]) -> View {
         ]);
     }
     let json: Vec<Value> = rows.iter().map(|(partition, row)| show_row(*partition, row)).collect();
-    View::table(table, json!({ "rows": json }))
+    let next: Vec<Value> =
+        more.iter().map(|(partition, after)| json!({ "partition": partition, "after": after })).collect();
+    let mut view = View::table(table, json!({ "rows": json, "more": next }));
+    if let [(partition, after), others @ ..] = more {
+        let others = match others.len() {
+            0 => String::new(),
+            count => format!(", and in {count} more"),
+        };
+        view.blocks.push(Block::Line(format!(
+            "more wait in partition {partition}{others}; --limit N gives more, --partition {partition} --after {after} the next"
+        )));
+    }
+    view
 }
 
 fn next(row: &proto::ShownOutboxRow) -> String {
@@ -523,9 +545,12 @@ mod tests {
             created_ms: 1_736_937_000_000,
             ..proto::ShownOutboxRow::default()
         };
-        let view = show_view(&[(2, row)]);
+        let view = show_view(&[(2, row)], &[(2, 17), (5, 3)]);
         let text = view.render(None, false);
         assert!(text.contains("TYPE") && text.contains("order.paid"), "{text}");
+        let more = "more wait in partition 2, and in 1 more; --limit N gives more, --partition 2 --after 17 the next\n";
+        assert!(text.ends_with(more), "{text}");
+        assert_eq!(view.json["more"][1], json!({ "partition": 5, "after": 3 }));
         for (name, expected) in [
             ("id", json!("life/topic/2/5/0")),
             ("key", json!("order-3")),

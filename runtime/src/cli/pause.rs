@@ -51,8 +51,8 @@ impl Pause {
             };
             let answer = client.pause(request).await?.into_inner();
             let what = if answer.unchanged { "was paused already" } else { "is paused" };
-            View::line(format!("{} {what}", self.name), json!({ "name": self.name, "paused": true }))
-                .print(global.output)
+            let json = json!({ "name": self.name, "paused": true, "unchanged": answer.unchanged });
+            View::line(format!("{} {what}", self.name), json).print(global.output)
         })
     }
 }
@@ -68,8 +68,8 @@ impl Resume {
             };
             let answer = client.resume(request).await?.into_inner();
             let what = if answer.unchanged { "was not paused" } else { "goes on" };
-            View::line(format!("{} {what}", self.name), json!({ "name": self.name, "paused": false }))
-                .print(global.output)
+            let json = json!({ "name": self.name, "paused": false, "unchanged": answer.unchanged });
+            View::line(format!("{} {what}", self.name), json).print(global.output)
         })
     }
 }

@@ -355,7 +355,12 @@ fn done(redrive: &proto::RedriveStatus, sums: &Sums, global: &Global) -> Outcome
     view.print(global.output)?;
     match sums.troubles.is_empty() {
         true => Ok(()),
-        false => Err(Failure::failed("it ended before its end; see above")),
+        false => Err(Failure::failed(format!(
+            "{} {} ended before its last letter: {}",
+            what(redrive),
+            redrive.id,
+            sums.troubles.join("; ")
+        ))),
     }
 }
 

@@ -50,16 +50,20 @@ impl Restart {
                 partition: self.partition,
             };
             let deployment = client.restart(request).await?.into_inner().deployment.unwrap_or_default();
-            let mut what = "is tried again";
-            if let Some(limit) = self.wait {
-                rollout::wait_for(&channel, &deployment, self.partition, limit).await?;
-                what = "runs";
-            }
+            let waited = match self.wait {
+                Some(limit) => {
+                    rollout::wait_for(&channel, &deployment, self.partition, limit).await.map(|_| "runs")
+                }
+                None => Ok("is tried again"),
+            };
+            // Whatever becomes of it, it is tried again: that is said before the failure.
+            let what = waited.as_ref().copied().unwrap_or("is tried again");
             let task = self.partition.map(|partition| format!("task {partition} of ")).unwrap_or_default();
             let json = json!({
                 "name": self.name, "revision": deployment.revision, "partition": self.partition,
             });
-            View::line(format!("{task}{} {what}", self.name), json).print(global.output)
+            View::line(format!("{task}{} {what}", self.name), json).print(global.output)?;
+            waited.map(|_| ())
         })
     }
 }

@@ -69,10 +69,13 @@ impl Rollback {
             let answer = client.rollback(request).await?.into_inner();
             eprint!("{}", warnings(&self.name, &answer.warnings));
             let mut deployment = answer.deployment.unwrap_or_default();
-            let mut first = Vec::new();
+            let (mut first, mut failure) = (Vec::new(), None);
             if let Some(limit) = self.wait.filter(|_| !self.dry_run) {
-                let adopted = rollout::wait(&channel, &deployment, limit).await?;
-                (deployment, first) = (adopted.deployment, adopted.first);
+                match rollout::wait(&channel, &deployment, limit).await {
+                    Ok(adopted) => (deployment, first) = (adopted.deployment, adopted.first),
+                    // The version is there all the same: that is said first.
+                    Err(error) => failure = Some(error),
+                }
             }
             let would = if self.dry_run { "would be" } else { "is" };
             let mut line = format!("{} {would} at version {}", self.name, deployment.version);
@@ -85,7 +88,8 @@ impl Rollback {
                 "first": positions::to_json(&first),
             });
             let blocks = vec![Block::Line(line), Block::Table(changes_table(&answer.changes))];
-            View { blocks, json }.print(global.output)
+            View { blocks, json }.print(global.output)?;
+            failure.map_or(Ok(()), Err)
         })
     }
 }

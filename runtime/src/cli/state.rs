@@ -102,7 +102,7 @@ struct Scan {
 #[derive(Debug, Clone, Args)]
 pub struct Options {
     /// This partition only
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
     pub partition: Option<i32>,
     /// How the key or prefix is written
     #[arg(long, default_value = "text", value_enum)]

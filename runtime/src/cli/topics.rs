@@ -182,30 +182,38 @@ impl Create {
         self.topic.iter().try_for_each(|topic| check_topic(topic)).map_err(Failure::usage)?;
         let kafka = connect(&self.settings)?;
         let mut view = View::default();
-        let mut rows = Vec::new();
+        let (mut rows, mut made) = (Vec::new(), Vec::new());
         for name in &self.topic {
-            let topic = NewTopic {
-                replication: self.replication_factor,
-                configs: self.config.clone(),
-                ..NewTopic::new(name.clone(), self.partitions)
-            };
-            let created = match kafka.admin.create_topic(&topic) {
-                Ok(()) => true,
-                Err(AdminError::Exists { .. }) if self.if_not_exists => {
-                    self.check_existing(&kafka, name)?;
-                    false
-                }
-                Err(error @ AdminError::Exists { .. }) => {
-                    return Err(Failure::refused(format!("{error}; --if-not-exists accepts that")));
-                }
-                Err(error) => return Err(error.into()),
-            };
+            let created = self.make(&kafka, name).map_err(|failure| after(failure, &made))?;
+            if created {
+                made.push(name.clone());
+            }
             let said = if created { "created" } else { "is there already" };
             view.blocks.push(Block::Line(format!("{name} {said} with {} partitions", self.partitions)));
             rows.push(json!({ "topic": name, "partitions": self.partitions, "created": created }));
         }
         view.json = json!({ "topics": rows });
         Ok(view)
+    }
+
+    /// False if it is there already, as it is to be.
+    fn make(&self, kafka: &Kafka, name: &str) -> Result<bool, Failure> {
+        let topic = NewTopic {
+            replication: self.replication_factor,
+            configs: self.config.clone(),
+            ..NewTopic::new(name.to_owned(), self.partitions)
+        };
+        match kafka.admin.create_topic(&topic) {
+            Ok(()) => Ok(true),
+            Err(AdminError::Exists { .. }) if self.if_not_exists => {
+                self.check_existing(kafka, name)?;
+                Ok(false)
+            }
+            Err(error @ AdminError::Exists { .. }) => {
+                Err(Failure::refused(format!("{error}; --if-not-exists accepts that")))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// "If it does not exist" still means "as I say".
@@ -217,6 +225,17 @@ impl Create {
         let message =
             format!("topic `{name}` is there already with {found} partitions, not {}", self.partitions);
         Err(Failure::refused(message))
+    }
+}
+
+/// What failed, and which topics were made before it and stay.
+fn after(failure: Failure, made: &[String]) -> Failure {
+    match made {
+        [] => failure,
+        made => Failure {
+            message: format!("{}; made before it: {}", failure.message, made.join(", ")),
+            ..failure
+        },
     }
 }
 
