@@ -82,13 +82,11 @@ impl Get {
 }
 
 fn view(id: &[u8], answer: &proto::GetInboxResponse) -> View {
-    let columns = [">PARTITION", "TOPIC", ">OFFSET", ">VERSION", "SEEN AT", "FORGOTTEN AT", ""];
+    let columns = ["RECORD", ">VERSION", "SEEN AT", "FORGOTTEN AT", ""];
     let mut table = Table::new(&columns, "");
     for entry in &answer.entries {
         table.row([
-            entry.partition.to_string().into(),
-            entry.topic.clone().into(),
-            entry.offset.to_string().into(),
+            record(entry).into(),
             entry.version.to_string().into(),
             units::show_time_ms(entry.seen_at_ms).into(),
             units::show_time_ms(entry.expires_at_ms).into(),
@@ -114,5 +112,35 @@ fn view(id: &[u8], answer: &proto::GetInboxResponse) -> View {
     match answer.entries.is_empty() {
         true => View::line(format!("{} has not been seen", show_text(id)), json),
         false => View { blocks: vec![Block::Table(table)], json },
+    }
+}
+
+/// Where it lies; the topic is not always known.
+fn record(entry: &proto::SeenId) -> String {
+    let topic = if entry.topic.is_empty() { "?" } else { &entry.topic };
+    format!("{topic}/{}@{}", entry.partition, entry.offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_seen_and_when_fits_eighty_columns_uncut() {
+        let entry = proto::SeenId {
+            partition: 12,
+            topic: "orders".into(),
+            offset: 1_234_567,
+            version: 3,
+            seen_at_ms: 1_736_937_000_000,
+            expires_at_ms: 1_737_541_800_000,
+            ..proto::SeenId::default()
+        };
+        let answer = proto::GetInboxResponse { entries: vec![entry], ..proto::GetInboxResponse::default() };
+        let text = view(b"7b0ef2c4", &answer).render(Some(80), false);
+        for part in ["orders/12@1234567", "2025-01-15T10:30:00.000Z", "2025-01-22T10:30:00.000Z"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 }

@@ -304,6 +304,29 @@ fn a_deployment_without_an_outbox_says_so_unless_an_earlier_version_left_rows() 
 }
 
 #[test]
+fn a_retry_of_all_partitions_that_fails_at_one_says_what_it_had_done_in_those_before() {
+    let world = World::new(&[("in", 2)]);
+    let runtime = Runtime::new().expect("a runtime");
+    let served = Served::start(&world, &runtime, "a");
+    let document = "name: hook\nmodule: hostile.wasm\ninputs: { in: { topic: in } }\noutputs: { out: { http: { url: \
+                    'http://127.0.0.1:1/nobody' } } }\n";
+    deploy(served.node(), document, &build_guest("tests/guests/hostile"));
+    produce(&world, &[(0, "a", "ok"), (1, "b", "panic")]);
+    let retry = || {
+        let request =
+            proto::RetryOutboxRequest { deployment: "hook".into(), ..proto::RetryOutboxRequest::default() };
+        runtime.block_on(OutboxClient::new(served.channel.clone()).retry(request))
+    };
+    eventually("the first has a row, and the second is halted", || {
+        let told = "1 rows were tried before this failed (1 of partition 0)\npartition 1 of hook is halted";
+        retry().is_err_and(|failed| {
+            failed.code() == Code::FailedPrecondition && failed.message().starts_with(told)
+        })
+    });
+    served.stop();
+}
+
+#[test]
 fn a_secret_that_is_not_there_is_a_problem_of_the_deploy_and_one_that_is_there_is_shown_nowhere() {
     let world = World::new(&[("in", 1)]);
     let sink = HttpSink::start();
