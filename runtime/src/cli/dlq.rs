@@ -319,13 +319,18 @@ impl Count {
 impl Discard {
     async fn run(self, mut client: DeadLettersClient<Channel>, global: &Global) -> Outcome {
         let found = count(&mut client, &self.deployment, &self.which, u32::MAX).await?;
-        if self.dry_run {
+        let all = sum(&found);
+        let letters = all.waiting + all.over_limit + all.unbound;
+        // None are nothing to ask about.
+        if self.dry_run || (letters == 0 && !self.yes) {
             return counted(&found, "would be discarded").print(global.output);
         }
-        let all = sum(&found);
-        let letters = grouped(all.waiting + all.over_limit + all.unbound);
         confirm(
-            &format!("Discard {letters} letters of {}? They will NOT be given back.", self.deployment),
+            &format!(
+                "Discard {} letters of {}? They will NOT be given back.",
+                grouped(letters),
+                self.deployment
+            ),
             self.yes,
         )?;
         let request = proto::DiscardLettersRequest {

@@ -117,7 +117,7 @@ fn view(id: &[u8], answer: &proto::GetInboxResponse) -> View {
 
 /// Where it lies; the topic is not always known.
 fn record(entry: &proto::SeenId) -> String {
-    let topic = if entry.topic.is_empty() { "?" } else { &entry.topic };
+    let topic = if entry.topic.is_empty() { "?" } else { entry.topic.as_str() };
     format!("{topic}/{}@{}", entry.partition, entry.offset)
 }
 

@@ -246,7 +246,14 @@ impl Delete {
             kafka.partitions(name)?;
         }
         confirm(&format!("Delete {} and every record in it?", self.topic.join(", ")), self.yes)?;
-        kafka.admin.delete_topics(&self.topic)?;
+        kafka.admin.delete_topics(&self.topic).map_err(|error| {
+            let failure = Failure::from(error);
+            let others = match self.topic.len() {
+                1 => "",
+                _ => "; others that were named may be deleted: `tidemill topics list` shows what is left",
+            };
+            Failure { message: format!("{}{others}", failure.message), ..failure }
+        })?;
         // Brokers delete later than they answer; a script that goes on must find it done.
         let deadline = Instant::now() + Duration::from_secs(10);
         while kafka.admin.topics()?.keys().any(|name| self.topic.contains(name)) && Instant::now() < deadline
