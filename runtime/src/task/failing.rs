@@ -231,7 +231,7 @@ impl Task {
             self.free(due);
             return self.ended(&record, Ended::Ok);
         };
-        record.attempts += 1;
+        record.attempts = record.attempts.saturating_add(1);
         let failure = self.failure(batch.input, record.offset, failed);
         note(&mut record, &failure, self.config.revision);
         applied.failed += 1;

@@ -81,6 +81,10 @@ use crate::telemetry::{self, LogRing, TaskMetrics};
 /// Offsets of records that brought down a call, so that they are not tried in company again.
 const SUSPECTS_MAX: usize = 256;
 
+/// Parked records and rows of outboxes have numbers up to here. No task gets that far: a row with a higher one was not
+/// written by one, or is damaged, and the numbers behind it would come to an end.
+const ROW_NUMBER_MAX: u64 = u64::MAX / 2;
+
 /// Where a task begins; the outcome of recovery.
 #[derive(Debug)]
 pub struct Start {

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use prost::Message;
 
+use super::ROW_NUMBER_MAX;
 use crate::config::failures::Backoff;
 use crate::config::jitter::spread;
 use crate::faults::{Bug, planted};
@@ -164,7 +165,7 @@ impl Outbox {
         rules: impl Iterator<Item = Arc<OutboxRule>>,
         next: u64,
     ) -> Result<Outbox, StoreError> {
-        let next = next.max(1);
+        let next = checked(next.max(1))?;
         let mut outbox = Outbox { next, sealed_next: next, committed_next: next, ..Outbox::default() };
         outbox.bind(rules);
         let Some(reader) = reader else { return Ok(outbox) };
@@ -555,7 +556,15 @@ pub fn encode_key(sequence: u64) -> [u8; 8] {
 fn decode(key: &[u8], value: &[u8]) -> Result<(u64, OutboxRow), StoreError> {
     let corrupt = |what: String| StoreError::Corrupt(format!("outbox row: {what}"));
     let sequence = key.try_into().map_err(|_| corrupt(format!("a key of {} bytes", key.len())))?;
-    Ok((u64::from_be_bytes(sequence), decode_row(value)?))
+    Ok((checked(u64::from_be_bytes(sequence))?, decode_row(value)?))
+}
+
+/// A number that a row has, or the next one is to have.
+fn checked(sequence: u64) -> Result<u64, StoreError> {
+    if sequence > ROW_NUMBER_MAX {
+        return Err(StoreError::Corrupt(format!("outbox row: no task gives one the number {sequence}")));
+    }
+    Ok(sequence)
 }
 
 pub fn decode_row(value: &[u8]) -> Result<OutboxRow, StoreError> {

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use prost::Message;
 
+use super::ROW_NUMBER_MAX;
 use crate::config::failures::{FailureKind, ParkOrder, ParkedLimits};
 use crate::store::{ParkedRecord, StoreError, StoreReader, Table};
 
@@ -393,6 +394,9 @@ pub fn size(record: &ParkedRecord) -> u64 {
 fn decode(key: &[u8], value: &[u8]) -> Result<(RowId, ParkedRecord), StoreError> {
     let corrupt = |what: String| StoreError::Corrupt(format!("parked record: {what}"));
     let id = RowId::decode(key).ok_or_else(|| corrupt(format!("a key of {} bytes", key.len())))?;
+    if id.number > ROW_NUMBER_MAX {
+        return Err(corrupt(format!("no task gives one the number {}", id.number)));
+    }
     let record = ParkedRecord::decode(value).map_err(|error| corrupt(error.to_string()))?;
     Ok((id, record))
 }

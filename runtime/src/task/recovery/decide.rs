@@ -398,7 +398,15 @@ impl Facts<'_> {
         if !unresolved.is_empty() {
             return Decision::Unresolved(unresolved);
         }
-        Decision::Start { next: resolved, writer: writer.max(self.writer_seen) + 1, unbound, first }
+        let seen = writer.max(self.writer_seen);
+        match seen.checked_add(1) {
+            Some(writer) => Decision::Start { next: resolved, writer, unbound, first },
+            None => Decision::Halt(format!(
+                "{} has a record of writer {seen}, behind which there is none: it was not written by this deployment, or it is \
+                 damaged; delete the deployment and deploy it again to begin anew",
+                self.changelog()
+            )),
+        }
     }
 
     fn made_again(&self, topic: &str, expected: &str, found: &str) -> String {

@@ -131,6 +131,13 @@ fn a_task_continues_where_position_and_offset_agree() {
 }
 
 #[test]
+fn behind_the_last_writer_that_there_can_be_no_task_starts() {
+    let position = Position { writer: u64::MAX, ..position(17) };
+    let case = Case::stateful(Some(position), committed(17), started(0));
+    case.halts(&["fleet.count.changelog/3", "writer 18446744073709551615", "damaged"]);
+}
+
+#[test]
 fn a_missing_offset_is_never_taken_for_a_new_group() {
     Case::stateful(Some(position(40)), None, started(0)).misses(&["words/3", "--to-offset 40"]);
     Case::stateful(None, None, started(0)).committed_before().misses(&["words/3", "fleet.count.changelog/3"]);

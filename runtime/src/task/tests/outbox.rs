@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use prost::Message;
 use tidemill_proto::v1::LetterFilter;
 
 use super::*;
 use crate::config::failures::Backoff;
 use crate::ports::{Delivery, Handler as HandlerPort, Landed, Landing, TopicRecord};
 use crate::record::headers;
-use crate::store::OutboxRow;
+use crate::store::{OutboxRow, POSITION, Position};
 use crate::task::redrive::{LetterPage, Redrive};
 
 /// Emits each record's value twice: to the topic and to the outbox; a value `none` only to the topic.
@@ -323,6 +324,31 @@ fn rows_move_with_the_store_and_numbers_are_never_used_twice() {
     third.apply(records(3, ["a"]), at(0)).unwrap();
     seal_and_commit(&mut third);
     assert_eq!(taken(&mut third, 0)[0].sequence, 4, "although no row was left");
+}
+
+/// Written by somebody else, or damaged: the numbers behind it would come to an end.
+#[test]
+fn a_row_with_a_number_that_no_task_gets_to_is_an_error_that_names_it() {
+    for number in [u64::MAX - 1, u64::MAX] {
+        let parked = [&[0x04u8, 1][..], &number.to_be_bytes(), &[0, 0]].concat();
+        let row = [&[0x03u8][..], &number.to_be_bytes()].concat();
+        let position = Position { outbox_next: number, ..Position::default() }.encode_to_vec();
+        let rows = [
+            (parked.as_slice(), &b""[..], "parked record"),
+            (row.as_slice(), &b""[..], "outbox row"),
+            (POSITION, position.as_slice(), "outbox row"),
+        ];
+        for (key, value, what) in rows {
+            let bench = Bench::new();
+            let mut store = bench.store();
+            let progress = store.progress();
+            store.write(std::iter::once((key, Some(value))), progress).unwrap();
+            let start = adopted(start(Some(store), vec![Offset(0)], 1));
+            let task = Task::new(Arc::new(hooked(rule())), PARTITION, Box::new(Twice), start);
+            let told = format!("state store is corrupt: {what}: no task gives one the number {number}");
+            assert_eq!(task.err().map(|error| error.to_string()), Some(told));
+        }
+    }
 }
 
 #[test]
