@@ -61,7 +61,7 @@ impl Handle {
             Some(_) => Vec::new(),
             None => self.committed(&current, &topics)?,
         };
-        self.is_remembered(&current, &beginnings, &from)?;
+        self.is_remembered(&view, &current, &beginnings, &from)?;
         let skipped = self.skipped(&view, &current, &beginnings, &from)?;
         let wipes_state = current.keeps_state() && !current.keeps_only_ids();
         let to = positions(&beginnings);
@@ -120,6 +120,7 @@ impl Handle {
     /// Of a deployment that keeps its ids: what was handled and would be handled again is within the TTL.
     fn is_remembered(
         &self,
+        view: &Registry,
         current: &Registered,
         beginnings: &[(&Topic, i32, Offset)],
         committed: &[proto::InputPosition],
@@ -129,15 +130,15 @@ impl Handle {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since_ms = remembered_since_ms(now, inbox.ttl);
         let remembered = self.node.admin.offsets(&places(beginnings), At::Time(since_ms))?;
-        let forgotten = beginnings.iter().zip(remembered).filter_map(|((topic, partition, to), from)| {
-            let handled = committed.iter().find(|at| (&at.topic, at.partition) == (&topic.name, *partition));
-            let first = from.0.min(handled.map_or(0, |at| at.offset));
-            (to.0 < first).then(|| {
+        let forgotten = beginnings.iter().zip(remembered).filter_map(|(&(topic, partition, to), from)| {
+            let handled = handled_to(view, &current.incarnation, (topic, partition), committed);
+            let first = handled.map_or(from, |handled| from.min(handled));
+            (to < first).then(|| {
                 Problem::at(
                     "to",
                     format!(
-                        "{}/{partition} from {to} on was handled, and below {first} it is older than the inbox remembers (ttl {}): \
-                         it would have its effects again; go back to {first} at most, or deploy it under a fresh name",
+                        "{}/{partition} from {to} on was handled, or may have been, and below {first} it is older than the \
+                         inbox remembers (ttl {}): it would have its effects again; go back to {first} at most, or deploy it under a fresh name",
                         topic.name,
                         units::show_duration(inbox.ttl)
                     ),
@@ -314,6 +315,26 @@ impl Skipped {
     }
 }
 
+/// Up to where a partition may have been handled, in this life or one before it; none = nobody knows.
+fn handled_to(
+    view: &Registry,
+    life: &str,
+    (topic, partition): (&Topic, i32),
+    committed: &[proto::InputPosition],
+) -> Option<Offset> {
+    if let Some(at) = committed.iter().find(|at| (&at.topic, at.partition) == (&topic.name, partition)) {
+        return Some(Offset(at.offset));
+    }
+    // A committed offset that is gone says nothing.
+    if view.has_committed(life, &topic.name, partition) {
+        return None;
+    }
+    // A life that was reset and has not run is behind one that handled what lies before its beginning.
+    let began = view.started(life, &topic.name, partition);
+    let began = began.filter(|began| began.topic_id == topic.id.to_string());
+    Some(began.map_or(Offset(0), |began| began.offset))
+}
+
 /// Of the two that are true or nothing, `false` says nothing.
 fn is_somewhere(to: &To) -> bool {
     !matches!(to, To::Earliest(false) | To::Latest(false))
@@ -340,6 +361,32 @@ fn positions(beginnings: &[(&Topic, i32, Offset)]) -> Vec<proto::InputPosition> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::proposal::proposal;
+
+    #[test]
+    fn what_lies_before_a_life_was_handled_and_of_a_committed_offset_that_is_gone_nobody_knows() {
+        let topic = Topic { name: "t".into(), id: uuid::Uuid::nil(), partitions: 2, replication: 1 };
+        let mut view = Registry::default();
+        let (incarnation, topic_id) = ("i".to_owned(), topic.id.to_string());
+        let began = proto::StartedEntry {
+            incarnation: incarnation.clone(),
+            topic: "t".into(),
+            topic_id,
+            offset: 7,
+            ..proto::StartedEntry::default()
+        };
+        view.apply(Offset(0), 1, &proposal(Entry::Started(began)));
+        let at = |offset| proto::InputPosition { topic: "t".into(), partition: 0, offset };
+        let handled = |view: &Registry, partition, committed: &[proto::InputPosition]| {
+            handled_to(view, "i", (&topic, partition), committed).map(|offset| offset.0)
+        };
+        assert_eq!(handled(&view, 0, &[]), Some(7));
+        assert_eq!(handled(&view, 0, &[at(9)]), Some(9));
+        assert_eq!(handled(&view, 1, &[at(9)]), Some(0), "it never began");
+        let first = proto::FirstCommitEntry { incarnation, topics: vec!["t".into()], ..Default::default() };
+        view.apply(Offset(1), 1, &proposal(Entry::FirstCommit(first)));
+        assert_eq!(handled(&view, 0, &[]), None);
+    }
 
     #[test]
     fn what_lies_between_is_lost_and_what_nobody_knows_of_may_be() {

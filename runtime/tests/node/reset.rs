@@ -201,6 +201,9 @@ fn a_deployment_with_an_inbox_alone_keeps_it_and_goes_back_no_further_than_its_t
     );
     let done = reset_when_stopped(&node, "copy", To::Offset(2));
     assert!(!done.wipes_state && done.from[0].offset > 2);
+    // The new life has handled nothing, and the inbox no more of what the old one has.
+    let refused = reset(&node, "copy", To::Earliest(true)).expect_err("still too old").to_string();
+    assert!(refused.contains("go back to 2"), "{refused}");
     resume(&node, "copy");
     world.produce("words", &["c"]);
     eventually("the new one is copied", || world.latest("copies").contains_key("c"));
