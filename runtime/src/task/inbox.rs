@@ -95,7 +95,7 @@ pub struct Inbox {
     /// The first time that was seen, and the horizon then: from then on either at least keeps up with the
     /// monotonic clock.
     began: Option<(TakenAt, i64)>,
-    /// Rows have been written since the last seal, or nothing says of those that there are whose they are.
+    /// Rows have been written since the last seal, or it may be that nothing says of those that there are whose they are.
     pub(super) has_news: bool,
     /// Of breaks of sequences.
     pub(super) lines: Lines,
@@ -288,10 +288,11 @@ impl Inbox {
     pub fn drop_uncommitted(&mut self) {
         // They may have been sealed into what is dropped.
         self.ages_changed = true;
-        self.has_news = false;
         if !planted(Bug::HorizonKept) {
             self.horizon_ms = self.committed_ms;
         }
+        // Nothing has a date as long as nothing is committed.
+        self.has_news = self.horizon_ms > i64::MIN;
     }
 
     /// Ids dated before it are forgotten, by the last commit that is known; ms since the epoch.

@@ -288,6 +288,25 @@ fn ids_of_before_there_were_numbers_outlive_a_reset_with_the_topic_that_has_move
     assert_handled(&mut patient, &[(0, 3, 0), (1, 0, 3)]);
 }
 
+#[test]
+fn ids_of_before_there_were_numbers_are_named_also_after_a_commit_that_was_dropped() {
+    let mut bench = Bench::new();
+    let mut patient = Patient::new(&mut bench, remembering_of(&["a"]));
+    apply(&mut patient, 0, 0, &["k"]);
+    patient.commit();
+    as_before_numbers(&mut patient);
+
+    let config = Arc::clone(patient.task.config());
+    let start = start(patient.task.close(None).store, vec![Offset(1)], 2);
+    let mut task = Task::new(config, PARTITION, Box::new(Counter::default()), start).unwrap();
+    let refused = task.seal(0).unwrap().unwrap();
+    task.drop_uncommitted(Some(refused)).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    commit(&mut task, sealed);
+    let named = task.reader().unwrap().snapshot(|snapshot| snapshot.row(Table::Inbox, b"")).unwrap();
+    assert!(named.is_some());
+}
+
 /// Breaks that have been counted once this record is in.
 fn heard(patient: &mut Patient, input: u16, offset: i64, number: &str) -> u64 {
     let batch = with_header(records(offset, ["k"]), "number", [Some(number)]);
