@@ -184,6 +184,7 @@ pub struct Store {
     progress: Progress,
     position: Option<Position>,
     ages: Option<Ages>,
+    inbox_begins: Offset,
 }
 
 impl std::fmt::Debug for Store {
@@ -287,7 +288,8 @@ impl Store {
             inbox_expired_before_ms,
             sweep: Sweep::default(),
         };
-        Store { shared: Arc::new(shared), dir: dir.to_path_buf(), progress, position, ages }
+        let (shared, dir) = (Arc::new(shared), dir.to_path_buf());
+        Store { shared, dir, progress, position, ages, inbox_begins: Offset(0) }
     }
 
     pub fn reader(&self) -> StoreReader {
@@ -309,6 +311,15 @@ impl Store {
     /// Of the first so many ids, none that has expired is in the store any more.
     pub fn swept(&self) -> u64 {
         self.shared.sweep.swept()
+    }
+
+    /// Where the inbox's topic began when this store was restored: what lay below it had expired.
+    pub fn inbox_begins(&self) -> Offset {
+        self.inbox_begins
+    }
+
+    pub fn set_inbox_begins(&mut self, at: Offset) {
+        self.inbox_begins = at;
     }
 
     /// A task with an inbox takes the store over, which was swept up to there.

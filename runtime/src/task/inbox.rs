@@ -108,7 +108,10 @@ impl Inbox {
         let position = store.and_then(Store::position);
         let horizon_ms = position.map_or(i64::MIN, |position| position.inbox_horizon_ms);
         let horizon_ms = if horizon_ms == 0 { i64::MIN } else { horizon_ms };
-        let start = Offset(position.map_or(0, |position| position.inbox_start));
+        // Of a life that begins with the ids of another it is where they begin: no position says so, and from the first
+        // one on a restore takes it at its word.
+        let begins = store.map_or(Offset(0), Store::inbox_begins);
+        let start = position.map_or(begins, |position| Offset(position.inbox_start));
         let (next, ids) = store.map_or((Offset(0), 0), |store| {
             let progress = store.progress();
             (progress.inbox_next, progress.inbox_ids)

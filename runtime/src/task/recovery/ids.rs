@@ -34,6 +34,7 @@ impl Restore<'_> {
                 return Ok(Restored::Halt(reason));
             }
             let Err(error) = self.take_ids(&mut store, kafka, bounds) else {
+                store.set_inbox_begins(bounds.0);
                 return Ok(Restored::Done(Box::new(store)));
             };
             // The last request of the owner before, to trim what has expired, may arrive while this reads: what is

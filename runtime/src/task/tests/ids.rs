@@ -292,6 +292,26 @@ fn ids_are_restored_from_their_topic_which_is_trimmed_only_of_what_has_expired()
     }
 }
 
+/// After a reset changelog and group are gone, and the ids stay.
+#[test]
+fn a_life_that_begins_with_the_ids_of_another_is_restored_although_what_had_expired_is_trimmed() {
+    let (bench, mut kafka) = (Bench::new(), FakeKafka::default());
+    commit_ids_and_lose_the_store(&bench, &mut kafka);
+    // A record and a marker for each: the last two have not expired.
+    let ids_start = 2 * (HOURS as u64 - 2);
+    let mut kafka = FakeKafka { ids: kafka.ids, ids_start, ..FakeKafka::default() };
+    let mut task = started(&bench, &mut kafka);
+    let now = (100 + HOURS) * TTL_MS / 2 - 1;
+    task.apply(timed(with_ids(0, &["b:new"]), now), at(now)).unwrap();
+    let sealed = task.seal(0).unwrap().unwrap();
+    kafka.commit(&sealed);
+    commit(&mut task, sealed);
+    lose_the_store(&bench, task);
+
+    let mut task = started(&bench, &mut kafka);
+    assert_eq!(repeat_ids(&mut task), (1, 2), "what was remembered still is");
+}
+
 /// The owner before asks for it with its last commit, and does not wait.
 #[test]
 fn a_topic_of_ids_that_is_trimmed_while_it_is_read_is_judged_anew() {
