@@ -175,7 +175,7 @@ impl Handle {
         ];
         refuse(problems.into_iter().flatten())?;
         let view = self.latest()?;
-        let current = self.registered(&request.name)?;
+        let current = self.registered_in(&view, &request.name)?;
         expect(&view, &request.name, request.expected_revision)?;
         let target = target(&current, request.to)?;
         if is_same(&current, &target.module, &target.document, &drops) {
@@ -222,7 +222,7 @@ impl Handle {
         let proto::RestartRequest { name, expected_revision, author, partition } = request;
         bounded("author", &author, AUTHOR_BYTES_MAX)?;
         let view = self.latest()?;
-        let current = self.registered(&name)?;
+        let current = self.registered_in(&view, &name)?;
         expect(&view, &name, expected_revision)?;
         if let Some(partition) = partition {
             let count = self.node.partitions(&current)?;
@@ -248,7 +248,7 @@ impl Handle {
     ) -> Result<bool, ControlError> {
         bounded("author", &author, AUTHOR_BYTES_MAX)?;
         let view = self.latest()?;
-        let current = self.registered(name)?;
+        let current = self.registered_in(&view, name)?;
         if current.paused == paused {
             return Ok(true);
         }
@@ -270,7 +270,7 @@ impl Handle {
                 return Ok(());
             }
         }
-        let current = self.registered(&name)?;
+        let current = self.registered_in(&view, &name)?;
         expect(&view, &name, expected_revision)?;
         let entry = DeleteEntry {
             name: name.clone(),

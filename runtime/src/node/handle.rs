@@ -12,6 +12,7 @@ use super::control_log::ProposeError;
 use super::lag;
 use super::owners::{self, Owner};
 use super::registered::Registered;
+use super::registry::Registry;
 use super::revision::PrepareError;
 use super::runtime::NodeRuntime;
 use crate::config::deployment::{OutputSpec, Ownership};
@@ -261,7 +262,11 @@ impl Handle {
     }
 
     pub(super) fn registered(&self, name: &str) -> Result<Registered, ControlError> {
-        let view = self.node.control_log.view();
+        self.registered_in(&self.node.control_log.view(), name)
+    }
+
+    /// As it was at one look at the registry, for whoever proposes by that look.
+    pub(super) fn registered_in(&self, view: &Registry, name: &str) -> Result<Registered, ControlError> {
         let seen = |name: &&str| self.scope.covers(name);
         view.deployments.get(name).filter(|_| seen(&name)).cloned().ok_or_else(|| {
             let names: Vec<_> = view.deployments.keys().map(String::as_str).filter(seen).collect();

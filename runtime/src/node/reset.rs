@@ -51,7 +51,7 @@ impl Handle {
         if let Some(incarnation) = interrupted.filter(|_| !request.dry_run) {
             self.retire(&request.name, incarnation)?;
         }
-        let current = self.registered(&request.name)?;
+        let current = self.registered_in(&view, &request.name)?;
         expect(&view, &request.name, request.expected_revision)?;
         self.may_reset(&current, &to)?;
         let topics = self.inputs(&current)?;
