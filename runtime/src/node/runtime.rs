@@ -260,24 +260,13 @@ impl NodeRuntime {
     /// changelog any more when it is gone.
     pub fn retire(&self, name: &str, incarnation: &str) -> Result<(), ControlError> {
         let group = self.group(name);
-        let deadline = Instant::now() + EMPTY_GROUP_WAIT;
-        loop {
-            match self.admin.delete_group(&group) {
-                // A group that never had a member does not exist.
-                Ok(()) | Err(AdminError::Missing { .. }) => break,
-                Err(AdminError::Refused { .. } | AdminError::Unavailable { .. })
-                    if Instant::now() < deadline =>
-                {
-                    std::thread::park_timeout(EMPTY_GROUP_PAUSE);
-                }
-                Err(error) => {
-                    return Err(ControlError::Precondition(format!(
-                        "{name} is deleted or reset, but its group {group} is still there ({error}): stop whoever uses it, then repeat the \
-                         command, which completes it",
-                    )));
-                }
-            }
-        }
+        let is_due = || self.control_log.view().retiring(name) == Some(incarnation);
+        once_empty(EMPTY_GROUP_WAIT, is_due, || self.admin.delete_group(&group)).map_err(|error| {
+            ControlError::Precondition(format!(
+                "{name} is deleted or reset, but its group {group} is still there ({error}): stop whoever uses it, then repeat the \
+                 command, which completes it",
+            ))
+        })?;
         let unavailable = |error: SourceError| ControlError::Unavailable(error.to_string());
         let view = self.control_log.catch_up().map_err(unavailable)?;
         if view.retiring(name) != Some(incarnation) {
@@ -316,6 +305,27 @@ impl NodeRuntime {
     }
 }
 
+/// Deletes a group once its last member has left it, which is tried for so long. Not when it is not due any more: then
+/// somebody else has completed it, and a group of that name is the next life's, whose offsets would go with it.
+fn once_empty(
+    patience: Duration,
+    is_due: impl Fn() -> bool,
+    delete: impl Fn() -> Result<(), AdminError>,
+) -> Result<(), AdminError> {
+    let deadline = Instant::now() + patience;
+    while is_due() {
+        match delete() {
+            // A group that never had a member does not exist.
+            Ok(()) | Err(AdminError::Missing { .. }) => break,
+            Err(AdminError::Refused { .. } | AdminError::Unavailable { .. }) if Instant::now() < deadline => {
+                std::thread::park_timeout(EMPTY_GROUP_PAUSE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// For a node that has not started yet: [`NodeRuntime::ensure_topic`].
 pub fn ensure_topic(admin: &Admin, node: &str, topic: &NewTopic) -> Result<Topic, AdminError> {
     let (found, is_made) = admin.ensure_topic(topic)?;
@@ -324,4 +334,24 @@ pub fn ensure_topic(admin: &Admin, node: &str, topic: &NewTopic) -> Result<Topic
         Line::by_itself(node, "Topics.Apply", &topic.name).write(0, "Ok", told);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_group_is_not_deleted_any_more_once_somebody_else_has_completed_the_delete() {
+        let asked = Cell::new(0);
+        let delete = || {
+            asked.set(asked.get() + 1);
+            Err(AdminError::Refused { what: "group g".into(), reason: "it has members".into() })
+        };
+        let is_due = || asked.get() == 0;
+        assert_eq!(once_empty(EMPTY_GROUP_WAIT, is_due, delete).map_err(|error| error.to_string()), Ok(()));
+        assert_eq!(asked.get(), 1, "the members are the next life's");
+        assert!(once_empty(Duration::ZERO, || true, delete).is_err(), "nobody has, and the time is over");
+    }
 }
