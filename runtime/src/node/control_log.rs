@@ -16,12 +16,12 @@ use tidemill_proto::v1::{ControlEntry, control_entry::Entry};
 use super::registry::{Outcome, Registry};
 use crate::config::document::SpecDefaults;
 use crate::config::failures::TIMEOUT_ERROR;
-use crate::kafka::topic_log::{AppendError, Tail, TopicLog};
+use crate::kafka::topic_log::{AppendError, TopicLog};
 use crate::ports::{LogRecord, SourceError};
 use crate::record::Offset;
 use crate::telemetry::Telemetry;
 
-/// A proposal that has not come back after this long is reported as unavailable.
+/// What has become of a proposal that has not come back after this long is reported as unknown.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the reader may be behind what somebody waits for.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,8 +32,15 @@ const OUTCOMES_MAX: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProposeError {
+    /// It is not in the log and never will be.
     #[error("the fleet's control topic did not take the change: {0}")]
     Unavailable(String),
+    /// It may be in the log, or come there yet.
+    #[error(
+        "it is not known whether the fleet's control topic took the change ({0}): see what `tidemill deployments` and \
+         `tidemill history NAME` say before it is asked for again"
+    )]
+    Unknown(String),
 }
 
 struct State {
@@ -53,8 +60,46 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(defaults: SpecDefaults, telemetry: Arc<Telemetry>) -> Shared {
+        Shared {
+            state: Mutex::new(State {
+                registry: Arc::new(Registry::new(defaults)),
+                outcomes: HashMap::new(),
+                order: VecDeque::new(),
+                trouble: None,
+            }),
+            changed: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            telemetry,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits so long until a proposal is read back. `doubt`: why it may not have been written.
+    fn outcome(
+        &self,
+        proposal_id: &str,
+        doubt: Option<String>,
+        patience: Duration,
+    ) -> Result<Outcome, ProposeError> {
+        let deadline = Instant::now() + patience;
+        let mut state = self.lock();
+        loop {
+            if let Some(outcome) = state.outcomes.get(proposal_id) {
+                return Ok(outcome.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let reason = doubt.or_else(|| state.trouble.clone());
+                let reason = reason.unwrap_or_else(|| "it was written but not read back".into());
+                return Err(ProposeError::Unknown(reason));
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
@@ -79,27 +124,19 @@ pub fn open(
     defaults: SpecDefaults,
     telemetry: Arc<Telemetry>,
 ) -> Result<(ControlLog, ControlReader), SourceError> {
-    let shared = Arc::new(Shared {
-        state: Mutex::new(State {
-            registry: Arc::new(Registry::new(defaults)),
-            outcomes: HashMap::new(),
-            order: VecDeque::new(),
-            trouble: None,
-        }),
-        changed: Condvar::new(),
-        stopping: AtomicBool::new(false),
-        telemetry,
-    });
+    let shared = Arc::new(Shared::new(defaults, telemetry));
     let mut tail = log.tail(Offset(0))?;
     let mut records = Vec::new();
     tail.read_to_end(&mut |record| records.push(record))?;
+    is_whole(log.topic(), records.len(), tail.position())?;
     apply(records, &shared);
     let for_thread = Arc::clone(&shared);
     let thread = std::thread::Builder::new()
         .name("control-log".into())
         .spawn(move || {
             while !for_thread.stopping.load(Ordering::Relaxed) {
-                let trouble = read(&mut tail, &for_thread).err().map(|error| error.to_string());
+                let read = read(&for_thread, |apply| tail.next(READ_WAIT, apply));
+                let trouble = read.err().map(|error| error.to_string());
                 let mut state = for_thread.lock();
                 if trouble != state.trouble {
                     if let Some(reason) = &trouble {
@@ -114,11 +151,29 @@ pub fn open(
     Ok((log, ControlReader { shared, thread: Some(thread) }))
 }
 
-fn read(tail: &mut Tail, shared: &Shared) -> Result<(), SourceError> {
+/// Refuses a log of which a part is gone. Whoever folds the rest takes names that are deployed for free ones, and accepts
+/// what every other node refuses. Nothing in the log is a transaction, so that each offset below its end is an entry's.
+fn is_whole(topic: &str, entries: usize, next: Offset) -> Result<(), SourceError> {
+    let gone = next.0.saturating_sub(entries as u64);
+    if gone == 0 {
+        return Ok(());
+    }
+    Err(SourceError::Refused(format!(
+        "{gone} of the {next} entries of topic {topic} are gone (by retention, compaction or kafka-delete-records), and without \
+         them it is not known what is deployed; nodes that are up know it still: restore the topic from a copy that has all \
+         of them, at the same offsets, or begin anew with another `fleet` and `group`"
+    )))
+}
+
+/// Takes in what comes, also of a read that fails after that: the next one goes on behind it.
+fn read(
+    shared: &Shared,
+    next: impl FnOnce(&mut dyn FnMut(LogRecord)) -> Result<usize, SourceError>,
+) -> Result<(), SourceError> {
     let mut records = Vec::new();
-    tail.next(READ_WAIT, &mut |record| records.push(record))?;
+    let outcome = next(&mut |record| records.push(record));
     apply(records, shared);
-    Ok(())
+    outcome.map(drop)
 }
 
 fn apply(records: Vec<LogRecord>, shared: &Shared) {
@@ -193,31 +248,13 @@ impl ControlLog {
             node: self.node.to_string(),
             entry: Some(entry),
         };
-        let written = match self.log.append(None, Some(&message.encode_to_vec())) {
+        let doubt = match self.log.append(None, Some(&message.encode_to_vec())) {
             Err(AppendError::Refused(reason)) => return Err(ProposeError::Unavailable(reason)),
             // Reading the log tells whether it is there.
-            Err(AppendError::Unknown(reason)) => Err(reason),
-            Ok(offset) => Ok(offset),
+            Err(AppendError::Unknown(reason)) => Some(reason),
+            Ok(_) => None,
         };
-        let deadline = Instant::now() + PROPOSAL_TIMEOUT;
-        let mut state = self.shared.lock();
-        loop {
-            if let Some(outcome) = state.outcomes.get(&proposal_id) {
-                return Ok(outcome.clone());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let reason = match &written {
-                    Err(reason) => reason.clone(),
-                    Ok(_) => {
-                        state.trouble.clone().unwrap_or_else(|| "it was written but not read back".into())
-                    }
-                };
-                return Err(ProposeError::Unavailable(reason));
-            }
-            let waited = self.shared.changed.wait_timeout(state, left);
-            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        }
+        self.shared.outcome(&proposal_id, doubt, PROPOSAL_TIMEOUT)
     }
 }
 
@@ -229,5 +266,53 @@ impl Drop for ControlReader {
         {
             tracing::error!("the control-log thread panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::ControlError;
+
+    fn shared() -> Shared {
+        Shared::new(SpecDefaults::default(), Telemetry::new())
+    }
+
+    #[test]
+    fn what_came_before_a_read_failed_is_in_the_registry() {
+        let shared = shared();
+        let entry = ControlEntry { proposal_id: "a".into(), ..ControlEntry::default() };
+        let record = LogRecord {
+            offset: Offset(0),
+            timestamp_ms: 1,
+            key: Vec::new(),
+            value: Some(entry.encode_to_vec()),
+            stamp: None,
+        };
+        let failed = read(&shared, |apply| {
+            apply(record);
+            Err(SourceError::Refused("not authorised any more".into()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(shared.lock().registry.next, Offset(1));
+        assert!(shared.outcome("a", None, Duration::ZERO).is_ok(), "its proposer is told");
+    }
+
+    #[test]
+    fn a_proposal_that_is_not_read_back_may_have_been_accepted_all_the_same() {
+        for doubt in [None, Some("no acknowledgement in time".to_owned())] {
+            let error = shared().outcome("a", doubt, Duration::ZERO).expect_err("nothing was read");
+            let error = ControlError::from(error);
+            assert!(matches!(error, ControlError::Unknown(_)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_log_of_which_a_part_is_gone_is_refused_with_how_much() {
+        assert!(is_whole("_f.control", 0, Offset(0)).is_ok());
+        assert!(is_whole("_f.control", 7, Offset(7)).is_ok());
+        let said = is_whole("_f.control", 4, Offset(7)).expect_err("three are gone").to_string();
+        assert!(said.starts_with("3 of the 7 entries of topic _f.control are gone"), "{said}");
+        assert!(is_whole("_f.control", 0, Offset(7)).is_err(), "all are gone");
     }
 }

@@ -45,7 +45,7 @@ pub fn edit(
         }
         TaskState::Restoring | TaskState::Absent => return Err(target.restoring(&task)),
     }
-    node.control_log.propose(Entry::Edit(proto::EditEntry {
+    let recorded = node.control_log.propose(Entry::Edit(proto::EditEntry {
         deployment: name.clone(),
         incarnation: node.control_log.view().life(name).unwrap_or_default().to_owned(),
         store: request.store.clone(),
@@ -53,7 +53,8 @@ pub fn edit(
         key: request.key.clone(),
         value_digest: value.as_ref().map(|value| Sha256::digest(value).to_vec()).unwrap_or_default(),
         author: request.author.clone(),
-    }))?;
+    }));
+    recorded.map_err(ControlError::not_recorded)?;
     tracing::info!(
         deployment = name,
         partition,

@@ -75,11 +75,22 @@ impl ControlError {
             ControlError::Internal(_) => "Internal",
         }
     }
+
+    /// Of an entry that only says what is about to be done: none of it was, wherever the entry is.
+    pub(super) fn not_recorded(error: ProposeError) -> ControlError {
+        let (ProposeError::Unavailable(reason) | ProposeError::Unknown(reason)) = error;
+        ControlError::Unavailable(format!(
+            "nothing was changed, for the fleet's control topic is to hold who asked for it, and does not take that: {reason}"
+        ))
+    }
 }
 
 impl From<ProposeError> for ControlError {
     fn from(error: ProposeError) -> ControlError {
-        ControlError::Unavailable(error.to_string())
+        match error {
+            ProposeError::Unavailable(_) => ControlError::Unavailable(error.to_string()),
+            ProposeError::Unknown(_) => ControlError::Unknown(error.to_string()),
+        }
     }
 }
 

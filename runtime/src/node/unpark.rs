@@ -137,7 +137,7 @@ impl Handle {
             author,
             "parked records are released or dropped by hand"
         );
-        self.node.control_log.propose(Entry::Unpark(entry))?;
+        self.node.control_log.propose(Entry::Unpark(entry)).map_err(ControlError::not_recorded)?;
         let (reply, outcome) = bounded(1);
         if !board.unpark(UnparkRequest { partition, what, reply }) {
             let message = format!("partition {partition} of {name} takes no request now; try again");
