@@ -102,16 +102,17 @@ impl DeploymentSpec {
         self.inputs.iter().map(|(name, input)| (format!("inputs.{name}.topic"), input.topic.as_str()))
     }
 
-    /// Those of outputs, dead letters and failure events.
+    /// Those of outputs, dead letters and failure events. Where the node has a topic for dead letters it is none of a
+    /// document that makes none.
     pub fn written_topics(&self) -> impl Iterator<Item = (String, &str)> {
         let outputs = self
             .outputs
             .iter()
             .filter_map(|(name, output)| Some((format!("outputs.{name}.topic"), output.topic()?)));
         let Failures { dead_letters, events, .. } = &self.failures;
+        let dead_letters = dead_letters.as_ref().filter(|_| self.writes_letters());
         let events = events.as_ref().and_then(|events| events.topic.as_ref());
-        let failures =
-            [("failures.dead_letters.topic", dead_letters.as_ref()), ("failures.events.topic", events)];
+        let failures = [("failures.dead_letters.topic", dead_letters), ("failures.events.topic", events)];
         let failures =
             failures.into_iter().filter_map(|(key, topic)| Some((key.to_owned(), topic?.as_str())));
         outputs.chain(failures)
@@ -135,6 +136,11 @@ impl DeploymentSpec {
 
     pub fn has_outbox(&self) -> bool {
         self.destinations().next().is_some()
+    }
+
+    /// A record, or a row of an outbox, may become a dead letter.
+    pub fn writes_letters(&self) -> bool {
+        self.failures.has_dead_letters() || self.has_outbox()
     }
 }
 

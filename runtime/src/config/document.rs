@@ -123,7 +123,9 @@ pub(super) fn read(node: &Node, defaults: &SpecDefaults, report: &Report) -> Opt
     let inbox = inbox(&mut section, guarantee);
     let correlation = section.flag("correlation");
     let ownership = ownership(&mut section);
-    refuse_own_topics(&failures, (&inputs, &outputs), section.line_of("failures"), report);
+    let letters = failures.dead_letters.as_deref().filter(|_| failures.has_dead_letters() || has_outbox);
+    let events = failures.events.as_ref().and_then(|events| events.topic.as_deref());
+    refuse_own_topics((letters, events), (&inputs, &outputs), section.line_of("failures"), report);
     if limits.emit_bytes > commit.overlay_bytes {
         let message = format!(
             "{} is above commit.overlay_bytes ({}): what one record writes must fit the overlay",
@@ -173,15 +175,13 @@ fn ownership(section: &mut Section<'_>) -> Ownership {
 }
 
 /// Dead letters and events that the deployment reads again, or that readers of an output would meet; events among
-/// letters.
+/// letters. Of topics that have a name here: those that the node names after the deployment are looked at by it.
 fn refuse_own_topics(
-    failures: &failures::Failures,
+    (letters, events): (Option<&str>, Option<&str>),
     (inputs, outputs): (&BTreeMap<String, InputSpec>, &BTreeMap<String, OutputSpec>),
     line: Option<u32>,
     report: &Report,
 ) {
-    let letters = failures.dead_letters.as_deref();
-    let events = failures.events.as_ref().and_then(|events| events.topic.as_deref());
     let inputs = inputs.values().map(|input| input.topic.as_str());
     let bound: Vec<&str> = inputs.chain(outputs.values().filter_map(OutputSpec::topic)).collect();
     for (key, what, topic) in

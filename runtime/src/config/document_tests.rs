@@ -146,6 +146,12 @@ fn a_node_may_change_what_a_silent_document_gets() {
     assert_eq!(spec.failures.dead_letters.as_deref(), Some("dlq-events"));
     let hook = spec.destinations().next().expect("a destination").1;
     assert_eq!((hook.breaker.failures, hook.breaker.open), (9, Duration::from_secs(3)));
+    let reads = MINIMAL.replace("topic: words", "topic: dlq-events");
+    assert!(reads.contains("topic: dlq-events"), "{reads}");
+    let spec = DeploymentSpec::parse_with(&reads, &defaults).expect("it reads letters and makes none");
+    assert_eq!(spec.topics().collect::<Vec<_>>(), [("inputs.words.topic".to_owned(), "dlq-events")]);
+    let buries = format!("{reads}failures: {{ then: dead_letter }}\n");
+    assert!(DeploymentSpec::parse_with(&buries, &defaults).is_err(), "it would read its own");
     let spec = DeploymentSpec::parse_with(MINIMAL, &defaults).expect("valid");
     assert_eq!(spec.inputs["words"].start, Start::Latest);
     assert_eq!((spec.workers, spec.limits.batch_records), (3, 50));

@@ -201,7 +201,7 @@ fn keeps(registered: &Registered) -> Result<&DeploymentSpec, ControlError> {
 
 /// A deployment whose dropped records have somewhere to go.
 fn buries(name: &str, spec: &DeploymentSpec) -> Result<(), ControlError> {
-    if spec.failures.has_dead_letters() || spec.has_outbox() {
+    if spec.writes_letters() {
         return Ok(());
     }
     Err(ControlError::Precondition(format!(

@@ -179,7 +179,7 @@ impl Handle {
         problems.extend(check_size(&filter));
         refuse(problems)?;
         let spec = registered.parsed.spec.clone().map_err(ControlError::Unmet)?;
-        if !spec.failures.has_dead_letters() && !spec.has_outbox() {
+        if !spec.writes_letters() {
             return Err(ControlError::Precondition(format!(
                 "{} has no dead letters: no kind of failure says `then: dead_letter`",
                 entry.deployment

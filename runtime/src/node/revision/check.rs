@@ -54,6 +54,9 @@ pub fn check(
     let Found { mut problems, mut unmet, deploys, topics } = found;
     problems.extend(manifest.map(|manifest| bind(spec, manifest)).unwrap_or_default());
     problems.extend(not_for_handlers(node, spec));
+    if deploys {
+        problems.extend(own_topics(spec, &node.letters_of(spec), node.events_of(spec).as_deref()));
+    }
     problems.extend(node.relays.check(&node.origin(&spec.name), spec.destinations()));
     let looked = look(node, spec)?;
     let found = find_topics(node, &looked, &topics)?;
@@ -228,6 +231,27 @@ fn not_for_handlers(node: &NodeRuntime, spec: &DeploymentSpec) -> Vec<Problem> {
     read.chain(written).map(problem).collect()
 }
 
+/// Dead letters and failure events that the deployment reads again, or that readers of an output would meet; events among
+/// letters. The document has been judged by itself, with the topics that it names; this is about those that it does not.
+fn own_topics(spec: &DeploymentSpec, letters: &str, events: Option<&str>) -> Vec<Problem> {
+    let letters = Some(letters).filter(|_| spec.writes_letters());
+    let mut problems = Vec::new();
+    for (own, what, topic) in [
+        ("failures.dead_letters.topic", "dead letters", letters),
+        ("failures.events.topic", "failure events", events),
+    ] {
+        let met = spec.topics().filter(|(key, bound)| key != own && Some(*bound) == topic);
+        problems.extend(met.map(|(key, bound)| {
+            let message = format!(
+                "`{bound}` takes the {what} of this deployment, which need a topic of their own: bind another, or name one \
+                 for them with {own}"
+            );
+            Problem::at(key, message)
+        }));
+    }
+    problems
+}
+
 /// Every way in which a document does not fit a module.
 fn bind(spec: &DeploymentSpec, manifest: &Manifest) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -336,5 +360,25 @@ mod tests {
             assert!(warnings.starts_with(&expected), "{warnings}");
         }
         assert!(outliving(&parse(""), &kept("-1")).is_empty(), "no inbox");
+    }
+
+    #[test]
+    fn what_the_node_calls_the_letters_and_events_of_a_deployment_is_no_topic_that_it_binds() {
+        let refused = |document: &str| -> Vec<String> {
+            let text = format!("name: n\nmodule: m.wasm\n{document}\n");
+            let spec = DeploymentSpec::parse(&text).expect("valid");
+            let problems = own_topics(&spec, "f.n.dead-letters", Some("f.n.failures"));
+            problems.into_iter().map(|problem| problem.key).collect()
+        };
+        let buries = "failures: { then: dead_letter }";
+        let reads = |topic: &str| format!("inputs: {{ in: {{ topic: {topic} }} }}");
+        assert_eq!(refused(&format!("{}\n{buries}", reads("f.n.dead-letters"))), ["inputs.in.topic"]);
+        assert_eq!(refused(&reads("f.n.failures")), ["inputs.in.topic"]);
+        let writes = "outputs: { out: { topic: f.n.dead-letters } }";
+        assert_eq!(refused(&format!("{}\n{writes}\n{buries}", reads("in"))), ["outputs.out.topic"]);
+        let tells = "failures: { then: dead_letter, events: { topic: f.n.dead-letters } }";
+        assert_eq!(refused(&format!("{}\n{tells}", reads("in"))), ["failures.events.topic"]);
+        // What earlier versions left may be read by one that makes no letters.
+        assert!(refused(&reads("f.n.dead-letters")).is_empty());
     }
 }

@@ -185,7 +185,7 @@ impl InternalTopics {
             input: inputs.first().map(|input| input.topic.name.clone()).unwrap_or_default(),
             changelog: keeps_anything(node, spec, manifest)?.then(changelog),
             inbox: spec.inbox.as_ref().map(|_| inbox()),
-            dead_letters: (spec.failures.has_dead_letters() || spec.has_outbox()).then(dead_letters),
+            dead_letters: spec.writes_letters().then(dead_letters),
             events: node.events_of(spec).map(events),
             record_bytes_max,
         })
