@@ -177,6 +177,7 @@ impl Handle {
         let view = self.latest()?;
         let current = self.registered_in(&view, &request.name)?;
         expect(&view, &request.name, request.expected_revision)?;
+        is_free(&view, &request.name)?;
         let target = target(&current, request.to)?;
         if is_same(&current, &target.module, &target.document, &drops) {
             let (deployment, warnings) = (Some(self.describe(&current)), self.warnings(&current, &[]));
@@ -515,16 +516,8 @@ fn conflict(name: &str, expected: u64, current: u64) -> ControlError {
     ControlError::Conflict { name: name.to_owned(), expected, current }
 }
 
-/// A name whose former life has not left Kafka is not to be used: what is left would be taken for the
-/// new one's, or be deleted under it.
 fn is_free(view: &Registry, name: &str) -> Result<(), ControlError> {
-    match view.retiring(name) {
-        None => Ok(()),
-        Some(_) => Err(ControlError::Precondition(format!(
-            "{name} is still being deleted: members of its group have not left yet, or its topics are not gone; try again in a \
-             moment; `tidemill delete {name}` completes a delete that was interrupted"
-        ))),
-    }
+    view.unfinished(name).map_or(Ok(()), |reason| Err(ControlError::Precondition(reason)))
 }
 
 pub(super) fn bounded(field: &str, text: &str, bytes_max: usize) -> Result<(), ControlError> {

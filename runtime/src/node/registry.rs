@@ -167,6 +167,21 @@ impl Registry {
         self.retiring.get(name).map(|retiring| retiring.incarnation.as_str())
     }
 
+    /// Why a name is not to be used yet, and what ends that: a life of it is over and has not left Kafka. What is left
+    /// would be taken for the next life's, or be deleted under it.
+    pub fn unfinished(&self, name: &str) -> Option<String> {
+        self.retiring.get(name)?;
+        Some(match self.deployments.contains_key(name) {
+            true => {
+                format!("{name} has not been reset to the end: `tidemill reset` it again, which completes it")
+            }
+            false => format!(
+                "{name} is still being deleted: members of its group have not left yet, or its topics are not gone; try again in a \
+                 moment; `tidemill delete {name}` completes a delete that was interrupted"
+            ),
+        })
+    }
+
     /// The life of this name that has not left Kafka yet leaves its inbox to the next one.
     pub fn leaves_ids(&self, name: &str) -> bool {
         self.retiring.get(name).is_some_and(|retiring| retiring.ids_stay)
@@ -206,8 +221,8 @@ impl Registry {
         if let Err(refusal) = self.expect(&deploy.name, deploy.expected_revision) {
             return refusal;
         }
-        if self.retiring.contains_key(&deploy.name) {
-            return Outcome::Refused(format!("{} is still being deleted", deploy.name));
+        if let Some(reason) = self.unfinished(&deploy.name) {
+            return Outcome::Refused(reason);
         }
         let parsed = Parsed::read(&deploy.document, &deploy.manifest, &self.defaults);
         let manifest = parsed.manifest.as_ref().ok();
@@ -300,11 +315,8 @@ impl Registry {
         if let Err(refusal) = self.expect(&pause.name, pause.expected_revision) {
             return refusal;
         }
-        if !pause.paused && self.retiring.contains_key(&pause.name) {
-            return Outcome::Refused(format!(
-                "{} has not been reset to the end: `tidemill reset` it again, which completes it",
-                pause.name
-            ));
+        if let Some(reason) = self.unfinished(&pause.name).filter(|_| !pause.paused) {
+            return Outcome::Refused(reason);
         }
         let revision = self.next.0;
         let Some(registered) = self.deployments.get_mut(&pause.name) else {
@@ -344,8 +356,8 @@ impl Registry {
         if let Err(refusal) = self.expect(&reset.name, reset.expected_revision) {
             return refusal;
         }
-        if self.retiring.contains_key(&reset.name) {
-            return Outcome::Refused(format!("{} is still being reset or deleted", reset.name));
+        if let Some(reason) = self.unfinished(&reset.name) {
+            return Outcome::Refused(reason);
         }
         let revision = self.next.0;
         let registered = self.deployments.get_mut(&reset.name).filter(|registered| registered.paused);
@@ -583,8 +595,15 @@ mod tests {
         assert_eq!(registry.deployments["a"].history.next_number(), 2, "its versions stay");
         assert!(matches!(registry.apply(Offset(5), 1, &pause(5, false)), Outcome::Refused(_)), "not yet");
         assert!(matches!(registry.apply(Offset(6), 1, &reset(5)), Outcome::Refused(_)), "complete the first");
-        registry.apply(Offset(7), 1, &retired("i1"));
-        assert_eq!(registry.apply(Offset(8), 1, &pause(5, false)), Outcome::Accepted(9));
+        // A delete would complete it as well, and take the deployment with it.
+        match registry.apply(Offset(7), 1, &deploy("a", 5, "")) {
+            Outcome::Refused(reason) => {
+                assert!(reason.contains("tidemill reset") && !reason.contains("delete"), "{reason}")
+            }
+            other => panic!("{other:?}"),
+        }
+        registry.apply(Offset(8), 1, &retired("i1"));
+        assert_eq!(registry.apply(Offset(9), 1, &pause(5, false)), Outcome::Accepted(10));
     }
 
     #[test]
