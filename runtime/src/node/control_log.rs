@@ -165,6 +165,18 @@ fn is_whole(topic: &str, entries: usize, next: Offset) -> Result<(), SourceError
     )))
 }
 
+/// Refuses a log that ends before what was read of it. What is written there from now on lies below the reader, which
+/// would hear of none of it and pass for one that has heard everything.
+fn reaches(end: Offset, read: Offset) -> Result<(), SourceError> {
+    if end >= read {
+        return Ok(());
+    }
+    Err(SourceError::Unavailable(format!(
+        "the control topic ends at {end}, and this node has read it to {read}: its leader does not know its end yet, or what lay \
+         there is lost; if it stays so, start this node again"
+    )))
+}
+
 /// Takes in what comes, also of a read that fails after that: the next one goes on behind it.
 fn read(
     shared: &Shared,
@@ -217,7 +229,9 @@ impl ControlLog {
 
     /// The registry with everything that was in the log when this was called.
     pub fn catch_up(&self) -> Result<Arc<Registry>, SourceError> {
+        let read = self.view().next;
         let end = self.log.end()?;
+        reaches(end, read)?;
         let view = match end.0.checked_sub(1) {
             Some(last) => self.wait_beyond(Offset(last), CATCH_UP_TIMEOUT),
             None => self.view(),
@@ -314,5 +328,12 @@ mod tests {
         let said = is_whole("_f.control", 4, Offset(7)).expect_err("three are gone").to_string();
         assert!(said.starts_with("3 of the 7 entries of topic _f.control are gone"), "{said}");
         assert!(is_whole("_f.control", 0, Offset(7)).is_err(), "all are gone");
+    }
+
+    #[test]
+    fn a_log_that_has_lost_its_end_is_not_taken_for_one_that_was_read_to_its_end() {
+        assert!(reaches(Offset(7), Offset(7)).is_ok() && reaches(Offset(9), Offset(7)).is_ok());
+        let said = reaches(Offset(5), Offset(7)).expect_err("two are lost").to_string();
+        assert!(said.contains("ends at 5") && said.contains("start this node again"), "{said}");
     }
 }
