@@ -25,7 +25,8 @@ pub(super) enum Fate {
     Refuse(String),
 }
 
-/// Java's names and librdkafka's for the same thing.
+/// Java's names and librdkafka's for the same thing; and of the two that librdkafka has for some, the one that is not
+/// Java's.
 const RENAMED: &[(&str, &str)] = &[
     ("fetch.max.wait.ms", "fetch.wait.max.ms"),
     ("max.request.size", "message.max.bytes"),
@@ -34,6 +35,11 @@ const RENAMED: &[(&str, &str)] = &[
     ("socket.connection.setup.timeout.ms", "socket.connection.setup.timeout.ms"),
     ("default.api.timeout.ms", "socket.timeout.ms"),
     ("request.timeout.ms", "socket.timeout.ms"),
+    ("compression.codec", "compression.type"),
+    ("fetch.message.max.bytes", "max.partition.fetch.bytes"),
+    ("max.in.flight", "max.in.flight.requests.per.connection"),
+    ("message.send.max.retries", "retries"),
+    ("message.timeout.ms", "delivery.timeout.ms"),
 ];
 
 /// Properties that are one of our own settings.

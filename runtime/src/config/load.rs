@@ -348,6 +348,8 @@ fn judge_properties(
     report: &Report,
 ) -> BTreeMap<String, (String, Source)> {
     let mut passed: BTreeMap<String, (String, Source)> = BTreeMap::new();
+    // How each of those was called, for most have several names.
+    let mut given_as: BTreeMap<String, String> = BTreeMap::new();
     // Profiles last: whatever is given, by another name or as a setting, stays as it is.
     let of_profiles = of_profiles(raw, &properties);
     for (given, (value, source)) in properties.into_iter().chain(of_profiles) {
@@ -363,8 +365,10 @@ fn judge_properties(
         match judge(&given, &value) {
             Fate::Pass { name, .. } if is_profile && passed.contains_key(&name) => {}
             Fate::Pass { name, value } => {
-                if name != given && passed.contains_key(&name) {
-                    let message = format!("means the same as {PROPERTIES}.{name}, which is given too");
+                if let Some(other) = given_as.insert(name.clone(), given.clone())
+                    && other != given
+                {
+                    let message = format!("means the same as {PROPERTIES}.{other}, which is given too");
                     report.add(line(&source), &key, message);
                 }
                 passed.insert(name, (value, source));

@@ -321,6 +321,39 @@ fn a_profile_stands_for_its_properties_beneath_what_is_given() {
 }
 
 #[test]
+fn a_property_wins_over_a_profile_by_any_of_its_names_and_is_given_by_one_of_them() {
+    for (profile, given, (name, value)) in [
+        ("producer_profile: low_latency", "compression.codec: zstd", ("compression.type", "zstd")),
+        ("producer_profile: high_durability", "message.send.max.retries: 7", ("retries", "7")),
+        (
+            "producer_profile: high_durability",
+            "max.in.flight: 3",
+            ("max.in.flight.requests.per.connection", "3"),
+        ),
+        ("producer_profile: long_timeouts", "message.timeout.ms: 200000", ("delivery.timeout.ms", "200000")),
+        (
+            "consumer_profile: high_throughput",
+            "fetch.message.max.bytes: 3000000",
+            ("max.partition.fetch.bytes", "3000000"),
+        ),
+    ] {
+        let file = format!("kafka: {{ {profile}, properties: {{ {given} }} }}\n");
+        let properties = load(&file, &[], &[]).expect("valid").config.kafka.properties;
+        assert_eq!(properties.get(name).map(String::as_str), Some(value), "{given}");
+        assert!(properties.keys().all(|key| !given.starts_with(&format!("{key}:"))), "{properties:?}");
+    }
+    // Whichever of the two comes first.
+    for (one, other) in
+        [("fetch.max.wait.ms", "fetch.wait.max.ms"), ("max.request.size", "message.max.bytes")]
+    {
+        let file = format!("kafka: {{ properties: {{ {one}: 2000, {other}: 3000 }} }}\n");
+        let said = refusal(&file, &[], &[]);
+        let is_named = |name: &str| said.contains(&format!("kafka.properties.{name}"));
+        assert!(is_named(one) && is_named(other) && said.contains("means the same"), "{said}");
+    }
+}
+
+#[test]
 fn what_the_nodes_own_client_does_otherwise_is_noted_only_if_it_writes() {
     let notes = |kafka: &str| load(&format!("kafka: {{ {kafka} }}"), &[], &[]).expect("valid").config.notes;
     let has = |notes: &[String], words: [&str; 2]| {
