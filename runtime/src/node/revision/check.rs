@@ -81,7 +81,7 @@ pub fn check(
     if !unmet.is_empty() {
         return Err(PrepareError::Precondition(unmet));
     }
-    let warnings = if deploys { outliving(spec, &found) } else { Vec::new() };
+    let warnings = if deploys { doubtful(spec, &found) } else { Vec::new() };
     let (Some(manifest), Some(internal)) = (manifest, internal) else { return Ok(None) };
     let inputs: Vec<&FoundTopic> =
         manifest.inputs.iter().filter_map(|name| found.get(&spec.inputs.get(name)?.topic)).collect();
@@ -113,14 +113,37 @@ pub fn check(
 /// nothing left to do that could fail.
 pub fn warnings(node: &NodeRuntime, spec: &DeploymentSpec, topics: &[TopicDocument]) -> Vec<String> {
     if inbox_of_ids(spec).is_none() {
-        return Vec::new(); // Nobody needs to be asked.
+        return returning(spec); // Nobody needs to be asked.
     }
     match look(node, spec).and_then(|looked| find_topics(node, &looked, topics)) {
-        Ok(found) => outliving(spec, &found),
-        Err(error) => vec![format!(
-            "inbox.ttl: not compared with what the inputs keep, for Kafka does not say how long that is: {error}"
-        )],
+        Ok(found) => doubtful(spec, &found),
+        Err(error) => {
+            let unknown = format!(
+                "inbox.ttl: not compared with what the inputs keep, for Kafka does not say how long that is: {error}"
+            );
+            returning(spec).into_iter().chain([unknown]).collect()
+        }
     }
+}
+
+/// Everything of it that may not be meant.
+fn doubtful(spec: &DeploymentSpec, found: &BTreeMap<String, FoundTopic>) -> Vec<String> {
+    returning(spec).into_iter().chain(outliving(spec, found)).collect()
+}
+
+/// Outputs whose topic is an input as well. A handler may count on that; one that emits for every record never comes to
+/// an end.
+fn returning(spec: &DeploymentSpec) -> Vec<String> {
+    let reader = |topic: &str| spec.inputs.iter().find(|(_, input)| input.topic == topic);
+    let outputs = spec.outputs.iter().filter_map(|(name, output)| Some((name, output.topic()?)));
+    let back = outputs.filter_map(|(name, topic)| Some((name, topic, reader(topic)?.0)));
+    back.map(|(name, topic, input)| {
+        format!(
+            "outputs.{name}.topic: {topic} is what inputs.{input} reads, so what is emitted comes back, without end if every record \
+             emits another; bind another topic unless that is meant"
+        )
+    })
+    .collect()
 }
 
 fn inbox_of_ids(spec: &DeploymentSpec) -> Option<&InboxSpec> {
@@ -360,6 +383,19 @@ mod tests {
             assert!(warnings.starts_with(&expected), "{warnings}");
         }
         assert!(outliving(&parse(""), &kept("-1")).is_empty(), "no inbox");
+    }
+
+    #[test]
+    fn an_output_that_is_an_input_as_well_is_told() {
+        let told = |output: &str| {
+            let inputs = "inputs: { left: { topic: words }, right: { topic: names } }";
+            let outputs = format!("outputs: {{ out: {{ topic: {output} }} }}");
+            let text = format!("name: n\nmodule: m.wasm\n{inputs}\n{outputs}\n");
+            returning(&DeploymentSpec::parse(&text).expect("valid")).join("; ")
+        };
+        assert_eq!(told("counts"), "");
+        let said = told("names");
+        assert!(said.starts_with("outputs.out.topic: names is what inputs.right reads"), "{said}");
     }
 
     #[test]
