@@ -7,6 +7,7 @@
 //! | more partitions, no state | none: the group hands them out, and they begin at earliest |
 //! | more partitions, and the changelog has grown with them | start again, with clients that know them |
 //! | more partitions than the changelog | stop, with the fix |
+//! | the changelog deleted, or made again under its name | stop, with the reason |
 //! | a partition that the group has given to nobody for two refreshes, or for ten seconds after a rebalance | make the group look again |
 //!
 //! The last happens in two ways, both of static members, which take their assignment up again after a restart
@@ -226,7 +227,7 @@ impl Began<'_> {
         inputs.chain(self.changelog.map(|changelog| changelog.topic.as_str()))
     }
 
-    /// The first four rows of the table above.
+    /// The table above, but for its last row.
     fn judge(&self, inputs: &[Option<Topic>], changelog: Option<&Topic>) -> Option<Reaction> {
         let mut partitions = None;
         for (began, found) in self.inputs.iter().zip(inputs) {
@@ -247,12 +248,11 @@ impl Began<'_> {
         }
         let (began, partitions) = (self.changelog?, partitions?);
         let Some(changelog) = changelog else {
-            return Some(Reaction::Stop(format!(
-                "changelog {} has been deleted, and the state of deployment {} with it; delete the deployment and deploy it again to \
-                 begin anew",
-                began.topic, self.deployment
-            )));
+            return Some(Reaction::Stop(revision::lost(&began.topic, self.deployment, false)));
         };
+        if changelog.id.to_string() != began.topic_id {
+            return Some(Reaction::Stop(revision::lost(&began.topic, self.deployment, true)));
+        }
         if changelog.partitions < partitions {
             let input = self.inputs.first().map_or("", |input| &input.topic);
             let reason = revision::outgrown(input, partitions, &changelog.name, changelog.partitions);
@@ -316,7 +316,7 @@ mod tests {
         let inputs = inputs(&["a", "b"]);
         let changelog = ChangelogTopic {
             topic: "log".into(),
-            topic_id: String::new(),
+            topic_id: Uuid::from_u128(9).to_string(),
             record_bytes_max: 0,
             delete_retention: Duration::ZERO,
         };
@@ -332,7 +332,9 @@ mod tests {
             Some(Reaction::Restart),
             "the start says why not"
         );
-        assert!(reason(began.judge(&both(2, 2), None)).contains("changelog log has been deleted"));
+        assert!(reason(began.judge(&both(2, 2), None)).contains("changelog log has been deleted, and"));
+        let said = reason(began.judge(&both(2, 2), Some(&topic("log", 8, 2))));
+        assert!(said.contains("changelog log has been deleted and made again"), "{said}");
     }
 
     #[test]

@@ -174,8 +174,12 @@ impl Restorer for KafkaRestorer {
         let first_commits = self.first_commits.clone();
         let spawned = std::thread::Builder::new().name("first-commit".into()).spawn(move || {
             let deployment = context.revision.registered.name.clone();
-            let entry = Entry::FirstCommit(FirstCommitEntry { deployment, incarnation, partition, topics });
-            if let Err(error) = context.node.control_log.propose(entry) {
+            let first = Entry::FirstCommit(FirstCommitEntry { deployment, incarnation, partition, topics });
+            let tell = |entry| context.node.control_log.propose(entry).map_err(|error| error.to_string());
+            let told = context.changelog_began().and_then(|began| {
+                began.into_iter().chain([first]).try_for_each(|entry| tell(entry).map(drop))
+            });
+            if let Err(error) = told {
                 tracing::warn!(%error, partition, "the registry does not know of a first commit yet");
                 first_commits.failed(partition, Instant::now());
             }

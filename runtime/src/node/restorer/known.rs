@@ -8,7 +8,7 @@ use tidemill_proto::v1::control_entry::Entry;
 
 use super::{Asked, Context};
 use crate::config::deployment::Start as StartRule;
-use crate::kafka::admin::At;
+use crate::kafka::admin::{At, Topic};
 use crate::kafka::recovery::{Impatient, LogReader, Logs, Untouched};
 use crate::node::clients::restore_kafka;
 use crate::ports::{Recovery, SourceError, Stop};
@@ -54,6 +54,29 @@ impl Context {
                 false
             }
         }
+    }
+
+    /// That this life of the deployment began with this changelog, unless the registry knows that. For tasks that have
+    /// committed to it: one that was only found may be the former life's, which is about to go.
+    pub(super) fn changelog_began(&self) -> Result<Option<Entry>, String> {
+        let registered = &self.revision.registered;
+        let Some(changelog) = &self.revision.changelog else { return Ok(None) };
+        if self.node.control_log.view().began_with(&registered.incarnation, &changelog.topic).is_some() {
+            return Ok(None);
+        }
+        let found = self.node.admin.describe_topics(std::slice::from_ref(&changelog.topic));
+        let found = found.map_err(|error| error.to_string())?.into_iter().flatten().next();
+        // Brokers without ids of topics have nothing to tell; of another one, whoever commits to it tells.
+        let is_it = |found: &Topic| !found.id.is_nil() && found.id.to_string() == changelog.topic_id;
+        Ok(found.filter(is_it).map(|_| {
+            Entry::Started(StartedEntry {
+                deployment: registered.name.clone(),
+                incarnation: registered.incarnation.clone(),
+                topic: changelog.topic.clone(),
+                topic_id: changelog.topic_id.clone(),
+                ..StartedEntry::default()
+            })
+        }))
     }
 
     pub(super) fn known(&self, partition: i32) -> Known {

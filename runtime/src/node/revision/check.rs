@@ -316,6 +316,15 @@ pub fn deleted(topic: &str, deployment: &str) -> String {
     )
 }
 
+/// Why a deployment stops whose changelog is gone, or is another topic than this life of it began with.
+pub fn lost(changelog: &str, deployment: &str, is_made_again: bool) -> String {
+    let what = if is_made_again { "deleted and made again" } else { "deleted" };
+    format!(
+        "changelog {changelog} has been {what}, and the state of deployment {deployment} with it; delete the deployment and deploy \
+         it again to begin anew"
+    )
+}
+
 /// Inputs whose topic is not the one that this life of the deployment began to read.
 fn made_again<'a>(
     spec: &DeploymentSpec,

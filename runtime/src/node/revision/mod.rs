@@ -16,7 +16,7 @@ mod topics;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use check::{Found, check, deleted, outgrown, warnings};
+pub use check::{Found, check, deleted, lost, outgrown, warnings};
 pub use prepare::prepare;
 pub use topics::InternalTopics;
 
