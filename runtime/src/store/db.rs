@@ -73,7 +73,7 @@ impl Identity {
 /// What a directory holds.
 #[derive(Debug)]
 pub enum Opening {
-    Ready(Store),
+    Ready(Box<Store>),
     /// Nothing, or a database that never got its identity.
     Missing,
     /// To be deleted ([`Store::destroy`]) and rebuilt; logged and counted by whoever does that.
@@ -222,7 +222,9 @@ impl Store {
             Err(error) => return refused_open(budget, error),
         };
         match Store::recognise(&db, identity) {
-            Ok(Recognised::Ours(known)) => Ok(Opening::Ready(Store::with(db, lock, dir, known, expiry))),
+            Ok(Recognised::Ours(known)) => {
+                Ok(Opening::Ready(Box::new(Store::with(db, lock, dir, known, expiry))))
+            }
             Ok(Recognised::Blank) => Ok(Opening::Missing),
             Ok(Recognised::Not(why)) => Ok(Opening::Unusable(why)),
             Err(StoreError::Corrupt(why)) => Ok(Opening::Unusable(Unusable::Corrupt(why))),

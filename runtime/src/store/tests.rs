@@ -50,7 +50,7 @@ fn read(reader: &StoreReader, key: &str) -> Option<Vec<u8>> {
 
 fn ready(opening: Opening) -> Store {
     match opening {
-        Opening::Ready(store) => store,
+        Opening::Ready(store) => *store,
         other => panic!("{other:?}"),
     }
 }

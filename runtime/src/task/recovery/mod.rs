@@ -338,7 +338,7 @@ impl Restore<'_> {
 
     fn open(&self, report: &mut Report) -> Result<Store, StoreError> {
         match Store::open(self.budget, self.dir, &self.identity)? {
-            Opening::Ready(store) => Ok(store),
+            Opening::Ready(store) => Ok(*store),
             Opening::Missing => Store::create(self.budget, self.dir, &self.identity),
             Opening::Unusable(why) => self.rebuild(why.to_string(), report),
         }
