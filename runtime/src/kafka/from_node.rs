@@ -149,8 +149,9 @@ mod tests {
     fn requests_in_flight_are_fewer_only_where_sends_are_idempotent() {
         let in_flight = ("kafka.properties.max.in.flight", "10");
         let kafka = configured([("kafka.acks", "1"), ("kafka.enable_idempotence", "false"), in_flight]);
+        let long = "max.in.flight.requests.per.connection";
         let last = |settings: Vec<(String, String)>| {
-            settings.into_iter().rev().find(|(name, _)| name == "max.in.flight").map(|(_, value)| value)
+            settings.into_iter().rev().find(|(name, _)| name == long).map(|(_, value)| value)
         };
         assert_eq!(last(kafka.producer(None, 1 << 20)).as_deref(), Some("10"));
         assert_eq!(last(kafka.producer(Some("id"), 1 << 20)).as_deref(), Some("5"));
