@@ -81,12 +81,13 @@ pub trait Driver: Send {
 /// The worker's handle on its commit half.
 pub struct Committer {
     driver: Box<dyn Driver>,
-    busy: bool,
+    /// On the worker's clock.
+    busy_since: Option<Duration>,
 }
 
 impl Committer {
     pub fn new(driver: Box<dyn Driver>) -> Committer {
-        Committer { driver, busy: false }
+        Committer { driver, busy_since: None }
     }
 
     /// One whose requests are carried out on a thread of that name.
@@ -96,47 +97,50 @@ impl Committer {
 
     /// True while the outcome of a request is not known.
     pub fn is_busy(&self) -> bool {
-        self.busy
+        self.busy_since.is_some()
+    }
+
+    /// When the request was made whose outcome is not known.
+    pub fn busy_since(&self) -> Option<Duration> {
+        self.busy_since
     }
 
     /// Starts a commit. The caller has seen the outcome of the one before.
-    pub fn commit(&mut self, job: Job) {
-        self.request(Request::Commit(job));
+    pub fn commit(&mut self, job: Job, now: Duration) {
+        self.request(Request::Commit(job), now);
     }
 
     /// Makes a new sink, which fences the old one.
-    pub fn renew(&mut self) {
-        self.request(Request::Renew);
+    pub fn renew(&mut self, now: Duration) {
+        self.request(Request::Renew, now);
     }
 
     /// Makes a sink of another kind, now and from now on. It fences the old one, of which nothing is
     /// under way.
-    pub fn replace(&mut self, factory: SinkFactory) {
-        self.request(Request::Replace(factory));
+    pub fn replace(&mut self, factory: SinkFactory, now: Duration) {
+        self.request(Request::Replace(factory), now);
     }
 
     /// The outcome of the request in flight, if it is there already.
     pub fn poll(&mut self) -> Option<Done> {
         let done = self.driver.poll()?;
-        self.busy = false;
+        self.busy_since = None;
         Some(done)
     }
 
     /// Waits for the outcome of the request in flight; `None` if there is none. Bounded by the
     /// time-outs of the sink's calls.
     pub fn wait(&mut self) -> Option<Done> {
-        if !self.busy {
-            return None;
-        }
+        self.busy_since?;
         let done = self.driver.wait();
-        self.busy = false;
+        self.busy_since = None;
         done
     }
 
-    fn request(&mut self, request: Request) {
-        assert!(!self.busy, "one commit at a time");
+    fn request(&mut self, request: Request, now: Duration) {
+        assert!(!self.is_busy(), "one commit at a time");
         // Fails only after the driver has ended, and then `wait` answers none.
-        self.busy = self.driver.start(request);
+        self.busy_since = self.driver.start(request).then_some(now);
     }
 }
 
@@ -403,7 +407,7 @@ mod tests {
     fn a_panic_of_the_commit_thread_is_its_workers() {
         let half = CommitHalf::new(Box::new(|| panic!("no sink")), Box::new(SystemClock));
         let mut committer = Committer::on_thread("test", half).expect("a thread");
-        committer.renew();
+        committer.renew(Duration::ZERO);
         assert!(catch_unwind(AssertUnwindSafe(|| committer.wait())).is_err());
         assert!(catch_unwind(AssertUnwindSafe(|| committer.poll())).is_err());
     }

@@ -209,6 +209,8 @@ fn show_small(count: usize, handler: Handler, small: &Small) {
         small.rss_kib, small.threads, small.descriptors, small.mappings
     );
     let bar = match handler {
+        // What one takes from the allocator, which gives in larger pieces, says little of each.
+        Handler::Pass if !KEPT.contains(&count) => String::new(),
         Handler::Count => String::new(),
         Handler::Pass if small.own_kib() <= OWN_KIB_MAX => format!(" (at most {OWN_KIB_MAX})"),
         Handler::Pass => format!(" (at most {OWN_KIB_MAX}: MISSED)"),

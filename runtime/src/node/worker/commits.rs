@@ -52,7 +52,7 @@ impl<C: Consumer> Worker<C> {
         if !sealed.is_empty() {
             let now = self.clock.monotonic();
             self.pace.started(now, self.budget.spend(self.seat, now));
-            self.committer.commit(Job { sealed, membership });
+            self.committer.commit(Job { sealed, membership }, now);
         }
         for (partition, error) in failed {
             self.task_failed(partition, &error);

@@ -224,8 +224,8 @@ type Ask<C> = fn(&mut C, Duration, &mut Vec<Taken>) -> Result<(), SourceError>;
 impl<C: Consumer> Worker<C> {
     pub fn new(parts: Parts<C>) -> Worker<C> {
         let mut committer = parts.committer;
-        committer.renew();
         let now = parts.clock.monotonic();
+        committer.renew(now);
         let (editor, edits) = Edits::new();
         parts.board.takes_edits(parts.index, editor);
         let (asker, asks) = Asks::new();

@@ -132,7 +132,7 @@ impl<C: Consumer> Worker<C> {
         if let Some((sealed, _)) = self.refused.take()
             && !sealed.is_empty()
         {
-            self.committer.commit(Job { sealed, membership });
+            self.committer.commit(Job { sealed, membership }, self.clock.monotonic());
         }
     }
 
@@ -226,7 +226,7 @@ impl<C: Consumer> Worker<C> {
             && !self.committer.is_busy()
         {
             self.producer = Standing::Pending;
-            self.committer.renew();
+            self.committer.renew(now);
         }
         if let Standing::Down { until } = self.consumer_standing
             && until <= now

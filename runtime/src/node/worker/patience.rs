@@ -8,20 +8,23 @@ use super::{Consumer, Slot, SlotState, Worker, redrive, running, waiting};
 
 /// A take never waits longer, so that commands and restores are served.
 pub(super) const TAKE_WAIT_MAX: Duration = Duration::from_millis(50);
-/// While a commit is in flight its outcome is looked for this often, and as soon is one that records wait for begun.
-const TAKE_WAIT_COMMITTING: Duration = Duration::from_millis(1);
-/// While a restore is under way its end is looked for each time that it has taken a quarter longer: a short one is not
-/// kept waiting, and a long one costs nothing.
-const RESTORE_LOOKS: u32 = 4;
+/// A commit that records wait for is begun as soon, and nothing's end is looked for more often.
+const TAKE_WAIT_MIN: Duration = Duration::from_millis(1);
+/// While a commit or a restore is under way its end is looked for each time that it has taken a quarter longer: a short
+/// one is not kept waiting, and a long one costs nothing. Hundreds of workers that each look every millisecond leave the
+/// commits that they wait for no time, and so make them long.
+const LOOKS: u32 = 4;
 
 impl<C: Consumer> Worker<C> {
     /// Records and rebalances end a wait; for everything else it must not be too long.
     pub(super) fn take_wait(&mut self, now: Duration) -> Duration {
         let adopts = self.may_commit() && running(&mut self.slots).any(|(_, task)| task.is_adopting());
-        let most = match self.committer.is_busy() || adopts {
-            true => TAKE_WAIT_COMMITTING,
-            false if self.redrives.is_busy() => redrive::TAKE_WAIT,
-            false => TAKE_WAIT_MAX,
+        let committing = self.committer.busy_since();
+        let most = match committing {
+            Some(since) => patience(now, since),
+            None if adopts => TAKE_WAIT_MIN,
+            None if self.redrives.is_busy() => redrive::TAKE_WAIT,
+            None => TAKE_WAIT_MAX,
         };
         let most = most.min(restore_patience(&self.slots, now));
         let most = match self.stalled {
@@ -30,7 +33,8 @@ impl<C: Consumer> Worker<C> {
             false => match self.pace.patience(now, waiting(&self.slots), most) {
                 // As the last take showed, which found nothing that would have gone before: another commit is under
                 // way, the broker is gone, or the group.
-                Duration::ZERO if self.dry => most.min(TAKE_WAIT_COMMITTING),
+                Duration::ZERO if self.dry && committing.is_some() => most,
+                Duration::ZERO if self.dry => most.min(TAKE_WAIT_MIN),
                 patience => patience,
             },
         };
@@ -40,12 +44,16 @@ impl<C: Consumer> Worker<C> {
 
 /// How long a take may wait without the end of a restore being noticed late.
 fn restore_patience(slots: &BTreeMap<i32, Slot>, now: Duration) -> Duration {
-    let youngest = slots.values().filter_map(|slot| match slot.state {
-        SlotState::Restoring { since, .. } => Some(now.saturating_sub(since)),
+    let since = slots.values().filter_map(|slot| match slot.state {
+        SlotState::Restoring { since, .. } => Some(since),
         _ => None,
     });
-    let patience = youngest.min().map(|took| took / RESTORE_LOOKS);
-    patience.map_or(TAKE_WAIT_MAX, |patience| patience.clamp(TAKE_WAIT_COMMITTING, TAKE_WAIT_MAX))
+    since.max().map_or(TAKE_WAIT_MAX, |youngest| patience(now, youngest))
+}
+
+/// Until the end is looked for again of what began then.
+fn patience(now: Duration, since: Duration) -> Duration {
+    (now.saturating_sub(since) / LOOKS).clamp(TAKE_WAIT_MIN, TAKE_WAIT_MAX)
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ impl<C: Consumer> Worker<C> {
     /// Replaces the producer. Nothing of the old one is under way.
     fn write_elsewhere(&mut self, sinks: Option<SinkFactory>) {
         let Some(sinks) = sinks else { return };
-        self.committer.replace(sinks);
+        self.committer.replace(sinks, self.clock.monotonic());
         self.producer = Standing::Pending;
         if let Some(done) = self.committer.wait() {
             self.serve_outcome(done);
