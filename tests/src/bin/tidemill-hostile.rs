@@ -208,12 +208,12 @@ fn show_small(count: usize, handler: Handler, small: &Small) {
          {each_busy:.2} busy",
         small.rss_kib, small.threads, small.descriptors, small.mappings
     );
-    let bar = match handler {
-        // What one takes from the allocator, which gives in larger pieces, says little of each.
-        Handler::Pass if !KEPT.contains(&count) => String::new(),
-        Handler::Count => String::new(),
-        Handler::Pass if small.own_kib() <= OWN_KIB_MAX => format!(" (at most {OWN_KIB_MAX})"),
-        Handler::Pass => format!(" (at most {OWN_KIB_MAX}: MISSED)"),
+    // Of few, what they take from the allocator, which gives in larger pieces, says little of each.
+    let is_judged = handler == Handler::Pass && KEPT.contains(&count);
+    let bar = match small.own_kib() <= OWN_KIB_MAX {
+        _ if !is_judged => String::new(),
+        true => format!(" (at most {OWN_KIB_MAX})"),
+        false => format!(" (at most {OWN_KIB_MAX}: MISSED)"),
     };
     println!(
         "  of each: {:.0} KiB linear memory, {:.0} KiB and {:.1} threads for librdkafka alone, {:.0} KiB the rest{bar}",
